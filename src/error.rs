@@ -1,0 +1,291 @@
+//! Every failure the project knows: one variant each, with the facts as fields, a class that is the exit
+//! code, and a stable code for machines. This list is the only place where any of the three is written.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::units::{Blake3, Group, Sha256, Slot};
+
+/// The result of anything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure it was; the process exits with [`exit_code`](Self::exit_code).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A defect of qstage or of the system below it. Exit code 1.
+    Internal,
+    /// The command line or the configuration is wrong. Exit code 2 (as clap's own).
+    Usage,
+    /// The bundle is malformed, damaged or exceeds a limit. Exit code 3.
+    Bundle,
+    /// The bundle may be whole, but nobody we trust vouches for it. Exit code 4.
+    Trust,
+    /// All parts are sound, but the rules forbid the step now. Exit code 5.
+    Refused,
+    /// The disk is not laid out as needed, or a slot is not what it should be. Exit code 6.
+    Disk,
+    /// Reading or writing failed. Exit code 7.
+    Io,
+    /// Stopped by a signal; run it again and it goes on. Exit code 8.
+    Interrupted,
+}
+
+impl Class {
+    /// The exit code of the process.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Usage => 2,
+            Self::Bundle => 3,
+            Self::Trust => 4,
+            Self::Refused => 5,
+            Self::Disk => 6,
+            Self::Io => 7,
+            Self::Interrupted => 8,
+        }
+    }
+}
+
+/// `error_state` of a status without an error.
+pub const NO_ERROR: &str = "UPGRADE_ERROR_NO_ERROR";
+
+/// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be forgotten.
+macro_rules! errors {
+    ($($(#[doc = $doc:literal])+ $name:ident $({ $($field:ident: $ty:ty),* $(,)? })?
+        => $class:ident, $code:literal, ($($message:tt)+);)*) => {
+        /// A failure. `Display` is the sentence for people: what, where, expected, got, what to do.
+        #[derive(Debug, thiserror::Error)]
+        #[allow(missing_docs, reason = "a field is named for the fact it carries; the variant is documented")]
+        #[non_exhaustive]
+        pub enum Error {
+            $($(#[doc = $doc])+ #[error($($message)+)] $name $({ $($field: $ty),* })?,)*
+        }
+
+        impl Error {
+            /// The stable code: `error_state` of the status, `code` in JSON.
+            pub const fn code(&self) -> &'static str {
+                match self { $(Self::$name $({ $($field: _),* })? => concat!("UPGRADE_ERROR_", $code),)* }
+            }
+
+            /// The class, which is the exit code.
+            pub const fn class(&self) -> Class {
+                match self { $(Self::$name $({ $($field: _),* })? => Class::$class,)* }
+            }
+
+            /// Every code there is, with its class.
+            pub const ALL: &'static [(&'static str, Class)] =
+                &[$((concat!("UPGRADE_ERROR_", $code), Class::$class)),*];
+        }
+    };
+}
+
+errors! {
+    // ---- Internal ----
+    /// Something that cannot happen did; a defect of qstage.
+    Internal { what: String } => Internal, "INTERNAL", ("internal error: {what}; please report this");
+
+    // ---- Usage ----
+    /// The configuration file cannot be used.
+    Config { path: PathBuf, problem: String } => Usage, "CONFIG",
+        ("configuration {}: {problem}", .path.display());
+    /// An argument cannot be used.
+    Argument { what: String, problem: String } => Usage, "ARGUMENT", ("{what}: {problem}");
+
+    // ---- Bundle ----
+    /// The bundle ends early.
+    Truncated { what: String, at: u64 } => Bundle, "BUNDLE_TRUNCATED",
+        ("the bundle ends at byte {at}, within {what}; transfer it again");
+    /// There is something behind the end of the archive.
+    TrailingBytes { at: u64 } => Bundle, "BUNDLE_TRAILING_BYTES",
+        ("the bundle goes on behind its end at byte {at}; it is not what was packed");
+    /// A tar header is not the one that the manifest implies.
+    TarHeader { member: String, at: u64, problem: String } => Bundle, "BUNDLE_TAR_HEADER",
+        ("tar header of {member} at byte {at}: {problem}");
+    /// A limit that is checked before anything is allocated was exceeded.
+    TooLarge { what: String, limit: u64, got: u64 } => Bundle, "BUNDLE_LIMIT",
+        ("{what} is {got}, the limit is {limit}");
+    /// The manifest cannot be parsed or contradicts itself.
+    Manifest { problem: String } => Bundle, "BUNDLE_MANIFEST", ("manifest.json: {problem}");
+    /// The bundle's format version is unknown.
+    FormatVersion { got: u64, known: u64 } => Bundle, "BUNDLE_FORMAT_VERSION",
+        ("the bundle has format version {got}, this qstage knows {known}; use a qstage that knows it");
+    /// The index does not hash to what the manifest says.
+    IndexDigest { expected: Blake3, got: Blake3 } => Bundle, "BUNDLE_INDEX_DIGEST",
+        ("index.bin has BLAKE3 {got}, the manifest says {expected}; transfer the bundle again");
+    /// The index contradicts the manifest.
+    Index { payload: String, problem: String } => Bundle, "BUNDLE_INDEX", ("index.bin, {payload}: {problem}");
+    /// A frame cannot be decompressed to what the manifest says it holds.
+    Frame { payload: String, frame: u64, at: u64, problem: String } => Bundle, "BUNDLE_FRAME",
+        ("{payload}, frame {frame} (image offset {at}): {problem}; transfer the bundle again");
+    /// A frame does not hash to its chaining value in the index.
+    FrameDigest { payload: String, frame: u64, at: u64, expected: Blake3, got: Blake3 } => Bundle,
+        "BUNDLE_FRAME_DIGEST",
+        ("{payload}, frame {frame} (image offset {at}): BLAKE3 chaining value {got}, the index says {expected}; transfer the bundle again");
+    /// A whole image does not have the SHA-256 of the manifest although every frame has its BLAKE3.
+    ImageDigest { payload: String, expected: Sha256, got: Sha256 } => Bundle, "BUNDLE_IMAGE_DIGEST",
+        ("{payload}: SHA-256 {got}, the manifest says {expected}; the bundle was packed wrongly");
+
+    // ---- Trust ----
+    /// The bundle carries no signature.
+    Unsigned => Trust, "UNSIGNED", ("the bundle is not signed; sign it with 'qstage sign'");
+    /// The signature member is not a row of SSH signatures in their one spelling.
+    SignatureFormat { problem: String } => Trust, "SIGNATURE_FORMAT", ("manifest.json.sig: {problem}");
+    /// No signature holds under a key that is trusted.
+    Untrusted { path: PathBuf, signers: String } => Trust, "UNTRUSTED",
+        ("no signature holds under a key of {}: {signers}; add the key to that file if you trust it", .path.display());
+    /// A trusted key made the signature, but over other bytes: the manifest was changed.
+    BadSignature { key: String } => Trust, "BAD_SIGNATURE",
+        ("the signature by trusted key {key} does not fit manifest.json: one of them was changed; transfer the bundle again");
+    /// The `allowed_signers` file cannot be read or holds no usable key.
+    TrustFile { path: PathBuf, problem: String } => Trust, "TRUST_FILE",
+        ("trusted keys {}: {problem}", .path.display());
+    /// A signature could not be made.
+    Signing { key: PathBuf, problem: String } => Trust, "SIGNING", ("signing with {}: {problem}", .key.display());
+
+    // ---- Refused ----
+    /// The bundle is for another product.
+    Product { bundle: String, machine: String } => Refused, "PRODUCT",
+        ("the bundle is for product '{bundle}', this machine is '{machine}'");
+    /// The bundle is older than what runs.
+    Downgrade { bundle: String, running: String } => Refused, "DOWNGRADE",
+        ("the bundle has version {bundle}, older than the running {running}; --allow-downgrade overrides");
+    /// The bundle's anti-rollback epoch is lower than what runs.
+    Epoch { bundle: u64, running: u64 } => Refused, "EPOCH",
+        ("the bundle has epoch {bundle}, lower than the running {running}: a release with a known hole; --allow-epoch-rollback overrides");
+    /// The running version is too old for a direct upgrade.
+    MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
+        ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");
+    /// Another qstage holds the lock of the disk.
+    Busy { disk: String, holder: String } => Refused, "BUSY",
+        ("{disk} is locked by {holder}; wait for it to end");
+    /// The target slot is mounted or claimed.
+    SlotInUse { partition: String, by: String } => Refused, "SLOT_IN_USE",
+        ("{partition} is in use: {by}; it must be idle to be written");
+    /// The running boot has not been marked good: writing would destroy the only good fallback.
+    OnTrial { slot: Slot, fallback: Slot } => Refused, "ON_TRIAL",
+        ("slot {slot} is on trial and slot {fallback} is the only good fallback; mark it good or roll back first");
+    /// Which slot is running cannot be told.
+    BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
+        ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b");
+    /// There is nothing prepared to commit.
+    NotPrepared { problem: String } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; run 'qstage prepare' first");
+    /// There is nothing to mark good.
+    NothingToMark { problem: String } => Refused, "NOTHING_TO_MARK", ("nothing to mark good: {problem}");
+    /// There is no slot to go back to.
+    NoFallback { problem: String } => Refused, "NO_FALLBACK", ("cannot roll back: {problem}");
+    /// There is nothing that can be cancelled.
+    NothingToCancel { problem: String } => Refused, "NOTHING_TO_CANCEL", ("nothing to cancel: {problem}");
+    /// The disk to be laid out holds something.
+    NotBlank { disk: String, found: String } => Refused, "NOT_BLANK",
+        ("{disk} holds {found}; --force destroys it");
+
+    // ---- Disk ----
+    /// There is no GPT on the disk.
+    NotGpt { disk: String } => Disk, "NOT_GPT",
+        ("{disk} has no GUID partition table; lay one out with 'qstage init'");
+    /// There is a GPT, but neither copy is whole.
+    GptDamaged { disk: String, primary: String, backup: String } => Disk, "GPT_DAMAGED",
+        ("{disk}: both copies of the partition table are damaged (primary: {primary}; backup: {backup}); restore it from a saved copy (sgdisk --load-backup) before anything else");
+    /// The GPT does something qstage does not support.
+    GptUnsupported { disk: String, problem: String } => Disk, "GPT_UNSUPPORTED", ("{disk}: {problem}");
+    /// After a change the table is not what was intended, or an independent reader disagrees.
+    GptVerify { disk: String, problem: String } => Disk, "GPT_VERIFY",
+        ("{disk}: the partition table does not read back as written: {problem}; do not power off, check the disk");
+    /// A slot's partition does not exist.
+    SlotMissing { disk: String, name: String } => Disk, "SLOT_MISSING",
+        ("{disk} has no partition named '{name}'; name one so (sgdisk --change-name) or lay the disk out with 'qstage init'");
+    /// Several partitions carry the name of one slot.
+    SlotAmbiguous { disk: String, name: String, numbers: String } => Disk, "SLOT_AMBIGUOUS",
+        ("{disk}: partitions {numbers} are all named '{name}'; the name must be unique");
+    /// A slot's partition cannot be written directly.
+    Unaligned { partition: String, at: u64, unit: u64 } => Disk, "UNALIGNED",
+        ("{partition} begins at byte {at}, not at a multiple of {unit}; move it (partitions are best aligned to 1 MiB)");
+    /// The content does not fit the slot.
+    SlotTooSmall { partition: String, needed: u64, size: u64 } => Disk, "SLOT_TOO_SMALL",
+        ("{partition} has {size} bytes, the bundle needs {needed}; use a larger partition or a smaller image");
+    /// The disk cannot hold the layout.
+    DiskTooSmall { disk: String, needed: u64, size: u64 } => Disk, "DISK_TOO_SMALL",
+        ("{disk} has {size} bytes, the layout needs {needed}");
+    /// The kernel's idea of a partition is not the table's.
+    KernelTable { partition: String, problem: String } => Disk, "KERNEL_TABLE",
+        ("{partition}: {problem}; make the kernel read the table again (partx --update) or reboot");
+    /// A slot holds no record: it never was installed whole.
+    NoRecord { group: Group, slot: Slot, found: String } => Disk, "NO_RECORD",
+        ("{group} slot {slot} has no record of a whole installation ({found}); run 'qstage prepare'");
+    /// A slot's content is not what its record says.
+    SlotDamaged { group: Group, slot: Slot, payload: String, bad: u64, frames: u64, first: u64 } => Disk, "SLOT_DAMAGED",
+        ("{group} slot {slot}, {payload}: {bad} of {frames} frames differ from the record, the first at image offset {first}; run 'qstage prepare' again");
+    /// Neither slot may boot.
+    NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
+        ("{disk}: no platform slot is bootable by its flags; 'qstage roll-back' or 'qstage mark-good --slot' can repair that");
+
+    // ---- Io ----
+    /// A file or device cannot be opened or asked.
+    Open { path: PathBuf, source: io::Error } => Io, "OPEN", ("{}: {source}", .path.display());
+    /// The disk or file is read-only.
+    ReadOnly { path: PathBuf } => Io, "READ_ONLY", ("{} is read-only; make it writable", .path.display());
+    /// The place refuses O_DIRECT.
+    NoDirectIo { path: PathBuf } => Io, "NO_DIRECT_IO",
+        ("{} cannot be opened with O_DIRECT: its file system does not support it; use another one", .path.display());
+    /// A read from a device failed.
+    Read { what: String, at: u64, len: usize, source: io::Error } => Io, "READ",
+        ("reading {what}, {len} bytes at byte {at}: {source}");
+    /// A write to a device failed.
+    Write { what: String, at: u64, len: u64, source: io::Error } => Io, "WRITE",
+        ("writing {what}, {len} bytes at byte {at}: {source}");
+    /// The device or its file system is full.
+    NoSpace { what: String, at: u64 } => Io, "NO_SPACE",
+        ("writing {what} at byte {at}: no space left; free some and run it again");
+    /// A flush failed: what was written may be lost.
+    Sync { what: String, source: io::Error } => Io, "SYNC",
+        ("flushing {what}: {source}; what was written may be lost, check the disk");
+    /// What was written does not read back.
+    ReadBack { payload: String, frame: u64, at: u64 } => Io, "READ_BACK",
+        ("{payload}, frame {frame} does not read back as written (slot offset {at}); the disk is failing");
+    /// Reading the bundle failed.
+    Source { at: u64, source: io::Error } => Io, "SOURCE", ("reading the bundle at byte {at}: {source}");
+    /// A file could not be written.
+    Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {source}", .path.display());
+
+    // ---- Interrupted ----
+    /// A signal asked to stop.
+    Interrupted { doing: String } => Interrupted, "INTERRUPTED",
+        ("stopped by a signal while {doing}; run it again to go on where it stopped");
+}
+
+impl Error {
+    /// A failed write, told apart by its cause: a full file system is not a broken disk.
+    pub(crate) fn write(what: &str, at: u64, len: u64, source: io::Error) -> Self {
+        let what = what.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { what, at },
+            _ => Self::Write { what, at, len, source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_well_formed() {
+        let codes: BTreeSet<_> = Error::ALL.iter().map(|(code, _)| code).collect();
+        assert_eq!(codes.len(), Error::ALL.len());
+        for code in codes {
+            let rest = code.strip_prefix("UPGRADE_ERROR_").unwrap();
+            assert!(rest.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'), "{code}");
+            assert_ne!(*code, NO_ERROR);
+        }
+    }
+
+    #[test]
+    fn a_full_file_system_is_told_apart() {
+        let full = io::Error::from_raw_os_error(nix::libc::ENOSPC);
+        assert_eq!(Error::write("x", 0, 1, full).code(), "UPGRADE_ERROR_NO_SPACE");
+        let broken = io::Error::from_raw_os_error(nix::libc::EIO);
+        assert_eq!(Error::write("x", 0, 1, broken).code(), "UPGRADE_ERROR_WRITE");
+    }
+}

@@ -1,0 +1,56 @@
+//! The machine behind traits: disks and partitions of the kernel, bundle sources, the state file. The engine
+//! is tested against other implementations.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use crate::device::BlockDevice;
+use crate::error::Result;
+use crate::gpt::Partition;
+
+/// Proof that this process owns the disk: who changes anything asks for a reference to it. The lock ends
+/// when this is dropped or the process dies, however it dies.
+pub struct DiskLock(#[allow(dead_code, reason = "held for its Drop")] Box<dyn Any + Send + Sync>);
+
+impl DiskLock {
+    /// Wraps whatever holds the lock until it is dropped.
+    pub fn new(guard: impl Any + Send + Sync) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+/// What a slot is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading; other users do not matter.
+    Read,
+    /// Reading and writing, refused while the partition is mounted or claimed.
+    Exclusive,
+    /// Reading and writing the record of a slot that may be running (it lies behind the file system).
+    Record,
+}
+
+/// The machine that carries the disk.
+pub trait Machine: Send + Sync {
+    /// What the disk is called in messages: the path that the user gave.
+    fn name(&self) -> &str;
+
+    /// The whole disk.
+    fn disk(&self) -> Arc<dyn BlockDevice>;
+
+    /// Takes the lock of the disk, waiting a moment for a holder to end.
+    fn lock(&self) -> Result<DiskLock>;
+
+    /// Whether somebody holds the lock now. `status` asks; nothing is decided by the answer.
+    fn is_locked(&self) -> Result<bool>;
+
+    /// Opens a partition: through the kernel's node where there is one, else as a window onto the disk.
+    fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>>;
+
+    /// By whom a partition is in use (mounted, swap, claimed by another layer), if it is.
+    fn in_use(&self, partition: &Partition) -> Result<Option<String>>;
+
+    /// The index of the partition among `candidates` from which this machine runs, as far as the kernel
+    /// command line and the mount of `/` tell. `None` on disk images and on disks that this machine did not boot from.
+    fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>>;
+}

@@ -1,0 +1,4 @@
+//! placeholder
+pub mod device;
+pub mod error;
+pub mod units;

@@ -1,0 +1,65 @@
+//! What a long step tells whoever started it, and how it is told to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// A part of a long step, in the order in which they come. Parts without work are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Compressing images into a bundle.
+    Pack,
+    /// Checking the frames of a bundle, nothing is written.
+    Verify,
+    /// Decompressing, verifying and writing frames to the slot.
+    Write,
+    /// Reading the slot back from the medium and verifying it.
+    ReadBack,
+    /// Reading an installed slot and verifying it against its record.
+    Scrub,
+}
+
+/// Receives progress, from several threads at once. Every method does nothing by default.
+pub trait Progress: Sync {
+    /// A phase of `total` bytes begins.
+    fn begin(&self, _phase: Phase, _total: u64) {}
+    /// `bytes` more bytes of the phase are done.
+    fn advance(&self, _bytes: u64) {}
+    /// Something a person should know although nothing failed: a repaired table, a fallback, an option's risk.
+    fn notice(&self, _message: &str) {}
+}
+
+/// A progress that nobody watches.
+pub struct Silent;
+
+impl Progress for Silent {}
+
+/// A request to stop that signal handlers and other threads can raise; all clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks to stop.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody asked to stop.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// An error if somebody asked to stop, naming what was being done.
+    pub fn check(&self, doing: &str) -> Result<()> {
+        if self.requested() { Err(Error::Interrupted { doing: doing.to_owned() }) } else { Ok(()) }
+    }
+
+    /// The flag itself, for a signal handler to set.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}

@@ -1,0 +1,205 @@
+//! States and the objects that show them to operators and programs.
+
+use serde::Serialize;
+
+use crate::units::{Blake3, Group, Slot};
+
+/// What a slot is, derived from its boot flags and its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotState {
+    /// Nothing whole is in it.
+    Empty,
+    /// A prepare began and did not end: running it again completes it.
+    Torn,
+    /// It holds a verified image that is not selected to boot.
+    Prepared,
+    /// Selected, not yet marked good.
+    Trial,
+    /// Marked good.
+    Good,
+    /// Its trial failed, or it was rolled back.
+    Bad,
+}
+
+/// State of the upgrade as the v1 status names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum UpgradeState {
+    /// Nothing is under way.
+    UpgradeIdle,
+    /// A bundle is being staged.
+    UpgradePreparing,
+    /// A bundle is staged and verified.
+    UpgradePrepared,
+    /// The new slot is selected; it has not been marked good.
+    UpgradeTrial,
+}
+
+/// The status: exactly these seven keys in this order (the wire contract of `GET /v1/upgrade/status`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Where the bundle came from.
+    pub install_path: String,
+    /// The state.
+    pub state: UpgradeState,
+    /// A sentence for people.
+    pub details: String,
+    /// The last error as a sentence, or empty.
+    pub error_message: String,
+    /// The last error's stable code, or [`NO_ERROR`](crate::error::NO_ERROR).
+    pub error_state: String,
+    /// Whether an upgrade may not begin or go on now.
+    pub is_blocked: bool,
+    /// Why, or empty.
+    pub blocked_reason: String,
+}
+
+/// One slot in `slots`.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlotReport {
+    /// Platform or software.
+    pub group: Group,
+    /// a or b.
+    pub slot: Slot,
+    /// Number of the partition in the table.
+    pub partition: u32,
+    /// Its unique GUID.
+    pub partuuid: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What it is.
+    pub state: SlotState,
+    /// Whether this machine runs from it now.
+    pub booted: bool,
+    /// Whether the next boot takes it.
+    pub boots_next: bool,
+    /// Version of what it holds, from its record.
+    pub version: Option<String>,
+    /// Product of what it holds.
+    pub product: Option<String>,
+    /// BLAKE3 of the image that it holds.
+    pub blake3: Option<Blake3>,
+    /// Names of the firmware blobs that it holds.
+    pub firmware: Vec<String>,
+    /// Boot priority (bits 48-51).
+    pub priority: u8,
+    /// Tries left (bits 52-55).
+    pub tries: u8,
+    /// Marked successful (bit 56).
+    pub successful: bool,
+    /// Legacy BIOS bootable (bit 2).
+    pub legacy_bootable: bool,
+}
+
+/// `slots`: what the disk holds.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlotsReport {
+    /// The disk.
+    pub disk: String,
+    /// Which bits rule.
+    pub boot_flag: crate::boot::BootFlag,
+    /// How sound the two copies of the partition table are, as a word.
+    pub table: String,
+    /// How the next switch will be written (by second array, or in place where there is no room).
+    pub switch_method: String,
+    /// The slots: platform a, b, then software a, b where they exist.
+    pub slots: Vec<SlotReport>,
+}
+
+/// What an upgrade would be (DESIGN 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum UpgradeType {
+    /// Only the software image is staged; no reboot.
+    SoftwareOnly,
+    /// The platform differs from the running one: reboot into the new slot.
+    SoftwareAndPlatform,
+}
+
+/// One payload in a plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedPayload {
+    /// `platform`, `software` or `firmware/<name>`.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// Uncompressed size in bytes.
+    pub size: u64,
+    /// Where it goes: `platform_b`, say; `None` where it is already installed and is left alone.
+    pub target: Option<String>,
+}
+
+/// `plan BUNDLE`: what an upgrade would be and do, and what blocks it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanReport {
+    /// The disk.
+    pub disk: String,
+    /// Product of the bundle.
+    pub product: String,
+    /// Version of the running platform slot, if it is known.
+    pub running_version: Option<String>,
+    /// Version of the bundle.
+    pub target_version: String,
+    /// The type of the upgrade.
+    pub upgrade_type: UpgradeType,
+    /// The slot that runs.
+    pub booted: Slot,
+    /// The payloads, in the order of the bundle.
+    pub payloads: Vec<PlannedPayload>,
+    /// How the switch will be written.
+    pub switch_method: String,
+    /// Whether the very bundle is already prepared.
+    pub already_prepared: bool,
+    /// Code and sentence of each thing that forbids the upgrade now; empty when it may go ahead.
+    pub blocked_by: Vec<Obstacle>,
+}
+
+/// Something that forbids an upgrade.
+#[derive(Debug, Clone, Serialize)]
+pub struct Obstacle {
+    /// Its stable code.
+    pub code: String,
+    /// It and its remedy.
+    pub message: String,
+}
+
+/// The result of `prepare`.
+#[derive(Debug, Clone, Serialize)]
+pub struct PrepareReport {
+    /// The type of the upgrade.
+    pub upgrade_type: UpgradeType,
+    /// Version that is now prepared.
+    pub version: String,
+    /// Names of the partitions that now hold it.
+    pub targets: Vec<String>,
+    /// Bytes of images that the slots now hold.
+    pub image_bytes: u64,
+    /// Of these, bytes written as data.
+    pub written_bytes: u64,
+    /// Of these, bytes written as zeroes by the device's own means.
+    pub zeroed_bytes: u64,
+    /// Of these, bytes that already were in place.
+    pub reused_bytes: u64,
+    /// Whether the slot was read back past the page cache and verified.
+    pub read_back: bool,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// The result of `commit`, `mark-good`, `roll-back` or `cancel`.
+#[derive(Debug, Clone, Serialize)]
+pub struct SwitchReport {
+    /// What was done, as a sentence.
+    pub done: String,
+    /// The platform slot that boots next.
+    pub boots_next: Slot,
+    /// What has to happen for it to take effect (`reboot`, `restart-software`, `nothing`).
+    pub next_step: String,
+    /// How it was written.
+    pub switch_method: String,
+    /// The writes and barriers, in order, one line each.
+    pub plan: Vec<String>,
+    /// Whether it was only planned.
+    pub dry_run: bool,
+}
