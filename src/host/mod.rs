@@ -1,6 +1,8 @@
 //! The machine behind traits: disks and partitions of the kernel, bundle sources, the state file. The engine
 //! is tested against other implementations.
 
+pub mod signer;
+
 use std::any::Any;
 use std::sync::Arc;
 

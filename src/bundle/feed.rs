@@ -1,0 +1,144 @@
+//! The frames of a bundle, handed to workers one by one.
+
+use std::sync::Mutex;
+
+use super::index::FrameEntry;
+use super::manifest::Payload;
+use super::reader::Bundle;
+use crate::error::{Error, Result};
+use crate::workers::{Abort, lock};
+
+/// Hands out frames in the order of the bundle; every worker holds one at a time. A stream is read under the
+/// lock, so memory is bounded by the number of workers and back-pressure needs no queue; of a file only the
+/// position is taken under the lock and reading happens in parallel, and only where the frame is needed.
+pub struct Feed<'a> {
+    bundle: &'a Bundle,
+    wanted: Vec<bool>,
+    position: Mutex<Position>,
+    seekable: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Position {
+    payload: usize,
+    frame: u64,
+    /// Frames handed out before.
+    ordinal: u64,
+    /// Where the next frame's bytes begin; only kept for files.
+    at: u64,
+    /// Whether the end of the archive was seen.
+    ended: bool,
+}
+
+/// One frame that a worker has taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// Place of its payload in the manifest.
+    pub payload_number: usize,
+    /// Its payload.
+    pub payload: &'a Payload,
+    /// Its number in the payload.
+    pub frame: u64,
+    /// What the index says of it.
+    pub entry: FrameEntry,
+    /// How many frames were handed out before it: its turn in a [`Sequencer`](crate::workers::Sequencer).
+    pub ordinal: u64,
+    at: u64,
+}
+
+impl<'a> Feed<'a> {
+    /// A feed of the payloads for which `wanted` says so; the others are passed over.
+    pub fn new(bundle: &'a Bundle, wanted: impl Fn(&Payload) -> bool) -> Self {
+        Self {
+            bundle,
+            wanted: bundle.manifest().payloads.iter().map(wanted).collect(),
+            position: Mutex::new(Position { at: bundle.payloads_at(), ..Position::default() }),
+            seekable: bundle.file().is_some(),
+        }
+    }
+
+    /// Uncompressed bytes that it hands out in all.
+    pub fn total(&self) -> u64 {
+        let payloads = self.bundle.manifest().payloads.iter();
+        payloads.zip(&self.wanted).filter(|(_, wanted)| **wanted).map(|(payload, _)| payload.size).sum()
+    }
+
+    /// Takes the next frame. A stream's bytes are put into `compressed`; a file's are fetched by [`load`](Self::load).
+    /// `None` after the last one; by then the end of the archive has been checked.
+    pub fn claim(&self, compressed: &mut Vec<u8>, abort: &Abort<'_>) -> Result<Option<Claim<'a>>> {
+        let manifest = self.bundle.manifest();
+        let index = self.bundle.index();
+        let mut position = lock(&self.position);
+        loop {
+            abort.check()?;
+            let Some(payload) = manifest.payloads.get(position.payload) else {
+                if !position.ended && !self.seekable {
+                    self.bundle.with_input(super::reader::Input::end)?;
+                }
+                position.ended = true;
+                return Ok(None);
+            };
+            let number = position.payload;
+            let size = || index.compressed_size(number, payload);
+            if position.frame == 0 {
+                // Entering a member. Those of a file were checked when it was opened.
+                if self.seekable {
+                    position.at += super::archive::BLOCK as u64;
+                } else {
+                    self.bundle.with_input(|input| input.header(&payload.member(), size(), manifest.created))?;
+                }
+                if !self.wanted[number] {
+                    let member = payload.member();
+                    if self.seekable {
+                        position.at += size();
+                    } else {
+                        self.bundle.with_input(|input| input.skip(size(), &member, || abort.check()))?;
+                    }
+                    position.frame = payload.frames();
+                }
+            }
+            if position.frame == payload.frames() {
+                // Leaving it.
+                if self.seekable {
+                    position.at += super::archive::padding(size());
+                } else {
+                    self.bundle.with_input(|input| input.padding(&payload.member(), size()))?;
+                }
+                position.payload += 1;
+                position.frame = 0;
+                continue;
+            }
+            let entry = index.entry(number, position.frame);
+            let claim = Claim {
+                payload_number: number,
+                payload,
+                frame: position.frame,
+                entry,
+                ordinal: position.ordinal,
+                at: position.at,
+            };
+            compressed.clear();
+            if !self.seekable {
+                compressed.resize(entry.compressed as usize, 0);
+                self.bundle.with_input(|input| input.fill(compressed, &payload.member()))?;
+            }
+            position.at += u64::from(entry.compressed);
+            position.frame += 1;
+            position.ordinal += 1;
+            return Ok(Some(claim));
+        }
+    }
+
+    /// Fetches the compressed bytes of a claimed frame into `compressed`, unless they are there already.
+    pub fn load(&self, claim: &Claim<'_>, compressed: &mut Vec<u8>) -> Result<()> {
+        let Some(file) = self.bundle.file() else { return Ok(()) };
+        compressed.resize(claim.entry.compressed as usize, 0);
+        file.read_exact_at(compressed, claim.at).map_err(|source| match source.kind() {
+            // The size was right when it was opened: somebody is truncating it.
+            std::io::ErrorKind::UnexpectedEof => Error::Truncated { what: claim.payload.member(), at: claim.at },
+            _ => Error::Source { at: claim.at, source },
+        })?;
+        file.done_with(claim.at, u64::from(claim.entry.compressed));
+        Ok(())
+    }
+}

@@ -1,0 +1,413 @@
+//! `manifest.json`: what a bundle says of itself. Pure: bytes in, values out.
+//!
+//! [`Claims`] is what anybody can read from the bytes; a [`Manifest`] is the same with proof: it exists only
+//! behind a signature that held, in a slot record that was written behind one, or by an explicit unsigned mode.
+
+use std::fmt;
+use std::ops::Deref;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::units::{Blake3, Group, Sha256};
+
+/// The format version that this build reads and writes.
+pub const FORMAT: u64 = 1;
+/// Upper limit of the size of `manifest.json` in bytes.
+pub const MANIFEST_MAX: u64 = 256 << 10;
+/// Upper limit of the size of `index.bin` in bytes: 466,033 frames, 455 GiB of images at 1 MiB a frame.
+pub const INDEX_MAX: u64 = 16 << 20;
+/// Smallest frame size in bytes: four BLAKE3 chunks, one page.
+pub const FRAME_MIN: u32 = 4 << 10;
+/// Largest frame size in bytes. Memory is workers x 2 frames, so this bounds it.
+pub const FRAME_MAX: u32 = 8 << 20;
+/// Most payloads that a bundle may have.
+pub const PAYLOADS_MAX: usize = 64;
+/// Longest name or version in bytes.
+pub const NAME_MAX: usize = 64;
+
+/// What a payload is. The order is the order in the bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The operating system image: becomes the file system at the start of the platform slot.
+    Platform,
+    /// The container image: becomes the file system at the start of the software slot.
+    Software,
+    /// A blob behind the platform image in the platform slot.
+    Firmware,
+}
+
+impl Kind {
+    /// The group of slots that holds it.
+    pub const fn group(self) -> Group {
+        match self {
+            Self::Platform | Self::Firmware => Group::Platform,
+            Self::Software => Group::Software,
+        }
+    }
+}
+
+/// One payload of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Payload {
+    /// What it is.
+    pub kind: Kind,
+    /// Name of a firmware blob; for the others the name of their kind.
+    pub name: String,
+    /// Its own version.
+    pub version: String,
+    /// Uncompressed size in bytes, at least 1.
+    pub size: u64,
+    /// Bytes in a frame, a power of two; the last frame may be shorter.
+    pub frame_size: u32,
+    /// BLAKE3 of the whole image: what `b3sum` prints.
+    pub blake3: Blake3,
+    /// SHA-256 of the whole image: what `sha256sum` prints.
+    pub sha256: Sha256,
+}
+
+impl Payload {
+    /// How many frames it has.
+    pub fn frames(&self) -> u64 {
+        self.size.div_ceil(u64::from(self.frame_size))
+    }
+
+    /// Offset in the image and length of a frame, in bytes.
+    pub fn frame_extent(&self, frame: u64) -> (u64, u32) {
+        let at = frame * u64::from(self.frame_size);
+        (at, (self.size - at).min(u64::from(self.frame_size)) as u32)
+    }
+
+    /// Name of its member in the archive.
+    pub fn member(&self) -> String {
+        match self.kind {
+            Kind::Platform => "platform.img.zst".to_owned(),
+            Kind::Software => "software.img.zst".to_owned(),
+            Kind::Firmware => format!("firmware/{}.zst", self.name),
+        }
+    }
+}
+
+/// What it is called in messages: `platform`, `software`, `firmware/<name>`.
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Platform => f.pad("platform"),
+            Kind::Software => f.pad("software"),
+            Kind::Firmware => write!(f, "firmware/{}", self.name),
+        }
+    }
+}
+
+/// Size and hash of `index.bin`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexRef {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its BLAKE3.
+    pub blake3: Blake3,
+}
+
+/// The fields of `manifest.json`, checked for sense but not for trust.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claims {
+    /// Format version, [`FORMAT`].
+    pub format: u64,
+    /// Compatibility string: the machines that this bundle is for.
+    pub product: String,
+    /// Version of the bundle, compared by [`crate::version::compare`].
+    pub version: String,
+    /// The oldest running version that may install it directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_version: Option<String>,
+    /// Anti-rollback epoch: never goes down, needs no clock.
+    pub epoch: u64,
+    /// When it was packed, in seconds since 1970 UTC (SOURCE_DATE_EPOCH where that is set). Information only.
+    pub created: u64,
+    /// The payloads in the order of their members.
+    pub payloads: Vec<Payload>,
+    /// The index.
+    pub index: IndexRef,
+}
+
+impl Claims {
+    /// Parses and checks `manifest.json`.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::FormatVersion`], [`Error::Manifest`].
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        limit("manifest.json in bytes", bytes.len() as u64, MANIFEST_MAX)?;
+        // The version is looked at alone and first: a newer format may have fields that this one lacks, and
+        // "unknown field" would hide the reason.
+        #[derive(Deserialize)]
+        struct Version {
+            format: u64,
+        }
+        let json = |problem: serde_json::Error| Error::Manifest { problem: problem.to_string() };
+        let version: Version = serde_json::from_slice(bytes).map_err(json)?;
+        if version.format != FORMAT {
+            return Err(Error::FormatVersion { got: version.format, known: FORMAT });
+        }
+        let claims: Self = serde_json::from_slice(bytes).map_err(json)?;
+        claims.check()?;
+        Ok(claims)
+    }
+
+    /// The bytes of `manifest.json`: indented JSON with a final newline.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.check()?;
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(|problem| Error::Internal { what: format!("manifest to JSON: {problem}") })?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Everything that must hold before a size of this manifest is used for anything.
+    fn check(&self) -> Result<()> {
+        let bad = |problem: String| Err(Error::Manifest { problem });
+        if self.product.is_empty() || self.product.len() > NAME_MAX || self.product.chars().any(char::is_control) {
+            return bad(format!("product must have 1 to {NAME_MAX} bytes and no control characters"));
+        }
+        check_word("version", &self.version)?;
+        if let Some(min) = &self.min_version {
+            check_word("min_version", min)?;
+        }
+        // What an octal tar field of 11 digits can hold: the year 2242.
+        if self.created >= 1 << 33 {
+            return bad(format!("created is {}, beyond what a tar header holds", self.created));
+        }
+        limit("number of payloads", self.payloads.len() as u64, PAYLOADS_MAX as u64)?;
+        if self.payloads.first().is_none_or(|p| p.kind != Kind::Platform) {
+            return bad("the first payload must be the platform image".to_owned());
+        }
+        let order = |p: &Payload| (p.kind, p.name.clone());
+        let mut neighbours = self.payloads.iter().zip(self.payloads.iter().skip(1));
+        if let Some((_, next)) = neighbours.find(|(a, b)| order(a) >= order(b)) {
+            return bad(format!("payload {next} is out of order or there twice"));
+        }
+        let mut entries = 0_u64;
+        for payload in &self.payloads {
+            check_word("name", &payload.name)?;
+            check_word("version", &payload.version)?;
+            let fixed = match payload.kind {
+                Kind::Platform => "platform",
+                Kind::Software => "software",
+                Kind::Firmware => payload.name.as_str(),
+            };
+            if payload.name != fixed {
+                return bad(format!("payload of kind {fixed} is named '{}'", payload.name));
+            }
+            if payload.size == 0 {
+                return bad(format!("{payload} has size 0"));
+            }
+            if !payload.frame_size.is_power_of_two() || !(FRAME_MIN..=FRAME_MAX).contains(&payload.frame_size) {
+                return bad(format!(
+                    "{payload}: frame size {} is no power of two from {FRAME_MIN} to {FRAME_MAX}",
+                    payload.frame_size
+                ));
+            }
+            entries = entries.saturating_add(payload.frames());
+        }
+        // Also bounds every image: at most 466,033 frames of at most 8 MiB, 3.6 TiB, far from overflow.
+        limit("index.bin in bytes", self.index.size, INDEX_MAX)?;
+        let expected = entries.saturating_mul(super::index::ENTRY_LEN as u64);
+        if self.index.size != expected {
+            return bad(format!("index size {}, but the frames need {expected}", self.index.size));
+        }
+        Ok(())
+    }
+
+    /// The payload of a kind of which there is at most one.
+    pub fn payload(&self, kind: Kind) -> Option<&Payload> {
+        self.payloads.iter().find(|p| p.kind == kind)
+    }
+
+    /// The payloads that a group's slot holds, with their places in [`payloads`](Self::payloads).
+    pub fn group(&self, group: Group) -> impl Iterator<Item = (usize, &Payload)> {
+        self.payloads.iter().enumerate().filter(move |(_, p)| p.kind.group() == group)
+    }
+
+    /// Whether two manifests describe the same platform: image and firmware by content, versions and names
+    /// of the bundle aside (DESIGN 5).
+    pub fn same_platform(&self, other: &Self) -> bool {
+        let content = |claims: &Self| -> Vec<(Kind, String, u64, Blake3)> {
+            claims.group(Group::Platform).map(|(_, p)| (p.kind, p.name.clone(), p.size, p.blake3)).collect()
+        };
+        content(self) == content(other)
+    }
+}
+
+pub(super) fn limit(what: &str, got: u64, limit: u64) -> Result<()> {
+    if got > limit { Err(Error::TooLarge { what: what.to_owned(), limit, got }) } else { Ok(()) }
+}
+
+/// Names and versions become parts of paths, tar members and terminal output.
+fn check_word(what: &str, text: &str) -> Result<()> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "._+~^-".contains(c);
+    if text.is_empty() || text.len() > NAME_MAX || text.starts_with('.') || !text.chars().all(fine) {
+        return Err(Error::Manifest {
+            problem: format!(
+                "{what} {text:?} must have 1 to {NAME_MAX} characters of A-Z a-z 0-9 . _ + ~ ^ - and not begin with a dot"
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// A manifest that somebody we trust vouches for, with the exact bytes that were signed.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    claims: Claims,
+    bytes: Vec<u8>,
+    signature: Vec<u8>,
+    vouched: Vouched,
+}
+
+/// Why a [`Manifest`] may be believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vouched {
+    /// A signature held under a trusted key: its fingerprint, and the principals of the trust file.
+    Signature(String),
+    /// The record of a slot, which is written behind a signature only.
+    Record,
+    /// Nobody: the mode for development, asked for by name.
+    Unsigned,
+}
+
+impl Manifest {
+    /// For the three places that may vouch: [`super::trust`], [`crate::slot`], and the packer for its own work.
+    pub(crate) fn vouched(bytes: Vec<u8>, signature: Vec<u8>, vouched: Vouched) -> Result<Self> {
+        let claims = Claims::parse(&bytes)?;
+        Ok(Self { claims, bytes, signature, vouched })
+    }
+
+    /// The exact bytes of `manifest.json`.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The exact bytes of `manifest.json.sig`.
+    pub fn signature(&self) -> &[u8] {
+        &self.signature
+    }
+
+    /// Why it may be believed.
+    pub fn voucher(&self) -> &Vouched {
+        &self.vouched
+    }
+}
+
+impl Deref for Manifest {
+    type Target = Claims;
+
+    fn deref(&self) -> &Claims {
+        &self.claims
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> Claims {
+        let payload = |kind, name: &str, size| Payload {
+            kind,
+            name: name.to_owned(),
+            version: "1.0".to_owned(),
+            size,
+            frame_size: 4096,
+            blake3: Blake3([1; 32]),
+            sha256: Sha256([2; 32]),
+        };
+        Claims {
+            format: FORMAT,
+            product: "acme gateway".to_owned(),
+            version: "1.0".to_owned(),
+            min_version: None,
+            epoch: 0,
+            created: 1_700_000_000,
+            payloads: vec![
+                payload(Kind::Platform, "platform", 10_000),
+                payload(Kind::Software, "software", 4096),
+                payload(Kind::Firmware, "bios", 1),
+            ],
+            index: IndexRef { size: 5 * 36, blake3: Blake3([3; 32]) },
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        let claims = sample();
+        assert_eq!(Claims::parse(&claims.to_bytes().unwrap()).unwrap(), claims);
+    }
+
+    #[test]
+    fn each_rule_refuses() {
+        type Break = fn(&mut Claims);
+        let rules: &[(&str, Break)] = &[
+            ("product", |c| c.product.clear()),
+            ("product", |c| c.product = "a\nb".into()),
+            ("version", |c| c.version = "../x".into()),
+            ("min_version", |c| c.min_version = Some(String::new())),
+            ("created", |c| c.created = 1 << 33),
+            ("first payload", |c| c.payloads.clear()),
+            ("first payload", |c| {
+                c.payloads.remove(0);
+            }),
+            ("out of order", |c| c.payloads.swap(1, 2)),
+            ("out of order", |c| c.payloads.push(c.payloads[2].clone())),
+            ("named", |c| c.payloads[0].name = "other".into()),
+            ("name", |c| c.payloads[2].name = "a/b".into()),
+            ("size 0", |c| c.payloads[1].size = 0),
+            ("frame size", |c| c.payloads[1].frame_size = 4097),
+            ("frame size", |c| c.payloads[1].frame_size = 2048),
+            ("frame size", |c| c.payloads[1].frame_size = FRAME_MAX * 2),
+            ("index size", |c| c.index.size += 36),
+            ("index size", |c| c.payloads[0].size = u64::MAX),
+        ];
+        for (word, spoil) in rules {
+            let mut claims = sample();
+            spoil(&mut claims);
+            let bytes = serde_json::to_vec(&claims).unwrap();
+            let error = Claims::parse(&bytes).unwrap_err();
+            assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_MANIFEST", "{error}");
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn limits_and_versions_have_their_own_codes() {
+        let code = |bytes: &[u8]| Claims::parse(bytes).unwrap_err().code();
+        let mut big = sample().to_bytes().unwrap();
+        big.resize(MANIFEST_MAX as usize + 1, b' ');
+        assert_eq!(code(&big), "UPGRADE_ERROR_BUNDLE_LIMIT");
+        let mut claims = sample();
+        claims.index.size = INDEX_MAX + 1;
+        assert_eq!(code(&serde_json::to_vec(&claims).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
+        claims.payloads = vec![claims.payloads[2].clone(); PAYLOADS_MAX + 1];
+        assert_eq!(code(&serde_json::to_vec(&claims).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
+        assert_eq!(code(br#"{"format":2,"news":1}"#), "UPGRADE_ERROR_BUNDLE_FORMAT_VERSION");
+        let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
+        assert_eq!(code(text.replace("\"epoch\"", "\"extra\": 1, \"epoch\"").as_bytes()), "UPGRADE_ERROR_BUNDLE_MANIFEST");
+        assert_eq!(
+            code(text.replace("\"epoch\": 0", "\"epoch\": 0, \"epoch\": 1").as_bytes()),
+            "UPGRADE_ERROR_BUNDLE_MANIFEST"
+        );
+    }
+
+    #[test]
+    fn the_platform_is_compared_by_content() {
+        let (a, mut b) = (sample(), sample());
+        b.version = "2.0".into();
+        b.payloads[0].version = "9".into();
+        b.payloads[1].blake3 = Blake3([9; 32]);
+        assert!(a.same_platform(&b), "software and versions do not matter");
+        b.payloads[2].blake3 = Blake3([9; 32]);
+        assert!(!a.same_platform(&b), "firmware does");
+    }
+}

@@ -1,0 +1,33 @@
+//! The `.qimg` bundle.
+//!
+//! A POSIX tar, so that `tar tvf` lists it and `tar xOf x.qimg platform.img.zst | zstd -d` gives the image back:
+//!
+//! | member | content | bound before it is read |
+//! |---|---|---|
+//! | `manifest.json` | product, version, epoch; per payload kind, name, version, size, frame size, BLAKE3, SHA-256; size and BLAKE3 of the index | 256 KiB |
+//! | `manifest.json.sig` | one or more armored SSHSIG over the exact bytes of `manifest.json`, namespace `qimg` | 64 KiB |
+//! | `index.bin` | per payload and frame: compressed length (u32 LE), BLAKE3 chaining value (32 bytes) | 16 MiB, exact size in the manifest |
+//! | `platform.img.zst` | zstd frames back to back | exact size by the index |
+//! | `software.img.zst` | the same, where there is one | exact size by the index |
+//! | `firmware/<name>.zst` | the same for each blob, by name | exact size by the index |
+//! | end | two blocks of zeroes, then nothing | |
+//!
+//! Order of trust: bounds, then signature, then index (its hash stands in the manifest, and its values merge to
+//! the image hashes there), then frame by frame. No payload byte is decompressed before the signature held.
+
+pub mod archive;
+pub mod feed;
+pub mod frame;
+pub mod index;
+pub mod manifest;
+pub mod reader;
+pub mod signature;
+pub mod source;
+pub mod trust;
+pub mod verify;
+pub mod writer;
+
+pub use manifest::{Claims, Kind, Manifest, Payload};
+pub use reader::Bundle;
+pub use source::{ReadAt, Source};
+pub use trust::Trust;

@@ -1,0 +1,231 @@
+//! Opening a bundle: everything in front of the payloads is read, bounded, and proved before any payload byte.
+
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+
+use super::archive::{self, BLOCK, END_LEN};
+use super::index::Index;
+use super::manifest::{Claims, MANIFEST_MAX, Manifest, limit};
+use super::signature::SIGNATURE_MAX;
+use super::source::{ReadAt, Source};
+use super::trust::Trust;
+use crate::error::{Error, Result};
+use crate::workers::lock;
+
+/// An opened bundle: its manifest is vouched for, its index fits the manifest.
+pub struct Bundle {
+    manifest: Manifest,
+    index: Index,
+    /// The same input where it is a file: workers read it side by side.
+    file: Option<Arc<dyn ReadAt>>,
+    input: Mutex<Input>,
+    /// Where the header of the first payload begins, in bytes.
+    payloads_at: u64,
+}
+
+impl Bundle {
+    /// Reads and checks manifest, signature and index. Of a file, the size and the archive's whole skeleton are
+    /// checked as well, so that a bundle that was cut off or grew is refused before anything is written;
+    /// a stream shows that only as it is read.
+    ///
+    /// # Errors
+    /// Any of the classes Bundle and Trust; [`Error::Source`].
+    pub fn open(source: Source, trust: &Trust) -> Result<Self> {
+        Self::open_with(source, |manifest, signature| trust.verify(manifest, signature))
+    }
+
+    /// [`open`](Self::open) with another way to make a manifest of its bytes and those of the signature.
+    pub(super) fn open_with(
+        source: Source,
+        vouch: impl FnOnce(Vec<u8>, Vec<u8>) -> Result<Manifest>,
+    ) -> Result<Self> {
+        let mut input = Input { source, at: 0 };
+        let (bytes, mtime) = input.front_member("manifest.json", MANIFEST_MAX)?;
+        let (signature, signature_time) = input.front_member("manifest.json.sig", SIGNATURE_MAX)?;
+        let manifest = vouch(bytes, signature)?;
+        for (member, time) in [("manifest.json", mtime), ("manifest.json.sig", signature_time)] {
+            if time != manifest.created {
+                return Err(Error::TarHeader {
+                    member: member.to_owned(),
+                    at: 0,
+                    problem: format!("the time is {time}, the manifest was created at {}", manifest.created),
+                });
+            }
+        }
+        // Bounded by INDEX_MAX: the manifest was checked.
+        let mut index = vec![0; manifest.index.size as usize];
+        input.header("index.bin", manifest.index.size, manifest.created)?;
+        input.fill(&mut index, "index.bin")?;
+        input.padding("index.bin", manifest.index.size)?;
+        let index = Index::parse(index, &manifest)?;
+        let file = match &input.source {
+            Source::File(file) => Some(Arc::clone(file)),
+            Source::Stream(_) => None,
+        };
+        let bundle = Self { payloads_at: input.at, manifest, index, file, input: Mutex::new(input) };
+        bundle.check_skeleton()?;
+        Ok(bundle)
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Size in bytes from the first payload's header to the end of the archive.
+    pub fn payloads_len(&self) -> Result<u64> {
+        let too_large = || Error::Manifest { problem: "the payloads exceed 2^64 bytes".to_owned() };
+        let members = self.manifest.payloads.iter().enumerate();
+        let len = members
+            .map(|(number, payload)| archive::member_len(self.index.compressed_size(number, payload)))
+            .try_fold(END_LEN as u64, |sum, len| sum.checked_add(len?));
+        len.ok_or_else(too_large)
+    }
+
+    /// Where the header of the first payload begins, in bytes.
+    pub fn payloads_at(&self) -> u64 {
+        self.payloads_at
+    }
+
+    /// The whole size in bytes.
+    pub fn size(&self) -> Result<u64> {
+        Ok(self.payloads_len()?.saturating_add(self.payloads_at))
+    }
+
+    /// The seekable file behind it, if it is one.
+    pub(super) fn file(&self) -> Option<&dyn ReadAt> {
+        self.file.as_deref()
+    }
+
+    /// Runs `work` on the input; streams are read in here, one reader at a time.
+    pub(super) fn with_input<T>(&self, work: impl FnOnce(&mut Input) -> Result<T>) -> Result<T> {
+        work(&mut lock(&self.input))
+    }
+
+    /// Of a file: its size, every member's header, every byte of padding, and the end.
+    fn check_skeleton(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let (expected, got) = (self.size()?, file.len());
+        if got < expected {
+            return Err(Error::Truncated { what: "a payload".to_owned(), at: got });
+        }
+        if got > expected {
+            return Err(Error::TrailingBytes { at: expected });
+        }
+        let mut input = Input { source: Source::File(Arc::clone(file)), at: self.payloads_at };
+        for (number, payload) in self.manifest.payloads.iter().enumerate() {
+            let size = self.index.compressed_size(number, payload);
+            input.header(&payload.member(), size, self.manifest.created)?;
+            input.at += size;
+            input.padding(&payload.member(), size)?;
+        }
+        input.end()
+    }
+}
+
+/// The bundle's bytes with a position. On a file the position is only remembered, on a stream it is a fact.
+pub(super) struct Input {
+    source: Source,
+    pub(super) at: u64,
+}
+
+impl Input {
+    /// Fills `buf` from the position and moves it on.
+    pub(super) fn fill(&mut self, buf: &mut [u8], what: &str) -> Result<()> {
+        let at = self.at;
+        let result = match &mut self.source {
+            Source::File(file) => file.read_exact_at(buf, at),
+            Source::Stream(stream) => stream.read_exact(buf),
+        };
+        result.map_err(|source| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::Truncated { what: what.to_owned(), at },
+            _ => Error::Source { at, source },
+        })?;
+        self.at += buf.len() as u64;
+        Ok(())
+    }
+
+    /// A member in front of the payloads: its header tells its size, which is bounded before it is allocated.
+    fn front_member(&mut self, name: &str, max: u64) -> Result<(Vec<u8>, u64)> {
+        let at = self.at;
+        let mut header = [0; BLOCK];
+        self.fill(&mut header, &format!("the tar header of {name}"))?;
+        let (size, mtime) = archive::read_header(&header, name, at)?;
+        limit(&format!("{name} in bytes"), size, max)?;
+        let mut bytes = vec![0; size as usize];
+        self.fill(&mut bytes, name)?;
+        self.padding(name, size)?;
+        Ok((bytes, mtime))
+    }
+
+    /// The header of a member of which all is known.
+    pub(super) fn header(&mut self, name: &str, size: u64, mtime: u64) -> Result<()> {
+        let at = self.at;
+        let mut header = [0; BLOCK];
+        self.fill(&mut header, &format!("the tar header of {name}"))?;
+        archive::check_header(&header, name, size, mtime, at)
+    }
+
+    /// The zeroes behind a member.
+    pub(super) fn padding(&mut self, name: &str, size: u64) -> Result<()> {
+        let at = self.at;
+        let mut padding = [0; BLOCK];
+        let padding = &mut padding[..archive::padding(size) as usize];
+        self.fill(padding, &format!("the padding of {name}"))?;
+        if padding.iter().any(|&byte| byte != 0) {
+            return Err(Error::TarHeader { member: name.to_owned(), at, problem: "its padding is not zero".into() });
+        }
+        Ok(())
+    }
+
+    /// The end-of-archive mark, and nothing behind it.
+    pub(super) fn end(&mut self) -> Result<()> {
+        let at = self.at;
+        let mut end = [0; END_LEN];
+        self.fill(&mut end, "the end-of-archive mark")?;
+        if end.iter().any(|&byte| byte != 0) {
+            return Err(Error::TarHeader {
+                member: "the end of the archive".to_owned(),
+                at,
+                problem: "another member instead of two blocks of zeroes".to_owned(),
+            });
+        }
+        match &mut self.source {
+            // The size of a file was compared when it was opened.
+            Source::File(_) => Ok(()),
+            Source::Stream(stream) => {
+                let more = stream.read(&mut [0]).map_err(|source| Error::Source { at: self.at, source })?;
+                if more == 0 { Ok(()) } else { Err(Error::TrailingBytes { at: self.at }) }
+            }
+        }
+    }
+
+    /// Passes over `len` bytes: a stream must be read, a file not.
+    pub(super) fn skip(&mut self, mut len: u64, what: &str, mut tick: impl FnMut() -> Result<()>) -> Result<()> {
+        if matches!(self.source, Source::File(_)) {
+            self.at += len;
+            return Ok(());
+        }
+        let mut bytes = vec![0; 256 << 10];
+        while len > 0 {
+            tick()?;
+            let part = len.min(bytes.len() as u64);
+            self.fill(&mut bytes[..part as usize], what)?;
+            len -= part;
+        }
+        Ok(())
+    }
+}
+
+/// What a bundle claims, read without any trust: for showing it to a person, never for installing.
+pub fn inspect(source: Source) -> Result<(Claims, Bundle)> {
+    let bundle = Bundle::open_with(source, |manifest, signature| {
+        Manifest::vouched(manifest, signature, super::manifest::Vouched::Unsigned)
+    })?;
+    Ok(((*bundle.manifest).clone(), bundle))
+}

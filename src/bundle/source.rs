@@ -1,0 +1,42 @@
+//! Where the bytes of a bundle come from, as the reader sees it. The kinds are in [`crate::host`].
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+/// A bundle that can be read anywhere, from several threads at once.
+pub trait ReadAt: Send + Sync {
+    /// Its size in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether it holds no byte at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buf` from byte `at`.
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// Says that a range will not be needed again: the page cache may forget it.
+    fn done_with(&self, _at: u64, _len: u64) {}
+}
+
+impl ReadAt for Vec<u8> {
+    fn len(&self) -> u64 {
+        Vec::len(self) as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        let range = usize::try_from(at).ok().and_then(|at| Some(at..at.checked_add(buf.len())?));
+        let from = range.and_then(|range| self.get(range)).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(from);
+        Ok(())
+    }
+}
+
+/// A bundle, seekable or not.
+pub enum Source {
+    /// A file: parts that are not needed are not read.
+    File(Arc<dyn ReadAt>),
+    /// A pipe or a connection: read once, from front to back.
+    Stream(Box<dyn Read + Send>),
+}

@@ -1,0 +1,95 @@
+//! Checking a whole bundle without writing anything.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use sha2::Digest as _;
+
+use super::feed::Feed;
+use super::frame::FrameDecoder;
+use super::manifest::{Payload, Vouched};
+use super::reader::Bundle;
+use crate::device::AlignedBuf;
+use crate::error::{Error, Result};
+use crate::progress::{Cancel, Phase, Progress};
+use crate::units::Sha256;
+use crate::workers::{self, Abort, Sequencer};
+
+/// The result of a bundle that held.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// Product of the bundle.
+    pub product: String,
+    /// Version of the bundle.
+    pub version: String,
+    /// Why it may be believed.
+    pub vouched: Vouched,
+    /// The payloads with their hashes, all of which were computed anew.
+    pub payloads: Vec<Payload>,
+    /// Uncompressed bytes that were checked.
+    pub bytes: u64,
+}
+
+/// The SHA-256 of several images whose frames come in order, one hasher each.
+pub(crate) struct ImageHashes(Vec<sha2::Sha256>);
+
+impl ImageHashes {
+    /// For as many payloads as the manifest has.
+    pub(crate) fn new(payloads: usize) -> Self {
+        Self(vec![sha2::Sha256::new(); payloads])
+    }
+
+    /// Takes in the next bytes of a payload.
+    pub(crate) fn update(&mut self, payload: usize, bytes: &[u8]) {
+        self.0[payload].update(bytes);
+    }
+
+    /// Compares with the manifest the payloads for which `wanted` says so.
+    ///
+    /// # Errors
+    /// [`Error::ImageDigest`].
+    pub(crate) fn check(self, payloads: &[Payload], wanted: impl Fn(&Payload) -> bool) -> Result<()> {
+        for (payload, hasher) in payloads.iter().zip(self.0).filter(|(payload, _)| wanted(payload)) {
+            let got = Sha256(hasher.finalize().into());
+            if got != payload.sha256 {
+                return Err(Error::ImageDigest { payload: payload.to_string(), expected: payload.sha256, got });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Decompresses and verifies every frame and both whole-image hashes.
+///
+/// # Errors
+/// Any of the class Bundle; [`Error::Source`], [`Error::Interrupted`].
+pub fn verify(bundle: &Bundle, jobs: Option<NonZeroUsize>, cancel: &Cancel, progress: &dyn Progress) -> Result<VerifyReport> {
+    let manifest = bundle.manifest();
+    let feed = Feed::new(bundle, |_| true);
+    progress.begin(Phase::Verify, feed.total());
+    let abort = Abort::new(cancel, "verifying the bundle");
+    let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
+    let largest = manifest.payloads.iter().map(|payload| payload.frame_size).max().unwrap_or(0);
+    workers::run(jobs.unwrap_or_else(workers::default_jobs), &abort, || {
+        let (mut compressed, mut buffer) = (Vec::new(), AlignedBuf::zeroed(largest as usize));
+        let mut decoder = FrameDecoder::new()?;
+        while let Some(claim) = feed.claim(&mut compressed, &abort)? {
+            feed.load(&claim, &mut compressed)?;
+            let frame = decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, &mut buffer)?;
+            hashes.turn(claim.ordinal, &abort, |hashes| {
+                hashes.update(claim.payload_number, &frame);
+                Ok(())
+            })?;
+            progress.advance(frame.len() as u64);
+        }
+        Ok(())
+    })?;
+    hashes.into_inner().check(&manifest.payloads, |_| true)?;
+    Ok(VerifyReport {
+        product: manifest.product.clone(),
+        version: manifest.version.clone(),
+        vouched: manifest.voucher().clone(),
+        payloads: manifest.payloads.clone(),
+        bytes: feed.total(),
+    })
+}

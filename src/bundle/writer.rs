@@ -1,0 +1,242 @@
+//! Making bundles. Frames are compressed on all cores and appended in order; the payload part of the archive
+//! is written first, to a file of its own, because manifest and index, which stand in front of it, are known last.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::Digest as _;
+use zstd::bulk::Compressor;
+
+use super::archive::{self, BLOCK, END_LEN};
+use super::frame::{chaining_value, is_zero};
+use super::index::{ENTRY_LEN, FrameEntry, merge, push_entry};
+use super::manifest::{Claims, FORMAT, IndexRef, Kind, Payload};
+use crate::error::{Error, Result};
+use crate::progress::{Cancel, Phase, Progress};
+use crate::units::{Blake3, Sha256};
+use crate::workers::{self, Abort, Sequencer};
+
+/// The compression levels of zstd that make sense for files that are packed once and unpacked often.
+pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
+
+/// An image to pack: bytes that can be looked at from several threads.
+pub trait Image: Sync {
+    /// All bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// Whether a range is known to be a hole, which reads as zero, without looking at it.
+    fn is_hole(&self, _at: u64, _len: u64) -> bool {
+        false
+    }
+}
+
+impl Image for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// One payload to pack.
+pub struct Input<'a> {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name; for platform and software the name of the kind.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its content.
+    pub image: &'a dyn Image,
+}
+
+/// What the manifest says besides the payloads.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Compatibility string.
+    pub product: String,
+    /// Version of the bundle.
+    pub version: String,
+    /// The oldest version that may install it directly.
+    pub min_version: Option<String>,
+    /// Anti-rollback epoch.
+    pub epoch: u64,
+    /// Seconds since 1970 UTC.
+    pub created: u64,
+}
+
+/// How to compress.
+#[derive(Debug, Clone, Copy)]
+pub struct Compression {
+    /// zstd level, one of [`LEVELS`].
+    pub level: i32,
+    /// Bytes in a frame, a power of two.
+    pub frame_size: u32,
+    /// Number of workers; `None`: [`workers::default_jobs`].
+    pub jobs: Option<NonZeroUsize>,
+}
+
+/// Manifest and index of a packed bundle.
+pub struct Packed {
+    /// What goes into `manifest.json`.
+    pub claims: Claims,
+    /// The bytes of `index.bin`.
+    pub index: Vec<u8>,
+}
+
+/// Compresses the payloads and writes the payload part of the archive, its end included, to `out`. Same input,
+/// same bytes: the result depends on content, level, frame size and the version of zstd, not on the number of workers.
+///
+/// # Errors
+/// [`Error::Argument`] for inputs that make no bundle, [`Error::Manifest`] for names and versions, [`Error::TooLarge`];
+/// [`Error::Output`], [`Error::Interrupted`].
+pub fn pack_payloads<W: Write + Seek + Send>(
+    identity: &Identity,
+    inputs: &[Input<'_>],
+    compression: Compression,
+    out: &mut W,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Packed> {
+    let mut claims = Claims {
+        format: FORMAT,
+        product: identity.product.clone(),
+        version: identity.version.clone(),
+        min_version: identity.min_version.clone(),
+        epoch: identity.epoch,
+        created: identity.created,
+        payloads: Vec::new(),
+        index: IndexRef { size: 0, blake3: Blake3([0; 32]) },
+    };
+    let mut inputs: Vec<_> = inputs.iter().collect();
+    inputs.sort_by_key(|input| (input.kind, input.name.clone()));
+    for input in &inputs {
+        let payload = Payload {
+            kind: input.kind,
+            name: input.name.clone(),
+            version: input.version.clone(),
+            size: input.image.bytes().len() as u64,
+            frame_size: compression.frame_size,
+            blake3: Blake3([0; 32]),
+            sha256: Sha256([0; 32]),
+        };
+        claims.index.size += if payload.frame_size == 0 { 0 } else { payload.frames() * ENTRY_LEN as u64 };
+        claims.payloads.push(payload);
+    }
+    if !LEVELS.contains(&compression.level) {
+        return Err(Error::Argument {
+            what: "compression level".to_owned(),
+            problem: format!("{} is not within {LEVELS:?}", compression.level),
+        });
+    }
+    // Everything that a reader would refuse is refused before hours of compression, not after.
+    claims.to_bytes()?;
+
+    progress.begin(Phase::Pack, claims.payloads.iter().map(|payload| payload.size).sum());
+    let mut index = Vec::with_capacity(claims.index.size as usize);
+    for (input, payload) in inputs.iter().zip(&mut claims.payloads) {
+        pack_payload(input.image, payload, identity.created, compression, out, &mut index, cancel, progress)?;
+    }
+    out.write_all(&[0; END_LEN]).map_err(output)?;
+    claims.index.blake3 = Blake3(*blake3::hash(&index).as_bytes());
+    Ok(Packed { claims, index })
+}
+
+fn output(source: std::io::Error) -> Error {
+    Error::Output { path: "the bundle".into(), source }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the one caller is above; a struct would only rename the list")]
+fn pack_payload<W: Write + Seek + Send>(
+    image: &dyn Image,
+    payload: &mut Payload,
+    mtime: u64,
+    compression: Compression,
+    out: &mut W,
+    index: &mut Vec<u8>,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<()> {
+    /// What happens in order: hashing, appending, noting.
+    struct Tail<'a, W> {
+        sha256: sha2::Sha256,
+        out: &'a mut W,
+        written: u64,
+        index: &'a mut Vec<u8>,
+    }
+    let header_at = out.stream_position().map_err(output)?;
+    out.write_all(&[0; BLOCK]).map_err(output)?;
+    let first_entry = index.len();
+    let (abort, next) = (Abort::new(cancel, "packing"), AtomicU64::new(0));
+    let tail = Sequencer::new(Tail { sha256: sha2::Sha256::new(), out, written: 0, index });
+    let (bytes, shape) = (image.bytes(), &*payload);
+    workers::run(compression.jobs.unwrap_or_else(workers::default_jobs), &abort, || {
+        let zstd = |problem: std::io::Error| Error::Internal { what: format!("zstd: {problem}") };
+        let mut compressor = Compressor::new(compression.level).map_err(zstd)?;
+        let zeroes = vec![0; compression.frame_size as usize];
+        // Zero frames are compressed once: all but the last have one length.
+        let mut zero_frame: Option<Vec<u8>> = None;
+        loop {
+            abort.check()?;
+            let frame = next.fetch_add(1, Ordering::Relaxed);
+            if frame >= shape.frames() {
+                return Ok(());
+            }
+            let (at, len) = shape.frame_extent(frame);
+            let len = len as usize;
+            // A hole is not even looked at: mapping it would read it from the file system as zeroes.
+            let hole = image.is_hole(at, len as u64);
+            let plain = if hole { &zeroes[..len] } else { &bytes[at as usize..at as usize + len] };
+            let compressed = match &zero_frame {
+                Some(compressed) if len == zeroes.len() && (hole || is_zero(plain)) => compressed.clone(),
+                _ => compressor.compress(plain).map_err(zstd)?,
+            };
+            if zero_frame.is_none() && len == zeroes.len() && is_zero(plain) {
+                zero_frame = Some(compressed.clone());
+            }
+            let value = chaining_value(plain, at, shape.frames() == 1);
+            tail.turn(frame, &abort, |tail| {
+                tail.sha256.update(plain);
+                tail.out.write_all(&compressed).map_err(output)?;
+                tail.written += compressed.len() as u64;
+                push_entry(tail.index, FrameEntry { compressed: compressed.len() as u32, value });
+                Ok(())
+            })?;
+            progress.advance(len as u64);
+        }
+    })?;
+    let Tail { sha256, out, written, index } = tail.into_inner();
+    payload.sha256 = Sha256(sha256.finalize().into());
+    let entries = &index[first_entry..];
+    let value = |frame: u64| {
+        let mut value = [0; 32];
+        value.copy_from_slice(&entries[frame as usize * ENTRY_LEN + 4..][..32]);
+        Blake3(value)
+    };
+    payload.blake3 = merge(&value, payload.frames());
+
+    out.write_all(&[0; BLOCK][..archive::padding(written) as usize]).map_err(output)?;
+    let end = out.stream_position().map_err(output)?;
+    out.seek(SeekFrom::Start(header_at)).map_err(output)?;
+    out.write_all(&archive::header(&payload.member(), written, mtime)?).map_err(output)?;
+    out.seek(SeekFrom::Start(end)).map_err(output)?;
+    Ok(())
+}
+
+/// Writes everything in front of the payloads: manifest, signatures, index.
+///
+/// # Errors
+/// [`Error::TooLarge`], [`Error::Output`].
+pub fn write_front(out: &mut impl Write, manifest: &[u8], signature: &[u8], index: &[u8], created: u64) -> Result<()> {
+    super::manifest::limit(
+        "manifest.json.sig in bytes",
+        signature.len() as u64,
+        super::signature::SIGNATURE_MAX,
+    )?;
+    for (name, bytes) in [("manifest.json", manifest), ("manifest.json.sig", signature), ("index.bin", index)] {
+        let size = bytes.len() as u64;
+        out.write_all(&archive::header(name, size, created)?).map_err(output)?;
+        out.write_all(bytes).map_err(output)?;
+        out.write_all(&[0; BLOCK][..archive::padding(size) as usize]).map_err(output)?;
+    }
+    Ok(())
+}

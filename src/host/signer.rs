@@ -1,0 +1,55 @@
+//! Making signatures: with a key file directly, or through `ssh-keygen` for keys that only it can use.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ssh_key::{HashAlg, PrivateKey};
+
+use crate::bundle::signature::{NAMESPACE, armor, import};
+use crate::error::{Error, Result};
+
+/// Signs the bytes of a manifest with the key in a file.
+///
+/// A plain private key is used directly. For everything else (a public key whose private half an agent holds, an
+/// encrypted key, a hardware token) `ssh-keygen -Y sign` is asked: it knows agents, passphrases and touches.
+///
+/// # Errors
+/// [`Error::Signing`].
+pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
+    let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
+    let text = std::fs::read_to_string(key_path).map_err(|problem| bad(problem.to_string()))?;
+    let signature = match PrivateKey::from_openssh(&text) {
+        Ok(key) if !key.is_encrypted() && !key.algorithm().as_str().starts_with("sk-") => {
+            let signature = key
+                .sign(NAMESPACE, HashAlg::Sha512, manifest)
+                .map_err(|problem| bad(problem.to_string()))?;
+            armor(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
+        }
+        _ => ssh_keygen(manifest, key_path)?,
+    };
+    import(&signature)
+}
+
+/// `ssh-keygen -Y sign` reads the message from its standard input and prints the armor; what it wants to ask or
+/// tell goes over the terminal and standard error, which it keeps.
+fn ssh_keygen(manifest: &[u8], key_path: &Path) -> Result<Vec<u8>> {
+    let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
+    let mut child = Command::new("ssh-keygen")
+        .args(["-Y", "sign", "-n", NAMESPACE, "-f"])
+        .arg(key_path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|problem| bad(format!("ssh-keygen: {problem}")))?;
+    // A manifest is smaller than the kernel's pipe buffers or ssh-keygen reads it whole before it writes: no
+    // deadlock. A write error means that it ended early; its exit status tells more.
+    if let Some(mut input) = child.stdin.take() {
+        let _ = input.write_all(manifest);
+    }
+    let output = child.wait_with_output().map_err(|problem| bad(format!("ssh-keygen: {problem}")))?;
+    if !output.status.success() {
+        return Err(bad(format!("ssh-keygen -Y sign failed ({})", output.status)));
+    }
+    Ok(output.stdout)
+}

@@ -1,0 +1,176 @@
+//! Reading and writing a slot's record.
+
+use super::{Condition, Footer, Layout, Mark, UNIT};
+use crate::bundle::index::Index;
+use crate::bundle::manifest::{INDEX_MAX, MANIFEST_MAX, Manifest, Vouched};
+use crate::bundle::signature::SIGNATURE_MAX;
+use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::error::Result;
+use crate::units::{Blake3, ByteOffset, Group};
+
+/// What is installed in a slot.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The manifest that was signed.
+    pub manifest: Manifest,
+    /// The index of all its payloads.
+    pub index: Index,
+    /// Which payloads lie where.
+    pub layout: Layout,
+    /// Where the bundle came from.
+    pub origin: String,
+    /// Whether it was installed in the unsigned mode.
+    pub unsigned: bool,
+}
+
+/// What a slot says of itself.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// It holds exactly this.
+    Whole(Box<Record>, Option<Mark>),
+    /// A prepare of a bundle from `origin` began and did not end.
+    Torn {
+        /// Where that bundle came from.
+        origin: String,
+        /// BLAKE3 of its manifest.
+        manifest: Blake3,
+    },
+    /// Nothing, or nothing that qstage wrote; `why` is a sentence.
+    Nothing {
+        /// What was found instead.
+        why: String,
+    },
+}
+
+impl Content {
+    /// The record, where the slot is whole.
+    pub fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Whole(record, _) => Some(record),
+            Self::Torn { .. } | Self::Nothing { .. } => None,
+        }
+    }
+
+    /// Reads what the slot `partition` of `group` says of itself. Everything is checked: the CRCs, the index
+    /// against the manifest, the layout against both. The images are not read.
+    ///
+    /// # Errors
+    /// [`Error::Read`](crate::Error::Read) only: a damaged record is no error but [`Content::Nothing`].
+    pub fn read(slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<Self> {
+        let nothing = |why: &str| Ok(Self::Nothing { why: why.to_owned() });
+        let Some(footer_at) = Layout::footer_at(slot.len()) else { return nothing("the partition is too small") };
+        let mut block = AlignedBuf::zeroed(2 * UNIT as usize);
+        let what = format!("the record of {partition}");
+        device::read(slot, &what, &mut block, ByteOffset(footer_at - UNIT))?;
+        let (mark, footer) = block.split_at(UNIT as usize);
+        let Some(footer) = Footer::decode(footer) else { return nothing("there is no footer") };
+        if footer.group != group {
+            return nothing("the footer is of another group");
+        }
+        if footer.condition == Condition::Torn {
+            return Ok(Self::Torn { origin: footer.origin, manifest: footer.manifest });
+        }
+        let lengths = [footer.manifest_len, footer.signature_len, footer.index_len].map(u64::from);
+        let limits = [MANIFEST_MAX, SIGNATURE_MAX, INDEX_MAX];
+        let len: u64 = lengths.iter().sum();
+        let end = footer.body_at.checked_add(len.next_multiple_of(UNIT));
+        if lengths.iter().zip(limits).any(|(len, limit)| *len > limit) || end != Some(footer_at - UNIT) {
+            return nothing("the footer's lengths make no sense");
+        }
+        let mut body = AlignedBuf::zeroed(len.next_multiple_of(UNIT) as usize);
+        device::read(slot, &what, &mut body, ByteOffset(footer.body_at))?;
+        let body = &body[..len as usize];
+        if crc32fast::hash(body) != footer.body_crc {
+            return nothing("the record body does not have the CRC of its footer");
+        }
+        let (manifest, rest) = body.split_at(lengths[0] as usize);
+        let (signature, index) = rest.split_at(lengths[1] as usize);
+        // From here on the bytes are those that were written; a failure means another build wrote them.
+        let parse = || -> Result<Record> {
+            let manifest = Manifest::vouched(manifest.to_vec(), signature.to_vec(), Vouched::Record)?;
+            let index = Index::parse(index.to_vec(), &manifest)?;
+            let layout = Layout::new(&manifest, group, len, slot.len(), partition)?;
+            Ok(Record { manifest, index, layout, origin: footer.origin.clone(), unsigned: footer.unsigned })
+        };
+        match parse() {
+            Ok(record) if record.layout.body_at == footer.body_at => {
+                Ok(Self::Whole(Box::new(record), Mark::decode(mark)))
+            }
+            Ok(_) => nothing("the record is not where its manifest implies"),
+            Err(error) => nothing(&format!("the record cannot be read: {error}")),
+        }
+    }
+}
+
+impl Record {
+    /// Length of the record body of a bundle.
+    pub fn body_len(manifest: &Manifest, index: &Index) -> u64 {
+        (manifest.bytes().len() + manifest.signature().len() + index.bytes().len()) as u64
+    }
+
+    fn footer(&self, condition: Condition, group: Group) -> Footer {
+        let whole = condition == Condition::Whole;
+        // Bounded by the limits of the parts, far below 2^32.
+        let len = |bytes: &[u8]| if whole { bytes.len() as u32 } else { 0 };
+        let mut crc = crc32fast::Hasher::new();
+        for part in [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()] {
+            crc.update(part);
+        }
+        Footer {
+            condition,
+            body_at: if whole { self.layout.body_at } else { 0 },
+            manifest_len: len(self.manifest.bytes()),
+            signature_len: len(self.manifest.signature()),
+            index_len: len(self.index.bytes()),
+            body_crc: if whole { crc.finalize() } else { 0 },
+            group,
+            unsigned: self.unsigned,
+            manifest: Blake3(*blake3::hash(self.manifest.bytes()).as_bytes()),
+            origin: self.origin.clone(),
+        }
+    }
+
+    /// Says on the slot itself that it is about to be overwritten, durably: mark void, footer torn.
+    pub fn write_torn(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
+        self.write_end(slot, Condition::Torn, group, partition)
+    }
+
+    /// Says that the slot holds what this record says, durably: the body, a barrier, then mark and footer.
+    /// Called when everything else is durable and has been read back.
+    pub fn write_whole(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
+        let mut body = Vec::with_capacity(self.layout.body_len as usize);
+        for part in [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()] {
+            body.extend_from_slice(part);
+        }
+        let what = format!("the record of {partition}");
+        let body = AlignedBuf::padded(&body, UNIT as usize);
+        device::write(slot, &what, &body, ByteOffset(self.layout.body_at))?;
+        device::sync(slot, &what)?;
+        self.write_end(slot, Condition::Whole, group, partition)
+    }
+
+    fn write_end(&self, slot: &dyn BlockDevice, condition: Condition, group: Group, partition: &str) -> Result<()> {
+        let mut block = AlignedBuf::zeroed(2 * UNIT as usize);
+        block[UNIT as usize..].copy_from_slice(&self.footer(condition, group).encode());
+        let what = format!("the footer of {partition}");
+        device::write(slot, &what, &block, ByteOffset(self.layout.mark_at))?;
+        device::sync(slot, &what)
+    }
+
+    /// Writes the mark of an installed slot, durably. One block: a power cut leaves the old or the new one.
+    pub fn write_mark(&self, slot: &dyn BlockDevice, mark: Option<&Mark>, partition: &str) -> Result<()> {
+        let block = mark.map_or_else(|| vec![0; UNIT as usize], Mark::encode);
+        let what = format!("the mark of {partition}");
+        device::write(slot, &what, &AlignedBuf::padded(&block, UNIT as usize), ByteOffset(self.layout.mark_at))?;
+        device::sync(slot, &what)
+    }
+}
+
+/// Destroys the footer of a slot, durably: what it holds is no longer vouched for. The images stay, so that the
+/// next prepare recognises what it can use.
+pub fn discard(slot: &dyn BlockDevice, partition: &str) -> Result<()> {
+    let Some(at) = Layout::footer_at(slot.len()) else { return Ok(()) };
+    let what = format!("the footer of {partition}");
+    device::write(slot, &what, &AlignedBuf::zeroed(2 * UNIT as usize), ByteOffset(at - UNIT))?;
+    device::sync(slot, &what)
+}
