@@ -7,6 +7,7 @@ pub mod gpt;
 pub mod host;
 pub mod progress;
 pub mod slot;
+pub mod stage;
 pub mod state;
 pub mod units;
 pub mod version;

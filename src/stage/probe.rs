@@ -1,0 +1,115 @@
+//! Recognising frames that are already in the slot, by reading and hashing it. No journal: what an interrupted run
+//! or an earlier release left is found by its content, so nothing can be wrongly believed.
+
+use std::sync::Mutex;
+
+use super::Target;
+use crate::bundle::feed::Claim;
+use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
+use crate::device::AlignedBuf;
+use crate::error::Result;
+use crate::units::ByteOffset;
+use crate::workers::{Abort, lock};
+
+/// Frames of each payload that are looked at before anything is written.
+const SAMPLES: u64 = 8;
+/// After so many frames in a row that did not match, only one in [`STRIDE`] is looked at.
+const PATIENCE: u32 = 16;
+/// See [`PATIENCE`].
+const STRIDE: u64 = 16;
+
+/// Decides which frames are worth looking at before they are decompressed. Reading costs about as much as
+/// writing: where nothing matches, probing must cost nothing.
+pub(super) struct Probing {
+    /// Misses since the last match; `None` where the samples matched nothing.
+    misses: Option<Mutex<u32>>,
+}
+
+impl Probing {
+    /// Looks at a few frames of every payload: the first ones, where an interrupted run has been, and others spread
+    /// evenly. Zeroes that match prove nothing: blank space matches them too.
+    pub(super) fn sample(targets: &[Target], abort: &Abort<'_>) -> Result<Self> {
+        for target in targets {
+            let manifest = &target.record.manifest;
+            for place in &target.record.layout.places {
+                let payload = &manifest.payloads[place.payload];
+                let frames = payload.frames();
+                let mut buffer = AlignedBuf::zeroed((payload.frame_size as usize).next_multiple_of(STORED_UNIT));
+                let spread = (1..SAMPLES).map(|i| i * frames / SAMPLES);
+                let mut last = None;
+                for frame in [0].into_iter().chain(spread).filter(|frame| *frame < frames) {
+                    abort.check()?;
+                    if last.replace(frame) == Some(frame) {
+                        continue;
+                    }
+                    let (image_at, len) = payload.frame_extent(frame);
+                    let at = ByteOffset(place.at + image_at);
+                    let entry = target.record.index.entry(place.payload, frame);
+                    let stored = (len as usize).next_multiple_of(STORED_UNIT);
+                    if target.device.read_at(&mut buffer[..stored], at).is_ok()
+                        && VerifiedFrame::check(&mut buffer[..stored], payload, frame, entry)
+                            .is_ok_and(|frame| !frame.is_zero())
+                    {
+                        return Ok(Self { misses: Some(Mutex::new(0)) });
+                    }
+                }
+            }
+        }
+        Ok(Self { misses: None })
+    }
+
+    /// Calls `look` if frame number `ordinal` is worth it, and learns from the answer.
+    pub(super) fn look<T>(&self, ordinal: u64, look: impl FnOnce() -> Option<T>) -> Option<T> {
+        let misses = self.misses.as_ref()?;
+        if *lock(misses) >= PATIENCE && !ordinal.is_multiple_of(STRIDE) {
+            return None;
+        }
+        let found = look();
+        let mut misses = lock(misses);
+        *misses = if found.is_some() { 0 } else { misses.saturating_add(1) };
+        found
+    }
+}
+
+/// The frame, if the slot already holds it at its place. A read error is no match: the frame is written then,
+/// which is what makes a disk remap a bad sector.
+pub(super) fn frame_in_place<'b>(
+    target: &Target,
+    claim: &Claim<'_>,
+    at: ByteOffset,
+    buffer: &'b mut AlignedBuf,
+) -> Option<VerifiedFrame<'b>> {
+    let (_, len) = claim.payload.frame_extent(claim.frame);
+    let stored = (len as usize).next_multiple_of(STORED_UNIT);
+    let buffer = &mut buffer[..stored];
+    target.device.read_at(buffer, at).ok()?;
+    // What lies behind a shorter last frame must be zero as well, or it has to be written.
+    let padded = buffer[len as usize..].iter().all(|&byte| byte == 0);
+    VerifiedFrame::check(buffer, claim.payload, claim.frame, claim.entry).ok().filter(|_| padded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_ends_and_returns() {
+        let probing = Probing { misses: Some(Mutex::new(0)) };
+        let looks = |range: std::ops::Range<u64>, found: bool| {
+            let mut looked = 0;
+            for number in range {
+                probing.look(number, || {
+                    looked += 1;
+                    found.then_some(())
+                });
+            }
+            looked
+        };
+        assert_eq!(looks(0..16, false), 16);
+        assert_eq!(looks(16..160, false), 9, "one in sixteen");
+        assert_eq!(looks(160..161, true), 1, "a match at the next sample");
+        assert_eq!(looks(161..177, true), 16, "brings full probing back");
+        let blind = Probing { misses: None };
+        assert!(blind.look(0, || Some(())).is_none());
+    }
+}

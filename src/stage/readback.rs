@@ -1,0 +1,111 @@
+//! Reading a slot from the medium and checking it against its record: after writing, and whenever a slot is scrubbed.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
+use crate::bundle::manifest::Payload;
+use crate::bundle::verify::ImageHashes;
+use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::error::Result;
+use crate::progress::{Cancel, Progress};
+use crate::slot::Record;
+use crate::units::ByteOffset;
+use crate::workers::{self, Abort, Sequencer, lock};
+
+/// What to read.
+pub struct ReadBack<'a> {
+    /// The slot.
+    pub device: &'a dyn BlockDevice,
+    /// What it should hold.
+    pub record: &'a Record,
+    /// Number of workers.
+    pub jobs: NonZeroUsize,
+    /// Raised to stop.
+    pub cancel: &'a Cancel,
+    /// What is being done, for the message when it is stopped.
+    pub doing: &'a str,
+}
+
+/// Frames that differ from the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Payload of the first one.
+    pub payload: String,
+    /// Its number in the payload.
+    pub frame: u64,
+    /// Where it begins in the slot, in bytes.
+    pub at: u64,
+    /// How many differ in all.
+    pub bad: u64,
+    /// How many there are.
+    pub frames: u64,
+}
+
+/// Reads every frame with the device's own reads (O_DIRECT on real ones: not the page cache), verifies each by
+/// its BLAKE3 value, in parallel, and the whole images by SHA-256. Returns what differs.
+///
+/// # Errors
+/// [`Error::Read`](crate::Error::Read), [`Error::ImageDigest`](crate::Error::ImageDigest),
+/// [`Error::Interrupted`](crate::Error::Interrupted).
+pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<Damage>> {
+    let manifest = &job.record.manifest;
+    let places = &job.record.layout.places;
+    let mut first = Vec::with_capacity(places.len());
+    let mut frames = 0;
+    for place in places {
+        first.push(frames);
+        frames += manifest.payloads[place.payload].frames();
+    }
+    let abort = Abort::new(job.cancel, job.doing);
+    let next = AtomicU64::new(0);
+    let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
+    let damage: Mutex<Option<(u64, Damage)>> = Mutex::new(None);
+    let largest = manifest.payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0);
+    workers::run(job.jobs, &abort, || {
+        let mut buffer = AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT));
+        loop {
+            abort.check()?;
+            let ordinal = next.fetch_add(1, Ordering::Relaxed);
+            if ordinal >= frames {
+                return Ok(());
+            }
+            let number = first.partition_point(|start| *start <= ordinal) - 1;
+            let (place, frame) = (&places[number], ordinal - first[number]);
+            let payload: &Payload = &manifest.payloads[place.payload];
+            let (image_at, len) = payload.frame_extent(frame);
+            let at = place.at + image_at;
+            let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
+            device::read(job.device, &payload.to_string(), buffer, ByteOffset(at))?;
+            let entry = job.record.index.entry(place.payload, frame);
+            match VerifiedFrame::check(buffer, payload, frame, entry) {
+                Ok(frame) => hashes.turn(ordinal, &abort, |hashes| {
+                    hashes.update(place.payload, &frame);
+                    Ok(())
+                })?,
+                Err(_) => {
+                    let mut damage = lock(&damage);
+                    let bad = damage.as_ref().map_or(0, |(_, damage)| damage.bad) + 1;
+                    // Workers finish in any order: the first in the slot is what is reported.
+                    let keep = damage.take().filter(|(earlier, _)| *earlier < ordinal);
+                    let found = Damage { payload: payload.to_string(), frame, at, bad: 0, frames };
+                    *damage = Some(keep.unwrap_or((ordinal, found)));
+                    if let Some((_, damage)) = damage.as_mut() {
+                        damage.bad = bad;
+                    }
+                    drop(damage);
+                    hashes.turn(ordinal, &abort, |_| Ok(()))?;
+                }
+            }
+            progress.advance(u64::from(len));
+        }
+    })?;
+    if let Some((_, damage)) = damage.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        return Ok(Some(damage));
+    }
+    hashes.into_inner().check(&manifest.payloads, |payload| {
+        places.iter().any(|place| manifest.payloads[place.payload] == *payload)
+    })?;
+    Ok(None)
+}
