@@ -155,6 +155,9 @@ errors! {
     /// The running version is too old for a direct upgrade.
     MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
         ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");
+    /// The machine runs exactly what the bundle holds.
+    AlreadyInstalled { version: String } => Refused, "ALREADY_INSTALLED",
+        ("nothing to do: what bundle {version} holds is what already runs");
     /// Another qstage holds the lock of the disk.
     Busy { disk: String, holder: String } => Refused, "BUSY",
         ("{disk} is locked by {holder}; wait for it to end");

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+use crate::boot::BootFlag;
+use crate::gpt::Attributes;
+use crate::slot::{Content, Verdict};
 use crate::units::{Blake3, Group, Slot};
 
 /// What a slot is, derived from its boot flags and its record.
@@ -20,6 +23,67 @@ pub enum SlotState {
     Good,
     /// Its trial failed, or it was rolled back.
     Bad,
+}
+
+/// All that decides what a slot is.
+pub struct Evidence<'a> {
+    /// Its attributes in the partition table.
+    pub attributes: Attributes,
+    /// Which of them rule its group.
+    pub flag: BootFlag,
+    /// What it says of itself.
+    pub content: &'a Content,
+    /// Whether this machine runs from it.
+    pub running: bool,
+}
+
+/// What a slot is.
+///
+/// | content | flags (`priority`) | state |
+/// |---|---|---|
+/// | torn | any | torn |
+/// | any | successful | good |
+/// | any | priority > 0, tries > 0, or running on its last try | trial |
+/// | any | priority > 0, no tries left | bad |
+/// | whole, marked bad | priority 0 | bad |
+/// | whole | priority 0 | prepared |
+/// | nothing | priority 0 | empty |
+///
+/// Under `legacy` bit 2 says only what boots, and the mark of the slot says whether it proved good. A slot that
+/// boots without a record of ours was installed by other means, and is taken for good.
+pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
+    let (attributes, legacy) = (evidence.attributes, evidence.flag == BootFlag::Legacy);
+    let verdict = match evidence.content {
+        Content::Torn { .. } => return SlotState::Torn,
+        Content::Whole(_, mark) => Some(mark.as_ref().map(|mark| mark.verdict)),
+        Content::Nothing { .. } => None,
+    };
+    let selected = if legacy { attributes.legacy_bootable() } else { attributes.priority() > 0 };
+    match verdict {
+        _ if !legacy && attributes.successful() => SlotState::Good,
+        _ if !legacy && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
+        _ if !legacy && selected => SlotState::Bad,
+        Some(Some(Verdict::Bad)) => SlotState::Bad,
+        Some(Some(Verdict::Good)) if legacy => SlotState::Good,
+        Some(_) if selected => SlotState::Trial,
+        Some(_) => SlotState::Prepared,
+        None if selected => SlotState::Good,
+        None => SlotState::Empty,
+    }
+}
+
+impl SlotState {
+    /// The word that tables and JSON show.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Torn => "torn",
+            Self::Prepared => "prepared",
+            Self::Trial => "trial",
+            Self::Good => "good",
+            Self::Bad => "bad",
+        }
+    }
 }
 
 /// State of the upgrade as the v1 status names it.

@@ -1,0 +1,118 @@
+//! What forbids an upgrade, and what an upgrade is. Decided before anything is written.
+
+use std::cmp::Ordering;
+
+use super::view::View;
+use super::{Engine, Policy};
+use crate::bundle::Bundle;
+use crate::bundle::manifest::{Claims, Kind};
+use crate::error::{Error, Result};
+use crate::slot::{Layout, Record};
+use crate::state::{SlotState, UpgradeType};
+use crate::units::{Group, Slot};
+use crate::version;
+
+/// What a bundle would do to this machine.
+pub(super) struct Upgrade {
+    pub(super) kind: UpgradeType,
+    pub(super) booted: Slot,
+    /// The slots that it writes: group, slot, layout.
+    pub(super) targets: Vec<(Group, Slot, Layout)>,
+}
+
+impl Upgrade {
+    /// By content, not by version (DESIGN 5). A platform that runs already is not staged, nor is a software
+    /// image that runs already.
+    pub(super) fn new(view: &View, claims: &Claims, body_len: u64) -> Result<Self> {
+        let booted = view.booted()?;
+        let mut targets = Vec::new();
+        for group in needed(view, claims) {
+            let slot = view.target(group)?;
+            let partition = view.slots.require(group, slot)?;
+            let layout = Layout::new(claims, group, body_len, partition.extent.len, &partition.name)?;
+            targets.push((group, slot, layout));
+        }
+        let platform = targets.iter().any(|(group, ..)| *group == Group::Platform);
+        let kind = if platform { UpgradeType::SoftwareAndPlatform } else { UpgradeType::SoftwareOnly };
+        Ok(Self { kind, booted, targets })
+    }
+}
+
+/// The groups of which a bundle brings something else than what runs.
+pub(super) fn needed(view: &View, claims: &Claims) -> Vec<Group> {
+    let platform_runs =
+        view.running_record(Group::Platform).is_some_and(|record| record.manifest.same_platform(claims));
+    let software = claims.payload(Kind::Software);
+    let running = view.running_record(Group::Software).and_then(|record| record.manifest.payload(Kind::Software));
+    let software_runs = match (software, running) {
+        (Some(new), Some(old)) => (new.size, new.blake3) == (old.size, old.blake3),
+        (Some(_), None) => false,
+        (None, _) => true,
+    };
+    let needed = [(Group::Platform, !platform_runs), (Group::Software, !software_runs)];
+    needed.into_iter().filter(|(_, needed)| *needed).map(|(group, _)| group).collect()
+}
+
+impl Engine<'_> {
+    /// Everything that forbids preparing this bundle now, the gravest first.
+    pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
+        let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
+        if let Some(held) = view.on_trial().next() {
+            found.push(Error::OnTrial { slot: held.slot, fallback: !held.slot });
+        }
+        let body_len = Record::body_len(bundle.manifest(), bundle.index());
+        match Upgrade::new(view, bundle.manifest(), body_len) {
+            Ok(upgrade) if upgrade.targets.is_empty() => {
+                found.push(Error::AlreadyInstalled { version: bundle.manifest().version.clone() });
+            }
+            Ok(upgrade) => {
+                for (group, slot, _) in upgrade.targets {
+                    let partition = view.slots.require(group, slot)?;
+                    if let Some(by) = self.machine.in_use(partition)? {
+                        found.push(Error::SlotInUse { partition: partition.name.clone(), by });
+                    }
+                }
+            }
+            Err(error) => found.push(error),
+        }
+        Ok(found)
+    }
+}
+
+/// Product, version and epoch against what runs.
+fn release_obstacles(view: &View, claims: &Claims, policy: &Policy) -> Vec<Error> {
+    let running = view.running_record(Group::Platform).map(|record| &*record.manifest);
+    let software = view.running_record(Group::Software).map(|record| &*record.manifest);
+    let mut found = Vec::new();
+    let product = policy.product.as_deref().or_else(|| running.map(|claims| claims.product.as_str()));
+    if let Some(machine) = product.filter(|machine| *machine != claims.product && !policy.override_product) {
+        found.push(Error::Product { bundle: claims.product.clone(), machine: machine.to_owned() });
+    }
+    // The software of an instant upgrade may be newer than the platform: the newest of both is what runs.
+    let newest = [running, software].into_iter().flatten().max_by(|a, b| version::compare(&a.version, &b.version));
+    if let Some(newest) = newest.map(|claims| claims.version.as_str()) {
+        if version::compare(&claims.version, newest) == Ordering::Less && !policy.allow_downgrade {
+            found.push(Error::Downgrade { bundle: claims.version.clone(), running: newest.to_owned() });
+        }
+        let too_old = |min: &&String| version::compare(newest, min) == Ordering::Less && !policy.override_product;
+        if let Some(min) = claims.min_version.as_ref().filter(too_old) {
+            found.push(Error::MinVersion { running: newest.to_owned(), needed: min.clone() });
+        }
+    }
+    let epoch = [running, software].into_iter().flatten().map(|claims| claims.epoch).max();
+    if let Some(running) = epoch.filter(|epoch| claims.epoch < *epoch && !policy.allow_epoch_rollback) {
+        found.push(Error::Epoch { bundle: claims.epoch, running });
+    }
+    found
+}
+
+/// Whether the slots that a bundle needs are prepared from exactly this manifest.
+pub(super) fn is_prepared(view: &View, upgrade: &Upgrade, manifest: &[u8]) -> bool {
+    !upgrade.targets.is_empty()
+        && upgrade.targets.iter().all(|(group, slot, _)| {
+            view.held(*group, *slot).is_some_and(|held| {
+                held.state == SlotState::Prepared
+                    && held.record().is_some_and(|record| record.manifest.bytes() == manifest)
+            })
+        })
+}

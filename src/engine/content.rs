@@ -1,0 +1,190 @@
+//! Reading what is installed: scrub and firmware.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Engine;
+use super::view::{Held, View};
+use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
+use crate::bundle::manifest::Kind;
+use crate::device::{self, AlignedBuf};
+use crate::error::{Error, Result};
+use crate::host::Access;
+use crate::progress::{Cancel, Phase, Progress};
+use crate::slot::{Content, Record};
+use crate::stage;
+use crate::units::{Blake3, ByteOffset, Group, Slot};
+use crate::workers;
+
+/// The result of a scrub that found nothing wrong.
+#[derive(Debug, Clone, Serialize)]
+pub struct ScrubReport {
+    /// The slot.
+    pub slot: Slot,
+    /// Version of what it holds.
+    pub version: String,
+    /// The groups that were read.
+    pub groups: Vec<Group>,
+    /// Bytes that were read and verified.
+    pub bytes: u64,
+    /// Frames that were read and verified.
+    pub frames: u64,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// A firmware blob of a slot.
+#[derive(Debug, Clone, Serialize)]
+pub struct FirmwareReport {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its BLAKE3.
+    pub blake3: Blake3,
+}
+
+impl Engine<'_> {
+    /// Reads an installed slot from the medium and verifies it against its record; without `group` the
+    /// platform slot, and the software slot where it has a record.
+    ///
+    /// # Errors
+    /// [`Error::NoRecord`], [`Error::SlotDamaged`]; class Io; [`Error::Interrupted`].
+    pub fn scrub(
+        &self,
+        slot: Slot,
+        group: Option<Group>,
+        jobs: Option<NonZeroUsize>,
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> Result<ScrubReport> {
+        let start = Instant::now();
+        let view = self.view()?;
+        let wanted = |held: &&Held| match group {
+            Some(group) => held.group == group,
+            None => held.group == Group::Platform || held.record().is_some(),
+        };
+        let held: Vec<&Held> = view.all().iter().filter(|held| held.slot == slot).filter(wanted).collect();
+        if held.is_empty() {
+            // The caller asked for a group that this disk does not have.
+            view.slots.require(group.unwrap_or(Group::Platform), slot)?;
+        }
+        let mut report =
+            ScrubReport { slot, version: String::new(), groups: Vec::new(), bytes: 0, frames: 0, seconds: 0.0 };
+        let records = held.iter().map(|held| Ok((*held, record(held)?))).collect::<Result<Vec<_>>>()?;
+        let lens = records.iter().flat_map(|(_, record)| &record.layout.places).map(|place| place.len);
+        progress.begin(Phase::Scrub, lens.sum());
+        for (held, record) in records {
+            let device = self.machine.open_partition(&held.partition, Access::Read)?;
+            let job = stage::ReadBack {
+                device: &*device,
+                record,
+                jobs: jobs.unwrap_or_else(workers::default_jobs),
+                cancel,
+                doing: "verifying the slot",
+            };
+            if let Some(damage) = stage::read_back(&job, progress)? {
+                return Err(Error::SlotDamaged {
+                    group: held.group,
+                    slot,
+                    payload: damage.payload,
+                    bad: damage.bad,
+                    frames: damage.frames,
+                    first: damage.at,
+                });
+            }
+            report.version.clone_from(&record.manifest.version);
+            report.groups.push(held.group);
+            for place in &record.layout.places {
+                report.bytes += place.len;
+                report.frames += record.manifest.payloads[place.payload].frames();
+            }
+        }
+        report.seconds = start.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// The firmware blobs of a platform slot.
+    ///
+    /// # Errors
+    /// [`Error::NoRecord`].
+    pub fn firmware_list(&self, slot: Slot) -> Result<Vec<FirmwareReport>> {
+        let view = self.view()?;
+        let record = record(platform(&view, slot)?)?;
+        let blobs = record.manifest.payloads.iter().filter(|payload| payload.kind == Kind::Firmware);
+        Ok(blobs
+            .map(|payload| FirmwareReport {
+                name: payload.name.clone(),
+                version: payload.version.clone(),
+                size: payload.size,
+                blake3: payload.blake3,
+            })
+            .collect())
+    }
+
+    /// Writes a firmware blob of a platform slot to `out`, each frame after it was verified. Returns its size.
+    ///
+    /// # Errors
+    /// [`Error::NoRecord`], [`Error::Argument`] where there is no such blob, [`Error::SlotDamaged`],
+    /// [`Error::Output`]; class Io.
+    pub fn firmware_extract(&self, slot: Slot, name: &str, out: &mut dyn Write) -> Result<u64> {
+        let view = self.view()?;
+        let held = platform(&view, slot)?;
+        let record = record(held)?;
+        let mut payloads = record.manifest.payloads.iter().enumerate();
+        let found = payloads.find(|(_, payload)| payload.kind == Kind::Firmware && payload.name == name);
+        let (Some((number, payload)), Some(place)) =
+            (found, found.and_then(|(number, _)| record.layout.place(number)))
+        else {
+            return Err(Error::Argument {
+                what: format!("firmware '{name}'"),
+                problem: format!("slot {slot} has none of that name; see 'qstage firmware list'"),
+            });
+        };
+        let device = self.machine.open_partition(&held.partition, Access::Read)?;
+        let mut buffer = AlignedBuf::zeroed((payload.frame_size as usize).next_multiple_of(STORED_UNIT));
+        for frame in 0..payload.frames() {
+            let (image_at, len) = payload.frame_extent(frame);
+            let at = place.at + image_at;
+            let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
+            device::read(&*device, &payload.to_string(), buffer, ByteOffset(at))?;
+            let entry = record.index.entry(number, frame);
+            let verified =
+                VerifiedFrame::check(buffer, payload, frame, entry).map_err(|_| Error::SlotDamaged {
+                    group: Group::Platform,
+                    slot,
+                    payload: payload.to_string(),
+                    bad: 1,
+                    frames: payload.frames(),
+                    first: at,
+                })?;
+            out.write_all(&verified)
+                .map_err(|source| Error::Output { path: format!("firmware '{name}'").into(), source })?;
+        }
+        Ok(payload.size)
+    }
+}
+
+fn platform(view: &View, slot: Slot) -> Result<&Held> {
+    view.held(Group::Platform, slot)
+        .ok_or_else(|| Error::Internal { what: "a platform slot was resolved but not read".to_owned() })
+}
+
+fn record(held: &Held) -> Result<&Record> {
+    match &held.content {
+        Content::Whole(record, _) => Ok(record),
+        Content::Torn { .. } => Err(Error::NoRecord {
+            group: held.group,
+            slot: held.slot,
+            found: "a prepare began and did not end".to_owned(),
+        }),
+        Content::Nothing { why } => {
+            Err(Error::NoRecord { group: held.group, slot: held.slot, found: why.clone() })
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! `plan` and `prepare`.
+
+use std::num::NonZeroU64;
+use std::time::Instant;
+
+use super::checks::{Upgrade, is_prepared};
+use super::view::View;
+use super::{Engine, PrepareOptions};
+use crate::boot;
+use crate::bundle::Bundle;
+use crate::commit;
+use crate::error::{Error, Result};
+use crate::gpt::CopyState;
+use crate::host::throttle::RateLimit;
+use crate::host::{Access, DiskLock};
+use crate::progress::{Phase, Progress};
+use crate::slot::{self, Record};
+use crate::stage::{self, Outcome, Target};
+use crate::state::{Obstacle, PlanReport, PlannedPayload, PrepareReport, SlotState};
+use crate::units::Group;
+use crate::workers;
+
+impl Engine<'_> {
+    /// What an upgrade to this bundle would be and do, and what forbids it. Changes nothing.
+    ///
+    /// # Errors
+    /// Class Disk and Io; obstacles are not errors here but part of the report.
+    pub fn plan(&self, bundle: &Bundle) -> Result<PlanReport> {
+        let view = self.view()?;
+        let manifest = bundle.manifest();
+        let body_len = Record::body_len(manifest, bundle.index());
+        let obstacles = self.obstacles(&view, bundle)?;
+        let upgrade = Upgrade::new(&view, manifest, body_len)?;
+        let payloads = manifest.payloads.iter().map(|payload| {
+            let target = upgrade.targets.iter().find(|(group, ..)| *group == payload.kind.group());
+            PlannedPayload {
+                name: payload.to_string(),
+                version: payload.version.clone(),
+                size: payload.size,
+                target: target.map(|(group, slot, _)| group.partition_name(*slot).to_owned()),
+            }
+        });
+        Ok(PlanReport {
+            disk: self.machine.name().to_owned(),
+            product: manifest.product.clone(),
+            running_version: view.running_record(Group::Platform).map(|record| record.manifest.version.clone()),
+            target_version: manifest.version.clone(),
+            upgrade_type: upgrade.kind,
+            booted: upgrade.booted,
+            payloads: payloads.collect(),
+            switch_method: self.switch_method(&view)?,
+            already_prepared: is_prepared(&view, &upgrade, manifest.bytes()),
+            blocked_by: obstacles
+                .iter()
+                .map(|error| Obstacle { code: error.code().to_owned(), message: error.to_string() })
+                .collect(),
+        })
+    }
+
+    /// Stages a bundle into the slots that do not run. On success they hold it: written, flushed, read back.
+    /// Doing it again with the same bundle reads and writes nothing but the slot.
+    ///
+    /// # Errors
+    /// Refusals (class Refused, and [`Error::SlotTooSmall`]) come before the first write; later failures leave the
+    /// target torn and unbootable, and the running system as it was.
+    pub fn prepare(&self, bundle: Bundle, options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
+        let act = |lock: &DiskLock| self.prepare_locked(lock, &bundle, options, progress);
+        self.change("prepare", act, |report| format!("{} is prepared", report.version))
+    }
+
+    fn prepare_locked(
+        &self,
+        lock: &DiskLock,
+        bundle: &Bundle,
+        options: &PrepareOptions,
+        progress: &dyn Progress,
+    ) -> Result<PrepareReport> {
+        let start = Instant::now();
+        self.repair(lock, progress)?;
+        let view = self.view()?;
+        if let Some(obstacle) = self.obstacles(&view, bundle)?.into_iter().next() {
+            return Err(obstacle);
+        }
+        let manifest = bundle.manifest();
+        let body_len = Record::body_len(manifest, bundle.index());
+        let upgrade = Upgrade::new(&view, manifest, body_len)?;
+        let report = |outcome: Outcome, read_back: bool| PrepareReport {
+            upgrade_type: upgrade.kind,
+            version: manifest.version.clone(),
+            targets: upgrade.targets.iter().map(|(group, slot, _)| group.partition_name(*slot).to_owned()).collect(),
+            image_bytes: outcome.written + outcome.zeroed + outcome.reused,
+            written_bytes: outcome.written,
+            zeroed_bytes: outcome.zeroed,
+            reused_bytes: outcome.reused,
+            read_back,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        if is_prepared(&view, &upgrade, manifest.bytes()) {
+            if let Some(reused) = self.still_whole(&view, &upgrade, options, progress)? {
+                return Ok(report(Outcome { reused, ..Outcome::default() }, true));
+            }
+            progress.notice("the prepared slot is damaged; it is written again");
+        }
+
+        let mut targets = Vec::new();
+        for (group, slot, layout) in &upgrade.targets {
+            let partition = view.slots.require(*group, *slot)?;
+            targets.push(Target {
+                group: *group,
+                partition: partition.name.clone(),
+                device: self.machine.open_partition(partition, Access::Exclusive)?,
+                record: Record {
+                    manifest: manifest.clone(),
+                    index: bundle.index().clone(),
+                    layout: layout.clone(),
+                    origin: options.origin.clone(),
+                    unsigned: *manifest.voucher() == crate::bundle::manifest::Vouched::Unsigned,
+                },
+            });
+        }
+        self.withdraw(lock, &view, &upgrade)?;
+        let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
+        let pace = |bytes: u64| limit.as_ref().map_or(Ok(()), |limit| limit.take(bytes, &options.cancel));
+        let staging = stage::Options {
+            jobs: options.jobs.unwrap_or_else(workers::default_jobs),
+            read_back: options.read_back,
+            cancel: &options.cancel,
+            pace: &pace,
+        };
+        let outcome = stage::stage(bundle, &targets, &staging, progress)?;
+        Ok(report(outcome, options.read_back))
+    }
+
+    /// Makes both copies of the table equal before anything else is changed: redundancy is repaired before it is spent.
+    pub(super) fn repair(&self, lock: &DiskLock, progress: &dyn Progress) -> Result<()> {
+        let disk = self.machine.disk();
+        let loaded = commit::load(&*disk, self.machine.name())?;
+        let state = loaded.state();
+        if state != CopyState::Equal && commit::repair(&*disk, lock, &loaded)?.is_some() {
+            progress.notice(&format!(
+                "{}: the copies of the partition table were not both sound ({state}); repaired",
+                self.machine.name()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes what is about to be overwritten out of the game, durably and in one switch: the targets cannot boot, and what
+    /// an earlier bundle prepared in the other group will not be committed along with this one.
+    fn withdraw(&self, lock: &DiskLock, view: &View, upgrade: &Upgrade) -> Result<()> {
+        let mut table = view.table.clone();
+        for (group, slot, _) in &upgrade.targets {
+            table = boot::make_unbootable(&table, &view.slots, *group, *slot, self.policy.boot_flag)?;
+        }
+        commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
+        let stale = |group: &Group| !upgrade.targets.iter().any(|(target, ..)| target == group);
+        for group in Group::BOTH.into_iter().filter(stale) {
+            let Ok(slot) = view.target(group) else { continue };
+            let Some(held) = view.held(group, slot) else { continue };
+            if matches!(held.state, SlotState::Prepared | SlotState::Torn) {
+                let device = self.machine.open_partition(&held.partition, Access::Exclusive)?;
+                slot::discard(&*device, &held.partition.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the prepared slots still hold what their records say; the bytes that were read if so.
+    fn still_whole(
+        &self,
+        view: &View,
+        upgrade: &Upgrade,
+        options: &PrepareOptions,
+        progress: &dyn Progress,
+    ) -> Result<Option<u64>> {
+        let mut bytes = 0;
+        for (group, slot, layout) in &upgrade.targets {
+            let Some(record) = view.held(*group, *slot).and_then(super::view::Held::record) else {
+                return Ok(None);
+            };
+            let device = self.machine.open_partition(view.slots.require(*group, *slot)?, Access::Read)?;
+            let job = stage::ReadBack {
+                device: &*device,
+                record,
+                jobs: options.jobs.unwrap_or_else(workers::default_jobs),
+                cancel: &options.cancel,
+                doing: "checking the prepared slot",
+            };
+            let len: u64 = layout.places.iter().map(|place| place.len).sum();
+            progress.begin(Phase::Scrub, len);
+            match stage::read_back(&job, progress) {
+                Ok(None) => bytes += len,
+                // A sector that cannot be read is damage too: writing it is the cure.
+                Ok(Some(_)) | Err(Error::Read { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(bytes))
+    }
+}

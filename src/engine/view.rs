@@ -1,0 +1,135 @@
+//! What is on the disk, read once at the beginning of a verb.
+
+use super::Policy;
+use crate::boot::{self, Slots};
+use crate::commit::{self, Loaded};
+use crate::error::{Error, Result};
+use crate::gpt::{Attributes, Partition, Table};
+use crate::host::{Access, Machine};
+use crate::slot::{Content, Mark, Record};
+use crate::state::{Evidence, SlotState, slot_state};
+use crate::units::{Group, Slot};
+
+/// Table, slots and their records.
+pub(super) struct View {
+    pub(super) loaded: Loaded,
+    pub(super) table: Table,
+    pub(super) slots: Slots,
+    /// The platform slot that runs, or why that is not known.
+    booted: Option<Slot>,
+    name: String,
+    policy: Policy,
+    holds: Vec<Held>,
+}
+
+/// What one slot holds.
+pub(super) struct Held {
+    pub(super) group: Group,
+    pub(super) slot: Slot,
+    pub(super) partition: Partition,
+    pub(super) content: Content,
+    pub(super) attributes: Attributes,
+    pub(super) state: SlotState,
+}
+
+impl Held {
+    pub(super) fn record(&self) -> Option<&Record> {
+        self.content.record()
+    }
+
+    pub(super) fn mark(&self) -> Option<&Mark> {
+        match &self.content {
+            Content::Whole(_, mark) => mark.as_ref(),
+            Content::Torn { .. } | Content::Nothing { .. } => None,
+        }
+    }
+}
+
+impl View {
+    pub(super) fn read(machine: &dyn Machine, policy: &Policy) -> Result<Self> {
+        let name = machine.name().to_owned();
+        let loaded = commit::load(&*machine.disk(), &name)?;
+        let table = loaded.table()?.clone();
+        let slots = Slots::resolve(&table, &name)?;
+        let booted = booted(machine, policy, &table, &slots)?;
+        let mut view = Self { loaded, table, slots, booted, name, policy: policy.clone(), holds: Vec::new() };
+        for group in Group::BOTH {
+            for slot in Slot::BOTH {
+                let Some(partition) = view.slots.get(group, slot).cloned() else { continue };
+                let device = machine.open_partition(&partition, Access::Read)?;
+                let content = Content::read(&*device, group, &partition.name)?;
+                let attributes = view.table.attributes(partition.number);
+                let state = slot_state(&Evidence {
+                    attributes,
+                    // No loader reads the software group: it goes by priority always.
+                    flag: if group == Group::Platform { policy.boot_flag } else { boot::BootFlag::Priority },
+                    content: &content,
+                    running: view.running(group) == Some(slot),
+                });
+                view.holds.push(Held { group, slot, partition, content, attributes, state });
+            }
+        }
+        Ok(view)
+    }
+
+    /// What a slot holds; `None` where the disk has no such slot.
+    pub(super) fn held(&self, group: Group, slot: Slot) -> Option<&Held> {
+        self.holds.iter().find(|held| held.group == group && held.slot == slot)
+    }
+
+    /// All slots: platform a, b, software a, b.
+    pub(super) fn all(&self) -> &[Held] {
+        &self.holds
+    }
+
+    /// The slot of a group that boots next by its flags.
+    pub(super) fn next(&self, group: Group) -> Option<Slot> {
+        boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag)
+    }
+
+    /// The slot of a group that runs: of the platform the booted one, of the software the selected one.
+    pub(super) fn running(&self, group: Group) -> Option<Slot> {
+        match group {
+            Group::Platform => self.booted,
+            Group::Software => self.next(group),
+        }
+    }
+
+    /// The platform slot that runs.
+    pub(super) fn booted(&self) -> Result<Slot> {
+        self.booted.ok_or_else(|| Error::NothingBoots { disk: self.name.clone() })
+    }
+
+    /// The slot of a group that an upgrade writes: the one that does not run.
+    pub(super) fn target(&self, group: Group) -> Result<Slot> {
+        match group {
+            Group::Platform => Ok(!self.booted()?),
+            // Before the first software image is installed none is selected.
+            Group::Software => Ok(self.next(group).map_or(Slot::A, |slot| !slot)),
+        }
+    }
+
+    /// The record of what runs in a group.
+    pub(super) fn running_record(&self, group: Group) -> Option<&Record> {
+        self.held(group, self.running(group)?)?.record()
+    }
+
+    /// The slots that are selected but not marked good.
+    pub(super) fn on_trial(&self) -> impl Iterator<Item = &Held> {
+        self.holds.iter().filter(|held| held.state == SlotState::Trial)
+    }
+}
+
+/// What the caller says, else what the kernel knows, else (disk images, disks of another machine) what would boot.
+fn booted(machine: &dyn Machine, policy: &Policy, table: &Table, slots: &Slots) -> Result<Option<Slot>> {
+    if policy.booted.is_some() {
+        return Ok(policy.booted);
+    }
+    let candidates = [Slot::A, Slot::B].map(|slot| slots.require(Group::Platform, slot).cloned());
+    let [a, b] = candidates;
+    match machine.booted_from(&[a?, b?])? {
+        Some(0) => Ok(Some(Slot::A)),
+        Some(_) => Ok(Some(Slot::B)),
+        None => Ok(boot::next_boot(table, slots, Group::Platform, policy.boot_flag)),
+    }
+}
