@@ -10,7 +10,8 @@ use crate::units::{Blake3, Group, Sha256, Slot};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of failure it was; the process exits with [`exit_code`](Self::exit_code).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Class {
     /// A defect of qstage or of the system below it. Exit code 1.
     Internal,
