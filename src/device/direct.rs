@@ -73,7 +73,7 @@ impl Direct {
         } else {
             return Err(failed(invalid("changed its kind while it was being opened")));
         };
-        if len % u64::from(block.bytes()) != 0 {
+        if !len.is_multiple_of(u64::from(block.bytes())) {
             return Err(failed(invalid(&format!(
                 "{len} bytes are not a whole number of {}-byte sectors: the image was cut off, or its sectors have another size",
                 block.bytes()

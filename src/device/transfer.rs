@@ -46,16 +46,13 @@ pub(crate) fn write_all(
 
 /// How far a transfer is after `got` more bytes. Zero would loop for ever; a rest that is not aligned could
 /// only be asked for with `EINVAL`, which would hide that the transfer was cut off.
-fn advance(
-    done: usize,
-    got: usize,
-    len: usize,
-    block: BlockSize,
-    ended: io::ErrorKind,
-) -> io::Result<usize> {
+fn advance(done: usize, got: usize, len: usize, block: BlockSize, ended: io::ErrorKind) -> io::Result<usize> {
     let now = done + got.min(len - done);
-    if got == 0 || (now < len && now % block.bytes() as usize != 0) {
-        return Err(io::Error::new(ended, format!("the device ended the transfer after {now} of {len} bytes")));
+    if got == 0 || (now < len && !now.is_multiple_of(block.bytes() as usize)) {
+        return Err(io::Error::new(
+            ended,
+            format!("the device ended the transfer after {now} of {len} bytes"),
+        ));
     }
     Ok(now)
 }
@@ -85,7 +82,7 @@ mod tests {
                     Some(n) => part.len().min((n - 2) * 512),
                     None => part.len(),
                 };
-                spoilt |= got < part.len() && (got == 0 || got % 512 != 0);
+                spoilt |= got < part.len() && (got == 0 || !got.is_multiple_of(512));
                 medium[at as usize..at as usize + got].copy_from_slice(&part[..got]);
                 Ok(got)
             });
@@ -103,7 +100,7 @@ mod tests {
                     Some(n) => part.len().min((n - 1) * 300),
                     None => part.len(),
                 };
-                spoilt |= got == 0 || (got < part.len() && (at as usize + got) % 512 != 0);
+                spoilt |= got == 0 || (got < part.len() && !(at as usize + got).is_multiple_of(512));
                 part[..got].copy_from_slice(&data[at as usize..at as usize + got]);
                 Ok(got)
             });
