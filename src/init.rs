@@ -14,7 +14,7 @@ pub struct InitSpec {
     pub size: Option<u64>,
     pub slot_size: u64,
     pub software_size: Option<u64>,
-    pub sector_size: Option<BlockSize>,
+    pub sector_size: BlockSize,
     pub force: bool,
     pub bundle: Option<Bundle>,
 }

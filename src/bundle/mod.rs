@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::host::source::Source;
 use crate::progress::{Cancel, Progress};
 use crate::units::{Blake3, Sha256};
 
@@ -13,7 +14,6 @@ fn stub<T>() -> Result<T> {
     Err(Error::Internal { what: "bundle stub".into() })
 }
 
-pub struct Source;
 pub struct Bundle;
 impl Bundle {
     pub fn open(_source: Source, _trust: &Trust) -> Result<Self> {

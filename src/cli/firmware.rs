@@ -60,7 +60,7 @@ struct ListArgs {
 impl ListArgs {
     fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
-        let blobs = Host::open(&settings)?.engine(settings.policy()).firmware_list(self.slot)?;
+        let blobs = Host::open_to_look(&settings)?.engine(settings.policy()).firmware_list(self.slot)?;
         output::result(Format::object_if(self.json), &blobs, |blobs, palette| {
             let rows = blobs.iter().map(|blob| {
                 let (size, hash) = (size::human(blob.size), blob.blake3.to_string());
@@ -92,7 +92,7 @@ struct ExtractArgs {
 impl ExtractArgs {
     fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
-        let host = Host::open(&settings)?;
+        let host = Host::open_to_look(&settings)?;
         let engine = host.engine(settings.policy());
         match &self.output {
             None => engine.firmware_extract(self.slot, &self.name, &mut Stdout::default()).map(|_| ()),

@@ -38,9 +38,9 @@ pub(super) struct InitArgs {
     #[arg(long, value_name = "SIZE", value_parser = size::parse_size)]
     software_size: Option<u64>,
 
-    /// Logical block size of the image file, 512 or 4096 bytes [default: 512]
+    /// Logical block size of an image file: 512 or 4096 [default: 512]
     ///
-    /// A block device says its own.
+    /// In bytes. A block device says its own.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
     sector_size: Option<BlockSize>,
 
@@ -67,10 +67,13 @@ impl InitArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::object_if(self.json);
         let settings = self.config.settings()?;
+        let cancel = machine::cancel_on_signals()?;
         let progress = Reporter::new(format);
         // The bundle is opened first: a disk must not be wiped for one that cannot be installed.
         let bundle = match &self.bundle {
-            Some(from) => Some(machine::bundle(from, &self.trust.open(&settings.trust, &progress)?)?),
+            Some(from) => {
+                Some(machine::bundle(from, &self.trust.open(&settings.trust, &progress)?, &cancel)?)
+            }
             None => None,
         };
         let spec = InitSpec {
@@ -78,11 +81,11 @@ impl InitArgs {
             size: self.size,
             slot_size: self.slot_size,
             software_size: self.software_size,
-            sector_size: self.sector_size.or(settings.sector_size),
+            sector_size: self.sector_size.unwrap_or(settings.sector_size),
             force: self.force,
             bundle,
         };
-        let report = init::init(spec, &progress, &machine::cancel_on_signals()?)?;
+        let report = init::init(spec, &progress, &cancel)?;
         drop(progress);
         output::result(format, &report, |report, _| {
             let installed = report.installed.as_ref().map_or_else(

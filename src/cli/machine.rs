@@ -3,10 +3,14 @@
 use std::path::Path;
 
 use super::config::Settings;
-use crate::bundle::{Bundle, Source, Trust};
+use super::output;
+use crate::bundle::{Bundle, Trust};
+use crate::device::Mode;
 use crate::engine::{Engine, Policy};
-use crate::error::Result;
-use crate::host::{self, FileJournal, LocalDisk};
+use crate::error::{Error, Result};
+use crate::host::record::FileJournal;
+use crate::host::source::{Source, open_source};
+use crate::host::{LocalDisk, signals};
 use crate::progress::Cancel;
 
 /// The disk and the state file of this run.
@@ -16,10 +20,19 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Opens what the settings name.
-    pub(super) fn open(settings: &Settings) -> Result<Self> {
-        let disk = LocalDisk::open(settings.disk()?, settings.sector_size)?;
-        Ok(Self { disk, journal: FileJournal::new(&settings.state_dir) })
+    /// For verbs that only look: works without the right to write.
+    pub(super) fn open_to_look(settings: &Settings) -> Result<Self> {
+        Self::open(settings, Mode::Read)
+    }
+
+    /// For verbs that change something.
+    pub(super) fn open_to_change(settings: &Settings) -> Result<Self> {
+        Self::open(settings, Mode::Write)
+    }
+
+    fn open(settings: &Settings, mode: Mode) -> Result<Self> {
+        let disk = LocalDisk::open(settings.disk()?, mode, settings.sector_size)?;
+        Ok(Self { disk, journal: FileJournal::new(&settings.state_dir, output::note) })
     }
 
     /// The engine on this disk.
@@ -29,16 +42,20 @@ impl Host {
 }
 
 /// Opens a source of bundle bytes: a path, or `-` for standard input.
-pub(super) fn source(from: &Path) -> Result<Source> {
-    host::open_source(from)
+pub(super) fn source(from: &Path, cancel: &Cancel) -> Result<Source> {
+    open_source(from, cancel)
 }
 
 /// Opens a bundle, which includes its signature.
-pub(super) fn bundle(from: &Path, trust: &Trust) -> Result<Bundle> {
-    Bundle::open(source(from)?, trust)
+pub(super) fn bundle(from: &Path, trust: &Trust, cancel: &Cancel) -> Result<Bundle> {
+    Bundle::open(source(from, cancel)?, trust)
 }
 
-/// A stop request that SIGINT and SIGTERM raise.
+/// A stop request that SIGINT and SIGTERM raise. Only verbs that look at it ask for it: the others, which are
+/// short, die by a signal as any program does, and a power cut is no worse.
 pub(super) fn cancel_on_signals() -> Result<Cancel> {
-    host::cancel_on_signals()
+    let cancel = Cancel::default();
+    signals::cancel_on_signals(&cancel)
+        .map_err(|problem| Error::Internal { what: format!("signal handlers: {problem}") })?;
+    Ok(cancel)
 }

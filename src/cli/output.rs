@@ -155,6 +155,11 @@ pub fn print_error(error: &Error, json: bool) {
     }
 }
 
+/// Tells people something although nothing failed. What cannot be printed is lost.
+pub(super) fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "qstage: note: {message}");
+}
+
 /// Colours, or none: only on a terminal, and not where `NO_COLOR` (<https://no-color.org>) is set.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Palette {

@@ -10,6 +10,7 @@ use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::{size, table};
 use crate::error::Result;
+use crate::progress::Cancel;
 use crate::state::{PlanReport, UpgradeType};
 
 /// Show what an upgrade would do, and what forbids it
@@ -36,9 +37,9 @@ impl PlanArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::object_if(self.json);
         let settings = self.machine.settings()?;
-        let host = Host::open(&settings)?;
+        let host = Host::open_to_look(&settings)?;
         let trust = self.trust.open(&settings.trust, &Reporter::new(format))?;
-        let bundle = machine::bundle(&self.bundle, &trust)?;
+        let bundle = machine::bundle(&self.bundle, &trust, &Cancel::default())?;
         let report = host.engine(settings.policy()).plan(&bundle)?;
         output::result(format, &report, human)
     }

@@ -80,9 +80,9 @@ impl PrepareArgs {
             origin: origin(&self.bundle),
         };
         let progress = Reporter::new(format);
-        let host = Host::open(&settings)?;
+        let host = Host::open_to_change(&settings)?;
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&self.bundle, &trust)?;
+        let bundle = machine::bundle(&self.bundle, &trust, &options.cancel)?;
         let report = host.engine(policy).prepare(bundle, &options, &progress)?;
         drop(progress);
         output::result(format, &report, human)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::output::{Event, Format, Stdout, json_line};
+use super::output::{Event, Format, Stdout, json_line, note};
 use super::pace::{Figures, Meter, Pace};
 use super::size;
 use crate::progress::{Phase, Progress};
@@ -129,9 +129,7 @@ impl View {
             Kind::Lines(out) => {
                 let _ = writeln!(out, "qstage: note: {message}");
             }
-            Kind::Bar(bar) => bar.suspend(|| {
-                let _ = writeln!(io::stderr(), "qstage: note: {message}");
-            }),
+            Kind::Bar(bar) => bar.suspend(|| note(message)),
         }
     }
 }

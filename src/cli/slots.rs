@@ -25,7 +25,7 @@ pub(super) struct SlotsArgs {
 impl SlotsArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
-        let report = Host::open(&settings)?.engine(settings.policy()).slots()?;
+        let report = Host::open_to_look(&settings)?.engine(settings.policy()).slots()?;
         output::result(Format::object_if(self.json), &report, human)
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct StatusArgs {
 impl StatusArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
-        let status = Host::open(&settings)?.engine(settings.policy()).status()?;
+        let status = Host::open_to_look(&settings)?.engine(settings.policy()).status()?;
         output::print(&output::json_line(&status)?)
     }
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::args::MachineArgs;
+use super::config::Settings;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
 use crate::engine::Engine;
@@ -31,7 +32,9 @@ pub(super) struct CommitArgs {
 
 impl CommitArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, |engine| engine.commit(self.dry_run))
+        // A dry run has no right to write, so it cannot, whatever the engine does.
+        let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
+        switch(&self.machine, self.json, open, |engine| engine.commit(self.dry_run))
     }
 }
 
@@ -55,7 +58,7 @@ pub(super) struct MarkGoodArgs {
 
 impl MarkGoodArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, |engine| engine.mark_good(self.slot))
+        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.mark_good(self.slot))
     }
 }
 
@@ -75,7 +78,7 @@ pub(super) struct RollBackArgs {
 
 impl RollBackArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, |engine| engine.roll_back())
+        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.roll_back())
     }
 }
 
@@ -95,17 +98,18 @@ pub(super) struct CancelArgs {
 
 impl CancelArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, |engine| engine.cancel())
+        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.cancel())
     }
 }
 
 fn switch(
     machine: &MachineArgs,
     json: bool,
+    open: fn(&Settings) -> Result<Host>,
     verb: impl FnOnce(&Engine<'_>) -> Result<SwitchReport>,
 ) -> Result<()> {
     let settings = machine.settings()?;
-    let host = Host::open(&settings)?;
+    let host = open(&settings)?;
     let report = verb(&host.engine(settings.policy()))?;
     output::result(Format::object_if(json), &report, human)
 }

@@ -54,7 +54,7 @@ impl VerifyArgs {
         let cancel = machine::cancel_on_signals()?;
         let progress = Reporter::new(format);
         if let Some(slot) = self.slot {
-            let host = Host::open(&settings)?;
+            let host = Host::open_to_look(&settings)?;
             let report = host.engine(settings.policy()).scrub(slot, self.group, jobs, &cancel, &progress)?;
             drop(progress);
             return output::result(format, &report, |report, palette| {
@@ -69,7 +69,7 @@ impl VerifyArgs {
         // clap has seen to it that one of the two is there.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let report = bundle::verify(machine::source(&from)?, &trust, jobs, &progress, &cancel)?;
+        let report = bundle::verify(machine::source(&from, &cancel)?, &trust, jobs, &progress, &cancel)?;
         drop(progress);
         output::result(format, &report, |report, palette| {
             let signature = report.signed_by.as_ref().map_or_else(

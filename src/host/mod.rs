@@ -1,12 +1,25 @@
 //! The machine behind traits: disks and partitions of the kernel, bundle sources, the state file. The engine
 //! is tested against other implementations.
 
-mod stub;
+mod booted;
+pub mod cmdline;
+#[cfg(test)]
+mod fake_kernel;
+pub mod kernel;
+mod local;
+mod lock;
+pub mod mapped;
+pub mod mountinfo;
+pub mod record;
+pub mod signals;
+pub mod source;
+pub mod throttle;
+mod usage;
+
+pub use local::LocalDisk;
 
 use std::any::Any;
 use std::sync::Arc;
-
-pub use stub::{FileJournal, Journal, LocalDisk, cancel_on_signals, open_source};
 
 use crate::device::BlockDevice;
 use crate::error::Result;
