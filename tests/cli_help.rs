@@ -109,6 +109,26 @@ fn the_help_lists_every_exit_code() {
     }
 }
 
+/// The README repeats what the code says; here is who notices when only one of them changes.
+#[test]
+fn the_readme_lists_exit_codes_verbs_and_keys() {
+    let readme = include_str!("../README.md");
+    for (_, class) in qstage::error::Error::ALL {
+        let name = serde_json::to_value(class).unwrap();
+        let row = format!("| {} | `{}` |", class.exit_code(), name.as_str().unwrap());
+        assert!(readme.contains(&row), "{row}");
+    }
+    for verb in VERBS {
+        assert!(readme.contains(&format!("`{verb}")), "{verb}");
+    }
+    let sample = include_str!("../fixtures/config.toml");
+    let keys: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).collect();
+    assert_eq!(keys.len(), 9);
+    for (key, _) in keys {
+        assert!(readme.contains(&format!("| `{key}` |")), "{key}");
+    }
+}
+
 #[test]
 fn completions_are_accepted_by_their_shells() {
     for (shell, check) in [("bash", "bash -n"), ("zsh", "zsh -n"), ("fish", "fish -n")] {
