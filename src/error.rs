@@ -10,7 +10,8 @@ use crate::units::{Blake3, Group, Sha256, Slot};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of failure it was; the process exits with [`exit_code`](Self::exit_code).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Class {
     /// A defect of qstage or of the system below it. Exit code 1.
     Internal,
@@ -230,6 +231,9 @@ errors! {
     /// The place refuses O_DIRECT.
     NoDirectIo { path: PathBuf } => Io, "NO_DIRECT_IO",
         ("{} cannot be opened with O_DIRECT: its file system does not support it; use another one", .path.display());
+    /// O_DIRECT works here, but only in units larger than the sectors of the image.
+    DirectIoUnit { path: PathBuf, sector: u32, unit: u64 } => Io, "DIRECT_IO_UNIT",
+        ("{} has sectors of {sector} bytes, its file system does direct I/O in units of {unit} only; attach it (losetup --show -f FILE) and give the loop device, or move it to a disk with {sector}-byte sectors", .path.display());
     /// A read from a device failed.
     Read { what: String, at: u64, len: usize, source: io::Error } => Io, "READ",
         ("reading {what}, {len} bytes at byte {at}: {source}");

@@ -1,10 +1,39 @@
-//! placeholder
+//! `qstage` stages signed `.qimg` upgrade bundles into the inactive A/B slot of a GPT disk and switches to them in one
+//! power-cut-safe write.
+//!
+//! ```text
+//!   .qimg file, pipe ──▶ host::source ──▶ bundle: bounds, signature, index ──▶ feed of frames
+//!                                                                               │
+//!        ┌──────────────────────────────────────────────────────────────────────┘
+//!        ▼
+//!   stage: workers decompress, verify, write O_DIRECT ──▶ barrier ──▶ read back ──▶ slot record
+//!        │                                                                            │
+//!        ▼                                                                            ▼
+//!   boot: table in, table out ──▶ gpt::plan: writes and barriers ──▶ commit: apply, re-read, second reader
+//! ```
+//!
+//! Modules by layer; each knows those below it only.
+//!
+//! | layer | modules |
+//! |---|---|
+//! | shell | [`cli`]: arguments, rendering, exit codes |
+//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks |
+//! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
+//! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
+//! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`state`]: what is shown |
+//! | ground | [`error`], [`units`], [`version`], [`progress`], [`workers`] |
+
 pub mod boot;
 pub mod bundle;
+pub mod cli;
+pub mod commit;
 pub mod device;
+pub mod engine;
 pub mod error;
 pub mod gpt;
 pub mod host;
+pub mod init;
+pub mod pack;
 pub mod progress;
 pub mod slot;
 pub mod stage;
@@ -12,3 +41,7 @@ pub mod state;
 pub mod units;
 pub mod version;
 pub mod workers;
+
+pub use bundle::{Bundle, Source, Trust};
+pub use engine::{Engine, Policy, PrepareOptions};
+pub use error::{Error, Result};

@@ -1,14 +1,21 @@
 //! Storage as the engine sees it: positional, block-aligned, with a barrier. Nothing above this module
 //! knows whether a device is a disk, a partition, a file or memory; faults are injected by decorators in tests.
 
+mod barrier;
 mod buffer;
+mod direct;
 mod memory;
+pub(crate) mod number;
 mod region;
+mod transfer;
 
 use std::io;
 
 pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT};
+pub(crate) use direct::open_for_lock;
+pub use direct::{Direct, Mode};
 pub use memory::MemoryDevice;
+pub use number::DeviceNumber;
 pub use region::Region;
 
 use crate::error::{Error, Result};

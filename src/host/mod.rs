@@ -1,7 +1,23 @@
 //! The machine behind traits: disks and partitions of the kernel, bundle sources, the state file. The engine
 //! is tested against other implementations.
 
+mod booted;
+pub mod cmdline;
+#[cfg(test)]
+mod fake_kernel;
+pub mod kernel;
+mod local;
+mod lock;
+pub mod mapped;
+pub mod mountinfo;
+pub mod record;
+pub mod signals;
 pub mod signer;
+pub mod source;
+pub mod throttle;
+mod usage;
+
+pub use local::LocalDisk;
 
 use std::any::Any;
 use std::sync::Arc;

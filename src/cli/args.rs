@@ -1,0 +1,249 @@
+//! The list of verbs and the flags that several of them share.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use super::config::{Config, Settings};
+use super::{
+    firmware, init, inspect, manual, pack, plan, prepare, sign, size, slots, status, switch, verify,
+};
+use crate::boot::BootFlag;
+use crate::bundle::Trust;
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::units::{BlockSize, Slot};
+
+const AFTER_HELP: &str = "\
+An upgrade: qstage prepare x.qimg && qstage commit && reboot; when the new
+slot runs well: qstage mark-good. Nothing that runs is touched before commit.
+
+Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
+4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
+failed, 8 stopped by a signal.";
+
+/// Upgrade an A/B appliance: stage signed bundles, switch in one write
+///
+/// qstage writes a signed .qimg bundle into the slot that does not run, reads it
+/// back, and then switches slots with a single sector write that a power cut cannot
+/// tear.
+#[derive(Debug, Parser)]
+#[command(name = "qstage", version, max_term_width = 80, after_help = AFTER_HELP)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Pack(pack::PackArgs),
+    Sign(sign::SignArgs),
+    Inspect(inspect::InspectArgs),
+    Verify(verify::VerifyArgs),
+    Init(init::InitArgs),
+    Plan(plan::PlanArgs),
+    Prepare(prepare::PrepareArgs),
+    Commit(switch::CommitArgs),
+    MarkGood(switch::MarkGoodArgs),
+    RollBack(switch::RollBackArgs),
+    Cancel(switch::CancelArgs),
+    Status(status::StatusArgs),
+    Slots(slots::SlotsArgs),
+    Firmware(firmware::FirmwareArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
+}
+
+impl Cli {
+    /// Does what the command line asks for and prints the result, but not the error.
+    pub fn run(&self) -> Result<()> {
+        match &self.verb {
+            Verb::Pack(args) => args.run(),
+            Verb::Sign(args) => args.run(),
+            Verb::Inspect(args) => args.run(),
+            Verb::Verify(args) => args.run(),
+            Verb::Init(args) => args.run(),
+            Verb::Plan(args) => args.run(),
+            Verb::Prepare(args) => args.run(),
+            Verb::Commit(args) => args.run(),
+            Verb::MarkGood(args) => args.run(),
+            Verb::RollBack(args) => args.run(),
+            Verb::Cancel(args) => args.run(),
+            Verb::Status(args) => args.run(),
+            Verb::Slots(args) => args.run(),
+            Verb::Firmware(args) => args.run(),
+            Verb::Completions(args) => args.run(),
+            Verb::Man(args) => args.run(),
+        }
+    }
+
+    /// Whether the caller is a program, which wants an error on standard output too.
+    pub const fn wants_json(&self) -> bool {
+        match &self.verb {
+            Verb::Pack(args) => args.json,
+            Verb::Sign(args) => args.json,
+            Verb::Inspect(args) => args.json,
+            Verb::Verify(args) => args.json,
+            Verb::Init(args) => args.json,
+            Verb::Plan(args) => args.json,
+            Verb::Prepare(args) => args.json,
+            Verb::Commit(args) => args.json,
+            Verb::MarkGood(args) => args.json,
+            Verb::RollBack(args) => args.json,
+            Verb::Cancel(args) => args.json,
+            Verb::Slots(args) => args.json,
+            Verb::Firmware(args) => args.wants_json(),
+            // The seven keys are all that status ever prints; a reader of it must not meet other objects.
+            Verb::Status(_) | Verb::Completions(_) | Verb::Man(_) => false,
+        }
+    }
+}
+
+/// `--config`: for verbs that use the trusted keys or the rates of the configuration.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// Configuration file [default: /etc/qstage/config.toml]
+    ///
+    /// Options of the command line override it. The default file may be missing; a
+    /// file that is named here may not.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The configuration with its defaults.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        Ok(Config::load(self.config.as_deref())?.into_settings())
+    }
+}
+
+/// The flags that say on which machine a verb works.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(super) struct MachineArgs {
+    /// Disk with the slots: a block device or an image file
+    ///
+    /// A whole disk, not a partition. Required here or as 'disk' in the
+    /// configuration.
+    #[arg(long, short, value_name = "DISK")]
+    disk: Option<PathBuf>,
+
+    /// Which bits of the partition table say what boots [default: priority]
+    #[arg(long, value_name = "KIND")]
+    boot_flag: Option<BootFlag>,
+
+    /// Slot that runs, where it cannot be told from the kernel: a or b
+    ///
+    /// Needed for image files and for disks that this machine did not boot from.
+    #[arg(long, value_name = "SLOT")]
+    booted: Option<Slot>,
+
+    /// Logical block size of an image file: 512 or 4096 [default: 512]
+    ///
+    /// In bytes. A block device says its own.
+    #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
+    sector_size: Option<BlockSize>,
+
+    /// Directory of the state file [default: /var/lib/qstage]
+    ///
+    /// It holds the last error and the origin of a bundle for 'status'. It may be
+    /// lost at any time: what is installed is written in the slots themselves.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl MachineArgs {
+    /// What the command line says, then the configuration, then the defaults.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        let mut settings = self.config.settings()?;
+        settings.booted = self.booted;
+        settings.boot_flag = self.boot_flag.unwrap_or(settings.boot_flag);
+        settings.sector_size = self.sector_size.unwrap_or(settings.sector_size);
+        settings.disk = self.disk.clone().or(settings.disk);
+        settings.state_dir = self.state_dir.clone().unwrap_or(settings.state_dir);
+        Ok(settings)
+    }
+}
+
+/// The flags that say whose bundles are accepted.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Trust")]
+pub(super) struct TrustArgs {
+    /// Keys that may sign [default: /etc/qstage/allowed_signers]
+    ///
+    /// An OpenSSH allowed_signers file, see ssh-keygen(1). Several keys may stand in
+    /// it, so that one can be replaced by another.
+    #[arg(long, value_name = "FILE")]
+    trust: Option<PathBuf>,
+
+    /// Accept a bundle without looking at its signature: development only
+    ///
+    /// Anybody who can hand over a bundle then owns the machine.
+    #[arg(long, conflicts_with = "trust")]
+    unsigned_for_development: bool,
+}
+
+impl TrustArgs {
+    /// The trusted keys, those of the command line before those of the configuration.
+    pub(super) fn open(&self, configured: &Path, progress: &dyn Progress) -> Result<Trust> {
+        if self.unsigned_for_development {
+            progress.notice("the signature is not checked (--unsigned-for-development)");
+            return Ok(Trust::dangerously_unsigned());
+        }
+        Trust::allowed_signers(self.trust.as_deref().unwrap_or(configured))
+    }
+}
+
+/// `--jobs`.
+#[derive(Debug, Args)]
+pub(super) struct JobsArgs {
+    /// Worker threads [default: processor cores + 2]
+    #[arg(long, short, value_name = "N")]
+    pub(super) jobs: Option<NonZeroUsize>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_line_overrides_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(
+            &file,
+            "disk = \"/dev/one\"\nboot_flag = \"legacy\"\nstate_dir = \"/one\"\nsector_size = 4096\n",
+        )
+        .unwrap();
+        let parse = |more: &[&str]| {
+            let mut line = vec!["qstage", "status", "--config", file.to_str().unwrap()];
+            line.extend(more);
+            let Verb::Status(args) = Cli::try_parse_from(line).unwrap().verb else { panic!("another verb") };
+            args.machine.settings().unwrap()
+        };
+        let of_file = parse(&[]);
+        assert_eq!(of_file.disk.as_deref(), Some(Path::new("/dev/one")));
+        assert_eq!(of_file.boot_flag, BootFlag::Legacy);
+        assert_eq!(of_file.state_dir, Path::new("/one"));
+        assert_eq!(of_file.sector_size, BlockSize::B4096);
+        let all =
+            ["--disk", "/two", "--boot-flag", "priority", "--state-dir", "/two", "--sector-size", "512"];
+        let overridden = parse(&all);
+        assert_eq!(overridden.disk.as_deref(), Some(Path::new("/two")));
+        assert_eq!(overridden.boot_flag, BootFlag::Priority);
+        assert_eq!(overridden.state_dir, Path::new("/two"));
+        assert_eq!(overridden.sector_size, BlockSize::B512);
+    }
+}

@@ -1,0 +1,223 @@
+//! The configuration file, `/etc/qstage/config.toml`. Every key is optional; `fixtures/config.toml` explains
+//! them. Precedence: command line, file, default.
+
+use std::fs;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use super::size;
+use crate::boot::BootFlag;
+use crate::engine::Policy;
+use crate::error::{Error, Result};
+use crate::units::{BlockSize, Slot};
+
+/// Where the file is looked for unless `--config` names one.
+const DEFAULT_PATH: &str = "/etc/qstage/config.toml";
+/// The largest number of tries that bits 52-55 of a partition entry hold.
+const MAX_TRIES: u8 = 15;
+
+/// The file as it is written. An unknown key is an error: a misspelt `boot_flag` must not go unnoticed.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    disk: Option<PathBuf>,
+    product: Option<String>,
+    trust: Option<PathBuf>,
+    boot_flag: Option<BootFlag>,
+    #[serde(default, deserialize_with = "tries")]
+    tries: Option<u8>,
+    #[serde(default, deserialize_with = "sector_size")]
+    sector_size: Option<BlockSize>,
+    state_dir: Option<PathBuf>,
+    jobs: Option<NonZeroUsize>,
+    #[serde(default, deserialize_with = "rate")]
+    max_rate: Option<u64>,
+}
+
+/// What holds after command line, file and defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// The disk; there is no default.
+    pub(super) disk: Option<PathBuf>,
+    /// The name that a bundle's product must have; `None`: that of the running slot.
+    pub(super) product: Option<String>,
+    /// The `allowed_signers` file.
+    pub(super) trust: PathBuf,
+    /// Which bits rule.
+    pub(super) boot_flag: BootFlag,
+    /// The slot that runs; `None`: ask the kernel. On the command line only: a file would not change at a switch.
+    pub(super) booted: Option<Slot>,
+    /// Boot attempts of a slot on trial.
+    pub(super) tries: u8,
+    /// Logical block size of an image file.
+    pub(super) sector_size: BlockSize,
+    /// Directory of the state file.
+    pub(super) state_dir: PathBuf,
+    /// Worker threads; `None`: by the number of cores.
+    pub(super) jobs: Option<NonZeroUsize>,
+    /// Bytes per second written at most.
+    pub(super) max_rate: Option<u64>,
+}
+
+impl Config {
+    /// Reads the named file, or the default one, which may be missing.
+    pub(super) fn load(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|problem| Error::Config { path: path.into(), problem }),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Error::Config { path: path.into(), problem: error.to_string() }),
+        }
+    }
+
+    /// Parses the text of a file; a problem is told with its line.
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
+            let message = error.message().trim_end().replace('\n', ", ");
+            match error.span() {
+                Some(span) => {
+                    let before = text.get(..span.start).unwrap_or(text);
+                    format!("line {}: {message}", before.matches('\n').count() + 1)
+                }
+                None => message,
+            }
+        })
+    }
+
+    /// Fills in the defaults.
+    pub(super) fn into_settings(self) -> Settings {
+        Settings {
+            disk: self.disk,
+            product: self.product,
+            trust: self.trust.unwrap_or_else(|| "/etc/qstage/allowed_signers".into()),
+            boot_flag: self.boot_flag.unwrap_or_default(),
+            booted: None,
+            tries: self.tries.unwrap_or(3),
+            sector_size: self.sector_size.unwrap_or(BlockSize::B512),
+            state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),
+            jobs: self.jobs,
+            max_rate: self.max_rate,
+        }
+    }
+}
+
+impl Settings {
+    /// The disk, which somebody must have named.
+    pub(super) fn disk(&self) -> Result<&Path> {
+        self.disk.as_deref().ok_or_else(|| Error::Argument {
+            what: "--disk".to_owned(),
+            problem: format!("no disk is named; give --disk DISK or set 'disk' in {DEFAULT_PATH}"),
+        })
+    }
+
+    /// The engine's rules, none of them overridden.
+    pub(super) fn policy(&self) -> Policy {
+        Policy {
+            boot_flag: self.boot_flag,
+            booted: self.booted,
+            product: self.product.clone(),
+            tries: self.tries,
+            ..Policy::default()
+        }
+    }
+}
+
+fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    let tries = u8::deserialize(deserializer)?;
+    if (1..=MAX_TRIES).contains(&tries) {
+        Ok(Some(tries))
+    } else {
+        Err(D::Error::custom(format!("tries is {tries}, allowed is 1 to {MAX_TRIES}")))
+    }
+}
+
+fn sector_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {
+    let bytes = u32::deserialize(deserializer)?;
+    BlockSize::from_bytes(bytes)
+        .map(Some)
+        .ok_or_else(|| D::Error::custom(format!("sector_size is {bytes}, allowed are 512 and 4096")))
+}
+
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size::parse_rate(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/config.toml"));
+
+    /// The sample with its options in force: they stand in it as comments, `#key = value`.
+    fn sample_in_force() -> String {
+        let is_option = |line: &str| {
+            line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+        };
+        SAMPLE
+            .lines()
+            .map(|line| if is_option(line) { &line[1..] } else { line })
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn the_sample_changes_nothing_as_it_is() {
+        assert_eq!(Config::parse(SAMPLE).unwrap(), Config::default());
+    }
+
+    /// Comments rot. With its options in force the sample must name every key, and the value that it shows
+    /// must be the default wherever there is one.
+    #[test]
+    fn the_sample_shows_every_key_and_the_true_defaults() {
+        let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate } =
+            Config::parse(&sample_in_force()).unwrap();
+        assert!(disk.is_some() && product.is_some(), "keys without a default");
+        assert!(jobs.is_some() && max_rate.is_some(), "keys whose default is automatic");
+        assert!(
+            sector_size.is_some()
+                && trust.is_some()
+                && boot_flag.is_some()
+                && tries.is_some()
+                && state_dir.is_some()
+        );
+        let shown = Config { trust, boot_flag, tries, sector_size, state_dir, ..Config::default() };
+        assert_eq!(shown.into_settings(), Config::default().into_settings());
+    }
+
+    #[test]
+    fn problems_name_their_line() {
+        for (text, problem) in [
+            ("disk = \"/dev/x\"\nboot_flags = \"legacy\"\n", "line 2: unknown field `boot_flags`"),
+            ("\n\ntries = 16\n", "line 3: tries is 16, allowed is 1 to 15"),
+            ("tries = 0", "line 1: tries is 0"),
+            ("\nsector_size = 1024", "line 2: sector_size is 1024"),
+            ("max_rate = \"10MB\"", "line 1: 'MB' is ambiguous"),
+            ("jobs = 0", "line 1: "),
+            ("\ndisk = ", "line 2: "),
+            ("boot_flag = \"grub\"", "line 1: unknown variant `grub`"),
+        ] {
+            let got = Config::parse(text).unwrap_err();
+            assert!(got.starts_with(problem), "{text:?}: {got}");
+            assert!(!got.contains('\n'), "{got}");
+        }
+    }
+
+    #[test]
+    fn only_the_default_file_may_be_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Config::load(Some(&dir.path().join("none.toml"))).unwrap_err();
+        assert_eq!(error.code(), "UPGRADE_ERROR_CONFIG");
+        assert!(error.to_string().contains("none.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_disk_names_the_remedy() {
+        let error = Config::default().into_settings().disk().unwrap_err();
+        assert_eq!(error.class().exit_code(), 2);
+        assert!(error.to_string().contains("--disk DISK"), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! `qstage inspect`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::{self, Format, Palette};
+use super::{machine, size, table};
+use crate::bundle::{Summary, Trust};
+use crate::error::Result;
+use crate::progress::Cancel;
+
+/// Show what a bundle holds
+///
+/// The signature is checked only if --trust names the keys; without it anything shown
+/// here may be forged. The images themselves are not read: 'qstage verify' does that.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// Bundle to look at; '-' is standard input
+    bundle: PathBuf,
+
+    /// Check the signature against this OpenSSH allowed_signers file
+    #[arg(long, value_name = "FILE")]
+    trust: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl InspectArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        // Showing is not acting: nothing that an unverified manifest says is used but to print it.
+        let trust = match &self.trust {
+            Some(file) => Trust::allowed_signers(file)?,
+            None => Trust::dangerously_unsigned(),
+        };
+        let summary = machine::bundle(&self.bundle, &trust, &Cancel::default())?.summary();
+        output::result(Format::object_if(self.json), &summary, human)
+    }
+}
+
+fn human(summary: &Summary, palette: Palette) -> String {
+    let created = summary.created.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let mut text = table::facts(&[
+        ("product", summary.product.clone()),
+        ("version", summary.version.clone()),
+        (
+            "upgrades",
+            summary.min_version.as_ref().map_or("any version".into(), |min| format!("{min} or later")),
+        ),
+        ("epoch", summary.epoch.to_string()),
+        ("created", created.map_or("unknown".into(), |time| time.to_string())),
+        (
+            "signature",
+            summary.signed_by.as_ref().map_or_else(
+                || palette.warn("not checked (--trust FILE checks it)"),
+                |signer| palette.good(&format!("good, by {signer}")),
+            ),
+        ),
+    ]);
+    let rows = summary.payloads.iter().map(|payload| {
+        vec![
+            payload.name.as_str().into(),
+            payload.version.as_str().into(),
+            size::human(payload.size).into(),
+            size::human(payload.compressed).into(),
+            size::human(payload.frame_size.into()).into(),
+            payload.blake3.to_string()[..16].into(),
+        ]
+    });
+    text.push('\n');
+    text += &table::render(
+        &["PAYLOAD", "VERSION", ">SIZE", ">PACKED", ">FRAME", "BLAKE3 (BEGINNING)"],
+        rows.collect(),
+        palette,
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::PayloadSummary;
+    use crate::units::{Blake3, Sha256};
+
+    #[test]
+    fn an_unchecked_signature_is_said_to_be_so() {
+        let mut summary = Summary {
+            product: "appliance".into(),
+            version: "1.1".into(),
+            created: Some(1_700_000_000),
+            payloads: vec![PayloadSummary {
+                name: "platform".into(),
+                version: "1.1".into(),
+                size: 64 << 20,
+                compressed: 20 << 20,
+                frame_size: 1 << 20,
+                blake3: Blake3([0xab; 32]),
+                sha256: Sha256([0; 32]),
+            }],
+            ..Summary::default()
+        };
+        assert_eq!(
+            human(&summary, Palette::PLAIN),
+            "product    appliance\n\
+             version    1.1\n\
+             upgrades   any version\n\
+             epoch      0\n\
+             created    2023-11-14T22:13:20Z\n\
+             signature  not checked (--trust FILE checks it)\n\
+             \n\
+             PAYLOAD   VERSION      SIZE    PACKED    FRAME  BLAKE3 (BEGINNING)\n\
+             platform  1.1      64.0 MiB  20.0 MiB  1.0 MiB  abababababababab\n"
+        );
+        summary.signed_by = Some("release@example.org".into());
+        assert!(human(&summary, Palette::PLAIN).contains("signature  good, by release@example.org\n"));
+    }
+}

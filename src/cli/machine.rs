@@ -1,0 +1,61 @@
+//! The one place of the command line that knows how the machine's parts are had.
+
+use std::path::Path;
+
+use super::config::Settings;
+use super::output;
+use crate::bundle::{Bundle, Trust};
+use crate::device::Mode;
+use crate::engine::{Engine, Policy};
+use crate::error::{Error, Result};
+use crate::host::record::FileJournal;
+use crate::host::source::{Source, open_source};
+use crate::host::{LocalDisk, signals};
+use crate::progress::Cancel;
+
+/// The disk and the state file of this run.
+pub(super) struct Host {
+    disk: LocalDisk,
+    journal: FileJournal,
+}
+
+impl Host {
+    /// For verbs that only look: works without the right to write.
+    pub(super) fn open_to_look(settings: &Settings) -> Result<Self> {
+        Self::open(settings, Mode::Read)
+    }
+
+    /// For verbs that change something.
+    pub(super) fn open_to_change(settings: &Settings) -> Result<Self> {
+        Self::open(settings, Mode::Write)
+    }
+
+    fn open(settings: &Settings, mode: Mode) -> Result<Self> {
+        let disk = LocalDisk::open(settings.disk()?, mode, settings.sector_size)?;
+        Ok(Self { disk, journal: FileJournal::new(&settings.state_dir, output::note) })
+    }
+
+    /// The engine on this disk.
+    pub(super) fn engine(&self, policy: Policy) -> Engine<'_> {
+        Engine::new(&self.disk, &self.journal, policy)
+    }
+}
+
+/// Opens a source of bundle bytes: a path, or `-` for standard input.
+pub(super) fn source(from: &Path, cancel: &Cancel) -> Result<Source> {
+    open_source(from, cancel)
+}
+
+/// Opens a bundle, which includes its signature.
+pub(super) fn bundle(from: &Path, trust: &Trust, cancel: &Cancel) -> Result<Bundle> {
+    Bundle::open(source(from, cancel)?, trust)
+}
+
+/// A stop request that SIGINT and SIGTERM raise. Only verbs that look at it ask for it: the others, which are
+/// short, die by a signal as any program does, and a power cut is no worse.
+pub(super) fn cancel_on_signals() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    signals::cancel_on_signals(&cancel)
+        .map_err(|problem| Error::Internal { what: format!("signal handlers: {problem}") })?;
+    Ok(cancel)
+}

@@ -1,0 +1,52 @@
+//! `qstage man` and `qstage completions`: made from the same definition as `--help`, so they cannot differ.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::args::Cli;
+use super::output;
+use crate::error::{Error, Result};
+
+/// Write the manual pages
+///
+/// Without DIR, qstage(1) goes to standard output. With DIR, one page per verb is
+/// written into it, such as qstage-prepare.1.
+#[derive(Debug, Args)]
+pub(super) struct ManArgs {
+    /// Existing directory to write the pages into
+    dir: Option<PathBuf>,
+}
+
+impl ManArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        if let Some(dir) = &self.dir {
+            let failed = |source| Error::Output { path: dir.clone(), source };
+            return clap_mangen::generate_to(Cli::command(), dir).map_err(failed);
+        }
+        let mut page = Vec::new();
+        // A vector takes all; what fails here is the generator.
+        clap_mangen::Man::new(Cli::command())
+            .render(&mut page)
+            .map_err(|problem| Error::Internal { what: format!("the manual page: {problem}") })?;
+        output::print(&String::from_utf8_lossy(&page))
+    }
+}
+
+/// Print the completions of a shell
+///
+/// For bash: qstage completions bash > /etc/bash_completion.d/qstage
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// Shell to complete in
+    shell: Shell,
+}
+
+impl CompletionsArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "qstage", &mut script);
+        output::print(&String::from_utf8_lossy(&script))
+    }
+}

@@ -1,0 +1,36 @@
+//! The command line: a thin shell over [`engine`](crate::engine) and [`bundle`](crate::bundle) that holds no
+//! upgrade logic.
+//!
+//! ```text
+//! main -> args (clap) -> one file per verb -> engine, bundle
+//!           |                 |
+//!         config          output, progress (human, JSON)
+//! ```
+//!
+//! One file per verb holds its flags, its help and its printing; a verb's documentation comment *is* its help
+//! and its manual page. `args` has the flags that several verbs share, `config` the file behind them, and
+//! `machine` is the one place that knows how a disk, a bundle source and the signals are had.
+
+mod args;
+mod config;
+mod firmware;
+mod init;
+mod inspect;
+mod machine;
+mod manual;
+mod output;
+mod pace;
+mod pack;
+mod plan;
+mod prepare;
+mod progress;
+mod sign;
+mod size;
+mod slots;
+mod status;
+mod switch;
+mod table;
+mod verify;
+
+pub use args::Cli;
+pub use output::print_error;

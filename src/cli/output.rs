@@ -1,0 +1,259 @@
+//! Standard output: results for people or for machines. Progress and messages go to standard error, so that
+//! a pipe carries the result alone.
+
+use std::error::Error as _;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::error::{Class, Error, Result};
+
+/// How a verb prints what came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Text for people.
+    Human,
+    /// One JSON object.
+    Object,
+    /// JSON lines: progress events while it runs, then one `result` or `error` event.
+    Lines,
+}
+
+impl Format {
+    /// The format of a verb that shows its result alone.
+    pub(super) const fn object_if(json: bool) -> Self {
+        if json { Self::Object } else { Self::Human }
+    }
+
+    /// The format of a verb that shows progress.
+    pub(super) const fn lines_if(json: bool) -> Self {
+        if json { Self::Lines } else { Self::Human }
+    }
+}
+
+/// Version of the events; raised when a key changes its meaning, not when one is added.
+const EVENT_VERSION: u8 = 1;
+
+/// One line of the JSON lines. The keys that every event has come first, then those of its kind.
+#[derive(Serialize)]
+pub(super) struct Event<'a, T: Serialize> {
+    v: u8,
+    event: &'a str,
+    #[serde(flatten)]
+    body: T,
+}
+
+impl<'a, T: Serialize> Event<'a, T> {
+    pub(super) const fn new(event: &'a str, body: T) -> Self {
+        Self { v: EVENT_VERSION, event, body }
+    }
+}
+
+/// Body of an `error` event.
+#[derive(Serialize)]
+struct Failure {
+    code: &'static str,
+    class: Class,
+    message: String,
+}
+
+/// Serialises to one line with its end.
+pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
+    let mut text = serde_json::to_string(value)
+        .map_err(|problem| Error::Internal { what: format!("a report is no JSON: {problem}") })?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// Prints the result of a verb.
+pub(super) fn result<T: Serialize>(
+    format: Format,
+    report: &T,
+    human: impl FnOnce(&T, Palette) -> String,
+) -> Result<()> {
+    print(&match format {
+        Format::Human => human(report, Palette::of_stdout()),
+        Format::Object => json_line(report)?,
+        Format::Lines => json_line(&Event::new("result", report))?,
+    })
+}
+
+/// Writes text to standard output.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = Stdout::default();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(stdout_failed)
+}
+
+fn stdout_failed(source: io::Error) -> Error {
+    Error::Output { path: PathBuf::from("standard output"), source }
+}
+
+/// Standard output that outlives its reader. `qstage prepare --json | head -1` must neither panic nor stop
+/// half-way, and its exit code must say what became of the disk, not of the pipe.
+#[derive(Default)]
+pub(super) struct Stdout {
+    gone: bool,
+}
+
+impl Stdout {
+    fn tolerate<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.gone = true;
+                Ok(instead)
+            }
+            other => other,
+        }
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if self.gone {
+            return Ok(buf.len());
+        }
+        let result = io::stdout().lock().write(buf);
+        self.tolerate(result, buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.gone {
+            return Ok(());
+        }
+        let result = io::stdout().lock().flush();
+        self.tolerate(result, ())
+    }
+}
+
+/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice.
+pub(super) fn sentence(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Prints an error: a line on standard error and, for machines, an `error` event on standard output. To be
+/// called from `main` only. What cannot be printed is lost; the exit code still tells the class.
+pub fn print_error(error: &Error, json: bool) {
+    let message = sentence(error);
+    let code = error.code();
+    let _ = writeln!(io::stderr(), "qstage: error: {message} [{code}]");
+    if json {
+        let failure = Failure { code, class: error.class(), message };
+        if let Ok(line) = json_line(&Event::new("error", failure)) {
+            let _ = print(&line);
+        }
+    }
+}
+
+/// Tells people something although nothing failed. What cannot be printed is lost.
+pub(super) fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "qstage: note: {message}");
+}
+
+/// Colours, or none: only on a terminal, and not where `NO_COLOR` (<https://no-color.org>) is set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Palette {
+    coloured: bool,
+}
+
+impl Palette {
+    /// No colours.
+    #[cfg(test)]
+    pub(super) const PLAIN: Self = Self { coloured: false };
+    /// Colours.
+    #[cfg(test)]
+    pub(super) const COLOURED: Self = Self { coloured: true };
+
+    fn of_stdout() -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
+        Self { coloured: wanted && io::stdout().is_terminal() }
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// For what is as it should be.
+    pub(super) fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    /// For what waits for somebody.
+    pub(super) fn warn(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    /// For what is wrong.
+    pub(super) fn bad(self, text: &str) -> String {
+        self.paint("31", text)
+    }
+
+    /// For headings.
+    pub(super) fn head(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::NO_ERROR;
+    use crate::state::{Status, UpgradeState};
+
+    /// Clients of the v1 status compare text; the order of the keys is part of the contract.
+    #[test]
+    fn status_has_seven_keys_in_their_order() {
+        let status = Status {
+            install_path: "/upgrade/x.qimg".into(),
+            state: UpgradeState::UpgradePreparing,
+            details: String::new(),
+            error_message: String::new(),
+            error_state: NO_ERROR.into(),
+            is_blocked: false,
+            blocked_reason: String::new(),
+        };
+        assert_eq!(
+            json_line(&status).unwrap(),
+            "{\"install_path\":\"/upgrade/x.qimg\",\"state\":\"UPGRADE_PREPARING\",\"details\":\"\",\
+             \"error_message\":\"\",\"error_state\":\"UPGRADE_ERROR_NO_ERROR\",\"is_blocked\":false,\
+             \"blocked_reason\":\"\"}\n"
+        );
+    }
+
+    #[test]
+    fn events_begin_with_version_and_kind() {
+        let failure =
+            Failure { code: Error::Unsigned.code(), class: Error::Unsigned.class(), message: "m".into() };
+        assert_eq!(
+            json_line(&Event::new("error", failure)).unwrap(),
+            "{\"v\":1,\"event\":\"error\",\"code\":\"UPGRADE_ERROR_UNSIGNED\",\"class\":\"trust\",\"message\":\"m\"}\n"
+        );
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let source = io::Error::other("disk on fire");
+        let error = Error::Sync { what: "platform_b".into(), source };
+        assert_eq!(
+            sentence(&error),
+            "flushing platform_b: disk on fire; what was written may be lost, check the disk"
+        );
+    }
+
+    #[test]
+    fn colours_are_optional() {
+        assert_eq!(Palette::PLAIN.good("x"), "x");
+        assert_eq!(Palette::COLOURED.bad("x"), "\x1b[31mx\x1b[0m");
+    }
+}

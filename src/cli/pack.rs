@@ -1,0 +1,169 @@
+//! `qstage pack`.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+
+use super::args::JobsArgs;
+use super::output::{self, Format, Palette};
+use super::progress::Reporter;
+use super::{machine, size};
+use crate::bundle::{self, PackReport, PackSpec};
+use crate::error::{Error, Result};
+
+/// Pack images into a bundle and sign it
+///
+/// The bundle is a tar archive of independent zstd frames with a signed manifest;
+/// 'tar tvf' lists it. Packing the same images with the same options and the same
+/// SOURCE_DATE_EPOCH gives the same bytes, the signature of some key types excepted.
+#[derive(Debug, Args)]
+// clap does not wrap usage lines, and this one is wider than 80 columns.
+#[command(override_usage = "qstage pack [OPTIONS] --product <NAME> --version <VERSION>
+                   --platform <FILE> --output <FILE>")]
+pub(super) struct PackArgs {
+    /// Product that the bundle is for; a machine of another one refuses it
+    #[arg(long, value_name = "NAME")]
+    product: String,
+
+    /// Version of the bundle, such as 1.4.2
+    // Without an id of its own it would collide with the flag --version of the program.
+    #[arg(id = "bundle_version", long = "version", value_name = "VERSION")]
+    version: String,
+
+    /// Operating system image: what the platform slot holds from its first byte
+    #[arg(long, value_name = "FILE")]
+    platform: PathBuf,
+
+    /// Software (container) image
+    #[arg(long, value_name = "FILE")]
+    software: Option<PathBuf>,
+
+    /// Firmware blob, stored behind the platform image; may be repeated
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_firmware)]
+    firmware: Vec<(String, PathBuf)>,
+
+    /// Private key: OpenSSH format, without a passphrase
+    ///
+    /// Leave it out to sign later with 'qstage sign', or with ssh-keygen where the
+    /// key lives in an agent or a hardware token.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
+    /// Bundle to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+
+    /// Oldest version that may be upgraded directly [default: any]
+    #[arg(long, value_name = "VERSION")]
+    min_version: Option<String>,
+
+    /// Anti-rollback epoch: raise it when older releases have a known hole
+    ///
+    /// A machine refuses a bundle whose epoch is lower than that of what it runs.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    epoch: u64,
+
+    /// zstd level: 1 is fastest, 19 smallest
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+
+    /// Uncompressed bytes of a frame, a power of two, 64K to 16M
+    ///
+    /// A frame is what is verified and written as one.
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_frame_size)]
+    frame_size: u32,
+
+    #[command(flatten)]
+    jobs: JobsArgs,
+
+    /// Print progress and result as JSON lines
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl PackArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let format = Format::lines_if(self.json);
+        let spec = PackSpec {
+            product: self.product.clone(),
+            version: self.version.clone(),
+            min_version: self.min_version.clone(),
+            epoch: self.epoch,
+            created: Some(creation_time()?),
+            platform: self.platform.clone(),
+            software: self.software.clone(),
+            firmware: self.firmware.clone(),
+            key: self.key.clone(),
+            level: self.level,
+            frame_size: self.frame_size,
+            jobs: self.jobs.jobs,
+        };
+        let progress = Reporter::new(format);
+        let report = bundle::pack(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
+        drop(progress);
+        output::result(format, &report, human)
+    }
+}
+
+fn human(report: &PackReport, palette: Palette) -> String {
+    let signed = if report.signed { palette.good("signed") } else { palette.warn("not signed") };
+    format!(
+        "{}: {} from {} of images in {:.1} s, {signed}\n",
+        report.path.display(),
+        size::human(report.bundle_bytes),
+        size::human(report.image_bytes),
+        report.seconds,
+    )
+}
+
+/// Now, or what `SOURCE_DATE_EPOCH` says (<https://reproducible-builds.org/specs/source-date-epoch/>), in
+/// seconds since 1970. It is information for people: no decision ever depends on it.
+fn creation_time() -> Result<i64> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs().cast_signed()));
+    };
+    text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| Error::Argument {
+        what: "SOURCE_DATE_EPOCH".to_owned(),
+        problem: format!("'{}' is no number of seconds; set it right or unset it", text.display()),
+    })
+}
+
+fn parse_firmware(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err("write NAME=FILE, as in nic=firmware/nic.bin".to_owned()),
+    }
+}
+
+fn parse_frame_size(text: &str) -> Result<u32, String> {
+    let bytes = size::parse_size(text)?;
+    match u32::try_from(bytes) {
+        Ok(bytes) if bytes.is_power_of_two() && (1 << 16..=1 << 24).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{bytes} bytes are no frame size: a power of two from 64K to 16M is needed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firmware_is_a_name_and_a_file() {
+        assert_eq!(parse_firmware("nic=a=b.bin"), Ok(("nic".to_owned(), "a=b.bin".into())));
+        for text in ["nic", "=x", "nic=", ""] {
+            assert!(parse_firmware(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn frame_sizes_are_powers_of_two_within_limits() {
+        assert_eq!(parse_frame_size("64K"), Ok(1 << 16));
+        assert_eq!(parse_frame_size("16M"), Ok(1 << 24));
+        for text in ["0", "32K", "32M", "1000000", "4G", "3M"] {
+            assert!(parse_frame_size(text).is_err(), "{text}");
+        }
+    }
+}

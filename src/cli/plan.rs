@@ -1,0 +1,127 @@
+//! `qstage plan`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::{MachineArgs, TrustArgs};
+use super::machine::{self, Host};
+use super::output::{self, Format, Palette};
+use super::progress::Reporter;
+use super::{size, table};
+use crate::error::Result;
+use crate::progress::Cancel;
+use crate::state::{PlanReport, UpgradeType};
+
+/// Show what an upgrade would do, and what forbids it
+///
+/// Changes nothing. Tells the type of the upgrade (software only, or platform with a
+/// reboot), what would be written where, and every obstacle with its remedy.
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    /// Bundle to upgrade to; '-' is standard input
+    bundle: PathBuf,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    trust: TrustArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl PlanArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let format = Format::object_if(self.json);
+        let settings = self.machine.settings()?;
+        let host = Host::open_to_look(&settings)?;
+        let trust = self.trust.open(&settings.trust, &Reporter::new(format))?;
+        let bundle = machine::bundle(&self.bundle, &trust, &Cancel::default())?;
+        let report = host.engine(settings.policy()).plan(&bundle)?;
+        output::result(format, &report, human)
+    }
+}
+
+fn human(report: &PlanReport, palette: Palette) -> String {
+    let kind = match report.upgrade_type {
+        UpgradeType::SoftwareOnly => "software only: restart the software, no reboot".to_owned(),
+        UpgradeType::SoftwareAndPlatform => format!("platform: reboot into slot {}", !report.booted),
+    };
+    let mut text = table::facts(&[
+        ("disk", format!("{}, slot {} runs", report.disk, report.booted)),
+        ("product", report.product.clone()),
+        ("from", report.running_version.clone().unwrap_or_else(|| "unknown".to_owned())),
+        ("to", report.target_version.clone()),
+        ("upgrade", kind),
+        ("switch", report.switch_method.clone()),
+    ]);
+    let rows = report.payloads.iter().map(|payload| {
+        vec![
+            payload.name.as_str().into(),
+            payload.version.as_str().into(),
+            size::human(payload.size).into(),
+            payload.target.as_deref().unwrap_or("installed already").into(),
+        ]
+    });
+    text.push('\n');
+    text += &table::render(&["PAYLOAD", "VERSION", ">SIZE", "TARGET"], rows.collect(), palette);
+    text.push('\n');
+    if report.already_prepared {
+        text += "This bundle is prepared already; 'qstage commit' switches to it.\n";
+    }
+    if report.blocked_by.is_empty() {
+        text += &format!("{}\n", palette.good("Nothing forbids it."));
+    }
+    for obstacle in &report.blocked_by {
+        text += &format!("{} {} [{}]\n", palette.bad("Forbidden:"), obstacle.message, obstacle.code);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Obstacle, PlannedPayload};
+    use crate::units::Slot;
+
+    #[test]
+    fn obstacles_are_shown_with_their_codes() {
+        let mut report = PlanReport {
+            disk: "disk.img".into(),
+            product: "appliance".into(),
+            running_version: Some("1.0".into()),
+            target_version: "1.1".into(),
+            upgrade_type: UpgradeType::SoftwareAndPlatform,
+            booted: Slot::A,
+            payloads: vec![
+                PlannedPayload {
+                    name: "platform".into(),
+                    version: "1.1".into(),
+                    size: 64 << 20,
+                    target: Some("platform_b".into()),
+                },
+                PlannedPayload { name: "software".into(), version: "7".into(), size: 1, target: None },
+            ],
+            switch_method: "second array".into(),
+            already_prepared: false,
+            blocked_by: Vec::new(),
+        };
+        let facts = "disk     disk.img, slot a runs\n\
+             product  appliance\n\
+             from     1.0\n\
+             to       1.1\n\
+             upgrade  platform: reboot into slot b\n\
+             switch   second array\n\
+             \n\
+             PAYLOAD   VERSION      SIZE  TARGET\n\
+             platform  1.1      64.0 MiB  platform_b\n\
+             software  7             1 B  installed already\n\
+             \n";
+        assert_eq!(human(&report, Palette::PLAIN), format!("{facts}Nothing forbids it.\n"));
+        report.blocked_by.push(Obstacle { code: "UPGRADE_ERROR_X".into(), message: "m".into() });
+        assert_eq!(human(&report, Palette::PLAIN), format!("{facts}Forbidden: m [UPGRADE_ERROR_X]\n"));
+    }
+}

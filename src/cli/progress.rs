@@ -1,0 +1,258 @@
+//! Progress of a long step: JSON lines on standard output for machines; on standard error a bar on a
+//! terminal and a plain line now and then elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::output::{Event, Format, Stdout, json_line, note};
+use super::pace::{Figures, Meter, Pace};
+use super::size;
+use crate::progress::{Phase, Progress};
+
+/// Interval of JSON progress events: 5 Hz keeps a display alive and a log readable.
+const JSON_EVERY: Duration = Duration::from_millis(200);
+/// Interval of plain lines: what a journal of a ten-minute upgrade can bear.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Shows the progress of one verb; cleans up the terminal when dropped.
+pub(super) struct Reporter {
+    start: Instant,
+    view: Mutex<View>,
+}
+
+/// What is behind the lock. Time is an argument, so that tests can make it pass.
+struct View {
+    kind: Kind,
+    pace: Pace,
+    meter: Option<Meter>,
+}
+
+enum Kind {
+    Json(Box<dyn Write + Send>),
+    Lines(Box<dyn Write + Send>),
+    Bar(ProgressBar),
+}
+
+/// Body of a `notice` event.
+#[derive(Serialize)]
+struct Notice<'a> {
+    message: &'a str,
+}
+
+impl Reporter {
+    /// The reporter that fits the format and the terminal.
+    pub(super) fn new(format: Format) -> Self {
+        let kind = match format {
+            Format::Lines => Kind::Json(Box::<Stdout>::default()),
+            _ if io::stderr().is_terminal() => {
+                Kind::Bar(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
+            }
+            _ => Kind::Lines(Box::new(io::stderr())),
+        };
+        Self { start: Instant::now(), view: Mutex::new(View::new(kind)) }
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        // A panic elsewhere leaves at worst a wrong figure on the screen.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress for Reporter {
+    fn begin(&self, phase: Phase, total: u64) {
+        self.view().begin(phase, total, self.start.elapsed());
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.view().advance(bytes, self.start.elapsed());
+    }
+
+    fn notice(&self, message: &str) {
+        self.view().notice(message);
+    }
+}
+
+impl View {
+    fn new(kind: Kind) -> Self {
+        let every = if matches!(kind, Kind::Json(_)) { JSON_EVERY } else { LINE_EVERY };
+        Self { kind, pace: Pace::new(every), meter: None }
+    }
+
+    fn begin(&mut self, phase: Phase, total: u64, now: Duration) {
+        let meter = Meter::begin(phase, total, now);
+        self.meter = Some(meter);
+        if let Kind::Bar(bar) = &self.kind {
+            bar.reset();
+            bar.set_length(total);
+            bar.set_style(style());
+            bar.set_prefix(label(phase));
+        } else {
+            self.show(now);
+        }
+    }
+
+    fn advance(&mut self, bytes: u64, now: Duration) {
+        if let Some(meter) = &mut self.meter {
+            meter.advance(bytes);
+        }
+        if let Kind::Bar(bar) = &self.kind {
+            bar.inc(bytes);
+        } else {
+            self.show(now);
+        }
+    }
+
+    /// Shows the figures if it is time. What cannot be written is dropped: a lost progress line is no
+    /// reason to stop an upgrade.
+    fn show(&mut self, now: Duration) {
+        let Some(meter) = &self.meter else { return };
+        if !self.pace.due(now) {
+            return;
+        }
+        let figures = meter.figures(now);
+        match &mut self.kind {
+            Kind::Json(out) => put_json(out, &Event::new("progress", figures)),
+            Kind::Lines(out) => {
+                let _ = writeln!(out, "qstage: {}", line(&figures));
+            }
+            Kind::Bar(_) => {}
+        }
+    }
+
+    fn notice(&mut self, message: &str) {
+        match &mut self.kind {
+            Kind::Json(out) => put_json(out, &Event::new("notice", Notice { message })),
+            Kind::Lines(out) => {
+                let _ = writeln!(out, "qstage: note: {message}");
+            }
+            Kind::Bar(bar) => bar.suspend(|| note(message)),
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Kind::Bar(bar) = &self.kind {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn put_json(out: &mut dyn Write, event: &impl Serialize) {
+    if let Ok(line) = json_line(event) {
+        let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+const fn label(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pack => "packing",
+        Phase::Verify => "verifying",
+        Phase::Write => "writing",
+        Phase::ReadBack => "reading back",
+        Phase::Scrub => "scrubbing",
+    }
+}
+
+/// Fits 80 columns.
+const TEMPLATE: &str =
+    "{prefix:>12} [{bar:18}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+
+fn style() -> ProgressStyle {
+    // The template is constant and tested; were it wrong, a default bar is better than none.
+    ProgressStyle::with_template(TEMPLATE)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}
+
+/// A plain line of progress.
+fn line(figures: &Figures) -> String {
+    let mut text = format!(
+        "{}: {} of {} ({} %)",
+        label(figures.phase),
+        size::human(figures.done),
+        size::human(figures.total),
+        figures.percent()
+    );
+    if let Some(left) = figures.seconds_left() {
+        text.push_str(&format!(", {}/s, {left} s left", size::human(figures.rate)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Paper {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Paper {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(buf)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn json_events_come_at_most_five_times_a_second() {
+        let paper = Paper::default();
+        let mut view = View::new(Kind::Json(Box::new(paper.clone())));
+        view.begin(Phase::Write, 10_000, ms(0));
+        for at in 1..=2000 {
+            view.advance(5, ms(at));
+        }
+        let text = paper.text();
+        assert_eq!(
+            text.lines().next(),
+            Some(r#"{"v":1,"event":"progress","phase":"write","done":0,"total":10000,"rate":0}"#)
+        );
+        assert_eq!(
+            text.lines().nth(1),
+            Some(r#"{"v":1,"event":"progress","phase":"write","done":1000,"total":10000,"rate":5000}"#)
+        );
+        assert_eq!(text.lines().count(), 11, "one at 0 ms, then one each 200 ms up to 2000 ms");
+        view.notice("the table was repaired");
+        assert!(
+            paper.text().ends_with("{\"v\":1,\"event\":\"notice\",\"message\":\"the table was repaired\"}\n")
+        );
+    }
+
+    #[test]
+    fn plain_lines_come_every_few_seconds() {
+        let paper = Paper::default();
+        let mut view = View::new(Kind::Lines(Box::new(paper.clone())));
+        view.begin(Phase::ReadBack, 4 << 20, ms(0));
+        for at in 1..=8 {
+            view.advance(1 << 19, ms(at * 1000));
+        }
+        assert_eq!(
+            paper.text(),
+            "qstage: reading back: 0 B of 4.0 MiB (0 %)\n\
+             qstage: reading back: 2.5 MiB of 4.0 MiB (62 %), 512.0 KiB/s, 3 s left\n"
+        );
+    }
+
+    #[test]
+    fn the_bar_template_is_valid() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    }
+}

@@ -1,0 +1,61 @@
+//! `qstage sign`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::{self, Format};
+use crate::bundle;
+use crate::error::Result;
+
+/// Add a signature to a bundle
+///
+/// Signatures that the bundle already has are kept, so that it can be signed by the
+/// old and the new key while keys are replaced. To sign with a key in an agent or a
+/// hardware token:
+///
+///   tar xOf x.qimg manifest.json > manifest.json
+///   ssh-keygen -Y sign -n qimg -f KEY.pub manifest.json
+///   qstage sign x.qimg --signature manifest.json.sig
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+#[command(group = clap::ArgGroup::new("with").required(true).args(["key", "signature"]))]
+pub(super) struct SignArgs {
+    /// Bundle to sign
+    bundle: PathBuf,
+
+    /// Private key: OpenSSH format, without a passphrase
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
+    /// Signature made elsewhere over manifest.json, namespace qimg
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+
+    /// Bundle to write [default: replace BUNDLE when all is written]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl SignArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let report = bundle::sign(
+            &self.bundle,
+            self.key.as_deref(),
+            self.signature.as_deref(),
+            self.output.as_deref(),
+        )?;
+        output::result(Format::object_if(self.json), &report, |report, _| {
+            format!(
+                "{}: signed by {}, signatures: {}\n",
+                report.path.display(),
+                report.key,
+                report.signatures
+            )
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! The verbs that change what boots: `commit`, `mark-good`, `roll-back`, `cancel`.
+
+use clap::Args;
+
+use super::args::MachineArgs;
+use super::config::Settings;
+use super::machine::Host;
+use super::output::{self, Format, Palette};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::state::SwitchReport;
+use crate::units::Slot;
+
+/// Select the prepared slot for the next boot, on trial
+///
+/// One write of one sector switches all groups at once; a power cut leaves the old or
+/// the new state, never a mixture. The new slot then has a few tries to boot and to be
+/// marked good; if it is not, the old one boots again by itself.
+#[derive(Debug, Args)]
+pub(super) struct CommitArgs {
+    /// Print the writes and barriers of the switch, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl CommitArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        // A dry run has no right to write, so it cannot, whatever the engine does.
+        let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
+        switch(&self.machine, self.json, open, |engine| engine.commit(self.dry_run))
+    }
+}
+
+/// Mark the running slot good: the trial has passed
+///
+/// To be called by the health check of the new system. Until then the old slot is the
+/// fallback and cannot be overwritten.
+#[derive(Debug, Args)]
+pub(super) struct MarkGoodArgs {
+    /// Slot to mark: a or b [default: the one that runs]
+    #[arg(long, value_name = "SLOT")]
+    slot: Option<Slot>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl MarkGoodArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.mark_good(self.slot))
+    }
+}
+
+/// Go back to the other slot, if it is still good
+///
+/// Selects the slot that ran before; the slot that is left is not selected again. A
+/// platform takes a reboot.
+#[derive(Debug, Args)]
+pub(super) struct RollBackArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl RollBackArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.roll_back())
+    }
+}
+
+/// Forget what was prepared, or a commit before its reboot
+///
+/// The running slot stays selected. The prepared slot is invalidated; it has to be
+/// prepared again.
+#[derive(Debug, Args)]
+pub(super) struct CancelArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl CancelArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.cancel())
+    }
+}
+
+fn switch(
+    machine: &MachineArgs,
+    json: bool,
+    open: fn(&Settings) -> Result<Host>,
+    verb: impl FnOnce(&Engine<'_>) -> Result<SwitchReport>,
+) -> Result<()> {
+    let settings = machine.settings()?;
+    let host = open(&settings)?;
+    let report = verb(&host.engine(settings.policy()))?;
+    output::result(Format::object_if(json), &report, human)
+}
+
+fn human(report: &SwitchReport, palette: Palette) -> String {
+    if report.dry_run {
+        let plan: String = report.plan.iter().map(|step| format!("  {step}\n")).collect();
+        return format!("{} ({}); the plan, nothing was written:\n{plan}", report.done, report.switch_method);
+    }
+    let next = match report.next_step.as_str() {
+        "nothing" => String::new(),
+        step => format!("; next step: {}", palette.warn(step)),
+    };
+    format!("{}; slot {} boots next{next} ({})\n", report.done, report.boots_next, report.switch_method)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dry_run_does_not_claim_to_have_done_anything() {
+        let mut report = SwitchReport {
+            done: "slot b selected on trial".into(),
+            boots_next: Slot::B,
+            next_step: "reboot".into(),
+            switch_method: "second array".into(),
+            plan: vec!["write array at LBA 64".into(), "barrier".into()],
+            dry_run: false,
+        };
+        assert_eq!(
+            human(&report, Palette::PLAIN),
+            "slot b selected on trial; slot b boots next; next step: reboot (second array)\n"
+        );
+        report.dry_run = true;
+        assert_eq!(
+            human(&report, Palette::PLAIN),
+            "slot b selected on trial (second array); the plan, nothing was written:\n  \
+             write array at LBA 64\n  barrier\n"
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! `qstage verify`: a bundle before it is used, or a slot that is installed.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::{JobsArgs, MachineArgs, TrustArgs};
+use super::machine::{self, Host};
+use super::output::{self, Format};
+use super::progress::Reporter;
+use super::size;
+use crate::bundle;
+use crate::error::Result;
+use crate::units::{Group, Slot};
+
+/// Check every byte of a bundle, or of an installed slot
+///
+/// With BUNDLE: checks the signature, decompresses every frame and compares it with the
+/// manifest; nothing is written. With --slot: reads an installed slot past the page
+/// cache and compares it with its own signed record ("scrub"); nothing is repaired.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Bundle to check; '-' is standard input
+    #[arg(required_unless_present = "slot", conflicts_with_all = ["slot", "group"])]
+    bundle: Option<PathBuf>,
+
+    /// Installed slot to check instead: a or b
+    #[arg(long, value_name = "SLOT")]
+    slot: Option<Slot>,
+
+    /// Check only this group of the slot: platform or software [default: both]
+    #[arg(long, value_name = "GROUP", requires = "slot")]
+    group: Option<Group>,
+
+    #[command(flatten)]
+    jobs: JobsArgs,
+
+    /// Print progress and result as JSON lines
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    trust: TrustArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl VerifyArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let format = Format::lines_if(self.json);
+        let settings = self.machine.settings()?;
+        let jobs = self.jobs.jobs.or(settings.jobs);
+        let cancel = machine::cancel_on_signals()?;
+        let progress = Reporter::new(format);
+        if let Some(slot) = self.slot {
+            let host = Host::open_to_look(&settings)?;
+            let report = host.engine(settings.policy()).scrub(slot, self.group, jobs, &cancel, &progress)?;
+            drop(progress);
+            return output::result(format, &report, |report, palette| {
+                let sound = palette.good("sound");
+                let (size, seconds) = (size::human(report.bytes), report.seconds);
+                format!(
+                    "slot {} ({}) is {sound}: {size} read in {seconds:.1} s\n",
+                    report.slot, report.version
+                )
+            });
+        }
+        // clap has seen to it that one of the two is there.
+        let from = self.bundle.clone().unwrap_or_default();
+        let trust = self.trust.open(&settings.trust, &progress)?;
+        let report = bundle::verify(machine::source(&from, &cancel)?, &trust, jobs, &progress, &cancel)?;
+        drop(progress);
+        output::result(format, &report, |report, palette| {
+            let signature = report.signed_by.as_ref().map_or_else(
+                || palette.warn("signature not checked"),
+                |signer| palette.good(&format!("signed by {signer}")),
+            );
+            let (size, seconds) = (size::human(report.image_bytes), report.seconds);
+            format!("{} {}: {signature}, {size} sound in {seconds:.1} s\n", report.product, report.version)
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! What the kernel tells of block devices, in `/proc`, `/sys` and `/dev`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::mountinfo::{self, Mount};
+use crate::device::DeviceNumber;
+use crate::device::number::value;
+use crate::units::{ByteOffset, Extent};
+
+/// sysfs counts in 512 bytes, whatever the sectors of the disk (Documentation/ABI/stable/sysfs-block).
+const SYSFS_SECTOR: u64 = 512;
+
+/// The directories in which the kernel shows itself; others in tests.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// `/proc`.
+    pub proc: PathBuf,
+    /// `/sys`.
+    pub sys: PathBuf,
+    /// `/dev`.
+    pub dev: PathBuf,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self { proc: "/proc".into(), sys: "/sys".into(), dev: "/dev".into() }
+    }
+}
+
+/// A block device that the kernel knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Its file below `/dev`.
+    pub path: PathBuf,
+    /// For a partition: its number in the table, and where the kernel thinks it lies on its disk, in bytes.
+    pub partition: Option<(u32, Extent)>,
+}
+
+/// A loop device that is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loop {
+    /// The loop device.
+    pub node: Node,
+    /// What it was attached to.
+    pub backing: PathBuf,
+    /// The part of it that it shows; the length may be 0 for "to the end".
+    pub extent: Extent,
+}
+
+impl Kernel {
+    /// The device of that number.
+    pub fn node(&self, number: DeviceNumber) -> io::Result<Node> {
+        self.node_in(&number.sysfs(&self.sys))
+    }
+
+    /// The disk that a partition lies on; `None` for a disk.
+    pub fn disk_of(&self, partition: DeviceNumber) -> io::Result<Option<Node>> {
+        let dir = partition.sysfs(&self.sys);
+        if !dir.join("partition").exists() {
+            return Ok(None);
+        }
+        self.node_in(&dir.canonicalize()?.join("..")).map(Some)
+    }
+
+    /// The partitions of a disk for which the kernel has nodes.
+    pub fn partitions(&self, disk: DeviceNumber) -> io::Result<Vec<Node>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(disk.sysfs(&self.sys))? {
+            let dir = entry?.path();
+            if dir.join("partition").exists() {
+                found.push(self.node_in(&dir)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The devices stacked on this one (device mapper, md): names as in `/sys/block`.
+    pub fn holders(&self, number: DeviceNumber) -> Vec<String> {
+        names(&number.sysfs(&self.sys).join("holders"))
+    }
+
+    /// The devices on which this one is stacked; a partition stands for itself.
+    pub fn slaves(&self, number: DeviceNumber) -> Vec<DeviceNumber> {
+        let dir = number.sysfs(&self.sys).join("slaves");
+        names(&dir).iter().filter_map(|name| value(&dir.join(name).join("dev")).ok()).collect()
+    }
+
+    /// The loop devices that are attached.
+    pub fn loops(&self) -> Vec<Loop> {
+        let block = self.sys.join("block");
+        names(&block)
+            .iter()
+            .filter(|name| name.starts_with("loop"))
+            .filter_map(|name| {
+                let dir = block.join(name);
+                // Without this file the device is not attached.
+                let backing = fs::read_to_string(dir.join("loop/backing_file")).ok()?;
+                let extent = Extent {
+                    at: ByteOffset(value(&dir.join("loop/offset")).ok()?),
+                    len: value(&dir.join("loop/sizelimit")).ok()?,
+                };
+                let backing = backing.trim_end_matches('\n').into();
+                Some(Loop { node: self.node_in(&dir).ok()?, backing, extent })
+            })
+            .collect()
+    }
+
+    /// The mounts that this process sees.
+    pub fn mounts(&self) -> io::Result<Vec<Mount>> {
+        fs::read_to_string(self.proc.join("self/mountinfo")).map(|text| mountinfo::mounts(&text))
+    }
+
+    /// The devices and files that are swapped on; none where the kernel has no swap.
+    pub fn swaps(&self) -> Vec<PathBuf> {
+        let text = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
+        mountinfo::swaps(&text).into_iter().map(PathBuf::from).collect()
+    }
+
+    /// The kernel's command line; empty where it cannot be read.
+    pub fn cmdline(&self) -> String {
+        fs::read_to_string(self.proc.join("cmdline")).unwrap_or_default()
+    }
+
+    /// The numbers of all partitions whose `uevent` says `key=value` (compared without case, as the kernel
+    /// compares `PARTUUID`). Kernels that do not tell (`PARTUUID`: since 6.10) give none.
+    pub fn with_uevent(&self, key: &str, wanted: &str) -> Vec<DeviceNumber> {
+        let dir = self.sys.join("class/block");
+        names(&dir)
+            .iter()
+            .map(|name| dir.join(name))
+            .filter(|dir| uevent(dir, key).is_some_and(|found| found.eq_ignore_ascii_case(wanted)))
+            .filter_map(|dir| value(&dir.join("dev")).ok())
+            .collect()
+    }
+
+    /// The block device that a path names, links included.
+    pub fn number_of(&self, path: &Path) -> Option<DeviceNumber> {
+        let dir = self.sys.join("class/block");
+        let mut nodes = names(&dir).into_iter().filter_map(|name| self.node_in(&dir.join(name)).ok());
+        nodes.find(|node| self.is_same(path, node)).map(|node| node.number)
+    }
+
+    /// Whether a path that some table names means this device: links such as `/dev/disk/by-partuuid/…` count.
+    pub fn is_same(&self, named: &Path, node: &Node) -> bool {
+        let named = match named.strip_prefix("/dev") {
+            Ok(inside) => self.dev.join(inside),
+            Err(_) => named.to_owned(),
+        };
+        named == node.path
+            || matches!((named.canonicalize(), node.path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    }
+
+    fn node_in(&self, dir: &Path) -> io::Result<Node> {
+        let name = uevent(dir, "DEVNAME")
+            .ok_or_else(|| io::Error::other(format!("{}: no DEVNAME in uevent", dir.display())))?;
+        let partition = if dir.join("partition").exists() {
+            let bytes = |file: &str| value::<u64>(&dir.join(file)).map(|n| n.saturating_mul(SYSFS_SECTOR));
+            let extent = Extent { at: ByteOffset(bytes("start")?), len: bytes("size")? };
+            Some((value(&dir.join("partition"))?, extent))
+        } else {
+            None
+        };
+        Ok(Node { number: value(&dir.join("dev"))?, path: self.dev.join(name), partition })
+    }
+}
+
+/// Whether two paths name one file. Those of sysfs may come from another mount namespace, or end in
+/// " (deleted)": they then name nothing here and equal nothing.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn uevent(dir: &Path, key: &str) -> Option<String> {
+    let text = fs::read_to_string(dir.join("uevent")).ok()?;
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .find(|(name, _)| *name == key)
+        .map(|(_, found)| found.to_owned())
+}
+
+/// The sorted names in a directory; none where it cannot be read.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,180 @@
+//! The disk of this machine, or an image file of one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::kernel::{Kernel, Node};
+use super::usage::{self, Disk};
+use super::{Access, DiskLock, Machine, booted, lock};
+use crate::device::{BlockDevice, Direct, Mode, Region};
+use crate::error::{Error, Result};
+use crate::gpt::Partition;
+use crate::units::BlockSize;
+
+/// A whole disk that Linux knows, or an image file.
+pub struct LocalDisk {
+    name: String,
+    device: Arc<Direct>,
+    mode: Mode,
+    disk: Disk,
+    kernel: Kernel,
+}
+
+impl LocalDisk {
+    /// Opens the disk at `path`, with [`Mode::Read`] or [`Mode::Write`] ([`Mode::Claim`] fails while any
+    /// of its partitions is in use). `file_block` is the sector size of an image file.
+    pub fn open(path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {
+        Self::open_on(Kernel::default(), path, mode, file_block)
+    }
+
+    fn open_on(kernel: Kernel, path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {
+        let device = Direct::open(path, mode, file_block)?;
+        let failed = |source| Error::Open { path: path.to_owned(), source };
+        let disk = match device.number() {
+            None => Disk::File(path.to_owned()),
+            Some(number) => {
+                // A table inside a partition would be read by nothing else on this machine.
+                if let Some(whole) = kernel.disk_of(number).map_err(failed)? {
+                    return Err(Error::Argument {
+                        what: path.display().to_string(),
+                        problem: format!("is a partition; give its disk, {}", whole.path.display()),
+                    });
+                }
+                Disk::Block(kernel.node(number).map_err(failed)?)
+            }
+        };
+        Ok(Self { name: path.display().to_string(), device: Arc::new(device), mode, disk, kernel })
+    }
+
+    /// The kernel's node of a partition; `None` where it has none of any partition: image files, loop
+    /// devices, a table that it could not read. If it has others but not this one, or has it elsewhere,
+    /// kernel and table disagree, and that is an error.
+    fn node(&self, partition: &Partition) -> Result<Option<Node>> {
+        let Disk::Block(disk) = &self.disk else { return Ok(None) };
+        let nodes = self.kernel.partitions(disk.number).map_err(|e| self.asking(e))?;
+        checked_node(&nodes, partition)
+    }
+
+    fn asking(&self, source: std::io::Error) -> Error {
+        Error::Open { path: self.device.path().to_owned(), source }
+    }
+
+    fn window(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>> {
+        if access != Access::Read && self.mode == Mode::Read {
+            return Err(Error::Internal { what: format!("{} was opened for reading only", self.name) });
+        }
+        let (extent, unit) = (partition.extent, u64::from(self.device.block_size().bytes()));
+        if !extent.at.0.is_multiple_of(unit) || !extent.len.is_multiple_of(unit) {
+            return Err(Error::Unaligned { partition: label(partition), at: extent.at.0, unit });
+        }
+        match Region::new(self.disk(), extent) {
+            Some(region) => Ok(Box::new(region)),
+            None => Err(Error::GptUnsupported {
+                disk: self.name.clone(),
+                problem: format!(
+                    "{} ({} bytes at {}) ends behind the disk, which has {} bytes",
+                    label(partition),
+                    extent.len,
+                    extent.at,
+                    self.device.len()
+                ),
+            }),
+        }
+    }
+}
+
+impl Machine for LocalDisk {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn disk(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.device) as Arc<dyn BlockDevice>
+    }
+
+    fn lock(&self) -> Result<DiskLock> {
+        lock::exclusive(self.device.path(), &self.kernel.proc, lock::PATIENCE).map(DiskLock::new)
+    }
+
+    fn is_locked(&self) -> Result<bool> {
+        lock::is_held_by_another(self.device.path())
+    }
+
+    fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>> {
+        let node = self.node(partition)?;
+        // O_EXCL alone is not enough: a loop device over the node does not claim it, and a window onto the
+        // disk has no node to claim.
+        if access == Access::Exclusive
+            && let Some(by) = self.in_use(partition)?
+        {
+            return Err(Error::SlotInUse { partition: label(partition), by });
+        }
+        let Some(node) = node else { return self.window(partition, access) };
+        let mode = match access {
+            Access::Read => Mode::Read,
+            Access::Record => Mode::Write,
+            Access::Exclusive => Mode::Claim,
+        };
+        let device = Direct::open(&node.path, mode, self.device.block_size())?;
+        // The node was found by name; that it is the device meant is checked on what was opened.
+        if device.number() != Some(node.number) || device.len() != partition.extent.len {
+            return Err(mismatch(
+                partition,
+                format!(
+                    "{} is device {} with {} bytes, the kernel says {} with {} bytes",
+                    node.path.display(),
+                    device.number().map_or_else(|| "-".to_owned(), |n| n.to_string()),
+                    device.len(),
+                    node.number,
+                    partition.extent.len
+                ),
+            ));
+        }
+        Ok(Box::new(device))
+    }
+
+    fn in_use(&self, partition: &Partition) -> Result<Option<String>> {
+        usage::user(&self.kernel, &self.disk, partition.extent).map_err(|e| self.asking(e))
+    }
+
+    fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>> {
+        match &self.disk {
+            Disk::File(_) => Ok(None),
+            Disk::Block(node) => booted::index(&self.kernel, node, candidates).map_err(|e| self.asking(e)),
+        }
+    }
+}
+
+/// The node of `partition` among those of its disk, which must agree with the table about it.
+fn checked_node(nodes: &[Node], partition: &Partition) -> Result<Option<Node>> {
+    let own = nodes.iter().find_map(|node| {
+        node.partition.filter(|(number, _)| *number == partition.number).map(|(_, extent)| (node, extent))
+    });
+    match own {
+        None if nodes.is_empty() => Ok(None),
+        None => Err(mismatch(
+            partition,
+            "the kernel knows other partitions of this disk, but not this one".to_owned(),
+        )),
+        Some((node, extent)) if extent == partition.extent => Ok(Some(node.clone())),
+        Some((node, extent)) => Err(mismatch(
+            partition,
+            format!(
+                "the kernel has {} at byte {} with {} bytes, the table at byte {} with {} bytes",
+                node.path.display(),
+                extent.at,
+                extent.len,
+                partition.extent.at,
+                partition.extent.len
+            ),
+        )),
+    }
+}
+
+fn mismatch(partition: &Partition, problem: String) -> Error {
+    Error::KernelTable { partition: label(partition), problem }
+}
+
+fn label(partition: &Partition) -> String {
+    format!("partition {} '{}'", partition.number, partition.name)
+}

@@ -1,0 +1,110 @@
+//! What is mounted and swapped on, from the tables in `/proc`. Pure: text in, values out.
+
+use crate::device::DeviceNumber;
+
+/// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)), as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// `st_dev` of its files. Major 0 where the file system does not lie on one device as the kernel sees
+    /// it: tmpfs, overlay, but btrfs too.
+    pub number: DeviceNumber,
+    /// Where it is mounted.
+    pub target: String,
+    /// The type of the file system.
+    pub fs_type: String,
+    /// What was mounted: a path of a device, or any word.
+    pub source: String,
+}
+
+/// The mounts, in the order of the file: of two on one target the later hides the earlier. Lines that are
+/// not understood are left out.
+pub fn mounts(text: &str) -> Vec<Mount> {
+    text.lines().filter_map(mount).collect()
+}
+
+fn mount(line: &str) -> Option<Mount> {
+    // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+    // The optional fields before the lone dash vary in number.
+    let mut fields = line.split(' ');
+    let number = fields.nth(2)?.parse().ok()?;
+    let target = unescape(fields.nth(1)?);
+    fields.by_ref().skip(1).find(|&field| field == "-")?;
+    let fs_type = unescape(fields.next()?);
+    Some(Mount { number, target, fs_type, source: unescape(fields.next()?) })
+}
+
+/// The devices and files that are swapped on, from `/proc/swaps` (proc_swaps(5)).
+pub fn swaps(text: &str) -> Vec<String> {
+    text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(unescape).collect()
+}
+
+/// Undoes the kernel's `mangle()`: space, tab, newline and backslash come as three octal digits.
+fn unescape(field: &str) -> String {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if let (b'\\', &[a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) = (byte, tail) {
+            out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+            rest = &tail[3..];
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lines_of_every_shape() {
+        let text = "\
+21 1 0:20 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/l
+36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue
+40 21 259:3 / /a\\040b\\134c rw - ext4 /dev/nvme0n1p3 rw
+41 21 0:33 / /x rw unbindable - fuse.odd - rw
+short line
+42 21 zz / /y rw - ext4 /dev/sda1 rw
+43 21 8:1 / /y rw ext4 /dev/sda1 rw
+";
+        let found: Vec<_> =
+            mounts(text).into_iter().map(|m| (m.number.to_string(), m.target, m.fs_type, m.source)).collect();
+        let expected = [
+            ("0:20", "/", "overlay", "overlay"),
+            ("98:0", "/mnt2", "ext3", "/dev/root"),
+            ("259:3", "/a b\\c", "ext4", "/dev/nvme0n1p3"),
+            ("0:33", "/x", "fuse.odd", "-"),
+        ]
+        .map(|(n, t, f, s)| (n.to_owned(), t.to_owned(), f.to_owned(), s.to_owned()));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn swaps_have_a_header() {
+        let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/sda3      partition\t1\t0\t-2\n/var/swap\\040file file\t1\t0\t-3\n";
+        assert_eq!(swaps(text), ["/dev/sda3", "/var/swap file"]);
+        assert!(swaps("").is_empty());
+    }
+
+    proptest! {
+        /// Whatever the kernel escapes comes back.
+        #[test]
+        fn unescape_undoes_mangle(text in "[ -~\t\n]*") {
+            let mangled: String = text
+                .chars()
+                .map(|c| if " \t\n\\".contains(c) { format!("\\{:03o}", c as u32) } else { c.to_string() })
+                .collect();
+            prop_assert_eq!(unescape(&mangled), text);
+        }
+
+        #[test]
+        fn any_text_is_survived(text in "\\PC*") {
+            mounts(&text);
+            swaps(&text);
+        }
+    }
+}

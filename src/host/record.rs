@@ -1,0 +1,346 @@
+//! What qstage remembers between two runs: last error, source of the installation, history. All of it is a
+//! comfort. Slots describe themselves (DESIGN 4), so nothing is decided by it, and a full or read-only
+//! `/var` breaks nothing.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// Where [`FileJournal`] keeps its files unless the configuration says otherwise.
+pub const DEFAULT_DIR: &str = "/var/lib/qstage";
+
+/// What is remembered of one disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// The last failure; gone after the next success.
+    pub last_error: Option<LastError>,
+    /// Where the bundle of the current upgrade came from.
+    pub install_path: Option<String>,
+}
+
+/// A failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// Its stable code.
+    pub code: String,
+    /// Its sentence.
+    pub message: String,
+    /// When it was, as [`now`] writes it.
+    pub time: String,
+}
+
+/// One line of the history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it ended, as [`now`] writes it.
+    pub time: String,
+    /// What was done: the name of the verb.
+    pub verb: String,
+    /// How it ended: the stable code of an error, or of none.
+    pub code: String,
+    /// What came of it, as a sentence.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// The time by the machine's clock, RFC 3339 in UTC, to the second. For people only: appliances boot
+/// without a clock, so nothing compares it.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+}
+
+/// The memory, separate for each disk, whose GUID as text is the key. Nothing of it fails.
+pub trait Journal: Send + Sync {
+    /// What is remembered; the default where there is nothing, or nothing that can be read.
+    fn load(&self, disk: &str) -> Record;
+
+    /// Changes what is remembered, in one step as seen by other processes and after a power cut.
+    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record));
+
+    /// Adds to the history.
+    fn append(&self, disk: &str, event: &Event);
+
+    /// The history, oldest first, as far as it is kept.
+    fn history(&self, disk: &str) -> Vec<Event>;
+}
+
+/// A journal that ends with the process: for tests, and for disk images.
+#[derive(Debug, Default)]
+pub struct MemoryJournal(Mutex<HashMap<String, (Record, Vec<Event>)>>);
+
+impl MemoryJournal {
+    fn with<T>(&self, disk: &str, act: impl FnOnce(&mut (Record, Vec<Event>)) -> T) -> T {
+        let mut disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        act(disks.entry(disk.to_owned()).or_default())
+    }
+}
+
+impl Journal for MemoryJournal {
+    fn load(&self, disk: &str) -> Record {
+        self.with(disk, |(record, _)| record.clone())
+    }
+
+    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record)) {
+        self.with(disk, |(record, _)| change(record));
+    }
+
+    fn append(&self, disk: &str, event: &Event) {
+        self.with(disk, |(_, history)| history.push(event.clone()));
+    }
+
+    fn history(&self, disk: &str) -> Vec<Event> {
+        self.with(disk, |(_, history)| history.clone())
+    }
+}
+
+/// A journal in `DIR/<disk>/`: `state.json`, replaced as a whole, and `history.jsonl`, appended to. When that
+/// exceeds [`HISTORY_LIMIT`] it becomes `history.1.jsonl` and the one before is gone.
+pub struct FileJournal {
+    dir: PathBuf,
+    notice: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+/// The size in bytes at which the history is rotated; about a thousand events.
+pub const HISTORY_LIMIT: u64 = 256 << 10;
+
+/// Nothing larger is read back: neither file grows so large unless somebody else writes it.
+const READ_LIMIT: u64 = 2 * HISTORY_LIMIT;
+
+const STATE: &str = "state.json";
+const HISTORY: &str = "history.jsonl";
+const OLD_HISTORY: &str = "history.1.jsonl";
+
+impl FileJournal {
+    /// A journal in `dir`, which is made when it is needed. `notice` is told what could not be kept.
+    pub fn new(dir: &Path, notice: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { dir: dir.to_owned(), notice: Box::new(notice) }
+    }
+
+    /// The directory of a disk. The key comes from a disk, thus from anybody: no path may come of it.
+    fn place(&self, disk: &str) -> io::Result<PathBuf> {
+        if disk.is_empty() || !disk.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-') {
+            return Err(io::Error::other(format!("'{disk}' cannot be the name of a directory")));
+        }
+        Ok(self.dir.join(disk))
+    }
+
+    /// Runs `act` on the disk's directory while no other process writes there.
+    fn writing(&self, disk: &str, act: impl FnOnce(&Path) -> io::Result<()>) {
+        let done = self.place(disk).and_then(|dir| {
+            fs::create_dir_all(&dir)?;
+            let lock = OpenOptions::new().create(true).append(true).open(dir.join("lock"))?;
+            // Held for milliseconds by anyone, so waiting needs no limit.
+            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+            act(&dir)
+        });
+        if let Err(e) = done {
+            (self.notice)(&format!(
+                "{}: cannot be written, history and last error are not kept: {e}",
+                self.dir.display()
+            ));
+        }
+    }
+
+    fn text(&self, disk: &str, file: &str) -> String {
+        let read = |path: PathBuf| {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(READ_LIMIT).read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        self.place(disk).and_then(|dir| read(dir.join(file))).unwrap_or_default()
+    }
+}
+
+impl Journal for FileJournal {
+    fn load(&self, disk: &str) -> Record {
+        serde_json::from_str(&self.text(disk, STATE)).unwrap_or_default()
+    }
+
+    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record)) {
+        self.writing(disk, |dir| {
+            let before = self.load(disk);
+            let mut record = before.clone();
+            change(&mut record);
+            if record == before {
+                return Ok(());
+            }
+            replace(dir, STATE, &serde_json::to_vec_pretty(&record)?)
+        });
+    }
+
+    fn append(&self, disk: &str, event: &Event) {
+        self.writing(disk, |dir| {
+            let path = dir.join(HISTORY);
+            if fs::metadata(&path).is_ok_and(|meta| meta.len() > HISTORY_LIMIT) {
+                fs::rename(&path, dir.join(OLD_HISTORY))?;
+            }
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+            let mut line = Vec::new();
+            // A power cut may have left half a line; it must not swallow this one.
+            if file.seek(SeekFrom::End(0))? > 0 {
+                let mut last = [0];
+                file.seek(SeekFrom::End(-1))?;
+                file.read_exact(&mut last)?;
+                if last != *b"\n" {
+                    line.push(b'\n');
+                }
+            }
+            serde_json::to_writer(&mut line, event)?;
+            line.push(b'\n');
+            file.write_all(&line)?;
+            file.sync_data()
+        });
+    }
+
+    fn history(&self, disk: &str) -> Vec<Event> {
+        let text = self.text(disk, OLD_HISTORY) + "\n" + &self.text(disk, HISTORY);
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+}
+
+/// Replaces a file as a whole: old or new is there at any time, after a power cut as well.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // One name for all: the caller holds the lock, and what a power cut leaves is overwritten next time.
+    let temporary = dir.join(format!("{name}.new"));
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(name))?;
+    // The rename is durable only with the directory that holds it.
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const DISK: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+
+    fn event(n: usize) -> Event {
+        Event {
+            time: now(),
+            verb: "prepare".into(),
+            code: crate::error::NO_ERROR.into(),
+            message: format!("{n}\n"),
+        }
+    }
+
+    fn journal(dir: &Path) -> (FileJournal, Arc<Mutex<Vec<String>>>) {
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&notices);
+        (FileJournal::new(dir, move |text| sink.lock().unwrap().push(text.to_owned())), notices)
+    }
+
+    fn path(n: u32) -> Option<String> {
+        Some(n.to_string())
+    }
+
+    #[test]
+    fn both_journals_remember_each_disk_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, notices) = journal(&dir.path().join("made/when/needed"));
+        for journal in [&file as &dyn Journal, &MemoryJournal::default()] {
+            assert_eq!(journal.load(DISK), Record::default());
+            journal.update(DISK, &mut |record| record.install_path = path(1));
+            journal.update("other", &mut |record| record.install_path = path(2));
+            let error = LastError { code: "C".into(), message: "m\"\n".into(), time: now() };
+            journal.update(DISK, &mut |record| record.last_error = Some(error.clone()));
+            assert_eq!(journal.load(DISK), Record { install_path: path(1), last_error: Some(error) });
+            assert_eq!(journal.load("other").install_path, path(2));
+            (0..3).for_each(|n| journal.append(DISK, &event(n)));
+            let told: Vec<_> = journal.history(DISK).into_iter().map(|e| e.message).collect();
+            assert_eq!(told, ["0\n", "1\n", "2\n"]);
+            assert!(journal.history("other").is_empty());
+        }
+        assert!(notices.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn garbage_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = journal(dir.path());
+        journal.update(DISK, &mut |record| record.install_path = path(1));
+        journal.append(DISK, &event(0));
+        let own = dir.path().join(DISK);
+        // Half a line at the end, binary in the middle.
+        let mut history = OpenOptions::new().append(true).open(own.join(HISTORY)).unwrap();
+        history.write_all(b"\xff\xfe\0\n{\"time\":\"cut off").unwrap();
+        journal.append(DISK, &event(1));
+        assert_eq!(journal.history(DISK).len(), 2);
+        for garbage in [&b"\xff\xfe"[..], b"", b"{\"install_path\": 7}", b"[]"] {
+            fs::write(own.join(STATE), garbage).unwrap();
+            assert_eq!(journal.load(DISK), Record::default());
+        }
+        // Written by a later qstage that knows more.
+        fs::write(own.join(STATE), b"{\"install_path\":\"1\",\"new\":[1]}").unwrap();
+        assert_eq!(journal.load(DISK).install_path, path(1));
+        journal.update(DISK, &mut |record| record.install_path = path(3));
+        assert_eq!(journal.load(DISK).install_path, path(3));
+    }
+
+    #[test]
+    fn the_history_is_bounded_and_keeps_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = journal(dir.path());
+        let own = dir.path().join(DISK);
+        journal.append(DISK, &event(0));
+        for n in 1..4 {
+            let mut history = OpenOptions::new().append(true).open(own.join(HISTORY)).unwrap();
+            history.write_all(&vec![b'\n'; HISTORY_LIMIT as usize]).unwrap();
+            journal.append(DISK, &event(n));
+        }
+        let told: Vec<_> = journal.history(DISK).into_iter().map(|e| e.message).collect();
+        assert_eq!(told, ["2\n", "3\n"]);
+        let size: u64 = fs::read_dir(own).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        assert!(size < 2 * HISTORY_LIMIT + 4096, "{size}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_a_notice() {
+        let dir = tempfile::tempdir().unwrap();
+        // A file in the way stops root as well, which a mode would not.
+        let (blocked, notices) = journal(&dir.path().join("file/state"));
+        fs::write(dir.path().join("file"), "").unwrap();
+        blocked.update(DISK, &mut |record| record.install_path = path(1));
+        blocked.append(DISK, &event(0));
+        assert_eq!((blocked.load(DISK), blocked.history(DISK)), (Record::default(), Vec::new()));
+        assert_eq!(notices.lock().unwrap().len(), 2);
+        let (journal, notices) = journal(&dir.path().join("good"));
+        for wrong in ["", "..", "a/b", "/etc", "a.b"] {
+            journal.append(wrong, &event(0));
+        }
+        assert_eq!(notices.lock().unwrap().len(), 5);
+        assert!(!dir.path().join("good").exists());
+    }
+
+    #[test]
+    fn many_writers_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = journal(dir.path());
+        let add = |record: &mut Record| {
+            let n: u32 = record.install_path.as_deref().unwrap_or("0").parse().unwrap();
+            record.install_path = path(n + 1);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..10 {
+                        journal.update(DISK, &mut { add });
+                        journal.append(DISK, &event(n));
+                    }
+                });
+            }
+        });
+        assert_eq!(journal.load(DISK).install_path, path(40));
+        assert_eq!(journal.history(DISK).len(), 40);
+    }
+}

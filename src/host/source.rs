@@ -1,0 +1,218 @@
+//! Where bundles come from: a file that is read at any place by many threads, or a stream that is read once.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc::{self, off_t};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::bundle::source::{ReadAt, Source};
+use crate::error::{Error, Result};
+use crate::progress::Cancel;
+
+/// Opens the bundle at `path`; `-` is standard input. A regular file, redirected standard input included,
+/// is read positionally, anything else as a stream whose reads end within 200 ms of a request to stop.
+pub fn open_source(path: &Path, cancel: &Cancel) -> Result<Source> {
+    let failed = |source| Error::Open { path: path.to_owned(), source };
+    let file = if path == Path::new("-") {
+        File::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
+    } else {
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        // Disks are the device layer's; a directory would fail at the first read only, without its name.
+        if kind.is_block_device() || kind.is_dir() {
+            let what = if kind.is_dir() { "a directory" } else { "a block device" };
+            return Err(failed(io::Error::other(format!("is {what}, not a bundle"))));
+        }
+        // Without O_NONBLOCK the open of a FIFO hangs until somebody writes, and no signal is looked at.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?
+    };
+    if file.metadata().map_err(failed)?.is_file() {
+        PositionalFile::new(file).map(|file| Source::File(Arc::new(file))).map_err(failed)
+    } else {
+        Ok(Source::Stream(Box::new(Polled { file, cancel: cancel.clone() })))
+    }
+}
+
+/// The error of a failed read as one of ours: a read that was stopped is an interruption, not a failure.
+pub fn read_failed(at: u64, source: io::Error) -> Error {
+    if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
+        return Error::Interrupted { doing: "reading the bundle".to_owned() };
+    }
+    Error::Source { at, source }
+}
+
+/// How far behind the reader the page cache is emptied: what slower threads still read stays.
+const LAG: u64 = 2 << 20;
+
+/// How far back each emptying reaches again: the kernel keeps a folio (up to 2 MiB) of which it is told a
+/// part only, so the edge of the last range goes with the next one.
+const OVERLAP: u64 = 4 << 20;
+
+/// A regular file, read by `pread` and dropped from the page cache behind the reader: a bundle of
+/// gigabytes must not push the pages of the running system out. mmap was rejected: a truncated file would
+/// end the process by SIGBUS, and a device that fails to read would too.
+struct PositionalFile {
+    file: File,
+    /// Where the bundle begins: standard input may have been read from before.
+    base: u64,
+    len: u64,
+}
+
+impl PositionalFile {
+    fn new(mut file: File) -> io::Result<Self> {
+        let base = file.stream_position()?;
+        let len = file.metadata()?.len().saturating_sub(base);
+        let file = Self { file, base, len };
+        // Doubles the read-ahead. WILLNEED for the whole would fill the cache that is to stay empty.
+        file.advise(0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+        Ok(file)
+    }
+
+    /// Advice only: a file system that does not take it changes nothing but speed.
+    fn advise(&self, from: u64, len: u64, advice: PosixFadviseAdvice) {
+        if let (Ok(from), Ok(len)) = (off_t::try_from(from), off_t::try_from(len)) {
+            let _ = posix_fadvise(&self.file, from, len, advice);
+        }
+    }
+}
+
+impl ReadAt for PositionalFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        let at = self.base.checked_add(at).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.file.read_exact_at(buf, at)
+    }
+
+    fn done_with(&self, at: u64, len: u64) {
+        let end = self.base.saturating_add(at).saturating_add(len).saturating_sub(LAG);
+        let from = self.base.saturating_add(at).saturating_sub(LAG + OVERLAP);
+        if end > from {
+            self.advise(from, end - from, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
+    }
+}
+
+impl Drop for PositionalFile {
+    fn drop(&mut self) {
+        // Length 0 is "to the end"; it takes what the lag has left, too.
+        self.advise(self.base, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
+/// A pipe, terminal or socket that is waited for in steps, since a blocked read sees no flag: signal
+/// handlers restart it (`SA_RESTART`), and other threads cannot end it at all.
+struct Polled<F> {
+    file: F,
+    cancel: Cancel,
+}
+
+/// How long one wait lasts in milliseconds.
+const STEP_MS: u16 = 100;
+
+/// The inner error of a read that [`Cancel`] stopped. Not `ErrorKind::Interrupted`: `read_exact` and its
+/// kin take that for `EINTR` and try for ever.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped on request")]
+struct Stopped;
+
+impl<F: AsFd + Read> Read for Polled<F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.cancel.requested() {
+                return Err(io::Error::other(Stopped));
+            }
+            let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+            // A FIFO that nobody has opened for writing yet is not at its end: poll waits, read would say 0.
+            match poll(&mut fds, PollTimeout::from(STEP_MS)) {
+                Ok(0) | Err(Errno::EINTR) => continue,
+                Ok(_) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            match self.file.read(buf) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{SeekFrom, Write};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_anywhere_and_not_past_its_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        file.seek(SeekFrom::Start(4)).unwrap();
+        let source = PositionalFile::new(file).unwrap();
+        assert_eq!(source.len(), 6, "what was read before is not part of it");
+        let mut buf = [0; 3];
+        source.read_exact_at(&mut buf, 3).unwrap();
+        assert_eq!(&buf, b"789");
+        for at in [4, 1 << 40, u64::MAX] {
+            assert_eq!(source.read_exact_at(&mut buf, at).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
+        source.done_with(u64::MAX, u64::MAX);
+    }
+
+    #[test]
+    fn a_blocked_read_ends_soon_after_the_request() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let cancel = Cancel::default();
+        let mut stream = Polled { file: reader, cancel: cancel.clone() };
+        writer.write_all(b"ab").unwrap();
+        let mut buf = [0; 2];
+        stream.read_exact(&mut buf).unwrap();
+        let asked = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(150));
+            let now = Instant::now();
+            cancel.request();
+            now
+        });
+        let error = stream.read_exact(&mut buf).unwrap_err();
+        assert!(asked.join().unwrap().elapsed() < Duration::from_millis(500));
+        assert_eq!(read_failed(0, error).code(), "UPGRADE_ERROR_INTERRUPTED");
+        assert_eq!(read_failed(0, io::ErrorKind::UnexpectedEof.into()).code(), "UPGRADE_ERROR_SOURCE");
+    }
+
+    #[test]
+    fn a_fifo_waits_for_its_writer_and_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let Source::Stream(mut stream) = open_source(&path, &Cancel::default()).unwrap() else {
+            panic!("a FIFO cannot be read positionally")
+        };
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(250));
+            std::fs::write(path, vec![7; 300_000]).unwrap();
+        });
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all, vec![7; 300_000]);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_bundle_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, word) in [(dir.path().to_owned(), "directory"), (dir.path().join("none"), "none")] {
+            let Err(error) = open_source(&path, &Cancel::default()) else { panic!("opened {path:?}") };
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

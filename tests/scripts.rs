@@ -1,0 +1,58 @@
+//! The scripts are the first thing that a stranger runs: they parse, are executable, and say what is missing.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SCRIPTS: [&str; 3] = ["scripts/quickstart", "scripts/test", ".ci/run"];
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+#[test]
+fn scripts_are_executable_strict_and_parse() {
+    for name in SCRIPTS {
+        let path = script(name);
+        assert!(path.metadata().unwrap().permissions().mode() & 0o111 == 0o111, "{name} is not executable");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            text.starts_with("#!/usr/bin/env bash\n") && text.contains("\nset -euo pipefail\n"),
+            "{name}"
+        );
+        let parsed = Command::new("bash").arg("-n").arg(&path).output().unwrap();
+        assert!(parsed.status.success(), "{name}: {}", String::from_utf8_lossy(&parsed.stderr));
+    }
+}
+
+/// A PATH with bash and little else: the script must name the packages, all at once, and create nothing.
+#[test]
+fn the_quickstart_names_missing_packages() {
+    let dir = tempfile::tempdir().unwrap();
+    let tools = dir.path().join("bin");
+    std::fs::create_dir(&tools).unwrap();
+    for tool in ["bash", "dirname"] {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|dir| dir.join(tool))
+            .find(|path| path.is_file())
+            .unwrap();
+        symlink(found, tools.join(tool)).unwrap();
+    }
+    let keep = dir.path().join("keep");
+    let output = Command::new(tools.join("bash"))
+        .arg(script("scripts/quickstart"))
+        .arg("--keep")
+        .arg(&keep)
+        .env_clear()
+        .env("PATH", &tools)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for package in ["openssh-client", "findutils", "cargo"] {
+        assert!(text.contains(&format!("(apt-get install {package}")), "{package}: {text}");
+    }
+    assert!(!keep.exists());
+}
