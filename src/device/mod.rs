@@ -89,7 +89,7 @@ pub fn sync(device: &dyn BlockDevice, what: &str) -> Result<()> {
 /// Refuses a transfer that is not aligned to `block` or leaves the device; shared by the implementations.
 pub(crate) fn check_transfer(block: BlockSize, device_len: u64, at: ByteOffset, len: u64) -> io::Result<()> {
     let unit = u64::from(block.bytes());
-    if at.0 % unit != 0 || len % unit != 0 {
+    if !at.0.is_multiple_of(unit) || !len.is_multiple_of(unit) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{len} bytes at {at} are not aligned to blocks of {unit} bytes"),
