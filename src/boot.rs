@@ -1,5 +1,23 @@
-//! placeholder
+//! What boots next, and how that is changed: functions from a table to a table. Nothing here writes to the disk.
+//!
+//! Under [`BootFlag::Priority`] the loader takes the slot with the highest priority among those that are
+//! successful or have tries left, slot `a` where two are equal; the priorities of a pair are kept at 2 and 1, as
+//! update_engine of ChromeOS does. Under [`BootFlag::Legacy`] exactly one platform slot carries bit 2, and the
+//! priority bits are left as found. The software group always goes by priority: no loader reads it, and syslinux'
+//! gptmbr refuses a disk on which two partitions carry bit 2.
+//!
+//! | operation       | slot (priority/tries/successful) | the other one                | legacy platform |
+//! |-----------------|----------------------------------|------------------------------|-----------------|
+//! | make_unbootable | 0 / 0 / 0                        | as it is                     | bit 2 not on it |
+//! | select_trial    | 2 / n / 0                        | priority 1 if it was above 0 | bit 2 on it     |
+//! | mark_good       | 2 / 0 / 1                        | priority 1 if it was above 0 | bit 2 on it     |
+//! | roll_back       | to: 2 / as it is, made good if it could not boot | fallback: 1, bad: 0/0/0 | bit 2 on `to` |
+
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::gpt::{Attributes, Partition, Table};
+use crate::units::{Group, Slot};
 
 /// Which bits of a partition entry say what boots (DESIGN 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -11,3 +29,207 @@ pub enum BootFlag {
     /// Bit 2, "legacy BIOS bootable": syslinux, U-Boot and others. Exactly one platform slot carries it.
     Legacy,
 }
+
+/// What becomes of the slot that is rolled back from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Leave {
+    /// It stays as it is, second in order: a fallback if it was bootable.
+    Fallback,
+    /// It may not boot again until something new is installed.
+    Bad,
+}
+
+/// The partitions of the slots, found by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slots {
+    disk: String,
+    platform: [Partition; 2],
+    software: Option<[Partition; 2]>,
+}
+
+impl Slots {
+    /// Finds them in `table`. The platform pair is required; of the software pair both or neither. `disk` is the
+    /// name for errors. A slot that leaves the usable area or overlaps another partition is refused: writing
+    /// it would destroy what is not ours.
+    pub fn resolve(table: &Table, disk: &str) -> Result<Self> {
+        let pair = |group: Group| -> Result<[Partition; 2]> {
+            Ok([one(table, disk, group, Slot::A)?, one(table, disk, group, Slot::B)?])
+        };
+        let any = Slot::BOTH.iter().any(|&slot| !table.find(Group::Software.partition_name(slot)).is_empty());
+        let software = if any { Some(pair(Group::Software)?) } else { None };
+        Ok(Self { disk: disk.to_owned(), platform: pair(Group::Platform)?, software })
+    }
+
+    /// The partition of a slot, or `None` where the disk has no software slots.
+    pub fn get(&self, group: Group, slot: Slot) -> Option<&Partition> {
+        let pair = match group {
+            Group::Platform => &self.platform,
+            Group::Software => self.software.as_ref()?,
+        };
+        Some(&pair[usize::from(slot == Slot::B)])
+    }
+
+    /// The partition of a slot, or [`Error::SlotMissing`].
+    pub fn require(&self, group: Group, slot: Slot) -> Result<&Partition> {
+        let name = || group.partition_name(slot).to_owned();
+        self.get(group, slot).ok_or_else(|| Error::SlotMissing { disk: self.disk.clone(), name: name() })
+    }
+
+    /// The slot that a partition is, by its number.
+    pub fn slot_of(&self, group: Group, number: u32) -> Option<Slot> {
+        Slot::BOTH.into_iter().find(|&slot| self.get(group, slot).is_some_and(|p| p.number == number))
+    }
+}
+
+fn one(table: &Table, disk: &str, group: Group, slot: Slot) -> Result<Partition> {
+    let name = group.partition_name(slot);
+    let found = table.find(name);
+    let disk = disk.to_owned();
+    let [partition] = found.as_slice() else {
+        let name = name.to_owned();
+        let numbers: Vec<String> = found.iter().map(|p| p.number.to_string()).collect();
+        return Err(match numbers.as_slice() {
+            [] => Error::SlotMissing { disk, name },
+            _ => Error::SlotAmbiguous { disk, name, numbers: numbers.join(", ") },
+        });
+    };
+    let (header, at) = (table.header(), partition.extent);
+    let block = u64::from(header.block().bytes());
+    let usable = header.first_usable.0.saturating_mul(block)..=header.last_usable.0.saturating_mul(block);
+    let last = at.at.0.saturating_add(at.len).saturating_sub(block);
+    if at.len == 0 || !usable.contains(&at.at.0) || !usable.contains(&last) {
+        let problem = format!("partition {} ({name}) is not within the usable area", partition.number);
+        return Err(Error::GptUnsupported { disk, problem });
+    }
+    let overlaps = |p: &Partition| {
+        p.number != partition.number
+            && p.extent.at.0 < at.at.0 + at.len
+            && at.at.0 < p.extent.at.0 + p.extent.len
+    };
+    if let Some(other) = table.partitions().iter().find(|p| overlaps(p)) {
+        let problem = format!("partition {} ({name}) overlaps partition {}", partition.number, other.number);
+        return Err(Error::GptUnsupported { disk, problem });
+    }
+    Ok(partition.clone())
+}
+
+/// Which bits rule a group.
+fn ruling(group: Group, flag: BootFlag) -> BootFlag {
+    match group {
+        Group::Platform => flag,
+        Group::Software => BootFlag::Priority,
+    }
+}
+
+/// The slot that boots next by these flags, or `None` where none does (legacy: also where both carry bit 2,
+/// which gptmbr refuses).
+pub fn next_boot(table: &Table, slots: &Slots, group: Group, flag: BootFlag) -> Option<Slot> {
+    let attributes = |slot| slots.get(group, slot).map(|p| table.attributes(p.number));
+    let (a, b) = (attributes(Slot::A)?, attributes(Slot::B)?);
+    let pick = |a_can: bool, b_can: bool, a_first: bool| match (a_can, b_can) {
+        (true, true) => Some(if a_first { Slot::A } else { Slot::B }),
+        (true, false) => Some(Slot::A),
+        (false, true) => Some(Slot::B),
+        (false, false) => None,
+    };
+    match ruling(group, flag) {
+        BootFlag::Priority => pick(a.will_boot(), b.will_boot(), a.priority() >= b.priority()),
+        BootFlag::Legacy if a.legacy_bootable() && b.legacy_bootable() => None,
+        BootFlag::Legacy => pick(a.legacy_bootable(), b.legacy_bootable(), true),
+    }
+}
+
+/// The table in which `slot` cannot boot, for before it is overwritten. Under legacy that is so when it does
+/// not carry bit 2; if it is the only one that does, the disk would boot nothing, and it is refused.
+pub fn make_unbootable(
+    table: &Table,
+    slots: &Slots,
+    group: Group,
+    slot: Slot,
+    flag: BootFlag,
+) -> Result<Table> {
+    let target = slots.require(group, slot)?;
+    let other = slots.require(group, !slot)?;
+    match ruling(group, flag) {
+        BootFlag::Priority => Ok(edit(table, target, unbootable)),
+        BootFlag::Legacy => {
+            let carries = |p: &Partition| table.attributes(p.number).legacy_bootable();
+            if carries(target) && !carries(other) {
+                let by = "its legacy boot flag is the only one, it boots next".to_owned();
+                return Err(Error::SlotInUse { partition: target.name.clone(), by });
+            }
+            Ok(edit(table, target, |a| a.with_legacy_bootable(false)))
+        }
+    }
+}
+
+/// The table in which `slot` boots next, on trial: `tries` times (1 to 15, others are brought there) unless it
+/// is marked good. The other slot stays a fallback if it was bootable.
+pub fn select_trial(
+    table: &Table,
+    slots: &Slots,
+    group: Group,
+    slot: Slot,
+    tries: u8,
+    flag: BootFlag,
+) -> Result<Table> {
+    let tries = tries.clamp(1, Attributes::MAX_NIBBLE);
+    select(table, slots, group, slot, flag, |a| a.with_tries(tries).with_successful(false))
+}
+
+/// The table in which `slot` is good and boots next.
+pub fn mark_good(table: &Table, slots: &Slots, group: Group, slot: Slot, flag: BootFlag) -> Result<Table> {
+    select(table, slots, group, slot, flag, |a| a.with_tries(0).with_successful(true))
+}
+
+/// The table in which `to` boots next and the other slot is left as `leave` says. `to` keeps its marks; where
+/// they would not let it boot it is made good, so whoever calls has made sure that it holds something whole.
+pub fn roll_back(
+    table: &Table,
+    slots: &Slots,
+    group: Group,
+    to: Slot,
+    leave: Leave,
+    flag: BootFlag,
+) -> Result<Table> {
+    let revive = |a: Attributes| if a.successful() || a.tries() > 0 { a } else { a.with_successful(true) };
+    let table = select(table, slots, group, to, flag, revive)?;
+    match (leave, ruling(group, flag)) {
+        (Leave::Bad, BootFlag::Priority) => Ok(edit(&table, slots.require(group, !to)?, unbootable)),
+        (Leave::Fallback, _) | (Leave::Bad, BootFlag::Legacy) => Ok(table),
+    }
+}
+
+/// Puts `slot` first. `marks` sets its tries and successful bits where priority rules.
+fn select(
+    table: &Table,
+    slots: &Slots,
+    group: Group,
+    slot: Slot,
+    flag: BootFlag,
+    marks: impl Fn(Attributes) -> Attributes,
+) -> Result<Table> {
+    let (first, second) = (slots.require(group, slot)?, slots.require(group, !slot)?);
+    Ok(match ruling(group, flag) {
+        BootFlag::Priority => {
+            let table = edit(table, first, |a| marks(a).with_priority(2));
+            // Priority 0 means never: raising it could bring back what was ruled out.
+            edit(&table, second, |a| a.with_priority(a.priority().min(1)))
+        }
+        BootFlag::Legacy => {
+            let table = edit(table, first, |a| a.with_legacy_bootable(true));
+            edit(&table, second, |a| a.with_legacy_bootable(false))
+        }
+    })
+}
+
+fn unbootable(attributes: Attributes) -> Attributes {
+    attributes.with_priority(0).with_tries(0).with_successful(false)
+}
+
+fn edit(table: &Table, partition: &Partition, change: impl Fn(Attributes) -> Attributes) -> Table {
+    table.with_attributes(partition.number, change(table.attributes(partition.number)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,32 @@
-//! placeholder
+//! The GUID partition table (UEFI 2.10, 5.3): bytes to values and back, and how a changed table gets onto a
+//! disk so that a power cut at any sector leaves the old table or the new one.
+//!
+//! ```text
+//! LBA 0        protective MBR        read to tell a GPT disk, never written
+//! LBA 1        primary header        names the entry array: this one sector is the commit of a switch
+//! gap          entry array           at LBA 2, or in one of two places between header and first partition
+//!              ...partitions...
+//! alternate-n  backup entry array
+//! alternate    backup header         usually the last block; where it is, the primary header says
+//! ```
+//!
+//! Only the attribute field of an entry is ever edited (8 of its bytes), and in the headers what follows from
+//! that: CRCs, the place of the array, where needed the first usable LBA. All else stays byte for byte. Writers
+//! that decode a table and encode it again were rejected: the `gpt` crate 4.1.0 renumbers partitions behind a hole.
+
+pub mod attrs;
+pub mod codec;
+pub mod layout;
+pub mod place;
+pub mod plan;
+pub mod second;
+pub mod table;
+
+pub use attrs::Attributes;
+pub use codec::{Fault, Header};
+pub use plan::{Copies, CopyState, Damaged, Geometry, Head, Method, Plan, Step};
+pub use table::Table;
+
 use crate::units::{Extent, Guid};
 
 /// A used entry of the table, as the rest of the program sees it.
@@ -10,6 +38,17 @@ pub struct Partition {
     pub name: String,
     /// Its unique GUID ("PARTUUID").
     pub guid: Guid,
-    /// Where it lies on the disk, in bytes.
+    /// Where it lies on the disk, in bytes. An entry whose blocks make no sense (last before first, beyond
+    /// 2^64 bytes) has length 0: it is listed, but nothing may be done with it.
     pub extent: Extent,
 }
+
+/// Whether block 0 holds a protective MBR: signature 55 AA and a record of type EE (UEFI 2.10, 5.2.3). A disk
+/// without one is not GPT for firmware and kernels, whatever an older table left behind.
+pub fn has_protective_mbr(block0: &[u8]) -> bool {
+    block0.get(510..512) == Some(&[0x55, 0xaa])
+        && (0..4).any(|record| block0.get(446 + 16 * record + 4) == Some(&0xee))
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
