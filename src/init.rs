@@ -11,7 +11,8 @@ use crate::bundle::manifest::{Kind, Vouched};
 use crate::commit;
 use crate::device::{self, AlignedBuf, BlockDevice, Mode};
 use crate::error::{Error, Result};
-use crate::gpt::{Attributes, NewPartition, layout};
+use crate::gpt::Attributes;
+use crate::gpt::layout::{self, NewPartition};
 use crate::host::{Access, DiskLock, LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
 use crate::slot::{Layout, Mark, Record, Verdict};
@@ -83,7 +84,9 @@ pub fn init(spec: InitSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<
 /// What the bundle needs, before anything is destroyed for it.
 fn check_fit(bundle: &Bundle, slots: &[(Group, Slot, u64)]) -> Result<()> {
     let manifest = bundle.manifest();
-    if manifest.payload(Kind::Software).is_some() && !slots.iter().any(|(group, ..)| *group == Group::Software) {
+    if manifest.payload(Kind::Software).is_some()
+        && !slots.iter().any(|(group, ..)| *group == Group::Software)
+    {
         return Err(Error::Argument {
             what: "software slots".to_owned(),
             problem: "the bundle holds a software image; give --software-size".to_owned(),
@@ -116,7 +119,10 @@ fn make_file(spec: &InitSpec, slots: u64) -> Result<bool> {
         return match spec.size {
             Some(size) if size != len => Err(Error::Argument {
                 what: "--size".to_owned(),
-                problem: format!("{} exists with {len} bytes; remove it or leave --size out", spec.disk.display()),
+                problem: format!(
+                    "{} exists with {len} bytes; remove it or leave --size out",
+                    spec.disk.display()
+                ),
             }),
             _ => Ok(false),
         };
@@ -220,12 +226,17 @@ fn install(
             },
         });
         // Both ways of marking, so that the factory does not decide which loader the machine will have.
-        let flags = if group == Group::Platform { vec![BootFlag::Legacy, spec.boot_flag] } else { vec![spec.boot_flag] };
+        let flags = if group == Group::Platform {
+            vec![BootFlag::Legacy, spec.boot_flag]
+        } else {
+            vec![spec.boot_flag]
+        };
         for flag in flags {
             table = boot::mark_good(&table, &slots, group, Slot::A, flag)?;
         }
     }
-    let options = stage::Options { jobs: workers::default_jobs(), read_back: true, cancel, pace: &|_| Ok(()) };
+    let options =
+        stage::Options { jobs: workers::default_jobs(), read_back: true, cancel, pace: &|_| Ok(()) };
     stage::stage(bundle, &targets, &options, progress)?;
     let mark = Mark { verdict: Verdict::Good, reason: "factory install".to_owned() };
     for target in &targets {

@@ -10,9 +10,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::bundle::manifest::Kind;
-use crate::bundle::reader::inspect;
-use crate::bundle::writer::{Compression, Identity, Image, Input, pack_payloads, write_front};
-use crate::bundle::{ReadAt, Source, signature};
+use crate::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
+use crate::bundle::{Bundle, ReadAt, Source, Trust, signature};
 use crate::error::{Error, Result};
 use crate::host::mapped::MappedFile;
 use crate::host::signer;
@@ -88,7 +87,12 @@ pub fn pack(spec: &PackSpec, out: &Path, progress: &dyn Progress, cancel: &Cance
     }
     let inputs: Vec<Input<'_>> = images
         .iter()
-        .map(|(kind, name, image)| Input { kind: *kind, name: name.clone(), version: spec.version.clone(), image })
+        .map(|(kind, name, image)| Input {
+            kind: *kind,
+            name: name.clone(),
+            version: spec.version.clone(),
+            image,
+        })
         .collect();
     let identity = Identity {
         product: spec.product.clone(),
@@ -142,8 +146,10 @@ pub enum Signer<'a> {
 pub fn sign(bundle: &Path, signer: Signer<'_>, out: Option<&Path>) -> Result<SignReport> {
     let open = |source| Error::Open { path: bundle.to_owned(), source };
     let mut file = File::open(bundle).map_err(open)?;
-    let source = PlainFile { len: file.metadata().map_err(open)?.len(), file: file.try_clone().map_err(open)? };
-    let (claims, opened) = inspect(Source::File(Arc::new(source)))?;
+    let source =
+        PlainFile { len: file.metadata().map_err(open)?.len(), file: file.try_clone().map_err(open)? };
+    // Adding a signature is not trusting those that are there.
+    let opened = Bundle::open(Source::File(Arc::new(source)), &Trust::dangerously_unsigned())?;
     let manifest = opened.manifest();
     let (added, path) = match signer {
         Signer::Key(path) => (signer::sign(manifest.bytes(), path)?, path),
@@ -163,7 +169,7 @@ pub fn sign(bundle: &Path, signer: Signer<'_>, out: Option<&Path>) -> Result<Sig
     let out = out.unwrap_or(bundle);
     let failed = |source: io::Error| Error::Output { path: out.to_owned(), source };
     publish(out, |to| {
-        write_front(to, manifest.bytes(), &signatures, opened.index().bytes(), claims.created)?;
+        write_front(to, manifest.bytes(), &signatures, opened.index().bytes(), manifest.created)?;
         file.seek(SeekFrom::Start(opened.payloads_at())).map_err(failed)?;
         io::copy(&mut file, to).map_err(failed)?;
         Ok(())

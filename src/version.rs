@@ -44,10 +44,7 @@ pub fn compare(left: &str, right: &str) -> Ordering {
             // Numbers of any length: without leading zeroes the longer is the larger. No number sorts
             // before zero, so that letters come before digits ("1.a" < "1.0").
             let (m, n) = (skip(part_a, |c| c == b'0'), skip(part_b, |c| c == b'0'));
-            (!part_a.is_empty())
-                .cmp(&!part_b.is_empty())
-                .then(m.len().cmp(&n.len()))
-                .then_with(|| m.cmp(n))
+            (!part_a.is_empty()).cmp(&!part_b.is_empty()).then(m.len().cmp(&n.len())).then_with(|| m.cmp(n))
         } else {
             // Byte order puts capitals before small letters, as the specification asks.
             part_a.cmp(part_b)
@@ -115,8 +112,17 @@ mod tests {
 
     #[test]
     fn versions_that_appliances_ship() {
-        let ascending =
-            ["4.0.0~rc1", "4.0.0~rc2", "4.0.0", "4.0.0-1", "4.0.0^git1", "4.0.0.1", "4.0.6", "4.0.10", "4.1.0"];
+        let ascending = [
+            "4.0.0~rc1",
+            "4.0.0~rc2",
+            "4.0.0",
+            "4.0.0-1",
+            "4.0.0^git1",
+            "4.0.0.1",
+            "4.0.6",
+            "4.0.10",
+            "4.1.0",
+        ];
         for (i, a) in ascending.iter().enumerate() {
             for (j, b) in ascending.iter().enumerate() {
                 assert_eq!(compare(a, b), i.cmp(&j), "{a} against {b}");

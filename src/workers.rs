@@ -34,7 +34,11 @@ impl<'a> Abort<'a> {
 
 /// Runs `work` on `jobs` threads and waits for all. The first failure ends the others at their next
 /// [`Abort::check`] and is the one that is returned.
-pub fn run<T: Send>(jobs: NonZeroUsize, abort: &Abort<'_>, work: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
+pub fn run<T: Send>(
+    jobs: NonZeroUsize,
+    abort: &Abort<'_>,
+    work: impl Fn() -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     /// Also a panicking worker must not leave others waiting for their turn for ever.
     struct Guard<'a, 'b>(&'a Abort<'b>);
     impl Drop for Guard<'_, '_> {
@@ -83,7 +87,12 @@ impl<S> Sequencer<S> {
     }
 
     /// Waits for turn `number`, then runs `work`.
-    pub fn turn<T>(&self, number: u64, abort: &Abort<'_>, work: impl FnOnce(&mut S) -> Result<T>) -> Result<T> {
+    pub fn turn<T>(
+        &self,
+        number: u64,
+        abort: &Abort<'_>,
+        work: impl FnOnce(&mut S) -> Result<T>,
+    ) -> Result<T> {
         let mut state = lock(&self.state);
         while state.0 != number {
             abort.check()?;

@@ -85,7 +85,8 @@ impl<'a> Feed<'a> {
                 if self.seekable {
                     position.at += super::archive::BLOCK as u64;
                 } else {
-                    self.bundle.with_input(|input| input.header(&payload.member(), size(), manifest.created))?;
+                    self.bundle
+                        .with_input(|input| input.header(&payload.member(), size(), manifest.created))?;
                 }
                 if !self.wanted[number] {
                     let member = payload.member();
@@ -135,7 +136,9 @@ impl<'a> Feed<'a> {
         compressed.resize(claim.entry.compressed as usize, 0);
         file.read_exact_at(compressed, claim.at).map_err(|source| match source.kind() {
             // The size was right when it was opened: somebody is truncating it.
-            std::io::ErrorKind::UnexpectedEof => Error::Truncated { what: claim.payload.member(), at: claim.at },
+            std::io::ErrorKind::UnexpectedEof => {
+                Error::Truncated { what: claim.payload.member(), at: claim.at }
+            }
             _ => Error::Source { at: claim.at, source },
         })?;
         file.done_with(claim.at, u64::from(claim.entry.compressed));

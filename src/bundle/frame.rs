@@ -38,7 +38,12 @@ impl<'a> VerifiedFrame<'a> {
     ///
     /// # Errors
     /// The value that the bytes have instead.
-    pub fn check(buffer: &'a mut [u8], payload: &Payload, frame: u64, entry: FrameEntry) -> Result<Self, Blake3> {
+    pub fn check(
+        buffer: &'a mut [u8],
+        payload: &Payload,
+        frame: u64,
+        entry: FrameEntry,
+    ) -> Result<Self, Blake3> {
         let (at, len) = payload.frame_extent(frame);
         let len = (len as usize).min(buffer.len());
         let end = len.next_multiple_of(STORED_UNIT).min(buffer.len());
@@ -101,8 +106,12 @@ impl FrameDecoder {
         let bad = |problem: String| Error::Frame { payload: payload.to_string(), frame, at, problem };
         match find_frame_compressed_size(compressed) {
             Ok(size) if size == compressed.len() => {}
-            Ok(size) => return Err(bad(format!("a zstd frame of {size} bytes in a member of {}", compressed.len()))),
-            Err(code) => return Err(bad(format!("not a zstd frame: {}", zstd::zstd_safe::get_error_name(code)))),
+            Ok(size) => {
+                return Err(bad(format!("a zstd frame of {size} bytes in a member of {}", compressed.len())));
+            }
+            Err(code) => {
+                return Err(bad(format!("not a zstd frame: {}", zstd::zstd_safe::get_error_name(code))));
+            }
         }
         match get_frame_content_size(compressed) {
             Ok(Some(size)) if size == u64::from(len) => {}

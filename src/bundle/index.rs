@@ -67,7 +67,9 @@ impl Index {
             let bound = compress_bound(payload.frame_extent(frame).1 as usize);
             // A bound on what is read and held, before any of it is.
             if compressed == 0 || compressed as usize > bound {
-                return bad(format!("frame {frame} has a compressed length of {compressed}, possible is 1 to {bound}"));
+                return bad(format!(
+                    "frame {frame} has a compressed length of {compressed}, possible is 1 to {bound}"
+                ));
             }
         }
         let merged = merge(&|frame| self.entry(number, frame).value, payload.frames());
@@ -111,11 +113,8 @@ pub(super) fn merge(value: &dyn Fn(u64) -> Blake3, frames: u64) -> Blake3 {
         return value(0);
     }
     let left = left_frames(frames);
-    let root = merge_subtrees_root(
-        &subtree(value, 0, left),
-        &subtree(value, left, frames - left),
-        Mode::Hash,
-    );
+    let root =
+        merge_subtrees_root(&subtree(value, 0, left), &subtree(value, left, frames - left), Mode::Hash);
     Blake3(*root.as_bytes())
 }
 
@@ -145,8 +144,11 @@ mod tests {
     #[test]
     fn merged_values_are_what_blake3_says() {
         // Independent judge: the one-shot hash of the blake3 crate (and b3sum in tests/).
-        let image: Vec<u8> = (0..40 * 4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        for len in [1, 1024, 4095, 4096, 4097, 8192, 12_288, 12_289, 5 * 4096, 16 * 4096, 17 * 4096 + 5, image.len()] {
+        let image: Vec<u8> =
+            (0..40 * 4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for len in
+            [1, 1024, 4095, 4096, 4097, 8192, 12_288, 12_289, 5 * 4096, 16 * 4096, 17 * 4096 + 5, image.len()]
+        {
             let image = &image[..len];
             let values: Vec<_> = image
                 .chunks(4096)

@@ -169,7 +169,10 @@ impl Claims {
     /// Everything that must hold before a size of this manifest is used for anything.
     fn check(&self) -> Result<()> {
         let bad = |problem: String| Err(Error::Manifest { problem });
-        if self.product.is_empty() || self.product.len() > NAME_MAX || self.product.chars().any(char::is_control) {
+        if self.product.is_empty()
+            || self.product.len() > NAME_MAX
+            || self.product.chars().any(char::is_control)
+        {
             return bad(format!("product must have 1 to {NAME_MAX} bytes and no control characters"));
         }
         check_word("version", &self.version)?;
@@ -204,7 +207,8 @@ impl Claims {
             if payload.size == 0 {
                 return bad(format!("{payload} has size 0"));
             }
-            if !payload.frame_size.is_power_of_two() || !(FRAME_MIN..=FRAME_MAX).contains(&payload.frame_size) {
+            if !payload.frame_size.is_power_of_two() || !(FRAME_MIN..=FRAME_MAX).contains(&payload.frame_size)
+            {
                 return bad(format!(
                     "{payload}: frame size {} is no power of two from {FRAME_MIN} to {FRAME_MAX}",
                     payload.frame_size
@@ -393,7 +397,10 @@ pub(crate) mod tests {
         assert_eq!(code(&serde_json::to_vec(&claims).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
         assert_eq!(code(br#"{"format":2,"news":1}"#), "UPGRADE_ERROR_BUNDLE_FORMAT_VERSION");
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
-        assert_eq!(code(text.replace("\"epoch\"", "\"extra\": 1, \"epoch\"").as_bytes()), "UPGRADE_ERROR_BUNDLE_MANIFEST");
+        assert_eq!(
+            code(text.replace("\"epoch\"", "\"extra\": 1, \"epoch\"").as_bytes()),
+            "UPGRADE_ERROR_BUNDLE_MANIFEST"
+        );
         assert_eq!(
             code(text.replace("\"epoch\": 0", "\"epoch\": 0, \"epoch\": 1").as_bytes()),
             "UPGRADE_ERROR_BUNDLE_MANIFEST"

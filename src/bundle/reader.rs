@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::archive::{self, BLOCK, END_LEN};
 use super::index::Index;
-use super::manifest::{Claims, MANIFEST_MAX, Manifest, limit};
+use super::manifest::{MANIFEST_MAX, Manifest, limit};
 use super::signature::SIGNATURE_MAX;
 use super::source::{ReadAt, Source};
 use super::trust::Trust;
@@ -31,18 +31,10 @@ impl Bundle {
     /// # Errors
     /// Any of the classes Bundle and Trust; [`Error::Source`].
     pub fn open(source: Source, trust: &Trust) -> Result<Self> {
-        Self::open_with(source, |manifest, signature| trust.verify(manifest, signature))
-    }
-
-    /// [`open`](Self::open) with another way to make a manifest of its bytes and those of the signature.
-    pub(super) fn open_with(
-        source: Source,
-        vouch: impl FnOnce(Vec<u8>, Vec<u8>) -> Result<Manifest>,
-    ) -> Result<Self> {
         let mut input = Input { source, at: 0 };
         let (bytes, mtime) = input.front_member("manifest.json", MANIFEST_MAX)?;
         let (signature, signature_time) = input.front_member("manifest.json.sig", SIGNATURE_MAX)?;
-        let manifest = vouch(bytes, signature)?;
+        let manifest = trust.verify(bytes, signature)?;
         for (member, time) in [("manifest.json", mtime), ("manifest.json.sig", signature_time)] {
             if time != manifest.created {
                 return Err(Error::TarHeader {
@@ -178,7 +170,11 @@ impl Input {
         let padding = &mut padding[..archive::padding(size) as usize];
         self.fill(padding, &format!("the padding of {name}"))?;
         if padding.iter().any(|&byte| byte != 0) {
-            return Err(Error::TarHeader { member: name.to_owned(), at, problem: "its padding is not zero".into() });
+            return Err(Error::TarHeader {
+                member: name.to_owned(),
+                at,
+                problem: "its padding is not zero".into(),
+            });
         }
         Ok(())
     }
@@ -206,7 +202,12 @@ impl Input {
     }
 
     /// Passes over `len` bytes: a stream must be read, a file not.
-    pub(super) fn skip(&mut self, mut len: u64, what: &str, mut tick: impl FnMut() -> Result<()>) -> Result<()> {
+    pub(super) fn skip(
+        &mut self,
+        mut len: u64,
+        what: &str,
+        mut tick: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
         if matches!(self.source, Source::File(_)) {
             self.at += len;
             return Ok(());
@@ -220,12 +221,4 @@ impl Input {
         }
         Ok(())
     }
-}
-
-/// What a bundle claims, read without any trust: for showing it to a person, never for installing.
-pub fn inspect(source: Source) -> Result<(Claims, Bundle)> {
-    let bundle = Bundle::open_with(source, |manifest, signature| {
-        Manifest::vouched(manifest, signature, super::manifest::Vouched::Unsigned)
-    })?;
-    Ok(((*bundle.manifest).clone(), bundle))
 }

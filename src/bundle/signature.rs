@@ -28,8 +28,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<SshSig>> {
         let number = signatures.len() + 1;
         let signature =
             SshSig::from_pem(block).map_err(|problem| bad(format!("signature {number}: {problem}")))?;
-        let canonical =
-            armor(&signature).map_err(|problem| bad(format!("signature {number}: {problem}")))?;
+        let canonical = armor(&signature).map_err(|problem| bad(format!("signature {number}: {problem}")))?;
         if canonical != block {
             return Err(bad(format!("signature {number} is not spelled as ssh-keygen does")));
         }

@@ -129,7 +129,8 @@ impl Signer {
             (field, rest) = word(rest);
         }
         let (blob, _comment) = word(rest);
-        signer.key = PublicKey::from_openssh(&format!("{field} {blob}")).map_err(|problem| format!("key: {problem}"))?;
+        signer.key = PublicKey::from_openssh(&format!("{field} {blob}"))
+            .map_err(|problem| format!("key: {problem}"))?;
         Ok(signer)
     }
 
@@ -225,7 +226,8 @@ mod tests {
         assert_eq!(plain.principals, "user1@example.com,user2@example.com");
         assert!(plain.refusal(Timestamp::now()).is_none());
 
-        let fine = Signer::parse(&format!("*@x namespaces=\"file,qimg\",valid-after=\"20200101Z\" {KEY}")).unwrap();
+        let fine =
+            Signer::parse(&format!("*@x namespaces=\"file,qimg\",valid-after=\"20200101Z\" {KEY}")).unwrap();
         assert!(fine.refusal(Timestamp::now()).is_none());
         assert!(fine.refusal("2019-12-31T23:59:59Z".parse().unwrap()).unwrap().contains("not yet"));
 

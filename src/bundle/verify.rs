@@ -1,13 +1,14 @@
 //! Checking a whole bundle without writing anything.
 
 use std::num::NonZeroUsize;
+use std::time::Instant;
 
 use serde::Serialize;
 use sha2::Digest as _;
 
 use super::feed::Feed;
 use super::frame::FrameDecoder;
-use super::manifest::{Payload, Vouched};
+use super::manifest::Payload;
 use super::reader::Bundle;
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
@@ -22,12 +23,14 @@ pub struct VerifyReport {
     pub product: String,
     /// Version of the bundle.
     pub version: String,
-    /// Why it may be believed.
-    pub vouched: Vouched,
+    /// Principal and fingerprint of the trusted signer; `None` where trust was not checked.
+    pub signed_by: Option<String>,
     /// The payloads with their hashes, all of which were computed anew.
     pub payloads: Vec<Payload>,
     /// Uncompressed bytes that were checked.
-    pub bytes: u64,
+    pub image_bytes: u64,
+    /// Wall time in seconds.
+    pub seconds: f64,
 }
 
 /// The SHA-256 of several images whose frames come in order, one hasher each.
@@ -52,7 +55,11 @@ impl ImageHashes {
         for (payload, hasher) in payloads.iter().zip(self.0).filter(|(payload, _)| wanted(payload)) {
             let got = Sha256(hasher.finalize().into());
             if got != payload.sha256 {
-                return Err(Error::ImageDigest { payload: payload.to_string(), expected: payload.sha256, got });
+                return Err(Error::ImageDigest {
+                    payload: payload.to_string(),
+                    expected: payload.sha256,
+                    got,
+                });
             }
         }
         Ok(())
@@ -63,7 +70,13 @@ impl ImageHashes {
 ///
 /// # Errors
 /// Any of the class Bundle; [`Error::Source`], [`Error::Interrupted`].
-pub fn verify(bundle: &Bundle, jobs: Option<NonZeroUsize>, cancel: &Cancel, progress: &dyn Progress) -> Result<VerifyReport> {
+pub fn verify(
+    bundle: &Bundle,
+    jobs: Option<NonZeroUsize>,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<VerifyReport> {
+    let start = Instant::now();
     let manifest = bundle.manifest();
     let feed = Feed::new(bundle, |_| true);
     progress.begin(Phase::Verify, feed.total());
@@ -88,8 +101,9 @@ pub fn verify(bundle: &Bundle, jobs: Option<NonZeroUsize>, cancel: &Cancel, prog
     Ok(VerifyReport {
         product: manifest.product.clone(),
         version: manifest.version.clone(),
-        vouched: manifest.voucher().clone(),
+        signed_by: manifest.voucher().signer().map(str::to_owned),
         payloads: manifest.payloads.clone(),
-        bytes: feed.total(),
+        image_bytes: feed.total(),
+        seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -226,13 +226,20 @@ fn pack_payload<W: Write + Seek + Send>(
 ///
 /// # Errors
 /// [`Error::TooLarge`], [`Error::Output`].
-pub fn write_front(out: &mut impl Write, manifest: &[u8], signature: &[u8], index: &[u8], created: u64) -> Result<()> {
+pub fn write_front(
+    out: &mut impl Write,
+    manifest: &[u8],
+    signature: &[u8],
+    index: &[u8],
+    created: u64,
+) -> Result<()> {
     super::manifest::limit(
         "manifest.json.sig in bytes",
         signature.len() as u64,
         super::signature::SIGNATURE_MAX,
     )?;
-    for (name, bytes) in [("manifest.json", manifest), ("manifest.json.sig", signature), ("index.bin", index)] {
+    for (name, bytes) in [("manifest.json", manifest), ("manifest.json.sig", signature), ("index.bin", index)]
+    {
         let size = bytes.len() as u64;
         out.write_all(&archive::header(name, size, created)?).map_err(output)?;
         out.write_all(bytes).map_err(output)?;

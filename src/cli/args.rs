@@ -140,9 +140,9 @@ pub(super) struct MachineArgs {
     #[arg(long, value_name = "SLOT")]
     booted: Option<Slot>,
 
-    /// Logical block size of an image file: 512 or 4096 [default: 512]
+    /// Logical block size of an image file: 512 or 4096 [default: found out]
     ///
-    /// In bytes. A block device says its own.
+    /// In bytes; where the partition table lies tells which. A block device says its own.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
     sector_size: Option<BlockSize>,
 
@@ -163,7 +163,7 @@ impl MachineArgs {
         let mut settings = self.config.settings()?;
         settings.booted = self.booted;
         settings.boot_flag = self.boot_flag.unwrap_or(settings.boot_flag);
-        settings.sector_size = self.sector_size.unwrap_or(settings.sector_size);
+        settings.sector_size = self.sector_size.or(settings.sector_size);
         settings.disk = self.disk.clone().or(settings.disk);
         settings.state_dir = self.state_dir.clone().unwrap_or(settings.state_dir);
         Ok(settings)
@@ -237,13 +237,13 @@ mod tests {
         assert_eq!(of_file.disk.as_deref(), Some(Path::new("/dev/one")));
         assert_eq!(of_file.boot_flag, BootFlag::Legacy);
         assert_eq!(of_file.state_dir, Path::new("/one"));
-        assert_eq!(of_file.sector_size, BlockSize::B4096);
+        assert_eq!(of_file.sector_size, Some(BlockSize::B4096));
         let all =
             ["--disk", "/two", "--boot-flag", "priority", "--state-dir", "/two", "--sector-size", "512"];
         let overridden = parse(&all);
         assert_eq!(overridden.disk.as_deref(), Some(Path::new("/two")));
         assert_eq!(overridden.boot_flag, BootFlag::Priority);
         assert_eq!(overridden.state_dir, Path::new("/two"));
-        assert_eq!(overridden.sector_size, BlockSize::B512);
+        assert_eq!(overridden.sector_size, Some(BlockSize::B512));
     }
 }

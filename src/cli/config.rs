@@ -54,7 +54,7 @@ pub(super) struct Settings {
     /// Boot attempts of a slot on trial.
     pub(super) tries: u8,
     /// Logical block size of an image file.
-    pub(super) sector_size: BlockSize,
+    pub(super) sector_size: Option<BlockSize>,
     /// Directory of the state file.
     pub(super) state_dir: PathBuf,
     /// Worker threads; `None`: by the number of cores.
@@ -97,7 +97,7 @@ impl Config {
             boot_flag: self.boot_flag.unwrap_or_default(),
             booted: None,
             tries: self.tries.unwrap_or(3),
-            sector_size: self.sector_size.unwrap_or(BlockSize::B512),
+            sector_size: self.sector_size,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),
             jobs: self.jobs,
             max_rate: self.max_rate,
@@ -176,15 +176,12 @@ mod tests {
         let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate } =
             Config::parse(&sample_in_force()).unwrap();
         assert!(disk.is_some() && product.is_some(), "keys without a default");
-        assert!(jobs.is_some() && max_rate.is_some(), "keys whose default is automatic");
         assert!(
-            sector_size.is_some()
-                && trust.is_some()
-                && boot_flag.is_some()
-                && tries.is_some()
-                && state_dir.is_some()
+            jobs.is_some() && max_rate.is_some() && sector_size.is_some(),
+            "keys whose default is automatic"
         );
-        let shown = Config { trust, boot_flag, tries, sector_size, state_dir, ..Config::default() };
+        assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
+        let shown = Config { trust, boot_flag, tries, state_dir, ..Config::default() };
         assert_eq!(shown.into_settings(), Config::default().into_settings());
     }
 

@@ -81,7 +81,8 @@ impl InitArgs {
             size: self.size,
             slot_size: self.slot_size,
             software_size: self.software_size,
-            sector_size: self.sector_size.unwrap_or(settings.sector_size),
+            sector_size: self.sector_size.or(settings.sector_size).unwrap_or(BlockSize::B512),
+            boot_flag: settings.boot_flag,
             force: self.force,
             bundle,
         };

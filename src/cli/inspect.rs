@@ -35,13 +35,14 @@ impl InspectArgs {
             Some(file) => Trust::allowed_signers(file)?,
             None => Trust::dangerously_unsigned(),
         };
-        let summary = machine::bundle(&self.bundle, &trust, &Cancel::default())?.summary();
+        let summary = machine::bundle(&self.bundle, &trust, &Cancel::default())?.summary()?;
         output::result(Format::object_if(self.json), &summary, human)
     }
 }
 
 fn human(summary: &Summary, palette: Palette) -> String {
-    let created = summary.created.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let created =
+        i64::try_from(summary.created).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let mut text = table::facts(&[
         ("product", summary.product.clone()),
         ("version", summary.version.clone()),
@@ -89,13 +90,15 @@ mod tests {
         let mut summary = Summary {
             product: "appliance".into(),
             version: "1.1".into(),
-            created: Some(1_700_000_000),
+            created: 1_700_000_000,
             payloads: vec![PayloadSummary {
                 name: "platform".into(),
+                member: "platform.img.zst".into(),
                 version: "1.1".into(),
                 size: 64 << 20,
                 compressed: 20 << 20,
                 frame_size: 1 << 20,
+                frames: 64,
                 blake3: Blake3([0xab; 32]),
                 sha256: Sha256([0; 32]),
             }],

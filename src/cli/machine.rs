@@ -4,12 +4,12 @@ use std::path::Path;
 
 use super::config::Settings;
 use super::output;
-use crate::bundle::{Bundle, Trust};
+use crate::bundle::{Bundle, Source, Trust};
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::record::FileJournal;
-use crate::host::source::{Source, open_source};
+use crate::host::source::open_source;
 use crate::host::{LocalDisk, signals};
 use crate::progress::Cancel;
 

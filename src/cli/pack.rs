@@ -9,8 +9,8 @@ use super::args::JobsArgs;
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::{machine, size};
-use crate::bundle::{self, PackReport, PackSpec};
 use crate::error::{Error, Result};
+use crate::pack::{self, PackReport, PackSpec};
 
 /// Pack images into a bundle and sign it
 ///
@@ -90,7 +90,7 @@ impl PackArgs {
             version: self.version.clone(),
             min_version: self.min_version.clone(),
             epoch: self.epoch,
-            created: Some(creation_time()?),
+            created: creation_time()?,
             platform: self.platform.clone(),
             software: self.software.clone(),
             firmware: self.firmware.clone(),
@@ -100,7 +100,7 @@ impl PackArgs {
             jobs: self.jobs.jobs,
         };
         let progress = Reporter::new(format);
-        let report = bundle::pack(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
+        let report = pack::pack(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
         drop(progress);
         output::result(format, &report, human)
     }
@@ -119,11 +119,9 @@ fn human(report: &PackReport, palette: Palette) -> String {
 
 /// Now, or what `SOURCE_DATE_EPOCH` says (<https://reproducible-builds.org/specs/source-date-epoch/>), in
 /// seconds since 1970. It is information for people: no decision ever depends on it.
-fn creation_time() -> Result<i64> {
+fn creation_time() -> Result<u64> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
-        return Ok(SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs().cast_signed()));
+        return Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
     };
     text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| Error::Argument {
         what: "SOURCE_DATE_EPOCH".to_owned(),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::{self, Format};
-use crate::bundle;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::pack::{self, Signer};
 
 /// Add a signature to a bundle
 ///
@@ -43,17 +43,18 @@ pub(super) struct SignArgs {
 
 impl SignArgs {
     pub(super) fn run(&self) -> Result<()> {
-        let report = bundle::sign(
-            &self.bundle,
-            self.key.as_deref(),
-            self.signature.as_deref(),
-            self.output.as_deref(),
-        )?;
+        let signer = match (&self.key, &self.signature) {
+            (Some(key), _) => Signer::Key(key),
+            (None, Some(signature)) => Signer::Detached(signature),
+            // clap has seen to it that one of the two is there.
+            (None, None) => return Err(Error::Internal { what: "sign without a signer".to_owned() }),
+        };
+        let report = pack::sign(&self.bundle, signer, self.output.as_deref())?;
         output::result(Format::object_if(self.json), &report, |report, _| {
             format!(
-                "{}: signed by {}, signatures: {}\n",
+                "{}: signed with {}, signatures: {}\n",
                 report.path.display(),
-                report.key,
+                report.added.display(),
                 report.signatures
             )
         })

@@ -9,7 +9,7 @@ use super::machine::{self, Host};
 use super::output::{self, Format};
 use super::progress::Reporter;
 use super::size;
-use crate::bundle;
+use crate::bundle::verify::verify;
 use crate::error::Result;
 use crate::units::{Group, Slot};
 
@@ -69,7 +69,7 @@ impl VerifyArgs {
         // clap has seen to it that one of the two is there.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let report = bundle::verify(machine::source(&from, &cancel)?, &trust, jobs, &progress, &cancel)?;
+        let report = verify(&machine::bundle(&from, &trust, &cancel)?, jobs, &cancel, &progress)?;
         drop(progress);
         output::result(format, &report, |report, palette| {
             let signature = report.signed_by.as_ref().map_or_else(

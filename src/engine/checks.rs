@@ -43,7 +43,8 @@ pub(super) fn needed(view: &View, claims: &Claims) -> Vec<Group> {
     let platform_runs =
         view.running_record(Group::Platform).is_some_and(|record| record.manifest.same_platform(claims));
     let software = claims.payload(Kind::Software);
-    let running = view.running_record(Group::Software).and_then(|record| record.manifest.payload(Kind::Software));
+    let running =
+        view.running_record(Group::Software).and_then(|record| record.manifest.payload(Kind::Software));
     let software_runs = match (software, running) {
         (Some(new), Some(old)) => (new.size, new.blake3) == (old.size, old.blake3),
         (Some(_), None) => false,
@@ -89,12 +90,14 @@ fn release_obstacles(view: &View, claims: &Claims, policy: &Policy) -> Vec<Error
         found.push(Error::Product { bundle: claims.product.clone(), machine: machine.to_owned() });
     }
     // The software of an instant upgrade may be newer than the platform: the newest of both is what runs.
-    let newest = [running, software].into_iter().flatten().max_by(|a, b| version::compare(&a.version, &b.version));
+    let newest =
+        [running, software].into_iter().flatten().max_by(|a, b| version::compare(&a.version, &b.version));
     if let Some(newest) = newest.map(|claims| claims.version.as_str()) {
         if version::compare(&claims.version, newest) == Ordering::Less && !policy.allow_downgrade {
             found.push(Error::Downgrade { bundle: claims.version.clone(), running: newest.to_owned() });
         }
-        let too_old = |min: &&String| version::compare(newest, min) == Ordering::Less && !policy.override_product;
+        let too_old =
+            |min: &&String| version::compare(newest, min) == Ordering::Less && !policy.override_product;
         if let Some(min) = claims.min_version.as_ref().filter(too_old) {
             found.push(Error::MinVersion { running: newest.to_owned(), needed: min.clone() });
         }

@@ -74,8 +74,14 @@ impl Engine<'_> {
             // The caller asked for a group that this disk does not have.
             view.slots.require(group.unwrap_or(Group::Platform), slot)?;
         }
-        let mut report =
-            ScrubReport { slot, version: String::new(), groups: Vec::new(), bytes: 0, frames: 0, seconds: 0.0 };
+        let mut report = ScrubReport {
+            slot,
+            version: String::new(),
+            groups: Vec::new(),
+            bytes: 0,
+            frames: 0,
+            seconds: 0.0,
+        };
         let records = held.iter().map(|held| Ok((*held, record(held)?))).collect::<Result<Vec<_>>>()?;
         let lens = records.iter().flat_map(|(_, record)| &record.layout.places).map(|place| place.len);
         progress.begin(Phase::Scrub, lens.sum());

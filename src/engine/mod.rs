@@ -16,8 +16,8 @@ pub use content::{FirmwareReport, ScrubReport};
 
 use crate::boot::BootFlag;
 use crate::error::{Class, Error, Result};
-use crate::host::record::{Event, LastError, now};
-use crate::host::{DiskLock, Journal, Machine};
+use crate::host::record::{Event, Journal, LastError, now};
+use crate::host::{DiskLock, Machine};
 use crate::progress::Cancel;
 use crate::units::Slot;
 use view::View;
@@ -93,7 +93,12 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs a verb that changes the disk, under its lock, and keeps its outcome for `status` and the history.
-    fn change<T>(&self, verb: &str, act: impl FnOnce(&DiskLock) -> Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
+    fn change<T>(
+        &self,
+        verb: &str,
+        act: impl FnOnce(&DiskLock) -> Result<T>,
+        done: impl FnOnce(&T) -> String,
+    ) -> Result<T> {
         let lock = match self.machine.lock() {
             Ok(lock) => lock,
             // Whoever holds the lock reports his own outcome; this attempt must not overwrite it.
@@ -114,8 +119,11 @@ impl<'a> Engine<'a> {
         let failed = result.as_ref().is_err_and(|error| error.class() != Class::Refused);
         if failed || result.is_ok() {
             self.journal.update(&key, &mut |record| {
-                record.last_error =
-                    failed.then(|| LastError { code: code.clone(), message: message.clone(), time: time.clone() });
+                record.last_error = failed.then(|| LastError {
+                    code: code.clone(),
+                    message: message.clone(),
+                    time: time.clone(),
+                });
             });
         }
         self.journal.append(&key, &Event { time, verb: verb.to_owned(), code, message });

@@ -43,7 +43,9 @@ impl Engine<'_> {
         Ok(PlanReport {
             disk: self.machine.name().to_owned(),
             product: manifest.product.clone(),
-            running_version: view.running_record(Group::Platform).map(|record| record.manifest.version.clone()),
+            running_version: view
+                .running_record(Group::Platform)
+                .map(|record| record.manifest.version.clone()),
             target_version: manifest.version.clone(),
             upgrade_type: upgrade.kind,
             booted: upgrade.booted,
@@ -63,7 +65,12 @@ impl Engine<'_> {
     /// # Errors
     /// Refusals (class Refused, and [`Error::SlotTooSmall`]) come before the first write; later failures leave the
     /// target torn and unbootable, and the running system as it was.
-    pub fn prepare(&self, bundle: Bundle, options: &PrepareOptions, progress: &dyn Progress) -> Result<PrepareReport> {
+    pub fn prepare(
+        &self,
+        bundle: Bundle,
+        options: &PrepareOptions,
+        progress: &dyn Progress,
+    ) -> Result<PrepareReport> {
         let act = |lock: &DiskLock| self.prepare_locked(lock, &bundle, options, progress);
         self.change("prepare", act, |report| format!("{} is prepared", report.version))
     }
@@ -87,7 +94,11 @@ impl Engine<'_> {
         let report = |outcome: Outcome, read_back: bool| PrepareReport {
             upgrade_type: upgrade.kind,
             version: manifest.version.clone(),
-            targets: upgrade.targets.iter().map(|(group, slot, _)| group.partition_name(*slot).to_owned()).collect(),
+            targets: upgrade
+                .targets
+                .iter()
+                .map(|(group, slot, _)| group.partition_name(*slot).to_owned())
+                .collect(),
             image_bytes: outcome.written + outcome.zeroed + outcome.reused,
             written_bytes: outcome.written,
             zeroed_bytes: outcome.zeroed,

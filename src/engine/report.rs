@@ -106,7 +106,9 @@ impl Engine<'_> {
                 blake3: image.map(|(_, payload)| payload.blake3),
                 firmware: claims
                     .filter(|_| held.group == Group::Platform)
-                    .map(|claims| claims.group(held.group).skip(1).map(|(_, blob)| blob.name.clone()).collect())
+                    .map(|claims| {
+                        claims.group(held.group).skip(1).map(|(_, blob)| blob.name.clone()).collect()
+                    })
                     .unwrap_or_default(),
                 priority: held.attributes.priority(),
                 tries: held.attributes.tries(),

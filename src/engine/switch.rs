@@ -1,8 +1,8 @@
 //! `commit`, `mark-good`, `roll-back`, `cancel`: each is one new table, written in one transaction.
 
+use super::Engine;
 use super::checks::needed;
 use super::view::{Held, View};
-use super::Engine;
 use crate::boot::{self, Leave};
 use crate::commit;
 use crate::error::{Error, Result};
@@ -63,7 +63,9 @@ impl Engine<'_> {
         for group in Group::BOTH {
             let Ok(slot) = view.target(group) else { continue };
             match view.held(group, slot) {
-                Some(held) if held.state == SlotState::Prepared => prepared.extend(held.record().map(|r| (held, r))),
+                Some(held) if held.state == SlotState::Prepared => {
+                    prepared.extend(held.record().map(|r| (held, r)))
+                }
                 Some(held) if held.state == SlotState::Torn => {
                     return not(format!("{} was not prepared to the end", held.partition.name));
                 }
@@ -102,7 +104,11 @@ impl Engine<'_> {
         let platform = needed.contains(&Group::Platform);
         let effect = if platform { Effect::Reboot } else { Effect::RestartSoftware };
         let from = if platform { format!(", slot {booted} is the fallback") } else { String::new() };
-        Ok((table, effect, format!("{} is selected on trial in {}{from}", manifest.version, names.join(" and "))))
+        Ok((
+            table,
+            effect,
+            format!("{} is selected on trial in {}{from}", manifest.version, names.join(" and ")),
+        ))
     }
 
     /// Marks what runs on trial as good: the end of an upgrade. With `slot` the platform slot of that name is made good
@@ -125,7 +131,10 @@ impl Engine<'_> {
                 let runs = |held: &&Held| view.running(held.group) == Some(held.slot);
                 // Software of a commit whose platform has not booted yet is not running, whatever its flags say.
                 let pending = view.next(Group::Platform) != view.running(Group::Platform);
-                view.on_trial().filter(runs).filter(|held| held.group == Group::Platform || !pending).collect()
+                view.on_trial()
+                    .filter(runs)
+                    .filter(|held| held.group == Group::Platform || !pending)
+                    .collect()
             }
         };
         let mut table = view.table.clone();
@@ -184,7 +193,8 @@ impl Engine<'_> {
             names.push(to.partition.name.clone());
             left.extend((leave == Leave::Bad).then_some(from));
         }
-        let report = self.switch(lock, &view, &table, effect, format!("rolled back to {}", names.join(" and ")))?;
+        let report =
+            self.switch(lock, &view, &table, effect, format!("rolled back to {}", names.join(" and ")))?;
         for held in left {
             self.set_mark(held, Verdict::Bad, "rolled back while on trial")?;
         }
@@ -215,7 +225,8 @@ impl Engine<'_> {
         };
         match (platform.record(), from.record(), to.record()) {
             (Some(platform), Some(from), Some(to)) => {
-                to.manifest.same_platform(&platform.manifest) && !from.manifest.same_platform(&platform.manifest)
+                to.manifest.same_platform(&platform.manifest)
+                    && !from.manifest.same_platform(&platform.manifest)
             }
             _ => false,
         }
@@ -238,11 +249,18 @@ impl Engine<'_> {
         let (mut discard, mut names) = (Vec::new(), Vec::new());
         for held in view.all() {
             let selected = held.state == SlotState::Trial
-                && (view.running(held.group) != Some(held.slot) || (held.group == Group::Software && pending));
+                && (view.running(held.group) != Some(held.slot)
+                    || (held.group == Group::Software && pending));
             if selected {
                 let (_, to) = self.way_back(&view, held.group)?;
-                table =
-                    boot::roll_back(&table, &view.slots, held.group, to.slot, Leave::Bad, self.policy.boot_flag)?;
+                table = boot::roll_back(
+                    &table,
+                    &view.slots,
+                    held.group,
+                    to.slot,
+                    Leave::Bad,
+                    self.policy.boot_flag,
+                )?;
             }
             if selected || matches!(held.state, SlotState::Prepared | SlotState::Torn) {
                 discard.push(held);
@@ -303,7 +321,11 @@ impl Engine<'_> {
             done,
             boots_next: next.ok_or_else(|| Error::NothingBoots { disk: self.machine.name().to_owned() })?,
             next_step: effect.word().to_owned(),
-            switch_method: if plan.is_empty() { "nothing to write".to_owned() } else { plan.method.to_string() },
+            switch_method: if plan.is_empty() {
+                "nothing to write".to_owned()
+            } else {
+                plan.method.to_string()
+            },
             plan: plan.describe(),
             dry_run,
         })

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::kernel::{Kernel, Node};
 use super::usage::{self, Disk};
 use super::{Access, DiskLock, Machine, booted, lock};
-use crate::device::{BlockDevice, Direct, Mode, Region};
+use crate::device::{self, AlignedBuf, BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
-use crate::units::BlockSize;
+use crate::units::{BlockSize, ByteOffset};
 
 /// A whole disk that Linux knows, or an image file.
 pub struct LocalDisk {
@@ -20,11 +20,26 @@ pub struct LocalDisk {
     kernel: Kernel,
 }
 
+/// Whether a GPT header lies where sectors of this size would have it, and not where those of 512 bytes would:
+/// there, byte 4096 may lie in an entry array. What cannot be read is said when it is opened for good.
+fn has_header(path: &Path, block: BlockSize) -> bool {
+    let read = || -> Result<bool> {
+        let device = Direct::open(path, Mode::Read, block)?;
+        let mut bytes = AlignedBuf::zeroed(8192);
+        device::read(&device, "the partition table", &mut bytes, ByteOffset(0))?;
+        let header = |at: u32| bytes[at as usize..].starts_with(b"EFI PART");
+        Ok(header(block.bytes()) && !header(512))
+    };
+    read().unwrap_or(false)
+}
+
 impl LocalDisk {
     /// Opens the disk at `path`, with [`Mode::Read`] or [`Mode::Write`] ([`Mode::Claim`] fails while any
-    /// of its partitions is in use). `file_block` is the sector size of an image file.
-    pub fn open(path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {
-        Self::open_on(Kernel::default(), path, mode, file_block)
+    /// of its partitions is in use). `file_block` is the sector size of an image file; `None`: the one at which
+    /// a partition table is found.
+    pub fn open(path: &Path, mode: Mode, file_block: Option<BlockSize>) -> Result<Self> {
+        let found = || if has_header(path, BlockSize::B4096) { BlockSize::B4096 } else { BlockSize::B512 };
+        Self::open_on(Kernel::default(), path, mode, file_block.unwrap_or_else(found))
     }
 
     fn open_on(kernel: Kernel, path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {

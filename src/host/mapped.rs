@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::libc::off_t;
 use nix::unistd::{Whence, lseek};
 
+use crate::bundle::writer::Image;
 use crate::error::{Error, Result};
 
 /// A regular file, mapped for reading: workers compress straight from the page cache, without copies.
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 pub struct MappedFile {
     map: Mmap,
     file: File,
+    data: Vec<Range<u64>>,
 }
 
 impl MappedFile {
@@ -29,12 +31,18 @@ impl MappedFile {
         let map = map(&file).map_err(failed)?;
         // Advice only.
         let _ = map.advise(Advice::Sequential);
-        Ok(Self { map, file })
+        let mut mapped = Self { map, file, data: Vec::new() };
+        mapped.data = mapped.find_data();
+        Ok(mapped)
     }
 
     /// The ranges that hold data; what lies between them is holes and reads as zero (lseek(2), `SEEK_DATA`).
     /// A file system that does not tell gives one range: all of it.
-    pub fn data_extents(&self) -> Vec<Range<u64>> {
+    pub fn data_extents(&self) -> &[Range<u64>] {
+        &self.data
+    }
+
+    fn find_data(&self) -> Vec<Range<u64>> {
         let len = self.map.len() as u64;
         let mut extents = Vec::new();
         let mut at = 0;
@@ -59,6 +67,17 @@ impl MappedFile {
     fn seek(&self, at: u64, whence: Whence) -> nix::Result<u64> {
         let at = off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
         u64::try_from(lseek(&self.file, at, whence)?).map_err(|_| Errno::EOVERFLOW)
+    }
+}
+
+impl Image for MappedFile {
+    fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    fn is_hole(&self, at: u64, len: u64) -> bool {
+        let next = self.data.partition_point(|extent| extent.end <= at);
+        self.data.get(next).is_none_or(|extent| extent.start >= at + len)
     }
 }
 

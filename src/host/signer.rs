@@ -21,9 +21,8 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(key_path).map_err(|problem| bad(problem.to_string()))?;
     let signature = match PrivateKey::from_openssh(&text) {
         Ok(key) if !key.is_encrypted() && !key.algorithm().as_str().starts_with("sk-") => {
-            let signature = key
-                .sign(NAMESPACE, HashAlg::Sha512, manifest)
-                .map_err(|problem| bad(problem.to_string()))?;
+            let signature =
+                key.sign(NAMESPACE, HashAlg::Sha512, manifest).map_err(|problem| bad(problem.to_string()))?;
             armor(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
         }
         _ => ssh_keygen(manifest, key_path)?,

@@ -59,9 +59,11 @@ impl Layout {
             places.push(place);
         }
         let behind = body_len.next_multiple_of(UNIT) + 2 * UNIT;
-        let too_small = || Error::SlotTooSmall { partition: partition.to_owned(), needed: free + behind, size };
+        let too_small =
+            || Error::SlotTooSmall { partition: partition.to_owned(), needed: free + behind, size };
         let footer_at = Self::footer_at(size).ok_or_else(too_small)?;
-        let body_at = (footer_at + UNIT).checked_sub(behind).filter(|at| *at >= free).ok_or_else(too_small)?;
+        let body_at =
+            (footer_at + UNIT).checked_sub(behind).filter(|at| *at >= free).ok_or_else(too_small)?;
         Ok(Self { places, body_at, body_len, mark_at: footer_at - UNIT, footer_at })
     }
 
@@ -90,7 +92,8 @@ mod tests {
             for size in [2 * MIB, 2 * MIB + 512, 64 * MIB + 3584] {
                 let layout = Layout::new(&claims, group, 5000, size, "x").unwrap();
                 // Payloads, gaps, body, mark and footer in order of position meet exactly.
-                let mut parts: Vec<(u64, u64)> = layout.places.iter().map(|p| (p.at, p.end() - p.at)).collect();
+                let mut parts: Vec<(u64, u64)> =
+                    layout.places.iter().map(|p| (p.at, p.end() - p.at)).collect();
                 parts.extend(layout.gaps());
                 parts.push((layout.body_at, 8192));
                 parts.push((layout.mark_at, UNIT));
@@ -111,7 +114,8 @@ mod tests {
     #[test]
     fn the_needed_size_is_exact() {
         let claims = sample();
-        let Err(Error::SlotTooSmall { needed, .. }) = Layout::new(&claims, Group::Software, 5000, 0, "x") else {
+        let Err(Error::SlotTooSmall { needed, .. }) = Layout::new(&claims, Group::Software, 5000, 0, "x")
+        else {
             panic!("an empty slot was accepted");
         };
         assert!(Layout::new(&claims, Group::Software, 5000, needed, "x").is_ok());

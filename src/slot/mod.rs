@@ -34,7 +34,8 @@ fn seal(block: &mut [u8]) {
 
 /// Whether [`seal`] made this block.
 fn sealed(block: &[u8]) -> bool {
-    block.len() == UNIT as usize && u32_at(block, block.len() - 4) == crc32fast::hash(&block[..block.len() - 4])
+    block.len() == UNIT as usize
+        && u32_at(block, block.len() - 4) == crc32fast::hash(&block[..block.len() - 4])
 }
 
 fn u32_at(block: &[u8], at: usize) -> u32 {

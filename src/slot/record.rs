@@ -58,7 +58,9 @@ impl Content {
     /// [`Error::Read`](crate::Error::Read) only: a damaged record is no error but [`Content::Nothing`].
     pub fn read(slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<Self> {
         let nothing = |why: &str| Ok(Self::Nothing { why: why.to_owned() });
-        let Some(footer_at) = Layout::footer_at(slot.len()) else { return nothing("the partition is too small") };
+        let Some(footer_at) = Layout::footer_at(slot.len()) else {
+            return nothing("the partition is too small");
+        };
         let mut block = AlignedBuf::zeroed(2 * UNIT as usize);
         let what = format!("the record of {partition}");
         device::read(slot, &what, &mut block, ByteOffset(footer_at - UNIT))?;
@@ -149,7 +151,13 @@ impl Record {
         self.write_end(slot, Condition::Whole, group, partition)
     }
 
-    fn write_end(&self, slot: &dyn BlockDevice, condition: Condition, group: Group, partition: &str) -> Result<()> {
+    fn write_end(
+        &self,
+        slot: &dyn BlockDevice,
+        condition: Condition,
+        group: Group,
+        partition: &str,
+    ) -> Result<()> {
         let mut block = AlignedBuf::zeroed(2 * UNIT as usize);
         block[UNIT as usize..].copy_from_slice(&self.footer(condition, group).encode());
         let what = format!("the footer of {partition}");
@@ -161,7 +169,12 @@ impl Record {
     pub fn write_mark(&self, slot: &dyn BlockDevice, mark: Option<&Mark>, partition: &str) -> Result<()> {
         let block = mark.map_or_else(|| vec![0; UNIT as usize], Mark::encode);
         let what = format!("the mark of {partition}");
-        device::write(slot, &what, &AlignedBuf::padded(&block, UNIT as usize), ByteOffset(self.layout.mark_at))?;
+        device::write(
+            slot,
+            &what,
+            &AlignedBuf::padded(&block, UNIT as usize),
+            ByteOffset(self.layout.mark_at),
+        )?;
         device::sync(slot, &what)
     }
 }

@@ -75,7 +75,12 @@ pub struct Outcome {
 ///
 /// # Errors
 /// Those of the bundle's frames (class Bundle), of the slots (class Io, [`Error::ReadBack`]), [`Error::Interrupted`].
-pub fn stage(bundle: &Bundle, targets: &[Target], options: &Options<'_>, progress: &dyn Progress) -> Result<Outcome> {
+pub fn stage(
+    bundle: &Bundle,
+    targets: &[Target],
+    options: &Options<'_>,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
     for target in targets {
         target.record.write_torn(&*target.device, target.group, &target.partition)?;
     }
@@ -140,7 +145,8 @@ fn write_frames(
         None => Ok(()),
     };
     workers::run(options.jobs, &abort, || {
-        let (mut compressed, mut buffer) = (Vec::new(), AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT)));
+        let (mut compressed, mut buffer) =
+            (Vec::new(), AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT)));
         let mut decoder = FrameDecoder::new()?;
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
             let (image_at, len) = claim.payload.frame_extent(claim.frame);
@@ -150,13 +156,15 @@ fn write_frames(
                 return Err(Error::Internal { what: format!("{} has no place in a slot", claim.payload) });
             };
             let at = ByteOffset(place.at + image_at);
-            let in_place = probing.look(claim.ordinal, || probe::frame_in_place(target, &claim, at, &mut buffer));
+            let in_place =
+                probing.look(claim.ordinal, || probe::frame_in_place(target, &claim, at, &mut buffer));
             if let Some(frame) = in_place {
                 hash(&claim, &frame)?;
                 reused.fetch_add(u64::from(len), Ordering::Relaxed);
             } else {
                 feed.load(&claim, &mut compressed)?;
-                let frame = decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, &mut buffer)?;
+                let frame =
+                    decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, &mut buffer)?;
                 (options.pace)(u64::from(len))?;
                 if frame.is_zero() {
                     zero(target, at.0, frame.stored().len() as u64)?;

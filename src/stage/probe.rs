@@ -34,7 +34,8 @@ impl Probing {
             for place in &target.record.layout.places {
                 let payload = &manifest.payloads[place.payload];
                 let frames = payload.frames();
-                let mut buffer = AlignedBuf::zeroed((payload.frame_size as usize).next_multiple_of(STORED_UNIT));
+                let mut buffer =
+                    AlignedBuf::zeroed((payload.frame_size as usize).next_multiple_of(STORED_UNIT));
                 let spread = (1..SAMPLES).map(|i| i * frames / SAMPLES);
                 let mut last = None;
                 for frame in [0].into_iter().chain(spread).filter(|frame| *frame < frames) {

@@ -1,0 +1,103 @@
+//! What a bundle holds, for people and programs.
+
+use serde::Serialize;
+use ssh_key::{HashAlg, PublicKey};
+
+use super::manifest::Vouched;
+use super::reader::Bundle;
+use super::signature;
+use crate::error::Result;
+use crate::units::{Blake3, Sha256};
+
+/// A bundle at a glance.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Summary {
+    /// Compatibility string.
+    pub product: String,
+    /// Version.
+    pub version: String,
+    /// The oldest version that may install it directly.
+    pub min_version: Option<String>,
+    /// Anti-rollback epoch.
+    pub epoch: u64,
+    /// Time of creation in seconds since 1970 UTC.
+    pub created: u64,
+    /// Principal and fingerprint of the trusted signer; `None` where trust was not checked.
+    pub signed_by: Option<String>,
+    /// Fingerprints of all keys that claim to have signed it, trusted or not.
+    pub signatures: Vec<String>,
+    /// Size of the bundle in bytes.
+    pub bundle_bytes: u64,
+    /// Its payloads.
+    pub payloads: Vec<PayloadSummary>,
+}
+
+/// A payload at a glance.
+#[derive(Debug, Clone, Serialize)]
+pub struct PayloadSummary {
+    /// `platform`, `software` or `firmware/<name>`.
+    pub name: String,
+    /// Name of its member in the archive.
+    pub member: String,
+    /// Version.
+    pub version: String,
+    /// Uncompressed size in bytes.
+    pub size: u64,
+    /// Compressed size in bytes.
+    pub compressed: u64,
+    /// Bytes in a frame.
+    pub frame_size: u32,
+    /// Number of frames.
+    pub frames: u64,
+    /// BLAKE3 of the image.
+    pub blake3: Blake3,
+    /// SHA-256 of the image.
+    pub sha256: Sha256,
+}
+
+impl Bundle {
+    /// What it holds.
+    ///
+    /// # Errors
+    /// [`Error::SignatureFormat`](crate::Error::SignatureFormat): where trust was not checked, nobody has looked
+    /// at the signatures yet.
+    pub fn summary(&self) -> Result<Summary> {
+        let manifest = self.manifest();
+        let signatures = signature::parse(manifest.signature())?;
+        let payloads = manifest.payloads.iter().enumerate().map(|(number, payload)| PayloadSummary {
+            name: payload.to_string(),
+            member: payload.member(),
+            version: payload.version.clone(),
+            size: payload.size,
+            compressed: self.index().compressed_size(number, payload),
+            frame_size: payload.frame_size,
+            frames: payload.frames(),
+            blake3: payload.blake3,
+            sha256: payload.sha256,
+        });
+        let fingerprint = |key: &ssh_key::public::KeyData| {
+            PublicKey::from(key.clone()).fingerprint(HashAlg::Sha256).to_string()
+        };
+        Ok(Summary {
+            product: manifest.product.clone(),
+            version: manifest.version.clone(),
+            min_version: manifest.min_version.clone(),
+            epoch: manifest.epoch,
+            created: manifest.created,
+            signed_by: manifest.voucher().signer().map(str::to_owned),
+            signatures: signatures.iter().map(|signature| fingerprint(signature.public_key())).collect(),
+            bundle_bytes: self.size()?,
+            payloads: payloads.collect(),
+        })
+    }
+}
+
+impl Vouched {
+    /// Principal and fingerprint of the signer, where it was a signature.
+    pub fn signer(&self) -> Option<&str> {
+        match self {
+            Self::Signature(signer) => Some(signer),
+            Self::Record | Self::Unsigned => None,
+        }
+    }
+}
