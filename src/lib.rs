@@ -23,6 +23,9 @@
 //! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`state`]: what is shown |
 //! | ground | [`error`], [`units`], [`version`], [`progress`], [`workers`] |
 
+// Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 pub mod boot;
 pub mod bundle;
 pub mod cli;

@@ -1,5 +1,8 @@
 //! `qstage`: parse, run, exit code. The only place where an error is printed.
 
+// Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

@@ -164,7 +164,7 @@ mod tests {
         fn arbitrary_sealed_blocks_never_panic(mut block in proptest::collection::vec(any::<u8>(), 4096..=4096), len in any::<u16>()) {
             block[..8].copy_from_slice(MAGIC);
             block[8..12].copy_from_slice(&1_u32.to_le_bytes());
-            block[12] = block[12] % 3;
+            block[12] %= 3;
             block[80..82].copy_from_slice(&len.to_le_bytes());
             seal(&mut block);
             let _ = Footer::decode(&block);
