@@ -1,4 +1,5 @@
 //! The disk of a machine: nodes, windows, users, locks; on real loop devices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod host_support;
 
@@ -8,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use host_support::{Loop, Mount, is_root, run, scratch, sparse, text};
+use host_support::{Loop, Mount, eventually, is_root, run, scratch, sparse, text};
 use qstage::device::{AlignedBuf, Direct, Mode};
 use qstage::error::Error;
 use qstage::gpt::Partition;
@@ -123,7 +124,7 @@ fn a_mounted_slot_is_not_written() {
     ));
     drop(mount);
     let machine = open(&disk.0, BlockSize::B512);
-    let held = machine.open_partition(&a, Access::Exclusive).unwrap();
+    let held = eventually(|| machine.open_partition(&a, Access::Exclusive));
     // And nobody gets in while it is written.
     let mounting =
         || Command::new("mount").args(["-o", "ro", text(&disk.node(1)), text(&at)]).output().unwrap();

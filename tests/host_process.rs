@@ -1,4 +1,5 @@
 //! What only a process of its own shows: signals, standard input, the page cache behind a reader.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod host_support;
 

@@ -23,6 +23,19 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// Tries again for some seconds. A mount lives on in every mount namespace that was copied while it stood;
+/// tests that make such run in parallel, and containers start at any time.
+pub(crate) fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(e) => assert!(begun.elapsed().as_secs() < 5, "still after 5 s: {e}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Path as text.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -73,6 +86,15 @@ impl Drop for Loop {
         // Without nodes the first one fails; that is as good.
         let _ = Command::new("partx").args(["-d", text(&self.0)]).output();
         let _ = Command::new("losetup").args(["-d", text(&self.0)]).output();
+        // It is detached when the last descriptor is closed, somebody's probe included; until then the
+        // file system of its image is busy.
+        let attached = Path::new("/sys/block").join(self.0.file_name().unwrap_or_default()).join("loop");
+        for _ in 0..100 {
+            if !attached.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 }
 
