@@ -17,10 +17,15 @@ pub(crate) fn is_root() -> bool {
 
 /// Runs a tool and gives what it prints; its failure is the test's.
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {error}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    attempt(program, args).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn attempt(program: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Tries again for some seconds. A mount lives on in every mount namespace that was copied while it stood;
@@ -105,7 +110,8 @@ impl Mount {
     /// Mounts `device` at `at`, which is made.
     pub(crate) fn new(device: &Path, at: &Path, options: &str) -> Self {
         std::fs::create_dir_all(at).unwrap();
-        run("mount", &["-o", options, text(device), text(at)]);
+        // A claim lives on for an instant in a child that another thread has forked.
+        eventually(|| attempt("mount", &["-o", options, text(device), text(at)]));
         Self(at.to_owned())
     }
 }
