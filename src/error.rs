@@ -232,7 +232,7 @@ errors! {
     NoDirectIo { path: PathBuf } => Io, "NO_DIRECT_IO",
         ("{} cannot be opened with O_DIRECT: its file system does not support it; use another one", .path.display());
     /// O_DIRECT works here, but only in units larger than the sectors of the image.
-    DirectIoUnit { path: PathBuf, sector: u32, unit: u64 } => Io, "DIRECT_IO_UNIT",
+    DirectIoUnit { path: PathBuf, sector: u32, unit: u32 } => Io, "DIRECT_IO_UNIT",
         ("{} has sectors of {sector} bytes, its file system does direct I/O in units of {unit} only; attach it (losetup --show -f FILE) and give the loop device, or move it to a disk with {sector}-byte sectors", .path.display());
     /// A read from a device failed.
     Read { what: String, at: u64, len: usize, source: io::Error } => Io, "READ",

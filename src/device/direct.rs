@@ -89,6 +89,9 @@ impl Direct {
             barrier: Barrier::default(),
             zero_range_refused: AtomicBool::new(false),
         };
+        if number.is_none() {
+            device.check_file_system(DeviceNumber::from_raw(found.dev()))?;
+        }
         device.probe()?;
         Ok(device)
     }
@@ -103,20 +106,39 @@ impl Direct {
         &self.path
     }
 
-    /// Whether transfers of one block work here. File systems that are themselves on 4096-byte sectors do
-    /// direct I/O in such units only, whatever the sectors of the image. To read, change and write back the
-    /// larger unit would serve such an image, but then two threads that write neighbouring sectors undo each
-    /// other, and the one sector that commits a table takes others with it: refused, with a way out.
+    /// File systems on 4096-byte sectors do direct I/O in such units only, whatever the sectors of the image.
+    /// To read, change and write back the larger unit would serve such an image, but then two threads that
+    /// write neighbouring sectors undo each other, and the one sector that commits a table takes others with
+    /// it: refused, with a way out. The queue of the device below is asked since a blank image is one hole,
+    /// and a read of a hole succeeds in any unit.
+    fn check_file_system(&self, below: DeviceNumber) -> Result<()> {
+        match Queue::of(Path::new("/sys"), below) {
+            Ok(queue) if queue.logical.bytes() > self.block.bytes() => {
+                Err(self.too_small(queue.logical.bytes()))
+            }
+            // No device of its own (tmpfs, btrfs, network): the probe decides.
+            _ => Ok(()),
+        }
+    }
+
+    fn too_small(&self, unit: u32) -> Error {
+        Error::DirectIoUnit { path: self.path.clone(), sector: self.block.bytes(), unit }
+    }
+
+    /// Reads the second block, where a disk has the header of its table (UEFI 2.10, 5.3.2): some file
+    /// systems refuse `O_DIRECT` not at the open but at the first transfer.
     fn probe(&self) -> Result<()> {
         let unit = self.block.bytes() as usize;
         let last = self.len.saturating_sub(unit as u64);
         if self.len == 0 || self.try_read(unit, last.min(unit as u64))? {
             return Ok(());
         }
-        let larger = BUFFER_ALIGNMENT as u64;
-        if unit < BUFFER_ALIGNMENT && self.len >= larger && self.try_read(BUFFER_ALIGNMENT, 0)? {
-            let (path, sector) = (self.path.clone(), self.block.bytes());
-            return Err(Error::DirectIoUnit { path, sector, unit: larger });
+        let larger = BlockSize::B4096.bytes();
+        if self.block.bytes() < larger
+            && self.len >= u64::from(larger)
+            && self.try_read(larger as usize, 0)?
+        {
+            return Err(self.too_small(larger));
         }
         Err(Error::NoDirectIo { path: self.path.clone() })
     }
@@ -228,4 +250,65 @@ fn open_direct(path: &Path, mode: Mode, block_device: bool) -> Result<File> {
 
 fn invalid(problem: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, problem.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(dir: Option<&str>, len: u64) -> tempfile::NamedTempFile {
+        let file = dir.map_or_else(tempfile::NamedTempFile::new, tempfile::NamedTempFile::new_in).unwrap();
+        file.as_file().set_len(len).unwrap();
+        file
+    }
+
+    #[test]
+    fn after_a_failed_flush_only_reads_work() {
+        let file = image(None, 8192);
+        let device = Direct::open(file.path(), Mode::Write, BlockSize::B4096).unwrap();
+        let mut buf = AlignedBuf::zeroed(4096);
+        device.write_at(&buf, ByteOffset(0)).unwrap();
+        device.write_zeroes(ByteOffset(0), 4096).unwrap();
+        device.sync().unwrap();
+        device.barrier.sync(|| Err(io::ErrorKind::Other.into())).unwrap_err();
+        device.write_at(&buf, ByteOffset(0)).unwrap_err();
+        device.write_zeroes(ByteOffset(0), 4096).unwrap_err();
+        device.sync().unwrap_err();
+        device.read_at(&mut buf, ByteOffset(0)).unwrap();
+    }
+
+    /// tmpfs refuses `ZERO_RANGE` (EOPNOTSUPP).
+    #[test]
+    fn zero_range_is_asked_once_and_replaced_by_writing() {
+        let file = image(Some("/dev/shm"), 3 << 20);
+        let device = Direct::open(file.path(), Mode::Write, BlockSize::B512).unwrap();
+        let mut ones = AlignedBuf::zeroed(3 << 20);
+        ones.fill(1);
+        device.write_at(&ones, ByteOffset(0)).unwrap();
+        assert!(!device.zero_range_refused.load(Ordering::Relaxed));
+        device.write_zeroes(ByteOffset(512), (2 << 20) + 512).unwrap();
+        assert!(device.zero_range_refused.load(Ordering::Relaxed));
+        device.read_at(&mut ones, ByteOffset(0)).unwrap();
+        let zeroes = 512..(2 << 20) + 1024;
+        assert!(ones.iter().enumerate().all(|(i, &byte)| (byte == 0) == zeroes.contains(&i)));
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_without_hanging() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [dir.path(), &fifo, Path::new("/dev/null"), &dir.path().join("none")] {
+            let error = Direct::open(path, Mode::Read, BlockSize::B512).unwrap_err();
+            assert_eq!(error.code(), "UPGRADE_ERROR_OPEN");
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
+        // A regular file of a file system that has no direct I/O.
+        let error = Direct::open(Path::new("/proc/version"), Mode::Read, BlockSize::B512).unwrap_err();
+        assert_eq!(error.code(), "UPGRADE_ERROR_NO_DIRECT_IO");
+        let cut = image(None, 4096 + 512);
+        let error = Direct::open(cut.path(), Mode::Read, BlockSize::B4096).unwrap_err();
+        assert!(error.to_string().contains("4608 bytes are not a whole number of 4096-byte"), "{error}");
+        Direct::open(cut.path(), Mode::Read, BlockSize::B512).unwrap();
+    }
 }

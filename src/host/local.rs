@@ -193,3 +193,32 @@ fn mismatch(partition: &Partition, problem: String) -> Error {
 fn label(partition: &Partition) -> String {
     format!("partition {} '{}'", partition.number, partition.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{ByteOffset, Extent, Guid};
+
+    #[test]
+    fn a_node_is_taken_only_where_kernel_and_table_agree() {
+        let extent = |at, len| Extent { at: ByteOffset(at), len };
+        let partition = Partition {
+            number: 2,
+            name: "platform_a".to_owned(),
+            guid: Guid::NIL,
+            extent: extent(1 << 20, 1 << 20),
+        };
+        let node = |number, extent| Node {
+            number: format!("259:{number}").parse().unwrap(),
+            path: format!("/dev/p{number}").into(),
+            partition: Some((number, extent)),
+        };
+        let (good, other) = (node(2, partition.extent), node(1, partition.extent));
+        assert_eq!(checked_node(&[], &partition).unwrap(), None);
+        assert_eq!(checked_node(&[other.clone(), good.clone()], &partition).unwrap(), Some(good));
+        for wrong in [other, node(2, extent(1 << 20, 2 << 20)), node(2, extent(2 << 20, 1 << 20))] {
+            let error = checked_node(&[wrong], &partition).unwrap_err();
+            assert_eq!(error.code(), "UPGRADE_ERROR_KERNEL_TABLE");
+        }
+    }
+}

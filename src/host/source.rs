@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -49,7 +50,10 @@ pub fn read_failed(at: u64, source: io::Error) -> Error {
 }
 
 /// How far behind the reader the page cache is emptied: what slower threads still read stays.
-const LAG: u64 = 2 << 20;
+const LAG: u64 = 1 << 20;
+
+/// How far ahead of a read the kernel is asked to fetch.
+const AHEAD: u64 = 4 << 20;
 
 /// How far back each emptying reaches again: the kernel keeps a folio (up to 2 MiB) of which it is told a
 /// part only, so the edge of the last range goes with the next one.
@@ -63,16 +67,30 @@ struct PositionalFile {
     /// Where the bundle begins: standard input may have been read from before.
     base: u64,
     len: u64,
+    /// The furthest byte that anybody is done with.
+    front: AtomicU64,
+    /// Where the last read-ahead ends.
+    asked: AtomicU64,
 }
 
 impl PositionalFile {
     fn new(mut file: File) -> io::Result<Self> {
         let base = file.stream_position()?;
         let len = file.metadata()?.len().saturating_sub(base);
-        let file = Self { file, base, len };
-        // Doubles the read-ahead. WILLNEED for the whole would fill the cache that is to stay empty.
-        file.advise(0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+        let file = Self { file, base, len, front: AtomicU64::new(0), asked: AtomicU64::new(0) };
+        // The kernel's own read-ahead is what an administrator set for the disk (8 MiB was met), doubled by
+        // SEQUENTIAL: more than may be cached here. So it is turned off and a bounded one asked for.
+        file.advise(0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
         Ok(file)
+    }
+
+    /// Asks for what comes behind `end`, unless half of it or more has been asked for.
+    fn fetch_ahead(&self, end: u64) {
+        let asked = self.asked.load(Ordering::Relaxed);
+        if !(asked.saturating_sub(AHEAD)..asked.saturating_sub(AHEAD / 2)).contains(&end) {
+            self.asked.store(end.saturating_add(AHEAD), Ordering::Relaxed);
+            self.advise(end, AHEAD, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 
     /// Advice only: a file system that does not take it changes nothing but speed.
@@ -90,12 +108,18 @@ impl ReadAt for PositionalFile {
 
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         let at = self.base.checked_add(at).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.fetch_ahead(at.saturating_add(buf.len() as u64));
         self.file.read_exact_at(buf, at)
     }
 
     fn done_with(&self, at: u64, len: u64) {
-        let end = self.base.saturating_add(at).saturating_add(len).saturating_sub(LAG);
-        let from = self.base.saturating_add(at).saturating_sub(LAG + OVERLAP);
+        let at = self.base.saturating_add(at);
+        let end = at.saturating_add(len);
+        let front = self.front.fetch_max(end, Ordering::Relaxed).max(end);
+        // A slow thread ends its range when the front has long passed: then that goes at once, since no
+        // later call reaches back to it.
+        let end = end.min(front.saturating_sub(LAG));
+        let from = at.min(end).saturating_sub(OVERLAP);
         if end > from {
             self.advise(from, end - from, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
