@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use super::index::FrameEntry;
 use super::manifest::Payload;
 use super::reader::Bundle;
-use crate::error::{Error, Result};
+use super::source::read_failed;
+use crate::error::Result;
 use crate::workers::{Abort, lock};
 
 /// Hands out frames in the order of the bundle; every worker holds one at a time. A stream is read under the

@@ -7,7 +7,7 @@ use super::archive::{self, BLOCK, END_LEN};
 use super::index::Index;
 use super::manifest::{MANIFEST_MAX, Manifest, limit};
 use super::signature::SIGNATURE_MAX;
-use super::source::{ReadAt, Source};
+use super::source::{ReadAt, Source, read_failed};
 use super::trust::Trust;
 use crate::error::{Error, Result};
 use crate::workers::lock;
@@ -134,10 +134,7 @@ impl Input {
             Source::File(file) => file.read_exact_at(buf, at),
             Source::Stream(stream) => stream.read_exact(buf),
         };
-        result.map_err(|source| match source.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::Truncated { what: what.to_owned(), at },
-            _ => Error::Source { at, source },
-        })?;
+        result.map_err(|source| read_failed(what, at, source))?;
         self.at += buf.len() as u64;
         Ok(())
     }
@@ -195,7 +192,7 @@ impl Input {
             // The size of a file was compared when it was opened.
             Source::File(_) => Ok(()),
             Source::Stream(stream) => {
-                let more = stream.read(&mut [0]).map_err(|source| Error::Source { at: self.at, source })?;
+                let more = stream.read(&mut [0]).map_err(|source| read_failed("the end", self.at, source))?;
                 if more == 0 { Ok(()) } else { Err(Error::TrailingBytes { at: self.at }) }
             }
         }

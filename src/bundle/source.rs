@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use crate::error::Error;
+
 /// A bundle that can be read anywhere, from several threads at once.
 pub trait ReadAt: Send + Sync {
     /// Its size in bytes.
@@ -39,4 +41,22 @@ pub enum Source {
     File(Arc<dyn ReadAt>),
     /// A pipe or a connection: read once, from front to back.
     Stream(Box<dyn Read + Send>),
+}
+
+/// The inner error of a read that was stopped on request. Not `ErrorKind::Interrupted`: `read_exact` and its kin
+/// take that for `EINTR` and try for ever.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped on request")]
+pub struct Stopped;
+
+/// The error of a failed read as one of ours. A read that was stopped is an interruption, not a failure; `what` is the
+/// part of the bundle that was being read, for when it ends there.
+pub(crate) fn read_failed(what: &str, at: u64, source: io::Error) -> Error {
+    if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
+        return Error::Interrupted { doing: "reading the bundle".to_owned() };
+    }
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Truncated { what: what.to_owned(), at },
+        _ => Error::Source { at, source },
+    }
 }

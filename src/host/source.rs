@@ -13,7 +13,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{self, off_t};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::bundle::source::{ReadAt, Source};
+use crate::bundle::source::{ReadAt, Source, Stopped};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
@@ -39,14 +39,6 @@ pub fn open_source(path: &Path, cancel: &Cancel) -> Result<Source> {
     } else {
         Ok(Source::Stream(Box::new(Polled { file, cancel: cancel.clone() })))
     }
-}
-
-/// The error of a failed read as one of ours: a read that was stopped is an interruption, not a failure.
-pub fn read_failed(at: u64, source: io::Error) -> Error {
-    if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
-        return Error::Interrupted { doing: "reading the bundle".to_owned() };
-    }
-    Error::Source { at, source }
 }
 
 /// How far behind the reader the page cache is emptied: what slower threads still read stays.
@@ -143,12 +135,6 @@ struct Polled<F> {
 /// How long one wait lasts in milliseconds.
 const STEP_MS: u16 = 100;
 
-/// The inner error of a read that [`Cancel`] stopped. Not `ErrorKind::Interrupted`: `read_exact` and its
-/// kin take that for `EINTR` and try for ever.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped on request")]
-struct Stopped;
-
 impl<F: AsFd + Read> Read for Polled<F> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
@@ -176,6 +162,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::bundle::source::read_failed;
 
     #[test]
     fn a_file_is_read_anywhere_and_not_past_its_end() {
@@ -209,8 +196,11 @@ mod tests {
         });
         let error = stream.read_exact(&mut buf).unwrap_err();
         assert!(asked.join().unwrap().elapsed() < Duration::from_millis(500));
-        assert_eq!(read_failed(0, error).code(), "UPGRADE_ERROR_INTERRUPTED");
-        assert_eq!(read_failed(0, io::ErrorKind::UnexpectedEof.into()).code(), "UPGRADE_ERROR_SOURCE");
+        assert_eq!(read_failed("x", 0, error).code(), "UPGRADE_ERROR_INTERRUPTED");
+        assert_eq!(
+            read_failed("x", 0, io::ErrorKind::UnexpectedEof.into()).code(),
+            "UPGRADE_ERROR_BUNDLE_TRUNCATED"
+        );
     }
 
     #[test]
