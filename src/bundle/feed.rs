@@ -135,13 +135,9 @@ impl<'a> Feed<'a> {
     pub fn load(&self, claim: &Claim<'_>, compressed: &mut Vec<u8>) -> Result<()> {
         let Some(file) = self.bundle.file() else { return Ok(()) };
         compressed.resize(claim.entry.compressed as usize, 0);
-        file.read_exact_at(compressed, claim.at).map_err(|source| match source.kind() {
-            // The size was right when it was opened: somebody is truncating it.
-            std::io::ErrorKind::UnexpectedEof => {
-                Error::Truncated { what: claim.payload.member(), at: claim.at }
-            }
-            _ => Error::Source { at: claim.at, source },
-        })?;
+        // The size was right when it was opened: where it ends early now, somebody is truncating it.
+        file.read_exact_at(compressed, claim.at)
+            .map_err(|source| read_failed(&claim.payload.member(), claim.at, source))?;
         file.done_with(claim.at, u64::from(claim.entry.compressed));
         Ok(())
     }
