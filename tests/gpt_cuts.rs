@@ -1,6 +1,8 @@
 //! Power cuts. Every state that a cut can leave is made and shown to three kinds of reader: whatever subset of
 //! the sectors written since the last barrier has reached the medium, in whatever order, one of them torn.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
 mod gpt_common;
 
 use std::collections::BTreeMap;
