@@ -25,6 +25,10 @@ enum Fault {
     Write(usize),
     /// The n-th write is acknowledged and dropped.
     Dropped(usize),
+    /// Every write is acknowledged and dropped.
+    DroppedAll,
+    /// Transfers of this many bytes come back with a bit of byte 20528, an entry's attributes, flipped.
+    Rotten(usize),
     /// Reading this block fails until it is written.
     Unreadable(u64),
 }
@@ -64,13 +68,18 @@ impl BlockDevice for Faulty {
                 return Err(io::Error::from_raw_os_error(5));
             }
         }
-        self.inner.read_at(buf, at)
+        self.inner.read_at(buf, at)?;
+        if matches!(self.fault, Fault::Rotten(len) if len == buf.len() && at.0 == 0) {
+            buf[20480 + 48] ^= 8;
+        }
+        Ok(())
     }
     fn write_at(&self, buf: &[u8], at: ByteOffset) -> io::Result<()> {
         let n = self.writes.fetch_add(1, Ordering::Relaxed);
         match self.fault {
             Fault::Write(bad) if n == bad => Err(io::Error::from_raw_os_error(5)),
             Fault::Dropped(bad) if n == bad => Ok(()),
+            Fault::DroppedAll => Ok(()),
             _ => self.inner.write_at(buf, at),
         }
     }
@@ -189,4 +198,32 @@ fn a_backup_that_cannot_be_placed_is_refused_without_a_write() {
     assert_eq!(error.code(), "UPGRADE_ERROR_GPT_DAMAGED");
     assert!(error.to_string().contains("last usable block"), "{error}");
     assert!(device.ops().is_empty());
+}
+
+/// A layout has no read-back of its own: the comparison at the end has to notice that nothing arrived.
+#[test]
+fn a_layout_that_did_not_arrive_is_found() {
+    let spec = &specs()[0];
+    let len = 512 * 4096;
+    let sound = spec.device(vec![0; len]);
+    let lay_out = |device: &dyn BlockDevice| {
+        let layout = qstage::gpt::layout::create("disk", len as u64, BlockSize::B512, &[], None).unwrap();
+        commit::lay_out(device, "disk", &DiskLock::new(()), &layout)
+    };
+    lay_out(&sound).unwrap();
+    let inner = spec.device(sound.memory.snapshot());
+    let device =
+        Faulty { inner, fault: Fault::DroppedAll, writes: AtomicUsize::new(0), syncs: AtomicUsize::new(0) };
+    let error = lay_out(&device).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_GPT_VERIFY");
+    assert!(error.to_string().contains("the primary is valid but not the one intended"), "{error}");
+}
+
+/// The second reader is asked: what it alone gets to see wrong, transfers of its window of 32 KiB, is an error.
+#[test]
+fn a_second_reader_that_disagrees_is_heard() {
+    let device = Faulty::new(&specs()[0], Fault::Rotten(32 << 10));
+    let error = switch(&device).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_GPT_VERIFY");
+    assert!(error.to_string().contains("second reader"), "{error}");
 }

@@ -220,6 +220,10 @@ pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
     inside("the last usable block", header.last_usable, 1, Lba(0), end)?;
     let blocks = header.array_blocks();
     if header.my_lba == Lba(1) {
+        // One that named itself or a place within the partitions would have us write a backup there. That it
+        // may lie beyond the end (a disk image cut short) is the backup's fault, not the primary's.
+        let behind = Lba(header.last_usable.0 + 1);
+        inside("the alternate header", header.alternate_lba, 1, behind, Lba(u64::MAX))?;
         return inside("the primary entry array", header.entries_lba, blocks, Lba(2), end);
     }
     // Behind the usable area and before its header (UEFI 2.10, 5.3.1): elsewhere it may be anything, the
