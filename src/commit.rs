@@ -13,7 +13,11 @@
 //! # Ok(()) }
 //! ```
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
+mod cursor;
+
+use std::io;
+
+use cursor::Cursor;
 
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
@@ -254,71 +258,4 @@ fn read_head(disk: &dyn BlockDevice, table: &Table, geometry: &Geometry) -> Head
         }
     }
     head
-}
-
-/// A device as `Read + Seek` for the second reader, which reads entry by entry: a window of blocks saves it a
-/// transfer for each. Writing is refused.
-struct Cursor<'a> {
-    disk: &'a dyn BlockDevice,
-    at: u64,
-    window: AlignedBuf,
-    window_at: Option<u64>,
-}
-
-/// A multiple of every block size; the usual array fits.
-const WINDOW: u64 = 32 << 10;
-
-impl<'a> Cursor<'a> {
-    fn new(disk: &'a dyn BlockDevice) -> Self {
-        Self { disk, at: 0, window: AlignedBuf::zeroed(0), window_at: None }
-    }
-}
-
-impl std::fmt::Debug for Cursor<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Cursor at {}", self.at)
-    }
-}
-
-impl Read for Cursor<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let from = self.at / WINDOW * WINDOW;
-        let len = WINDOW.min(self.disk.len().saturating_sub(from));
-        if len == 0 {
-            return Ok(0);
-        }
-        if self.window_at != Some(from) {
-            self.window_at = None;
-            self.window = AlignedBuf::zeroed(len as usize);
-            self.disk.read_at(&mut self.window, ByteOffset(from))?;
-            self.window_at = Some(from);
-        }
-        let rest = &self.window[((self.at - from) as usize).min(self.window.len())..];
-        let len = rest.len().min(buf.len());
-        buf[..len].copy_from_slice(&rest[..len]);
-        self.at += len as u64;
-        Ok(len)
-    }
-}
-
-impl Seek for Cursor<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.disk.len().checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        Ok(self.at)
-    }
-}
-
-impl Write for Cursor<'_> {
-    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the second reader does not write"))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,6 +1,8 @@
 //! Power cuts. Every state that a cut can leave is made and shown to three kinds of reader: whatever subset of
 //! the sectors written since the last barrier has reached the medium, in whatever order, one of them torn.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
 mod gpt_common;
 
 use std::collections::BTreeMap;
@@ -410,6 +412,24 @@ fn what_is_no_gpt_is_told_apart_from_a_lost_one() {
     });
     assert_eq!(lost.code(), "UPGRADE_ERROR_GPT_DAMAGED");
     assert!(lost.to_string().contains("header CRC") && lost.to_string().contains("no header signature"));
+}
+
+/// A primary header whose alternate is itself, or a block within the partitions: never a place to write to.
+#[test]
+fn an_alternate_within_the_disk_is_no_backup() {
+    let spec = Spec::slots(512, 512, 128, 16);
+    for alternate in [0u64, 1, 2, 128, 478] {
+        let mut image = spec.image();
+        image[512 + 32..512 + 40].copy_from_slice(&alternate.to_le_bytes());
+        image[512 + 16..512 + 20].fill(0);
+        let crc = crc32fast::hash(&image[512..512 + 92]);
+        image[512 + 16..512 + 20].copy_from_slice(&crc.to_le_bytes());
+        let device = spec.device(image);
+        let loaded = commit::load(&device, "disk").unwrap();
+        assert_eq!(loaded.state(), CopyState::BackupOnly, "alternate {alternate}");
+        commit::repair(&device, &lock(), &loaded).unwrap().unwrap();
+        assert!(device.memory.snapshot() == spec.image(), "alternate {alternate}: back to the very bytes");
+    }
 }
 
 /// The steps of a dry run name every sector.

@@ -140,3 +140,63 @@ fn compare(
         Some((got, wanted)) => Err(format!("{copy}: the second reader finds {got:?}, we {wanted:?}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::super::Attributes;
+    use super::super::layout::{NewPartition, create};
+    use super::super::plan::Step;
+    use super::*;
+    use crate::units::MIB;
+
+    fn disk(block: BlockSize) -> (Table, Vec<u8>, Geometry) {
+        let part = |name: &str| NewPartition {
+            name: name.into(),
+            type_guid: Guid([0x0f; 16]),
+            guid: None,
+            size: MIB,
+            attributes: Attributes(5 << 48),
+        };
+        let len = 4 * MIB;
+        let plan = create("x", len, block, &[part("platform_a"), part("platform_b")], None).unwrap();
+        let mut bytes = vec![0; len as usize];
+        for step in &plan.steps {
+            if let Step::Write { at, bytes: part, .. } = step {
+                bytes[at.0 as usize..at.0 as usize + part.len()].copy_from_slice(part);
+            }
+        }
+        (plan.primary, bytes, Geometry::new(len, block, block.bytes()))
+    }
+
+    #[test]
+    fn it_agrees_with_what_is_there_and_with_nothing_else() {
+        for block in [BlockSize::B512, BlockSize::B4096] {
+            let (table, bytes, geometry) = disk(block);
+            assert_eq!(check(Cursor::new(bytes.clone()), &table, &geometry), Ok(Scope::Both));
+            for number in [1, 2] {
+                let other = table.with_attributes(number, Attributes(6 << 48));
+                let refusal = check(Cursor::new(bytes.clone()), &other, &geometry).unwrap_err();
+                assert!(refusal.contains("primary"), "{refusal}");
+            }
+            // One bit of the backup alone: in its array, in its header.
+            let backup = bytes.len() - block.bytes() as usize;
+            for at in [backup - 16384 + 48, backup + 41] {
+                let mut rotten = bytes.clone();
+                rotten[at] ^= 1;
+                let refusal = check(Cursor::new(rotten), &table, &geometry).unwrap_err();
+                assert!(refusal.contains("fails"), "{refusal}");
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_not_asked_what_it_would_panic_at() {
+        let (table, bytes, geometry) = disk(BlockSize::B512);
+        let mut header = table.header().clone();
+        (header.count, header.entry_size) = (64, 256);
+        let large = Table::new(header, table.entries().to_vec()).unwrap();
+        assert_eq!(check(Cursor::new(bytes), &large, &geometry), Ok(Scope::NothingEntrySize));
+    }
+}

@@ -1,5 +1,6 @@
 //! Disk images and a reader for the GPT tests, written from UEFI 2.10 and not with the code under test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::io;
 use std::sync::Mutex;
