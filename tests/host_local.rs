@@ -40,7 +40,7 @@ fn lay_out(disk: &Path, sector: u64) {
 }
 
 fn open(path: &Path, block: BlockSize) -> LocalDisk {
-    LocalDisk::open(path, Mode::Write, block).unwrap()
+    LocalDisk::open(path, Mode::Write, Some(block)).unwrap()
 }
 
 fn filled(byte: u8) -> AlignedBuf {
@@ -186,7 +186,7 @@ fn kernel_and_table_must_agree() {
         }
     }
     machine.open_partition(&a, Access::Exclusive).unwrap();
-    let error = refusal(LocalDisk::open(&disk.node(1), Mode::Write, BlockSize::B512));
+    let error = refusal(LocalDisk::open(&disk.node(1), Mode::Write, None));
     let whole = text(&disk.0);
     assert!(matches!(&error, Error::Argument { problem, .. } if problem.ends_with(whole)), "{error}");
 }
@@ -202,7 +202,7 @@ fn a_window_lies_inside_the_disk_on_whole_sectors() {
     assert!(matches!(error, Error::Unaligned { at, unit: 4096, .. } if at == MIB + 512), "{error}");
     let error = refusal(machine.open_partition(&with(31 * MIB, 2 * MIB), Access::Read));
     assert!(matches!(error, Error::GptUnsupported { .. }), "{error}");
-    let reader = LocalDisk::open(&image, Mode::Read, BlockSize::B4096).unwrap();
+    let reader = LocalDisk::open(&image, Mode::Read, Some(BlockSize::B4096)).unwrap();
     reader.open_partition(&a, Access::Read).unwrap();
     refusal(reader.open_partition(&a, Access::Record));
 }
