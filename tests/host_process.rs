@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use host_support::{cached, scratch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use qstage::bundle::source::{Source, read_failed};
 use qstage::host::signals::cancel_on_signals;
-use qstage::host::source::{Source, open_source, read_failed};
+use qstage::host::source::open_source;
 use qstage::progress::Cancel;
 
 const MIB: u64 = 1 << 20;
@@ -54,7 +55,7 @@ fn child_reads_stdin() {
             let mut all = Vec::new();
             match stream.read_to_end(&mut all) {
                 Ok(len) => println!("child: {len}"),
-                Err(e) => println!("child: {} after {}", read_failed(0, e).code(), all.len()),
+                Err(e) => println!("child: {} after {}", read_failed("the bundle", 0, e).code(), all.len()),
             }
         }
     }

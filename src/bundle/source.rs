@@ -51,7 +51,7 @@ pub struct Stopped;
 
 /// The error of a failed read as one of ours. A read that was stopped is an interruption, not a failure; `what` is the
 /// part of the bundle that was being read, for when it ends there.
-pub(crate) fn read_failed(what: &str, at: u64, source: io::Error) -> Error {
+pub fn read_failed(what: &str, at: u64, source: io::Error) -> Error {
     if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
         return Error::Interrupted { doing: "reading the bundle".to_owned() };
     }
