@@ -235,8 +235,13 @@ fn install(
             table = boot::mark_good(&table, &slots, group, Slot::A, flag)?;
         }
     }
-    let options =
-        stage::Options { jobs: workers::default_jobs(), read_back: true, cancel, pace: &|_| Ok(()) };
+    let options = stage::Options {
+        jobs: workers::default_jobs(),
+        read_back: true,
+        sha256: true,
+        cancel,
+        pace: &|_| Ok(()),
+    };
     stage::stage(bundle, &targets, &options, progress)?;
     let mark = Mark { verdict: Verdict::Good, reason: "factory install".to_owned() };
     for target in &targets {

@@ -39,6 +39,13 @@ pub(super) struct PrepareArgs {
     #[arg(long)]
     no_read_back: bool,
 
+    /// Verify the SHA-256 of the whole images too
+    ///
+    /// Every frame is verified by BLAKE3 in any case. This proves nothing more, and takes
+    /// longer than all the rest on processors without SHA instructions.
+    #[arg(long)]
+    sha256: bool,
+
     /// Print progress and result as JSON lines
     #[arg(long)]
     pub(super) json: bool,
@@ -76,6 +83,7 @@ impl PrepareArgs {
             jobs: self.jobs.jobs.or(settings.jobs),
             max_rate: self.max_rate.or(settings.max_rate),
             read_back: !self.no_read_back,
+            sha256: self.sha256,
             cancel: machine::cancel_on_signals()?,
             origin: origin(&self.bundle),
         };

@@ -91,6 +91,8 @@ impl Engine<'_> {
                 device: &*device,
                 record,
                 jobs: jobs.unwrap_or_else(workers::default_jobs),
+                // Scrubbing is the thorough check, and nobody waits for it.
+                sha256: true,
                 cancel,
                 doing: "verifying the slot",
             };

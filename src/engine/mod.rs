@@ -67,6 +67,8 @@ pub struct PrepareOptions {
     pub max_rate: Option<u64>,
     /// Whether to read the slot back from the medium.
     pub read_back: bool,
+    /// Whether to verify the SHA-256 of the whole images too; see [`stage::Options`](crate::stage::Options).
+    pub sha256: bool,
     /// Raised to stop.
     pub cancel: Cancel,
     /// Where the bundle comes from: `install_path` of the status.
@@ -75,7 +77,14 @@ pub struct PrepareOptions {
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        Self { jobs: None, max_rate: None, read_back: true, cancel: Cancel::default(), origin: String::new() }
+        Self {
+            jobs: None,
+            max_rate: None,
+            read_back: true,
+            sha256: false,
+            cancel: Cancel::default(),
+            origin: String::new(),
+        }
     }
 }
 

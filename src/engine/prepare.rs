@@ -135,6 +135,7 @@ impl Engine<'_> {
         let staging = stage::Options {
             jobs: options.jobs.unwrap_or_else(workers::default_jobs),
             read_back: options.read_back,
+            sha256: options.sha256,
             cancel: &options.cancel,
             pace: &pace,
         };
@@ -194,6 +195,7 @@ impl Engine<'_> {
                 device: &*device,
                 record,
                 jobs: options.jobs.unwrap_or_else(workers::default_jobs),
+                sha256: options.sha256,
                 cancel: &options.cancel,
                 doing: "checking the prepared slot",
             };

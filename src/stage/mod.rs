@@ -51,6 +51,9 @@ pub struct Options<'a> {
     pub jobs: NonZeroUsize,
     /// Whether to read the slot back from the medium. Without it a disk that loses or misplaces writes is not noticed.
     pub read_back: bool,
+    /// Whether to compute the SHA-256 of the whole images as well. Every frame is verified by its BLAKE3 value anyway,
+    /// and those merge to the signed hash of the image; see [`read_back`] for what this costs.
+    pub sha256: bool,
     /// Raised to stop.
     pub cancel: &'a Cancel,
     /// Slows writing down where a rate was asked for.
@@ -101,6 +104,7 @@ pub fn stage(
                 device: &*target.device,
                 record: &target.record,
                 jobs: options.jobs,
+                sha256: options.sha256,
                 cancel: options.cancel,
                 doing: "reading the slot back",
             };
@@ -135,7 +139,8 @@ fn write_frames(
     let (written, zeroed, reused) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     // SHA-256 is sequential by nature. Reading back has cores to spare for it, decompressing has not; here it is
     // computed only where nothing will be read back.
-    let hashes = (!options.read_back).then(|| Sequencer::new(ImageHashes::new(payloads.len())));
+    let hashes =
+        (options.sha256 && !options.read_back).then(|| Sequencer::new(ImageHashes::new(payloads.len())));
     let largest = payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0);
     let hash = |claim: &Claim<'_>, frame: &VerifiedFrame<'_>| match &hashes {
         Some(hashes) => hashes.turn(claim.ordinal, &abort, |hashes| {

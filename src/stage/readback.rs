@@ -22,6 +22,8 @@ pub struct ReadBack<'a> {
     pub record: &'a Record,
     /// Number of workers.
     pub jobs: NonZeroUsize,
+    /// Whether to compute the SHA-256 of the whole images as well.
+    pub sha256: bool,
     /// Raised to stop.
     pub cancel: &'a Cancel,
     /// What is being done, for the message when it is stopped.
@@ -44,7 +46,11 @@ pub struct Damage {
 }
 
 /// Reads every frame with the device's own reads (O_DIRECT on real ones: not the page cache), verifies each by
-/// its BLAKE3 value, in parallel, and the whole images by SHA-256. Returns what differs.
+/// its BLAKE3 value, in parallel. Returns what differs.
+///
+/// With `sha256` the whole images are hashed by SHA-256 too. It proves nothing that the BLAKE3 values, which merge to the
+/// signed hash, have not proved, it is sequential by nature, and on processors without SHA instructions it alone takes
+/// longer than everything else together; so it is for those who must report that very number.
 ///
 /// # Errors
 /// [`Error::Read`](crate::Error::Read), [`Error::ImageDigest`](crate::Error::ImageDigest),
@@ -60,7 +66,7 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
     }
     let abort = Abort::new(job.cancel, job.doing);
     let next = AtomicU64::new(0);
-    let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
+    let hashes = job.sha256.then(|| Sequencer::new(ImageHashes::new(manifest.payloads.len())));
     let damage: Mutex<Option<(u64, Damage)>> = Mutex::new(None);
     let largest = manifest.payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0);
     workers::run(job.jobs, &abort, || {
@@ -80,10 +86,14 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
             device::read(job.device, &payload.to_string(), buffer, ByteOffset(at))?;
             let entry = job.record.index.entry(place.payload, frame);
             match VerifiedFrame::check(buffer, payload, frame, entry) {
-                Ok(frame) => hashes.turn(ordinal, &abort, |hashes| {
-                    hashes.update(place.payload, &frame);
-                    Ok(())
-                })?,
+                Ok(frame) => {
+                    if let Some(hashes) = &hashes {
+                        hashes.turn(ordinal, &abort, |hashes| {
+                            hashes.update(place.payload, &frame);
+                            Ok(())
+                        })?;
+                    }
+                }
                 Err(_) => {
                     let mut damage = lock(&damage);
                     let bad = damage.as_ref().map_or(0, |(_, damage)| damage.bad) + 1;
@@ -95,7 +105,9 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
                         damage.bad = bad;
                     }
                     drop(damage);
-                    hashes.turn(ordinal, &abort, |_| Ok(()))?;
+                    if let Some(hashes) = &hashes {
+                        hashes.turn(ordinal, &abort, |_| Ok(()))?;
+                    }
                 }
             }
             progress.advance(u64::from(len));
@@ -104,8 +116,10 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
     if let Some((_, damage)) = damage.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         return Ok(Some(damage));
     }
-    hashes.into_inner().check(&manifest.payloads, |payload| {
-        places.iter().any(|place| manifest.payloads[place.payload] == *payload)
-    })?;
+    if let Some(hashes) = hashes {
+        hashes.into_inner().check(&manifest.payloads, |payload| {
+            places.iter().any(|place| manifest.payloads[place.payload] == *payload)
+        })?;
+    }
     Ok(None)
 }
