@@ -11,9 +11,9 @@ use crate::bundle::manifest::{Kind, Vouched};
 use crate::commit;
 use crate::device::{self, AlignedBuf, BlockDevice, Mode, Region};
 use crate::error::{Error, Result};
-use crate::gpt::Attributes;
 use crate::gpt::layout::{self, NewPartition};
-use crate::host::{Access, DiskLock, LocalDisk, Machine};
+use crate::gpt::{Attributes, Partition};
+use crate::host::{DiskLock, LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
 use crate::slot::{self, Layout, Mark, Record, Verdict};
 use crate::stage::{self, Target};
@@ -183,13 +183,16 @@ fn forget(machine: &LocalDisk) -> Result<()> {
     let slots = Slots::resolve(loaded.table()?, machine.name())?;
     for (group, slot) in Group::BOTH.into_iter().flat_map(|group| Slot::BOTH.map(|slot| (group, slot))) {
         let Some(partition) = slots.get(group, slot) else { continue };
-        // Through the disk, which is claimed as a whole: the kernel's nodes are those of the old table.
-        let device = Region::new(machine.disk(), partition.extent).ok_or_else(|| Error::Internal {
-            what: format!("{} was laid out beyond the disk", partition.name),
-        })?;
-        slot::discard(&device, &partition.name)?;
+        slot::discard(&window(machine, partition)?, &partition.name)?;
     }
     Ok(())
+}
+
+/// A new partition as a part of the disk. Not by the kernel's node: the disk is claimed as a whole, which shuts
+/// everybody out of the nodes, this process included, and they are those of the old table.
+fn window(machine: &LocalDisk, partition: &Partition) -> Result<Region> {
+    Region::new(machine.disk(), partition.extent)
+        .ok_or_else(|| Error::Internal { what: format!("{} was laid out beyond the disk", partition.name) })
 }
 
 /// What is at both ends of the disk, where partition tables and most file systems begin; `None`: zeroes.
@@ -234,7 +237,7 @@ fn install(
         targets.push(Target {
             group,
             partition: partition.name.clone(),
-            device: machine.open_partition(partition, Access::Exclusive)?,
+            device: Box::new(window(machine, partition)?),
             record: Record {
                 manifest: manifest.clone(),
                 index: bundle.index().clone(),
