@@ -9,13 +9,13 @@ use crate::boot::{self, BootFlag, Slots};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::{Kind, Vouched};
 use crate::commit;
-use crate::device::{self, AlignedBuf, BlockDevice, Mode};
+use crate::device::{self, AlignedBuf, BlockDevice, Mode, Region};
 use crate::error::{Error, Result};
-use crate::gpt::Attributes;
 use crate::gpt::layout::{self, NewPartition};
-use crate::host::{Access, DiskLock, LocalDisk, Machine};
+use crate::gpt::{Attributes, Partition};
+use crate::host::{DiskLock, LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
-use crate::slot::{Layout, Mark, Record, Verdict};
+use crate::slot::{self, Layout, Mark, Record, Verdict};
 use crate::stage::{self, Target};
 use crate::units::{BlockSize, ByteOffset, Group, Guid, MIB, Slot};
 use crate::workers;
@@ -162,6 +162,7 @@ fn lay_out(
         .collect();
     let plan = layout::create(machine.name(), disk.len(), disk.block_size(), &partitions, None)?;
     commit::lay_out(&*disk, machine.name(), &lock, &plan)?;
+    forget(&machine)?;
     let installed = match &spec.bundle {
         Some(bundle) => Some(install(spec, &machine, &lock, bundle, progress, cancel)?),
         None => None,
@@ -172,6 +173,26 @@ fn lay_out(
         partitions: partitions.into_iter().map(|partition| partition.name).collect(),
         installed,
     })
+}
+
+/// Voids the records that slots of an earlier layout left at the same places: they would say "prepared" of what nobody
+/// prepared on this disk.
+fn forget(machine: &LocalDisk) -> Result<()> {
+    let disk = machine.disk();
+    let loaded = commit::load(&*disk, machine.name())?;
+    let slots = Slots::resolve(loaded.table()?, machine.name())?;
+    for (group, slot) in Group::BOTH.into_iter().flat_map(|group| Slot::BOTH.map(|slot| (group, slot))) {
+        let Some(partition) = slots.get(group, slot) else { continue };
+        slot::discard(&window(machine, partition)?, &partition.name)?;
+    }
+    Ok(())
+}
+
+/// A new partition as a part of the disk. Not by the kernel's node: the disk is claimed as a whole, which shuts
+/// everybody out of the nodes, this process included, and they are those of the old table.
+fn window(machine: &LocalDisk, partition: &Partition) -> Result<Region> {
+    Region::new(machine.disk(), partition.extent)
+        .ok_or_else(|| Error::Internal { what: format!("{} was laid out beyond the disk", partition.name) })
 }
 
 /// What is at both ends of the disk, where partition tables and most file systems begin; `None`: zeroes.
@@ -216,7 +237,7 @@ fn install(
         targets.push(Target {
             group,
             partition: partition.name.clone(),
-            device: machine.open_partition(partition, Access::Exclusive)?,
+            device: Box::new(window(machine, partition)?),
             record: Record {
                 manifest: manifest.clone(),
                 index: bundle.index().clone(),

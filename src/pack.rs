@@ -75,15 +75,15 @@ pub struct SignReport {
 /// Packs and signs a bundle.
 ///
 /// # Errors
-/// [`Error::Open`] for inputs; those of [`pack_payloads`]; [`Error::Signing`]; [`Error::Output`].
+/// [`Error::Open`] and [`Error::Argument`] for inputs; those of [`pack_payloads`]; [`Error::Signing`]; [`Error::Output`].
 pub fn pack(spec: &PackSpec, out: &Path, progress: &dyn Progress, cancel: &Cancel) -> Result<PackReport> {
     let start = Instant::now();
-    let mut images = vec![(Kind::Platform, "platform".to_owned(), MappedFile::open(&spec.platform)?)];
+    let mut images = vec![(Kind::Platform, "platform".to_owned(), open_image(&spec.platform)?)];
     if let Some(path) = &spec.software {
-        images.push((Kind::Software, "software".to_owned(), MappedFile::open(path)?));
+        images.push((Kind::Software, "software".to_owned(), open_image(path)?));
     }
     for (name, path) in &spec.firmware {
-        images.push((Kind::Firmware, name.clone(), MappedFile::open(path)?));
+        images.push((Kind::Firmware, name.clone(), open_image(path)?));
     }
     let inputs: Vec<Input<'_>> = images
         .iter()
@@ -127,6 +127,17 @@ pub fn pack(spec: &PackSpec, out: &Path, progress: &dyn Progress, cancel: &Cance
         signed: spec.key.is_some(),
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// An image to pack. An empty one is the trace of a build that failed, and is named by its path: the manifest, which
+/// would refuse it as well, knows none.
+fn open_image(path: &Path) -> Result<MappedFile> {
+    let image = MappedFile::open(path)?;
+    if image.is_empty() {
+        let problem = "is empty; an image has at least one byte".to_owned();
+        return Err(Error::Argument { what: path.display().to_string(), problem });
+    }
+    Ok(image)
 }
 
 /// What adds a signature.

@@ -1,6 +1,6 @@
 //! Opening a bundle: everything in front of the payloads is read, bounded, and proved before any payload byte.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
 use super::archive::{self, BLOCK, END_LEN};
@@ -120,6 +120,20 @@ impl Bundle {
     }
 }
 
+/// `read_exact` that says after how many bytes it failed: where a transfer broke off is what its user wants to know.
+fn read_counted(stream: &mut dyn Read, buf: &mut [u8]) -> Result<(), (u64, io::Error)> {
+    let mut got = 0;
+    while got < buf.len() {
+        match stream.read(&mut buf[got..]) {
+            Ok(0) => return Err((got as u64, io::ErrorKind::UnexpectedEof.into())),
+            Ok(len) => got += len,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((got as u64, e)),
+        }
+    }
+    Ok(())
+}
+
 /// The bundle's bytes with a position. On a file the position is only remembered, on a stream it is a fact.
 pub(super) struct Input {
     source: Source,
@@ -131,10 +145,14 @@ impl Input {
     pub(super) fn fill(&mut self, buf: &mut [u8], what: &str) -> Result<()> {
         let at = self.at;
         let result = match &mut self.source {
-            Source::File(file) => file.read_exact_at(buf, at),
-            Source::Stream(stream) => stream.read_exact(buf),
+            Source::File(file) => file.read_exact_at(buf, at).map_err(|source| (at.max(file.len()), source)),
+            Source::Stream(stream) => read_counted(stream, buf).map_err(|(got, source)| (at + got, source)),
         };
-        result.map_err(|source| read_failed(what, at, source))?;
+        // A second worker that comes to the end must find the same end.
+        result.map_err(|(at, source)| {
+            self.at = at;
+            read_failed(what, at, source)
+        })?;
         self.at += buf.len() as u64;
         Ok(())
     }

@@ -9,8 +9,12 @@ use super::args::JobsArgs;
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::{machine, size};
+use crate::bundle::manifest::FRAME_MAX;
 use crate::error::{Error, Result};
 use crate::pack::{self, PackReport, PackSpec};
+
+/// Below this the index grows and compression suffers, and nothing gets better.
+const FRAME_SMALLEST: u32 = 64 << 10;
 
 /// Pack images into a bundle and sign it
 ///
@@ -68,7 +72,7 @@ pub(super) struct PackArgs {
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
 
-    /// Uncompressed bytes of a frame, a power of two, 64K to 16M
+    /// Uncompressed bytes of a frame, a power of two, 64K to 8M
     ///
     /// A frame is what is verified and written as one.
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_frame_size)]
@@ -139,8 +143,8 @@ fn parse_firmware(text: &str) -> Result<(String, PathBuf), String> {
 fn parse_frame_size(text: &str) -> Result<u32, String> {
     let bytes = size::parse_size(text)?;
     match u32::try_from(bytes) {
-        Ok(bytes) if bytes.is_power_of_two() && (1 << 16..=1 << 24).contains(&bytes) => Ok(bytes),
-        _ => Err(format!("{bytes} bytes are no frame size: a power of two from 64K to 16M is needed")),
+        Ok(bytes) if bytes.is_power_of_two() && (FRAME_SMALLEST..=FRAME_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{bytes} bytes are no frame size: a power of two from 64K to 8M is needed")),
     }
 }
 
@@ -159,8 +163,8 @@ mod tests {
     #[test]
     fn frame_sizes_are_powers_of_two_within_limits() {
         assert_eq!(parse_frame_size("64K"), Ok(1 << 16));
-        assert_eq!(parse_frame_size("16M"), Ok(1 << 24));
-        for text in ["0", "32K", "32M", "1000000", "4G", "3M"] {
+        assert_eq!(parse_frame_size("8M"), Ok(1 << 23));
+        for text in ["0", "32K", "16M", "1000000", "4G", "3M"] {
             assert!(parse_frame_size(text).is_err(), "{text}");
         }
     }

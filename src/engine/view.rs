@@ -15,8 +15,10 @@ pub(super) struct View {
     pub(super) loaded: Loaded,
     pub(super) table: Table,
     pub(super) slots: Slots,
-    /// The platform slot that runs, or why that is not known.
+    /// The platform slot that runs; `None`: none does, or [`ambiguous`](Self::ambiguous).
     booted: Option<Slot>,
+    /// Why it is not known which slot runs.
+    ambiguous: Option<String>,
     name: String,
     policy: Policy,
     holds: Vec<Held>,
@@ -51,8 +53,20 @@ impl View {
         let loaded = commit::load(&*machine.disk(), &name)?;
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
-        let booted = booted(machine, policy, &table, &slots)?;
-        let mut view = Self { loaded, table, slots, booted, name, policy: policy.clone(), holds: Vec::new() };
+        let booted = booted(machine, policy, &slots)?;
+        let mut view = Self {
+            loaded,
+            table,
+            slots,
+            booted: None,
+            ambiguous: None,
+            name,
+            policy: policy.clone(),
+            holds: Vec::new(),
+        };
+        let guessed = booted.is_none();
+        // Disk images, disks of another machine: what would boot.
+        view.booted = booted.or_else(|| view.next(Group::Platform));
         for group in Group::BOTH {
             for slot in Slot::BOTH {
                 let Some(partition) = view.slots.get(group, slot).cloned() else { continue };
@@ -68,6 +82,15 @@ impl View {
                 });
                 view.holds.push(Held { group, slot, partition, content, attributes, state });
             }
+        }
+        let trial = view.on_trial().find(|held| held.group == Group::Platform).map(|held| held.slot);
+        if let Some(slot) = trial.filter(|_| guessed && !machine.is_image()) {
+            // It is selected, but the reboot may be ahead: to take it for the running one would let a health check
+            // mark good what never booted.
+            view.booted = None;
+            view.ambiguous = Some(format!(
+                "slot {slot} is selected on trial, and neither the mount of / nor the kernel command line tells whether it runs already"
+            ));
         }
         Ok(view)
     }
@@ -97,7 +120,13 @@ impl View {
 
     /// The platform slot that runs.
     pub(super) fn booted(&self) -> Result<Slot> {
-        self.booted.ok_or_else(|| Error::NothingBoots { disk: self.name.clone() })
+        self.booted.ok_or_else(|| {
+            let disk = self.name.clone();
+            match self.ambiguous.clone() {
+                Some(problem) => Error::BootedUnknown { disk, problem },
+                None => Error::NothingBoots { disk },
+            }
+        })
     }
 
     /// The slot of a group that an upgrade writes: the one that does not run.
@@ -120,16 +149,13 @@ impl View {
     }
 }
 
-/// What the caller says, else what the kernel knows, else (disk images, disks of another machine) what would boot.
-fn booted(machine: &dyn Machine, policy: &Policy, table: &Table, slots: &Slots) -> Result<Option<Slot>> {
+/// What the caller says, else what the kernel knows.
+fn booted(machine: &dyn Machine, policy: &Policy, slots: &Slots) -> Result<Option<Slot>> {
     if policy.booted.is_some() {
         return Ok(policy.booted);
     }
     let candidates = [Slot::A, Slot::B].map(|slot| slots.require(Group::Platform, slot).cloned());
     let [a, b] = candidates;
-    match machine.booted_from(&[a?, b?])? {
-        Some(0) => Ok(Some(Slot::A)),
-        Some(_) => Ok(Some(Slot::B)),
-        None => Ok(boot::next_boot(table, slots, Group::Platform, policy.boot_flag)),
-    }
+    let found = machine.booted_from(&[a?, b?])?;
+    Ok(found.map(|index| if index == 0 { Slot::A } else { Slot::B }))
 }

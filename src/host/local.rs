@@ -152,6 +152,10 @@ impl Machine for LocalDisk {
         usage::user(&self.kernel, &self.disk, partition.extent).map_err(|e| self.asking(e))
     }
 
+    fn is_image(&self) -> bool {
+        matches!(self.disk, Disk::File(_))
+    }
+
     fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>> {
         match &self.disk {
             Disk::File(_) => Ok(None),

@@ -71,4 +71,7 @@ pub trait Machine: Send + Sync {
     /// The index of the partition among `candidates` from which this machine runs, as far as the kernel
     /// command line and the mount of `/` tell. `None` on disk images and on disks that this machine did not boot from.
     fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>>;
+
+    /// Whether this is an image file: no machine runs from it, so its flags alone say what "runs".
+    fn is_image(&self) -> bool;
 }

@@ -223,6 +223,11 @@ fn le(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
+/// The entry array of the primary copy and the size of an entry, if both CRCs hold.
+pub fn primary(image: &[u8], block: u32) -> Option<(&[u8], usize)> {
+    copy(image, block, 1, true)
+}
+
 fn copy(image: &[u8], block: u32, lba: u64, check: bool) -> Option<(&[u8], usize)> {
     let at = (lba * u64::from(block)) as usize;
     let mut header = image[at..at + 92].to_vec();

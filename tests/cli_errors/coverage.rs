@@ -1,0 +1,85 @@
+//! No failure without a test: every code is reached from the command line, or it is said why not and what reaches it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qstage::Error;
+
+const WRITE_FAULTS: &str = "a_failed_sync_or_write_ends_it_and_the_disk_still_selects";
+const LOST_WRITES: &str = "a_write_that_was_acknowledged_and_lost_is_found";
+/// Code, why no command line brings it about on a sound machine, and the file and name of the test that does.
+const ELSEWHERE: [(&str, &str, &str, &str); 6] = [
+    (
+        "INTERNAL",
+        "a defect of the caller; whoever finds a command line for it has found a defect of ours",
+        "tests/cli_errors/elsewhere.rs",
+        "a_switch_that_would_move_partitions",
+    ),
+    (
+        "UNALIGNED",
+        "a table counts in sectors, so only a caller of the library can name a place between two",
+        "tests/host_local.rs",
+        "a_window_lies_inside_the_disk_on_whole_sectors",
+    ),
+    (
+        "READ_BACK",
+        "takes a disk that acknowledges a write and forgets it",
+        "tests/cli_errors/elsewhere.rs",
+        "a_write_that_the_disk_lost_is_found_by_reading_back",
+    ),
+    ("WRITE", "takes a disk that refuses a write at the right moment", "tests/gpt_faults.rs", WRITE_FAULTS),
+    ("SYNC", "takes a disk that refuses a flush at the right moment", "tests/gpt_faults.rs", WRITE_FAULTS),
+    ("GPT_VERIFY", "takes a disk that loses a write to the table", "tests/gpt_faults.rs", LOST_WRITES),
+];
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    dirs.iter().flat_map(|dir| sources(dir)).chain(files).collect()
+}
+
+#[test]
+fn every_code_is_reached_by_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests: String = sources(&root.join("tests"))
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|ext| ext == "rs") && drives_the_program(path))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let known: BTreeSet<&str> =
+        Error::ALL.iter().map(|(code, _)| code.trim_start_matches("UPGRADE_ERROR_")).collect();
+    for (code, why, file, test) in ELSEWHERE {
+        assert!(known.contains(code), "{code} is no code");
+        assert!(why.len() > 20, "{code}: say why");
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        let (_, body) =
+            text.split_once(&format!("fn {test}()")).unwrap_or_else(|| panic!("{file} has no test {test}"));
+        let body = body.split("\n#[test]\n").next().unwrap();
+        // The variant is the code in another case.
+        let variant: String = code.split('_').map(|w| w[..1].to_owned() + &w[1..].to_lowercase()).collect();
+        assert!(
+            body.contains(&format!("Error::{variant}")) || body.contains(&format!("UPGRADE_ERROR_{code}")),
+            "{file}: {test} does not look for {code}"
+        );
+        assert!(!reached(&tests, code), "{code} is reached from the command line: take it from the table");
+    }
+    let missing: Vec<_> = known
+        .iter()
+        .filter(|code| !reached(&tests, code) && !ELSEWHERE.iter().any(|row| row.0 == **code))
+        .collect();
+    assert!(missing.is_empty(), "no test reaches {missing:?}");
+}
+
+/// Tests of the command line, and neither this table nor the tests that it names.
+fn drives_the_program(path: &Path) -> bool {
+    let path = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let text = path.to_string_lossy();
+    ["/cli_", "/interrupted", "/loop_devices", "/bundle_tools"].iter().any(|name| text.contains(name))
+        && !["coverage.rs", "elsewhere.rs"].iter().any(|name| text.ends_with(name))
+}
+
+/// Whether a test of the command line expects the code: `.bad("CODE")`, or in a table as `"CODE"`, or in full.
+fn reached(tests: &str, code: &str) -> bool {
+    tests.contains(&format!("\"{code}\"")) || tests.contains(&format!("UPGRADE_ERROR_{code}\""))
+}

@@ -1,0 +1,37 @@
+//! Every failure that a user can bring about: its own stable code, the exit code of its class, a message that names
+//! the remedy, a disk that still boots what it booted, and a next run that works.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
+
+#[path = "../host_support/mod.rs"]
+mod host_support;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bundles;
+mod coverage;
+mod devices;
+mod disks;
+mod elsewhere;
+mod rules;
+mod usage;
+
+use support::Bench;
+
+/// A bundle is refused before the first write: not one byte of the disk changes. Then a good one is prepared.
+#[track_caller]
+fn refused(bench: &Bench, bundle: &str, code: &str) -> String {
+    let before = bench.hash();
+    let message = bench.at(&["prepare", bundle]).bad(code);
+    assert_eq!(bench.hash(), before, "{code}: the disk was written");
+    message
+}
+
+/// The next run with a good bundle works, whatever was before.
+#[track_caller]
+fn recovers(bench: &Bench) {
+    bench.at(&["prepare", "v2.qimg"]).good();
+    assert_eq!(bench.state("platform_b", &[]), "prepared");
+    assert!(bench.holds("platform_b", "v2.img"));
+    bench.at(&["verify", "--slot", "b"]).good();
+    bench.at(&["cancel"]).good();
+}
