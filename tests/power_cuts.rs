@@ -51,16 +51,21 @@ fn recorded(image: &[u8], block: u32, site: Site, verb: &Verb) -> (Vec<u8>, Vec<
 }
 
 /// Runs verbs one after another on a disk; those that say that there is nothing left to do are content.
-fn follow(disk: Arc<dyn BlockDevice>, steps: &[(Site, Verb)]) -> Result<(), String> {
+fn follow(disk: Arc<dyn BlockDevice>, block: u32, steps: &[(Site, Verb)], end: Choice) -> Result<(), String> {
     for (site, verb) in steps {
+        // Going back twice is going forth again: who repeats it looks first whether it was done.
+        if matches!(verb, Verb::RollBack)
+            && boots(&bytes_of(&*disk), block, site.flag, Reader::Strict) == Some(end)
+        {
+            continue;
+        }
         match site.run(Arc::clone(&disk), verb) {
             Ok(()) => {}
             Err(error) => {
                 let done = match verb {
                     Verb::Commit => error.to_string().contains("already committed"),
-                    Verb::RollBack => error.code() == "UPGRADE_ERROR_NO_FALLBACK",
                     Verb::Cancel => error.code() == "UPGRADE_ERROR_NOTHING_TO_CANCEL",
-                    Verb::MarkGood | Verb::Prepare(_) => false,
+                    Verb::RollBack | Verb::MarkGood | Verb::Prepare(_) => false,
                 };
                 if !done {
                     let verb = format!("{verb:?}");
@@ -72,9 +77,21 @@ fn follow(disk: Arc<dyn BlockDevice>, steps: &[(Site, Verb)]) -> Result<(), Stri
     Ok(())
 }
 
+fn bytes_of(disk: &dyn BlockDevice) -> Vec<u8> {
+    let mut bytes = vec![0; disk.len() as usize];
+    disk.read_at(&mut bytes, qstage::units::ByteOffset(0)).unwrap();
+    bytes
+}
+
 /// Follows the steps and looks at the end: what boots, and that both copies of the table say it.
-fn to_the_end(disk: Arc<Tape>, block: u32, steps: &[(Site, Verb)], end: Choice) -> Result<(), String> {
-    follow(disk.clone(), steps)?;
+fn to_the_end(
+    disk: Arc<Tape>,
+    block: u32,
+    steps: &[(Site, Verb)],
+    back: Choice,
+    end: Choice,
+) -> Result<(), String> {
+    follow(disk.clone(), block, steps, back)?;
     let image = disk.memory.snapshot();
     for reader in [Reader::Fallback, Reader::Strict, Reader::Lenient] {
         let got = boots(&image, block, steps[0].0.flag, reader);
@@ -267,10 +284,9 @@ fn play(r: &Releases, block: u32, flag: BootFlag, jobs: usize) -> Vec<Take> {
 
 impl Take {
     fn judge(&self, block: u32, ops: &[Op]) -> Report {
-        let next = |disk: Arc<dyn BlockDevice>| {
-            let mut bytes = vec![0; disk.len() as usize];
-            disk.read_at(&mut bytes, qstage::units::ByteOffset(0)).map_err(|error| error.to_string())?;
-            to_the_end(Tape::new(bytes, block), block, &self.scene.next, self.scene.end)
+        let next = |disk: Arc<Tape>| {
+            let back = self.scene.choices.last().copied().unwrap_or(self.scene.end);
+            to_the_end(disk, block, &self.scene.next, back, self.scene.end)
         };
         let rules = Rules {
             block,

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use qstage::device::BlockDevice;
 use qstage::state::{SlotState, UpgradeState};
 
 use super::{Random, SLOTS, Says, Site, Tape, boots, extent, foreign_intact, holds, record};
@@ -103,7 +102,7 @@ pub struct Rules<'a> {
     /// Whether the next step is run from every state with a table or records of its own, not from a sample.
     pub thorough: bool,
     /// What is done next; it must run to its end.
-    pub next: &'a dyn Fn(Arc<dyn BlockDevice>) -> Result<(), String>,
+    pub next: &'a dyn Fn(Arc<Tape>) -> Result<(), String>,
 }
 
 /// What was found.
