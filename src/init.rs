@@ -164,7 +164,7 @@ fn lay_out(
     commit::lay_out(&*disk, machine.name(), &lock, &plan)?;
     forget(&machine)?;
     let installed = match &spec.bundle {
-        Some(bundle) => Some(install(spec, &machine, &lock, bundle, progress, cancel)?),
+        Some(bundle) => Some(install(&machine, &lock, bundle, spec.boot_flag, progress, cancel)?),
         None => None,
     };
     Ok(InitReport {
@@ -215,12 +215,15 @@ fn found_on(disk: &dyn BlockDevice, path: &Path) -> Result<Option<String>> {
     Ok(bytes.iter().any(|byte| *byte != 0).then(|| "data in its last MiB".to_owned()))
 }
 
-/// Stages the bundle into the slots a, then marks them good and selects them in one switch.
-fn install(
-    spec: &InitSpec,
-    machine: &LocalDisk,
+/// Stages the bundle into the slots a, then marks them good and selects them in one switch. Returns its version.
+///
+/// # Errors
+/// Those of staging and of the switch.
+pub fn install(
+    machine: &dyn Machine,
     lock: &DiskLock,
     bundle: &Bundle,
+    boot_flag: BootFlag,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<String> {
@@ -247,11 +250,8 @@ fn install(
             },
         });
         // Both ways of marking, so that the factory does not decide which loader the machine will have.
-        let flags = if group == Group::Platform {
-            vec![BootFlag::Legacy, spec.boot_flag]
-        } else {
-            vec![spec.boot_flag]
-        };
+        let flags =
+            if group == Group::Platform { vec![BootFlag::Legacy, boot_flag] } else { vec![boot_flag] };
         for flag in flags {
             table = boot::mark_good(&table, &slots, group, Slot::A, flag)?;
         }

@@ -50,7 +50,8 @@ pub struct Evidence<'a> {
 /// | nothing | priority 0 | empty |
 ///
 /// Under `legacy` bit 2 says only what boots, and the mark of the slot says whether it proved good. A slot that
-/// boots without a record of ours was installed by other means, and is taken for good.
+/// boots without a record of ours was installed by other means, and is taken for good. One that is marked bad and
+/// still selected is one whose roll-back was cut short: it is on trial until that is done.
 pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
     let (attributes, legacy) = (evidence.attributes, evidence.flag == BootFlag::Legacy);
     let verdict = match evidence.content {
@@ -63,7 +64,7 @@ pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
         _ if !legacy && attributes.successful() => SlotState::Good,
         _ if !legacy && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
         _ if !legacy && selected => SlotState::Bad,
-        Some(Some(Verdict::Bad)) => SlotState::Bad,
+        Some(Some(Verdict::Bad)) if !selected => SlotState::Bad,
         Some(Some(Verdict::Good)) if legacy => SlotState::Good,
         Some(_) if selected => SlotState::Trial,
         Some(_) => SlotState::Prepared,

@@ -14,7 +14,7 @@ use crate::gpt::CopyState;
 use crate::host::throttle::RateLimit;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Phase, Progress};
-use crate::slot::{self, Record};
+use crate::slot::{self, Mark, Record, Verdict};
 use crate::stage::{self, Outcome, Target};
 use crate::state::{Obstacle, PlanReport, PlannedPayload, PrepareReport, SlotState};
 use crate::units::Group;
@@ -129,7 +129,7 @@ impl Engine<'_> {
                 },
             });
         }
-        self.withdraw(lock, &view, &upgrade)?;
+        self.withdraw(lock, &view, &upgrade, &targets)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
         let pace = |bytes: u64| limit.as_ref().map_or(Ok(()), |limit| limit.take(bytes, &options.cancel));
         let staging = stage::Options {
@@ -159,10 +159,24 @@ impl Engine<'_> {
 
     /// Takes what is about to be overwritten out of the game, durably and in one switch: the targets cannot boot, and what
     /// an earlier bundle prepared in the other group will not be committed along with this one.
-    fn withdraw(&self, lock: &DiskLock, view: &View, upgrade: &Upgrade) -> Result<()> {
+    ///
+    /// Before that they are marked bad. Without its flags a slot that once booted, and is whole, looks as if it had just
+    /// been prepared; a power cut before its footer is torn would let `commit` select an old release.
+    fn withdraw(&self, lock: &DiskLock, view: &View, upgrade: &Upgrade, targets: &[Target]) -> Result<()> {
         let mut table = view.table.clone();
         for (group, slot, _) in &upgrade.targets {
             table = boot::make_unbootable(&table, &view.slots, *group, *slot, self.policy.boot_flag)?;
+        }
+        for target in targets {
+            let slot = upgrade.targets.iter().find(|(group, ..)| *group == target.group);
+            let held = slot.and_then(|(group, slot, _)| view.held(*group, *slot));
+            if let Some((held, record)) = held.and_then(|held| Some((held, held.record()?)))
+                && held.state != SlotState::Prepared
+                && held.mark().is_none_or(|mark| mark.verdict != Verdict::Bad)
+            {
+                let mark = Mark { verdict: Verdict::Bad, reason: "being replaced".to_owned() };
+                record.write_mark(&*target.device, Some(&mark), &target.partition)?;
+            }
         }
         commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
         let stale = |group: &Group| !upgrade.targets.iter().any(|(target, ..)| target == group);

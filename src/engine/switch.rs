@@ -74,10 +74,9 @@ impl Engine<'_> {
         }
         let Some((_, first)) = prepared.first() else {
             let slot = view.target(Group::Platform)?;
-            let state = view.held(Group::Platform, slot).map(|held| held.state);
-            return not(match state {
-                Some(SlotState::Trial) => format!("slot {slot} is already committed, on trial"),
-                _ => format!("slot {slot} holds nothing that was prepared"),
+            return not(match view.on_trial().next() {
+                Some(held) => format!("{} is already committed, on trial", held.partition.name),
+                None => format!("slot {slot} holds nothing that was prepared"),
             });
         };
         let manifest = &first.manifest;
@@ -193,12 +192,12 @@ impl Engine<'_> {
             names.push(to.partition.name.clone());
             left.extend((leave == Leave::Bad).then_some(from));
         }
-        let report =
-            self.switch(lock, &view, &table, effect, format!("rolled back to {}", names.join(" and ")))?;
+        // The marks first: without its flags and unmarked a failed slot looks like a prepared one, and a power cut in
+        // between would have it committed again.
         for held in left {
             self.set_mark(held, Verdict::Bad, "rolled back while on trial")?;
         }
-        Ok(report)
+        self.switch(lock, &view, &table, effect, format!("rolled back to {}", names.join(" and ")))
     }
 
     /// The slot that is selected in a group and the good one to return to.

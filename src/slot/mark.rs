@@ -2,7 +2,8 @@
 //!
 //! Under `--boot-flag legacy` the partition entry has one bit, "boot this"; that a trial ended well or badly, and why,
 //! has no place there. So the slot remembers it. The block is one write of 4 KiB and is void until the slot is
-//! judged. Offsets: magic `QSTGMARK` 0, version 8, verdict 12 (1 good, 2 bad), reason 16 (u16 length, UTF-8), CRC-32 4092.
+//! judged. A block that is neither zero nor whole, as a power cut within it leaves it, counts as bad: a slot that once
+//! was judged must never look as if it had just been prepared. Offsets: magic `QSTGMARK` 0, version 8, verdict 12 (1 good, 2 bad), reason 16 (u16 length, UTF-8), CRC-32 4092.
 
 use super::{UNIT, put_text, seal, sealed, text_at, u32_at};
 
@@ -44,15 +45,18 @@ impl Mark {
         block
     }
 
-    /// Reads a block; `None` where it is void, damaged, or of an unknown version.
+    /// Reads a block; `None` where it is void, which is all zero. What cannot be read is bad.
     pub fn decode(block: &[u8]) -> Option<Self> {
-        if !sealed(block) || !block.starts_with(MAGIC) || u32_at(block, 8) != VERSION {
+        if block.iter().all(|&byte| byte == 0) {
             return None;
         }
+        let known = sealed(block) && block.starts_with(MAGIC) && u32_at(block, 8) == VERSION;
         let verdict = match u32_at(block, 12) {
-            1 => Verdict::Good,
-            2 => Verdict::Bad,
-            _ => return None,
+            1 if known => Verdict::Good,
+            2 if known => Verdict::Bad,
+            _ => {
+                return Some(Self { verdict: Verdict::Bad, reason: "its mark cannot be read".to_owned() });
+            }
         };
         Some(Self { verdict, reason: text_at(block, 16, REASON_MAX) })
     }
@@ -69,7 +73,13 @@ mod tests {
             let mut block = mark.encode();
             assert_eq!(Mark::decode(&block), Some(mark));
             block[20] ^= 1;
-            assert_eq!(Mark::decode(&block), None);
+            assert_eq!(Mark::decode(&block).unwrap().verdict, Verdict::Bad, "damaged is not void");
+            // A cut within the block: any sector boundary.
+            for split in (512..4096).step_by(512) {
+                let mut torn = Mark { verdict, reason: String::new() }.encode();
+                torn[split..].fill(0);
+                assert_eq!(Mark::decode(&torn).unwrap().verdict, Verdict::Bad, "{split}");
+            }
         }
         assert_eq!(Mark::decode(&vec![0; 4096]), None);
     }

@@ -5,7 +5,7 @@ use crate::bundle::index::Index;
 use crate::bundle::manifest::{INDEX_MAX, MANIFEST_MAX, Manifest, Vouched};
 use crate::bundle::signature::SIGNATURE_MAX;
 use crate::device::{self, AlignedBuf, BlockDevice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::{Blake3, ByteOffset, Group};
 
 /// What is installed in a slot.
@@ -132,13 +132,25 @@ impl Record {
         }
     }
 
-    /// Says on the slot itself that it is about to be overwritten, durably: mark void, footer torn.
+    /// Says on the slot itself that it is about to be overwritten, durably: the footer torn, and read again, since all
+    /// that follows rests on it. The mark stays: were it voided in the same breath, a cut between the two could leave a
+    /// slot that was ruled out looking as if it had just been prepared.
+    ///
+    /// # Errors
+    /// Class Io; [`Error::ReadBack`] where the footer is not there afterwards.
     pub fn write_torn(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
-        self.write_end(slot, Condition::Torn, group, partition)
+        self.write_footer(slot, Condition::Torn, group, partition)?;
+        match Content::read(slot, group, partition)? {
+            Content::Torn { .. } => Ok(()),
+            Content::Whole(..) | Content::Nothing { .. } => Err(self.lost(partition)),
+        }
     }
 
-    /// Says that the slot holds what this record says, durably: the body, a barrier, then mark and footer.
-    /// Called when everything else is durable and has been read back.
+    /// Says that the slot holds what this record says, durably: body and void mark, a barrier, then the footer, and the
+    /// record is read again. Called when everything else is durable and has been read back.
+    ///
+    /// # Errors
+    /// Class Io; [`Error::ReadBack`] where the record is not there afterwards.
     pub fn write_whole(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
         let mut body = Vec::with_capacity(self.layout.body_len as usize);
         for part in [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()] {
@@ -147,21 +159,38 @@ impl Record {
         let what = format!("the record of {partition}");
         let body = AlignedBuf::padded(&body, UNIT as usize);
         device::write(slot, &what, &body, ByteOffset(self.layout.body_at))?;
+        device::write(slot, &what, &AlignedBuf::zeroed(UNIT as usize), ByteOffset(self.layout.mark_at))?;
         device::sync(slot, &what)?;
-        self.write_end(slot, Condition::Whole, group, partition)
+        self.write_footer(slot, Condition::Whole, group, partition)?;
+        match Content::read(slot, group, partition)? {
+            Content::Whole(read, None) if read.is_of(self) => Ok(()),
+            Content::Whole(..) | Content::Torn { .. } | Content::Nothing { .. } => Err(self.lost(partition)),
+        }
     }
 
-    fn write_end(
+    fn is_of(&self, other: &Self) -> bool {
+        let parts = |record: &Self| {
+            let manifest = &record.manifest;
+            [manifest.bytes(), manifest.signature(), record.index.bytes()].map(<[u8]>::to_vec)
+        };
+        parts(self) == parts(other)
+    }
+
+    fn lost(&self, partition: &str) -> Error {
+        let payload = format!("the record of {partition}");
+        Error::ReadBack { payload, frame: 0, at: self.layout.footer_at }
+    }
+
+    fn write_footer(
         &self,
         slot: &dyn BlockDevice,
         condition: Condition,
         group: Group,
         partition: &str,
     ) -> Result<()> {
-        let mut block = AlignedBuf::zeroed(2 * UNIT as usize);
-        block[UNIT as usize..].copy_from_slice(&self.footer(condition, group).encode());
+        let block = AlignedBuf::padded(&self.footer(condition, group).encode(), UNIT as usize);
         let what = format!("the footer of {partition}");
-        device::write(slot, &what, &block, ByteOffset(self.layout.mark_at))?;
+        device::write(slot, &what, &block, ByteOffset(self.layout.footer_at))?;
         device::sync(slot, &what)
     }
 
@@ -180,10 +209,10 @@ impl Record {
 }
 
 /// Destroys the footer of a slot, durably: what it holds is no longer vouched for. The images stay, so that the
-/// next prepare recognises what it can use.
+/// next prepare recognises what it can use. The mark stays as well, see [`Record::write_torn`].
 pub fn discard(slot: &dyn BlockDevice, partition: &str) -> Result<()> {
     let Some(at) = Layout::footer_at(slot.len()) else { return Ok(()) };
     let what = format!("the footer of {partition}");
-    device::write(slot, &what, &AlignedBuf::zeroed(2 * UNIT as usize), ByteOffset(at - UNIT))?;
+    device::write(slot, &what, &AlignedBuf::zeroed(UNIT as usize), ByteOffset(at))?;
     device::sync(slot, &what)
 }

@@ -190,21 +190,31 @@ pub enum Reader {
     Lenient,
 }
 
-/// What a reader of this kind selects on this disk. `None`: it finds no table.
-pub fn selection(image: &[u8], block: u32, reader: Reader) -> Option<Selection> {
+/// The entry array that a reader of this kind finds on this disk, and the size of its entries.
+pub fn entries(image: &[u8], block: u32, reader: Reader) -> Option<(&[u8], usize)> {
     let last = image.len() as u64 / u64::from(block) - 1;
-    let array = match reader {
+    match reader {
         Reader::Fallback => copy(image, block, 1, true).or_else(|| copy(image, block, last, true)),
         Reader::Strict => copy(image, block, 1, true),
         Reader::Lenient => copy(image, block, 1, false),
-    };
-    let (array, size) = array?;
+    }
+}
+
+/// The attributes of every partition that a reader of this kind finds, by name.
+pub fn flags(image: &[u8], block: u32, reader: Reader) -> Option<std::collections::HashMap<String, u64>> {
+    let (array, size) = entries(image, block, reader)?;
     let mut bits = std::collections::HashMap::new();
     for entry in array.chunks(size).filter(|entry| entry[..16] != [0; 16]) {
         let units: Vec<u16> = entry[56..128].chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
         let name = String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned();
         bits.insert(name, le(entry, 48));
     }
+    Some(bits)
+}
+
+/// What a reader of this kind selects on this disk. `None`: it finds no table.
+pub fn selection(image: &[u8], block: u32, reader: Reader) -> Option<Selection> {
+    let bits = flags(image, block, reader)?;
     let pick = |group: &str| {
         let rank = |slot: char| {
             let bits = *bits.get(&format!("{group}_{slot}"))?;
