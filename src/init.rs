@@ -190,7 +190,7 @@ fn forget(machine: &LocalDisk) -> Result<()> {
 
 /// A new partition as a part of the disk. Not by the kernel's node: the disk is claimed as a whole, which shuts
 /// everybody out of the nodes, this process included, and they are those of the old table.
-fn window(machine: &LocalDisk, partition: &Partition) -> Result<Region> {
+fn window(machine: &dyn Machine, partition: &Partition) -> Result<Region> {
     Region::new(machine.disk(), partition.extent)
         .ok_or_else(|| Error::Internal { what: format!("{} was laid out beyond the disk", partition.name) })
 }
