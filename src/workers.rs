@@ -124,6 +124,11 @@ pub fn default_jobs() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).saturating_add(2)
 }
 
+/// That many workers, or one.
+pub fn at_least_one(jobs: usize) -> NonZeroUsize {
+    NonZeroUsize::new(jobs).unwrap_or(NonZeroUsize::MIN)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU64;

@@ -88,12 +88,8 @@ impl FrameDecoder {
 
     /// Decompresses frame `frame` of `payload` into the start of `out` and verifies it.
     ///
-    /// `compressed` must be exactly one frame that declares exactly the size the manifest implies; more frames,
-    /// skippable frames or a missing size are refused before anything is decompressed, and zstd never writes
-    /// beyond that size: a decompression bomb ends here.
-    ///
     /// # Errors
-    /// [`Error::Frame`], [`Error::FrameDigest`].
+    /// Those of [`decompress`](Self::decompress); [`Error::FrameDigest`].
     pub fn decode<'a>(
         &mut self,
         compressed: &[u8],
@@ -102,6 +98,31 @@ impl FrameDecoder {
         entry: FrameEntry,
         out: &'a mut [u8],
     ) -> Result<VerifiedFrame<'a>> {
+        self.decompress(compressed, payload, frame, out)?;
+        VerifiedFrame::check(out, payload, frame, entry).map_err(|got| Error::FrameDigest {
+            payload: payload.to_string(),
+            frame,
+            at: payload.frame_extent(frame).0,
+            expected: entry.value,
+            got,
+        })
+    }
+
+    /// Decompresses only. Nothing may be done with the bytes but to verify them.
+    ///
+    /// `compressed` must be exactly one frame that declares exactly the size the manifest implies; more frames,
+    /// skippable frames or a missing size are refused before anything is decompressed, and zstd never writes
+    /// beyond that size: a decompression bomb ends here.
+    ///
+    /// # Errors
+    /// [`Error::Frame`].
+    pub(crate) fn decompress(
+        &mut self,
+        compressed: &[u8],
+        payload: &Payload,
+        frame: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
         let (at, len) = payload.frame_extent(frame);
         let bad = |problem: String| Error::Frame { payload: payload.to_string(), frame, at, problem };
         match find_frame_compressed_size(compressed) {
@@ -121,17 +142,10 @@ impl FrameDecoder {
         let room = out.get_mut(..len as usize);
         let room = room.ok_or_else(|| Error::Internal { what: "frame buffer too short".to_owned() })?;
         match self.0.decompress_to_buffer(compressed, room) {
-            Ok(got) if got == len as usize => {}
-            Ok(got) => return Err(bad(format!("decompresses to {got} bytes instead of {len}"))),
-            Err(problem) => return Err(bad(problem.to_string())),
+            Ok(got) if got == len as usize => Ok(()),
+            Ok(got) => Err(bad(format!("decompresses to {got} bytes instead of {len}"))),
+            Err(problem) => Err(bad(problem.to_string())),
         }
-        VerifiedFrame::check(out, payload, frame, entry).map_err(|got| Error::FrameDigest {
-            payload: payload.to_string(),
-            frame,
-            at,
-            expected: entry.value,
-            got,
-        })
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::config::{Config, Settings};
 use super::{
-    firmware, init, inspect, manual, pack, plan, prepare, sign, size, slots, status, switch, verify,
+    bench, firmware, init, inspect, manual, pack, plan, prepare, sign, size, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -52,6 +52,7 @@ enum Verb {
     Status(status::StatusArgs),
     Slots(slots::SlotsArgs),
     Firmware(firmware::FirmwareArgs),
+    Bench(bench::BenchArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -74,6 +75,7 @@ impl Cli {
             Verb::Status(args) => args.run(),
             Verb::Slots(args) => args.run(),
             Verb::Firmware(args) => args.run(),
+            Verb::Bench(args) => args.run(),
             Verb::Completions(args) => args.run(),
             Verb::Man(args) => args.run(),
         }
@@ -95,6 +97,7 @@ impl Cli {
             Verb::Cancel(args) => args.json,
             Verb::Slots(args) => args.json,
             Verb::Firmware(args) => args.wants_json(),
+            Verb::Bench(args) => args.json,
             // The seven keys are all that status ever prints; a reader of it must not meet other objects.
             Verb::Status(_) | Verb::Completions(_) | Verb::Man(_) => false,
         }
@@ -158,6 +161,11 @@ pub(super) struct MachineArgs {
 }
 
 impl MachineArgs {
+    /// Whether the command line itself names the disk.
+    pub(super) const fn names_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
     /// What the command line says, then the configuration, then the defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
         let mut settings = self.config.settings()?;

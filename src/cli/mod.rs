@@ -12,6 +12,7 @@
 //! `machine` is the one place that knows how a disk, a bundle source and the signals are had.
 
 mod args;
+mod bench;
 mod config;
 mod firmware;
 mod init;

@@ -2,19 +2,22 @@
 
 use std::io::Write;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::Engine;
 use super::view::{Held, View};
+use crate::boot;
 use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
 use crate::bundle::manifest::Kind;
-use crate::device::{self, AlignedBuf};
+use crate::commit;
+use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::host::Access;
-use crate::progress::{Cancel, Phase, Progress};
-use crate::slot::{Content, Record};
+use crate::host::{Access, DiskLock};
+use crate::progress::{Cancel, Phase, Progress, Silent};
+use crate::slot::{self, Content, Record};
 use crate::stage;
 use crate::units::{Blake3, ByteOffset, Group, Slot};
 use crate::workers;
@@ -50,6 +53,34 @@ pub struct FirmwareReport {
 }
 
 impl Engine<'_> {
+    /// Lends the platform slot that does not run to `use_it`, for measurements. What it held is lost: it is made unbootable
+    /// and void first, and void again afterwards, however `use_it` ends.
+    ///
+    /// # Errors
+    /// [`Error::OnTrial`], [`Error::SlotInUse`], [`Error::Busy`]; class Disk and Io; those of `use_it`.
+    pub fn lend_target<T>(&self, use_it: impl FnOnce(&str, Arc<dyn BlockDevice>) -> Result<T>) -> Result<T> {
+        let act = |lock: &DiskLock| {
+            self.repair(lock, &Silent)?;
+            let view = self.view()?;
+            if let Some(held) = view.on_trial().next() {
+                return Err(Error::OnTrial { slot: held.slot, fallback: !held.slot });
+            }
+            let slot = view.target(Group::Platform)?;
+            let partition = view.slots.require(Group::Platform, slot)?;
+            let device: Arc<dyn BlockDevice> =
+                self.machine.open_partition(partition, Access::Exclusive)?.into();
+            let flag = self.policy.boot_flag;
+            let table = boot::make_unbootable(&view.table, &view.slots, Group::Platform, slot, flag)?;
+            // The record first: a whole slot without flags would be taken for a prepared one.
+            slot::discard(&*device, &partition.name)?;
+            commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
+            let result = use_it(&partition.name, Arc::clone(&device));
+            slot::discard(&*device, &partition.name)?;
+            result
+        };
+        self.change("bench", act, |_| "measured".to_owned())
+    }
+
     /// Reads an installed slot from the medium and verifies it against its record; without `group` the
     /// platform slot, and the software slot where it has a record.
     ///

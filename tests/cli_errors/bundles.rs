@@ -154,7 +154,7 @@ fn frames_are_damaged() {
     // Every frame is right, but the manifest's SHA-256 is not: a packer that lies.
     let lie = |m: &mut serde_json::Value| m["payloads"][0]["sha256"] = "0".repeat(64).into();
     good.edit(&bench, "key", lie).save(&bench, "lie.qimg");
-    bench.at(&["prepare", "lie.qimg"]).bad("BUNDLE_IMAGE_DIGEST");
+    bench.at(&["prepare", "lie.qimg", "--sha256"]).bad("BUNDLE_IMAGE_DIGEST");
     assert_eq!(bench.vital(), vital);
     assert_eq!(bench.state("platform_b", &[]), "torn");
     recovers(&bench);

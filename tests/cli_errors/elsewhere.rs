@@ -72,6 +72,7 @@ fn a_write_that_the_disk_lost_is_found_by_reading_back() {
         let options = stage::Options {
             jobs: NonZeroUsize::MIN,
             read_back,
+            sha256: false,
             cancel: &Cancel::default(),
             pace: &|_| Ok(()),
         };

@@ -192,6 +192,10 @@ impl BlockDevice for Tape {
 pub struct Bench(pub Arc<dyn BlockDevice>);
 
 impl Machine for Bench {
+    fn is_image(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &str {
         "disk"
     }

@@ -1,0 +1,264 @@
+//! What the target and the processors can do, what prepare reaches of it, and what bounds it. All of it in one run,
+//! alternating: machines are noisy, and only ratios of figures from the same minutes mean anything.
+
+mod ceilings;
+mod processor;
+mod sample;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+pub use ceilings::Ceiling;
+pub use processor::Processor;
+pub use sample::{Scratch, synthetic_bundle};
+
+use crate::boot::{self, BootFlag, Slots};
+use crate::bundle::Bundle;
+use crate::commit;
+use crate::device::{BlockDevice, Mode, Region};
+use crate::error::{Error, Result};
+use crate::host::{LocalDisk, Machine};
+use crate::init::{InitSpec, init};
+use crate::progress::{Cancel, Progress, Silent};
+use crate::slot::{Layout, Record};
+use crate::stage::{self, Options, Target};
+use crate::units::{BlockSize, ByteOffset, Extent, Group, Slot};
+use crate::workers;
+
+/// Minimum, median and maximum of several runs.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: f64,
+    /// Median; of an even number the upper one.
+    pub median: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of at least one value; of none all are 0.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let at = |place: usize| values.get(place).copied().unwrap_or_default();
+        Self { min: at(0), median: at(values.len() / 2), max: at(values.len().saturating_sub(1)) }
+    }
+}
+
+/// How long prepare took, and how long it could not help taking.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    /// What was done.
+    pub name: &'static str,
+    /// Wall time in seconds.
+    pub seconds: Spread,
+    /// Uncompressed gigabytes (10^9 bytes) per second, by the median.
+    pub gb_per_s: f64,
+    /// The longer one of `device` and `processor`, in seconds.
+    pub ideal_seconds: f64,
+    /// Time of the device at its own rates, in seconds.
+    pub device_seconds: f64,
+    /// Time of all cores for decompression and BLAKE3, in seconds.
+    pub processor_seconds: f64,
+    /// `ideal_seconds` divided by the median: 1.0 cannot be had.
+    pub of_ideal: f64,
+    /// What bounds it: `device` or `processor`.
+    pub bound_by: &'static str,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// Where it was written to.
+    pub target: String,
+    /// Uncompressed bytes of the bundle.
+    pub image_bytes: u64,
+    /// Of these, bytes that are not zero frames.
+    pub data_bytes: u64,
+    /// Compressed bytes.
+    pub bundle_bytes: u64,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Workers of prepare.
+    pub jobs: usize,
+    /// Raw rates of the target.
+    pub ceilings: Vec<Ceiling>,
+    /// Rates of the processors.
+    pub processor: Processor,
+    /// Prepare with and without read-back.
+    pub runs: Vec<Run>,
+    /// Milliseconds of one switch of the partition table, all its barriers and re-reads included; measured on a scratch
+    /// file only.
+    pub commit_ms: Option<Spread>,
+}
+
+/// What to measure on. The slot is overwritten.
+pub struct Subject<'a> {
+    /// What it is called in the report.
+    pub name: String,
+    /// The slot.
+    pub slot: Arc<dyn BlockDevice>,
+    /// Opens the bundle once more: a bundle is read once.
+    pub bundle: &'a dyn Fn() -> Result<Bundle>,
+}
+
+/// How to measure.
+pub struct BenchOptions<'a> {
+    /// Repetitions of everything.
+    pub repeat: NonZeroUsize,
+    /// Workers of prepare; `None`: as prepare itself.
+    pub jobs: Option<NonZeroUsize>,
+    /// Raised to stop.
+    pub cancel: &'a Cancel,
+}
+
+/// Measures. The platform image and firmware of the bundle are staged into the slot several times, with their record; the
+/// caller has seen to it that nobody needs what is there, and discards the record afterwards.
+///
+/// # Errors
+/// Those of reading the bundle and of staging.
+pub fn bench(
+    subject: &Subject<'_>,
+    options: &BenchOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<BenchReport> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let jobs = options.jobs.unwrap_or_else(workers::default_jobs);
+    let bundle = (subject.bundle)()?;
+    let manifest = bundle.manifest();
+    let group = Group::Platform;
+    let body_len = Record::body_len(manifest, bundle.index());
+    let layout = Layout::new(manifest, group, body_len, subject.slot.len(), &subject.name)?;
+    let image_bytes: u64 = layout.places.iter().map(|place| place.len).sum();
+    let compressed: u64 = layout
+        .places
+        .iter()
+        .map(|place| bundle.index().compressed_size(place.payload, &manifest.payloads[place.payload]))
+        .sum();
+
+    progress.notice("measuring the target and the processors");
+    let mut ceilings = Vec::new();
+    let mut processors = Vec::new();
+    let mut timed: [Vec<(f64, stage::Outcome)>; 2] = [Vec::new(), Vec::new()];
+    for round in 1..=options.repeat.get() {
+        options.cancel.check("measuring")?;
+        ceilings::measure(&*subject.slot, &mut ceilings, options.cancel)?;
+        processors.push(processor::measure(&(subject.bundle)()?, cores)?);
+        for (times, read_back) in timed.iter_mut().zip([false, true]) {
+            // A blind write is what is measured: what is there must not be recognised.
+            sample::spoil(&*subject.slot, &layout)?;
+            let bundle = (subject.bundle)()?;
+            let target = Target {
+                group,
+                partition: subject.name.clone(),
+                device: Box::new(whole(&subject.slot)?),
+                record: Record {
+                    manifest: bundle.manifest().clone(),
+                    index: bundle.index().clone(),
+                    layout: layout.clone(),
+                    origin: "bench".to_owned(),
+                    unsigned: true,
+                },
+            };
+            let staging =
+                Options { jobs, read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
+            let start = Instant::now();
+            let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
+            times.push((start.elapsed().as_secs_f64(), outcome));
+        }
+        progress.notice(&format!("round {round} of {} is done", options.repeat));
+    }
+
+    let processor = Processor::median(&processors);
+    let data_bytes = timed.iter().flatten().map(|(_, outcome)| outcome.written).max().unwrap_or(0);
+    let best = |write: bool| {
+        ceilings.iter().filter(|c| c.write == write).map(|c| c.gb_per_s.median).fold(0.0, f64::max)
+    };
+    let (image, data) = (image_bytes as f64 / 1e9, data_bytes as f64 / 1e9);
+    let runs = timed.iter().zip([false, true]).map(|(times, read_back)| {
+        let seconds = Spread::of(times.iter().map(|(seconds, _)| *seconds));
+        let read = if read_back { image / best(false) } else { 0.0 };
+        let device_seconds = data / best(true) + read;
+        let passes = if read_back { 2.0 } else { 1.0 };
+        let processor_seconds = image / processor.decompress_all + passes * image / processor.blake3_all;
+        let ideal_seconds = device_seconds.max(processor_seconds);
+        Run {
+            name: if read_back { "prepare" } else { "prepare without read-back" },
+            seconds,
+            gb_per_s: image / seconds.median,
+            ideal_seconds,
+            device_seconds,
+            processor_seconds,
+            of_ideal: ideal_seconds / seconds.median,
+            bound_by: if device_seconds > processor_seconds { "device" } else { "processor" },
+        }
+    });
+    Ok(BenchReport {
+        target: subject.name.clone(),
+        image_bytes,
+        data_bytes,
+        bundle_bytes: compressed,
+        cores: cores.get(),
+        jobs: jobs.get(),
+        runs: runs.collect(),
+        ceilings,
+        processor,
+        commit_ms: None,
+    })
+}
+
+/// The slot as a device that a target may own.
+fn whole(slot: &Arc<dyn BlockDevice>) -> Result<Region> {
+    let extent = Extent { at: ByteOffset(0), len: slot.len() };
+    Region::new(Arc::clone(slot), extent)
+        .ok_or_else(|| Error::Internal { what: "a device is not within itself".into() })
+}
+
+/// Times one switch of the boot flag on a freshly laid out disk image in `scratch`, `rounds` times there and back.
+///
+/// # Errors
+/// Class Disk and Io.
+pub fn time_commit(scratch: &Scratch, rounds: usize) -> Result<Spread> {
+    let path = scratch.join("table.img");
+    let spec = InitSpec {
+        disk: path.clone(),
+        size: None,
+        slot_size: crate::units::MIB,
+        software_size: None,
+        sector_size: BlockSize::B512,
+        boot_flag: BootFlag::Priority,
+        force: false,
+        bundle: None,
+    };
+    init(spec, &Silent, &Cancel::default())?;
+    let machine = LocalDisk::open(&path, Mode::Write, None)?;
+    let (disk, lock) = (machine.disk(), machine.lock()?);
+    let mut times = Vec::new();
+    for round in 0..rounds.saturating_mul(2) {
+        let loaded = commit::load(&*disk, machine.name())?;
+        let slots = Slots::resolve(loaded.table()?, machine.name())?;
+        let slot = if round % 2 == 0 { Slot::B } else { Slot::A };
+        let table =
+            boot::select_trial(loaded.table()?, &slots, Group::Platform, slot, 3, BootFlag::Priority)?;
+        let start = Instant::now();
+        commit::switch(&*disk, &lock, &loaded, &table)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(Spread::of(times))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_one_of_the_values() {
+        let spread = Spread::of([3.0, 1.0, 2.0, 10.0]);
+        assert_eq!((spread.min, spread.median, spread.max), (1.0, 3.0, 10.0));
+        assert_eq!(Spread::of([]).median, 0.0);
+    }
+}

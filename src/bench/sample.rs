@@ -1,0 +1,105 @@
+//! A bundle and a place to write to, for when there is neither.
+
+use std::path::{Path, PathBuf};
+
+use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::error::{Error, Result};
+use crate::pack::{PackSpec, pack};
+use crate::progress::{Cancel, Silent};
+use crate::slot::Layout;
+use crate::units::{ByteOffset, MIB};
+
+/// A directory that is gone when this is dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes one in `parent`.
+    ///
+    /// # Errors
+    /// [`Error::Output`].
+    pub fn new(parent: &Path) -> Result<Self> {
+        let path = parent.join(format!("qstage-bench.{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(|source| Error::Output { path: path.clone(), source })?;
+        Ok(Self(path))
+    }
+
+    /// A path in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here, and nothing depends on it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Packs an unsigned bundle of one platform image of `size` bytes that compresses about as a root file system does:
+/// of four mebibytes one is zero, one noise, and two are words that repeat. The same bytes every time.
+///
+/// # Errors
+/// Those of [`pack`]; [`Error::Output`].
+pub fn synthetic_bundle(scratch: &Scratch, size: u64, cancel: &Cancel) -> Result<PathBuf> {
+    use std::io::Write as _;
+    let (image, bundle) = (scratch.join("image"), scratch.join("bundle.qimg"));
+    let output = |source| Error::Output { path: image.clone(), source };
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&image).map_err(output)?);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    // xorshift64 (Marsaglia, "Xorshift RNGs", 2003): noise that needs no crate and is the same everywhere.
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let words: Vec<[u8; 8]> = (0..4096).map(|_| noise().to_le_bytes()).collect();
+    let mut chunk = vec![0; MIB as usize];
+    for number in 0..size.div_ceil(MIB) {
+        for piece in chunk.chunks_exact_mut(8) {
+            let drawn = noise();
+            let value = match number % 4 {
+                0 => [0; 8],
+                1 => drawn.to_le_bytes(),
+                _ => words[(drawn >> 40) as usize % words.len().min(1 << (drawn % 13))],
+            };
+            piece.copy_from_slice(&value);
+        }
+        let len = (size - number * MIB).min(MIB) as usize;
+        file.write_all(&chunk[..len]).map_err(output)?;
+    }
+    file.flush().map_err(output)?;
+    drop(file);
+    let spec = PackSpec {
+        product: "bench".to_owned(),
+        version: "0".to_owned(),
+        min_version: None,
+        epoch: 0,
+        created: 0,
+        platform: image.clone(),
+        software: None,
+        firmware: Vec::new(),
+        key: None,
+        level: 3,
+        frame_size: 1 << 20,
+        jobs: None,
+    };
+    pack(&spec, &bundle, &Silent, cancel)?;
+    std::fs::remove_file(&image).map_err(output)?;
+    Ok(bundle)
+}
+
+/// Changes the start of every frame's place, so that nothing of an earlier run is recognised.
+pub(super) fn spoil(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
+    let mut noise = AlignedBuf::zeroed(4096);
+    noise.fill(0xa5);
+    for place in &layout.places {
+        let mut at = place.at;
+        while at < place.at + place.len {
+            device::write(slot, "the target", &noise, ByteOffset(at))?;
+            at += MIB / 4;
+        }
+    }
+    device::sync(slot, "the target")
+}

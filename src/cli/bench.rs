@@ -1,0 +1,194 @@
+//! `qstage bench`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::args::{JobsArgs, MachineArgs};
+use super::machine::{self, Host};
+use super::output::{self, Format, Palette};
+use super::progress::Reporter;
+use super::{size, table};
+use crate::bench::{self, BenchOptions, BenchReport, Scratch, Subject};
+use crate::bundle::{Bundle, Trust};
+use crate::device::{BlockDevice, Direct, Mode};
+use crate::error::{Error, Result};
+use crate::slot::{Layout, Record};
+use crate::units::{BlockSize, Group, MIB};
+
+/// Measure what the target and the processors can do, and what prepare reaches of it
+///
+/// In one run, alternating: writes and reads of the target by O_DIRECT, decompression and
+/// hashing by one core and by all, and prepare with and without read-back. From these the
+/// time that prepare could not help taking, the part of it that is reached, and what
+/// bounds it. Without --disk it works on a file in the scratch directory, which is
+/// removed. With --disk it overwrites the platform slot that does not run, with --yes.
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// Bundle to measure with [default: one is made up]
+    ///
+    /// Its signature is not checked: what is written is never left bootable.
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+
+    /// Directory for the scratch file [default: the current one]
+    ///
+    /// It decides what is measured: the disk, or memory on a tmpfs.
+    #[arg(long, value_name = "DIR", conflicts_with = "disk")]
+    scratch: Option<PathBuf>,
+
+    /// Size of the image of a bundle that is made up
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse_size)]
+    size: u64,
+
+    /// Repetitions of every measurement
+    #[arg(long, value_name = "N", default_value = "3")]
+    repeat: NonZeroUsize,
+
+    /// Overwrite the slot that does not run: what it holds is lost
+    #[arg(long)]
+    yes: bool,
+
+    /// Print the figures as JSON lines
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    jobs: JobsArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl BenchArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let format = Format::lines_if(self.json);
+        let cancel = machine::cancel_on_signals()?;
+        let progress = Reporter::new(format);
+        let options = BenchOptions { repeat: self.repeat, jobs: self.jobs.jobs, cancel: &cancel };
+        let scratch = Scratch::new(self.scratch.as_deref().unwrap_or(std::path::Path::new(".")))?;
+        let path = match &self.bundle {
+            Some(path) => path.clone(),
+            None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
+        };
+        let open = || machine::bundle(&path, &Trust::dangerously_unsigned(), &cancel);
+        // Only a disk that is named here: one from the configuration is the machine's own.
+        let report = if self.machine.names_disk() {
+            if !self.yes {
+                return Err(Error::Argument {
+                    what: "bench --disk".to_owned(),
+                    problem: "it overwrites the slot that does not run; say --yes if nobody needs it"
+                        .to_owned(),
+                });
+            }
+            let settings = self.machine.settings()?;
+            let host = Host::open_to_change(&settings)?;
+            host.engine(settings.policy()).lend_target(|name, slot| {
+                let subject = Subject { name: name.to_owned(), slot, bundle: &open };
+                bench::bench(&subject, &options, &progress)
+            })?
+        } else {
+            let slot = scratch_slot(&scratch, &open()?)?;
+            let subject = Subject { name: "scratch file".to_owned(), slot, bundle: &open };
+            let mut report = bench::bench(&subject, &options, &progress)?;
+            report.commit_ms = Some(bench::time_commit(&scratch, 10)?);
+            report
+        };
+        drop(progress);
+        output::result(format, &report, human)
+    }
+}
+
+/// A file that is large enough for the bundle, and for the target's rates to mean something.
+fn scratch_slot(scratch: &Scratch, bundle: &Bundle) -> Result<Arc<dyn BlockDevice>> {
+    let body_len = Record::body_len(bundle.manifest(), bundle.index());
+    let needed = match Layout::new(bundle.manifest(), Group::Platform, body_len, 0, "scratch file") {
+        Err(Error::SlotTooSmall { needed, .. }) => needed,
+        other => other.map(|layout| layout.footer_at)?,
+    };
+    let path = scratch.join("slot.img");
+    let output = |source| Error::Output { path: path.clone(), source };
+    let file = std::fs::File::create(&path).map_err(output)?;
+    file.set_len(needed.next_multiple_of(MIB).max(256 * MIB)).map_err(output)?;
+    Ok(Arc::new(Direct::open(&path, Mode::Write, BlockSize::B512)?))
+}
+
+fn human(report: &BenchReport, palette: Palette) -> String {
+    let mut facts = vec![
+        ("target", report.target.clone()),
+        (
+            "bundle",
+            format!(
+                "{} of images, {} of them data, {} packed",
+                size::human(report.image_bytes),
+                size::human(report.data_bytes),
+                size::human(report.bundle_bytes)
+            ),
+        ),
+        ("machine", format!("{} cores, {} workers", report.cores, report.jobs)),
+    ];
+    facts.extend(report.commit_ms.map(|commit| {
+        ("commit", format!("{:.2} ms ({:.2} to {:.2})", commit.median, commit.min, commit.max))
+    }));
+    let mut text = table::facts(&facts);
+    let processor = &report.processor;
+    let mut rates: Vec<(String, f64)> = report
+        .ceilings
+        .iter()
+        .map(|c| {
+            let verb = if c.write { "write" } else { "read" };
+            (format!("{verb} {} x {}", size::human(c.block as u64), c.depth), c.gb_per_s.median)
+        })
+        .collect();
+    rates.extend([
+        ("decompress, 1 core".to_owned(), processor.decompress_one),
+        ("decompress, all".to_owned(), processor.decompress_all),
+        ("BLAKE3, 1 core".to_owned(), processor.blake3_one),
+        ("BLAKE3, all".to_owned(), processor.blake3_all),
+        ("SHA-256".to_owned(), processor.sha256_one),
+    ]);
+    rates.extend(report.runs.iter().map(|run| (run.name.to_owned(), run.gb_per_s)));
+    let top = rates.iter().map(|(_, rate)| *rate).fold(f64::MIN_POSITIVE, f64::max);
+    let rows = rates
+        .iter()
+        .map(|(name, rate)| vec![name.as_str().into(), format!("{rate:.2}").into(), bar(rate / top).into()])
+        .collect();
+    text.push('\n');
+    text += &table::render(&["WHAT", ">GB/S", ""], rows, palette);
+    let rows = report
+        .runs
+        .iter()
+        .map(|run| {
+            vec![
+                run.name.into(),
+                format!("{:.2}", run.seconds.median).into(),
+                format!("{:.2}-{:.2}", run.seconds.min, run.seconds.max).into(),
+                format!("{:.2}", run.ideal_seconds).into(),
+                format!("{:.0} %", run.of_ideal * 100.0).into(),
+                run.bound_by.into(),
+            ]
+        })
+        .collect();
+    text.push('\n');
+    text += &table::render(&["RUN", ">SECONDS", ">SPREAD", ">IDEAL", ">REACHED", "BOUND BY"], rows, palette);
+    text
+}
+
+/// A bar of at most 30 columns.
+fn bar(part: f64) -> String {
+    "#".repeat((part.clamp(0.0, 1.0) * 30.0).round() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_stay_within_their_column() {
+        assert_eq!(bar(0.5).len(), 15);
+        assert_eq!(bar(7.0).len(), 30);
+        assert_eq!(bar(f64::NAN).len(), 0);
+    }
+}
