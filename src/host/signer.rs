@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// Signs the bytes of a manifest with the key in a file.
 ///
-/// A plain private key is used directly. For everything else (a public key whose private half an agent holds, an
+/// A plain private key is used directly. For everything else (RSA, a public key whose private half an agent holds, an
 /// encrypted key, a hardware token) `ssh-keygen -Y sign` is asked: it knows agents, passphrases and touches.
 ///
 /// # Errors
@@ -20,7 +20,7 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
     let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
     let text = std::fs::read_to_string(key_path).map_err(|problem| bad(problem.to_string()))?;
     let signature = match PrivateKey::from_openssh(&text) {
-        Ok(key) if !key.is_encrypted() && !key.algorithm().as_str().starts_with("sk-") => {
+        Ok(key) if is_simple(&key) => {
             let signature =
                 key.sign(NAMESPACE, HashAlg::Sha512, manifest).map_err(|problem| bad(problem.to_string()))?;
             armor(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
@@ -28,6 +28,12 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
         _ => ssh_keygen(manifest, key_path)?,
     };
     import(&signature)
+}
+
+/// Whether the crate can sign with it by itself. RSA it cannot: ssh-key 0.6.7 hands one prime twice to the `rsa` crate,
+/// which refuses the key ("cryptographic error"). Verifying is not affected.
+fn is_simple(key: &PrivateKey) -> bool {
+    !key.is_encrypted() && !key.algorithm().as_str().starts_with("sk-") && !key.algorithm().is_rsa()
 }
 
 /// `ssh-keygen -Y sign` reads the message from its standard input and prints the armor; what it wants to ask or

@@ -279,9 +279,9 @@ impl Bench {
         hasher.finalize()
     }
 
-    /// BLAKE3 of the whole disk.
-    pub fn hash(&self) -> blake3::Hash {
-        self.hash_of(0, u64::MAX)
+    /// BLAKE3 of the whole disk, and when it was last written: equal only if nothing was, not even the same again.
+    pub fn hash(&self) -> (blake3::Hash, std::time::SystemTime) {
+        (self.hash_of(0, u64::MAX), fs::metadata(self.disk()).unwrap().modified().unwrap())
     }
 
     /// What must survive every failure: the running slot, byte for byte, and which slot boots.

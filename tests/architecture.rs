@@ -1,0 +1,324 @@
+//! What the map in `src/lib.rs` promises, read from the sources: who may touch what, and who may know whom. A list that
+//! has to grow is a decision: add the line with its reason, or find the better place.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest file in lines.
+const LONGEST: usize = 500;
+
+/// A file or a folder (with a slash at its end), and why it is on the list.
+type Allowed = &'static [(&'static str, &'static str)];
+
+/// Who opens disks: past the page cache, and for locking.
+const DISKS: Allowed = &[("device/direct.rs", "the only opener of disks, partitions and image files")];
+
+/// Who uses files that are no disks.
+const FILES: Allowed = &[
+    ("bundle/trust.rs", "reads allowed_signers, a text file"),
+    ("cli/config.rs", "reads the configuration"),
+    ("cli/firmware.rs", "writes an extracted blob"),
+    ("device/", "opens disks; asks sysfs for their sectors"),
+    ("host/kernel.rs", "reads /proc and /sys"),
+    ("host/lock.rs", "reads /proc/locks for the name of the holder"),
+    ("host/mapped.rs", "maps images that are packed"),
+    ("host/record.rs", "the state file"),
+    ("host/signer.rs", "reads the private key"),
+    ("host/source.rs", "opens bundles"),
+    ("init.rs", "makes the image file that it lays out"),
+    ("pack.rs", "writes bundles"),
+];
+
+/// Who starts processes.
+const PROCESSES: Allowed = &[("host/signer.rs", "ssh-keygen, for keys in agents and hardware tokens")];
+
+/// Who opens sockets.
+const SOCKETS: Allowed = &[];
+
+/// Who asks for the date. No decision depends on it but one that its user wrote down.
+const DATES: Allowed = &[
+    ("bundle/trust.rs", "valid-after and valid-before of allowed_signers, where they are given"),
+    ("cli/pack.rs", "creation time of a bundle, where SOURCE_DATE_EPOCH does not say it"),
+    ("host/record.rs", "the history, for people"),
+];
+
+/// Who measures how long something takes.
+const STOPWATCHES: Allowed = &[
+    ("bundle/verify.rs", "seconds in its report"),
+    ("cli/progress.rs", "rate and remaining time"),
+    ("engine/content.rs", "seconds in the report of a scrub"),
+    ("engine/prepare.rs", "seconds in its report"),
+    ("host/lock.rs", "patience with the holder of a lock"),
+    ("host/throttle.rs", "the maximum rate"),
+    ("pack.rs", "seconds in its report"),
+];
+
+/// Who may be unsafe, behind a SAFETY paragraph.
+const UNSAFE: Allowed = &[("host/mapped.rs", "memmap2: a map is only as safe as the file is still")];
+
+/// The home of each dependency.
+const HOMES: &[(&str, &[&str])] = &[
+    ("blake3", &["bundle/", "slot/"]),
+    ("clap", &["cli/", "boot.rs", "main.rs"]),
+    ("clap_complete", &["cli/manual.rs"]),
+    ("clap_mangen", &["cli/manual.rs"]),
+    ("crc32fast", &["gpt/", "slot/"]),
+    ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
+    ("indicatif", &["cli/progress.rs"]),
+    ("jiff", &["bundle/trust.rs", "cli/inspect.rs", "host/record.rs"]),
+    ("memmap2", &["host/mapped.rs"]),
+    ("nix", &["device/", "host/"]),
+    ("serde_json", &["bundle/manifest.rs", "cli/output.rs", "host/record.rs"]),
+    ("sha2", &["bundle/"]),
+    ("signal_hook", &["host/signals.rs"]),
+    ("ssh_key", &["bundle/", "host/signer.rs"]),
+    ("tar", &["bundle/archive.rs"]),
+    ("toml", &["cli/config.rs"]),
+    ("zstd", &["bundle/"]),
+    // Derives: wherever a type is shown, or an error defined.
+    ("serde", &[""]),
+    ("thiserror", &[""]),
+];
+
+/// What is decided without a machine: bytes and values in, values out.
+const PURE: &[&str] =
+    &["bundle/", "gpt/", "slot/", "slot.rs", "boot.rs", "state.rs", "units.rs", "version.rs"];
+
+/// What of it is not, and why.
+const IMPURE: Allowed = &[
+    ("bundle/feed.rs", "hands frames of a source to workers"),
+    ("bundle/reader.rs", "reads a source"),
+    ("bundle/trust.rs", "reads allowed_signers, and the date where that asks for it"),
+    ("bundle/verify.rs", "runs workers"),
+    ("bundle/writer.rs", "runs workers, writes a bundle"),
+    ("slot/record.rs", "reads and writes a record through the device trait"),
+];
+
+/// What each layer must not know, by the map in `src/lib.rs`.
+const LAYERS: &[(&[&str], &[&str])] = &[
+    (PURE, &["cli", "engine", "init", "pack", "stage", "commit", "host"]),
+    (
+        &["device/"],
+        &["cli", "engine", "init", "pack", "stage", "commit", "host", "bundle", "gpt", "slot", "boot"],
+    ),
+    (&["stage/", "host/"], &["cli", "engine", "init", "pack", "commit"]),
+    (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
+    (&["engine/", "init.rs", "pack.rs"], &["cli"]),
+    (
+        &["error.rs", "units.rs", "version.rs", "progress.rs", "workers.rs"],
+        &["cli", "engine", "host", "device"],
+    ),
+];
+
+/// A file of `src/` without its tests and comments.
+struct Source {
+    path: String,
+    code: String,
+    lines: usize,
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    walk(&root, &mut paths);
+    let all: Vec<(String, String)> = paths
+        .iter()
+        .map(|path| {
+            (
+                path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
+                fs::read_to_string(path).unwrap(),
+            )
+        })
+        .collect();
+    // Modules that exist in tests only: "#[cfg(test)]\nmod name;".
+    let mut tests = BTreeSet::new();
+    for (path, text) in &all {
+        let own = path.strip_suffix("mod.rs").map_or_else(|| path.replace(".rs", "/"), str::to_owned);
+        for rest in text.split("#[cfg(test)]\n").skip(1) {
+            let line = rest.lines().next().unwrap_or_default();
+            let name = line.trim_end_matches(';').rsplit(' ').next().unwrap_or_default();
+            if line.contains("mod ") && line.ends_with(';') {
+                tests.insert(format!("{own}{name}.rs"));
+            }
+        }
+    }
+    let kept = all.into_iter().filter(|(path, _)| !tests.contains(path));
+    kept.map(|(path, text)| Source { path, lines: text.lines().count(), code: code_of(&text) }).collect()
+}
+
+/// Up to the unit tests, which stand at the end, and without comments.
+fn code_of(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+fn within(path: &str, place: &str) -> bool {
+    path == place || (place.is_empty() || place.ends_with('/')) && path.starts_with(place)
+}
+
+/// Whether `word` stands in the code as a whole word (or path).
+fn says(code: &str, word: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    code.match_indices(word).any(|(at, _)| {
+        !code[..at].ends_with(part) && (word.ends_with(':') || !code[at + word.len()..].starts_with(part))
+    })
+}
+
+/// Only the listed files use any of the words, and every listed one does: a stale permission is removed.
+#[track_caller]
+fn only(allowed: Allowed, words: &[&str]) {
+    let sources = sources();
+    let uses = |source: &&Source| words.iter().any(|word| says(&source.code, word));
+    let users: Vec<&str> = sources.iter().filter(uses).map(|source| source.path.as_str()).collect();
+    let stray: Vec<_> =
+        users.iter().filter(|path| !allowed.iter().any(|(place, _)| within(path, place))).collect();
+    assert!(stray.is_empty(), "{words:?} in {stray:?}: not on the list");
+    for (place, why) in allowed {
+        assert!(!why.is_empty());
+        assert!(users.iter().any(|path| within(path, place)), "{place} uses none of {words:?} any more");
+    }
+}
+
+#[test]
+fn disks_are_opened_in_one_place() {
+    only(DISKS, &["libc::O_DIRECT", "libc::O_EXCL", "OFlag::O_DIRECT", "OFlag::O_EXCL"]);
+    only(FILES, &["std::fs", "fs::", "File::", "OpenOptions"]);
+}
+
+#[test]
+fn processes_sockets_and_clocks_have_their_places() {
+    only(PROCESSES, &["Command::", "process::Command", "process::Stdio"]);
+    only(
+        SOCKETS,
+        &["std::net", "TcpStream", "TcpListener", "UdpSocket", "UnixStream", "UnixListener", "tokio"],
+    );
+    only(DATES, &["SystemTime", "Timestamp::now", "Zoned::now"]);
+    only(STOPWATCHES, &["Instant::now"]);
+}
+
+#[test]
+fn unsafe_code_has_one_place_and_an_argument() {
+    only(UNSAFE, &["unsafe"]);
+    only(UNSAFE, &["unsafe_code"]);
+    for (path, _) in UNSAFE {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)).unwrap();
+        let (before, _) = text.split_once("unsafe {").unwrap_or_else(|| panic!("{path}"));
+        let safety = before.rfind("SAFETY").unwrap_or_else(|| panic!("{path}: no SAFETY paragraph"));
+        assert!(before[safety..].lines().count() < 12, "{path}: the SAFETY paragraph is not at the place");
+        assert_eq!(code_of(&text).matches("unsafe {").count(), 1, "{path}");
+    }
+}
+
+#[test]
+fn every_dependency_has_a_home() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let section = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let names: BTreeSet<String> = section
+        .lines()
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(name, _)| name.trim_start_matches("# ").replace('-', "_"))
+        .collect();
+    let listed: BTreeSet<String> = HOMES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(names, listed, "Cargo.toml and the table of homes differ");
+    for (name, homes) in HOMES {
+        let mut used = BTreeSet::new();
+        for source in sources() {
+            // "crate::gpt::" and "super::gpt::" are ours.
+            let own = ["crate::", "super::", "self::"].map(|prefix| format!("{prefix}{name}::"));
+            let code = own.iter().fold(source.code.clone(), |code, own| code.replace(own, ""));
+            if !says(&code, &format!("{name}::")) {
+                continue;
+            }
+            let home = homes.iter().find(|home| within(&source.path, home));
+            used.insert(
+                *home.unwrap_or_else(|| panic!("{name} is used in {}, its home is {homes:?}", source.path)),
+            );
+        }
+        assert_eq!(used.len(), homes.len(), "{name} is used in {used:?} only, its home is {homes:?}");
+    }
+}
+
+#[test]
+fn the_pure_core_knows_no_machine() {
+    let machine =
+        ["std::fs", "fs::", "std::process", "std::net", "std::thread", "std::env", "std::time", "nix::"];
+    for source in sources() {
+        let pure = PURE.iter().any(|place| within(&source.path, place))
+            && !IMPURE.iter().any(|(place, _)| within(&source.path, place));
+        if !pure {
+            continue;
+        }
+        for word in machine {
+            assert!(!says(&source.code, word), "{} is pure, but uses {word}", source.path);
+        }
+        for word in ["crate::workers", "crate::device"] {
+            assert!(!says(&source.code, word), "{} is pure, but uses {word}", source.path);
+        }
+    }
+}
+
+#[test]
+fn layers_know_those_below_only() {
+    let mut seen = 0;
+    for source in sources() {
+        for (places, above) in LAYERS {
+            if !places.iter().any(|place| within(&source.path, place)) {
+                continue;
+            }
+            seen += 1;
+            for module in *above {
+                let word = format!("crate::{module}");
+                assert!(!says(&source.code, &word), "{} must not know {module}", source.path);
+            }
+        }
+    }
+    assert!(seen > 30, "the layers are not found any more");
+}
+
+#[test]
+fn no_file_is_long() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let long =
+        |path: &str, lines: usize| assert!(lines <= LONGEST, "{path} has {lines} lines; divide it by ideas");
+    for source in sources() {
+        long(&source.path, source.lines);
+    }
+    let mut open = vec![root.join("tests")];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                long(path.to_str().unwrap(), fs::read_to_string(&path).unwrap().lines().count());
+            }
+        }
+    }
+}
+
+/// The checks themselves: words are whole, comments and tests are not code.
+#[test]
+fn the_reader_of_sources_reads() {
+    assert!(says("use std::fs;", "std::fs") && says("fs::read(x)", "fs::"));
+    assert!(!says("use nix_fs::x;", "fs::") && !says("Instantly", "Instant"));
+    let code = code_of("a(); // fs::read\n#[cfg(test)]\nmod tests {\n    fs::read();\n}\n");
+    assert!(!says(&code, "fs::") && says(&code, "a"));
+    let paths: Vec<String> = sources().into_iter().map(|source| source.path).collect();
+    for (path, there) in
+        [("lib.rs", true), ("gpt/plan.rs", true), ("boot/tests.rs", false), ("host/fake_kernel.rs", false)]
+    {
+        assert_eq!(paths.iter().any(|found| found == path), there, "{path}");
+    }
+}
