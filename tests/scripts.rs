@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 3] = ["scripts/quickstart", "scripts/test", ".ci/run"];
+const SCRIPTS: [&str; 5] = ["scripts/quickstart", "scripts/test", "scripts/proof", "scripts/fuzz", ".ci/run"];
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)

@@ -28,6 +28,10 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<SshSig>> {
         let number = signatures.len() + 1;
         let signature =
             SshSig::from_pem(block).map_err(|problem| bad(format!("signature {number}: {problem}")))?;
+        // The library takes any version up to its own, 0 included, and keeps it out of what is signed; ssh-keygen does not.
+        if signature.version() != SshSig::VERSION {
+            return Err(bad(format!("signature {number}: version {}", signature.version())));
+        }
         let canonical = armor(&signature).map_err(|problem| bad(format!("signature {number}: {problem}")))?;
         if canonical != block {
             return Err(bad(format!("signature {number} is not spelled as ssh-keygen does")));

@@ -139,11 +139,7 @@ impl Record {
     /// # Errors
     /// Class Io; [`Error::ReadBack`] where the footer is not there afterwards.
     pub fn write_torn(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
-        self.write_footer(slot, Condition::Torn, group, partition)?;
-        match Content::read(slot, group, partition)? {
-            Content::Torn { .. } => Ok(()),
-            Content::Whole(..) | Content::Nothing { .. } => Err(self.lost(partition)),
-        }
+        self.write_footer(slot, Condition::Torn, group, partition)
     }
 
     /// Says that the slot holds what this record says, durably: body and void mark, a barrier, then the footer, and the
@@ -164,7 +160,9 @@ impl Record {
         self.write_footer(slot, Condition::Whole, group, partition)?;
         match Content::read(slot, group, partition)? {
             Content::Whole(read, None) if read.is_of(self) => Ok(()),
-            Content::Whole(..) | Content::Torn { .. } | Content::Nothing { .. } => Err(self.lost(partition)),
+            Content::Whole(..) | Content::Torn { .. } | Content::Nothing { .. } => {
+                Err(Error::ReadBack { payload: what, frame: 0, at: self.layout.body_at })
+            }
         }
     }
 
@@ -176,11 +174,6 @@ impl Record {
         parts(self) == parts(other)
     }
 
-    fn lost(&self, partition: &str) -> Error {
-        let payload = format!("the record of {partition}");
-        Error::ReadBack { payload, frame: 0, at: self.layout.footer_at }
-    }
-
     fn write_footer(
         &self,
         slot: &dyn BlockDevice,
@@ -188,23 +181,14 @@ impl Record {
         group: Group,
         partition: &str,
     ) -> Result<()> {
-        let block = AlignedBuf::padded(&self.footer(condition, group).encode(), UNIT as usize);
-        let what = format!("the footer of {partition}");
-        device::write(slot, &what, &block, ByteOffset(self.layout.footer_at))?;
-        device::sync(slot, &what)
+        let footer = self.footer(condition, group).encode();
+        write_block(slot, &format!("the footer of {partition}"), &footer, self.layout.footer_at)
     }
 
     /// Writes the mark of an installed slot, durably. One block: a power cut leaves the old or the new one.
     pub fn write_mark(&self, slot: &dyn BlockDevice, mark: Option<&Mark>, partition: &str) -> Result<()> {
         let block = mark.map_or_else(|| vec![0; UNIT as usize], Mark::encode);
-        let what = format!("the mark of {partition}");
-        device::write(
-            slot,
-            &what,
-            &AlignedBuf::padded(&block, UNIT as usize),
-            ByteOffset(self.layout.mark_at),
-        )?;
-        device::sync(slot, &what)
+        write_block(slot, &format!("the mark of {partition}"), &block, self.layout.mark_at)
     }
 }
 
@@ -212,7 +196,15 @@ impl Record {
 /// next prepare recognises what it can use. The mark stays as well, see [`Record::write_torn`].
 pub fn discard(slot: &dyn BlockDevice, partition: &str) -> Result<()> {
     let Some(at) = Layout::footer_at(slot.len()) else { return Ok(()) };
-    let what = format!("the footer of {partition}");
-    device::write(slot, &what, &AlignedBuf::zeroed(UNIT as usize), ByteOffset(at))?;
-    device::sync(slot, &what)
+    write_block(slot, &format!("the footer of {partition}"), &[0; UNIT as usize], at)
+}
+
+/// Writes one block, makes it durable, and reads it again: what a slot says of itself is what everything is decided by, so
+/// a write that the disk lost or misplaced must not go unnoticed.
+fn write_block(slot: &dyn BlockDevice, what: &str, block: &[u8], at: u64) -> Result<()> {
+    device::write(slot, what, &AlignedBuf::padded(block, UNIT as usize), ByteOffset(at))?;
+    device::sync(slot, what)?;
+    let mut got = AlignedBuf::zeroed(UNIT as usize);
+    device::read(slot, what, &mut got, ByteOffset(at))?;
+    if got[..] == *block { Ok(()) } else { Err(Error::ReadBack { payload: what.to_owned(), frame: 0, at }) }
 }

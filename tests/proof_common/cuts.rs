@@ -85,6 +85,9 @@ pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u
     states + 1
 }
 
+/// Goes on from a state.
+pub type Next<'a> = dyn Fn(Arc<Tape>) -> Result<(), String> + 'a;
+
 /// What a state must satisfy.
 pub struct Rules<'a> {
     pub block: u32,
@@ -101,8 +104,8 @@ pub struct Rules<'a> {
     pub readers: Vec<Reader>,
     /// Whether the next step is run from every state with a table or records of its own, not from a sample.
     pub thorough: bool,
-    /// What is done next; it must run to its end.
-    pub next: &'a dyn Fn(Arc<Tape>) -> Result<(), String>,
+    /// What is done next; it must run to its end. `None`: not tried.
+    pub next: Option<&'a Next<'a>>,
 }
 
 /// What was found.
@@ -163,9 +166,9 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
             }
         }
         let sampled = rules.thorough || seen.len() < 40 || seen.len().is_multiple_of(8);
-        if new && sampled || count % 97 == 0 {
+        if let (Some(next), true) = (rules.next, new && sampled || count % 97 == 0) {
             resumed += 1;
-            if let Err(what) = (rules.next)(Tape::new(state.to_vec(), rules.block)) {
+            if let Err(what) = next(Tape::new(state.to_vec(), rules.block)) {
                 note(format!("the next step: {what}"));
             }
         }

@@ -5,6 +5,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
 pub mod cuts;
+pub mod scenes;
 
 use std::io::{self, Cursor};
 use std::num::NonZeroUsize;
