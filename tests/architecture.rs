@@ -17,7 +17,9 @@ const DISKS: Allowed = &[("device/direct.rs", "the only opener of disks, partiti
 
 /// Who uses files that are no disks.
 const FILES: Allowed = &[
+    ("bench/sample.rs", "makes and removes scratch files"),
     ("bundle/trust.rs", "reads allowed_signers, a text file"),
+    ("cli/bench.rs", "makes the scratch slot"),
     ("cli/config.rs", "reads the configuration"),
     ("cli/firmware.rs", "writes an extracted blob"),
     ("device/", "opens disks; asks sysfs for their sectors"),
@@ -46,6 +48,7 @@ const DATES: Allowed = &[
 
 /// Who measures how long something takes.
 const STOPWATCHES: Allowed = &[
+    ("bench/", "it is what it is for"),
     ("bundle/verify.rs", "seconds in its report"),
     ("cli/progress.rs", "rate and remaining time"),
     ("engine/content.rs", "seconds in the report of a scrub"),
@@ -105,7 +108,8 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["stage/", "host/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
-    (&["engine/", "init.rs", "pack.rs"], &["cli"]),
+    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench"]),
+    (&["bench/"], &["cli"]),
     (
         &["error.rs", "units.rs", "version.rs", "progress.rs", "workers.rs"],
         &["cli", "engine", "host", "device"],

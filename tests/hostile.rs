@@ -103,6 +103,7 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Vec<(Arc<Tape>, 
     let options = stage::Options {
         jobs: NonZeroUsize::MIN,
         read_back: true,
+        sha256: false,
         cancel: &Cancel::default(),
         pace: &|_| Ok(()),
     };

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
-use sha2::Digest as _;
 
 use super::Spread;
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
 use crate::bundle::frame::{FrameDecoder, chaining_value};
+use crate::bundle::verify::sha256;
 use crate::device::AlignedBuf;
 use crate::error::Result;
 use crate::progress::Cancel;
@@ -94,7 +94,7 @@ pub(super) fn measure(bundle: &Bundle, cores: NonZeroUsize) -> Result<Processor>
     };
     let sha256 = |worker: &mut Worker, frame: &Frame<'_>| {
         let (_, len) = frame.claim.payload.frame_extent(frame.claim.frame);
-        std::hint::black_box(sha2::Sha256::digest(&worker.buffer[..len as usize]));
+        std::hint::black_box(sha256(&worker.buffer[..len as usize]));
         Ok(())
     };
     let one = NonZeroUsize::MIN;

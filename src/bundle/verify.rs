@@ -36,6 +36,11 @@ pub struct VerifyReport {
 /// The SHA-256 of several images whose frames come in order, one hasher each.
 pub(crate) struct ImageHashes(Vec<sha2::Sha256>);
 
+/// The SHA-256 of some bytes.
+pub(crate) fn sha256(bytes: &[u8]) -> Sha256 {
+    Sha256(sha2::Sha256::digest(bytes).into())
+}
+
 impl ImageHashes {
     /// For as many payloads as the manifest has.
     pub(crate) fn new(payloads: usize) -> Self {

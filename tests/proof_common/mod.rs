@@ -270,6 +270,7 @@ impl Site {
         PrepareOptions {
             jobs: NonZeroUsize::new(self.jobs),
             read_back: self.read_back,
+            sha256: false,
             origin: "/upgrade/x.qimg".to_owned(),
             ..PrepareOptions::default()
         }
