@@ -68,8 +68,11 @@ fn sources(bytes: &[u8]) -> [(&'static str, Source); 2] {
     [("file", Source::File(Arc::new(bytes.to_vec()))), ("stream", Source::Stream(Box::new(stream)))]
 }
 
+/// Slots in memory.
+type Tapes = Vec<(Arc<Tape>, Group)>;
+
 /// Stages a bundle into two slots in memory; what came of it and what reached them.
-fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Vec<(Arc<Tape>, Group)>) {
+fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
     let bundle = match Bundle::open(source, trust) {
         Ok(bundle) => bundle,
         Err(error) => return (Err(error), Vec::new()),
@@ -175,8 +178,8 @@ fn every_flipped_bit_is_refused_or_has_no_meaning() {
     let (sound, tapes) = staged(sources(&bundle).into_iter().next().unwrap().1, proof_common::trust());
     sound.unwrap();
     let sound = images(&tapes);
-    let (mut counts, mut idle): (BTreeMap<(String, &str), usize>, Vec<(String, usize, u8)>) =
-        Default::default();
+    let mut counts: BTreeMap<(String, &str), usize> = BTreeMap::new();
+    let mut idle: Vec<(String, usize, u8)> = Vec::new();
     let mut bytes = bundle.to_vec();
     for (part, from, to) in parts(&bundle) {
         let signed = part.contains("manifest.json");

@@ -94,7 +94,7 @@ impl Parts {
 
 /// Gives a tar header the checksum that fits it.
 fn fit(header: &mut [u8]) {
-    let mut fitted = tar::Header::from_byte_slice((&*header).try_into().unwrap()).clone();
+    let mut fitted = tar::Header::from_byte_slice(header).clone();
     fitted.set_cksum();
     header.copy_from_slice(fitted.as_bytes());
 }
