@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 17] = [
     "pack",
     "sign",
     "inspect",
@@ -24,6 +24,7 @@ const VERBS: [&str; 16] = [
     "status",
     "slots",
     "firmware",
+    "bench",
     "completions",
     "man",
 ];

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::slot::{Layout, Record};
 use crate::units::{BlockSize, Group, MIB};
 
-/// Measure what the target and the processors can do, and what prepare reaches of it
+/// Measure target and processors, and what prepare reaches of them
 ///
 /// In one run, alternating: writes and reads of the target by O_DIRECT, decompression and
 /// hashing by one core and by all, and prepare with and without read-back. From these the
