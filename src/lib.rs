@@ -17,6 +17,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes |
+//! | service | [`container`]: runs the software image, swaps it for another, swaps back |
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
@@ -30,6 +31,7 @@ pub mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod commit;
+pub mod container;
 pub mod device;
 pub mod engine;
 pub mod error;

@@ -13,7 +13,9 @@
 
 mod args;
 mod config;
+mod container;
 mod firmware;
+mod health;
 mod init;
 mod inspect;
 mod machine;
