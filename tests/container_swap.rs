@@ -26,9 +26,14 @@ fn an_upgrade_is_a_blink() {
             assert_eq!(machine.answer().as_deref(), Some(version), "{report}");
             assert_eq!((&report["slot"], &report["version"]), (&slot.into(), &version.into()));
             let downtime = report["downtime_ms"].as_f64().unwrap();
-            println!("{version}: {downtime} ms by the report, {gap:?} and {missing} failures for a client; {report}");
+            println!(
+                "{version}: {downtime} ms by the report, {gap:?} and {missing} failures for a client; {report}"
+            );
             // The client polls every few milliseconds: it cannot have seen less of a gap than there was, by much.
-            assert!(downtime + 250.0 > gap.as_secs_f64() * 1e3, "the report is not the truth: {downtime} {gap:?}");
+            assert!(
+                downtime + 250.0 > gap.as_secs_f64() * 1e3,
+                "the report is not the truth: {downtime} {gap:?}"
+            );
             assert!(gap < Duration::from_secs(5));
             downtimes.push(downtime);
             let event = machine.last_event();
@@ -106,7 +111,11 @@ fn a_private_network_is_probed_from_within() {
     machine.good(&["container", "start"]);
     assert_eq!(machine.answer(), None, "it listens in a network of its own");
     let status = machine.json(&["container", "status"]);
-    assert_eq!((&status["healthy"], &status["running"]["version"]), (&true.into(), &"1.0".into()), "{status}");
+    assert_eq!(
+        (&status["healthy"], &status["running"]["version"]),
+        (&true.into(), &"1.0".into()),
+        "{status}"
+    );
     machine.prepare("1.1", "good");
     let report = machine.json(&["commit"]);
     assert!(report["downtime_ms"].is_f64(), "{report}");

@@ -6,7 +6,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 3] = ["scripts/quickstart", "scripts/test", ".ci/run"];
+const SCRIPTS: [&str; 6] = [
+    "scripts/quickstart",
+    "scripts/test",
+    "scripts/bench-swap",
+    "scripts/build-deb",
+    "scripts/test-deb",
+    ".ci/run",
+];
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)

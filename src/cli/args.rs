@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::config::{Config, Settings};
 use super::{
-    container, firmware, health, init, inspect, manual, pack, plan, prepare, sign, size, slots, status, switch,
-    verify,
+    container, firmware, health, init, inspect, manual, pack, plan, prepare, sign, size, slots, status,
+    switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;

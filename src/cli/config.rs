@@ -185,8 +185,18 @@ mod tests {
     #[test]
     fn the_sample_shows_every_key_and_the_true_defaults() {
         let sample = sample_in_force();
-        let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate, container } =
-            Config::parse(&sample).unwrap();
+        let Config {
+            disk,
+            product,
+            trust,
+            boot_flag,
+            tries,
+            sector_size,
+            state_dir,
+            jobs,
+            max_rate,
+            container,
+        } = Config::parse(&sample).unwrap();
         check_container(container.unwrap(), &sample);
         assert!(disk.is_some() && product.is_some(), "keys without a default");
         assert!(
@@ -211,11 +221,27 @@ mod tests {
         assert!(keys.len() > 15, "{keys:?}");
         let section = sample.split("\n[container]\n").nth(1).unwrap();
         for key in keys {
-            assert!(section.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the sample");
+            assert!(
+                section.lines().any(|line| line.starts_with(&format!("{key} = "))),
+                "{key} is not in the sample"
+            );
         }
-        let container::Config { stop_signal, state, bind, bind_ro, environment, preread, options, console, probe, .. } =
-            shown.clone();
-        assert!(stop_signal.is_some() && state.is_some() && preread.is_some() && console.is_some(), "examples");
+        let container::Config {
+            stop_signal,
+            state,
+            bind,
+            bind_ro,
+            environment,
+            preread,
+            options,
+            console,
+            probe,
+            ..
+        } = shown.clone();
+        assert!(
+            stop_signal.is_some() && state.is_some() && preread.is_some() && console.is_some(),
+            "examples"
+        );
         let same = container::Config {
             stop_signal,
             state,

@@ -54,7 +54,9 @@ impl ContainerArgs {
             ContainerVerb::Restart(args) => args.started(container::restart),
             ContainerVerb::Stop(args) => args.stop(),
             ContainerVerb::Status(args) => args.status(),
-            ContainerVerb::Gate(args) => container::nspawn::gate::wait_inside(args.console.as_deref(), &args.command),
+            ContainerVerb::Gate(args) => {
+                container::nspawn::gate::wait_inside(args.console.as_deref(), &args.command)
+            }
         }
     }
 
@@ -92,7 +94,8 @@ struct GateArgs {
     command: Vec<String>,
 }
 
-type Start = fn(&Engine<'_>, &dyn container::Runtime, &Config, &dyn crate::progress::Progress) -> Result<StartReport>;
+type Start =
+    fn(&Engine<'_>, &dyn container::Runtime, &Config, &dyn crate::progress::Progress) -> Result<StartReport>;
 
 impl Common {
     fn started(&self, start: Start) -> Result<()> {
@@ -116,7 +119,10 @@ impl Common {
         let stopped = container::stop(&host.engine(settings.policy()), &runtime)?;
         output::result(Format::object_if(self.json), &stopped, |stopped, _| match stopped.as_slice() {
             [] => "no container ran\n".to_owned(),
-            all => all.iter().map(|one| format!("{} (software slot {}) was stopped\n", one.version, one.slot)).collect(),
+            all => all
+                .iter()
+                .map(|one| format!("{} (software slot {}) was stopped\n", one.version, one.slot))
+                .collect(),
         })
     }
 
@@ -134,7 +140,8 @@ fn human(status: &ContainerStatus, palette: Palette) -> String {
         Some(one) => format!("{} from software slot {} ({})", one.version, one.slot, one.id),
         None => palette.bad("nothing"),
     };
-    let health = if status.healthy { palette.good("yes") } else { palette.bad(&format!("no: {}", status.problem)) };
+    let health =
+        if status.healthy { palette.good("yes") } else { palette.bad(&format!("no: {}", status.problem)) };
     let selected = match (status.selected, status.state) {
         (Some(slot), Some(state)) => format!("slot {slot}, {}", state.word()),
         _ => "nothing".to_owned(),
@@ -148,7 +155,8 @@ pub(super) fn swap(engine: &Engine<'_>, config: &Config, json: bool) -> Result<(
     let runtime = Nspawn::new(config.clone())?;
     let report = container::swap(engine, &runtime, config, &Reporter::new(format))?;
     output::result(format, &report, |report: &SwapReport, palette| {
-        let killed = if report.killed { palette.warn("; the old one had to be killed") } else { String::new() };
+        let killed =
+            if report.killed { palette.warn("; the old one had to be killed") } else { String::new() };
         format!("{}{killed}\n", report.done)
     })
 }

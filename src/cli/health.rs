@@ -37,7 +37,9 @@ impl HealthArgs {
             if passed.is_empty() {
                 return format!("no checks in {}\n", self.dir.display());
             }
-            let rows = passed.iter().map(|one| vec![one.check.as_str().into(), format!("{:.2} s", one.seconds).into()]);
+            let rows = passed
+                .iter()
+                .map(|one| vec![one.check.as_str().into(), format!("{:.2} s", one.seconds).into()]);
             table::render(&["CHECK", ">PASSED IN"], rows.collect(), palette)
         })
     }

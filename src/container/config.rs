@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 
 /// How the software image is run.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -236,9 +236,15 @@ mod tests {
         assert_eq!(probe("\"http://[::1]:8080\""), http("/"));
         assert_eq!(probe("\"http://[::1]:8080/a?b\""), http("/a?b"));
         assert_eq!(probe("[\"/bin/ok\"]"), Ok(Probe::Command(vec!["/bin/ok".to_owned()])));
-        for wrong in
-            ["\"\"", "[]", "\"http://host\"", "\"tcp://:1\"", "\"tcp://h:1/x\"", "\"http://h:1/\\r\\nx\"", "\"ftp://h:1\""]
-        {
+        for wrong in [
+            "\"\"",
+            "[]",
+            "\"http://host\"",
+            "\"tcp://:1\"",
+            "\"tcp://h:1/x\"",
+            "\"http://h:1/\\r\\nx\"",
+            "\"ftp://h:1\"",
+        ] {
             assert!(probe(wrong).is_err(), "{wrong}");
         }
         let network = |text: &str| parse(&format!("network = \"{text}\"")).map(|config| config.network);

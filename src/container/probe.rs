@@ -27,8 +27,10 @@ pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), S
     let mut stream = connect(address, until)?;
     stream.set_write_timeout(Some(left(until)?)).map_err(failed)?;
     // HTTP/1.0 with "close": the answer ends with the connection, and no proxy may keep it.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\nUser-Agent: qstage\r\n\r\n")
-        .map_err(failed)?;
+    // In one write: a small server answers the first part and closes, and the second would fail.
+    let request =
+        format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\nUser-Agent: qstage\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut head = Vec::new();
     // Only the first line is wanted; a server that dribbles bytes must not outlast the timeout.
     while !head.contains(&b'\n') && (head.len() as u64) < STATUS_MAX {
@@ -50,10 +52,25 @@ pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), S
 }
 
 /// Whether a command inside the container of process `pid` ends with 0.
-pub(super) fn command(pid: u32, words: &[String], environment: &[String], timeout: Duration) -> Result<(), String> {
+pub(super) fn command(
+    pid: u32,
+    words: &[String],
+    environment: &[String],
+    timeout: Duration,
+) -> Result<(), String> {
     let shown = words.join(" ");
     let mut nsenter = Command::new("nsenter");
-    nsenter.args(["--target", &pid.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]);
+    nsenter.args([
+        "--target",
+        &pid.to_string(),
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--net",
+        "--pid",
+        "--root",
+        "--wd",
+    ]);
     nsenter.arg("--").args(words);
     nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     nsenter.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
@@ -71,7 +88,8 @@ pub(crate) fn run(
     timeout: Duration,
 ) -> std::io::Result<Option<std::process::ExitStatus>> {
     let until = Instant::now() + timeout;
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
+    let child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
     let mut group = Group(child);
     loop {
         if let Some(status) = group.0.try_wait()? {

@@ -169,7 +169,9 @@ pub fn restart(
         let _lock = runtime.lock()?;
         let running = runtime.running()?;
         let [old] = running.as_slice() else { return Ok(None) };
-        let Some(image) = engine.software_image(old.slot)?.filter(|image| old.runs(image)) else { return Ok(None) };
+        let Some(image) = engine.software_image(old.slot)?.filter(|image| old.runs(image)) else {
+            return Ok(None);
+        };
         let new = runtime.arrange(&image)?;
         let up = last_success(runtime, old);
         if let Err(error) = runtime.stop(old) {
@@ -223,7 +225,8 @@ pub fn status(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<ContainerSta
         Err(error) => return Err(error),
     };
     let running = runtime.running()?.into_iter().next();
-    let health = running.as_ref().map_or_else(|| Err("no container runs".to_owned()), |one| runtime.probe(one));
+    let health =
+        running.as_ref().map_or_else(|| Err("no container runs".to_owned()), |one| runtime.probe(one));
     Ok(ContainerStatus {
         running,
         healthy: health.is_ok(),
@@ -234,12 +237,7 @@ pub fn status(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<ContainerSta
 }
 
 /// Keeps a failure as the last error. A success is a line of the history only: it cures no failed upgrade.
-fn kept<T>(
-    engine: &Engine<'_>,
-    verb: &str,
-    result: Result<T>,
-    done: impl FnOnce(&T) -> String,
-) -> Result<T> {
+fn kept<T>(engine: &Engine<'_>, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
     match result {
         Ok(value) => {
             engine.remark(verb, done(&value));

@@ -14,10 +14,13 @@ pub(super) enum Health {
     Bad { after: Duration, problem: String },
 }
 
+/// How often a container that is about to be stopped is asked.
+const ATTEMPTS: usize = 3;
+
 /// The time of the last success of the probe on a container that is about to be stopped; `None` where it is not
 /// healthy: there is no service that could go down.
 pub(super) fn last_success(runtime: &dyn Runtime, old: &Running) -> Option<Duration> {
-    runtime.probe(old).ok().map(|()| runtime.clock())
+    (0..ATTEMPTS).find_map(|_| runtime.probe(old).ok().map(|()| runtime.clock()))
 }
 
 /// Probes until it succeeds or the deadline has passed.
@@ -29,6 +32,11 @@ pub(super) fn wait_healthy(runtime: &dyn Runtime, new: &Running, config: &Config
             Err(problem) => problem,
         };
         let after = runtime.clock().saturating_sub(begun);
+        // What has ended will not become healthy.
+        let gone = runtime.running().is_ok_and(|all| all.iter().all(|one| one.id != new.id));
+        if gone {
+            return Health::Bad { after, problem: format!("its program has ended ({problem})") };
+        }
         if after >= config.deadline {
             return Health::Bad { after, problem };
         }

@@ -106,7 +106,8 @@ impl Swap<'_> {
         self.engine.commit(false)?;
         let selected = self.engine.software_selected()?;
         if (selected.slot, selected.blake3) != (plan.new.slot, plan.new.blake3) {
-            let what = format!("{} is selected after the commit of {}", selected.partition, plan.new.partition);
+            let what =
+                format!("{} is selected after the commit of {}", selected.partition, plan.new.partition);
             return Err(Error::Internal { what });
         }
         Ok(())
@@ -188,16 +189,23 @@ impl Swap<'_> {
         }
     }
 
+    /// Twice, where the first attempt fails: nothing else would serve.
     fn old_again(&self, old: &SoftwareImage, new: &Running) -> Result<Duration> {
         // Arranged while the failed one still stands: it takes the longest.
         let again = self.runtime.arrange(old);
-        let stopped = self.runtime.stop(new);
-        let again = again?;
-        if let Err(error) = stopped {
-            self.discard(&again);
+        if let Err(error) = self.runtime.stop(new) {
+            if let Ok(again) = again {
+                self.discard(&again);
+            }
             return Err(error);
         }
-        bring_up(self.runtime, &again, self.config)
+        again.and_then(|again| bring_up(self.runtime, &again, self.config)).or_else(|error| {
+            self.progress.notice(&format!("{error}; trying once more"));
+            // Whatever is left of the first attempt is in the way.
+            stop_all(self.runtime, &self.runtime.running()?)?;
+            let again = self.runtime.arrange(old)?;
+            bring_up(self.runtime, &again, self.config)
+        })
     }
 
     /// Nothing to go back to: the new container is stopped and stays selected, on trial.

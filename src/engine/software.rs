@@ -9,8 +9,8 @@ use crate::bundle::manifest::Kind;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::gpt::Table;
 use crate::host::DiskLock;
-use crate::host::record::{Event, now};
 use crate::host::MountSource;
+use crate::host::record::{Event, now};
 use crate::progress::Silent;
 use crate::slot::Verdict;
 use crate::state::{SlotState, SwitchReport};
@@ -128,7 +128,8 @@ impl Engine<'_> {
             if held.record().is_none() {
                 return Err(no_image(&view, slot));
             }
-            let table = boot::mark_good(&view.table, &view.slots, Group::Software, slot, self.policy.boot_flag)?;
+            let table =
+                boot::mark_good(&view.table, &view.slots, Group::Software, slot, self.policy.boot_flag)?;
             self.set_mark(held, Verdict::Good, "its container is healthy")?;
             self.software_report(lock, &view, &table, format!("{} proved good", held.partition.name))
         };
@@ -150,7 +151,8 @@ impl Engine<'_> {
                 return Err(Error::NoFallback { problem });
             }
             let flag = self.policy.boot_flag;
-            let table = boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
+            let table =
+                boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
             let done = format!("rolled back to {}: {reason}", to.partition.name);
             let report = self.software_report(lock, &view, &table, done)?;
             self.set_mark(left, Verdict::Bad, reason)?;
@@ -172,7 +174,13 @@ impl Engine<'_> {
         }
     }
 
-    fn software_report(&self, lock: &DiskLock, view: &View, table: &Table, done: String) -> Result<SwitchReport> {
+    fn software_report(
+        &self,
+        lock: &DiskLock,
+        view: &View,
+        table: &Table,
+        done: String,
+    ) -> Result<SwitchReport> {
         self.switch(lock, view, table, Effect::RestartSoftware, done)
     }
 
@@ -187,7 +195,7 @@ impl Engine<'_> {
             version: record.manifest.version.clone(),
             blake3: payload.blake3,
             state: held.state,
-            selected: view.next(Group::Software) == Some(slot),
+            selected: view.running(Group::Software) == Some(slot),
         }))
     }
 }
@@ -206,9 +214,10 @@ fn no_image(view: &View, slot: Slot) -> Error {
 }
 
 fn selected(view: &View) -> Option<Slot> {
-    let first = view.next(Group::Software)?;
+    let first = view.running(Group::Software)?;
     let fits = |slot: Slot| {
-        let (software, platform) = (view.held(Group::Software, slot)?.record()?, view.running_record(Group::Platform)?);
+        let (software, platform) =
+            (view.held(Group::Software, slot)?.record()?, view.running_record(Group::Platform)?);
         Some(software.manifest.same_platform(&platform.manifest))
     };
     let other_is_good = view.held(Group::Software, !first).is_some_and(|held| held.state == SlotState::Good);

@@ -17,7 +17,8 @@ use host::{Loop, run, scratch, text};
 
 /// Whether containers can be run here.
 pub(crate) fn can_run() -> bool {
-    let there = |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    let there =
+        |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
     if !host::is_root() {
         return false;
     }
@@ -34,7 +35,8 @@ fn app() -> &'static Path {
     static APP: OnceLock<PathBuf> = OnceLock::new();
     APP.get_or_init(|| {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container_support/app.c");
-        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("container-app-{}", std::process::id()));
+        let program =
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("container-app-{}", std::process::id()));
         run("cc", &["-O1", "-static", "-o", text(&program), source]);
         program
     })
@@ -72,7 +74,8 @@ impl Machine {
         let at = |name: &str| machine.dir.path().join(name);
         let image = at("disk.img");
         let trust = at("trusted");
-        let init = ["init", text(&image), "--slot-size", "8M", "--software-size", "8M", "--bundle", text(&first)];
+        let init =
+            ["init", text(&image), "--slot-size", "8M", "--software-size", "8M", "--bundle", text(&first)];
         let done = qstage(&[&init[..], &["--trust", text(&trust)]].concat());
         assert!(done.status.success(), "{}", said(&done));
         let path = match disk {

@@ -28,9 +28,10 @@ pub(super) struct Launched {
 /// ignores every signal that it has no handler for, so a program that is 1 and knows no SIGTERM would have to be killed
 /// each time; as 2 it dies of it.
 pub(super) fn arguments(config: &Config, dir: &Path, id: &str, tools: &Tools) -> Vec<OsString> {
-    let mut args: Vec<OsString> = ["--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe"]
-        .map(OsString::from)
-        .to_vec();
+    let mut args: Vec<OsString> =
+        ["--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe"]
+            .map(OsString::from)
+            .to_vec();
     let mut option = |name: &str, value: &str| args.push(format!("--{name}={value}").into());
     option("directory", &dir.join("root").display().to_string());
     option("machine", &format!("qstage-{id}"));
@@ -142,7 +143,8 @@ mod tests {
     use super::*;
 
     fn line(config: &Config) -> Vec<String> {
-        let tools = Tools { files: vec![("/usr/bin/qstage".into(), "qstage".into())], prefix: vec!["Q".into()] };
+        let tools =
+            Tools { files: vec![("/usr/bin/qstage".into(), "qstage".into())], prefix: vec!["Q".into()] };
         arguments(config, Path::new("/run/q:s/x"), "b-1", &tools)
             .into_iter()
             .map(|word| word.into_string().unwrap())
@@ -153,7 +155,9 @@ mod tests {
     fn every_key_reaches_nspawn() {
         let mut config = Config::new(vec!["/app".to_owned()]);
         let plain = line(&config);
-        for word in ["--directory=/run/q:s/x/root", "--as-pid2", "--read-only", "--settings=no", "--keep-unit"] {
+        for word in
+            ["--directory=/run/q:s/x/root", "--as-pid2", "--read-only", "--settings=no", "--keep-unit"]
+        {
             assert!(plain.iter().any(|one| one == word), "{word}: {plain:?}");
         }
         assert!(plain.contains(&"--bind=/run/q\\:s/x/io:/run/qstage-gate/io".to_owned()), "{plain:?}");

@@ -216,7 +216,11 @@ impl Runtime for Nspawn {
         let until = Instant::now() + LOCK_LIMIT;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Box::new(lock)),
+                Ok(lock) => {
+                    // What a killed one left keeps its slot busy.
+                    self.tidy();
+                    return Ok(Box::new(lock));
+                }
                 Err((back, _)) if Instant::now() < until => file = back,
                 Err(_) => {
                     let holder = "another start, stop or swap".to_owned();
@@ -243,7 +247,6 @@ impl Runtime for Nspawn {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let start = |problem: String| Error::ContainerStart { slot: image.slot, problem };
         mount::share(&self.base).map_err(|e| start(format!("{}: {e}", self.base.display())))?;
-        self.tidy();
         let id = format!("{}-{}-{}", image.slot, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = self.base.join(&id);
         match self.begin(image, &id, &dir) {

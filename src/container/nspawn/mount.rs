@@ -130,7 +130,11 @@ fn read_below(root: &Path, path: &str, left: &mut u64) -> io::Result<()> {
         use std::os::fd::AsRawFd;
         for entry in fs::read_dir(format!("/proc/self/fd/{}", file.as_raw_fd()))?.flatten() {
             if *left > 0 && !entry.file_type()?.is_symlink() {
-                let _ = read_below(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), &entry.file_name().to_string_lossy(), left);
+                let _ = read_below(
+                    Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())),
+                    &entry.file_name().to_string_lossy(),
+                    left,
+                );
             }
         }
     }

@@ -61,7 +61,10 @@ impl Process {
 
     /// Its one living child; `None` where it has none or several.
     pub(super) fn only_child(self) -> Option<Self> {
-        let numbers = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let numbers = fs::read_dir("/proc")
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let mut children = numbers.filter_map(|pid: u32| {
             let stat = stat(pid)?;
             (stat.parent == self.pid && !stat.zombie).then_some(Self { pid, start: stat.start })
@@ -91,9 +94,9 @@ mod tests {
 
     #[test]
     fn the_name_of_a_process_confuses_nobody() {
-        let rest = "1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 99 1";
+        let rest = "1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 99";
         for name in ["sh", "a b", ") Z 7 (", "((", "1"] {
-            let stat = parse(&format!("12 ({name}) S 3 {}", &rest[2..])).unwrap();
+            let stat = parse(&format!("12 ({name}) S 3 {rest}")).unwrap();
             assert_eq!((stat.zombie, stat.parent, stat.start), (false, 3, 4711), "{name}");
         }
         assert!(parse("").is_none() && parse("1 (x)").is_none() && parse("1 (x) S 2 3").is_none());

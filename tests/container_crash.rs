@@ -1,0 +1,128 @@
+//! qstage dies in the middle of a swap; what runs and what is selected come together again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
+
+mod container_support;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use container_support::{Disk, Machine, can_run, said};
+
+/// Kills the commit after ever longer times: before, between and after its steps. Whatever the time was, one start
+/// later the selected version serves.
+#[test]
+fn a_killed_commit_converges() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::Nodes, "good", "");
+    machine.good(&["container", "start"]);
+    let mut version = 0;
+    let (mut forward, mut still) = (0, 0);
+    let mut running = "1.0".to_owned();
+    for wait in [150, 250, 300, 330, 360, 390, 420, 450] {
+        version += 1;
+        let new = format!("1.{version}");
+        machine.prepare(&new, "good");
+        let mut commit =
+            machine.command(&["commit"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        commit.kill().unwrap();
+        commit.wait().unwrap();
+        machine.good(&["container", "start"]);
+        let slots = machine.software();
+        let now = machine.answer().unwrap();
+        assert!(now == new || now == running, "{now}");
+        if now == new {
+            forward += 1
+        } else {
+            still += 1
+        }
+        running = now;
+        let status = machine.json(&["container", "status"]);
+        assert_eq!(status["running"]["slot"].as_str().unwrap(), slots.2, "{status} {slots:?}");
+        assert_eq!((&status["state"], &status["healthy"]), (&"good".into(), &true.into()), "{status}");
+        // Nothing of the container that waited at its gate, nor of the one that was stopped, is left.
+        assert_eq!(machine.mounts().len(), 2, "{:?}", machine.mounts());
+    }
+    println!("{forward} went forward, {still} stayed");
+}
+
+/// The power fails between flip and start: no container runs, the new slot is selected. A good version is started and
+/// marked; a sick one is tried once and given up.
+#[test]
+fn a_boot_after_the_flip_starts_by_flags() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::File, "good", "");
+    machine.good(&["container", "start"]);
+    machine.prepare("1.1", "good");
+    machine.good(&["commit", "--no-restart"]);
+    assert_eq!(machine.answer().as_deref(), Some("1.0"), "--no-restart leaves the container alone");
+    machine.good(&["container", "stop"]);
+    assert_eq!(machine.software(), ("good".into(), "trial".into(), "b".into()));
+    machine.good(&["container", "start"]);
+    assert_eq!(machine.answer().as_deref(), Some("1.1"));
+    assert_eq!(machine.software(), ("good".into(), "good".into(), "b".into()));
+
+    machine.prepare("1.2", "crash");
+    machine.good(&["commit", "--no-restart"]);
+    machine.good(&["container", "stop"]);
+    let report = machine.json(&["container", "start"]);
+    assert!(report["went_back"].as_str().is_some_and(|why| why.contains("ended")), "{report}");
+    assert_eq!(machine.answer().as_deref(), Some("1.1"));
+    assert_eq!(machine.software(), ("bad".into(), "good".into(), "b".into()));
+    assert_eq!(machine.starts(), ["1.0", "1.1", "1.2", "1.1"]);
+}
+
+/// The container outlives the process that started it, and a restart replaces it without touching the disk's flags.
+#[test]
+fn restart_and_stop() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::Nodes, "good", "");
+    let output = machine.run(&["container", "restart"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let first = machine.json(&["container", "status"])["running"]["id"].clone();
+    let report = machine.json(&["container", "restart"]);
+    println!("restart: {report}");
+    assert!(report["downtime_ms"].as_f64().unwrap() < 3000.0, "{report}");
+    let second = machine.json(&["container", "status"])["running"]["id"].clone();
+    assert_ne!(first, second);
+    assert_eq!(machine.answer().as_deref(), Some("1.0"));
+    // A second one at the same time waits for its turn or is refused; it never runs beside.
+    let other =
+        machine.command(&["container", "restart"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mine = machine.run(&["container", "restart"]);
+    let theirs = other.unwrap().wait().unwrap();
+    for code in [mine.status.code(), theirs.code()] {
+        assert!(matches!(code, Some(0 | 5)), "{}", said(&mine));
+    }
+    assert_eq!(machine.answer().as_deref(), Some("1.0"));
+    let begun = Instant::now();
+    machine.good(&["container", "stop"]);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert_eq!(machine.answer(), None);
+    let status = machine.json(&["container", "status"]);
+    assert_eq!(
+        (&status["running"], &status["selected"]),
+        (&serde_json::Value::Null, &"a".into()),
+        "{status}"
+    );
+}
+
+/// Output goes to the configured file; environment and overlay reach the program.
+#[test]
+fn an_overlay_takes_writes_and_can_be_restarted() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::Nodes, "good", "overlay = true\n");
+    machine.good(&["container", "start"]);
+    machine.good(&["container", "restart"]);
+    machine.prepare("1.1", "good");
+    machine.good(&["commit"]);
+    assert_eq!(machine.answer().as_deref(), Some("1.1"));
+}
