@@ -39,11 +39,12 @@ fn stdout(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Each verb as the words of its command line, those of `firmware` included.
+/// Each verb as the words of its command line, those of `firmware` included. A hidden one has no page: only qstage
+/// calls it.
 fn verbs() -> Vec<Vec<String>> {
     fn walk(command: &clap::Command, path: &[String], all: &mut Vec<Vec<String>>) {
         all.push(path.to_vec());
-        for verb in command.get_subcommands() {
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
             walk(verb, &[path, &[verb.get_name().to_owned()]].concat(), all);
         }
     }

@@ -81,7 +81,7 @@ struct Common {
     machine: MachineArgs,
 }
 
-/// The first program inside of a container: waits for a word, becomes the command
+/// Inside of a container: wait for a word, then become the command
 #[derive(Debug, Args)]
 #[command(hide = true)]
 struct GateArgs {
