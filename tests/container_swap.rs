@@ -3,6 +3,7 @@
 
 mod container_support;
 
+use std::process::Command;
 use std::time::Duration;
 
 use container_support::{Disk, Machine, Poller, can_run, said};
@@ -101,23 +102,88 @@ fn an_old_service_that_does_not_hear_is_killed() {
     assert_eq!(machine.answer().as_deref(), Some("1.1"));
 }
 
+/// A process that is killed with its value.
+struct Child(std::process::Child);
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Another network namespace has a loopback of its own: the probe must look there.
 #[test]
-fn a_private_network_is_probed_from_within() {
+fn a_network_of_its_own_is_probed_from_within() {
     if !can_run() {
         return;
     }
-    let machine = Machine::new(Disk::Nodes, "good", "network = \"private\"");
+    // unshare(1) becomes sleep, whose namespace is then the given one.
+    let other = Command::new("unshare").args(["--net", "sleep", "120"]).spawn();
+    let other = Child(other.unwrap());
+    std::thread::sleep(Duration::from_millis(200));
+    for network in ["private".to_owned(), format!("/proc/{}/ns/net", other.0.id())] {
+        let given = network.starts_with('/');
+        if given {
+            // Who hands over a network sets it up.
+            let up = ["--net", "--target", &other.0.id().to_string(), "ip", "link", "set", "lo", "up"];
+            let done = Command::new("nsenter").args(up).output().unwrap();
+            assert!(done.status.success(), "{}", said(&done));
+        }
+        let machine = Machine::new(Disk::Nodes, "good", &format!("network = \"{network}\""));
+        machine.good(&["container", "start"]);
+        assert_eq!(machine.answer(), None, "it listens in a network of its own");
+        let status = machine.json(&["container", "status"]);
+        let (healthy, version) = (&status["healthy"], &status["running"]["version"]);
+        assert_eq!((healthy, version), (&true.into(), &"1.0".into()), "{status}");
+        machine.prepare("1.1", "good");
+        let report = machine.json(&["commit"]);
+        assert!(report["downtime_ms"].is_f64(), "{report}");
+        assert_eq!(machine.json(&["container", "status"])["running"]["version"], "1.1");
+    }
+}
+
+/// Images of every kind that is allowed run, and one that is not allowed is refused before anything is switched.
+#[test]
+fn every_allowed_file_system_runs() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::File, "good", "");
     machine.good(&["container", "start"]);
-    assert_eq!(machine.answer(), None, "it listens in a network of its own");
-    let status = machine.json(&["container", "status"]);
-    assert_eq!(
-        (&status["healthy"], &status["running"]["version"]),
-        (&true.into(), &"1.0".into()),
-        "{status}"
-    );
-    machine.prepare("1.1", "good");
+    for (version, kind) in [("1.1", "erofs"), ("1.2", "ext4"), ("1.3", "squashfs")] {
+        let bundle = machine.bundle_of(version, "good", kind);
+        machine.good(&["prepare", bundle.to_str().unwrap()]);
+        machine.good(&["commit"]);
+        assert_eq!(machine.answer().as_deref(), Some(version), "{kind}");
+        // Mounting wrote nothing, not even the journal of ext4: the slot is what its record says.
+        let slot = machine.software().2;
+        machine.good(&["verify", "--slot", &slot, "--group", "software"]);
+    }
+    let config = machine.dir.path().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap() + "file_systems = [\"squashfs\"]\n";
+    std::fs::write(&config, text).unwrap();
+    let bundle = machine.bundle_of("1.4", "good", "ext4");
+    machine.good(&["prepare", bundle.to_str().unwrap()]);
+    let before = machine.software();
+    let output = machine.run(&["commit"]);
+    assert!(said(&output).contains("it holds ext4, allowed are: squashfs"), "{}", said(&output));
+    assert_eq!((machine.answer().as_deref(), machine.software()), (Some("1.3"), before));
+}
+
+/// A probe inside is a program of the image; it decides as the others do.
+#[test]
+fn a_command_inside_is_a_probe() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::Nodes, "good", "probe = [\"/app\", \"--check\"]\ndeadline = 1");
+    machine.good(&["container", "start"]);
+    machine.prepare("1.1", "sick");
+    let output = machine.run(&["commit"]);
+    assert!(said(&output).contains("/app --check: exit status: 1"), "{}", said(&output));
+    machine.prepare("1.2", "good");
     let report = machine.json(&["commit"]);
     assert!(report["downtime_ms"].is_f64(), "{report}");
-    assert_eq!(machine.json(&["container", "status"])["running"]["version"], "1.1");
+    assert_eq!(machine.answer().as_deref(), Some("1.2"));
 }

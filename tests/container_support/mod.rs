@@ -89,10 +89,13 @@ impl Machine {
             }
         };
         let at = |name: &str| machine.dir.path().join(name);
+        let probe = format!("probe = \"http://127.0.0.1:{port}/\"\n");
+        let probe = if more.contains("probe =") { "" } else { &probe };
+        let deadline = if more.contains("deadline =") { "" } else { "deadline = 5\n" };
         let config = format!(
             "disk = \"{}\"\ntrust = \"{}\"\nstate_dir = \"{}\"\n[container]\ncommand = [\"/app\", \"{port}\"]\n\
-             probe = \"http://127.0.0.1:{port}/\"\nstate = \"{}:/state\"\nrun_dir = \"{}\"\nstop_timeout = 1\n\
-             deadline = 5\noptions = [\"--resolv-conf=off\", \"--timezone=off\"]\n{more}\n",
+             {probe}state = \"{}:/state\"\nrun_dir = \"{}\"\nstop_timeout = 1\n\
+             {deadline}options = [\"--resolv-conf=off\", \"--timezone=off\"]\n{more}\n",
             path.display(),
             at("trusted").display(),
             at("journal").display(),
@@ -105,6 +108,11 @@ impl Machine {
 
     /// Packs a bundle with the same platform and a service in `mode` that says `version`.
     pub(crate) fn bundle(&self, version: &str, mode: &str) -> PathBuf {
+        self.bundle_of(version, mode, "squashfs")
+    }
+
+    /// The same on another file system.
+    pub(crate) fn bundle_of(&self, version: &str, mode: &str, file_system: &str) -> PathBuf {
         let at = |name: &str| self.dir.path().join(name);
         let root = at(&format!("root-{version}"));
         for dir in ["proc", "sys", "dev", "run", "tmp", "etc", "usr", "var", "state"] {
@@ -113,8 +121,14 @@ impl Machine {
         fs::copy(app(), root.join("app")).unwrap();
         fs::write(root.join("mode"), mode).unwrap();
         fs::write(root.join("version"), version).unwrap();
-        let (image, bundle) = (at(&format!("{version}.squashfs")), at(&format!("{version}.qimg")));
-        run("mksquashfs", &[text(&root), text(&image), "-noappend", "-quiet", "-no-progress"]);
+        let (image, bundle) = (at(&format!("{version}.image")), at(&format!("{version}.qimg")));
+        match file_system {
+            "squashfs" => {
+                run("mksquashfs", &[text(&root), text(&image), "-noappend", "-quiet", "-no-progress"])
+            }
+            "erofs" => run("mkfs.erofs", &["--quiet", text(&image), text(&root)]),
+            _ => run("mkfs.ext4", &["-q", "-d", text(&root), text(&image), "6M"]),
+        };
         let done = qstage(&[
             "pack",
             "--product",
