@@ -120,16 +120,22 @@ fn restart_and_stop() {
     );
 }
 
-/// Output goes to the configured file; environment and overlay reach the program.
+/// A root that takes writes; a program that is process 1, to which the kernel gives no default action of SIGTERM.
 #[test]
-fn an_overlay_takes_writes_and_can_be_restarted() {
+fn an_overlay_and_a_program_that_is_process_1() {
     if !can_run() {
         return;
     }
-    let machine = Machine::new(Disk::Nodes, "good", "overlay = true\n");
-    machine.good(&["container", "start"]);
-    machine.good(&["container", "restart"]);
-    machine.prepare("1.1", "good");
-    machine.good(&["commit"]);
-    assert_eq!(machine.answer().as_deref(), Some("1.1"));
+    for (more, killed) in [("overlay = true", false), ("pid1 = true\nstop_signal = \"SIGTERM\"", true)] {
+        let machine = Machine::new(Disk::Nodes, "good", more);
+        machine.good(&["container", "start"]);
+        machine.good(&["container", "restart"]);
+        machine.prepare("1.1", "good");
+        let report = machine.json(&["commit"]);
+        assert_eq!(report["killed"], killed, "{more}: {report}");
+        assert_eq!(machine.answer().as_deref(), Some("1.1"));
+    }
+    let wrong = Machine::new(Disk::File, "good", "stop_signal = \"SIGNONE\"");
+    let output = wrong.run(&["container", "start"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
 }

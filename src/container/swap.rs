@@ -24,7 +24,7 @@ pub struct SwapReport {
     /// The version that ran before; `None` where none did.
     pub from_version: Option<String>,
     /// From the last success of the probe on the old container to the first on the new one, in milliseconds. An upper
-    /// bound of what clients saw. `None` where the old one was not healthy or did not run.
+    /// bound of the outage, to which a client adds its own polling. `None` where the old one was not healthy or did not run.
     pub downtime_ms: Option<f64>,
     /// Whether the old container had to be killed.
     pub killed: bool,

@@ -51,7 +51,8 @@ pub(super) fn arguments(config: &Config, dir: &Path, id: &str, tools: &Tools) ->
     for (file, name) in &tools.files {
         option("bind-ro", &format!("{}:{INSIDE}/{name}", escaped(file)));
     }
-    option("bind", &format!("{}:{INSIDE}/{IO}", escaped(&dir.join(IO))));
+    // Read-only: a socket can be connected to all the same, and the program must not fill the host's /run.
+    option("bind-ro", &format!("{}:{INSIDE}/{IO}", escaped(&dir.join(IO))));
     if let Some(console) = &config.console {
         option("bind", &format!("{}:{INSIDE}/{CONSOLE}", escaped(console)));
     }
@@ -160,7 +161,7 @@ mod tests {
         {
             assert!(plain.iter().any(|one| one == word), "{word}: {plain:?}");
         }
-        assert!(plain.contains(&"--bind=/run/q\\:s/x/io:/run/qstage-gate/io".to_owned()), "{plain:?}");
+        assert!(plain.contains(&"--bind-ro=/run/q\\:s/x/io:/run/qstage-gate/io".to_owned()), "{plain:?}");
         assert_eq!(plain[plain.len() - 4..], ["--", "Q", "container", "gate"]);
         config.pid1 = true;
         config.overlay = true;

@@ -81,8 +81,14 @@ impl Nspawn {
     /// Containers as configured. Nothing is started or looked at yet.
     ///
     /// # Errors
-    /// [`Error::Open`] where this program does not find itself.
+    /// [`Error::Open`] where this program does not find itself; [`Error::Argument`] for a signal that there is not.
     pub fn new(config: Config) -> Result<Self> {
+        if let (Some(name), false) = (&config.stop_signal, config.pid1)
+            && name.parse::<Signal>().is_err()
+        {
+            let problem = format!("'{name}' is no signal that a program can be sent; write SIGTERM, say");
+            return Err(Error::Argument { what: "stop_signal".to_owned(), problem });
+        }
         let qstage = std::env::current_exe()
             .map_err(|source| Error::Open { path: "/proc/self/exe".into(), source })?;
         // A package that was upgraded meanwhile: the new program has the same gate.
@@ -192,8 +198,8 @@ impl Nspawn {
 
     /// The state directory and the file for output, where they are missing.
     fn make_outside(&self) -> io::Result<()> {
-        if let Some((host, _)) = self.config.state.as_ref().and_then(|bind| bind.split_once(':')) {
-            fs::create_dir_all(host)?;
+        if let Some(bind) = &self.config.state {
+            fs::create_dir_all(bind.split_once(':').map_or(bind.as_str(), |(host, _)| host))?;
         }
         if let Some(console) = &self.config.console {
             File::options().create(true).append(true).open(console)?;
