@@ -6,7 +6,6 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -30,16 +29,14 @@ pub(crate) fn can_run() -> bool {
     false
 }
 
-/// The service, built once per test binary.
-fn app() -> &'static Path {
-    static APP: OnceLock<PathBuf> = OnceLock::new();
-    APP.get_or_init(|| {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container_support/app.c");
-        let program =
-            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("container-app-{}", std::process::id()));
+/// Builds the service into a directory. For each machine anew, so that nothing stays behind.
+fn app(dir: &Path) -> PathBuf {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container_support/app.c");
+    let program = dir.join("service");
+    if !program.exists() {
         run("cc", &["-O1", "-static", "-o", text(&program), source]);
-        program
-    })
+    }
+    program
 }
 
 /// How the disk is shown to qstage.
@@ -118,7 +115,7 @@ impl Machine {
         for dir in ["proc", "sys", "dev", "run", "tmp", "etc", "usr", "var", "state"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
-        fs::copy(app(), root.join("app")).unwrap();
+        fs::copy(app(self.dir.path()), root.join("app")).unwrap();
         fs::write(root.join("mode"), mode).unwrap();
         fs::write(root.join("version"), version).unwrap();
         let (image, bundle) = (at(&format!("{version}.image")), at(&format!("{version}.qimg")));
