@@ -35,7 +35,11 @@ pub(super) fn wait_healthy(runtime: &dyn Runtime, new: &Running, config: &Config
         // What has ended will not become healthy.
         let gone = runtime.running().is_ok_and(|all| all.iter().all(|one| one.id != new.id));
         if gone {
-            return Health::Bad { after, problem: format!("its program has ended ({problem})") };
+            let problem = match problem.as_str() {
+                "its program has ended" => problem,
+                other => format!("its program has ended ({other})"),
+            };
+            return Health::Bad { after, problem };
         }
         if after >= config.deadline {
             return Health::Bad { after, problem };
