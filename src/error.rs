@@ -29,6 +29,8 @@ pub enum Class {
     Io,
     /// Stopped by a signal; run it again and it goes on. Exit code 8.
     Interrupted,
+    /// The disk is as it should be, but what runs from it is not: a container, a health check. Exit code 9.
+    Service,
 }
 
 impl Class {
@@ -43,6 +45,7 @@ impl Class {
             Self::Disk => 6,
             Self::Io => 7,
             Self::Interrupted => 8,
+            Self::Service => 9,
         }
     }
 }
@@ -186,7 +189,16 @@ errors! {
     NotBlank { disk: String, found: String } => Refused, "NOT_BLANK",
         ("{disk} holds {found}; --force destroys it");
 
+    /// The prepared upgrade changes the platform, which no container swap can do.
+    NeedsReboot => Refused, "NEEDS_REBOOT",
+        ("the prepared bundle brings another platform; commit it and reboot");
+    /// A container is asked for, but none is configured.
+    NoContainer => Refused, "NO_CONTAINER",
+        ("no container is configured; set [container] in the configuration");
+
     // ---- Disk ----
+    /// No software slot holds what could be started.
+    NoSoftware { problem: String } => Disk, "NO_SOFTWARE", ("there is no software to run: {problem}; run 'qstage prepare'");
     /// There is no GPT on the disk.
     NotGpt { disk: String } => Disk, "NOT_GPT",
         ("{disk} has no GUID partition table; lay one out with 'qstage init'");
@@ -261,6 +273,25 @@ errors! {
     /// A signal asked to stop.
     Interrupted { doing: String } => Interrupted, "INTERRUPTED",
         ("stopped by a signal while {doing}; run it again to go on where it stopped");
+
+    // ---- Service ----
+    /// A container could not be started.
+    ContainerStart { slot: Slot, problem: String } => Service, "CONTAINER_START",
+        ("the container of software slot {slot} does not start: {problem}");
+    /// A container could not be stopped, not by SIGKILL either.
+    ContainerStop { slot: Slot, problem: String } => Service, "CONTAINER_STOP",
+        ("the container of software slot {slot} does not stop: {problem}; reboot the machine");
+    /// A container runs, but its probe did not succeed in time; there is nothing to go back to.
+    ContainerUnhealthy { slot: Slot, seconds: f64, problem: String } => Service, "CONTAINER_UNHEALTHY",
+        ("the container of software slot {slot} is not healthy after {seconds:.1} s: {problem}");
+    /// The new container failed and the old one runs again.
+    SwappedBack { version: String, problem: String, running: String, downtime: String } => Service, "SWAPPED_BACK",
+        ("{version} failed and was swapped back: {problem}; {running} runs again, downtime {downtime}");
+    /// The new container failed, and going back failed too.
+    SwapBack { version: String, problem: String, back: String } => Service, "SWAP_BACK",
+        ("{version} failed ({problem}), and so did going back: {back}; see 'qstage container status'");
+    /// A health check failed.
+    Unhealthy { check: String, problem: String } => Service, "UNHEALTHY", ("health check {check}: {problem}");
 }
 
 impl Error {

@@ -17,7 +17,8 @@
 //! | layer | modules |
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes |
-//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks; [`bench`]: measurements |
+//! | service | [`container`]: runs the software image, swaps it for another, swaps back; [`bench`]: measurements |
+//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`state`]: what is shown |
@@ -31,6 +32,7 @@ pub mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod commit;
+pub mod container;
 pub mod device;
 pub mod engine;
 pub mod error;

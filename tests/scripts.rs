@@ -6,7 +6,17 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 5] = ["scripts/quickstart", "scripts/test", "scripts/proof", "scripts/fuzz", ".ci/run"];
+const SCRIPTS: [&str; 9] = [
+    "scripts/quickstart",
+    "scripts/test",
+    "scripts/proof",
+    "scripts/fuzz",
+    "scripts/make-image",
+    "scripts/bench-swap",
+    "scripts/build-deb",
+    "scripts/test-deb",
+    ".ci/run",
+];
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -55,4 +65,31 @@ fn the_quickstart_names_missing_packages() {
         assert!(text.contains(&format!("(apt-get install {package}")), "{package}: {text}");
     }
     assert!(!keep.exists());
+}
+
+/// The units, with the program of this build in place of the installed one, by the judgement of systemd.
+#[test]
+fn systemd_accepts_the_units() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut units = Vec::new();
+    for entry in std::fs::read_dir(script("fixtures/packaging")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "service") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let unit = dir.path().join(path.file_name().unwrap());
+            std::fs::write(&unit, text.replace("/usr/bin/qstage", env!("CARGO_BIN_EXE_qstage"))).unwrap();
+            units.push(unit);
+        }
+    }
+    assert_eq!(units.len(), 3, "{units:?}");
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&units).output();
+    let Ok(verified) = verified else {
+        assert!(std::env::var_os("CI").is_none(), "CI has systemd-analyze");
+        eprintln!("SKIPPED: needs systemd-analyze");
+        return;
+    };
+    // It complains of units of the machine too.
+    let text = String::from_utf8_lossy(&verified.stderr);
+    let ours: Vec<&str> = text.lines().filter(|line| line.contains("qstage")).collect();
+    assert!(ours.is_empty(), "{ours:?}");
 }

@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::config::{Config, Settings};
 use super::{
-    bench, firmware, init, inspect, manual, pack, plan, prepare, sign, size, slots, status, switch, verify,
+    bench, container, firmware, health, init, inspect, manual, pack, plan, prepare, sign, size, slots,
+    status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -21,7 +22,7 @@ slot runs well: qstage mark-good. Nothing that runs is touched before commit.
 
 Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
-failed, 8 stopped by a signal.";
+failed, 8 stopped by a signal, 9 a container or health check failed.";
 
 /// Upgrade an A/B appliance: stage signed bundles, switch in one write
 ///
@@ -53,6 +54,8 @@ enum Verb {
     Slots(slots::SlotsArgs),
     Firmware(firmware::FirmwareArgs),
     Bench(bench::BenchArgs),
+    Container(container::ContainerArgs),
+    Health(health::HealthArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -76,6 +79,8 @@ impl Cli {
             Verb::Slots(args) => args.run(),
             Verb::Firmware(args) => args.run(),
             Verb::Bench(args) => args.run(),
+            Verb::Container(args) => args.run(),
+            Verb::Health(args) => args.run(),
             Verb::Completions(args) => args.run(),
             Verb::Man(args) => args.run(),
         }
@@ -98,6 +103,8 @@ impl Cli {
             Verb::Slots(args) => args.json,
             Verb::Firmware(args) => args.wants_json(),
             Verb::Bench(args) => args.json,
+            Verb::Container(args) => args.wants_json(),
+            Verb::Health(args) => args.json,
             // The seven keys are all that status ever prints; a reader of it must not meet other objects.
             Verb::Status(_) | Verb::Completions(_) | Verb::Man(_) => false,
         }

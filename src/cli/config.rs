@@ -11,6 +11,7 @@ use serde::de::{Deserializer, Error as _};
 
 use super::size;
 use crate::boot::BootFlag;
+use crate::container;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::units::{BlockSize, Slot};
@@ -36,6 +37,7 @@ pub(super) struct Config {
     jobs: Option<NonZeroUsize>,
     #[serde(default, deserialize_with = "rate")]
     max_rate: Option<u64>,
+    container: Option<container::Config>,
 }
 
 /// What holds after command line, file and defaults.
@@ -61,6 +63,8 @@ pub(super) struct Settings {
     pub(super) jobs: Option<NonZeroUsize>,
     /// Bytes per second written at most.
     pub(super) max_rate: Option<u64>,
+    /// How the software image is run; `None`: by others.
+    pub(super) container: Option<container::Config>,
 }
 
 impl Config {
@@ -101,6 +105,7 @@ impl Config {
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),
             jobs: self.jobs,
             max_rate: self.max_rate,
+            container: self.container,
         }
     }
 }
@@ -112,6 +117,11 @@ impl Settings {
             what: "--disk".to_owned(),
             problem: format!("no disk is named; give --disk DISK or set 'disk' in {DEFAULT_PATH}"),
         })
+    }
+
+    /// How the software image is run, which somebody must have said.
+    pub(super) fn container(&self) -> Result<&container::Config> {
+        self.container.as_ref().ok_or(Error::NoContainer)
     }
 
     /// The engine's rules, none of them overridden.
@@ -155,7 +165,8 @@ mod tests {
     /// The sample with its options in force: they stand in it as comments, `#key = value`.
     fn sample_in_force() -> String {
         let is_option = |line: &str| {
-            line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+            let begins = |c: char| c.is_ascii_lowercase() || c == '[';
+            line.strip_prefix('#').is_some_and(|rest| rest.starts_with(begins))
         };
         SAMPLE
             .lines()
@@ -173,8 +184,20 @@ mod tests {
     /// must be the default wherever there is one.
     #[test]
     fn the_sample_shows_every_key_and_the_true_defaults() {
-        let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate } =
-            Config::parse(&sample_in_force()).unwrap();
+        let sample = sample_in_force();
+        let Config {
+            disk,
+            product,
+            trust,
+            boot_flag,
+            tries,
+            sector_size,
+            state_dir,
+            jobs,
+            max_rate,
+            container,
+        } = Config::parse(&sample).unwrap();
+        check_container(container.unwrap(), &sample);
         assert!(disk.is_some() && product.is_some(), "keys without a default");
         assert!(
             jobs.is_some() && max_rate.is_some() && sector_size.is_some(),
@@ -183,6 +206,55 @@ mod tests {
         assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
         let shown = Config { trust, boot_flag, tries, state_dir, ..Config::default() };
         assert_eq!(shown.into_settings(), Config::default().into_settings());
+    }
+
+    /// The same for `[container]`: every key of the structure stands in the sample, by the names that Debug prints.
+    fn check_container(shown: container::Config, sample: &str) {
+        let defaults = container::Config::new(shown.command.clone());
+        let debug = format!("{defaults:#?}");
+        let keys: Vec<&str> = debug
+            .lines()
+            .filter_map(|line| line.strip_prefix("    "))
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+            .filter_map(|line| line.split_once(": ").map(|(key, _)| key))
+            .collect();
+        assert!(keys.len() > 15, "{keys:?}");
+        let section = sample.split("\n[container]\n").nth(1).unwrap();
+        for key in keys {
+            assert!(
+                section.lines().any(|line| line.starts_with(&format!("{key} = "))),
+                "{key} is not in the sample"
+            );
+        }
+        let container::Config {
+            stop_signal,
+            state,
+            bind,
+            bind_ro,
+            environment,
+            preread,
+            options,
+            console,
+            probe,
+            ..
+        } = shown.clone();
+        assert!(
+            stop_signal.is_some() && state.is_some() && preread.is_some() && console.is_some(),
+            "examples"
+        );
+        let same = container::Config {
+            stop_signal,
+            state,
+            bind,
+            bind_ro,
+            environment,
+            preread,
+            options,
+            console,
+            probe,
+            ..defaults
+        };
+        assert_eq!(shown, same, "what the sample shows is not the default");
     }
 
     #[test]
@@ -196,6 +268,8 @@ mod tests {
             ("jobs = 0", "line 1: "),
             ("\ndisk = ", "line 2: "),
             ("boot_flag = \"grub\"", "line 1: unknown variant `grub`"),
+            ("[container]\ncommand = [\"/a\"]\ndeadline = 0", "line 3: 0 is not between"),
+            ("[container]\ncommand = [\"/a\"]\nprobes = 0", "line 3: unknown field `probes`"),
         ] {
             let got = Config::parse(text).unwrap_err();
             assert!(got.starts_with(problem), "{text:?}: {got}");

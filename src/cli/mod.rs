@@ -14,7 +14,9 @@
 mod args;
 mod bench;
 mod config;
+mod container;
 mod firmware;
+mod health;
 mod init;
 mod inspect;
 mod machine;

@@ -4,10 +4,11 @@ use clap::Args;
 
 use super::args::MachineArgs;
 use super::config::Settings;
+use super::container;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
 
@@ -16,11 +17,18 @@ use crate::units::Slot;
 /// One write of one sector switches all groups at once; a power cut leaves the old or
 /// the new state, never a mixture. The new slot then has a few tries to boot and to be
 /// marked good; if it is not, the old one boots again by itself.
+///
+/// Where a container is configured and nothing but the software changed, the container
+/// is swapped at once, and back if the new one is not healthy.
 #[derive(Debug, Args)]
 pub(super) struct CommitArgs {
     /// Print the writes and barriers of the switch, and write nothing
     #[arg(long)]
     dry_run: bool,
+
+    /// Do not swap the container: only select the slot
+    #[arg(long)]
+    no_restart: bool,
 
     /// Print one JSON object
     #[arg(long)]
@@ -32,6 +40,17 @@ pub(super) struct CommitArgs {
 
 impl CommitArgs {
     pub(super) fn run(&self) -> Result<()> {
+        let settings = self.machine.settings()?;
+        if let (Some(config), false) = (&settings.container, self.dry_run || self.no_restart) {
+            let host = Host::open_to_change(&settings)?;
+            let engine = host.engine(settings.policy());
+            match engine.software_swap() {
+                // With the platform it takes a reboot.
+                Err(Error::NeedsReboot) => {}
+                // What else forbids it, swap says and keeps.
+                _ => return container::swap(&engine, config, self.json),
+            }
+        }
         // A dry run has no right to write, so it cannot, whatever the engine does.
         let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
         switch(&self.machine, self.json, open, |engine| engine.commit(self.dry_run))

@@ -7,12 +7,14 @@ mod checks;
 mod content;
 mod prepare;
 mod report;
+mod software;
 mod switch;
 mod view;
 
 use std::num::NonZeroUsize;
 
 pub use content::{FirmwareReport, ScrubReport};
+pub use software::{SoftwareImage, SoftwareSwap};
 
 use crate::boot::BootFlag;
 use crate::error::{Class, Error, Result};

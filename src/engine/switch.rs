@@ -14,8 +14,8 @@ use crate::state::{SlotState, SwitchReport};
 use crate::units::{Group, Slot};
 
 /// What has to happen for a switch to take effect.
-#[derive(Clone, Copy)]
-enum Effect {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
     Nothing,
     Reboot,
     RestartSoftware,
@@ -56,7 +56,7 @@ impl Engine<'_> {
 
     /// What commit would write. Checks again all that prepare promised: the records of all slots that the bundle
     /// needs are whole and of one manifest, and what they were compared with still runs.
-    fn commit_table(&self, view: &View) -> Result<(Table, Effect, String)> {
+    pub(super) fn commit_table(&self, view: &View) -> Result<(Table, Effect, String)> {
         let not = |problem: String| Err(Error::NotPrepared { problem });
         let booted = view.booted()?;
         let mut prepared = Vec::new();
@@ -284,7 +284,7 @@ impl Engine<'_> {
     }
 
     /// Writes the verdict on a slot into its mark. A slot without a record of ours has none.
-    fn set_mark(&self, held: &Held, verdict: Verdict, reason: &str) -> Result<()> {
+    pub(super) fn set_mark(&self, held: &Held, verdict: Verdict, reason: &str) -> Result<()> {
         let Some(record) = held.record() else { return Ok(()) };
         let mark = Mark { verdict, reason: reason.to_owned() };
         if held.mark().is_some_and(|old| old.verdict == verdict) {
@@ -294,7 +294,7 @@ impl Engine<'_> {
         record.write_mark(&*device, Some(&mark), &held.partition.name)
     }
 
-    fn switch(
+    pub(super) fn switch(
         &self,
         lock: &DiskLock,
         view: &View,

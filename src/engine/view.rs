@@ -19,6 +19,8 @@ pub(super) struct View {
     booted: Option<Slot>,
     /// Why it is not known which slot runs.
     ambiguous: Option<String>,
+    /// The software slot that runs on its last try, so that its flags do not select it any more.
+    last_try: Option<Slot>,
     name: String,
     policy: Policy,
     holds: Vec<Held>,
@@ -54,12 +56,14 @@ impl View {
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
         let booted = booted(machine, policy, &slots)?;
+        let last_try = last_try(machine, &table, &slots)?;
         let mut view = Self {
             loaded,
             table,
             slots,
             booted: None,
             ambiguous: None,
+            last_try,
             name,
             policy: policy.clone(),
             holds: Vec::new(),
@@ -110,11 +114,12 @@ impl View {
         boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag)
     }
 
-    /// The slot of a group that runs: of the platform the booted one, of the software the selected one.
+    /// The slot of a group that runs: of the platform the booted one, of the software the selected one, or the one that
+    /// is on its last try.
     pub(super) fn running(&self, group: Group) -> Option<Slot> {
         match group {
             Group::Platform => self.booted,
-            Group::Software => self.next(group),
+            Group::Software => self.last_try.or_else(|| self.next(group)),
         }
     }
 
@@ -147,6 +152,20 @@ impl View {
     pub(super) fn on_trial(&self) -> impl Iterator<Item = &Held> {
         self.holds.iter().filter(|held| held.state == SlotState::Trial)
     }
+}
+
+/// The software slot on trial whose last try was spent on the container that runs from it now. No loader counts these
+/// tries but `container start`, before it starts; that it runs is seen by its mount.
+fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Result<Option<Slot>> {
+    for slot in Slot::BOTH {
+        let Some(partition) = slots.get(Group::Software, slot) else { continue };
+        let attributes = table.attributes(partition.number);
+        let spent = attributes.priority() > 1 && attributes.tries() == 0 && !attributes.successful();
+        if spent && machine.in_use(partition)?.is_some() {
+            return Ok(Some(slot));
+        }
+    }
+    Ok(None)
 }
 
 /// What the caller says, else what the kernel knows.

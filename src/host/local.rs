@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::kernel::{Kernel, Node};
 use super::usage::{self, Disk};
-use super::{Access, DiskLock, Machine, booted, lock};
+use super::{Access, DiskLock, Machine, MountSource, booted, lock};
 use crate::device::{self, AlignedBuf, BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
@@ -146,6 +146,13 @@ impl Machine for LocalDisk {
             ));
         }
         Ok(Box::new(device))
+    }
+
+    fn mount_source(&self, partition: &Partition) -> Result<MountSource> {
+        Ok(match self.node(partition)? {
+            Some(node) => MountSource::Node(node.path),
+            None => MountSource::Window(self.device.path().to_owned(), partition.extent),
+        })
     }
 
     fn in_use(&self, partition: &Partition) -> Result<Option<String>> {

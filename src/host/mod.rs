@@ -5,11 +5,13 @@ mod booted;
 pub mod cmdline;
 #[cfg(test)]
 mod fake_kernel;
+pub mod health;
 pub mod kernel;
 mod local;
 mod lock;
 pub mod mapped;
 pub mod mountinfo;
+pub mod notify;
 pub mod record;
 pub mod signals;
 pub mod signer;
@@ -20,11 +22,13 @@ mod usage;
 pub use local::LocalDisk;
 
 use std::any::Any;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
 use crate::error::Result;
 use crate::gpt::Partition;
+use crate::units::Extent;
 
 /// Proof that this process owns the disk: who changes anything asks for a reference to it. The lock ends
 /// when this is dropped or the process dies, however it dies.
@@ -48,6 +52,15 @@ pub enum Access {
     Record,
 }
 
+/// What to give to mount(2) for the file system in a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// The kernel's node of the partition.
+    Node(PathBuf),
+    /// A part of a disk or image file whose partitions the kernel does not show: it takes a loop device.
+    Window(PathBuf, Extent),
+}
+
 /// The machine that carries the disk.
 pub trait Machine: Send + Sync {
     /// What the disk is called in messages: the path that the user gave.
@@ -64,6 +77,9 @@ pub trait Machine: Send + Sync {
 
     /// Opens a partition: through the kernel's node where there is one, else as a window onto the disk.
     fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>>;
+
+    /// How the file system in a partition can be mounted.
+    fn mount_source(&self, partition: &Partition) -> Result<MountSource>;
 
     /// By whom a partition is in use (mounted, swap, claimed by another layer), if it is.
     fn in_use(&self, partition: &Partition) -> Result<Option<String>>;

@@ -19,7 +19,7 @@ use qstage::engine::{Engine, Policy, PrepareOptions};
 use qstage::error::{Error, Result};
 use qstage::gpt::Partition;
 use qstage::host::record::MemoryJournal;
-use qstage::host::{Access, DiskLock, Machine};
+use qstage::host::{Access, DiskLock, Machine, MountSource};
 use qstage::init;
 use qstage::progress::{Cancel, Silent};
 use qstage::units::{BlockSize, ByteOffset, MIB, Slot};
@@ -212,6 +212,9 @@ impl Machine for Bench {
     fn open_partition(&self, partition: &Partition, _: Access) -> Result<Box<dyn BlockDevice>> {
         let region = Region::new(Arc::clone(&self.0), partition.extent);
         Ok(Box::new(region.ok_or(Error::Internal { what: "a partition beyond the disk".to_owned() })?))
+    }
+    fn mount_source(&self, partition: &Partition) -> Result<MountSource> {
+        Ok(MountSource::Window("disk".into(), partition.extent))
     }
     fn in_use(&self, _: &Partition) -> Result<Option<String>> {
         Ok(None)

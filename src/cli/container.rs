@@ -1,0 +1,182 @@
+//! `qstage container`: the software image as a container; and what `commit` needs of it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::args::MachineArgs;
+use super::machine::Host;
+use super::output::{self, Format, Palette};
+use super::progress::Reporter;
+use super::table;
+use crate::container::{self, Config, ContainerStatus, Nspawn, StartReport, SwapReport};
+use crate::engine::Engine;
+use crate::error::Result;
+
+/// Start, stop or show the container of the software slot
+///
+/// Needs [container] in the configuration, systemd-nspawn, and root.
+#[derive(Debug, Args)]
+pub(super) struct ContainerArgs {
+    #[command(subcommand)]
+    verb: ContainerVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum ContainerVerb {
+    /// Start the container of the selected software slot
+    ///
+    /// For boot, and after a crash: whatever runs now, afterwards the selected slot does. A
+    /// slot on trial is marked good when it is healthy; if it is not, the other one is
+    /// started and selected. Does nothing where all is as it should be.
+    Start(Common),
+
+    /// Stop the container
+    ///
+    /// First by the stop signal, after the stop timeout by SIGKILL.
+    Stop(Common),
+
+    /// Restart the container from the same slot
+    Restart(Common),
+
+    /// Show which container runs and whether it is healthy
+    ///
+    /// Exits with 0 whatever it finds.
+    Status(Common),
+
+    Gate(GateArgs),
+}
+
+impl ContainerArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        match &self.verb {
+            ContainerVerb::Start(args) => args.started(container::start),
+            ContainerVerb::Restart(args) => args.started(container::restart),
+            ContainerVerb::Stop(args) => args.stop(),
+            ContainerVerb::Status(args) => args.status(),
+            ContainerVerb::Gate(args) => {
+                container::nspawn::gate::wait_inside(args.console.as_deref(), &args.command)
+            }
+        }
+    }
+
+    pub(super) const fn wants_json(&self) -> bool {
+        match &self.verb {
+            ContainerVerb::Start(common)
+            | ContainerVerb::Restart(common)
+            | ContainerVerb::Stop(common)
+            | ContainerVerb::Status(common) => common.json,
+            ContainerVerb::Gate(_) => false,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// Inside of a container: wait for a word, then become the command
+#[derive(Debug, Args)]
+#[command(hide = true)]
+struct GateArgs {
+    /// File that takes the output
+    #[arg(long)]
+    console: Option<PathBuf>,
+
+    /// The command
+    #[arg(required = true, last = true)]
+    command: Vec<String>,
+}
+
+type Start =
+    fn(&Engine<'_>, &dyn container::Runtime, &Config, &dyn crate::progress::Progress) -> Result<StartReport>;
+
+impl Common {
+    fn started(&self, start: Start) -> Result<()> {
+        let settings = self.machine.settings()?;
+        let config = settings.container()?;
+        let host = Host::open_to_change(&settings)?;
+        let format = Format::object_if(self.json);
+        let runtime = Nspawn::new(config.clone())?;
+        let report = start(&host.engine(settings.policy()), &runtime, config, &Reporter::new(format))?;
+        output::result(format, &report, |report, palette| match (&report.went_back, report.downtime_ms) {
+            (Some(_), _) => format!("{}\n", palette.warn(&report.done)),
+            (None, Some(ms)) => format!("{}, downtime {ms:.0} ms\n", report.done),
+            (None, None) => format!("{}\n", report.done),
+        })
+    }
+
+    fn stop(&self) -> Result<()> {
+        let settings = self.machine.settings()?;
+        let runtime = Nspawn::new(settings.container()?.clone())?;
+        let host = Host::open_to_look(&settings)?;
+        let stopped = container::stop(&host.engine(settings.policy()), &runtime)?;
+        output::result(Format::object_if(self.json), &stopped, |stopped, _| match stopped.as_slice() {
+            [] => "no container ran\n".to_owned(),
+            all => all
+                .iter()
+                .map(|one| format!("{} (software slot {}) was stopped\n", one.version, one.slot))
+                .collect(),
+        })
+    }
+
+    fn status(&self) -> Result<()> {
+        let settings = self.machine.settings()?;
+        let runtime = Nspawn::new(settings.container()?.clone())?;
+        let host = Host::open_to_look(&settings)?;
+        let status = container::status(&host.engine(settings.policy()), &runtime)?;
+        output::result(Format::object_if(self.json), &status, human)
+    }
+}
+
+fn human(status: &ContainerStatus, palette: Palette) -> String {
+    let runs = match &status.running {
+        Some(one) => format!("{} from software slot {} ({})", one.version, one.slot, one.id),
+        None => palette.bad("nothing"),
+    };
+    let health =
+        if status.healthy { palette.good("yes") } else { palette.bad(&format!("no: {}", status.problem)) };
+    let selected = match (status.selected, status.state) {
+        (Some(slot), Some(state)) => format!("slot {slot}, {}", state.word()),
+        _ => "nothing".to_owned(),
+    };
+    table::facts(&[("runs", runs), ("healthy", health), ("selected", selected)])
+}
+
+/// The swap of a commit.
+pub(super) fn swap(engine: &Engine<'_>, config: &Config, json: bool) -> Result<()> {
+    let format = Format::object_if(json);
+    let runtime = Nspawn::new(config.clone())?;
+    let report = container::swap(engine, &runtime, config, &Reporter::new(format))?;
+    output::result(format, &report, |report: &SwapReport, palette| {
+        let killed =
+            if report.killed { palette.warn("; the old one had to be killed") } else { String::new() };
+        format!("{}{killed}\n", report.done)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_running_is_said_plainly() {
+        let status = ContainerStatus {
+            running: None,
+            healthy: false,
+            problem: "no container runs".to_owned(),
+            selected: None,
+            state: None,
+        };
+        assert_eq!(
+            human(&status, Palette::PLAIN),
+            "runs      nothing\nhealthy   no: no container runs\nselected  nothing\n"
+        );
+    }
+}

@@ -1,0 +1,389 @@
+//! Containers by systemd-nspawn(1), without machined and without a bus; with systemd as transient units, else as
+//! sessions of their own.
+//!
+//! ```text
+//! RUN_DIR/container/            one mount whose mounts propagate
+//!   lock                        held by who starts or stops
+//!   b-4711-0/                   one start
+//!     root/                     the slot, mounted read-only
+//!     io/socket                 the gate
+//!     instance.json             its processes; written before its gate is opened
+//!     log                       what nspawn says
+//! ```
+//!
+//! The directory lives on a tmpfs: after a reboot nothing is there and nothing runs. What is there but does not run
+//! any more is removed by the next start.
+
+pub mod gate;
+mod launch;
+mod mount;
+mod process;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gate::{Gate, Tools, Waiting};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use process::Process;
+use serde::{Deserialize, Serialize};
+
+use super::config::{Config, Network, Probe};
+use super::probe;
+use super::runtime::{Running, Runtime, Stopped};
+use crate::engine::SoftwareImage;
+use crate::error::{Error, Result};
+
+/// How long nspawn may take to reach the gate: 0.2 s on an idle machine.
+const ARRANGE_LIMIT: Duration = Duration::from_secs(20);
+/// How long killed processes may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long another swap may hold the lock before this one gives up.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
+/// How old a program must be for [`Probe::Alive`].
+const SETTLED: Duration = Duration::from_millis(500);
+
+const INSTANCE: &str = "instance.json";
+
+/// Containers of this machine.
+pub struct Nspawn {
+    config: Config,
+    base: PathBuf,
+    /// The program that is the gate: this one.
+    qstage: PathBuf,
+    systemd: bool,
+    begun: Instant,
+    waiting: Mutex<HashMap<String, (Waiting, Instance)>>,
+    released: Mutex<HashMap<String, Instant>>,
+}
+
+/// What is known of a container that was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Instance {
+    #[serde(flatten)]
+    running: Running,
+    /// systemd-nspawn.
+    nspawn: Process,
+    /// Process 1 of the container: when it ends all in it end.
+    init: Process,
+    /// The program; the same as `init` under `pid1`.
+    program: Process,
+    unit: Option<String>,
+}
+
+impl Nspawn {
+    /// Containers as configured. Nothing is started or looked at yet.
+    ///
+    /// # Errors
+    /// [`Error::Open`] where this program does not find itself; [`Error::Argument`] for a signal that there is not.
+    pub fn new(config: Config) -> Result<Self> {
+        if let (Some(name), false) = (&config.stop_signal, config.pid1)
+            && name.parse::<Signal>().is_err()
+        {
+            let problem = format!("'{name}' is no signal that a program can be sent; write SIGTERM, say");
+            return Err(Error::Argument { what: "stop_signal".to_owned(), problem });
+        }
+        let qstage = std::env::current_exe()
+            .map_err(|source| Error::Open { path: "/proc/self/exe".into(), source })?;
+        // A package that was upgraded meanwhile: the new program has the same gate.
+        let name = qstage.to_string_lossy();
+        let qstage = name.strip_suffix(" (deleted)").map_or_else(|| qstage.clone(), PathBuf::from);
+        Ok(Self::with_gate(config, qstage))
+    }
+
+    /// The same, with another program as the gate; for programs that are not qstage themselves.
+    pub fn with_gate(config: Config, qstage: PathBuf) -> Self {
+        Self {
+            base: config.run_dir.join("container"),
+            config,
+            qstage,
+            // sd_booted(3).
+            systemd: Path::new("/run/systemd/system").is_dir(),
+            begun: Instant::now(),
+            waiting: Mutex::default(),
+            released: Mutex::default(),
+        }
+    }
+
+    fn instances(&self) -> Vec<(PathBuf, Option<Instance>)> {
+        let read = |dir: &Path| serde_json::from_slice(&fs::read(dir.join(INSTANCE)).ok()?).ok();
+        let entries = fs::read_dir(&self.base).into_iter().flatten().flatten();
+        let dirs = entries.map(|entry| entry.path()).filter(|path| path.join("root").is_dir());
+        dirs.map(|dir| (dir.clone(), read(&dir))).collect()
+    }
+
+    fn instance(&self, id: &str) -> Option<Instance> {
+        self.instances().into_iter().find_map(|(_, one)| one.filter(|one| one.running.id == id))
+    }
+
+    /// Removes what ended without being stopped, or was never released.
+    fn tidy(&self) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for (dir, instance) in self.instances() {
+            let lives = instance.is_some_and(|one| one.init.is_alive() || one.nspawn.is_alive());
+            let waits = dir.file_name().is_some_and(|id| waiting.contains_key(&*id.to_string_lossy()));
+            if !lives && !waits {
+                let _ = remove(&dir);
+            }
+        }
+    }
+
+    /// Mounts and starts, up to the gate.
+    fn begin(&self, image: &SoftwareImage, id: &str, dir: &Path) -> Result<(Waiting, Instance), String> {
+        let named = |what: &str| {
+            let what = what.to_owned();
+            move |e: io::Error| format!("{what}: {e}")
+        };
+        for part in ["root", gate::IO] {
+            fs::create_dir_all(dir.join(part)).map_err(named("its run directory"))?;
+        }
+        let root = dir.join("root");
+        mount::attach(&image.source, &root, &self.config.file_systems)
+            .map_err(named(&format!("mounting {}", image.partition)))?;
+        self.make_outside().map_err(named("what is bound into it"))?;
+        let tools = Tools::of(&self.qstage).map_err(named(&self.qstage.display().to_string()))?;
+        let mut args = launch::arguments(&self.config, dir, id, &tools);
+        if self.config.console.is_some() || !self.systemd {
+            let console = self.config.console.as_ref().map(|_| format!("{}/{}", gate::INSIDE, gate::CONSOLE));
+            args.push("--console".into());
+            args.push(console.as_deref().unwrap_or("/dev/null").into());
+        }
+        args.push("--".into());
+        args.extend(self.config.command.iter().map(Into::into));
+        let gate = Gate::new(&dir.join(gate::IO)).map_err(named("its gate"))?;
+        let log = File::create(dir.join("log")).map_err(named("its log"))?;
+        let launched = launch::launch(id, &args, self.systemd, log).map_err(named("systemd-nspawn"))?;
+        // Whatever goes wrong from here on, nothing of it stays.
+        let begun = self.reach_gate(image, id, &launched, gate);
+        if begun.is_err() {
+            end(launched.process, None);
+        }
+        begun.map_err(|problem| {
+            let said = fs::read_to_string(dir.join("log")).unwrap_or_default();
+            let said = said.trim().replace('\n', "; ");
+            if said.is_empty() { problem } else { format!("{problem}: {said}") }
+        })
+    }
+
+    fn reach_gate(
+        &self,
+        image: &SoftwareImage,
+        id: &str,
+        launched: &launch::Launched,
+        gate: Gate,
+    ) -> Result<(Waiting, Instance), String> {
+        let nspawn = launched.process;
+        // While it comes up, from the medium into memory: all that the program will need at once.
+        let program = self.config.command.first().cloned();
+        let paths = self.config.preread.clone().unwrap_or_else(|| program.into_iter().collect());
+        mount::preread(&self.base.join(id).join("root"), &paths);
+        let waiting = gate.wait(ARRANGE_LIMIT, || nspawn.is_alive())?;
+        let init = nspawn.only_child().ok_or("its first process was not found")?;
+        let program = if self.config.pid1 { Some(init) } else { init.only_child() };
+        let program = program.ok_or("its program was not found")?;
+        let running = Running {
+            id: id.to_owned(),
+            slot: image.slot,
+            version: image.version.clone(),
+            blake3: image.blake3,
+        };
+        Ok((waiting, Instance { running, nspawn, init, program, unit: launched.unit.clone() }))
+    }
+
+    /// The state directory and the file for output, where they are missing.
+    fn make_outside(&self) -> io::Result<()> {
+        if let Some(bind) = &self.config.state {
+            fs::create_dir_all(bind.split_once(':').map_or(bind.as_str(), |(host, _)| host))?;
+        }
+        if let Some(console) = &self.config.console {
+            File::options().create(true).append(true).open(console)?;
+        }
+        Ok(())
+    }
+
+    fn stop_signal(&self) -> Signal {
+        let named = self.config.stop_signal.as_deref().and_then(|name| name.parse().ok());
+        named.unwrap_or(Signal::SIGTERM)
+    }
+}
+
+impl Runtime for Nspawn {
+    fn lock(&self) -> Result<Box<dyn Any>> {
+        let path = self.base.join("lock");
+        let failed = |source| Error::Open { path: path.clone(), source };
+        fs::create_dir_all(&self.base).map_err(failed)?;
+        let mut file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        let until = Instant::now() + LOCK_LIMIT;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => {
+                    // What a killed one left keeps its slot busy.
+                    self.tidy();
+                    return Ok(Box::new(lock));
+                }
+                Err((back, _)) if Instant::now() < until => file = back,
+                Err(_) => {
+                    let holder = "another start, stop or swap".to_owned();
+                    return Err(Error::Busy { disk: "the container".to_owned(), holder });
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn running(&self) -> Result<Vec<Running>> {
+        let lives = |one: &Instance| one.program.is_alive();
+        let mut found: Vec<Running> = self
+            .instances()
+            .into_iter()
+            .filter_map(|(_, one)| one.filter(lives))
+            .map(|one| one.running)
+            .collect();
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
+    }
+
+    fn arrange(&self, image: &SoftwareImage) -> Result<Running> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let start = |problem: String| Error::ContainerStart { slot: image.slot, problem };
+        mount::share(&self.base).map_err(|e| start(format!("{}: {e}", self.base.display())))?;
+        let id = format!("{}-{}-{}", image.slot, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = self.base.join(&id);
+        match self.begin(image, &id, &dir) {
+            Ok((waiting, instance)) => {
+                let running = instance.running.clone();
+                let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                all.insert(id, (waiting, instance));
+                Ok(running)
+            }
+            Err(problem) => {
+                let _ = remove(&dir);
+                Err(start(problem))
+            }
+        }
+    }
+
+    fn release(&self, arranged: &Running) -> Result<()> {
+        let failed = |problem: String| Error::ContainerStart { slot: arranged.slot, problem };
+        let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&arranged.id);
+        let (waiting, instance) = found.ok_or_else(|| failed("it was not arranged".to_owned()))?;
+        let dir = self.base.join(&arranged.id);
+        // Known before it runs: whoever comes after a crash must find it to stop it.
+        let opened = serde_json::to_vec(&instance)
+            .map_err(io::Error::other)
+            .and_then(|text| fs::write(dir.join(INSTANCE), text))
+            .map_err(|e| e.to_string())
+            .and_then(|()| waiting.open());
+        match opened {
+            Ok(()) => {
+                let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+                all.insert(arranged.id.clone(), Instant::now());
+                Ok(())
+            }
+            Err(problem) => {
+                end(instance.nspawn, Some(instance.init));
+                let _ = remove(&dir);
+                Err(failed(problem))
+            }
+        }
+    }
+
+    fn stop(&self, running: &Running) -> Result<Stopped> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&running.id);
+        let (gated, instance) = match waiting {
+            // Its gate reads the end of the stream and ends.
+            Some((gate, instance)) => {
+                drop(gate);
+                (true, Some(instance))
+            }
+            None => (false, self.instance(&running.id)),
+        };
+        let mut stopped = Stopped::Gently;
+        if let Some(one) = instance {
+            if !gated && self.config.pid1 {
+                // nspawn sends it the signal of --kill-signal.
+                one.nspawn.signal(Signal::SIGTERM);
+            } else if !gated {
+                one.program.signal(self.stop_signal());
+            }
+            if !one.init.ends_within(self.config.stop_timeout) {
+                stopped = Stopped::Killed;
+            }
+            if !end(one.nspawn, Some(one.init)) {
+                let problem = format!("process {} outlives SIGKILL", one.init.pid);
+                return Err(Error::ContainerStop { slot: running.slot, problem });
+            }
+        }
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&running.id);
+        remove(&self.base.join(&running.id))
+            .map_err(|e| Error::ContainerStop { slot: running.slot, problem: e.to_string() })?;
+        Ok(stopped)
+    }
+
+    fn probe(&self, running: &Running) -> Result<(), String> {
+        let instance = self.instance(&running.id).filter(|one| one.program.is_alive());
+        let pid = instance.ok_or("its program has ended")?.program.pid;
+        let timeout = self.config.probe_timeout;
+        let ask = || match &self.config.probe {
+            Probe::Alive => {
+                let all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+                let settled = all.get(&running.id).is_none_or(|begun| begun.elapsed() >= SETTLED);
+                if settled { Ok(()) } else { Err("it has only just begun".to_owned()) }
+            }
+            Probe::Tcp(address) => probe::tcp(address, timeout),
+            Probe::Http(address, path) => probe::http(address, path, timeout),
+            Probe::Command(words) => probe::command(pid, words, &self.config.environment, timeout),
+        };
+        match (&self.config.network, &self.config.probe) {
+            (Network::Private | Network::Path(_), Probe::Tcp(_) | Probe::Http(..)) => {
+                probe::in_network(Path::new(&format!("/proc/{pid}/ns/net")), ask)
+            }
+            _ => ask(),
+        }
+    }
+
+    fn clock(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
+/// Ends a container by force, if it is still there; whether it is gone. Process 1 takes all others of it along, and
+/// nspawn ends after it.
+fn end(nspawn: Process, init: Option<Process>) -> bool {
+    if let Some(init) = init.or_else(|| nspawn.only_child())
+        && init.is_alive()
+    {
+        init.signal(Signal::SIGKILL);
+        if !init.ends_within(KILL_LIMIT) {
+            return false;
+        }
+    }
+    if !nspawn.ends_within(Duration::from_secs(1)) {
+        nspawn.signal(Signal::SIGKILL);
+    }
+    nspawn.ends_within(KILL_LIMIT)
+}
+
+/// Unmounts and removes the directory of a container. Never what is mounted: only empty directories are removed.
+fn remove(dir: &Path) -> io::Result<()> {
+    mount::detach(&dir.join("root"))?;
+    let files = [dir.join(INSTANCE), dir.join("log"), dir.join(gate::IO).join("socket")];
+    for file in files {
+        let _ = fs::remove_file(file);
+    }
+    for sub in ["root", gate::IO] {
+        let _ = fs::remove_dir(dir.join(sub));
+    }
+    let _ = fs::remove_dir(dir);
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! One attempt of the health probe, from within the network of the container.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// No status line is longer.
+const STATUS_MAX: u64 = 1024;
+
+/// Whether a TCP connection is accepted.
+pub(super) fn tcp(address: &str, timeout: Duration) -> Result<(), String> {
+    connect(address, Instant::now() + timeout).map(drop)
+}
+
+/// Whether a GET is answered by a status from 200 to 399.
+pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), String> {
+    let until = Instant::now() + timeout;
+    let failed = |e: std::io::Error| format!("http://{address}{path}: {e}");
+    let mut stream = connect(address, until)?;
+    stream.set_write_timeout(Some(left(until)?)).map_err(failed)?;
+    // HTTP/1.0 with "close": the answer ends with the connection, and no proxy may keep it.
+    // In one write: a small server answers the first part and closes, and the second would fail.
+    let request =
+        format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\nUser-Agent: qstage\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(failed)?;
+    let mut head = Vec::new();
+    // Only the first line is wanted; a server that dribbles bytes must not outlast the timeout.
+    while !head.contains(&b'\n') && (head.len() as u64) < STATUS_MAX {
+        stream.set_read_timeout(Some(left(until)?)).map_err(failed)?;
+        let mut part = [0; 256];
+        match stream.read(&mut part).map_err(failed)? {
+            0 => break,
+            got => head.extend_from_slice(&part[..got]),
+        }
+    }
+    let line = String::from_utf8_lossy(&head);
+    let line = line.lines().next().unwrap_or_default();
+    let mut words = line.split_ascii_whitespace();
+    let version = words.next().is_some_and(|word| word.starts_with("HTTP/1."));
+    match words.next().and_then(|code| code.parse::<u16>().ok()) {
+        Some(200..=399) if version => Ok(()),
+        _ => Err(format!("http://{address}{path}: answered '{line}'")),
+    }
+}
+
+/// Whether a command inside the container of process `pid` ends with 0.
+pub(super) fn command(
+    pid: u32,
+    words: &[String],
+    environment: &[String],
+    timeout: Duration,
+) -> Result<(), String> {
+    let shown = words.join(" ");
+    let mut nsenter = Command::new("nsenter");
+    nsenter.args([
+        "--target",
+        &pid.to_string(),
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--net",
+        "--pid",
+        "--root",
+        "--wd",
+    ]);
+    nsenter.arg("--").args(words);
+    nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    nsenter.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
+    match run(&mut nsenter, timeout) {
+        Ok(None) => Err(format!("{shown}: no answer within {:.1} s", timeout.as_secs_f64())),
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => Err(format!("{shown}: {status}")),
+        Err(e) => Err(format!("nsenter: {e}")),
+    }
+}
+
+/// Runs a program without input or output; `None` where it did not end in time: it and its children are killed.
+pub(crate) fn run(
+    command: &mut Command,
+    timeout: Duration,
+) -> std::io::Result<Option<std::process::ExitStatus>> {
+    let until = Instant::now() + timeout;
+    let child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
+    let mut group = Group(child);
+    loop {
+        if let Some(status) = group.0.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A process group that does not outlive its value: nsenter forks, and its child would go on.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // Not reaped yet, so the number is still its own.
+            if let Ok(pid) = i32::try_from(self.0.id()) {
+                let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Runs `act` in a network namespace. On a thread of its own: a thread that has entered one does not come back.
+pub(super) fn in_network(
+    namespace: &Path,
+    act: impl FnOnce() -> Result<(), String> + Send,
+) -> Result<(), String> {
+    let enter = || {
+        let file = File::open(namespace).map_err(|e| format!("{}: {e}", namespace.display()))?;
+        setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| format!("{}: {e}", namespace.display()))?;
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join())
+        .unwrap_or_else(|_| Err("the thread of the probe failed".to_owned()))
+}
+
+fn connect(address: &str, until: Instant) -> Result<TcpStream, String> {
+    let mut last = format!("{address}: no address");
+    for target in address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))? {
+        match TcpStream::connect_timeout(&target, left(until)?) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = format!("{target}: {e}"),
+        }
+    }
+    Err(last)
+}
+
+fn left(until: Instant) -> Result<Duration, String> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err("no answer in time".to_owned()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(200);
+
+    /// A server that gives one answer to one client, byte by byte where it dribbles.
+    fn server(answer: &'static [u8], dribble: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 512]);
+            for byte in answer {
+                if dribble {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                if stream.write_all(&[*byte]).is_err() {
+                    return;
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_status_decides() {
+        for (answer, good) in [
+            (&b"HTTP/1.1 200 OK\r\n\r\n"[..], true),
+            (b"HTTP/1.0 204\r\n\r\n", true),
+            (b"HTTP/1.1 302 Found\r\n\r\n", true),
+            (b"HTTP/1.1 503 no\r\n\r\n", false),
+            (b"HTTP/1.1 404 no\r\n\r\n", false),
+            (b"SSH-2.0 200\r\n", false),
+            (b"", false),
+        ] {
+            let address = server(answer, false);
+            let got = http(&address, "/x", SHORT * 5);
+            assert_eq!(got.is_ok(), good, "{answer:?}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn slow_and_missing_servers_cost_the_timeout_at_most() {
+        let begun = Instant::now();
+        let address = server(b"HTTP/1.1 200 OK and so on for a while\r\n", true);
+        assert!(http(&address, "/", SHORT).is_err());
+        assert!(begun.elapsed() < SHORT * 3, "{:?}", begun.elapsed());
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        assert!(tcp(&closed, SHORT).is_err());
+        assert!(tcp("nothing", SHORT).is_err());
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_with_its_children() {
+        let begun = Instant::now();
+        let mut sleeper = Command::new("sh");
+        sleeper.args(["-c", "sleep 77.25 & wait"]);
+        assert!(run(&mut sleeper, SHORT).unwrap().is_none());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let left = Command::new("pgrep").args(["-f", "^sleep 77.25$"]).output();
+        if let Ok(left) = left {
+            assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
+        }
+        assert!(run(&mut Command::new("true"), SHORT * 10).unwrap().unwrap().success());
+    }
+}

@@ -1,0 +1,249 @@
+//! Starting at boot, stopping, restarting, asking.
+
+use serde::Serialize;
+
+use super::Config;
+use super::runtime::{Running, Runtime};
+use super::steps::{Health, bring_up, last_success, milliseconds, stop_all, wait_healthy};
+use crate::engine::{Engine, SoftwareImage};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::state::SlotState;
+use crate::units::Slot;
+
+/// What a start or restart came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct StartReport {
+    /// What was done, as a sentence.
+    pub done: String,
+    /// The software slot that runs now.
+    pub slot: Slot,
+    /// Its version.
+    pub version: String,
+    /// Why a slot on trial was given up for this one.
+    pub went_back: Option<String>,
+    /// As in [`SwapReport`](super::SwapReport).
+    pub downtime_ms: Option<f64>,
+}
+
+/// What runs, and what should.
+#[derive(Debug, Clone, Serialize)]
+pub struct ContainerStatus {
+    /// The container that runs; `None`: none does.
+    pub running: Option<Running>,
+    /// Whether its probe succeeds now.
+    pub healthy: bool,
+    /// Why not.
+    pub problem: String,
+    /// The software slot that a start would start, where there is one.
+    pub selected: Option<Slot>,
+    /// How the trial of that slot stands.
+    pub state: Option<SlotState>,
+}
+
+/// Makes the container of the selected slot run, whatever runs now: at boot, after a crash in the middle of a swap, or
+/// for an operator. A slot on trial costs one of its tries and is marked good when it is healthy; where it is not, the
+/// other slot is started and selected, if that is good. While the platform is on trial too nothing of that is
+/// decided here: the health check of the machine judges both.
+///
+/// # Errors
+/// [`Error::NoSoftware`], [`Error::ContainerStart`], [`Error::ContainerUnhealthy`]; class Disk and Io.
+pub fn start(
+    engine: &Engine<'_>,
+    runtime: &dyn Runtime,
+    config: &Config,
+    progress: &dyn Progress,
+) -> Result<StartReport> {
+    let result = runtime.lock().and_then(|_lock| Start { engine, runtime, config, progress }.run());
+    kept(engine, "container-start", result, |report| report.done.clone())
+}
+
+struct Start<'a> {
+    engine: &'a Engine<'a>,
+    runtime: &'a dyn Runtime,
+    config: &'a Config,
+    progress: &'a dyn Progress,
+}
+
+impl Start<'_> {
+    fn run(&self) -> Result<StartReport> {
+        let image = self.engine.software_selected()?;
+        let running = self.runtime.running()?;
+        let judged = image.state == SlotState::Trial && !self.engine.platform_on_trial()?;
+        let up = running.iter().find_map(|old| last_success(self.runtime, old));
+        let (healthy, done) = match running.as_slice() {
+            [container] if container.runs(&image) => {
+                if !judged {
+                    return Ok(self.report(&image, format!("{} runs already", image.version)));
+                }
+                // A crash came between its start and its mark.
+                (self.judge(container), format!("{} runs already, and proved good", image.version))
+            }
+            _ => (self.replace(&image, &running), format!("{} runs from {}", image.version, image.partition)),
+        };
+        match healthy {
+            Ok(at) => {
+                if judged || !image.selected {
+                    self.engine.software_good(image.slot)?;
+                }
+                let downtime = up.zip(at).map(|(up, at)| milliseconds(at.saturating_sub(up)));
+                Ok(StartReport { downtime_ms: downtime, ..self.report(&image, done) })
+            }
+            Err(error) if judged => self.back(&image, error),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn judge(&self, container: &Running) -> Result<Option<std::time::Duration>> {
+        match wait_healthy(self.runtime, container, self.config) {
+            Health::Good(_) => Ok(None),
+            Health::Bad { after, problem } => {
+                Err(Error::ContainerUnhealthy { slot: container.slot, seconds: after.as_secs_f64(), problem })
+            }
+        }
+    }
+
+    fn replace(&self, image: &SoftwareImage, running: &[Running]) -> Result<Option<std::time::Duration>> {
+        if image.state == SlotState::Trial {
+            // Before anything of it runs: it may take the machine down.
+            self.engine.software_try(image.slot)?;
+        }
+        let new = self.runtime.arrange(image)?;
+        if let Err(error) = stop_all(self.runtime, running) {
+            self.discard(&new);
+            return Err(error);
+        }
+        bring_up(self.runtime, &new, self.config).map(Some)
+    }
+
+    /// The good slot instead of the one whose trial failed.
+    fn back(&self, failed: &SoftwareImage, error: Error) -> Result<StartReport> {
+        let good = |image: &SoftwareImage| image.state == SlotState::Good;
+        let Some(old) = self.engine.software_image(!failed.slot)?.filter(good) else { return Err(error) };
+        let problem = error.to_string();
+        self.progress.notice(&format!("{problem}; going back to {}", old.version));
+        let again = self.runtime.arrange(&old)?;
+        let stopped = self.runtime.running().and_then(|all| {
+            let others: Vec<Running> = all.into_iter().filter(|one| one.id != again.id).collect();
+            stop_all(self.runtime, &others)
+        });
+        if let Err(error) = stopped {
+            self.discard(&again);
+            return Err(error);
+        }
+        let up = bring_up(self.runtime, &again, self.config);
+        self.engine.software_back(failed.slot, &problem)?;
+        up?;
+        let done = format!("{} runs from {}: {problem}", old.version, old.partition);
+        Ok(StartReport { went_back: Some(problem), ..self.report(&old, done) })
+    }
+
+    fn discard(&self, container: &Running) {
+        if let Err(error) = self.runtime.stop(container) {
+            self.progress.notice(&error.to_string());
+        }
+    }
+
+    fn report(&self, image: &SoftwareImage, done: String) -> StartReport {
+        StartReport {
+            done,
+            slot: image.slot,
+            version: image.version.clone(),
+            went_back: None,
+            downtime_ms: None,
+        }
+    }
+}
+
+/// Stops the container, and starts the same image again; starts the selected one where none runs. No upgrade.
+///
+/// # Errors
+/// As [`start`], and [`Error::ContainerStop`].
+pub fn restart(
+    engine: &Engine<'_>,
+    runtime: &dyn Runtime,
+    config: &Config,
+    progress: &dyn Progress,
+) -> Result<StartReport> {
+    let again = || {
+        let _lock = runtime.lock()?;
+        let running = runtime.running()?;
+        let [old] = running.as_slice() else { return Ok(None) };
+        let Some(image) = engine.software_image(old.slot)?.filter(|image| old.runs(image)) else {
+            return Ok(None);
+        };
+        let new = runtime.arrange(&image)?;
+        let up = last_success(runtime, old);
+        if let Err(error) = runtime.stop(old) {
+            if let Err(second) = runtime.stop(&new) {
+                progress.notice(&second.to_string());
+            }
+            return Err(error);
+        }
+        let at = bring_up(runtime, &new, config)?;
+        let downtime = up.map(|up| milliseconds(at.saturating_sub(up)));
+        Ok(Some(StartReport {
+            done: format!("{} was restarted from {}", image.version, image.partition),
+            slot: image.slot,
+            version: image.version,
+            went_back: None,
+            downtime_ms: downtime,
+        }))
+    };
+    match again() {
+        // None runs, or another than its slot holds: the flags decide.
+        Ok(None) => start(engine, runtime, config, progress),
+        Ok(Some(report)) => kept(engine, "container-restart", Ok(report), |report| report.done.clone()),
+        Err(error) => kept(engine, "container-restart", Err(error), |_| String::new()),
+    }
+}
+
+/// Stops whatever runs; the versions that were stopped.
+///
+/// # Errors
+/// [`Error::Busy`], [`Error::ContainerStop`].
+pub fn stop(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<Vec<Running>> {
+    let result = runtime.lock().and_then(|_lock| {
+        let running = runtime.running()?;
+        stop_all(runtime, &running)?;
+        Ok(running)
+    });
+    kept(engine, "container-stop", result, |stopped| match stopped.as_slice() {
+        [] => "no container ran".to_owned(),
+        all => all.iter().map(|one| format!("{} was stopped", one.version)).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// What runs and whether it is healthy. Takes no lock and changes nothing.
+///
+/// # Errors
+/// Class Disk and Io.
+pub fn status(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<ContainerStatus> {
+    let selected = match engine.software_selected() {
+        Ok(image) => Some(image),
+        Err(Error::NoSoftware { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let running = runtime.running()?.into_iter().next();
+    let health =
+        running.as_ref().map_or_else(|| Err("no container runs".to_owned()), |one| runtime.probe(one));
+    Ok(ContainerStatus {
+        running,
+        healthy: health.is_ok(),
+        problem: health.err().unwrap_or_default(),
+        selected: selected.as_ref().map(|image| image.slot),
+        state: selected.map(|image| image.state),
+    })
+}
+
+/// Keeps a failure as the last error. A success is a line of the history only: it cures no failed upgrade.
+fn kept<T>(engine: &Engine<'_>, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
+    match result {
+        Ok(value) => {
+            engine.remark(verb, done(&value));
+            Ok(value)
+        }
+        Err(error @ Error::Busy { .. }) => Err(error),
+        Err(error) => engine.outcome(verb, Err(error), |_: &T| String::new()),
+    }
+}

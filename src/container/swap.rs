@@ -1,0 +1,242 @@
+//! The instant software upgrade.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Config;
+use super::runtime::{Running, Runtime};
+use super::steps::{Health, bring_up, last_success, milliseconds, stop_all, wait_healthy};
+use crate::engine::{Engine, SoftwareImage, SoftwareSwap};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::units::Slot;
+
+/// A swap that succeeded.
+#[derive(Debug, Clone, Serialize)]
+pub struct SwapReport {
+    /// What was done, as a sentence.
+    pub done: String,
+    /// The software slot that runs now.
+    pub slot: Slot,
+    /// Its version.
+    pub version: String,
+    /// The version that ran before; `None` where none did.
+    pub from_version: Option<String>,
+    /// From the last success of the probe on the old container to the first on the new one, in milliseconds. An upper
+    /// bound of the outage, to which a client adds its own polling. `None` where the old one was not healthy or did not run.
+    pub downtime_ms: Option<f64>,
+    /// Whether the old container had to be killed.
+    pub killed: bool,
+    /// What is left to do: `nothing`. As in the report of a commit, so that programs need not tell the two apart.
+    pub next_step: &'static str,
+    /// The parts in order, each with the milliseconds it took.
+    pub steps: Vec<(&'static str, f64)>,
+}
+
+/// Commits a prepared software upgrade and makes it run: arranges the new container, flips the flags, stops the old one,
+/// releases the new one, probes it, marks it good. Where it is not healthy before the deadline the old one runs again
+/// and its slot is selected again. The outcome is kept for `status` and the history.
+///
+/// Before the flip every failure leaves all as it was. Whatever happens after it, what is on the disk leads
+/// [`start`](super::start) to a slot that is whole and, after its tries, to the good one.
+///
+/// # Errors
+/// [`Error::NotPrepared`], [`Error::NeedsReboot`], [`Error::Busy`]; [`Error::ContainerStart`] before the flip;
+/// [`Error::SwappedBack`] and [`Error::SwapBack`] after it; class Disk and Io.
+pub fn swap(
+    engine: &Engine<'_>,
+    runtime: &dyn Runtime,
+    config: &Config,
+    progress: &dyn Progress,
+) -> Result<SwapReport> {
+    let result = runtime.lock().and_then(|_lock| {
+        let mut swap = Swap { engine, runtime, config, progress, steps: Vec::new(), mark: runtime.clock() };
+        swap.run()
+    });
+    match result {
+        // Whoever is at it reports his own outcome.
+        Err(error @ Error::Busy { .. }) => Err(error),
+        result => engine.outcome("swap", result, |report| report.done.clone()),
+    }
+}
+
+struct Swap<'a> {
+    engine: &'a Engine<'a>,
+    runtime: &'a dyn Runtime,
+    config: &'a Config,
+    progress: &'a dyn Progress,
+    steps: Vec<(&'static str, f64)>,
+    mark: Duration,
+}
+
+impl Swap<'_> {
+    /// Ends a step.
+    fn step(&mut self, name: &'static str) {
+        let now = self.runtime.clock();
+        self.steps.push((name, milliseconds(now.saturating_sub(self.mark))));
+        self.mark = now;
+    }
+
+    fn run(&mut self) -> Result<SwapReport> {
+        let plan = self.engine.software_swap()?;
+        let running = self.runtime.running()?;
+        if let Some(in_the_way) = running.iter().find(|container| container.slot == plan.new.slot) {
+            // Its slot holds the new image, so it runs from something that is gone: never seen, but never guessed.
+            let by = format!("container {} runs from it", in_the_way.id);
+            return Err(Error::SlotInUse { partition: plan.new.partition.clone(), by });
+        }
+        let new = self.runtime.arrange(&plan.new)?;
+        self.step("arrange");
+        if let Err(error) = self.flip(&plan) {
+            self.discard(&new);
+            return Err(error);
+        }
+        self.step("commit");
+        self.replace(&plan, &running, &new)
+    }
+
+    /// The GPT transaction, and that it selected what was arranged.
+    fn flip(&self, plan: &SoftwareSwap) -> Result<()> {
+        let again = self.engine.software_swap()?;
+        if again != *plan {
+            let problem = "the slots changed while the container was arranged".to_owned();
+            return Err(Error::NotPrepared { problem });
+        }
+        self.engine.commit(false)?;
+        let selected = self.engine.software_selected()?;
+        if (selected.slot, selected.blake3) != (plan.new.slot, plan.new.blake3) {
+            let what =
+                format!("{} is selected after the commit of {}", selected.partition, plan.new.partition);
+            return Err(Error::Internal { what });
+        }
+        Ok(())
+    }
+
+    /// The gap, and what follows it.
+    fn replace(&mut self, plan: &SoftwareSwap, running: &[Running], new: &Running) -> Result<SwapReport> {
+        let up = running.iter().find_map(|old| last_success(self.runtime, old));
+        self.mark = self.runtime.clock();
+        let killed = match stop_all(self.runtime, running) {
+            Ok(killed) => killed,
+            Err(error) => {
+                // The old one may still hold its port: the new one cannot take over.
+                self.discard(new);
+                return Err(self.flags_back(plan, error));
+            }
+        };
+        self.step("stop");
+        if let Err(error) = self.runtime.release(new) {
+            return Err(self.back(plan, new, error.to_string(), up));
+        }
+        self.step("release");
+        let healthy = match wait_healthy(self.runtime, new, self.config) {
+            Health::Good(at) => at,
+            Health::Bad { after, problem } => {
+                let problem = format!("not healthy after {:.1} s: {problem}", after.as_secs_f64());
+                return Err(self.back(plan, new, problem, up));
+            }
+        };
+        self.step("healthy");
+        // It serves. If the disk fails now it goes on serving, on trial, and the error is told.
+        self.engine.software_good(plan.new.slot)?;
+        self.step("mark-good");
+        let downtime = up.map(|up| milliseconds(healthy.saturating_sub(up)));
+        let from = plan.old.as_ref().filter(|_| !running.is_empty()).map(|old| old.version.clone());
+        Ok(SwapReport {
+            done: format!(
+                "{} runs from {}, downtime {}",
+                plan.new.version,
+                plan.new.partition,
+                told(downtime)
+            ),
+            slot: plan.new.slot,
+            version: plan.new.version.clone(),
+            from_version: from,
+            downtime_ms: downtime,
+            killed,
+            next_step: "nothing",
+            steps: std::mem::take(&mut self.steps),
+        })
+    }
+
+    /// Brings the old container back. The service first: it runs before the disk is asked to select it, since a start
+    /// converges whichever of the two a power cut leaves.
+    fn back(&self, plan: &SoftwareSwap, new: &Running, problem: String, up: Option<Duration>) -> Error {
+        let version = plan.new.version.clone();
+        let Some(old) = &plan.old else {
+            return self.give_up(new, version, problem, "there is no older software".to_owned());
+        };
+        self.progress.notice(&format!("{version}: {problem}; going back to {}", old.version));
+        match self.old_again(old, new) {
+            Err(error) => {
+                let selected = self.engine.software_back(new.slot, &problem).err();
+                let back = match selected {
+                    Some(second) => format!("{error}; {second}"),
+                    None => error.to_string(),
+                };
+                Error::SwapBack { version, problem, back }
+            }
+            Ok(at) => match self.engine.software_back(new.slot, &problem) {
+                Err(error) => Error::SwapBack { version, problem, back: error.to_string() },
+                Ok(_) => Error::SwappedBack {
+                    version,
+                    problem,
+                    running: old.version.clone(),
+                    downtime: told(up.map(|up| milliseconds(at.saturating_sub(up)))),
+                },
+            },
+        }
+    }
+
+    /// Twice, where the first attempt fails: nothing else would serve.
+    fn old_again(&self, old: &SoftwareImage, new: &Running) -> Result<Duration> {
+        // Arranged while the failed one still stands: it takes the longest.
+        let again = self.runtime.arrange(old);
+        if let Err(error) = self.runtime.stop(new) {
+            if let Ok(again) = again {
+                self.discard(&again);
+            }
+            return Err(error);
+        }
+        again.and_then(|again| bring_up(self.runtime, &again, self.config)).or_else(|error| {
+            self.progress.notice(&format!("{error}; trying once more"));
+            // Whatever is left of the first attempt is in the way.
+            stop_all(self.runtime, &self.runtime.running()?)?;
+            let again = self.runtime.arrange(old)?;
+            bring_up(self.runtime, &again, self.config)
+        })
+    }
+
+    /// Nothing to go back to: the new container is stopped and stays selected, on trial.
+    fn give_up(&self, new: &Running, version: String, problem: String, back: String) -> Error {
+        self.discard(new);
+        Error::SwapBack { version, problem, back }
+    }
+
+    /// The flags of before, since the container is what it was before.
+    fn flags_back(&self, plan: &SoftwareSwap, error: Error) -> Error {
+        if plan.old.is_none() {
+            return error;
+        }
+        match self.engine.software_back(plan.new.slot, &error.to_string()) {
+            Ok(_) => error,
+            Err(second) => Error::SwapBack {
+                version: plan.new.version.clone(),
+                problem: error.to_string(),
+                back: second.to_string(),
+            },
+        }
+    }
+
+    /// Ends a container that is not wanted. There is a graver error to tell than that it does not end.
+    fn discard(&self, container: &Running) {
+        if let Err(error) = self.runtime.stop(container) {
+            self.progress.notice(&error.to_string());
+        }
+    }
+}
+
+fn told(downtime: Option<f64>) -> String {
+    downtime.map_or_else(|| "unknown (it was down before)".to_owned(), |ms| format!("{ms:.0} ms"))
+}

@@ -1,0 +1,340 @@
+//! Swap and start against every failure at every step: a disk in memory and a double of the containers.
+
+use std::fs;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use super::double::{Double, Fault, Faults, FaultyDisk, Shared};
+use super::{Config, Running, restart, start, stop, swap};
+use crate::boot::BootFlag;
+use crate::bundle::{Bundle, Trust};
+use crate::engine::{Engine, Policy, PrepareOptions};
+use crate::host::record::{Journal, MemoryJournal};
+use crate::host::source::open_source;
+use crate::init::{InitSpec, init};
+use crate::pack::{PackSpec, pack};
+use crate::progress::{Cancel, Silent};
+use crate::state::SlotState;
+use crate::units::{BlockSize, Group, MIB, Slot};
+
+/// Disks: 1.0 runs; the same with 1.1 prepared (software only); the same with 2.0 prepared (platform too).
+struct Disks {
+    prepared: Vec<u8>,
+    platform: Vec<u8>,
+}
+
+fn disks() -> &'static Disks {
+    static DISKS: OnceLock<Disks> = OnceLock::new();
+    DISKS.get_or_init(|| {
+        // Beside the test program: a tmpfs may know no O_DIRECT.
+        let own = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(own.parent().unwrap()).unwrap();
+        let bundle = |version: &str, platform: u8| {
+            let at = |name: &str| dir.path().join(format!("{name}-{version}"));
+            fs::write(at("platform"), vec![platform; 100_000]).unwrap();
+            fs::write(at("software"), version.repeat(1000)).unwrap();
+            let spec = PackSpec {
+                product: "demo".into(),
+                version: version.into(),
+                min_version: None,
+                epoch: 0,
+                created: 0,
+                platform: at("platform"),
+                software: Some(at("software")),
+                firmware: Vec::new(),
+                key: None,
+                level: 1,
+                frame_size: 1 << 16,
+                jobs: None,
+            };
+            pack(&spec, &at("bundle"), &Silent, &Cancel::default()).unwrap();
+            Bundle::open(
+                open_source(&at("bundle"), &Cancel::default()).unwrap(),
+                &Trust::dangerously_unsigned(),
+            )
+            .unwrap()
+        };
+        let disk = dir.path().join("disk");
+        let spec = InitSpec {
+            disk: disk.clone(),
+            size: None,
+            slot_size: MIB,
+            software_size: Some(MIB),
+            sector_size: BlockSize::B512,
+            boot_flag: BootFlag::Priority,
+            force: false,
+            bundle: Some(bundle("1.0", 1)),
+        };
+        init(spec, &Silent, &Cancel::default()).unwrap();
+        let factory = fs::read(&disk).unwrap();
+        let prepare = |bundle: Bundle| {
+            let world = World::new(&factory, &[], None);
+            world.engine().prepare(bundle, &PrepareOptions::default(), &Silent).unwrap();
+            world.disk.bytes()
+        };
+        Disks { prepared: prepare(bundle("1.1", 1)), platform: prepare(bundle("2.0", 2)) }
+    })
+}
+
+/// A machine at one time: what survives a crash is handed to the next one.
+struct World {
+    disk: FaultyDisk,
+    double: Double,
+    journal: MemoryJournal,
+    policy: Policy,
+    faults: Shared,
+    containers: Arc<Mutex<Vec<Running>>>,
+    config: Config,
+}
+
+impl World {
+    fn new(disk: &[u8], sick: &[&str], fault: Option<(usize, Fault)>) -> Self {
+        Self::with(disk, sick, fault, Vec::new())
+    }
+
+    fn with(disk: &[u8], sick: &[&str], fault: Option<(usize, Fault)>, running: Vec<Running>) -> Self {
+        let faults: Shared = Arc::new(Mutex::new(Faults { plan: fault, ..Faults::default() }));
+        let containers = Arc::new(Mutex::new(running));
+        let config = Config { deadline: Duration::from_secs(3), ..Config::new(vec!["/app".to_owned()]) };
+        Self {
+            disk: FaultyDisk::new(disk, &faults, &containers),
+            double: Double::new(&faults, &containers, sick),
+            journal: MemoryJournal::default(),
+            policy: Policy { booted: Some(Slot::A), ..Policy::default() },
+            faults,
+            containers,
+            config,
+        }
+    }
+
+    /// The prepared disk with 1.0 running from it.
+    fn prepared(sick: &[&str], fault: Option<(usize, Fault)>, old_runs: bool) -> Self {
+        let world = Self::new(&disks().prepared, &[], None);
+        if old_runs {
+            world.start().unwrap();
+        }
+        let running = world.running();
+        Self::with(&disks().prepared, sick, fault, running)
+    }
+
+    /// The machine after its process died, or after a power cut.
+    fn after(&self, fault: Fault, sick: &[&str]) -> Self {
+        let running = if fault == Fault::PowerCut { Vec::new() } else { self.running() };
+        Self::with(&self.disk.bytes(), sick, None, running)
+    }
+
+    fn engine(&self) -> Engine<'_> {
+        Engine::new(&self.disk, &self.journal, self.policy.clone())
+    }
+
+    fn swap(&self) -> crate::Result<super::SwapReport> {
+        swap(&self.engine(), &self.double, &self.config, &Silent)
+    }
+
+    fn start(&self) -> crate::Result<super::StartReport> {
+        start(&self.engine(), &self.double, &self.config, &Silent)
+    }
+
+    fn running(&self) -> Vec<Running> {
+        self.containers.lock().unwrap().clone()
+    }
+
+    /// The version of the one container that runs.
+    fn runs(&self) -> String {
+        let running = self.running();
+        assert_eq!(running.len(), 1, "{running:?}");
+        running[0].version.clone()
+    }
+
+    fn slot(&self, group: Group, slot: Slot) -> crate::state::SlotReport {
+        let all = self.engine().slots().unwrap().slots;
+        all.into_iter().find(|one| (one.group, one.slot) == (group, slot)).unwrap()
+    }
+
+    /// Selected software slot, states of a and b.
+    fn software(&self) -> (Option<Slot>, SlotState, SlotState) {
+        let [a, b] = Slot::BOTH.map(|slot| self.slot(Group::Software, slot));
+        let next = [&a, &b].into_iter().find(|one| one.boots_next).map(|one| one.slot);
+        (next, a.state, b.state)
+    }
+
+    fn steps(&self) -> usize {
+        self.faults.lock().unwrap().steps
+    }
+}
+
+const AFTER_SWAP: (Option<Slot>, SlotState, SlotState) = (Some(Slot::B), SlotState::Good, SlotState::Good);
+const AFTER_BACK: (Option<Slot>, SlotState, SlotState) = (Some(Slot::A), SlotState::Good, SlotState::Bad);
+
+#[test]
+fn a_swap_and_a_swap_back() {
+    let good = World::prepared(&[], None, true);
+    let report = good.swap().unwrap();
+    assert_eq!((good.runs().as_str(), good.software()), ("1.1", AFTER_SWAP));
+    // Stop and release: what a step of the double takes; the probe takes another millisecond.
+    assert_eq!(report.downtime_ms, Some(201.0));
+    let sick = World::prepared(&["1.1"], None, true);
+    let error = sick.swap().unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_SWAPPED_BACK");
+    assert_eq!((sick.runs().as_str(), sick.software()), ("1.0", AFTER_BACK));
+    let disk = crate::commit::load(&*crate::host::Machine::disk(&sick.disk), "x").unwrap();
+    let key = disk.table().unwrap().header().disk_guid.to_string();
+    assert_eq!(sick.journal.load(&key).last_error.unwrap().code, error.code());
+    assert_eq!(sick.journal.history(&key).last().unwrap().verb, "swap");
+}
+
+/// One failure anywhere: some container that can serve does, and a start brings flags and container together.
+#[test]
+fn one_failure_anywhere_leaves_a_service() {
+    for sick in [&[][..], &["1.1"]] {
+        for old_runs in [true, false] {
+            let clean = World::prepared(sick, None, old_runs);
+            let _ = clean.swap();
+            let steps = clean.steps();
+            assert!(steps >= 4, "{steps}");
+            for at in 1..=steps {
+                let world = World::prepared(sick, Some((at, Fault::Once)), old_runs);
+                let result = world.swap();
+                let told = format!("step {at} of {steps}, sick {sick:?}, old runs {old_runs}: {result:?}");
+                // The failure hit something: it is told, or made good by a second attempt that ended in the swap back.
+                assert!(result.is_err(), "{told}");
+                let running = world.running();
+                assert!(running.len() <= 1, "{told}");
+                let unstoppable = told.contains("fails at stop");
+                if old_runs && !unstoppable {
+                    let serves = running.first().is_some_and(|one| !sick.contains(&one.version.as_str()));
+                    assert!(serves, "{told}: {running:?}");
+                }
+                let next = World::with(&world.disk.bytes(), sick, None, running);
+                let converged = next.start();
+                let selected = next.software();
+                assert!(converged.is_ok(), "{told}; then {converged:?}");
+                let expected = if selected.0 == Some(Slot::B) { "1.1" } else { "1.0" };
+                assert_eq!(next.runs(), expected, "{told}");
+                assert!(!sick.contains(&expected), "{told}");
+                let state = if selected.0 == Some(Slot::B) { selected.2 } else { selected.1 };
+                assert_eq!(state, SlotState::Good, "{told}");
+            }
+        }
+    }
+}
+
+/// The process dies, or the power fails, in front of any step. The next start converges: to the new version where it was
+/// committed and is healthy, else to the old one.
+#[test]
+fn a_crash_anywhere_converges() {
+    let mut forward = 0;
+    let mut back = 0;
+    for sick in [&[][..], &["1.1"]] {
+        for fault in [Fault::Killed, Fault::PowerCut] {
+            let clean = World::prepared(sick, None, true);
+            let _ = clean.swap();
+            for at in 1..=clean.steps() {
+                let world = World::prepared(sick, Some((at, fault)), true);
+                world.swap().unwrap_err();
+                let next = world.after(fault, sick);
+                let committed = next.software().0 == Some(Slot::B);
+                next.start().unwrap_or_else(|e| panic!("{fault:?} at {at}, sick {sick:?}: {e}"));
+                let expected = if committed && sick.is_empty() { "1.1" } else { "1.0" };
+                assert_eq!(next.runs(), expected, "{fault:?} at {at}, sick {sick:?}");
+                let selected = next.software();
+                assert_eq!(selected.0, Some(if expected == "1.1" { Slot::B } else { Slot::A }));
+                assert_ne!(selected.2, SlotState::Trial, "{fault:?} at {at}: the trial has ended");
+                if expected == "1.1" { forward += 1 } else { back += 1 }
+            }
+        }
+    }
+    assert!(forward > 3 && back > 10, "{forward} {back}: the cases are not what they are meant to be");
+}
+
+/// A version that takes the machine down each time it starts gets as many tries as the policy says; each was counted on
+/// disk before it began.
+#[test]
+fn a_version_that_crashes_the_machine_runs_out_of_tries() {
+    let committed = World::prepared(&[], None, false);
+    committed.engine().commit(false).unwrap();
+    let mut disk = committed.disk.bytes();
+    let mut started = Vec::new();
+    for _ in 0..10 {
+        let world = World::new(&disk, &[], None);
+        let image = world.engine().software_selected().unwrap();
+        started.push(image.version.clone());
+        if image.version == "1.0" {
+            break;
+        }
+        // Steps of a start on trial: count the try, arrange, release; the cut comes in front of the mark.
+        world.faults.lock().unwrap().plan = Some((4, Fault::PowerCut));
+        world.start().unwrap_err();
+        assert_eq!(*world.double.starts.lock().unwrap(), ["1.1"]);
+        disk = world.disk.bytes();
+    }
+    assert_eq!(started, ["1.1", "1.1", "1.1", "1.0"]);
+    let world = World::new(&disk, &[], None);
+    world.start().unwrap();
+    assert_eq!(world.runs(), "1.0");
+}
+
+/// While the platform is on trial its health check judges both: a start decides nothing, also on the last try.
+#[test]
+fn the_platforms_trial_decides_for_both() {
+    let world = World::new(&disks().platform, &[], None);
+    world.engine().commit(false).unwrap();
+    let mut disk = world.disk.bytes();
+    for left in [2, 1, 0] {
+        let mut booted = World::new(&disk, &[], None);
+        booted.policy.booted = Some(Slot::B);
+        booted.start().unwrap();
+        assert_eq!(booted.runs(), "2.0");
+        let software = booted.slot(Group::Software, Slot::B);
+        assert_eq!((software.tries, software.successful), (left, false));
+        assert_eq!(software.state, SlotState::Trial, "{left} tries left, and it runs");
+        // Again, for example by an operator: nothing changes.
+        booted.start().unwrap();
+        assert_eq!((booted.runs().as_str(), booted.slot(Group::Software, Slot::B).tries), ("2.0", left));
+        disk = booted.disk.bytes();
+        if left == 0 {
+            booted.engine().mark_good(None).unwrap();
+            assert_eq!(booted.software(), AFTER_SWAP, "marked good on its last try");
+            assert_eq!(booted.slot(Group::Platform, Slot::B).state, SlotState::Good);
+        }
+    }
+}
+
+/// The loader went back to the old platform: the software that came with the new one does not run on it.
+#[test]
+fn the_software_follows_the_platform_back() {
+    let world = World::new(&disks().platform, &[], None);
+    world.engine().commit(false).unwrap();
+    // Booted a although b is selected: its tries are used up or its kernel did not start.
+    let fallen = World::new(&world.disk.bytes(), &[], None);
+    fallen.start().unwrap();
+    assert_eq!(fallen.runs(), "1.0");
+}
+
+#[test]
+fn a_platform_upgrade_is_no_swap() {
+    let world = World::new(&disks().platform, &[], None);
+    assert_eq!(world.swap().unwrap_err().code(), "UPGRADE_ERROR_NEEDS_REBOOT");
+    assert_eq!(world.software().0, Some(Slot::A));
+    let nothing = World::prepared(&[], None, true);
+    nothing.swap().unwrap();
+    assert_eq!(nothing.swap().unwrap_err().code(), "UPGRADE_ERROR_NOT_PREPARED");
+    assert_eq!(nothing.runs(), "1.1");
+}
+
+#[test]
+fn restart_and_stop_change_no_flag() {
+    let world = World::prepared(&[], None, true);
+    let before = world.disk.bytes();
+    let report = restart(&world.engine(), &world.double, &world.config, &Silent).unwrap();
+    assert_eq!((report.version.as_str(), report.downtime_ms), ("1.0", Some(201.0)));
+    let id = world.running()[0].id.clone();
+    world.start().unwrap();
+    assert_eq!(world.running()[0].id, id, "what runs as it should is left alone");
+    stop(&world.engine(), &world.double).unwrap();
+    assert!(world.running().is_empty());
+    assert!(stop(&world.engine(), &world.double).unwrap().is_empty());
+    restart(&world.engine(), &world.double, &world.config, &Silent).unwrap();
+    assert_eq!(world.runs(), "1.0");
+    assert!(before == world.disk.bytes(), "a restart writes to the disk");
+}

@@ -1,0 +1,226 @@
+//! The software group seen by whoever runs the container: which slot is to run, and the steps of its trial. Platform
+//! slots are left alone by all of it, so that a container that fails never costs a reboot.
+
+use super::Engine;
+use super::switch::Effect;
+use super::view::{Held, View};
+use crate::boot::{self, Leave};
+use crate::bundle::manifest::Kind;
+use crate::error::{Error, NO_ERROR, Result};
+use crate::gpt::Table;
+use crate::host::DiskLock;
+use crate::host::MountSource;
+use crate::host::record::{Event, now};
+use crate::progress::Silent;
+use crate::slot::Verdict;
+use crate::state::{SlotState, SwitchReport};
+use crate::units::{Blake3, Group, Slot};
+
+/// A software image that lies whole in its slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SoftwareImage {
+    /// Its slot.
+    pub slot: Slot,
+    /// Name of the partition.
+    pub partition: String,
+    /// What to mount.
+    pub source: MountSource,
+    /// Version of the bundle that it came with.
+    pub version: String,
+    /// BLAKE3 of the image by the signed record: two images that have the same are the same.
+    pub blake3: Blake3,
+    /// How its trial stands.
+    pub state: SlotState,
+    /// Whether the flags select it.
+    pub selected: bool,
+}
+
+/// What a software commit would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SoftwareSwap {
+    /// What is selected now, if anything is.
+    pub old: Option<SoftwareImage>,
+    /// What is prepared.
+    pub new: SoftwareImage,
+}
+
+impl Engine<'_> {
+    /// What a commit would swap, checked as the commit itself checks it. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotPrepared`]; [`Error::NeedsReboot`] where the platform changes too; class Disk and Io.
+    pub fn software_swap(&self) -> Result<SoftwareSwap> {
+        let view = self.view()?;
+        let (_, effect, _) = self.commit_table(&view)?;
+        if effect == Effect::Reboot {
+            return Err(Error::NeedsReboot);
+        }
+        let old = match view.next(Group::Software) {
+            Some(slot) => self.image(&view, slot)?,
+            None => None,
+        };
+        let slot = view.target(Group::Software)?;
+        let new = self.image(&view, slot)?.ok_or_else(|| no_image(&view, slot))?;
+        Ok(SoftwareSwap { old, new })
+    }
+
+    /// The image that the flags select to run. Where the selected one came with another platform than the one that
+    /// runs, while the other one fits and is good, it is the other one: the boot loader went back to the
+    /// old platform, and the software follows it. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSoftware`] where no slot holds a whole image that may run; class Disk and Io.
+    pub fn software_selected(&self) -> Result<SoftwareImage> {
+        let view = self.view()?;
+        let slot = selected(&view).ok_or_else(|| Error::NoSoftware {
+            problem: "no software slot may start by its flags".to_owned(),
+        })?;
+        self.image(&view, slot)?.ok_or_else(|| no_image(&view, slot))
+    }
+
+    /// The image in a slot; `None` where none lies there whole.
+    ///
+    /// # Errors
+    /// Class Disk and Io.
+    pub fn software_image(&self, slot: Slot) -> Result<Option<SoftwareImage>> {
+        self.image(&self.view()?, slot)
+    }
+
+    /// Whether the platform that runs is still on trial: then the verdict on both is one, and not the container's.
+    ///
+    /// # Errors
+    /// Class Disk and Io.
+    pub fn platform_on_trial(&self) -> Result<bool> {
+        let view = self.view()?;
+        Ok(view.on_trial().any(|held| held.group == Group::Platform))
+    }
+
+    /// Counts one start of a software slot that is on trial, durably, before it is made: a start that takes the
+    /// machine down must not be repeated for ever. Returns the tries that are left, `None` where it is not on trial.
+    ///
+    /// # Errors
+    /// Class Disk and Io.
+    pub fn software_try(&self, slot: Slot) -> Result<Option<u8>> {
+        let act = |lock: &DiskLock| {
+            self.repair(lock, &Silent)?;
+            let view = self.view()?;
+            let held = software(&view, slot)?;
+            if held.attributes.successful() || held.attributes.tries() == 0 {
+                return Ok(None);
+            }
+            let left = held.attributes.tries() - 1;
+            let table = view.table.with_attributes(held.partition.number, held.attributes.with_tries(left));
+            self.switch(lock, &view, &table, Effect::Nothing, String::new())?;
+            Ok(Some(left))
+        };
+        act(&self.machine.lock()?)
+    }
+
+    /// Marks one software slot good and selects it: its container is healthy. Writes nothing where that is so.
+    ///
+    /// # Errors
+    /// [`Error::NoSoftware`] where it holds nothing whole; class Disk and Io.
+    pub fn software_good(&self, slot: Slot) -> Result<SwitchReport> {
+        let act = |lock: &DiskLock| {
+            self.repair(lock, &Silent)?;
+            let view = self.view()?;
+            let held = software(&view, slot)?;
+            if held.record().is_none() {
+                return Err(no_image(&view, slot));
+            }
+            let table =
+                boot::mark_good(&view.table, &view.slots, Group::Software, slot, self.policy.boot_flag)?;
+            self.set_mark(held, Verdict::Good, "its container is healthy")?;
+            self.software_report(lock, &view, &table, format!("{} proved good", held.partition.name))
+        };
+        self.change("mark-good", act, |report| report.done.clone())
+    }
+
+    /// Takes the selection away from software slot `from`, which becomes bad, and gives it to the other one, which must
+    /// be good.
+    ///
+    /// # Errors
+    /// [`Error::NoFallback`]; class Disk and Io.
+    pub fn software_back(&self, from: Slot, reason: &str) -> Result<SwitchReport> {
+        let act = |lock: &DiskLock| {
+            self.repair(lock, &Silent)?;
+            let view = self.view()?;
+            let (left, to) = (software(&view, from)?, software(&view, !from)?);
+            if to.state != SlotState::Good {
+                let problem = format!("{} is {}, not known to be good", to.partition.name, to.state.word());
+                return Err(Error::NoFallback { problem });
+            }
+            let flag = self.policy.boot_flag;
+            let table =
+                boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
+            let done = format!("rolled back to {}: {reason}", to.partition.name);
+            let report = self.software_report(lock, &view, &table, done)?;
+            self.set_mark(left, Verdict::Bad, reason)?;
+            Ok(report)
+        };
+        self.change("roll-back", act, |report| report.done.clone())
+    }
+
+    /// Keeps the outcome of a step that went on after its writes (a swap) for `status` and the history.
+    pub fn outcome<T>(&self, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
+        self.keep(verb, result, done)
+    }
+
+    /// Adds a line to the history that is neither a success nor a failure of a verb.
+    pub fn remark(&self, verb: &str, message: String) {
+        if let Ok(key) = self.journal_key() {
+            let event = Event { time: now(), verb: verb.to_owned(), code: NO_ERROR.to_owned(), message };
+            self.journal.append(&key, &event);
+        }
+    }
+
+    fn software_report(
+        &self,
+        lock: &DiskLock,
+        view: &View,
+        table: &Table,
+        done: String,
+    ) -> Result<SwitchReport> {
+        self.switch(lock, view, table, Effect::RestartSoftware, done)
+    }
+
+    fn image(&self, view: &View, slot: Slot) -> Result<Option<SoftwareImage>> {
+        let Some(held) = view.held(Group::Software, slot) else { return Ok(None) };
+        let Some(record) = held.record() else { return Ok(None) };
+        let Some(payload) = record.manifest.payload(Kind::Software) else { return Ok(None) };
+        Ok(Some(SoftwareImage {
+            slot,
+            partition: held.partition.name.clone(),
+            source: self.machine.mount_source(&held.partition)?,
+            version: record.manifest.version.clone(),
+            blake3: payload.blake3,
+            state: held.state,
+            selected: view.running(Group::Software) == Some(slot),
+        }))
+    }
+}
+
+fn software(view: &View, slot: Slot) -> Result<&Held> {
+    view.held(Group::Software, slot).ok_or_else(|| no_image(view, slot))
+}
+
+fn no_image(view: &View, slot: Slot) -> Error {
+    let name = Group::Software.partition_name(slot);
+    let problem = match view.held(Group::Software, slot) {
+        Some(held) => format!("{name} is {}", held.state.word()),
+        None => format!("the disk has no {name}"),
+    };
+    Error::NoSoftware { problem }
+}
+
+fn selected(view: &View) -> Option<Slot> {
+    let first = view.running(Group::Software)?;
+    let fits = |slot: Slot| {
+        let (software, platform) =
+            (view.held(Group::Software, slot)?.record()?, view.running_record(Group::Platform)?);
+        Some(software.manifest.same_platform(&platform.manifest))
+    };
+    let other_is_good = view.held(Group::Software, !first).is_some_and(|held| held.state == SlotState::Good);
+    let follow = fits(first) == Some(false) && fits(!first) == Some(true) && other_is_good;
+    Some(if follow { !first } else { first })
+}

@@ -1,0 +1,197 @@
+//! The health checks of the machine: a directory of programs, each of which must end with 0.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// So much of what a failing check prints is told.
+const TOLD: usize = 300;
+/// How long the last words of a failing check are waited for.
+const LISTEN: Duration = Duration::from_millis(200);
+
+/// A check that passed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Passed {
+    /// The file name of the program.
+    pub check: String,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Runs the executable files of a directory in the order of their names, each for `timeout` at most. The first that
+/// fails ends it: a machine is healthy when all agree. A directory that is missing or empty has no objection. Names
+/// that begin with a dot or end with `~`, `.bak`, `.dpkg-*` or such are left out, as run-parts(8) leaves them.
+///
+/// # Errors
+/// [`Error::Unhealthy`] names the check; [`Error::Open`] where the directory cannot be read.
+pub fn run_checks(dir: &Path, timeout: Duration) -> Result<Vec<Passed>> {
+    let failed = |source| Error::Open { path: dir.to_owned(), source };
+    let mut programs = Vec::new();
+    match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(e)),
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry.map_err(failed)?.path();
+                if is_check(&path) {
+                    programs.push(path);
+                }
+            }
+        }
+    }
+    programs.sort();
+    programs.iter().map(|program| run_check(program, timeout)).collect()
+}
+
+fn is_check(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let named = name.strip_suffix(".sh").unwrap_or(&name);
+    // A link counts as what it leads to.
+    let runs = fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    !named.is_empty() && named.chars().all(plain) && runs
+}
+
+fn run_check(program: &Path, timeout: Duration) -> Result<Passed> {
+    let check = program.display().to_string();
+    let unhealthy = |problem: String| Error::Unhealthy { check: check.clone(), problem };
+    let begun = Instant::now();
+    let (mut reader, writer) = io::pipe().map_err(|e| unhealthy(e.to_string()))?;
+    let mut command = Command::new(program);
+    let out = writer.try_clone().map_err(|e| unhealthy(e.to_string()))?;
+    command.stdin(Stdio::null()).stdout(out).stderr(writer).process_group(0);
+    let mut child = command.spawn().map_err(|e| unhealthy(format!("cannot be run: {e}")))?;
+    drop(command);
+    // Read while it runs: a check that prints much must not wait for a reader.
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&said);
+    let listener = std::thread::spawn(move || {
+        let mut part = [0; 4096];
+        while let Ok(got @ 1..) = reader.read(&mut part) {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = TOLD.saturating_sub(kept.len()).min(got);
+            kept.extend_from_slice(&part[..room]);
+        }
+    });
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Ok(status),
+            Err(e) => break Err(e.to_string()),
+            Ok(None) if begun.elapsed() >= timeout => {
+                break Err(format!("did not end within {:.1} s", timeout.as_secs_f64()));
+            }
+            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    if status.is_err() {
+        // Not reaped yet, so the number is still its own; with what it has started.
+        if let Ok(pid) = i32::try_from(child.id()) {
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = child.wait();
+    }
+    match status {
+        Ok(status) if status.success() => {
+            let check = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(Passed { check, seconds: begun.elapsed().as_secs_f64() })
+        }
+        Err(problem) => Err(unhealthy(problem)),
+        Ok(status) => {
+            // What it left running may keep the pipe open; the end of it is not waited for long.
+            let until = Instant::now() + LISTEN;
+            while !listener.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
+            Err(unhealthy(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn dir(checks: &[(&str, &str, u32)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, body, mode) in checks {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+        }
+        dir
+    }
+
+    /// A file that was just written may be open for writing in the fork of another test: "text file busy".
+    fn run(dir: &Path, timeout: Duration) -> Result<Vec<Passed>> {
+        for _ in 0..100 {
+            match run_checks(dir, timeout) {
+                Err(Error::Unhealthy { problem, .. }) if problem.contains("busy") => {}
+                other => return other,
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        run_checks(dir, timeout)
+    }
+
+    #[test]
+    fn all_must_agree_in_order() {
+        let dir = dir(&[("20-b", "exit 0", 0o755), ("10-a.sh", "true", 0o755), ("30-c", "exit 1", 0o644)]);
+        let passed = run(dir.path(), LONG).unwrap();
+        assert_eq!(passed.iter().map(|one| one.check.as_str()).collect::<Vec<_>>(), ["10-a.sh", "20-b"]);
+    }
+
+    #[test]
+    fn the_failing_one_is_named_with_what_it_said() {
+        let dir = dir(&[("10-good", "true", 0o755), ("20-disk", "echo disk is full >&2; exit 3", 0o755)]);
+        let error = run(dir.path(), LONG).unwrap_err();
+        assert_eq!(error.code(), "UPGRADE_ERROR_UNHEALTHY");
+        let text = error.to_string();
+        assert!(text.contains("20-disk") && text.contains("disk is full") && text.contains('3'), "{text}");
+    }
+
+    #[test]
+    fn nobody_hangs_it() {
+        // The child keeps the pipe open, and prints more than a pipe holds.
+        let dir = dir(&[("10-hang", "yes & sleep 60", 0o755)]);
+        let begun = Instant::now();
+        let error = run(dir.path(), Duration::from_millis(300)).unwrap_err();
+        assert!(error.to_string().contains("within 0.3 s"), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn what_a_failed_check_leaves_running_holds_nobody_up() {
+        let dir = dir(&[("10-leaves", "sleep 5 & echo broken; exit 1", 0o755)]);
+        let begun = Instant::now();
+        let text = run(dir.path(), LONG).unwrap_err().to_string();
+        assert!(text.contains("broken") && begun.elapsed() < Duration::from_secs(3), "{text}");
+    }
+
+    #[test]
+    fn a_check_that_prints_much_passes() {
+        let dir = dir(&[("10-loud", "head -c 1000000 /dev/zero", 0o755)]);
+        assert_eq!(run(dir.path(), LONG).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn no_directory_no_objection_and_leftovers_are_no_checks() {
+        assert!(run(Path::new("/nonexistent/health.d"), LONG).unwrap().is_empty());
+        let dir = dir(&[("a~", "exit 1", 0o755), (".b", "exit 1", 0o755), ("c.dpkg-old", "exit 1", 0o755)]);
+        assert!(run(dir.path(), LONG).unwrap().is_empty());
+    }
+}
