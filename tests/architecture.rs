@@ -22,7 +22,9 @@ const FILES: Allowed = &[
     ("cli/bench.rs", "makes the scratch slot"),
     ("cli/config.rs", "reads the configuration"),
     ("cli/firmware.rs", "writes an extracted blob"),
+    ("container/", "mount points, sockets of the gate, what is remembered of a running container"),
     ("device/", "opens disks; asks sysfs for their sectors"),
+    ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel.rs", "reads /proc and /sys"),
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
     ("host/mapped.rs", "maps images that are packed"),
@@ -34,10 +36,17 @@ const FILES: Allowed = &[
 ];
 
 /// Who starts processes.
-const PROCESSES: Allowed = &[("host/signer.rs", "ssh-keygen, for keys in agents and hardware tokens")];
+const PROCESSES: Allowed = &[
+    ("container/", "mount, systemd-nspawn, systemd-run, the probe command"),
+    ("host/health.rs", "the health checks of the machine"),
+    ("host/signer.rs", "ssh-keygen, for keys in agents and hardware tokens"),
+];
 
 /// Who opens sockets.
-const SOCKETS: Allowed = &[];
+const SOCKETS: Allowed = &[
+    ("container/nspawn/gate.rs", "the gate that a new container waits at"),
+    ("container/probe.rs", "asks a container over TCP or HTTP whether it is well"),
+];
 
 /// Who asks for the date. No decision depends on it but one that its user wrote down.
 const DATES: Allowed = &[
@@ -51,8 +60,10 @@ const STOPWATCHES: Allowed = &[
     ("bench/", "it is what it is for"),
     ("bundle/verify.rs", "seconds in its report"),
     ("cli/progress.rs", "rate and remaining time"),
+    ("container/", "downtime, deadlines"),
     ("engine/content.rs", "seconds in the report of a scrub"),
     ("engine/prepare.rs", "seconds in its report"),
+    ("host/health.rs", "the limit of a check"),
     ("host/lock.rs", "patience with the holder of a lock"),
     ("host/throttle.rs", "the maximum rate"),
     ("pack.rs", "seconds in its report"),
@@ -72,8 +83,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/progress.rs"]),
     ("jiff", &["bundle/trust.rs", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["host/mapped.rs"]),
-    ("nix", &["device/", "host/"]),
-    ("serde_json", &["bundle/manifest.rs", "cli/output.rs", "host/record.rs"]),
+    ("nix", &["container/", "device/", "host/"]),
+    ("serde_json", &["bundle/manifest.rs", "cli/output.rs", "container/nspawn/", "host/record.rs"]),
     ("sha2", &["bundle/"]),
     ("signal_hook", &["host/signals.rs"]),
     ("ssh_key", &["bundle/", "host/signer.rs"]),
@@ -108,8 +119,8 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["stage/", "host/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
-    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench"]),
-    (&["bench/"], &["cli"]),
+    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench", "container"]),
+    (&["bench/", "container/"], &["cli"]),
     (
         &["error.rs", "units.rs", "version.rs", "progress.rs", "workers.rs"],
         &["cli", "engine", "host", "device"],
