@@ -16,7 +16,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | shell | [`cli`]: arguments, rendering, exit codes |
+//! | shell | [`cli`]: arguments, rendering, exit codes; [`service`]: the same verbs over REST |
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
@@ -38,6 +38,7 @@ pub mod host;
 pub mod init;
 pub mod pack;
 pub mod progress;
+pub mod service;
 pub mod slot;
 pub mod stage;
 pub mod state;

@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 19] = [
     "pack",
     "sign",
     "inspect",
@@ -24,6 +24,9 @@ const VERBS: [&str; 16] = [
     "status",
     "slots",
     "firmware",
+    "serve",
+    "upgrade",
+    "watch",
     "completions",
     "man",
 ];
@@ -123,7 +126,7 @@ fn the_readme_lists_exit_codes_verbs_and_keys() {
     }
     let sample = include_str!("../fixtures/config.toml");
     let keys: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).collect();
-    assert_eq!(keys.len(), 9);
+    assert_eq!(keys.len(), 18);
     for (key, _) in keys {
         assert!(readme.contains(&format!("| `{key}` |")), "{key}");
     }
