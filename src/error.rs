@@ -66,13 +66,11 @@ macro_rules! errors {
         }
 
         impl Error {
-            /// The stable code: `error_state` of the status, `code` in JSON.
-            pub const fn code(&self) -> &'static str {
+            const fn own_code(&self) -> &'static str {
                 match self { $(Self::$name $({ $($field: _),* })? => concat!("UPGRADE_ERROR_", $code),)* }
             }
 
-            /// The class, which is the exit code.
-            pub const fn class(&self) -> Class {
+            const fn own_class(&self) -> Class {
                 match self { $(Self::$name $({ $($field: _),* })? => Class::$class,)* }
             }
 
@@ -88,12 +86,25 @@ errors! {
     /// Something that cannot happen did; a defect of qstage.
     Internal { what: String } => Internal, "INTERNAL", ("internal error: {what}; please report this");
 
+    /// The process that prepares ended without saying how.
+    Worker { what: String, problem: String } => Internal, "WORKER",
+        ("the process for {what} {problem}; nothing that runs was touched, run it again to go on");
+    /// A service answered with an error that this qstage does not know, or failed while it was watched.
+    Remote { code: String, class: Class, message: String } => Internal, "REMOTE", ("{message}");
+
     // ---- Usage ----
     /// The configuration file cannot be used.
     Config { path: PathBuf, problem: String } => Usage, "CONFIG",
         ("configuration {}: {problem}", .path.display());
     /// An argument cannot be used.
     Argument { what: String, problem: String } => Usage, "ARGUMENT", ("{what}: {problem}");
+
+    /// A request to the service cannot be understood.
+    BadRequest { problem: String } => Usage, "BAD_REQUEST", ("{problem}");
+    /// The service has nothing at this address, or not for this method.
+    NoSuchEndpoint { what: String } => Usage, "NO_SUCH_ENDPOINT", ("{what}; see /v1/qstage/openapi.json");
+    /// Something was asked for that only a cluster can do.
+    NotACluster { what: String } => Usage, "NOT_A_CLUSTER", ("{what} needs a cluster; this is a single node");
 
     // ---- Bundle ----
     /// The bundle ends early.
@@ -146,6 +157,12 @@ errors! {
     /// A signature could not be made.
     Signing { key: PathBuf, problem: String } => Trust, "SIGNING", ("signing with {}: {problem}", .key.display());
 
+    /// A request carries no token, or one that is not known.
+    Unauthenticated { problem: String } => Trust, "UNAUTHENTICATED", ("{problem}");
+    /// Who asks may not do this.
+    Forbidden { who: String } => Trust, "FORBIDDEN",
+        ("{who} may only read; changes need a token with the privilege 'write', or root on the Unix socket");
+
     // ---- Refused ----
     /// The bundle is for another product.
     Product { bundle: String, machine: String } => Refused, "PRODUCT",
@@ -195,6 +212,16 @@ errors! {
     /// A container is asked for, but none is configured.
     NoContainer => Refused, "NO_CONTAINER",
         ("no container is configured; set [container] in the configuration");
+    /// The service is at work on an upgrade.
+    UpgradeBusy { doing: String } => Refused, "UPGRADE_BUSY",
+        ("an upgrade is under way ({doing}); wait for it to end or cancel it");
+    /// An upgrade must not begin or go on now.
+    Blocked { reason: String } => Refused, "BLOCKED", ("{reason}");
+    /// The service was not told how to do this.
+    NotConfigured { what: String, key: String } => Refused, "NOT_CONFIGURED",
+        ("the service cannot {what}: set '{key}' in its configuration");
+    /// A reboot that is not under way cannot be paused or resumed.
+    NoReboot => Refused, "NO_REBOOT", ("no rolling reboot is under way");
 
     // ---- Disk ----
     /// No software slot holds what could be started.
@@ -238,6 +265,10 @@ errors! {
     NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
         ("{disk}: no platform slot is bootable by its flags; 'qstage roll-back' or 'qstage mark-good --slot' can repair that");
 
+    /// After a reboot the old slot runs: the new one failed its trial.
+    FellBack { target: String, running: String } => Disk, "FELL_BACK",
+        ("{target} did not come up and the machine fell back to {running}; look into the logs of the failed boot");
+
     // ---- Io ----
     /// A file or device cannot be opened or asked.
     Open { path: PathBuf, source: io::Error } => Io, "OPEN", ("{}: {source}", .path.display());
@@ -269,7 +300,22 @@ errors! {
     /// A file could not be written.
     Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {source}", .path.display());
 
+    /// An http(s) transfer failed.
+    Http { url: String, problem: String } => Io, "HTTP", ("{url}: {problem}");
+    /// An address or socket cannot be served.
+    Listen { address: String, source: io::Error } => Io, "LISTEN", ("cannot listen on {address}: {source}");
+    /// A service cannot be reached or does not answer as one.
+    ServiceUnreachable { service: String, problem: String } => Io, "SERVICE_UNREACHABLE",
+        ("service {service}: {problem}");
+    /// A command of the configuration failed.
+    Command { command: String, problem: String } => Io, "COMMAND", ("'{command}' {problem}");
+
     // ---- Interrupted ----
+    /// Somebody cancelled the upgrade.
+    Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and what was prepared is discarded");
+    /// The service ended during an upgrade.
+    ServiceEnded { doing: String } => Interrupted, "SERVICE_ENDED",
+        ("the service ended while {doing}; {doing} again goes on where it stopped");
     /// A signal asked to stop.
     Interrupted { doing: String } => Interrupted, "INTERRUPTED",
         ("stopped by a signal while {doing}; run it again to go on where it stopped");
@@ -295,6 +341,31 @@ errors! {
 }
 
 impl Error {
+    /// The stable code: `error_state` of the status, `code` in JSON. A failure that a service reported keeps its own.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Remote { code, .. } => {
+                Self::ALL.iter().find(|(known, _)| known == code).map_or(self.own_code(), |(known, _)| known)
+            }
+            _ => self.own_code(),
+        }
+    }
+
+    /// The class, which is the exit code.
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Remote { class, .. } => *class,
+            _ => self.own_class(),
+        }
+    }
+
+    /// A failure that a service reported by code and sentence; its class is what this program knows of the code.
+    pub fn remote(code: &str, message: &str) -> Self {
+        let class =
+            Self::ALL.iter().find(|(known, _)| *known == code).map_or(Class::Internal, |known| known.1);
+        Self::Remote { code: code.to_owned(), class, message: message.to_owned() }
+    }
+
     /// A failed write, told apart by its cause: a full file system is not a broken disk.
     pub(crate) fn write(what: &str, at: u64, len: u64, source: io::Error) -> Self {
         let what = what.to_owned();
@@ -303,6 +374,22 @@ impl Error {
             _ => Self::Write { what, at, len, source },
         }
     }
+}
+
+/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice.
+pub fn sentence(error: &Error) -> String {
+    use std::error::Error as _;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! States and the objects that show them to operators and programs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::boot::BootFlag;
 use crate::gpt::Attributes;
@@ -173,7 +173,7 @@ pub struct SlotsReport {
 }
 
 /// What an upgrade would be (DESIGN 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum UpgradeType {
     /// Only the software image is staged; no reboot.

@@ -1,5 +1,6 @@
 //! The list of verbs and the flags that several of them share.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -7,18 +8,20 @@ use clap::{Args, Parser, Subcommand};
 
 use super::config::{Config, Settings};
 use super::{
-    bench, container, firmware, health, init, inspect, manual, pack, plan, prepare, sign, size, slots,
-    status, switch, verify,
+    bench, container, firmware, health, init, inspect, manual, pack, plan, prepare, remote, serve, sign,
+    size, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
-use crate::error::Result;
+use crate::engine::Policy;
+use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::units::{BlockSize, Slot};
 
 const AFTER_HELP: &str = "\
 An upgrade: qstage prepare x.qimg && qstage commit && reboot; when the new
 slot runs well: qstage mark-good. Nothing that runs is touched before commit.
+The same through a service: qstage upgrade x.qimg --commit.
 
 Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
@@ -56,6 +59,9 @@ enum Verb {
     Bench(bench::BenchArgs),
     Container(container::ContainerArgs),
     Health(health::HealthArgs),
+    Serve(serve::ServeArgs),
+    Upgrade(remote::UpgradeArgs),
+    Watch(remote::WatchArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -81,6 +87,9 @@ impl Cli {
             Verb::Bench(args) => args.run(),
             Verb::Container(args) => args.run(),
             Verb::Health(args) => args.run(),
+            Verb::Serve(args) => args.run(),
+            Verb::Upgrade(args) => args.run(),
+            Verb::Watch(args) => args.run(),
             Verb::Completions(args) => args.run(),
             Verb::Man(args) => args.run(),
         }
@@ -105,9 +114,18 @@ impl Cli {
             Verb::Bench(args) => args.json,
             Verb::Container(args) => args.wants_json(),
             Verb::Health(args) => args.json,
+            Verb::Upgrade(args) => args.json,
+            Verb::Watch(args) => args.json,
             // The seven keys are all that status ever prints; a reader of it must not meet other objects.
-            Verb::Status(_) | Verb::Completions(_) | Verb::Man(_) => false,
+            Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) => false,
         }
+    }
+}
+
+/// A flag and its value, as one word each, for another process.
+fn word(words: &mut Vec<OsString>, flag: &str, value: Option<impl Into<OsString>>) {
+    if let Some(value) = value {
+        words.extend([flag.into(), value.into()]);
     }
 }
 
@@ -123,6 +141,11 @@ pub(super) struct ConfigArgs {
 }
 
 impl ConfigArgs {
+    /// The file that was named.
+    pub(super) fn named(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// The configuration with its defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
         Ok(Config::load(self.config.as_deref())?.into_settings())
@@ -183,6 +206,22 @@ impl MachineArgs {
         settings.state_dir = self.state_dir.clone().unwrap_or(settings.state_dir);
         Ok(settings)
     }
+
+    /// The same flags, for another process. Paths are made absolute: where it runs is another question.
+    pub(super) fn words(&self) -> Result<Vec<OsString>> {
+        let mut words = Vec::new();
+        word(&mut words, "--disk", absolute(self.disk.as_deref())?);
+        let flag = self.boot_flag.map(|flag| match flag {
+            BootFlag::Priority => "priority",
+            BootFlag::Legacy => "legacy",
+        });
+        word(&mut words, "--boot-flag", flag);
+        word(&mut words, "--booted", self.booted.map(|slot| slot.to_string()));
+        word(&mut words, "--sector-size", self.sector_size.map(|size| size.bytes().to_string()));
+        word(&mut words, "--state-dir", absolute(self.state_dir.as_deref())?);
+        word(&mut words, "--config", absolute(self.config.named())?);
+        Ok(words)
+    }
 }
 
 /// The flags that say whose bundles are accepted.
@@ -204,6 +243,14 @@ pub(super) struct TrustArgs {
 }
 
 impl TrustArgs {
+    /// The same flags, for another process.
+    pub(super) fn words(&self) -> Result<Vec<OsString>> {
+        let mut words = Vec::new();
+        word(&mut words, "--trust", absolute(self.trust.as_deref())?);
+        words.extend(self.unsigned_for_development.then(|| "--unsigned-for-development".into()));
+        Ok(words)
+    }
+
     /// The trusted keys, those of the command line before those of the configuration.
     pub(super) fn open(&self, configured: &Path, progress: &dyn Progress) -> Result<Trust> {
         if self.unsigned_for_development {
@@ -211,6 +258,43 @@ impl TrustArgs {
             return Ok(Trust::dangerously_unsigned());
         }
         Trust::allowed_signers(self.trust.as_deref().unwrap_or(configured))
+    }
+}
+
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Open { path, source }
+    };
+    path.map(|path| std::path::absolute(path).map_err(failed(path))).transpose()
+}
+
+/// The flags that lift a rule.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Overrides")]
+pub(super) struct OverrideArgs {
+    /// Accept a version older than the running one
+    #[arg(long)]
+    allow_downgrade: bool,
+
+    /// Accept an epoch lower than the running one: a release with a known hole
+    #[arg(long)]
+    allow_epoch_rollback: bool,
+
+    /// Accept a bundle for another product
+    #[arg(long)]
+    override_product: bool,
+}
+
+impl OverrideArgs {
+    /// The rules with those lifted that were named.
+    pub(super) fn policy(&self, policy: Policy) -> Policy {
+        Policy {
+            allow_downgrade: self.allow_downgrade,
+            allow_epoch_rollback: self.allow_epoch_rollback,
+            override_product: self.override_product,
+            ..policy
+        }
     }
 }
 
@@ -231,6 +315,39 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What a service was told, its processes are told: words that come out go in again and mean the same.
+    #[test]
+    fn the_words_for_another_process_say_the_same() {
+        let line = [
+            "qstage",
+            "plan",
+            "x",
+            "--disk",
+            "/d",
+            "--boot-flag",
+            "legacy",
+            "--booted",
+            "b",
+            "--sector-size",
+            "4096",
+            "--state-dir",
+            "/s",
+            "--config",
+            "/c",
+            "--trust",
+            "/t",
+        ];
+        let words = |line: &[OsString]| {
+            let Verb::Plan(args) = Cli::try_parse_from(line).unwrap().verb else { panic!("another verb") };
+            [args.machine.words().unwrap(), args.trust.words().unwrap()].concat()
+        };
+        let line = line.map(OsString::from);
+        let first = words(&line);
+        assert_eq!(first.len(), line.len() - 3);
+        let again = [&line[..3], &first[..]].concat();
+        assert_eq!(words(&again), first);
     }
 
     #[test]

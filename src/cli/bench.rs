@@ -15,6 +15,7 @@ use crate::bench::{self, BenchOptions, BenchReport, Scratch, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
+use crate::host::web::Web;
 use crate::slot::{Layout, Record};
 use crate::units::{BlockSize, Group, MIB};
 
@@ -73,7 +74,7 @@ impl BenchArgs {
             Some(path) => path.clone(),
             None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
         };
-        let open = || machine::bundle(&path, &Trust::dangerously_unsigned(), &cancel);
+        let open = || machine::bundle(&path, &Trust::dangerously_unsigned(), &Web::default(), &cancel);
         // Only a disk that is named here: one from the configuration is the machine's own.
         let report = if self.machine.names_disk() {
             if !self.yes {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use crate::boot::BootFlag;
 use crate::container;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
+use crate::host::web::Web;
 use crate::units::{BlockSize, Slot};
 
 /// Where the file is looked for unless `--config` names one.
@@ -38,6 +40,30 @@ pub(super) struct Config {
     #[serde(default, deserialize_with = "rate")]
     max_rate: Option<u64>,
     container: Option<container::Config>,
+    web_ca: Option<PathBuf>,
+    web_insecure: Option<bool>,
+    #[serde(default)]
+    service: ServiceConfig,
+}
+
+/// The table `[service]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServiceConfig {
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) tokens: Option<PathBuf>,
+    pub(super) reboot_command: Option<Vec<String>>,
+    pub(super) software_restart_command: Option<Vec<String>>,
+}
+
+impl ServiceConfig {
+    /// Where HTTPS is served: loopback, unless somebody decides otherwise.
+    pub(super) fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
+    }
 }
 
 /// What holds after command line, file and defaults.
@@ -65,6 +91,10 @@ pub(super) struct Settings {
     pub(super) max_rate: Option<u64>,
     /// How the software image is run; `None`: by others.
     pub(super) container: Option<container::Config>,
+    /// How web servers with bundles are trusted.
+    pub(super) web: Web,
+    /// The service.
+    pub(super) service: ServiceConfig,
 }
 
 impl Config {
@@ -106,6 +136,8 @@ impl Config {
             jobs: self.jobs,
             max_rate: self.max_rate,
             container: self.container,
+            web: Web { ca: self.web_ca, insecure: self.web_insecure.unwrap_or(false) },
+            service: self.service,
         }
     }
 }
@@ -185,27 +217,32 @@ mod tests {
     #[test]
     fn the_sample_shows_every_key_and_the_true_defaults() {
         let sample = sample_in_force();
-        let Config {
-            disk,
-            product,
-            trust,
-            boot_flag,
-            tries,
-            sector_size,
-            state_dir,
-            jobs,
-            max_rate,
-            container,
-        } = Config::parse(&sample).unwrap();
-        check_container(container.unwrap(), &sample);
+        let all = Config::parse(&sample).unwrap();
+        let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate, .. } =
+            all;
+        let (web_ca, web_insecure, service) = (all.web_ca, all.web_insecure, all.service);
+        check_container(all.container.unwrap(), &sample);
         assert!(disk.is_some() && product.is_some(), "keys without a default");
         assert!(
-            jobs.is_some() && max_rate.is_some() && sector_size.is_some(),
+            jobs.is_some() && max_rate.is_some() && sector_size.is_some() && web_ca.is_some(),
             "keys whose default is automatic"
         );
         assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
-        let shown = Config { trust, boot_flag, tries, state_dir, ..Config::default() };
+        let ServiceConfig {
+            listen,
+            socket,
+            certificate,
+            key,
+            tokens,
+            reboot_command,
+            software_restart_command,
+        } = service;
+        assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
+        assert!(reboot_command.is_some() && software_restart_command.is_some());
+        let shown = Config { trust, boot_flag, tries, state_dir, web_insecure, ..Config::default() };
+        assert!(web_insecure.is_some());
         assert_eq!(shown.into_settings(), Config::default().into_settings());
+        assert_eq!(listen, Some(ServiceConfig::default().listen()));
     }
 
     /// The same for `[container]`: every key of the structure stands in the sample, by the names that Debug prints.

@@ -71,9 +71,12 @@ impl InitArgs {
         let progress = Reporter::new(format);
         // The bundle is opened first: a disk must not be wiped for one that cannot be installed.
         let bundle = match &self.bundle {
-            Some(from) => {
-                Some(machine::bundle(from, &self.trust.open(&settings.trust, &progress)?, &cancel)?)
-            }
+            Some(from) => Some(machine::bundle(
+                from,
+                &self.trust.open(&settings.trust, &progress)?,
+                &settings.web,
+                &cancel,
+            )?),
             None => None,
         };
         let spec = InitSpec {

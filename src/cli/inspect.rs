@@ -8,6 +8,7 @@ use super::output::{self, Format, Palette};
 use super::{machine, size, table};
 use crate::bundle::{Summary, Trust};
 use crate::error::Result;
+use crate::host::web::Web;
 use crate::progress::Cancel;
 
 /// Show what a bundle holds
@@ -35,7 +36,8 @@ impl InspectArgs {
             Some(file) => Trust::allowed_signers(file)?,
             None => Trust::dangerously_unsigned(),
         };
-        let summary = machine::bundle(&self.bundle, &trust, &Cancel::default())?.summary()?;
+        let summary =
+            machine::bundle(&self.bundle, &trust, &Web::default(), &Cancel::default())?.summary()?;
         output::result(Format::object_if(self.json), &summary, human)
     }
 }

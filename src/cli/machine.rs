@@ -10,6 +10,7 @@ use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::record::FileJournal;
 use crate::host::source::open_source;
+use crate::host::web::{self, Web};
 use crate::host::{LocalDisk, signals};
 use crate::progress::Cancel;
 
@@ -41,14 +42,14 @@ impl Host {
     }
 }
 
-/// Opens a source of bundle bytes: a path, or `-` for standard input.
-pub(super) fn source(from: &Path, cancel: &Cancel) -> Result<Source> {
-    open_source(from, cancel)
+/// Opens a source of bundle bytes: a path, an http(s) URL, or `-` for standard input.
+pub(super) fn source(from: &Path, web: &Web, cancel: &Cancel) -> Result<Source> {
+    if web::is_url(from) { web.open(from, cancel) } else { open_source(from, cancel) }
 }
 
 /// Opens a bundle, which includes its signature.
-pub(super) fn bundle(from: &Path, trust: &Trust, cancel: &Cancel) -> Result<Bundle> {
-    Bundle::open(source(from, cancel)?, trust)
+pub(super) fn bundle(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
+    Bundle::open(source(from, web, cancel)?, trust)
 }
 
 /// A stop request that SIGINT and SIGTERM raise. Only verbs that look at it ask for it: the others, which are

@@ -27,6 +27,8 @@ mod pack;
 mod plan;
 mod prepare;
 mod progress;
+mod remote;
+mod serve;
 mod sign;
 mod size;
 mod slots;

@@ -1,13 +1,12 @@
 //! Standard output: results for people or for machines. Progress and messages go to standard error, so that
 //! a pipe carries the result alone.
 
-use std::error::Error as _;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, sentence};
 
 /// How a verb prints what came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,21 +123,6 @@ impl Write for Stdout {
         let result = io::stdout().lock().flush();
         self.tolerate(result, ())
     }
-}
-
-/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice.
-pub(super) fn sentence(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Prints an error: a line on standard error and, for machines, an `error` event on standard output. To be

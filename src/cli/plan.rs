@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::{MachineArgs, TrustArgs};
+use super::args::{MachineArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
@@ -19,7 +19,7 @@ use crate::state::{PlanReport, UpgradeType};
 /// reboot), what would be written where, and every obstacle with its remedy.
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    /// Bundle to upgrade to; '-' is standard input
+    /// Bundle to upgrade to: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
     /// Print one JSON object
@@ -27,10 +27,13 @@ pub(super) struct PlanArgs {
     pub(super) json: bool,
 
     #[command(flatten)]
-    trust: TrustArgs,
+    overrides: OverrideArgs,
 
     #[command(flatten)]
-    machine: MachineArgs,
+    pub(super) trust: TrustArgs,
+
+    #[command(flatten)]
+    pub(super) machine: MachineArgs,
 }
 
 impl PlanArgs {
@@ -39,8 +42,8 @@ impl PlanArgs {
         let settings = self.machine.settings()?;
         let host = Host::open_to_look(&settings)?;
         let trust = self.trust.open(&settings.trust, &Reporter::new(format))?;
-        let bundle = machine::bundle(&self.bundle, &trust, &Cancel::default())?;
-        let report = host.engine(settings.policy()).plan(&bundle)?;
+        let bundle = machine::bundle(&self.bundle, &trust, &settings.web, &Cancel::default())?;
+        let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle)?;
         output::result(format, &report, human)
     }
 }

@@ -1,16 +1,19 @@
 //! `qstage prepare`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::args::{JobsArgs, MachineArgs, TrustArgs};
+use super::args::{JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::size;
-use crate::engine::{Policy, PrepareOptions};
-use crate::error::Result;
+use crate::engine::PrepareOptions;
+use crate::error::{Error, Result};
+use crate::host::web;
+use crate::progress::Cancel;
 use crate::state::{PrepareReport, UpgradeType};
 
 /// Write a bundle into the slot that does not run, and verify it
@@ -21,7 +24,7 @@ use crate::state::{PrepareReport, UpgradeType};
 /// does that. If it is interrupted, run it again: it goes on where it stopped.
 #[derive(Debug, Args)]
 pub(super) struct PrepareArgs {
-    /// Bundle to install; '-' is standard input
+    /// Bundle to install: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
     #[command(flatten)]
@@ -50,17 +53,21 @@ pub(super) struct PrepareArgs {
     #[arg(long)]
     pub(super) json: bool,
 
-    /// Accept a version older than the running one
-    #[arg(long, help_heading = "Overrides")]
-    allow_downgrade: bool,
+    /// Run with the lowest priority, so that what else runs is not slowed down
+    ///
+    /// For the processor (nice 19); the kernel derives the priority of disk accesses
+    /// from it.
+    #[arg(long)]
+    background: bool,
 
-    /// Accept an epoch lower than the running one: a release with a known hole
-    #[arg(long, help_heading = "Overrides")]
-    allow_epoch_rollback: bool,
+    /// Stop when standard input is closed: for a program that starts this one
+    ///
+    /// However that program ends, this one does not go on alone.
+    #[arg(long)]
+    while_stdin_open: bool,
 
-    /// Accept a bundle for another product
-    #[arg(long, help_heading = "Overrides")]
-    override_product: bool,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 
     #[command(flatten)]
     trust: TrustArgs,
@@ -73,34 +80,60 @@ impl PrepareArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::lines_if(self.json);
         let settings = self.machine.settings()?;
-        let policy = Policy {
-            allow_downgrade: self.allow_downgrade,
-            allow_epoch_rollback: self.allow_epoch_rollback,
-            override_product: self.override_product,
-            ..settings.policy()
-        };
+        if self.background {
+            lower_priority();
+        }
+        let policy = self.overrides.policy(settings.policy());
+        let cancel = machine::cancel_on_signals()?;
+        if self.while_stdin_open {
+            if self.bundle == Path::new("-") {
+                let what = "--while-stdin-open".to_owned();
+                return Err(Error::Argument {
+                    what,
+                    problem: "the bundle comes from standard input".to_owned(),
+                });
+            }
+            stop_with_stdin(&cancel);
+        }
         let options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),
             max_rate: self.max_rate.or(settings.max_rate),
             read_back: !self.no_read_back,
             sha256: self.sha256,
-            cancel: machine::cancel_on_signals()?,
+            cancel,
             origin: origin(&self.bundle),
         };
         let progress = Reporter::new(format);
         let host = Host::open_to_change(&settings)?;
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&self.bundle, &trust, &options.cancel)?;
+        let bundle = machine::bundle(&self.bundle, &trust, &settings.web, &options.cancel)?;
         let report = host.engine(policy).prepare(bundle, &options, &progress)?;
         drop(progress);
         output::result(format, &report, human)
     }
 }
 
+/// Before any thread is started: niceness is one thread's, and those that come later inherit it. The best-effort
+/// I/O priority follows from it (ioprio_set(2)); the idle class was rejected, since on a busy disk it never ends.
+fn lower_priority() {
+    // Only raising it can be forbidden.
+    let _ = rustix::process::nice(19);
+}
+
+/// Requests a stop when standard input ends.
+fn stop_with_stdin(cancel: &Cancel) {
+    let cancel = cancel.clone();
+    std::thread::spawn(move || {
+        // Whatever comes is not meant for us; the end is.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        cancel.request();
+    });
+}
+
 /// What `status` shows as the install path: it is read elsewhere and later, so a relative path would mislead.
 fn origin(bundle: &Path) -> String {
-    if bundle == Path::new("-") {
-        return "-".to_owned();
+    if bundle == Path::new("-") || web::is_url(bundle) {
+        return bundle.display().to_string();
     }
     std::path::absolute(bundle).unwrap_or_else(|_| bundle.to_owned()).display().to_string()
 }

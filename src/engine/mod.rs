@@ -147,6 +147,24 @@ impl<'a> Engine<'a> {
         Ok(loaded.table()?.header().disk_guid.to_string())
     }
 
+    /// What was done to this disk, oldest first, as far as it is kept.
+    ///
+    /// # Errors
+    /// Class Disk and Io: the disk cannot be told.
+    pub fn history(&self) -> Result<Vec<Event>> {
+        Ok(self.journal.history(&self.journal_key()?))
+    }
+
+    /// Adds to the history what no verb could write: that its process was killed, or what followed it failed.
+    ///
+    /// # Errors
+    /// As [`history`](Self::history).
+    pub fn note(&self, verb: &str, code: &str, message: &str) -> Result<()> {
+        let (verb, code, message) = (verb.to_owned(), code.to_owned(), message.to_owned());
+        self.journal.append(&self.journal_key()?, &Event { time: now(), verb, code, message });
+        Ok(())
+    }
+
     fn view(&self) -> Result<View> {
         View::read(self.machine, &self.policy)
     }

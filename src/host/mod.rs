@@ -18,6 +18,7 @@ pub mod signer;
 pub mod source;
 pub mod throttle;
 mod usage;
+pub mod web;
 
 pub use local::LocalDisk;
 

@@ -206,7 +206,7 @@ impl Journal for FileJournal {
 }
 
 /// Replaces a file as a whole: old or new is there at any time, after a power cut as well.
-fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     // One name for all: the caller holds the lock, and what a power cut leaves is overwritten next time.
     let temporary = dir.join(format!("{name}.new"));
     let mut file = File::create(&temporary)?;

@@ -94,20 +94,27 @@ mod tests {
 
     #[test]
     fn four_threads_get_the_rate_together() {
-        let limit = limit(40_000_000);
-        let begun = Instant::now();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..30 {
-                        limit.take(200_000, &Cancel::default()).unwrap();
-                    }
-                });
-            }
-        });
-        // 24 MB at 40 MB/s.
-        let took = begun.elapsed().as_secs_f64();
-        assert!((0.6..0.6 * 1.05 + 0.02).contains(&took), "{took}");
+        // Never faster; not slower by more than 5 %, unless the machine has no time for us: it gets five attempts.
+        let attempt = || {
+            let limit = limit(40_000_000);
+            let begun = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..30 {
+                            limit.take(200_000, &Cancel::default()).unwrap();
+                        }
+                    });
+                }
+            });
+            // 24 MB at 40 MB/s.
+            let took = begun.elapsed().as_secs_f64();
+            assert!(took >= 0.6, "{took}");
+            took
+        };
+        let took: Vec<f64> =
+            (0..5).map(|_| attempt()).take_while(|took| *took >= 0.6 * 1.05 + 0.02).collect();
+        assert!(took.len() < 5, "{took:?}");
     }
 
     #[test]

@@ -1,0 +1,199 @@
+//! How a service is reached: HTTPS or a Unix socket, one request per connection, so that a service that is started
+//! again in between is not noticed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use clap::Args;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::super::config::Settings;
+use crate::error::{Error, Result};
+use crate::service::tls::CERTIFICATE;
+
+/// An answer takes no longer, except where a bundle is looked at first, perhaps over a network.
+const LIMIT: Duration = Duration::from_secs(90);
+/// The longest answer: a history.
+const ANSWER_LIMIT: usize = 4 << 20;
+
+/// The flags that name a service.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Service")]
+pub(in crate::cli) struct ServiceArgs {
+    /// Service to talk to: https://HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    service: Option<String>,
+
+    /// File with the token for the service
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Certificate of the service or of who signed it, as PEM
+    ///
+    /// Default: the one that a service on this machine has made for itself.
+    #[arg(long, value_name = "FILE")]
+    service_ca: Option<PathBuf>,
+
+    /// Accept any certificate of the service
+    #[arg(long, conflicts_with = "service_ca")]
+    service_insecure: bool,
+}
+
+impl ServiceArgs {
+    /// Whether a service was named.
+    pub(in crate::cli) const fn is_given(&self) -> bool {
+        self.service.is_some()
+    }
+
+    /// A client; where no service is named, of the one that the configuration describes.
+    pub(in crate::cli) fn client(&self, settings: &Settings) -> Result<Client> {
+        let configured = || match &settings.service.socket {
+            Some(path) => format!("unix:{}", path.display()),
+            None => format!("https://{}", settings.service.listen()),
+        };
+        let name = self.service.clone().unwrap_or_else(configured);
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let way = if let Some(path) = name.strip_prefix("unix:") {
+            Way::Unix(path.into())
+        } else if name.starts_with("https://") {
+            let own = settings.state_dir.join(CERTIFICATE);
+            let ca = self.service_ca.clone().or_else(|| own.exists().then_some(own));
+            Way::Https(agent(ca.as_deref(), self.service_insecure)?)
+        } else {
+            let problem = format!("'{name}' is neither https://HOST:PORT nor unix:PATH");
+            return Err(Error::Argument { what: "--service".to_owned(), problem });
+        };
+        Ok(Client { name: name.trim_end_matches('/').to_owned(), token, way })
+    }
+}
+
+fn read_token(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+fn agent(ca: Option<&Path>, insecure: bool) -> Result<Agent> {
+    let mut tls = TlsConfig::builder().disable_verification(insecure);
+    if let Some(path) = ca.filter(|_| !insecure) {
+        let pem = fs::read(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        let certificate = Certificate::from_pem(&pem)
+            .map_err(|error| Error::Config { path: path.to_owned(), problem: error.to_string() })?;
+        tls = tls.root_certs(RootCerts::new_with_certs(&[certificate.to_owned()]));
+    }
+    // The status of an answer is part of it, not an error of the transfer.
+    let config = Agent::config_builder().tls_config(tls.build()).http_status_as_error(false);
+    Ok(Agent::new_with_config(config.timeout_global(Some(LIMIT)).proxy(None).build()))
+}
+
+enum Way {
+    Https(Agent),
+    Unix(PathBuf),
+}
+
+/// A service.
+pub(in crate::cli) struct Client {
+    name: String,
+    token: Option<String>,
+    way: Way,
+}
+
+/// Body of an error.
+#[derive(Deserialize)]
+struct ErrorBody {
+    error_class: String,
+    description: String,
+}
+
+impl Client {
+    /// Asks; the body of the answer.
+    pub(in crate::cli) fn get(&self, path: &str) -> Result<String> {
+        self.call(Method::GET, path, String::new())
+    }
+
+    /// Orders.
+    pub(in crate::cli) fn post(&self, path: &str, body: &serde_json::Value) -> Result<String> {
+        self.call(Method::POST, path, body.to_string())
+    }
+
+    /// What the service is called in messages.
+    pub(in crate::cli) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn call(&self, method: Method, path: &str, body: String) -> Result<String> {
+        let (status, text) = match &self.way {
+            Way::Https(agent) => self.over_https(agent, method, path, body),
+            Way::Unix(socket) => self.over_unix(socket, method, path, body),
+        }
+        .map_err(|problem| Error::ServiceUnreachable { service: self.name.clone(), problem })?;
+        if status.is_success() {
+            return Ok(text);
+        }
+        match serde_json::from_str::<ErrorBody>(&text) {
+            Ok(error) => Err(Error::remote(&error.error_class, &error.description)),
+            Err(_) => Err(Error::ServiceUnreachable {
+                service: self.name.clone(),
+                problem: format!("answered {status}, not as a service of upgrades does"),
+            }),
+        }
+    }
+
+    fn request<B>(&self, method: Method, uri: String, body: B) -> Result<Request<B>, String> {
+        let mut request = Request::builder().method(method).uri(uri).header("Host", "localhost");
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        request.header("Content-Type", "application/json").body(body).map_err(|error| error.to_string())
+    }
+
+    fn over_https(
+        &self,
+        agent: &Agent,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, String), String> {
+        let uri = format!("{}{path}", self.name);
+        let mut request = self.request(method.clone(), uri, body)?;
+        // Its own is the right one here.
+        request.headers_mut().remove("Host");
+        let answer = if method == Method::GET { agent.run(request.map(|_| ())) } else { agent.run(request) };
+        let mut answer = answer.map_err(|error| error.to_string())?;
+        let text = answer.body_mut().with_config().limit(ANSWER_LIMIT as u64).read_to_string();
+        Ok((answer.status(), text.map_err(|error| error.to_string())?))
+    }
+
+    fn over_unix(
+        &self,
+        socket: &Path,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, String), String> {
+        let request = self.request(method, path.to_owned(), Body::from(body))?;
+        let talk = async {
+            let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| error.to_string())?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| error.to_string())?;
+            tokio::spawn(connection);
+            let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let status = answer.status();
+            let bytes = axum::body::to_bytes(Body::new(answer.into_body()), ANSWER_LIMIT).await;
+            let bytes = bytes.map_err(|error| error.to_string())?;
+            Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let limited = async { tokio::time::timeout(LIMIT, talk).await };
+        runtime
+            .map_err(|error| error.to_string())?
+            .block_on(limited)
+            .unwrap_or_else(|_| Err("gave no answer".to_owned()))
+    }
+}

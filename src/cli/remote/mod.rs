@@ -1,0 +1,9 @@
+//! The verbs that talk to a service.
+
+mod connection;
+mod upgrade;
+mod watch;
+
+pub(super) use connection::ServiceArgs;
+pub(super) use upgrade::UpgradeArgs;
+pub(super) use watch::WatchArgs;

@@ -1,0 +1,84 @@
+//! `qstage upgrade`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::super::args::MachineArgs;
+use super::super::machine;
+use super::connection::ServiceArgs;
+use super::watch::{finish, watch};
+use crate::error::{Error, Result};
+use crate::host::web;
+
+/// Have a service prepare a bundle and, if asked to, commit it
+///
+/// Shows the progress until it ends. Ctrl-C ends the view: what is being prepared is
+/// prepared on, and is not committed, since it is this program that orders the commit.
+/// Without a bundle, what is prepared is committed.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct UpgradeArgs {
+    /// Bundle to install: a file of the service's machine, or an http(s) URL
+    #[arg(required_unless_present = "commit")]
+    bundle: Option<PathBuf>,
+
+    /// Commit when it is prepared
+    #[arg(long)]
+    commit: bool,
+
+    /// Reboot the nodes of a cluster one set after the other
+    #[arg(long, requires = "bundle")]
+    rolling: bool,
+
+    /// Nodes that reboot at a time [default: permitted failures - 1]
+    #[arg(long, value_name = "N", requires = "rolling")]
+    num_nodes_to_reboot: Option<u32>,
+
+    /// Accept an older version or another product
+    #[arg(long, requires = "bundle")]
+    override_compatibility_check: bool,
+
+    /// Print each change as one line of JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+
+    #[command(flatten)]
+    service: ServiceArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl UpgradeArgs {
+    pub(in crate::cli) fn run(&self) -> Result<()> {
+        let client = self.service.client(&self.machine.settings()?)?;
+        let cancel = machine::cancel_on_signals()?;
+        if let Some(bundle) = &self.bundle {
+            let path = if web::is_url(bundle) {
+                bundle.clone()
+            } else {
+                std::path::absolute(bundle).map_err(|source| Error::Open { path: bundle.clone(), source })?
+            };
+            let query =
+                if self.override_compatibility_check { "?override_compatibility_check=true" } else { "" };
+            let order = json!({
+                "image_path": path.to_string_lossy(),
+                "auto_commit": false,
+                "do_rolling_reboot": self.rolling,
+                "num_nodes_to_reboot": self.num_nodes_to_reboot,
+            });
+            client.post(&format!("/v2/upgrade/prepare{query}"), &order)?;
+        }
+        let mut outcome = None;
+        if self.bundle.is_some() {
+            outcome = Some(watch(&client, self.json, &cancel)?);
+        }
+        if self.commit {
+            cancel.check("watching; what is prepared stays prepared")?;
+            client.post("/v2/upgrade/commit", &json!({}))?;
+            outcome = Some(watch(&client, self.json, &cancel)?);
+        }
+        outcome.map_or(Ok(()), |outcome| finish(self.json, &outcome))
+    }
+}

@@ -1,0 +1,190 @@
+//! `qstage watch`.
+
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use super::super::args::MachineArgs;
+use super::super::machine;
+use super::super::output::{Event, Format, json_line, print, result};
+use super::connection::{Client, ServiceArgs};
+use crate::error::{Error, NO_ERROR, Result};
+use crate::progress::Cancel;
+use crate::service::upgrade::Settings;
+
+/// How often the service is asked.
+const EVERY: Duration = Duration::from_millis(500);
+/// How long a service that was there may be away: it may be started again by its supervisor.
+const AWAY: Duration = Duration::from_secs(20);
+
+/// Follow the upgrade of a service until it ends or waits
+///
+/// Ends when the upgrade is prepared, committed, or has failed; the exit code is then
+/// that of the failure. Ctrl-C ends the view, not the upgrade.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct WatchArgs {
+    /// Print each change as one line of JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+
+    #[command(flatten)]
+    service: ServiceArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// The v3 status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Status {
+    pub(super) state: String,
+    progress: Option<u64>,
+    settings: Option<Settings>,
+    error_info: Option<String>,
+}
+
+/// The part of the v1 status that v3 lacks.
+#[derive(Deserialize)]
+struct Code {
+    error_state: String,
+}
+
+/// How it ended.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    state: String,
+    settings: Option<Settings>,
+}
+
+impl WatchArgs {
+    pub(in crate::cli) fn run(&self) -> Result<()> {
+        let client = self.service.client(&self.machine.settings()?)?;
+        let outcome = watch(&client, self.json, &machine::cancel_on_signals()?)?;
+        finish(self.json, &outcome)
+    }
+}
+
+/// Prints how it ended.
+pub(super) fn finish(json: bool, outcome: &Outcome) -> Result<()> {
+    result(Format::lines_if(json), outcome, |outcome, palette| {
+        let version = outcome.settings.as_ref().map_or("", |settings| settings.target_version.as_str());
+        match outcome.word() {
+            "IDLE" => "no upgrade is under way\n".to_owned(),
+            "PREPARED" => {
+                format!("{version} {}; 'qstage upgrade --commit' switches to it\n", palette.good("prepared"))
+            }
+            "REBOOTING" => format!("{version} {}, the machine is rebooting\n", palette.good("committed")),
+            _ => format!("{version} {}\n", palette.good("committed")),
+        }
+    })
+}
+
+impl Outcome {
+    pub(super) fn word(&self) -> &str {
+        self.state.trim_start_matches("UPGRADE_STATE_")
+    }
+}
+
+/// Shows the upgrade until nothing moves any more.
+pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Outcome> {
+    let mut view = View::new(json);
+    let (mut last, mut lost): (Option<Status>, Option<Instant>) = (None, None);
+    loop {
+        cancel.check("watching (the upgrade itself goes on; 'qstage watch' shows it again)")?;
+        match status(client) {
+            Ok(status) => {
+                lost = None;
+                if last.as_ref() != Some(&status) {
+                    view.show(&status)?;
+                }
+                let moves = ["UPGRADE_STATE_PREPARING", "UPGRADE_STATE_COMMITTING"];
+                if status.error_info.is_some() {
+                    return Err(failure(client, &status));
+                }
+                if !moves.contains(&status.state.as_str()) {
+                    return Ok(Outcome { state: status.state, settings: status.settings });
+                }
+                last = Some(status);
+            }
+            // A machine that reboots and a service that is started again are away for a while.
+            Err(error @ Error::ServiceUnreachable { .. }) if last.is_some() => {
+                if lost.get_or_insert_with(Instant::now).elapsed() > AWAY {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        thread::sleep(EVERY);
+    }
+}
+
+fn status(client: &Client) -> Result<Status> {
+    let text = client.get("/v3/upgrade/status")?;
+    serde_json::from_str(&text).map_err(|problem| Error::ServiceUnreachable {
+        service: client.name().to_owned(),
+        problem: format!("its status cannot be read: {problem}"),
+    })
+}
+
+/// The error of a status, with the code that v1 tells.
+fn failure(client: &Client, status: &Status) -> Error {
+    let code = client
+        .get("/v1/upgrade/status")
+        .ok()
+        .and_then(|text| serde_json::from_str::<Code>(&text).ok())
+        .map_or_else(|| NO_ERROR.to_owned(), |code| code.error_state);
+    Error::remote(&code, status.error_info.as_deref().unwrap_or_default())
+}
+
+enum View {
+    Json,
+    Bar(ProgressBar),
+    Lines(Option<u64>),
+}
+
+impl View {
+    fn new(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        if !io::stderr().is_terminal() {
+            return Self::Lines(None);
+        }
+        let bar = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos} % {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+        Self::Bar(bar)
+    }
+
+    fn show(&mut self, status: &Status) -> Result<()> {
+        let word = status.state.trim_start_matches("UPGRADE_STATE_").to_lowercase();
+        match self {
+            Self::Json => print(&json_line(&Event::new("status", status))?)?,
+            Self::Bar(bar) => {
+                bar.set_prefix(word);
+                bar.set_position(status.progress.unwrap_or_default());
+            }
+            Self::Lines(last) => {
+                // A journal bears ten lines of it.
+                let tens = status.progress.map(|percent| percent / 10);
+                if *last != tens || word != "preparing" {
+                    *last = tens;
+                    super::super::output::note(&format!("{word} {} %", status.progress.unwrap_or_default()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

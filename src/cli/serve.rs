@@ -1,0 +1,99 @@
+//! `qstage serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::args::{MachineArgs, TrustArgs};
+use crate::error::{Error, Result};
+use crate::service::disk::Place;
+use crate::service::hooks::{AfterCommit, Commands, ContainerRestart};
+use crate::service::software::Software;
+use crate::service::worker::Arguments;
+use crate::service::{self, Access, Service};
+
+/// Serve upgrades over REST, with HTTPS and a Unix socket
+///
+/// Speaks the v1, v2 and v3 upgrade API, and /v1/qstage for what that has no words
+/// for; /v1/qstage/openapi.json describes both. Logs JSON lines to standard error,
+/// with one audit record per change. Where it is served and who may do what is set in
+/// the configuration.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Address of HTTPS [default: 127.0.0.1:8000]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+
+    /// Unix socket for local use [default: none]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Let anybody who can connect do anything: development only
+    #[arg(long)]
+    insecure_no_auth: bool,
+
+    #[command(flatten)]
+    trust: TrustArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl ServeArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let settings = self.machine.settings()?;
+        let configured = &settings.service;
+        let certificate = match (&configured.certificate, &configured.key) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            _ => {
+                let problem = "only one of them is set".to_owned();
+                return Err(Error::Argument { what: "certificate and key".to_owned(), problem });
+            }
+        };
+        let commands = Commands {
+            reboot: configured.reboot_command.clone().unwrap_or_default(),
+            restart: configured.software_restart_command.clone().unwrap_or_default(),
+        };
+        let place = Place {
+            disk: settings.disk()?.to_owned(),
+            sector_size: settings.sector_size,
+            state_dir: settings.state_dir.clone(),
+            policy: settings.policy(),
+        };
+        let (after_commit, container): (Arc<dyn AfterCommit>, Arc<dyn ContainerRestart>) =
+            match settings.container.clone() {
+                Some(config) => {
+                    let software = Arc::new(Software { place: place.clone(), config, commands });
+                    (software.clone(), software)
+                }
+                None => (Arc::new(commands.clone()), Arc::new(commands)),
+            };
+        let access = Access {
+            listen: self.listen.unwrap_or(configured.listen()),
+            socket: self.socket.clone().or_else(|| configured.socket.clone()),
+            certificate,
+            tokens: configured.tokens.clone(),
+            insecure_no_auth: self.insecure_no_auth,
+        };
+        let service = Service {
+            place,
+            arguments: Arguments {
+                machine: [self.machine.words()?, self.trust.words()?].concat(),
+                prepare: Vec::new(),
+            },
+            after_commit,
+            container,
+        };
+        // Nobody sees it otherwise: a log that cannot be had is no reason not to serve.
+        let _ = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(std::io::stderr)
+            .try_init();
+        service::serve(service, &access)
+    }
+}

@@ -1,0 +1,41 @@
+//! Server-sent events: the v3 status, at once and whenever it changes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use futures_util::Stream;
+use futures_util::stream::unfold;
+
+use super::Shared;
+use super::reply::Reply;
+use crate::error::Error;
+
+/// The shortest time between two events of one stream; what changes faster is left out, the last state never is.
+const PACE: Duration = Duration::from_millis(200);
+
+/// A client that does not read holds nothing but its place: there is no queue, only the newest state.
+pub(super) async fn events(
+    State(api): Shared,
+) -> Reply<Sse<impl Stream<Item = std::result::Result<Event, Infallible>>>> {
+    let full = |_| Error::UpgradeBusy { doing: "too many event streams are open".to_owned() };
+    let place = Arc::clone(&api.streams).try_acquire_owned().map_err(full)?;
+    let mut shown = api.owner.shown.clone();
+    shown.mark_changed();
+    let stream = unfold((shown, place, String::new()), |(mut shown, place, last)| async move {
+        loop {
+            shown.changed().await.ok()?;
+            let status = shown.borrow_and_update().v3();
+            let text = serde_json::to_string(&status).ok()?;
+            tokio::time::sleep(PACE).await;
+            if text != last {
+                let event = Event::default().event("status").data(&text);
+                return Some((Ok(event), (shown, place, text)));
+            }
+        }
+    });
+    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))))
+}

@@ -1,0 +1,246 @@
+//! The endpoints: one function each, and one table of all.
+
+mod cluster;
+mod events;
+mod metrics;
+mod own;
+mod reply;
+mod v1;
+mod v2;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use tokio::sync::Semaphore;
+
+use super::Service;
+use super::auth::{Gate, Origin, Privilege};
+use super::order::{Handle, Order};
+use super::upgrade::Settings;
+use super::worker::{self, Planned};
+use crate::error::{Error, Result};
+use reply::{Code, Detail, Failed, Reply};
+
+/// The longest request body in bytes: a path and a few flags.
+const BODY_LIMIT: usize = 64 << 10;
+/// Bundles that are looked at at the same time.
+const LOOKS: usize = 2;
+/// Event streams at the same time: each holds a connection for as long as the client likes.
+const STREAMS: usize = 64;
+
+/// What handlers have at hand.
+pub(super) struct Api {
+    service: Arc<Service>,
+    owner: Handle,
+    gate: Gate,
+    looks: Semaphore,
+    streams: Arc<Semaphore>,
+    /// Answers by the first digit of their status: 1xx to 5xx.
+    answers: [AtomicU64; 5],
+}
+
+type Shared = State<Arc<Api>>;
+
+/// Every address and what answers there, by method. What the OpenAPI document says is checked against it.
+fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
+    vec![
+        ("/v1/upgrade/settings", get(v1::settings).put(v1::put_settings)),
+        ("/v1/upgrade/status", get(v1::status)),
+        ("/v2/upgrade/blocked", get(v2::blocked)),
+        ("/v2/upgrade/verify-image", post(v2::verify_image)),
+        ("/v2/upgrade/prepare", post(v2::prepare)),
+        ("/v2/upgrade/commit", post(v2::commit)),
+        ("/v2/upgrade/status", get(v2::status)),
+        ("/v3/upgrade/status", get(v2::status)),
+        ("/v1/shutdown/reboot/start", post(cluster::reboot_start)),
+        ("/v1/shutdown/reboot/pause", post(cluster::reboot_pause)),
+        ("/v1/shutdown/reboot/resume", post(cluster::reboot_pause)),
+        ("/v1/shutdown/reboot/status", get(cluster::reboot_status)),
+        ("/v1/shutdown/node/container-restart", post(cluster::container_restart)),
+        ("/v1/shutdown/container-restart", post(cluster::container_restart)),
+        ("/v1/shutdown/container-restart/{node_id}", post(cluster::container_restart_node)),
+        ("/v1/version", get(cluster::version)),
+        ("/v1/node/state", get(cluster::node_state)),
+        ("/v1/qstage/slots", get(own::slots)),
+        ("/v1/qstage/plan", post(own::plan)),
+        ("/v1/qstage/history", get(own::history)),
+        ("/v1/qstage/mark-good", post(own::mark_good)),
+        ("/v1/qstage/roll-back", post(own::roll_back)),
+        ("/v1/qstage/cancel", post(own::cancel)),
+        ("/v1/qstage/events", get(events::events)),
+        ("/v1/qstage/metrics", get(metrics::metrics)),
+        ("/v1/qstage/openapi.json", get(own::openapi)),
+    ]
+}
+
+/// All endpoints behind authentication, limits and the audit log.
+pub(super) fn router(service: Arc<Service>, owner: Handle, gate: Gate) -> Router {
+    let api = Arc::new(Api {
+        service,
+        owner,
+        gate,
+        looks: Semaphore::new(LOOKS),
+        streams: Arc::new(Semaphore::new(STREAMS)),
+        answers: Default::default(),
+    });
+    let routed = routes().into_iter().fold(Router::new(), |router, (path, at)| router.route(path, at));
+    routed
+        .fallback(reply::nothing_here)
+        .method_not_allowed_fallback(reply::not_this_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        // Outermost: before it has let somebody in, not even an address is told from another one.
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), admit))
+        .with_state(api)
+}
+
+/// Lets in who may, counts, and writes the audit log: who, what, when (the log's own time), outcome.
+async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let reads = matches!(method, Method::GET | Method::HEAD);
+    let needed = if reads { Privilege::Read } else { Privilege::Write };
+    let header = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
+    let who = match request.extensions().get::<Origin>() {
+        Some(origin) => api.gate.admit(*origin, header, needed),
+        None => Err(Error::Internal { what: "a connection without an origin".to_owned() }),
+    };
+    let (who, response) = match who {
+        Ok(who) => {
+            let name = who.name.clone();
+            request.extensions_mut().insert(who);
+            (name, next.run(request).await)
+        }
+        Err(Error::Forbidden { who }) => {
+            (who.clone(), Failed::from(Error::Forbidden { who }).into_response())
+        }
+        Err(error) => {
+            let from = request.extensions().get::<Origin>().map(|origin| format!("unknown, {origin}"));
+            (from.unwrap_or_default(), Failed::from(error).into_response())
+        }
+    };
+    let status = response.status();
+    if let Some(counter) = api.answers.get(usize::from(status.as_u16() / 100).saturating_sub(1)) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+    if !reads || status.as_u16() == 401 {
+        let detail = response.extensions().get::<Detail>().map_or("", |detail| detail.0.as_str());
+        let code = response.extensions().get::<Code>().map_or(crate::error::NO_ERROR, |code| code.0);
+        tracing::info!(target: "audit", who, what = format!("{method} {path}"), detail,
+            status = status.as_u16(), outcome = code, "request");
+    }
+    response
+}
+
+impl Api {
+    /// Looks at a bundle, a few at a time.
+    async fn plan(&self, path: &str, overridden: bool) -> Result<Planned> {
+        // On a thread for it: a path may lie on a network file system that hangs.
+        let named = path.to_owned();
+        let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
+        tokio::task::spawn_blocking(move || check_path(&named)).await.map_err(lost)??;
+        let busy = |_| Error::Internal { what: "the service is ending".to_owned() };
+        let _place = self.looks.acquire().await.map_err(busy)?;
+        worker::plan(&self.service.arguments, path, overridden).await
+    }
+
+    /// Looks at a bundle and orders its prepare. The look comes first, since clients want version and type with the
+    /// first status they read, and a refusal is worth more than an error that has to be asked for.
+    async fn prepare(&self, order: v2::PrepareBody, overridden: bool) -> Reply<Detail> {
+        let settings = order.settings()?;
+        let planned = self.plan(&settings.install_path, overridden).await?;
+        let settings = Settings {
+            target_version: planned.target_version.clone(),
+            upgrade_type: planned.upgrade_type,
+            ..settings
+        };
+        let detail = Detail(format!(
+            "{} {}{}",
+            settings.target_version,
+            settings.install_path,
+            if overridden { ", compatibility check overridden" } else { "" }
+        ));
+        if overridden {
+            tracing::warn!("the compatibility check is overridden: {}", detail.0);
+        }
+        self.owner.order(Order::Prepare { settings, planned, overridden }).await?;
+        Ok(detail)
+    }
+}
+
+/// A path must be absolute, since the service has a directory of its own, and name a plain file: others, a FIFO
+/// say, could be read only once, and are read twice.
+fn check_path(path: &str) -> Result<()> {
+    let refused =
+        |problem: &str| Err(Error::BadRequest { problem: format!("image path '{path}' {problem}") });
+    if path.starts_with("http://") || path.starts_with("https://") {
+        return Ok(());
+    }
+    if !path.starts_with('/') || path.contains('\0') {
+        return refused("is neither absolute nor an http(s) URL");
+    }
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => Ok(()),
+        Ok(_) => refused("is not a file"),
+        Err(source) => Err(Error::Open { path: path.into(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The methods of a route as axum prints them.
+    fn methods(route: &MethodRouter<Arc<Api>>) -> Vec<&'static str> {
+        let shown = format!("{route:?}");
+        let at = shown.find("allow_header").map_or("", |at| &shown[at..]);
+        ["GET", "PUT", "POST", "PATCH", "DELETE"].into_iter().filter(|method| at.contains(method)).collect()
+    }
+
+    #[test]
+    fn the_document_describes_the_handlers_and_nothing_else() {
+        let document: serde_json::Value = serde_json::from_str(own::OPENAPI).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                described.insert(format!("{} {path}", method.to_uppercase()));
+                let needed = if method == "get" { "read" } else { "write" };
+                assert_eq!(operation["x-privilege"], needed, "{method} {path}");
+                assert!(
+                    operation["summary"].is_string() && operation["responses"].is_object(),
+                    "{method} {path}"
+                );
+            }
+        }
+        let served: BTreeSet<_> = routes()
+            .iter()
+            .flat_map(|(path, route)| {
+                methods(route).into_iter().map(move |method| format!("{method} {path}"))
+            })
+            .collect();
+        assert!(served.contains("PUT /v1/upgrade/settings") && served.len() > 25, "{served:?}");
+        assert_eq!(described, served);
+    }
+
+    #[test]
+    fn only_whole_files_and_urls_are_bundles() {
+        for (path, good) in [
+            ("/proc/self/exe", true),
+            ("https://x/y", true),
+            ("x", false),
+            ("-", false),
+            ("/tmp", false),
+            ("/dev/null", false),
+            ("file:///x", false),
+            ("", false),
+        ] {
+            assert_eq!(check_path(path).is_ok(), good, "{path}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! `/v1/qstage`: what the upgrade API of others has no words for.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::reply::{Body, Detail, Reply, overridden};
+use super::v2::ImageBody;
+use super::{Api, Shared};
+use crate::error::Error;
+use crate::host::record::Event;
+use crate::service::order::Order;
+use crate::state::{SlotsReport, SwitchReport};
+use crate::units::Slot;
+
+/// The description of all endpoints.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
+
+/// The newest so many entries of the history are shown.
+const HISTORY: usize = 500;
+
+/// Body of `POST /v1/qstage/mark-good`.
+#[derive(Debug, Deserialize)]
+pub(super) struct MarkBody {
+    /// Platform slot to repair; without it what runs is marked.
+    #[serde(default)]
+    slot: Option<String>,
+}
+
+pub(super) async fn slots(State(api): Shared) -> Reply<Json<SlotsReport>> {
+    let snapshot = api.owner.snapshot();
+    match (&snapshot.slots, &snapshot.disk_error) {
+        (Some(slots), None) => Ok(Json(slots.clone())),
+        (_, error) => {
+            let what = error.clone().unwrap_or_else(|| "the disk has not been read yet".to_owned());
+            Err(Error::Remote { code: String::new(), class: crate::error::Class::Disk, message: what }.into())
+        }
+    }
+}
+
+pub(super) async fn plan(
+    State(api): Shared,
+    RawQuery(query): RawQuery,
+    Body(body): Body<ImageBody>,
+) -> Reply<Json<serde_json::Value>> {
+    Ok(Json(api.plan(&body.image_path, overridden(query.as_deref())).await?.report))
+}
+
+pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
+    let service = Arc::clone(&api.service);
+    let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
+    let mut events = tokio::task::spawn_blocking(move || service.place.history()).await.map_err(lost)??;
+    events.drain(..events.len().saturating_sub(HISTORY));
+    Ok(Json(events))
+}
+
+pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) -> Reply<Response> {
+    let slot = match body.slot.as_deref() {
+        None => None,
+        Some("a") => Some(Slot::A),
+        Some("b") => Some(Slot::B),
+        Some(other) => {
+            return Err(Error::BadRequest { problem: format!("slot is '{other}', not 'a' or 'b'") }.into());
+        }
+    };
+    switch(&api, Order::MarkGood(slot)).await
+}
+
+pub(super) async fn roll_back(State(api): Shared) -> Reply<Response> {
+    switch(&api, Order::RollBack).await
+}
+
+/// Stops a prepare, or discards what is prepared; answers when that is done. A prepare that was stopped has no
+/// report of a switch: null.
+pub(super) async fn cancel(State(api): Shared) -> Reply<Response> {
+    switch(&api, Order::Cancel).await
+}
+
+async fn switch(api: &Api, order: Order) -> Reply<Response> {
+    let report: Option<SwitchReport> = api.owner.order(order).await?;
+    let detail = Detail(report.as_ref().map(|report| report.done.clone()).unwrap_or_default());
+    let mut response = Json(report).into_response();
+    response.extensions_mut().insert(detail);
+    Ok(response)
+}
+
+pub(super) async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}

@@ -1,0 +1,149 @@
+//! Answers: JSON always, errors in the shape that clients parse.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Class, Error, sentence};
+
+/// How long the body of a request may take: it is one packet.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// The answer of a handler.
+pub(super) type Reply<T> = Result<T, Failed>;
+
+/// What the audit log says of a request beside its address.
+#[derive(Debug, Clone)]
+pub(super) struct Detail(pub(super) String);
+
+/// The code of an error, for the audit log.
+#[derive(Debug, Clone)]
+pub(super) struct Code(pub(super) &'static str);
+
+/// An error as an answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    status: StatusCode,
+    error: Error,
+}
+
+/// Body of an error.
+#[derive(Serialize)]
+struct ErrorBody {
+    module: &'static str,
+    error_class: &'static str,
+    description: String,
+    stack: [&'static str; 0],
+    user_visible: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
+            Error::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Error::NoSuchEndpoint { .. } => StatusCode::NOT_FOUND,
+            // The path came with the request; that nothing is there is its fault.
+            Error::Open { .. } => StatusCode::BAD_REQUEST,
+            error => match error.class() {
+                Class::Usage | Class::Bundle | Class::Trust => StatusCode::BAD_REQUEST,
+                Class::Refused | Class::Interrupted => StatusCode::CONFLICT,
+                Class::Internal | Class::Disk | Class::Io | Class::Service => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+            },
+        };
+        Self { status, error }
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let code = self.error.code();
+        let body = ErrorBody {
+            module: "qstage",
+            error_class: code,
+            description: sentence(&self.error),
+            stack: [],
+            user_visible: true,
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        response.extensions_mut().insert(Code(code));
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = axum::http::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(axum::http::header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+/// 202: accepted, and begun.
+pub(super) struct Accepted(pub(super) Detail);
+
+impl IntoResponse for Accepted {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::ACCEPTED.into_response();
+        response.extensions_mut().insert(self.0);
+        response
+    }
+}
+
+/// The body of a request as JSON, whatever its content type says: curl's default is another one.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Failed;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failed> {
+        let bad = |status, problem: String| Failed { status, error: Error::BadRequest { problem } };
+        let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
+        let bytes = read
+            .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not come".to_owned()))?
+            .map_err(|rejection| bad(rejection.status(), rejection.body_text()))?;
+        serde_json::from_slice(&bytes)
+            .map(Self)
+            .map_err(|problem| bad(StatusCode::BAD_REQUEST, format!("the body of the request: {problem}")))
+    }
+}
+
+/// No such address.
+pub(super) async fn nothing_here(request: Request) -> Failed {
+    Error::NoSuchEndpoint { what: format!("nothing is at {}", request.uri().path()) }.into()
+}
+
+/// The address is right, the method is not.
+pub(super) async fn not_this_method(request: Request) -> Failed {
+    let what = format!("{} does not take {}", request.uri().path(), request.method());
+    Failed { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
+}
+
+/// Whether the query overrides the compatibility check, in any spelling of true that clients have.
+pub(super) fn overridden(query: Option<&str>) -> bool {
+    query.into_iter().flat_map(|query| query.split('&')).any(|pair| {
+        pair.split_once('=').is_some_and(|(key, value)| {
+            key == "override_compatibility_check" && (value.eq_ignore_ascii_case("true") || value == "1")
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_yes_overrides() {
+        for query in ["true", "True", "1"] {
+            assert!(overridden(Some(&format!("a=b&override_compatibility_check={query}"))), "{query}");
+        }
+        for query in ["override_compatibility_check=false", "override_compatibility_check", "", "a=true"] {
+            assert!(!overridden(Some(query)), "{query}");
+        }
+        assert!(!overridden(None));
+    }
+}

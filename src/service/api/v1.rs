@@ -1,0 +1,70 @@
+//! `/v1/upgrade`: the way of a single node. A target is set, and the node goes there.
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::Shared;
+use super::reply::{Body, Detail, Reply, overridden};
+use super::v2::PrepareBody;
+use crate::error::Error;
+use crate::service::order::Order;
+use crate::service::view::{SettingsV1, StatusV1};
+
+/// Body of `PUT /v1/upgrade/settings`.
+#[derive(Debug, Deserialize)]
+pub(super) struct SettingsBody {
+    #[serde(default)]
+    install_path: String,
+    target: Target,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+enum Target {
+    #[serde(rename = "UPGRADE_TARGET_IDLE")]
+    Idle,
+    #[serde(rename = "UPGRADE_TARGET_PREPARE")]
+    Prepare,
+    #[serde(rename = "UPGRADE_TARGET_ARM")]
+    Arm,
+}
+
+pub(super) async fn settings(State(api): Shared) -> Json<SettingsV1> {
+    Json(api.owner.snapshot().settings_v1())
+}
+
+pub(super) async fn status(State(api): Shared) -> Json<StatusV1> {
+    Json(api.owner.snapshot().v1())
+}
+
+/// Prepares, commits what is prepared, or cancels. A target that is reached already changes nothing.
+pub(super) async fn put_settings(
+    State(api): Shared,
+    RawQuery(query): RawQuery,
+    Body(body): Body<SettingsBody>,
+) -> Reply<Response> {
+    let detail = Detail(format!("{:?} {}", body.target, body.install_path));
+    match body.target {
+        Target::Idle => match api.owner.order(Order::Cancel).await {
+            Ok(_) | Err(Error::NothingToCancel { .. }) => {}
+            Err(error) => return Err(error.into()),
+        },
+        Target::Prepare => {
+            api.prepare(PrepareBody::of_path(body.install_path), overridden(query.as_deref())).await?;
+        }
+        Target::Arm => {
+            let snapshot = api.owner.snapshot();
+            let prepared = snapshot.upgrade.settings.as_ref().map(|settings| settings.install_path.as_str());
+            // To arm another bundle than the one that was named is worse than an error.
+            if !body.install_path.is_empty() && prepared.is_some_and(|path| path != body.install_path) {
+                let problem = format!("'{}' is prepared, not this bundle", prepared.unwrap_or_default());
+                return Err(Error::NotPrepared { problem }.into());
+            }
+            api.owner.order(Order::Commit).await?;
+        }
+    }
+    let mut response = Json(api.owner.snapshot().settings_v1()).into_response();
+    response.extensions_mut().insert(detail);
+    Ok(response)
+}

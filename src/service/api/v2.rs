@@ -1,0 +1,112 @@
+//! `/v2/upgrade` and `/v3/upgrade`: prepare and commit.
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use serde::{Deserialize, Serialize};
+
+use super::Shared;
+use super::reply::{Accepted, Body, Detail, Reply, overridden};
+use crate::error::{Error, Result, sentence};
+use crate::service::order::Order;
+use crate::service::upgrade::Settings;
+use crate::service::view::{Blocked, StatusV3};
+use crate::state::UpgradeType;
+
+/// Body of `POST /v2/upgrade/prepare`. What clients leave out or send as null is a no.
+#[derive(Debug, Deserialize)]
+pub(super) struct PrepareBody {
+    image_path: String,
+    #[serde(default)]
+    auto_commit: Option<bool>,
+    #[serde(default)]
+    do_rolling_reboot: Option<bool>,
+    #[serde(default)]
+    num_nodes_to_reboot: Option<i64>,
+}
+
+/// Body of `POST /v2/upgrade/verify-image`.
+#[derive(Debug, Deserialize)]
+pub(super) struct ImageBody {
+    pub(super) image_path: String,
+}
+
+/// Answer of `POST /v2/upgrade/verify-image`.
+#[derive(Debug, Serialize)]
+pub(super) struct Verified {
+    target_version: Option<String>,
+    upgrade_type: Option<UpgradeType>,
+    error: Option<String>,
+}
+
+/// How many nodes may reboot at a time.
+///
+/// # Errors
+/// [`Error::BadRequest`] where the figures contradict each other, [`Error::NotACluster`] for a rolling reboot.
+pub(super) fn check_rolling(rolling: bool, nodes: Option<i64>) -> Result<Option<u64>> {
+    let bad = |problem: String| Err(Error::BadRequest { problem });
+    match nodes {
+        Some(_) if !rolling => bad("num_nodes_to_reboot has a meaning with a rolling reboot only".to_owned()),
+        Some(n) if n < 1 => bad(format!("num_nodes_to_reboot is {n}, the least is 1")),
+        _ if rolling => Err(Error::NotACluster { what: "a rolling reboot".to_owned() }),
+        _ => Ok(None),
+    }
+}
+
+impl PrepareBody {
+    /// To prepare and no more.
+    pub(super) fn of_path(image_path: String) -> Self {
+        Self { image_path, auto_commit: None, do_rolling_reboot: None, num_nodes_to_reboot: None }
+    }
+
+    /// The order as far as it is known before the bundle was looked at.
+    pub(super) fn settings(self) -> Result<Settings> {
+        let rolling = self.do_rolling_reboot.unwrap_or(false);
+        let num_nodes_to_reboot = check_rolling(rolling, self.num_nodes_to_reboot)?;
+        Ok(Settings {
+            install_path: self.image_path,
+            target_version: String::new(),
+            upgrade_type: UpgradeType::SoftwareAndPlatform,
+            auto_commit: self.auto_commit.unwrap_or(false),
+            do_rolling_reboot: rolling,
+            num_nodes_to_reboot,
+        })
+    }
+}
+
+pub(super) async fn status(State(api): Shared) -> Json<StatusV3> {
+    Json(api.owner.snapshot().v3())
+}
+
+pub(super) async fn blocked(State(api): Shared) -> Json<Blocked> {
+    Json(api.owner.snapshot().blocked())
+}
+
+/// What is wrong with a bundle is told in the answer, not by its status: that is how clients read it.
+pub(super) async fn verify_image(
+    State(api): Shared,
+    RawQuery(query): RawQuery,
+    Body(body): Body<ImageBody>,
+) -> Json<Verified> {
+    Json(match api.plan(&body.image_path, overridden(query.as_deref())).await {
+        Ok(planned) => Verified {
+            target_version: Some(planned.target_version),
+            upgrade_type: Some(planned.upgrade_type),
+            error: planned.blocked_by.into_iter().next().map(|obstacle| obstacle.message),
+        },
+        Err(error) => Verified { target_version: None, upgrade_type: None, error: Some(sentence(&error)) },
+    })
+}
+
+pub(super) async fn prepare(
+    State(api): Shared,
+    RawQuery(query): RawQuery,
+    Body(body): Body<PrepareBody>,
+) -> Reply<Accepted> {
+    api.prepare(body, overridden(query.as_deref())).await.map(Accepted)
+}
+
+pub(super) async fn commit(State(api): Shared) -> Reply<Accepted> {
+    api.owner.order(Order::Commit).await?;
+    let settings = api.owner.snapshot().upgrade.settings.clone();
+    Ok(Accepted(Detail(settings.map(|settings| settings.target_version).unwrap_or_default())))
+}

@@ -1,0 +1,100 @@
+//! The engine as the service uses it: opened anew for every verb, as the command line does, so that nothing that
+//! others do to the disk meanwhile is missed and no descriptor keeps a disk from being detached.
+
+use std::path::{Path, PathBuf};
+
+use super::upgrade::{Disk, Failure};
+use crate::device::Mode;
+use crate::engine::{Engine, Policy};
+use crate::error::{Error, Result};
+use crate::host::LocalDisk;
+use crate::host::record::{Event, FileJournal};
+use crate::state::{SlotsReport, Status, SwitchReport};
+use crate::units::{BlockSize, Slot};
+
+/// How the disk is opened.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The disk.
+    pub disk: PathBuf,
+    /// Sector size of an image file.
+    pub sector_size: Option<BlockSize>,
+    /// Directory of the journal and of the service's own files.
+    pub state_dir: PathBuf,
+    /// What is known of the machine.
+    pub policy: Policy,
+}
+
+/// What one look at the disk shows.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// `status` of the engine.
+    pub status: Status,
+    /// `slots` of the engine.
+    pub slots: SlotsReport,
+    /// What of it decides the state of the upgrade.
+    pub disk: Disk,
+}
+
+impl Place {
+    pub(super) fn with<T>(&self, mode: Mode, act: impl FnOnce(&Engine<'_>) -> Result<T>) -> Result<T> {
+        let disk = LocalDisk::open(&self.disk, mode, self.sector_size)?;
+        let journal = FileJournal::new(&self.state_dir, |notice| tracing::warn!("{notice}"));
+        act(&Engine::new(&disk, &journal, self.policy.clone()))
+    }
+
+    /// Looks; changes nothing and takes no lock.
+    ///
+    /// # Errors
+    /// Class Disk and Io.
+    pub fn look(&self) -> Result<Look> {
+        self.with(Mode::Read, |engine| {
+            let (status, slots) = (engine.status()?, engine.slots()?);
+            let disk = Disk::new(&slots, &status.install_path, &boot_id());
+            Ok(Look { status, slots, disk })
+        })
+    }
+
+    /// See [`Engine::commit`].
+    pub(super) fn commit(&self) -> Result<SwitchReport> {
+        self.with(Mode::Write, |engine| engine.commit(false))
+    }
+
+    /// See [`Engine::mark_good`].
+    pub(super) fn mark_good(&self, slot: Option<Slot>) -> Result<SwitchReport> {
+        self.with(Mode::Write, |engine| engine.mark_good(slot))
+    }
+
+    /// See [`Engine::roll_back`].
+    pub(super) fn roll_back(&self) -> Result<SwitchReport> {
+        self.with(Mode::Write, |engine| engine.roll_back())
+    }
+
+    /// Discards what is prepared; that nothing is, is no error here.
+    pub(super) fn discard(&self) -> Result<Option<SwitchReport>> {
+        match self.with(Mode::Write, |engine| engine.cancel()) {
+            Ok(report) => Ok(Some(report)),
+            Err(Error::NothingToCancel { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// See [`Engine::history`].
+    pub(super) fn history(&self) -> Result<Vec<Event>> {
+        self.with(Mode::Read, |engine| engine.history())
+    }
+
+    /// Keeps in the history what the engine had no chance to write: the end of a process, a failed restart.
+    pub(super) fn note(&self, verb: &str, failure: &Failure) {
+        let noted = self.with(Mode::Read, |engine| engine.note(verb, &failure.code, &failure.message));
+        if let Err(error) = noted {
+            tracing::warn!("the history could not be kept: {error}");
+        }
+    }
+}
+
+/// The kernel's name for this boot; empty where it has none, which then tells nothing.
+fn boot_id() -> String {
+    let read = std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"));
+    read.unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,113 @@
+//! What a service does beyond the disk: reboot the machine, restart the software. Behind traits, because that
+//! is where a container runtime joins.
+
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, Result};
+use crate::state::UpgradeType;
+
+/// Restarts the software (the container) as it is, without an upgrade.
+pub trait ContainerRestart: Send + Sync {
+    /// Returns when the software has been restarted.
+    ///
+    /// # Errors
+    /// [`Error::NotConfigured`] where there is nothing to restart; else what went wrong.
+    fn restart(&self) -> Result<()>;
+}
+
+/// What follows a switch that has been written.
+pub trait AfterCommit: Send + Sync {
+    /// Whether [`run`](Self::run) reboots the machine: clients are shown that before it is called.
+    fn reboots(&self, kind: UpgradeType) -> bool;
+
+    /// Whether [`run`](Self::run) writes the switch itself, between what it does before and after: the commit of
+    /// the engine is left out then.
+    fn commits(&self, _kind: UpgradeType) -> bool {
+        false
+    }
+
+    /// Makes the switch take effect, and says in a sentence what came of it. For software it returns when the new
+    /// software has proved healthy and is marked good, or, as an error, when the old one runs again.
+    ///
+    /// # Errors
+    /// Whatever kept it from taking effect; the slots tell what holds now.
+    fn run(&self, kind: UpgradeType) -> Result<String>;
+}
+
+/// Both by commands of the configuration; without one the machine is left to whoever runs it.
+#[derive(Debug, Clone, Default)]
+pub struct Commands {
+    /// Program and arguments that reboot the machine; empty: none.
+    pub reboot: Vec<String>,
+    /// Program and arguments that restart the software; empty: none.
+    pub restart: Vec<String>,
+}
+
+impl ContainerRestart for Commands {
+    fn restart(&self) -> Result<()> {
+        if self.restart.is_empty() {
+            let (what, key) = ("restart the software".to_owned(), "software_restart_command".to_owned());
+            return Err(Error::NotConfigured { what, key });
+        }
+        run(&self.restart)
+    }
+}
+
+impl AfterCommit for Commands {
+    fn reboots(&self, kind: UpgradeType) -> bool {
+        kind == UpgradeType::SoftwareAndPlatform && !self.reboot.is_empty()
+    }
+
+    fn run(&self, kind: UpgradeType) -> Result<String> {
+        match kind {
+            UpgradeType::SoftwareAndPlatform if self.reboot.is_empty() => {
+                Ok("reboot to start the new slot".to_owned())
+            }
+            UpgradeType::SoftwareAndPlatform => run(&self.reboot).map(|()| "rebooting".to_owned()),
+            UpgradeType::SoftwareOnly if self.restart.is_empty() => {
+                Ok("restart the software to start the new one".to_owned())
+            }
+            UpgradeType::SoftwareOnly => run(&self.restart)
+                .map(|()| "the software was restarted; mark it good when it runs well".to_owned()),
+        }
+    }
+}
+
+/// Runs a command of the configuration to its end. What it prints goes to the log.
+fn run(words: &[String]) -> Result<()> {
+    let failed = |problem: String| Error::Command { command: words.join(" "), problem };
+    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    // Its output must not mix with anything that a client reads.
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).output();
+    let output = output.map_err(|error| failed(format!("cannot be started: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(failed(format!("ended with {}: {}", output.status, said.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_commands_people_are_told_what_to_do() {
+        let none = Commands::default();
+        assert_eq!(none.restart().unwrap_err().code(), "UPGRADE_ERROR_NOT_CONFIGURED");
+        for kind in [UpgradeType::SoftwareOnly, UpgradeType::SoftwareAndPlatform] {
+            assert!(!none.reboots(kind));
+            assert!(none.run(kind).unwrap().contains("to start the new"));
+        }
+    }
+
+    #[test]
+    fn a_failing_command_is_told_with_its_words() {
+        let words = ["sh", "-c", "echo no disk >&2; exit 3"].map(str::to_owned).to_vec();
+        let commands = Commands { reboot: words, restart: vec!["/nowhere/x".into()] };
+        assert!(commands.reboots(UpgradeType::SoftwareAndPlatform));
+        let error = AfterCommit::run(&commands, UpgradeType::SoftwareAndPlatform).unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.ends_with("no disk"), "{error}");
+        assert!(commands.restart().unwrap_err().to_string().contains("cannot be started"));
+    }
+}

@@ -1,0 +1,473 @@
+//! The one owner of the upgrade: a task that takes orders one after the other, keeps the state, and shows it.
+//!
+//! ```text
+//!   handlers ── Order + answer ──▶ owner ── watch<Snapshot> ──▶ handlers, events, metrics
+//!                                   │ ▲
+//!            prepare (a process) ◀──┘ └── progress, result
+//! ```
+//!
+//! Handlers read the last snapshot and never wait for a disk, so readers, however many or slow, cannot stall an
+//! upgrade; and two orders can never cross, since one task decides.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Service;
+use super::disk::Look;
+use super::order::{Answer, Handle, Order, WAITING};
+use super::store::Store;
+use super::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
+use super::view::{RebootState, Snapshot};
+use super::worker::{self, Planned, Preparing, Report};
+use crate::error::{Error, Result};
+use crate::state::{SwitchReport, UpgradeState, UpgradeType};
+
+/// How often the disk is looked at while nothing is done: others may change it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long REBOOTING is shown before the command runs, so that clients that poll each second can see it.
+const FAREWELL: Duration = Duration::from_millis(1500);
+/// How long a prepare that has lost its service is waited for at the start.
+const ORPHANED: Duration = Duration::from_secs(10);
+/// Results of what runs beside the owner.
+#[derive(Debug)]
+enum Done {
+    /// The switch is written.
+    Switched(Result<()>),
+    /// What followed the switch.
+    Took(Result<String>),
+    /// A look, and which one it was.
+    Looked(u64, Box<Result<Look>>),
+    Rebooted(Result<()>),
+}
+
+pub(super) struct Owner {
+    service: Arc<Service>,
+    store: Store,
+    upgrade: Upgrade,
+    snapshot: Snapshot,
+    show: watch::Sender<Arc<Snapshot>>,
+    orders: mpsc::Receiver<(Order, oneshot::Sender<Answer>)>,
+    child: Option<Preparing>,
+    /// Why the child is being stopped, and who waits for that.
+    stopping: Option<(Error, Vec<oneshot::Sender<Answer>>)>,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    looking: bool,
+    /// Number of the last look that counts: one that began before a change shows what was, and comes too late.
+    looks: u64,
+}
+
+impl Owner {
+    /// Reads what was kept and what the disk says. A disk that cannot be read is shown as such: a service that did
+    /// not start could not tell anybody.
+    pub(super) async fn new(service: Arc<Service>) -> (Self, Handle) {
+        let mut store = Store::new(&service.place.state_dir);
+        let kept = store.load();
+        let mut look = blocking(&service, |service| service.place.look()).await;
+        // A prepare of a service that was killed ends with it, but may take a moment for it.
+        let begun = Instant::now();
+        let dying = |look: &Look| look.status.state == UpgradeState::UpgradePreparing;
+        while kept.phase == Phase::Preparing && look.as_ref().is_ok_and(dying) && begun.elapsed() < ORPHANED {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            look = blocking(&service, |service| service.place.look()).await;
+        }
+        let mut snapshot = Snapshot::default();
+        let upgrade = match &look {
+            Ok(look) => kept.clone().recover(look.disk.clone()),
+            Err(error) => {
+                tracing::error!("the disk cannot be read: {}", crate::error::sentence(error));
+                // As if it held nothing; what it does hold is found when it can be read.
+                kept.clone().recover(Disk { boot: kept.boot.clone(), ..Disk::default() })
+            }
+        };
+        if kept.phase != upgrade.phase || kept.error != upgrade.error {
+            let told = upgrade.error.as_ref().map_or("", |error| error.message.as_str());
+            tracing::info!(was = kept.phase.word(), is = upgrade.phase.word(), "found an upgrade: {told}");
+            if let Some(error) = upgrade.error.clone().filter(|_| kept.error != upgrade.error) {
+                blocking(&service, move |service| {
+                    service.place.note("serve", &error);
+                    Ok(())
+                })
+                .await
+                .ok();
+            }
+        }
+        snapshot.take(look);
+        store.keep(&upgrade);
+        snapshot.upgrade = upgrade.clone();
+        let (show, shown) = watch::channel(Arc::new(snapshot.clone()));
+        let (sender, orders) = mpsc::channel(WAITING);
+        let owner = Self {
+            service,
+            store,
+            upgrade,
+            snapshot,
+            show,
+            orders,
+            child: None,
+            stopping: None,
+            reports: mpsc::channel(16),
+            done: mpsc::channel(16),
+            looking: false,
+            looks: 0,
+        };
+        (owner, Handle { orders: sender, shown })
+    }
+
+    /// Works until `end` fires; then stops what runs, and waits for it.
+    pub(super) async fn run(mut self, mut end: oneshot::Receiver<()>) {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // In this order: what was done before what is to be done.
+                biased;
+                Some(done) = self.done.1.recv() => self.finish(done).await,
+                Some(report) = self.reports.1.recv() => self.report(report).await,
+                order = self.orders.recv() => match order {
+                    Some((order, answer)) => self.obey(order, answer).await,
+                    None => break,
+                },
+                _ = &mut end => break,
+                _ = tick.tick() => self.look(),
+            }
+        }
+        self.stop(Error::ServiceEnded { doing: "prepare".to_owned() });
+        while self.child.is_some() {
+            let Some(report) = self.reports.1.recv().await else { break };
+            self.report(report).await;
+        }
+    }
+
+    async fn obey(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
+        let result = match order {
+            Order::Prepare { settings, planned, overridden } => {
+                self.prepare(settings, &planned, overridden).await
+            }
+            Order::Commit => self.commit(),
+            Order::Cancel if self.child.is_some() => {
+                self.stop(Error::Cancelled);
+                if let Some((_, waiting)) = &mut self.stopping {
+                    waiting.push(answer);
+                }
+                return;
+            }
+            Order::Cancel => match self.idle() {
+                Ok(()) => self.discard().await,
+                Err(error) => Err(error),
+            },
+            Order::MarkGood(slot) => self.switch(move |service| service.place.mark_good(slot)).await,
+            Order::RollBack => self.switch(|service| service.place.roll_back()).await,
+            Order::Reboot => self.reboot(),
+            Order::RestartContainer => match self.idle() {
+                Ok(()) => blocking(&self.service, |service| service.container.restart()).await.map(|()| None),
+                Err(error) => Err(error),
+            },
+        };
+        // Who asked may be gone; what was done stays done.
+        let _ = answer.send(result);
+    }
+
+    /// Moves on, keeps the new state, and only then shows it.
+    fn apply(&mut self, input: Input) -> Result<()> {
+        self.enter(input)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn enter(&mut self, input: Input) -> Result<()> {
+        let next = self.upgrade.apply(input)?;
+        if next.phase != self.upgrade.phase {
+            tracing::info!(from = self.upgrade.phase.word(), to = next.phase.word(), "upgrade");
+        }
+        self.upgrade = next;
+        // A flush may take its time on a busy disk: other tasks leave this thread meanwhile.
+        tokio::task::block_in_place(|| self.store.keep(&self.upgrade));
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        self.snapshot.upgrade = self.upgrade.clone();
+        self.show.send_replace(Arc::new(self.snapshot.clone()));
+    }
+
+    fn idle(&self) -> Result<()> {
+        match self.upgrade.phase {
+            _ if self.snapshot.reboot == RebootState::InProgress => {
+                Err(Error::Blocked { reason: "a reboot is under way".to_owned() })
+            }
+            Phase::Preparing | Phase::Committing | Phase::Rebooting => {
+                Err(Error::UpgradeBusy { doing: self.upgrade.phase.word().to_lowercase() })
+            }
+            Phase::Idle | Phase::Prepared | Phase::Committed => Ok(()),
+        }
+    }
+
+    async fn prepare(&mut self, settings: Settings, planned: &Planned, overridden: bool) -> Answer {
+        let staged = planned.already_prepared && self.upgrade.phase == Phase::Prepared;
+        let path = settings.install_path.clone();
+        if let Some(obstacle) = planned.blocked_by.first().filter(|_| self.idle().is_ok()) {
+            return Err(Error::remote(&obstacle.code, &obstacle.message));
+        }
+        if self.stopping.is_some() {
+            return Err(Error::UpgradeBusy { doing: "cancelling".to_owned() });
+        }
+        if self.child.is_none() && self.upgrade.phase != Phase::Committing {
+            self.idle()?;
+        }
+        let before = self.upgrade.phase;
+        self.apply(Input::Begin { settings, staged })?;
+        match self.upgrade.phase {
+            Phase::Preparing if self.child.is_none() => {
+                self.snapshot.counts.prepares += 1;
+                match worker::prepare(&self.service.arguments, &path, overridden, self.reports.0.clone()) {
+                    Ok(child) => self.child = Some(child),
+                    Err(error) => {
+                        self.fail("prepare", &error).await;
+                        return Err(error);
+                    }
+                }
+            }
+            Phase::Committing if before != Phase::Committing => self.start_commit(),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    fn commit(&mut self) -> Answer {
+        // Whether it may be asked for comes before whether something blocks it: "nothing is prepared" says more.
+        self.upgrade.apply(Input::Commit)?;
+        self.idle()?;
+        if let Some(status) = self.snapshot.status.as_ref().filter(|status| status.is_blocked) {
+            return Err(Error::Blocked { reason: status.blocked_reason.clone() });
+        }
+        self.apply(Input::Commit)?;
+        self.start_commit();
+        Ok(None)
+    }
+
+    /// Writes the switch beside the owner. The phase is COMMITTING already, so nothing else begins.
+    fn start_commit(&mut self) {
+        self.snapshot.counts.commits += 1;
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        let itself = service.after_commit.commits(self.kind());
+        tokio::spawn(async move {
+            // Asked again: since the prepare began, the other slot may have come into use.
+            let result = blocking(&service, move |service| {
+                let status = service.place.look()?.status;
+                if status.is_blocked {
+                    return Err(Error::Blocked { reason: status.blocked_reason });
+                }
+                if itself { Ok(()) } else { service.place.commit().map(|_| ()) }
+            });
+            let _ = done.send(Done::Switched(result.await)).await;
+        });
+    }
+
+    fn kind(&self) -> UpgradeType {
+        self.upgrade.settings.as_ref().map_or(UpgradeType::SoftwareAndPlatform, |s| s.upgrade_type)
+    }
+
+    async fn finish(&mut self, done: Done) {
+        match done {
+            Done::Looked(number, look) => {
+                self.looking = false;
+                if number != self.looks {
+                    return;
+                }
+                if let Ok(look) = look.as_ref() {
+                    // Refused while something is being done, which is right.
+                    let _ = self.apply(Input::Observed(look.disk.clone()));
+                }
+                self.snapshot.take(*look);
+                self.publish();
+            }
+            Done::Switched(Err(error)) => self.fail("commit", &error).await,
+            Done::Switched(Ok(())) => {
+                let kind = self.kind();
+                let took = kind == UpgradeType::SoftwareAndPlatform;
+                self.settle(took.then_some(Input::Switched)).await;
+                if self.service.after_commit.reboots(kind) {
+                    let _ = self.apply(Input::Reboot);
+                }
+                let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+                tokio::spawn(async move {
+                    if service.after_commit.reboots(kind) {
+                        tokio::time::sleep(FAREWELL).await;
+                    }
+                    let result = blocking(&service, move |service| service.after_commit.run(kind));
+                    let _ = done.send(Done::Took(result.await)).await;
+                });
+            }
+            Done::Took(result) => match result {
+                Ok(message) => {
+                    self.snapshot.message = message;
+                    let swapped = self.upgrade.phase == Phase::Committing;
+                    self.settle(swapped.then_some(Input::Switched)).await;
+                }
+                Err(error) => self.fail("commit", &error).await,
+            },
+            Done::Rebooted(result) => {
+                self.snapshot.reboot = match result {
+                    Ok(()) => RebootState::InProgress,
+                    Err(error) => RebootState::Failed(crate::error::sentence(&error)),
+                };
+                self.publish();
+            }
+        }
+    }
+
+    /// Enters a failure, and writes it into the history where the engine could not.
+    async fn fail(&mut self, verb: &'static str, error: &Error) {
+        self.fail_as(verb, Failure::from(error), true).await;
+    }
+
+    async fn fail_as(&mut self, verb: &'static str, failure: Failure, note: bool) {
+        tracing::warn!(code = failure.code, "{verb} failed: {}", failure.message);
+        self.snapshot.counts.failures += 1;
+        if note {
+            let (service, failure) = (Arc::clone(&self.service), failure.clone());
+            tokio::task::spawn_blocking(move || service.place.note(verb, &failure));
+        }
+        self.settle(Some(Input::Failed(failure))).await;
+    }
+
+    async fn report(&mut self, report: Report) {
+        match report {
+            Report::Progress(percent) => {
+                if percent > self.upgrade.progress {
+                    let _ = self.apply(Input::Progress(percent));
+                }
+            }
+            Report::Done(outcome) => {
+                self.child = None;
+                let stopping = self.stopping.take();
+                match (outcome, &stopping) {
+                    (_, Some((error @ Error::Cancelled, _))) => {
+                        // What it had begun to write must not be taken for a prepare that power cut short.
+                        let discarded = blocking(&self.service, |service| service.place.discard()).await;
+                        let failure = discarded.err().unwrap_or_else(|| error_again(error));
+                        self.fail("prepare", &failure).await;
+                    }
+                    (Ok(staged), _) => {
+                        let (version, upgrade_type) = (staged.version, staged.upgrade_type);
+                        self.settle(Some(Input::Staged { version, upgrade_type })).await;
+                        if self.upgrade.phase == Phase::Committing {
+                            self.start_commit();
+                        }
+                    }
+                    (Err(_), Some((error, _))) => self.fail("prepare", &error_again(error)).await,
+                    (Err(failure), None) => {
+                        // The engine has written down its own; a process that died could not.
+                        let died = failure.code == WORKER_DIED;
+                        self.fail_as("prepare", failure, died).await;
+                    }
+                }
+                for answer in stopping.into_iter().flat_map(|(_, waiting)| waiting) {
+                    let _ = answer.send(Ok(None));
+                }
+            }
+        }
+    }
+
+    /// Asks the child to stop; [`report`](Self::report) hears of its end.
+    fn stop(&mut self, why: Error) {
+        if let Some(child) = &mut self.child {
+            if let Some(stop) = child.stop.take() {
+                let _ = stop.send(());
+            }
+            self.stopping.get_or_insert((why, Vec::new()));
+        }
+    }
+
+    async fn discard(&mut self) -> Answer {
+        let report = blocking(&self.service, |service| service.place.discard()).await;
+        if let Ok(report) = &report {
+            if report.is_none() && self.upgrade.error.is_none() {
+                self.settle(None).await;
+                return Err(Error::NothingToCancel { problem: "nothing is prepared".to_owned() });
+            }
+            self.upgrade.error = None;
+            self.apply(Input::Discarded)?;
+        }
+        self.settle(None).await;
+        report
+    }
+
+    async fn switch(
+        &mut self,
+        verb: impl FnOnce(&Service) -> Result<SwitchReport> + Send + 'static,
+    ) -> Answer {
+        self.idle()?;
+        let report = blocking(&self.service, verb).await;
+        self.settle(None).await;
+        report.map(Some)
+    }
+
+    fn reboot(&mut self) -> Answer {
+        self.idle()?;
+        if !self.service.after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
+            let (what, key) = ("reboot the machine".to_owned(), "reboot_command".to_owned());
+            return Err(Error::NotConfigured { what, key });
+        }
+        self.snapshot.reboot = RebootState::InProgress;
+        self.publish();
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            let kind = UpgradeType::SoftwareAndPlatform;
+            let result = blocking(&service, move |service| service.after_commit.run(kind).map(|_| ()));
+            let _ = done.send(Done::Rebooted(result.await)).await;
+        });
+        Ok(None)
+    }
+
+    /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.
+    fn look(&mut self) {
+        if std::mem::replace(&mut self.looking, true) {
+            return;
+        }
+        let (service, done, number) = (Arc::clone(&self.service), self.done.0.clone(), self.looks);
+        tokio::spawn(async move {
+            let look = blocking(&service, |service| service.place.look()).await;
+            let _ = done.send(Done::Looked(number, Box::new(look))).await;
+        });
+    }
+
+    /// Looks, moves on, and shows both at once: who is told that a bundle is prepared must find it in the slots.
+    async fn settle(&mut self, input: Option<Input>) {
+        self.looks += 1;
+        let look = blocking(&self.service, |service| service.place.look()).await;
+        if let Some(input) = input {
+            let _ = self.enter(input);
+        }
+        if let Ok(look) = &look {
+            let _ = self.enter(Input::Observed(look.disk.clone()));
+        }
+        self.snapshot.take(look);
+        self.publish();
+    }
+}
+
+/// The code of [`Error::Worker`].
+const WORKER_DIED: &str = "UPGRADE_ERROR_WORKER";
+
+/// The same refusal for state and history.
+fn error_again(error: &Error) -> Error {
+    match error {
+        Error::ServiceEnded { doing } => Error::ServiceEnded { doing: doing.clone() },
+        _ => Error::Cancelled,
+    }
+}
+
+/// Runs disk work on a thread for it.
+async fn blocking<T: Send + 'static>(
+    service: &Arc<Service>,
+    act: impl FnOnce(&Service) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let service = Arc::clone(service);
+    let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
+    tokio::task::spawn_blocking(move || act(&service)).await.map_err(lost)?
+}

@@ -1,0 +1,51 @@
+//! The hooks where the software image runs as a container of ours: an upgrade of software alone is a swap.
+
+use super::disk::Place;
+use super::hooks::{AfterCommit, Commands, ContainerRestart};
+use crate::container::{self, Config, Nspawn};
+use crate::device::Mode;
+use crate::error::Result;
+use crate::progress::Silent;
+use crate::state::UpgradeType;
+
+/// Swaps and restarts the container; what concerns the machine is left to commands.
+#[derive(Debug, Clone)]
+pub struct Software {
+    /// The disk.
+    pub place: Place,
+    /// How the software image is run.
+    pub config: Config,
+    /// What reboots the machine.
+    pub commands: Commands,
+}
+
+impl ContainerRestart for Software {
+    fn restart(&self) -> Result<()> {
+        let runtime = Nspawn::new(self.config.clone())?;
+        self.place
+            .with(Mode::Write, |engine| container::restart(engine, &runtime, &self.config, &Silent))
+            .map(|_| ())
+    }
+}
+
+impl AfterCommit for Software {
+    fn reboots(&self, kind: UpgradeType) -> bool {
+        self.commands.reboots(kind)
+    }
+
+    fn commits(&self, kind: UpgradeType) -> bool {
+        kind == UpgradeType::SoftwareOnly
+    }
+
+    fn run(&self, kind: UpgradeType) -> Result<String> {
+        match kind {
+            UpgradeType::SoftwareAndPlatform => self.commands.run(kind),
+            UpgradeType::SoftwareOnly => {
+                let runtime = Nspawn::new(self.config.clone())?;
+                self.place
+                    .with(Mode::Write, |engine| container::swap(engine, &runtime, &self.config, &Silent))
+                    .map(|report| report.done)
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! `service.json` in the state directory: the upgrade as it was last shown. A comfort, as all of `/var` is: what
+//! is staged and what boots stands on the disk, and is believed where the two differ.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::upgrade::Upgrade;
+use crate::host::record::replace;
+
+const FILE: &str = "service.json";
+
+/// Where it is kept.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    last: Option<Upgrade>,
+}
+
+impl Store {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), last: None }
+    }
+
+    /// What was kept; the default where there is nothing that can be read.
+    pub(super) fn load(&self) -> Upgrade {
+        let text = fs::read_to_string(self.dir.join(FILE)).unwrap_or_default();
+        if text.is_empty() {
+            return Upgrade::default();
+        }
+        serde_json::from_str(&text).unwrap_or_else(|problem| {
+            tracing::warn!("{FILE} cannot be read and is forgotten: {problem}");
+            Upgrade::default()
+        })
+    }
+
+    /// Keeps it, durably, before anybody is shown it. Progress alone is not worth a flush: after a crash it
+    /// counts for nothing.
+    pub(super) fn keep(&mut self, upgrade: &Upgrade) {
+        let kept = Upgrade { progress: 0, ..upgrade.clone() };
+        if self.last.as_ref() == Some(&kept) {
+            return;
+        }
+        let written = serde_json::to_vec_pretty(&kept)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| fs::create_dir_all(&self.dir).and_then(|()| replace(&self.dir, FILE, &bytes)));
+        match written {
+            Ok(()) => self.last = Some(kept),
+            // A full or read-only /var must not stop an upgrade.
+            Err(error) => tracing::warn!("{}: the state is not kept: {error}", self.dir.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::upgrade::{Failure, Phase};
+
+    #[test]
+    fn what_was_kept_is_found_and_garbage_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("made/when/needed");
+        let mut store = Store::new(&place);
+        assert_eq!(store.load(), Upgrade::default());
+        let error = Some(Failure { code: "C".into(), message: "m\"\n".into() });
+        let upgrade = Upgrade { phase: Phase::Prepared, error, progress: 100, ..Upgrade::default() };
+        store.keep(&upgrade);
+        assert_eq!(Store::new(&place).load(), Upgrade { progress: 0, ..upgrade.clone() });
+        // Progress alone writes nothing.
+        let before = fs::metadata(place.join(FILE)).unwrap().modified().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        store.keep(&Upgrade { progress: 3, ..upgrade });
+        assert_eq!(fs::metadata(place.join(FILE)).unwrap().modified().unwrap(), before);
+        for garbage in ["{", "[]", "{\"phase\":\"flying\"}"] {
+            fs::write(place.join(FILE), garbage).unwrap();
+            assert_eq!(store.load(), Upgrade::default());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The certificate: given, or self-signed at the first start and kept, so that clients can pin it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, crypto};
+
+use crate::error::{Error, Result};
+
+/// Where the self-signed certificate lies below the state directory.
+pub const CERTIFICATE: &str = "tls/certificate.pem";
+const KEY: &str = "tls/key.pem";
+
+/// The end of the server in TLS.
+///
+/// # Errors
+/// [`Error::Config`]: certificate or key cannot be read, do not fit, or cannot be made.
+pub(super) fn acceptor(given: Option<&(PathBuf, PathBuf)>, state_dir: &Path) -> Result<TlsAcceptor> {
+    let (certificate, key) = match given {
+        Some((certificate, key)) => (certificate.clone(), key.clone()),
+        None => {
+            let paths = (state_dir.join(CERTIFICATE), state_dir.join(KEY));
+            if !paths.0.exists() || !paths.1.exists() {
+                make(&paths.0, &paths.1)?;
+            }
+            paths
+        }
+    };
+    let failed = |path: &Path, problem: String| Error::Config { path: path.to_owned(), problem };
+    let chain = CertificateDer::pem_file_iter(&certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|problem| failed(&certificate, problem.to_string()))?;
+    let secret = PrivateKeyDer::from_pem_file(&key).map_err(|problem| failed(&key, problem.to_string()))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
+        .map_err(|problem| failed(&certificate, problem.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Makes a self-signed certificate for this host. It holds from 1975 to 4096: appliances boot without a clock.
+fn make(certificate: &Path, key: &Path) -> Result<()> {
+    let host = nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned());
+    let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+    // A name that no certificate can carry is left out: the address still is in it.
+    names.extend(host.ok().filter(|name| {
+        !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c))
+    }));
+    let problem = |problem: String| Error::Config { path: certificate.to_owned(), problem };
+    let made = rcgen::generate_simple_self_signed(names).map_err(|error| problem(error.to_string()))?;
+    let write = || {
+        if let Some(dir) = certificate.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        // The key first: a certificate without its key would be found and taken for whole.
+        secret_file(key)?.write_all(made.signing_key.serialize_pem().as_bytes())?;
+        fs::write(certificate, made.cert.pem())
+    };
+    write().map_err(|error: io::Error| problem(error.to_string()))
+}
+
+/// A file that only its owner may read, from its first byte on.
+fn secret_file(path: &Path) -> io::Result<fs::File> {
+    let _ = fs::remove_file(path);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_made_once_and_its_key_is_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        acceptor(None, dir.path()).unwrap();
+        let (certificate, key) = (dir.path().join(CERTIFICATE), dir.path().join(KEY));
+        let first = fs::read(&certificate).unwrap();
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        acceptor(None, dir.path()).unwrap();
+        assert_eq!(fs::read(&certificate).unwrap(), first);
+        // Cut off by a power cut between the two: made again, not served without.
+        fs::remove_file(&certificate).unwrap();
+        acceptor(None, dir.path()).unwrap();
+        assert_ne!(fs::read(&certificate).unwrap(), first);
+        fs::write(&key, "garbage").unwrap();
+        let Err(error) = acceptor(None, dir.path()) else { panic!("garbage was taken") };
+        assert!(error.to_string().contains("key.pem"), "{error}");
+    }
+}

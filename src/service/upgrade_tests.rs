@@ -1,0 +1,222 @@
+//! Every sequence of inputs up to a depth, against the rules that clients rely on.
+
+use std::collections::HashSet;
+
+use super::*;
+
+fn settings(auto_commit: bool) -> Settings {
+    Settings {
+        install_path: "/x.qimg".into(),
+        target_version: "2".into(),
+        upgrade_type: UpgradeType::SoftwareAndPlatform,
+        auto_commit,
+        do_rolling_reboot: false,
+        num_nodes_to_reboot: None,
+    }
+}
+
+fn failure() -> Failure {
+    Failure { code: "UPGRADE_ERROR_READ".into(), message: "m".into() }
+}
+
+fn disks() -> Vec<Disk> {
+    let kind = UpgradeType::SoftwareAndPlatform;
+    let prepared = Some(("/x.qimg".to_owned(), "2".to_owned(), kind));
+    let other = Some(("/y.qimg".to_owned(), "3".to_owned(), UpgradeType::SoftwareOnly));
+    let trial = Some(("2".to_owned(), kind));
+    let boot = Boot { id: "one".into(), slot: Some("a".into()) };
+    let base = Disk { running: Some("1".into()), boot, ..Disk::default() };
+    vec![
+        base.clone(),
+        Disk { prepared, ..base.clone() },
+        Disk { prepared: other, ..base.clone() },
+        Disk { trial: trial.clone(), pending: true, ..base.clone() },
+        Disk { trial, ..base },
+    ]
+}
+
+fn inputs() -> Vec<Input> {
+    let mut all = vec![
+        Input::Begin { settings: settings(false), staged: false },
+        Input::Begin { settings: settings(true), staged: false },
+        Input::Begin { settings: settings(false), staged: true },
+        Input::Begin { settings: settings(true), staged: true },
+        Input::Progress(0),
+        Input::Progress(50),
+        Input::Progress(200),
+        Input::Staged { version: "2".into(), upgrade_type: UpgradeType::SoftwareOnly },
+        Input::Failed(failure()),
+        Input::Commit,
+        Input::Switched,
+        Input::Reboot,
+        Input::Discarded,
+    ];
+    all.extend(disks().into_iter().map(Input::Observed));
+    all
+}
+
+/// All upgrades that can be reached, however long it takes.
+fn reachable() -> HashSet<String> {
+    let mut seen = HashSet::new();
+    let mut todo = vec![Upgrade::default()];
+    while let Some(upgrade) = todo.pop() {
+        if !seen.insert(serde_json::to_string(&upgrade).unwrap()) {
+            continue;
+        }
+        for input in inputs() {
+            if let Ok(next) = upgrade.apply(input) {
+                todo.push(next);
+            }
+        }
+        for disk in disks() {
+            todo.push(upgrade.clone().recover(disk));
+        }
+    }
+    seen
+}
+
+fn all() -> Vec<Upgrade> {
+    reachable().iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+}
+
+/// Clients stop with an assertion where one of these is broken.
+fn check(upgrade: &Upgrade, how: &dyn std::fmt::Debug) {
+    let auto = upgrade.settings.as_ref().is_some_and(|settings| settings.auto_commit);
+    assert!(!(auto && upgrade.phase == Phase::Prepared), "PREPARED with auto_commit: {how:?}");
+    if upgrade.phase != Phase::Idle || upgrade.error.is_some() {
+        assert!(upgrade.settings.is_some(), "no settings in {:?} after {how:?}", upgrade.phase);
+    }
+    assert!(upgrade.phase != Phase::Preparing || upgrade.progress < 100, "{how:?}");
+    assert!(
+        upgrade.phase != Phase::Preparing || upgrade.error.is_none(),
+        "a client takes the error for one of this prepare: {how:?}"
+    );
+}
+
+#[test]
+fn whatever_happens_clients_can_follow() {
+    let all = all();
+    assert!(all.len() > 60, "{} states were seen: the walk does not walk", all.len());
+    for upgrade in &all {
+        for input in inputs() {
+            let Ok(next) = upgrade.apply(input.clone()) else { continue };
+            check(&next, &(upgrade, &input));
+            let same = next.phase == upgrade.phase;
+            if same && next.phase == Phase::Preparing {
+                assert!(next.progress >= upgrade.progress, "progress fell by {input:?}");
+            }
+            // A prepare that ended badly says so.
+            if upgrade.phase == Phase::Preparing && next.phase == Phase::Idle {
+                assert!(next.error.is_some(), "{input:?}");
+            }
+            // After a commit the settings stay until the next prepare.
+            if upgrade.phase == Phase::Committing {
+                assert!(next.settings.is_some(), "{input:?}");
+            }
+        }
+        for disk in disks() {
+            let next = upgrade.clone().recover(disk.clone());
+            check(&next, &(upgrade, &disk));
+            assert!(
+                !matches!(next.phase, Phase::Preparing | Phase::Committing | Phase::Rebooting),
+                "nothing is being done at the start: {upgrade:?} {disk:?}"
+            );
+            assert_eq!(next.clone().recover(disk.clone()).phase, next.phase, "{upgrade:?} {disk:?}");
+        }
+    }
+}
+
+#[test]
+fn the_steps_are_those_of_the_contract_and_no_others() {
+    use Phase::{Committed, Committing, Idle, Prepared, Preparing, Rebooting};
+    let own = [
+        (Idle, Preparing),
+        (Idle, Prepared),
+        (Idle, Committing),
+        (Preparing, Prepared),
+        (Preparing, Committing),
+        (Preparing, Idle),
+        (Prepared, Preparing),
+        (Prepared, Committing),
+        (Prepared, Idle),
+        (Committing, Committed),
+        (Committing, Prepared),
+        (Committed, Rebooting),
+        (Rebooting, Committed),
+        // The next upgrade, of which the software was committed.
+        (Committed, Preparing),
+        (Committed, Prepared),
+        (Committed, Committing),
+        (Committed, Idle),
+    ];
+    for upgrade in all() {
+        for input in inputs() {
+            if matches!(input, Input::Observed(_)) {
+                continue;
+            }
+            let Ok(next) = upgrade.apply(input.clone()) else { continue };
+            let step = (upgrade.phase, next.phase);
+            assert!(step.0 == step.1 || own.contains(&step), "{step:?} by {input:?}");
+        }
+    }
+}
+
+#[test]
+fn a_commit_leaves_prepared_at_once_and_is_possible_only_there() {
+    for upgrade in all() {
+        match upgrade.apply(Input::Commit) {
+            Ok(next) => assert_eq!((upgrade.phase, next.phase), (Phase::Prepared, Phase::Committing)),
+            Err(error) => {
+                assert_ne!(upgrade.phase, Phase::Prepared);
+                let code = error.code();
+                assert!(
+                    ["UPGRADE_ERROR_NOT_PREPARED", "UPGRADE_ERROR_UPGRADE_BUSY"].contains(&code),
+                    "{code}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_order_twice_is_one() {
+    let begin = |auto| Input::Begin { settings: settings(auto), staged: false };
+    let preparing = Upgrade::default().apply(begin(false)).unwrap().apply(Input::Progress(40)).unwrap();
+    assert_eq!(preparing.apply(begin(false)).unwrap(), preparing);
+    let error = preparing.apply(begin(true)).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_UPGRADE_BUSY");
+}
+
+#[test]
+fn a_start_after_the_reboot_tells_whether_it_took() {
+    let committed = Upgrade { phase: Phase::Committed, settings: Some(settings(true)), ..Upgrade::default() };
+    let committed = Upgrade { boot: Boot { id: "zero".into(), slot: Some("a".into()) }, ..committed };
+    let disk = |running: &str, slot: &str| Disk {
+        running: Some(running.into()),
+        boot: Boot { id: "one".into(), slot: Some(slot.into()) },
+        ..Disk::default()
+    };
+    let took = committed.clone().recover(disk("2", "b"));
+    assert_eq!((took.phase, &took.settings, &took.error), (Phase::Idle, &None, &None));
+    let fell = committed.recover(disk("1", "a"));
+    assert_eq!(fell.error.unwrap().code, "UPGRADE_ERROR_FELL_BACK");
+}
+
+#[test]
+fn a_killed_service_reports_what_it_was_doing() {
+    let at = |phase| Upgrade { phase, settings: Some(settings(true)), ..Upgrade::default() };
+    let [nothing, prepared, _, pending, _] = <[Disk; 5]>::try_from(disks()).unwrap();
+    let ended = |upgrade: Upgrade, disk: &Disk| {
+        let next = upgrade.recover(disk.clone());
+        (next.phase, next.error.map(|error| error.code))
+    };
+    let code = Some("UPGRADE_ERROR_SERVICE_ENDED".to_owned());
+    assert_eq!(ended(at(Phase::Preparing), &nothing), (Phase::Idle, code.clone()));
+    // The child came to its end, or an earlier prepare was whole.
+    assert_eq!(ended(at(Phase::Preparing), &prepared), (Phase::Prepared, code.clone()));
+    assert_eq!(ended(at(Phase::Committing), &prepared), (Phase::Prepared, code));
+    assert_eq!(ended(at(Phase::Committing), &pending), (Phase::Committed, None));
+    let idle = Upgrade::default();
+    assert_eq!(ended(idle.clone(), &prepared), (Phase::Prepared, None));
+    assert_eq!(ended(idle, &pending), (Phase::Committed, None));
+}

@@ -1,0 +1,260 @@
+//! What clients are shown: one snapshot, and the objects of the wire contract made of it.
+
+use serde::Serialize;
+
+use super::disk::Look;
+use super::upgrade::{Phase, Settings, Upgrade};
+use crate::error::{NO_ERROR, Result};
+use crate::state::{SlotState, SlotsReport, Status, UpgradeState};
+use crate::units::Group;
+use crate::version;
+
+/// Counters since the start.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Counts {
+    pub(super) prepares: u64,
+    pub(super) commits: u64,
+    pub(super) failures: u64,
+}
+
+/// State of a reboot that was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum RebootState {
+    #[default]
+    Idle,
+    InProgress,
+    Failed(String),
+}
+
+/// All that can be shown, at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Snapshot {
+    pub(super) upgrade: Upgrade,
+    /// What the engine says of the disk, at the last look that succeeded.
+    pub(super) status: Option<Status>,
+    pub(super) slots: Option<SlotsReport>,
+    /// Why the last look failed.
+    pub(super) disk_error: Option<String>,
+    /// What followed the last commit.
+    pub(super) message: String,
+    pub(super) reboot: RebootState,
+    pub(super) counts: Counts,
+}
+
+/// v1 status: seven keys in this order.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusV1 {
+    install_path: String,
+    state: String,
+    details: String,
+    error_message: String,
+    error_state: String,
+    is_blocked: bool,
+    blocked_reason: String,
+}
+
+/// v3 status.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusV3 {
+    pub(super) state: String,
+    pub(super) progress: Option<u8>,
+    pub(super) settings: Option<Settings>,
+    pub(super) error_info: Option<String>,
+}
+
+/// `GET /v2/upgrade/blocked`.
+#[derive(Debug, Serialize)]
+pub(super) struct Blocked {
+    is_blocked: bool,
+    cluster_degraded: bool,
+    blocked_reason: String,
+}
+
+/// Status of a reboot.
+#[derive(Debug, Serialize)]
+pub(super) struct RebootStatus {
+    state: &'static str,
+    rolling: bool,
+    upgrade_initiated: bool,
+    total_node_count: u32,
+    rebooted_node_count: u32,
+    error_message: String,
+}
+
+/// `GET /v1/version`.
+#[derive(Debug, Serialize)]
+pub(super) struct Version {
+    revision_id: String,
+    build_id: String,
+    flavor: &'static str,
+    build_date: String,
+}
+
+/// `GET` and `PUT /v1/upgrade/settings`.
+#[derive(Debug, Serialize)]
+pub(super) struct SettingsV1 {
+    install_path: String,
+    target: &'static str,
+}
+
+impl Snapshot {
+    /// Takes in a look; one that failed leaves what the last one saw.
+    pub(super) fn take(&mut self, look: Result<Look>) {
+        match look {
+            Ok(look) => {
+                (self.status, self.slots, self.disk_error) = (Some(look.status), Some(look.slots), None);
+            }
+            Err(error) => self.disk_error = Some(crate::error::sentence(&error)),
+        }
+    }
+
+    /// Somebody prepares without this service, on the command line.
+    fn foreign(&self) -> Option<&Status> {
+        let idle = self.upgrade.phase == Phase::Idle;
+        self.status.as_ref().filter(|status| idle && status.state == UpgradeState::UpgradePreparing)
+    }
+
+    pub(super) fn blocked(&self) -> Blocked {
+        let busy = match self.upgrade.phase {
+            Phase::Rebooting => Some("a reboot is under way".to_owned()),
+            _ if self.reboot == RebootState::InProgress => Some("a reboot is under way".to_owned()),
+            _ => self.disk_error.clone(),
+        };
+        let status = self.status.as_ref().filter(|status| status.is_blocked);
+        let reason = busy.or_else(|| status.map(|status| status.blocked_reason.clone()));
+        Blocked {
+            is_blocked: reason.is_some(),
+            cluster_degraded: false,
+            blocked_reason: reason.unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn v1(&self) -> StatusV1 {
+        let phase = self.upgrade.phase;
+        let settings = self.upgrade.settings.as_ref();
+        let status = self.status.as_ref();
+        let blocked = self.blocked();
+        let engine = status.map_or("", |status| status.details.as_str());
+        let (state, details) = match phase {
+            Phase::Preparing => ("UPGRADE_PREPARING", format!("{} %", self.upgrade.progress)),
+            Phase::Idle if self.foreign().is_some() => ("UPGRADE_PREPARING", engine.to_owned()),
+            // The engine's word for it: the command line and the service must not name one thing twice.
+            Phase::Committed if self.message.is_empty() => ("UPGRADE_TRIAL", engine.to_owned()),
+            Phase::Committed => ("UPGRADE_TRIAL", format!("{engine}; {}", self.message)),
+            Phase::Idle if status.is_some_and(|status| status.state == UpgradeState::UpgradeTrial) => {
+                ("UPGRADE_TRIAL", engine.to_owned())
+            }
+            Phase::Idle => ("UPGRADE_IDLE", engine.to_owned()),
+            Phase::Prepared => ("UPGRADE_PREPARED", engine.to_owned()),
+            Phase::Committing => ("UPGRADE_COMMITTING", String::new()),
+            Phase::Rebooting => ("UPGRADE_REBOOTING", String::new()),
+        };
+        let error = self.upgrade.error.as_ref();
+        // An error that the engine keeps is older than a prepare that this service has begun.
+        let kept = status.filter(|_| phase == Phase::Idle && self.upgrade.settings.is_none());
+        StatusV1 {
+            install_path: settings
+                .map(|settings| settings.install_path.clone())
+                .or_else(|| status.map(|status| status.install_path.clone()))
+                .unwrap_or_default(),
+            state: state.to_owned(),
+            details,
+            error_message: error
+                .map(|error| error.message.clone())
+                .or_else(|| kept.map(|status| status.error_message.clone()))
+                .unwrap_or_default(),
+            error_state: error
+                .map(|error| error.code.clone())
+                .or_else(|| kept.map(|status| status.error_state.clone()))
+                .unwrap_or_else(|| NO_ERROR.to_owned()),
+            is_blocked: blocked.is_blocked,
+            blocked_reason: blocked.blocked_reason,
+        }
+    }
+
+    pub(super) fn v3(&self) -> StatusV3 {
+        let upgrade = &self.upgrade;
+        let foreign = self.foreign().map(|status| Settings {
+            install_path: status.install_path.clone(),
+            target_version: String::new(),
+            upgrade_type: crate::state::UpgradeType::SoftwareAndPlatform,
+            auto_commit: false,
+            do_rolling_reboot: false,
+            num_nodes_to_reboot: None,
+        });
+        let phase = if foreign.is_some() { Phase::Preparing } else { upgrade.phase };
+        StatusV3 {
+            state: format!("UPGRADE_STATE_{}", phase.word()),
+            progress: match phase {
+                Phase::Idle => None,
+                _ if foreign.is_some() => None,
+                Phase::Preparing => Some(upgrade.progress),
+                _ => Some(100),
+            },
+            error_info: upgrade
+                .error
+                .as_ref()
+                .filter(|_| foreign.is_none())
+                .map(|error| error.message.clone()),
+            settings: foreign.or_else(|| upgrade.settings.clone()),
+        }
+    }
+
+    pub(super) fn settings_v1(&self) -> SettingsV1 {
+        let auto = self.upgrade.settings.as_ref().is_some_and(|settings| settings.auto_commit);
+        SettingsV1 {
+            install_path: self
+                .upgrade
+                .settings
+                .as_ref()
+                .map(|settings| settings.install_path.clone())
+                .unwrap_or_default(),
+            target: match self.upgrade.phase {
+                Phase::Idle => "UPGRADE_TARGET_IDLE",
+                Phase::Preparing if auto => "UPGRADE_TARGET_ARM",
+                Phase::Preparing | Phase::Prepared => "UPGRADE_TARGET_PREPARE",
+                Phase::Committing | Phase::Committed | Phase::Rebooting => "UPGRADE_TARGET_ARM",
+            },
+        }
+    }
+
+    pub(super) fn reboot(&self) -> RebootStatus {
+        let upgrading = self.upgrade.phase == Phase::Rebooting;
+        let under_way = upgrading || self.reboot == RebootState::InProgress;
+        RebootStatus {
+            state: if under_way { "REBOOT_IN_PROGRESS" } else { "REBOOT_IDLE" },
+            rolling: false,
+            upgrade_initiated: upgrading,
+            total_node_count: 1,
+            rebooted_node_count: 0,
+            error_message: match &self.reboot {
+                RebootState::Failed(message) => message.clone(),
+                _ => String::new(),
+            },
+        }
+    }
+
+    /// What runs: the platform, or the software where that is newer. A software slot that was selected together with
+    /// a platform that has not booted yet does not run.
+    pub(super) fn version(&self) -> Version {
+        let slots = || self.slots.iter().flat_map(|report| report.slots.iter());
+        let platform = slots().find(|slot| slot.booted);
+        let pending = slots()
+            .any(|slot| slot.group == Group::Platform && slot.state == SlotState::Trial && !slot.booted);
+        let software = slots().find(|slot| slot.group == Group::Software && slot.boots_next && !pending);
+        let newest = [platform, software]
+            .into_iter()
+            .flatten()
+            .filter_map(|slot| slot.version.as_deref().map(|version| (version, slot)))
+            .max_by(|a, b| version::compare(a.0, b.0));
+        let (number, slot) = newest.map_or(("unknown", None), |(number, slot)| (number, Some(slot)));
+        let name = slot.and_then(|slot| slot.product.as_deref()).unwrap_or("unknown");
+        Version {
+            revision_id: format!("{name} {number}"),
+            build_id: slot.and_then(|slot| slot.blake3).map(|digest| digest.to_string()).unwrap_or_default(),
+            flavor: "release",
+            // A date of building is not in a bundle's record; an empty one is better than another one.
+            build_date: String::new(),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The processes that touch bundles: `qstage prepare` and `qstage plan`, the program of this service itself.
+//!
+//! Why processes and not threads: a bundle is hostile input and a disk may be dying. A process that runs out of
+//! memory, is killed or hangs in the kernel ends alone, and the service goes on to answer; its CPU priority (and
+//! with it that of its I/O, which the kernel derives) can be lowered without lowering that of the service; and
+//! what the service does is exactly what an operator can do by hand. They outlive the service by no more than a
+//! moment: their standard input is a pipe whose other end dies with it. (`PR_SET_PDEATHSIG` was rejected: it goes
+//! by the thread that forked, and tokio's threads come and go.)
+
+use std::ffi::OsString;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+
+use super::upgrade::Failure;
+use crate::error::{Error, Result};
+use crate::progress::Phase;
+use crate::state::UpgradeType;
+
+/// This program, also after its file was replaced by a newer one: a service runs one version, not two.
+const PROGRAM: &str = "/proc/self/exe";
+/// How long a stopped process may take to put its affairs in order: one flush of a slow disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long `plan` may take: it reads a few megabytes at most, perhaps over a network.
+const PLAN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the processes are started with.
+#[derive(Debug, Clone, Default)]
+pub struct Arguments {
+    /// The flags that name the machine and the trusted keys, for `prepare` and `plan` alike.
+    pub machine: Vec<OsString>,
+    /// Flags for `prepare` alone.
+    pub prepare: Vec<OsString>,
+}
+
+/// The result of `plan`, as far as it matters here.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Planned {
+    pub(super) target_version: String,
+    pub(super) upgrade_type: UpgradeType,
+    pub(super) already_prepared: bool,
+    pub(super) blocked_by: Vec<Failure>,
+    /// The whole report, as it was printed.
+    #[serde(skip)]
+    pub(super) report: serde_json::Value,
+}
+
+/// What a prepare reports.
+#[derive(Debug)]
+pub(super) enum Report {
+    Progress(u8),
+    Done(Result<Staged, Failure>),
+}
+
+/// The result of `prepare`.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Staged {
+    pub(super) version: String,
+    pub(super) upgrade_type: UpgradeType,
+}
+
+/// A prepare that runs. Dropping it stops it.
+#[derive(Debug)]
+pub(super) struct Preparing {
+    pub(super) stop: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Line {
+    Progress { phase: String, done: u64, total: u64 },
+    Notice { message: String },
+    Result(Staged),
+    Error(Failure),
+}
+
+fn overrides(overridden: bool) -> &'static [&'static str] {
+    // Never the epoch: it marks releases with known holes, and no remote caller may bring one back.
+    if overridden { &["--allow-downgrade", "--override-product"] } else { &[] }
+}
+
+/// Asks what an upgrade to this bundle would be.
+///
+/// # Errors
+/// What `plan` printed, with its code.
+pub(super) async fn plan(arguments: &Arguments, path: &str, overridden: bool) -> Result<Planned> {
+    let died = |problem: String| Error::Worker { what: format!("looking at {path}"), problem };
+    let mut command = Command::new(PROGRAM);
+    command
+        .arg("plan")
+        .args(overrides(overridden))
+        .arg("--json")
+        .args(&arguments.machine)
+        .arg("--")
+        .arg(path);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(PLAN_LIMIT, command.output())
+        .await
+        .map_err(|_| died(format!("took longer than {} s", PLAN_LIMIT.as_secs())))?
+        .map_err(|error| died(format!("cannot be started: {error}")))?;
+    if output.status.success() {
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .map_err(|problem| died(format!("printed no report: {problem}")))?;
+        let mut planned = Planned::deserialize(&report).map_err(|problem| died(problem.to_string()))?;
+        planned.report = report;
+        return Ok(planned);
+    }
+    match serde_json::from_slice(&output.stdout) {
+        Ok(Line::Error(failure)) => Err(Error::remote(&failure.code, &failure.message)),
+        _ => Err(died(ended(output.status))),
+    }
+}
+
+/// Starts a prepare; its reports go to `reports`, the last one is [`Report::Done`].
+///
+/// # Errors
+/// [`Error::Worker`]: the process cannot be started.
+pub(super) fn prepare(
+    arguments: &Arguments,
+    path: &str,
+    overridden: bool,
+    reports: mpsc::Sender<Report>,
+) -> Result<Preparing> {
+    let mut command = Command::new(PROGRAM);
+    command.arg("prepare").args(["--json", "--background", "--while-stdin-open"]);
+    command.args(overrides(overridden)).args(&arguments.prepare).args(&arguments.machine).arg("--").arg(path);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn().map_err(|error| Error::Worker {
+        what: "preparing".to_owned(),
+        problem: format!("cannot be started: {error}"),
+    })?;
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(supervise(child, stopped, reports));
+    Ok(Preparing { stop: Some(stop) })
+}
+
+/// Follows a prepare to its end. The one place that signals it: nobody else can know that its number has not been
+/// given to another process.
+async fn supervise(mut child: Child, mut stopped: oneshot::Receiver<()>, reports: mpsc::Sender<Report>) {
+    // Held, not used: the process ends when this does.
+    let _lifeline = child.stdin.take();
+    let said = tokio::spawn(last_words(child.stderr.take()));
+    let Some(stdout) = child.stdout.take() else { return };
+    let mut lines = BufReader::new(stdout).lines();
+    let (mut outcome, mut asked) = (None, false);
+    let mut meter = Meter::default();
+    let deadline = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            line = lines.next_line() => match line {
+                Ok(Some(line)) => match serde_json::from_str(&line) {
+                    Ok(Line::Progress { phase, done, total }) => {
+                        // Full: the owner is busy, and the next figure is as good.
+                        let _ = reports.try_send(Report::Progress(meter.percent(&phase, done, total)));
+                    }
+                    Ok(Line::Notice { message }) => tracing::info!(target: "prepare", "{message}"),
+                    Ok(Line::Result(staged)) => outcome = Some(Ok(staged)),
+                    Ok(Line::Error(failure)) => outcome = Some(Err(failure)),
+                    Err(problem) => tracing::debug!("prepare printed '{line}': {problem}"),
+                },
+                Ok(None) | Err(_) => break,
+            },
+            _ = &mut stopped, if !asked => {
+                asked = true;
+                terminate(&child);
+                deadline.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
+            }
+            () = &mut deadline, if asked => {
+                let _ = child.start_kill();
+                deadline.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
+            }
+        }
+    }
+    let problem = match child.wait().await {
+        Ok(status) => ended(status),
+        Err(error) => format!("is lost: {error}"),
+    };
+    let said = said.await.unwrap_or_default();
+    let outcome = outcome.unwrap_or_else(|| {
+        let said = said.trim();
+        let problem = if said.is_empty() { problem } else { format!("{problem} ({said})") };
+        Err(Failure::from(&Error::Worker { what: "preparing".to_owned(), problem }))
+    });
+    let _ = reports.send(Report::Done(outcome)).await;
+}
+
+fn terminate(child: &Child) {
+    use nix::sys::signal::{Signal, kill};
+    // Not waited for yet, so the number is still its own.
+    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}
+
+/// The last of what a process printed to standard error; all of it is read, so that the process never waits.
+async fn last_words(stderr: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut stderr) = stderr else { return String::new() };
+    let (mut last, mut buffer) = (Vec::new(), [0; 1024]);
+    while let Ok(len @ 1..) = stderr.read(&mut buffer).await {
+        last.extend_from_slice(buffer.get(..len).unwrap_or_default());
+        let excess = last.len().saturating_sub(1024);
+        last.drain(..excess);
+    }
+    let text = String::from_utf8_lossy(&last);
+    text.lines().last().unwrap_or_default().to_owned()
+}
+
+fn ended(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("was ended by signal {signal}"),
+        (None, code) => format!("ended with exit code {}", code.unwrap_or_default()),
+    }
+}
+
+/// One scale for all phases: writing is most of the work, reading back is faster than writing on what is sold.
+#[derive(Debug, Default)]
+struct Meter {
+    best: u8,
+}
+
+impl Meter {
+    fn percent(&mut self, phase: &str, done: u64, total: u64) -> u8 {
+        let named = |phase: Phase| {
+            serde_json::to_value(phase)
+                .ok()
+                .and_then(|name| name.as_str().map(str::to_owned))
+                .unwrap_or_default()
+        };
+        let (from, span) = match phase {
+            _ if phase == named(Phase::ReadBack) => (70, 29),
+            _ if phase == named(Phase::Write) => (0, 70),
+            // Looking whether a prepared slot is still whole: if it is not, writing begins, and nothing may fall.
+            _ => (0, 1),
+        };
+        let part = (u128::from(done.min(total)) * span).checked_div(u128::from(total)).unwrap_or(span);
+        let percent = u8::try_from(from + part).unwrap_or(99);
+        self.best = self.best.max(percent);
+        self.best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_never_falls_and_never_reaches_the_end() {
+        let mut meter = Meter::default();
+        assert_eq!(meter.percent("scrub", 10, 10), 1);
+        assert_eq!(meter.percent("write", 0, 10), 1, "a slot that is written after all");
+        assert_eq!(meter.percent("write", 5, 10), 35);
+        assert_eq!(meter.percent("write", 50, 10), 70);
+        assert_eq!(meter.percent("read-back", 0, 10), 70);
+        assert_eq!(meter.percent("read-back", u64::MAX, u64::MAX), 99);
+        assert_eq!(meter.percent("write", 0, 0), 99);
+    }
+
+    #[test]
+    fn the_lines_of_prepare_are_understood() {
+        let line = r#"{"v":1,"event":"progress","phase":"read-back","done":1,"total":2,"rate":7}"#;
+        assert!(matches!(serde_json::from_str(line).unwrap(), Line::Progress { done: 1, total: 2, .. }));
+        let line = r#"{"v":1,"event":"error","code":"C","class":"io","message":"m"}"#;
+        assert!(matches!(serde_json::from_str(line).unwrap(), Line::Error(f) if f.code == "C"));
+    }
+}

@@ -1,0 +1,178 @@
+//! The official client of the upgrade API, unchanged, against the service. `QSTAGE_TEST_CLIENT` names its `qq`;
+//! scripts/test installs it.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+mod service_support;
+
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use service_support::{Bench, Server, run};
+
+/// The client, or none, loudly; none is a failure in CI.
+fn client() -> Option<String> {
+    let client = std::env::var("QSTAGE_TEST_CLIENT").ok();
+    if client.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs the official client");
+        eprintln!("SKIPPED: needs the official client, see scripts/test");
+    }
+    client
+}
+
+/// A client with a token that may write, and the service that knows it.
+struct Pair {
+    bench: Bench,
+    server: Server,
+    client: String,
+}
+
+impl Pair {
+    fn new(rate: Option<&str>, service: &str) -> Option<Self> {
+        let client = client()?;
+        let bench = Bench::new(rate);
+        let credentials = json!({"version": 1, "bearer_token": "secret"});
+        std::fs::write(bench.path("credentials"), credentials.to_string()).unwrap();
+        std::fs::write(bench.path("secret"), "secret").unwrap();
+        let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
+        std::fs::write(bench.path("tokens"), format!("qq write {}\n", &hash[..64])).unwrap();
+        bench.configure(rate, &format!("tokens = {:?}\n{service}", bench.path("tokens")));
+        let server = bench.serve();
+        Some(Self { bench, server, client })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let (host, port) = self.server.address.split_once(':').unwrap();
+        let mut command = Command::new(&self.client);
+        command
+            .args(["--host", host, "--port", port, "--credentials-store"])
+            .arg(self.bench.path("credentials"));
+        command.args(args).stdin(Stdio::null()).env("HOME", self.bench.dir.path());
+        command
+    }
+
+    fn qq(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs it; what it printed. It must neither fail nor stop with an assertion of its own.
+    fn says(&self, args: &[&str]) -> String {
+        let output = self.qq(args);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !told.contains("Traceback"), "{args:?}: {told}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.says(args)).unwrap()
+    }
+}
+
+#[test]
+fn looking() {
+    let Some(pair) = Pair::new(None, "") else { return };
+    let v2 = pair.bench.text("v2.qimg");
+    assert_eq!(pair.json(&["version"])["revision_id"], "Demo 1.0");
+    assert_eq!(pair.json(&["upgrade_blocked"])["is_blocked"], false);
+    assert_eq!(pair.json(&["upgrade_status", "--raw"])["state"], "UPGRADE_STATE_IDLE");
+    assert!(pair.says(&["upgrade_status"]).contains("No upgrade currently in progress"));
+    assert_eq!(pair.json(&["reboot_status"])["state"], "REBOOT_IDLE");
+    assert_eq!(pair.json(&["upgrade_verify_image", "--path", &v2])["target_version"], "2.0");
+    let soft = pair.bench.text("soft.qimg");
+    assert_eq!(pair.json(&["upgrade_verify_image", "--path", &soft])["upgrade_type"], "SOFTWARE_ONLY");
+    let none = pair.json(&["upgrade_verify_image", "--path", "/none.qimg"]);
+    assert!(none["error"].as_str().unwrap().contains("No such file"), "{none}");
+    assert_eq!(pair.json(&["unconfigured_upgrade_config"])["target"], "UPGRADE_TARGET_IDLE");
+    let output = pair.qq(&["container_restart"]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("NOT_CONFIGURED"));
+}
+
+#[test]
+fn an_immediate_platform_upgrade() {
+    let Some(pair) = Pair::new(Some("3M"), "") else { return };
+    let said = pair.says(&["upgrade_cluster", "--path", &pair.bench.text("v2.qimg")]);
+    let wanted = "Upgrade from version 1.0 to 2.0 in progress. This will be a SOFTWARE_AND_PLATFORM upgrade.";
+    for words in [wanted, "Preparing upgrade", "Upgrade committed", "Cluster will reboot shortly"] {
+        assert!(said.contains(words), "{words} is not in: {said}");
+    }
+    assert_eq!(pair.server.state(), "COMMITTED");
+    let blocked = pair.json(&["upgrade_blocked"]);
+    assert_eq!(blocked["is_blocked"], true, "{blocked}");
+    let refused = pair.qq(&["upgrade_cluster", "--path", &pair.bench.text("v3.qimg")]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("on trial"));
+}
+
+#[test]
+fn a_software_upgrade_in_two_steps() {
+    let Some(pair) = Pair::new(Some("2M"), "software_restart_command = [\"true\"]\n") else { return };
+    let soft = pair.bench.text("soft.qimg");
+    let said = pair.says(&["upgrade_cluster", "prepare", "--path", &soft]);
+    assert!(
+        said.contains("This will be a SOFTWARE_ONLY upgrade") && said.contains("commit it to proceed"),
+        "{said}"
+    );
+    assert_eq!(pair.server.state(), "PREPARED");
+    // Again, the same: it stays as it is.
+    assert!(pair.says(&["upgrade_cluster", "prepare", "--path", &soft]).contains("commit it to proceed"));
+    let said = pair.says(&["upgrade_cluster", "commit"]);
+    assert!(said.contains("Upgrade committed") && said.contains("containers across the cluster"), "{said}");
+    assert_eq!(pair.json(&["version"])["revision_id"], "Demo 1.5");
+    assert!(pair.says(&["container_restart"]).contains("The container is restarting"));
+    assert!(!pair.qq(&["upgrade_cluster", "commit"]).status.success(), "nothing is prepared");
+}
+
+#[test]
+fn an_upgrade_that_commits_by_itself_is_monitored() {
+    let Some(pair) = Pair::new(Some("2M"), "reboot_command = [\"true\"]\n") else { return };
+    let v2 = pair.bench.text("v2.qimg");
+    let said = pair.says(&["upgrade_cluster", "prepare", "--auto-commit", "--path", &v2]);
+    assert!(said.contains("Upgrade committed"), "{said}");
+}
+
+#[test]
+fn without_monitoring_and_with_a_second_one() {
+    let Some(pair) = Pair::new(Some("2M"), "") else { return };
+    pair.says(&["upgrade_cluster", "--no-monitor", "--path", &pair.bench.text("v2.qimg")]);
+    let monitor = pair.command(&["upgrade_status"]).stdout(Stdio::piped()).spawn().unwrap();
+    let output = monitor.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("Preparing upgrade") && said.contains("Upgrade committed"), "{said}");
+}
+
+#[test]
+fn failed_and_cancelled_prepares_are_told() {
+    let Some(pair) = Pair::new(Some("1M"), "") else { return };
+    let said = pair.says(&["upgrade_cluster", "--path", &pair.bench.text("bad.qimg")]);
+    assert!(said.contains("Upgrade encountered error: platform, frame"), "{said}");
+    let refused = pair.qq(&["upgrade_cluster", "--path", &pair.bench.text("old.qimg")]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("older than the running"));
+    let rolling = pair.qq(&["upgrade_cluster", "--rolling", "--path", &pair.bench.text("v2.qimg")]);
+    assert!(String::from_utf8_lossy(&rolling.stderr).contains("needs a cluster"));
+
+    let v2 = pair.bench.text("v2.qimg");
+    let monitor = pair.command(&["upgrade_cluster", "--path", &v2]).stdout(Stdio::piped()).spawn().unwrap();
+    pair.server.until("it writes", |server| server.status()["progress"].as_u64() > Some(20));
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(pair.server.post("/v1/qstage/cancel", &json!({})).0, 200);
+    let output = monitor.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("Upgrade encountered error: the upgrade was cancelled"), "{said}");
+}
+
+#[test]
+fn a_single_node_by_v1() {
+    let Some(pair) = Pair::new(Some("3M"), "") else { return };
+    let v2 = pair.bench.text("v2.qimg");
+    let set =
+        |target: &str| pair.json(&["unconfigured_upgrade_config_set", "--path", &v2, "--target", target]);
+    assert_eq!(set("prepare")["target"], "UPGRADE_TARGET_PREPARE");
+    let status = pair.json(&["unconfigured_upgrade_status", "--monitor"]);
+    assert_eq!((&status["state"], &status["install_path"]), (&json!("UPGRADE_PREPARED"), &json!(v2)));
+    assert_eq!(set("idle")["target"], "UPGRADE_TARGET_IDLE");
+    let output = pair.qq(&["unconfigured_upgrade_status", "--monitor"]);
+    assert!(!output.status.success(), "nothing is prepared any more");
+    set("prepare");
+    pair.says(&["unconfigured_upgrade_status", "--monitor"]);
+    assert_eq!(set("arm")["target"], "UPGRADE_TARGET_ARM");
+    pair.server.reach("COMMITTED");
+}
