@@ -22,6 +22,7 @@ const FILES: Allowed = &[
     ("cli/bench.rs", "makes the scratch slot"),
     ("cli/config.rs", "reads the configuration"),
     ("cli/firmware.rs", "writes an extracted blob"),
+    ("cli/remote/", "reads the token"),
     ("container/", "mount points, sockets of the gate, what is remembered of a running container"),
     ("device/", "opens disks; asks sysfs for their sectors"),
     ("host/health.rs", "lists the directory of health checks"),
@@ -31,8 +32,10 @@ const FILES: Allowed = &[
     ("host/record.rs", "the state file"),
     ("host/signer.rs", "reads the private key"),
     ("host/source.rs", "opens bundles"),
+    ("host/web.rs", "reads the certificates of web servers"),
     ("init.rs", "makes the image file that it lays out"),
     ("pack.rs", "writes bundles"),
+    ("service/", "its socket, certificate, tokens and state; the identity of the boot"),
 ];
 
 /// Who starts processes.
@@ -40,12 +43,17 @@ const PROCESSES: Allowed = &[
     ("container/", "mount, systemd-nspawn, systemd-run, the probe command"),
     ("host/health.rs", "the health checks of the machine"),
     ("host/signer.rs", "ssh-keygen, for keys in agents and hardware tokens"),
+    ("service/hooks.rs", "the commands that reboot and restart"),
+    ("service/worker.rs", "prepare, as a process of its own that cannot take the service down"),
 ];
 
 /// Who opens sockets.
 const SOCKETS: Allowed = &[
+    ("cli/", "the client of the service; the address in its configuration"),
     ("container/nspawn/gate.rs", "the gate that a new container waits at"),
     ("container/probe.rs", "asks a container over TCP or HTTP whether it is well"),
+    ("host/web.rs", "bundles from web servers"),
+    ("service/", "it serves"),
 ];
 
 /// Who asks for the date. No decision depends on it but one that its user wrote down.
@@ -60,13 +68,16 @@ const STOPWATCHES: Allowed = &[
     ("bench/", "it is what it is for"),
     ("bundle/verify.rs", "seconds in its report"),
     ("cli/progress.rs", "rate and remaining time"),
+    ("cli/remote/", "how often the service is asked"),
     ("container/", "downtime, deadlines"),
     ("engine/content.rs", "seconds in the report of a scrub"),
     ("engine/prepare.rs", "seconds in its report"),
     ("host/health.rs", "the limit of a check"),
     ("host/lock.rs", "patience with the holder of a lock"),
     ("host/throttle.rs", "the maximum rate"),
+    ("host/web.rs", "a server that stalls"),
     ("pack.rs", "seconds in its report"),
+    ("service/", "deadlines, how often is looked"),
 ];
 
 /// Who may be unsafe, behind a SAFETY paragraph.
@@ -74,6 +85,18 @@ const UNSAFE: Allowed = &[("host/mapped.rs", "memmap2: a map is only as safe as 
 
 /// The home of each dependency.
 const HOMES: &[(&str, &[&str])] = &[
+    ("axum", &["cli/remote/", "service/"]),
+    ("futures_util", &["service/api/events.rs"]),
+    ("hyper", &["cli/remote/", "service/listen.rs"]),
+    ("hyper_util", &["cli/remote/", "service/listen.rs"]),
+    ("rcgen", &["service/tls.rs"]),
+    ("rustix", &["cli/prepare.rs"]),
+    ("subtle", &["service/auth.rs"]),
+    ("tokio", &["cli/remote/", "service/"]),
+    ("tokio_rustls", &["service/"]),
+    ("tracing", &["cli/serve.rs", "service/"]),
+    ("tracing_subscriber", &["cli/serve.rs"]),
+    ("ureq", &["cli/remote/", "host/web.rs"]),
     ("blake3", &["bundle/", "slot/"]),
     ("clap", &["cli/", "boot.rs", "main.rs"]),
     ("clap_complete", &["cli/manual.rs"]),
@@ -83,9 +106,19 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/progress.rs"]),
     ("jiff", &["bundle/trust.rs", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["host/mapped.rs"]),
-    ("nix", &["container/", "device/", "host/"]),
-    ("serde_json", &["bundle/manifest.rs", "cli/output.rs", "container/nspawn/", "host/record.rs"]),
-    ("sha2", &["bundle/"]),
+    ("nix", &["container/", "device/", "host/", "service/"]),
+    (
+        "serde_json",
+        &[
+            "bundle/manifest.rs",
+            "cli/output.rs",
+            "cli/remote/",
+            "container/nspawn/",
+            "host/record.rs",
+            "service/",
+        ],
+    ),
+    ("sha2", &["bundle/", "service/auth.rs"]),
     ("signal_hook", &["host/signals.rs"]),
     ("ssh_key", &["bundle/", "host/signer.rs"]),
     ("tar", &["bundle/archive.rs"]),
@@ -119,8 +152,8 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["stage/", "host/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
-    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench", "container"]),
-    (&["bench/", "container/"], &["cli"]),
+    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench", "container", "service"]),
+    (&["bench/", "container/", "service/"], &["cli"]),
     (
         &["error.rs", "units.rs", "version.rs", "progress.rs", "workers.rs"],
         &["cli", "engine", "host", "device"],
