@@ -410,6 +410,15 @@ mod tests {
     }
 
     #[test]
+    fn a_remote_failure_keeps_its_code() {
+        let remote =
+            |code: &str| Error::Remote { code: code.into(), class: Class::Disk, message: "x".into() };
+        assert_eq!(remote("UPGRADE_ERROR_NOT_GPT").code(), "UPGRADE_ERROR_NOT_GPT");
+        assert_eq!(remote("UPGRADE_ERROR_OF_TOMORROW").code(), "UPGRADE_ERROR_REMOTE");
+        assert_eq!(remote("").class(), Class::Disk);
+    }
+
+    #[test]
     fn a_full_file_system_is_told_apart() {
         let full = io::Error::from_raw_os_error(nix::libc::ENOSPC);
         assert_eq!(Error::write("x", 0, 1, full).code(), "UPGRADE_ERROR_NO_SPACE");

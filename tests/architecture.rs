@@ -52,7 +52,6 @@ const SOCKETS: Allowed = &[
     ("cli/", "the client of the service; the address in its configuration"),
     ("container/nspawn/gate.rs", "the gate that a new container waits at"),
     ("container/probe.rs", "asks a container over TCP or HTTP whether it is well"),
-    ("host/web.rs", "bundles from web servers"),
     ("service/", "it serves"),
 ];
 
@@ -103,7 +102,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli/manual.rs"]),
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
-    ("indicatif", &["cli/progress.rs"]),
+    ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
     ("jiff", &["bundle/trust.rs", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["host/mapped.rs"]),
     ("nix", &["container/", "device/", "host/", "service/"]),

@@ -367,6 +367,7 @@ fn a_reboot_is_shown_before_it_happens() {
         (&json!("REBOOT_IN_PROGRESS"), &json!(true))
     );
     assert_eq!(reboot["total_node_count"], 1);
+    assert_eq!(code(&server.try_prepare(&bench.text("v2.qimg"), false)), (409, "UPGRADE_ERROR_BLOCKED"));
     server.until("the command runs", |_| bench.path("rebooted").exists());
     drop(server);
     // The new slot failed its tries: the old one runs again, and that is an error.

@@ -132,6 +132,7 @@ fn every_endpoint_asks_who_it_is() {
     assert!(refused["who"].as_str().unwrap().starts_with("local 127.0.0.1:"), "{refused}");
     let unknown = audit.iter().find(|line| line["status"] == 401).unwrap();
     assert!(unknown["who"].as_str().unwrap().starts_with("unknown, 127.0.0.1:"), "{unknown}");
+    assert_eq!(unknown["outcome"], "UPGRADE_ERROR_UNAUTHENTICATED");
     assert!(refused["what"].as_str().unwrap().starts_with("P"), "{refused}");
     assert_eq!(refused["outcome"], "UPGRADE_ERROR_FORBIDDEN");
     assert!(refused["timestamp"].is_string());

@@ -1,5 +1,6 @@
 //! Swap and start against every failure at every step: a disk in memory and a double of the containers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -186,6 +187,7 @@ fn a_swap_and_a_swap_back() {
 /// One failure anywhere: some container that can serve does, and a start brings flags and container together.
 #[test]
 fn one_failure_anywhere_leaves_a_service() {
+    let mut codes = BTreeSet::new();
     for sick in [&[][..], &["1.1"]] {
         for old_runs in [true, false] {
             let clean = World::prepared(sick, None, old_runs);
@@ -198,6 +200,7 @@ fn one_failure_anywhere_leaves_a_service() {
                 let told = format!("step {at} of {steps}, sick {sick:?}, old runs {old_runs}: {result:?}");
                 // The failure hit something: it is told, or made good by a second attempt that ended in the swap back.
                 assert!(result.is_err(), "{told}");
+                codes.extend(result.err().map(|error| error.code()));
                 let running = world.running();
                 assert!(running.len() <= 1, "{told}");
                 let unstoppable = told.contains("fails at stop");
@@ -217,6 +220,19 @@ fn one_failure_anywhere_leaves_a_service() {
             }
         }
     }
+    println!("{codes:?}");
+    for code in ["UPGRADE_ERROR_CONTAINER_START", "UPGRADE_ERROR_SWAPPED_BACK", "UPGRADE_ERROR_SWAP_BACK"] {
+        assert!(codes.contains(code), "{code} is not among {codes:?}");
+    }
+}
+
+#[test]
+fn what_cannot_start_or_stop_says_so() {
+    let empty = World::new(&disks().prepared, &["1.0", "1.1"], None);
+    assert_eq!(empty.start().unwrap_err().code(), "UPGRADE_ERROR_CONTAINER_UNHEALTHY");
+    let world = World::prepared(&[], Some((1, Fault::Once)), true);
+    let error = stop(&world.engine(), &world.double).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_CONTAINER_STOP", "{error}");
 }
 
 /// The process dies, or the power fails, in front of any step. The next start converges: to the new version where it was

@@ -108,6 +108,8 @@ mod tests {
         assert!(commands.reboots(UpgradeType::SoftwareAndPlatform));
         let error = AfterCommit::run(&commands, UpgradeType::SoftwareAndPlatform).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.ends_with("no disk"), "{error}");
-        assert!(commands.restart().unwrap_err().to_string().contains("cannot be started"));
+        let error = commands.restart().unwrap_err();
+        assert_eq!(error.code(), "UPGRADE_ERROR_COMMAND");
+        assert!(error.to_string().contains("cannot be started"));
     }
 }

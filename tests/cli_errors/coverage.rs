@@ -9,7 +9,49 @@ use qstage::Error;
 const WRITE_FAULTS: &str = "a_failed_sync_or_write_ends_it_and_the_disk_still_selects";
 const LOST_WRITES: &str = "a_write_that_was_acknowledged_and_lost_is_found";
 /// Code, why no command line brings it about on a sound machine, and the file and name of the test that does.
-const ELSEWHERE: [(&str, &str, &str, &str); 6] = [
+const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
+    (
+        "CONTAINER_START",
+        "takes a runtime that fails at the right moment",
+        "src/container/tests.rs",
+        "one_failure_anywhere_leaves_a_service",
+    ),
+    (
+        "SWAP_BACK",
+        "takes a runtime that fails twice at the right moments",
+        "src/container/tests.rs",
+        "one_failure_anywhere_leaves_a_service",
+    ),
+    (
+        "CONTAINER_STOP",
+        "takes a process that survives SIGKILL",
+        "src/container/tests.rs",
+        "what_cannot_start_or_stop_says_so",
+    ),
+    (
+        "CONTAINER_UNHEALTHY",
+        "takes a machine on which no release is well",
+        "src/container/tests.rs",
+        "what_cannot_start_or_stop_says_so",
+    ),
+    (
+        "NEEDS_REBOOT",
+        "commit sees it first and commits for the reboot",
+        "src/container/tests.rs",
+        "a_platform_upgrade_is_no_swap",
+    ),
+    (
+        "COMMAND",
+        "takes a command of the configuration that fails",
+        "src/service/hooks.rs",
+        "a_failing_command_is_told_with_its_words",
+    ),
+    (
+        "REMOTE",
+        "a service of our own version knows all codes",
+        "src/error.rs",
+        "a_remote_failure_keeps_its_code",
+    ),
     (
         "INTERNAL",
         "a defect of the caller; whoever finds a command line for it has found a defect of ours",
@@ -49,7 +91,7 @@ fn every_code_is_reached_by_a_test() {
         .collect();
     let known: BTreeSet<&str> =
         Error::ALL.iter().map(|(code, _)| code.trim_start_matches("UPGRADE_ERROR_")).collect();
-    for (code, why, file, test) in ELSEWHERE {
+    for &(code, why, file, test) in ELSEWHERE {
         assert!(known.contains(code), "{code} is no code");
         assert!(why.len() > 20, "{code}: say why");
         let text = fs::read_to_string(root.join(file)).unwrap();
@@ -75,7 +117,9 @@ fn every_code_is_reached_by_a_test() {
 fn drives_the_program(path: &Path) -> bool {
     let path = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
     let text = path.to_string_lossy();
-    ["/cli_", "/interrupted", "/loop_devices", "/bundle_tools"].iter().any(|name| text.contains(name))
+    ["/cli_", "/interrupted", "/loop_devices", "/bundle_tools", "/service_", "/container_"]
+        .iter()
+        .any(|name| text.contains(name))
         && !["coverage.rs", "elsewhere.rs"].iter().any(|name| text.ends_with(name))
 }
 

@@ -13,6 +13,7 @@ mod devices;
 mod disks;
 mod elsewhere;
 mod rules;
+mod services;
 mod usage;
 
 use support::Bench;
