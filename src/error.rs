@@ -188,9 +188,6 @@ errors! {
     /// The running boot has not been marked good: writing would destroy the only good fallback.
     OnTrial { slot: Slot, fallback: Slot } => Refused, "ON_TRIAL",
         ("slot {slot} is on trial and slot {fallback} is the only good fallback; mark it good or roll back first");
-    /// A switch between good slots waits for its reboot: what is selected next would be overwritten.
-    SwitchPending { slot: Slot } => Refused, "SWITCH_PENDING",
-        ("slot {slot} is selected to boot next and has not been started; reboot first, or roll back again");
     /// Which slot is running cannot be told.
     BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
         ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b");

@@ -54,21 +54,13 @@ pub(super) fn needed(view: &View, claims: &Claims) -> Vec<Group> {
     needed.into_iter().filter(|(_, needed)| *needed).map(|(group, _)| group).collect()
 }
 
-/// What forbids any upgrade now, whatever the bundle: the slot that it would write is the only good fallback of a trial,
-/// or is what boots next.
-pub(super) fn blocked(view: &View) -> Option<Error> {
-    if let Some(held) = view.on_trial().next() {
-        return Some(Error::OnTrial { slot: held.slot, fallback: !held.slot });
-    }
-    let next = view.next(Group::Platform)?;
-    (view.running(Group::Platform) != Some(next)).then_some(Error::SwitchPending { slot: next })
-}
-
 impl Engine<'_> {
     /// Everything that forbids preparing this bundle now, the gravest first.
     pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
         let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
-        found.extend(blocked(view));
+        if let Some(held) = view.on_trial().next() {
+            found.push(Error::OnTrial { slot: held.slot, fallback: !held.slot });
+        }
         let body_len = Record::body_len(bundle.manifest(), bundle.index());
         match Upgrade::new(view, bundle.manifest(), body_len) {
             Ok(upgrade) if upgrade.targets.is_empty() => {

@@ -1,7 +1,6 @@
 //! `status` and `slots`: what the disk says, and the last error.
 
 use super::Engine;
-use super::checks::blocked;
 use super::view::{Held, View};
 use crate::error::{Error, NO_ERROR, Result};
 use crate::slot::Content;
@@ -76,8 +75,8 @@ impl Engine<'_> {
 
     /// Why no upgrade may begin now, whatever the bundle.
     fn blocked(&self, view: &View) -> Result<Option<String>> {
-        if let Some(obstacle) = blocked(view) {
-            return Ok(Some(obstacle.to_string()));
+        if let Some(held) = view.on_trial().next() {
+            return Ok(Some(Error::OnTrial { slot: held.slot, fallback: !held.slot }.to_string()));
         }
         let target = view.slots.require(Group::Platform, view.target(Group::Platform)?)?;
         let by = self.machine.in_use(target)?;

@@ -53,21 +53,6 @@ fn releases_that_do_not_fit_what_runs() {
 }
 
 #[test]
-fn a_switch_that_waits_for_its_reboot_is_not_overwritten() {
-    let bench = Bench::installed();
-    bench.at(&["prepare", "v2.qimg"]).good();
-    bench.at(&["commit"]).good();
-    bench.at(&["mark-good", "--booted", "b"]).good();
-    bench.at(&["roll-back", "--booted", "b"]).good();
-    let before = bench.hash();
-    // Slot b still runs, so slot a, which boots next, would be the target.
-    bench.at(&["prepare", "v2.qimg", "--booted", "b", "--allow-downgrade"]).bad("SWITCH_PENDING");
-    assert_eq!(bench.hash(), before);
-    bench.at(&["roll-back", "--booted", "b"]).good();
-    bench.at(&["prepare", "v1.qimg", "--booted", "b", "--allow-downgrade"]).good();
-}
-
-#[test]
 fn steps_out_of_turn() {
     let bench = Bench::installed();
     let before = bench.hash();
