@@ -352,6 +352,16 @@ fn a_bundle_is_streamed_from_a_web_server() {
 }
 
 #[test]
+fn nothing_begins_while_a_reboot_is_under_way() {
+    let bench = Bench::new(None);
+    bench.configure(None, "reboot_command = [\"true\"]\n");
+    let server = bench.serve();
+    let start = server.post("/v1/shutdown/reboot/start", &json!({"is_rolling": false}));
+    assert_eq!(start.0, 202, "{start:?}");
+    assert_eq!(code(&server.try_prepare(&bench.text("v2.qimg"), false)), (409, "UPGRADE_ERROR_BLOCKED"));
+}
+
+#[test]
 fn a_reboot_is_shown_before_it_happens() {
     let bench = Bench::new(None);
     let mark = bench.text("rebooted");
@@ -367,7 +377,6 @@ fn a_reboot_is_shown_before_it_happens() {
         (&json!("REBOOT_IN_PROGRESS"), &json!(true))
     );
     assert_eq!(reboot["total_node_count"], 1);
-    assert_eq!(code(&server.try_prepare(&bench.text("v2.qimg"), false)), (409, "UPGRADE_ERROR_BLOCKED"));
     server.until("the command runs", |_| bench.path("rebooted").exists());
     drop(server);
     // The new slot failed its tries: the old one runs again, and that is an error.
