@@ -60,6 +60,7 @@ const DATES: Allowed = &[
     ("bundle/trust.rs", "valid-after and valid-before of allowed_signers, where they are given"),
     ("cli/pack.rs", "creation time of a bundle, where SOURCE_DATE_EPOCH does not say it"),
     ("host/record.rs", "the history, for people"),
+    ("service/auth.rs", "when the file of tokens was changed last"),
 ];
 
 /// Who measures how long something takes.
