@@ -75,7 +75,6 @@ const STOPWATCHES: Allowed = &[
     ("host/health.rs", "the limit of a check"),
     ("host/lock.rs", "patience with the holder of a lock"),
     ("host/throttle.rs", "the maximum rate"),
-    ("host/web.rs", "a server that stalls"),
     ("pack.rs", "seconds in its report"),
     ("service/", "deadlines, how often is looked"),
 ];
