@@ -82,7 +82,7 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
         if bundle.manifest().group(group).next().is_none() {
             continue;
         }
-        let tape = Tape::new(vec![0; len as usize], 512);
+        let tape = Tape::blank(len);
         let body_len = Record::body_len(bundle.manifest(), bundle.index());
         let layout = match Layout::new(bundle.manifest(), group, body_len, len, "slot") {
             Ok(layout) => layout,

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 pub use ceilings::Ceiling;
 pub use processor::Processor;
-pub use sample::{Scratch, synthetic_bundle};
+pub use sample::{Scratch, fill, synthetic_bundle};
 
 use crate::boot::{self, BootFlag, Slots};
 use crate::bundle::Bundle;

@@ -90,6 +90,22 @@ pub fn synthetic_bundle(scratch: &Scratch, size: u64, cancel: &Cancel) -> Result
     Ok(bundle)
 }
 
+/// Writes all of a device.
+///
+/// # Errors
+/// [`Error::Write`], [`Error::Sync`].
+pub fn fill(slot: &dyn BlockDevice) -> Result<()> {
+    let mut noise = AlignedBuf::zeroed(MIB as usize);
+    noise.fill(0xa5);
+    let mut at = 0;
+    while at < slot.len() {
+        let part = (slot.len() - at).min(MIB) as usize;
+        device::write(slot, "the target", &noise[..part], ByteOffset(at))?;
+        at += part as u64;
+    }
+    device::sync(slot, "the target")
+}
+
 /// Changes the start of every frame's place, so that nothing of an earlier run is recognised.
 pub(super) fn spoil(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
     let mut noise = AlignedBuf::zeroed(4096);

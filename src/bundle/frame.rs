@@ -76,6 +76,12 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(1024).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
+/// The error for a frame that hashes to `got`.
+pub(crate) fn wrong(payload: &Payload, frame: u64, entry: FrameEntry, got: Blake3) -> Error {
+    let at = payload.frame_extent(frame).0;
+    Error::FrameDigest { payload: payload.to_string(), frame, at, expected: entry.value, got }
+}
+
 /// Decompresses frames; holds zstd's working memory so that it is allocated once for each worker.
 pub struct FrameDecoder(Decompressor<'static>);
 
@@ -99,13 +105,7 @@ impl FrameDecoder {
         out: &'a mut [u8],
     ) -> Result<VerifiedFrame<'a>> {
         self.decompress(compressed, payload, frame, out)?;
-        VerifiedFrame::check(out, payload, frame, entry).map_err(|got| Error::FrameDigest {
-            payload: payload.to_string(),
-            frame,
-            at: payload.frame_extent(frame).0,
-            expected: entry.value,
-            got,
-        })
+        VerifiedFrame::check(out, payload, frame, entry).map_err(|got| wrong(payload, frame, entry, got))
     }
 
     /// Decompresses only. Nothing may be done with the bytes but to verify them.

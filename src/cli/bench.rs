@@ -113,7 +113,10 @@ fn scratch_slot(scratch: &Scratch, bundle: &Bundle) -> Result<Arc<dyn BlockDevic
     let output = |source| Error::Output { path: path.clone(), source };
     let file = std::fs::File::create(&path).map_err(output)?;
     file.set_len(needed.next_multiple_of(MIB).max(256 * MIB)).map_err(output)?;
-    Ok(Arc::new(Direct::open(&path, Mode::Write, BlockSize::B512)?))
+    let slot = Direct::open(&path, Mode::Write, BlockSize::B512)?;
+    // Written once before anything is measured: to give a file its blocks costs a file system more than to write them.
+    bench::fill(&slot)?;
+    Ok(Arc::new(slot))
 }
 
 fn human(report: &BenchReport, palette: Palette) -> String {

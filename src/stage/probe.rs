@@ -59,6 +59,11 @@ impl Probing {
         Ok(Self { misses: None })
     }
 
+    /// Whether the slot seems to hold something of this bundle.
+    pub(super) fn resembles(&self) -> bool {
+        self.misses.is_some()
+    }
+
     /// Calls `look` if frame number `ordinal` is worth it, and learns from the answer.
     pub(super) fn look<T>(&self, ordinal: u64, look: impl FnOnce() -> Option<T>) -> Option<T> {
         let misses = self.misses.as_ref()?;

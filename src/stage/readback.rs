@@ -10,8 +10,8 @@ use crate::bundle::verify::ImageHashes;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::Result;
 use crate::progress::{Cancel, Progress};
-use crate::slot::Record;
-use crate::units::ByteOffset;
+use crate::slot::{Place, Record};
+use crate::units::{Blake3, ByteOffset};
 use crate::workers::{self, Abort, Sequencer, lock};
 
 /// What to read.
@@ -81,11 +81,7 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
             let (place, frame) = (&places[number], ordinal - first[number]);
             let payload: &Payload = &manifest.payloads[place.payload];
             let (image_at, len) = payload.frame_extent(frame);
-            let at = place.at + image_at;
-            let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
-            device::read(job.device, &payload.to_string(), buffer, ByteOffset(at))?;
-            let entry = job.record.index.entry(place.payload, frame);
-            match VerifiedFrame::check(buffer, payload, frame, entry) {
+            match check_frame(job.device, job.record, place, frame, &mut buffer)? {
                 Ok(frame) => {
                     if let Some(hashes) = &hashes {
                         hashes.turn(ordinal, &abort, |hashes| {
@@ -99,6 +95,7 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
                     let bad = damage.as_ref().map_or(0, |(_, damage)| damage.bad) + 1;
                     // Workers finish in any order: the first in the slot is what is reported.
                     let keep = damage.take().filter(|(earlier, _)| *earlier < ordinal);
+                    let at = place.at + image_at;
                     let found = Damage { payload: payload.to_string(), frame, at, bad: 0, frames };
                     *damage = Some(keep.unwrap_or((ordinal, found)));
                     if let Some((_, damage)) = damage.as_mut() {
@@ -122,4 +119,19 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
         })?;
     }
     Ok(None)
+}
+
+/// Reads one frame of the payload at `place` into `buffer` and verifies it; else returns the value that it has instead.
+pub(super) fn check_frame<'b>(
+    device: &dyn BlockDevice,
+    record: &Record,
+    place: &Place,
+    frame: u64,
+    buffer: &'b mut [u8],
+) -> Result<Result<VerifiedFrame<'b>, Blake3>> {
+    let payload = &record.manifest.payloads[place.payload];
+    let (image_at, len) = payload.frame_extent(frame);
+    let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
+    device::read(device, &payload.to_string(), buffer, ByteOffset(place.at + image_at))?;
+    Ok(VerifiedFrame::check(buffer, payload, frame, record.index.entry(place.payload, frame)))
 }

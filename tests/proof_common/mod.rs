@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use qstage::boot::BootFlag;
 use qstage::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
 use qstage::bundle::{Bundle, Kind, Source, Trust, signature};
-use qstage::device::{BlockDevice, MemoryDevice, Region};
+use qstage::device::{AlignedBuf, BlockDevice, MemoryDevice, Region};
 use qstage::engine::{Engine, Policy, PrepareOptions};
 use qstage::error::{Error, Result};
 use qstage::gpt::Partition;
@@ -153,13 +153,21 @@ pub fn open_stream(bundle: &Arc<Vec<u8>>) -> Result<Bundle> {
 /// through, it goes into the one cache of the disk, and a flush through any window empties that.
 pub struct Tape {
     pub memory: MemoryDevice,
+    /// Whether it held nothing but zeroes at first.
+    blank: bool,
     log: Mutex<Vec<Op>>,
 }
 
 impl Tape {
     pub fn new(bytes: Vec<u8>, block: u32) -> Arc<Self> {
         let memory = MemoryDevice::new(bytes, BlockSize::from_bytes(block).unwrap());
-        Arc::new(Self { memory, log: Mutex::default() })
+        Arc::new(Self { memory, blank: false, log: Mutex::default() })
+    }
+    /// Of zeroes. To zero what nobody has written is not noted: it changes nothing, and it would be most of the work where
+    /// a slot is staged some hundred thousand times.
+    pub fn blank(len: u64) -> Arc<Self> {
+        let memory = MemoryDevice::new(vec![0; len as usize], BlockSize::B512);
+        Arc::new(Self { memory, blank: true, log: Mutex::default() })
     }
     pub fn ops(&self) -> Vec<Op> {
         self.log.lock().unwrap().clone()
@@ -182,6 +190,13 @@ impl BlockDevice for Tape {
         self.memory.write_at(buf, at)?;
         log.push(Op::Write(at.0, buf.to_vec()));
         Ok(())
+    }
+    fn write_zeroes(&self, at: ByteOffset, len: u64) -> io::Result<()> {
+        let overlaps = |op: &Op| matches!(op, Op::Write(from, bytes) if *from < at.0 + len && at.0 < from + bytes.len() as u64);
+        if self.blank && !self.log.lock().unwrap().iter().any(overlaps) {
+            return Ok(());
+        }
+        self.write_at(&AlignedBuf::zeroed(len as usize), at)
     }
     fn sync(&self) -> io::Result<()> {
         self.log.lock().unwrap().push(Op::Sync);

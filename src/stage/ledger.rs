@@ -1,0 +1,132 @@
+//! What has been written and is not yet proved: frames wait for a flush, then to be read back.
+//!
+//! ```text
+//!   written ──(a batch is full: one worker flushes, the others go on)──▶ durable ──▶ read back, verified
+//! ```
+//!
+//! Reading back while later frames are still being decompressed lets device and processors work at the same time; to
+//! read everything after everything was written leaves first the one and then the other idle. A frame is read only
+//! after a flush that began when its write had ended, so what is read has been on the medium.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use crate::workers::lock;
+
+/// A frame of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// Place of the target among the targets.
+    pub target: usize,
+    /// Place of the payload in the manifest.
+    pub payload: usize,
+    /// Number of the frame in the payload.
+    pub frame: u64,
+}
+
+/// What a worker should do before it writes one more frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Duty {
+    /// Flush the targets, then [`Ledger::flushed`] with these frames.
+    Flush(Vec<Spot>),
+    /// Read this frame back, then [`Ledger::read`].
+    Read(Spot),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    batch: u64,
+    readers: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    written: Vec<Spot>,
+    bytes: u64,
+    flushing: bool,
+    durable: VecDeque<Spot>,
+    reading: usize,
+}
+
+impl Ledger {
+    /// Flushes each time `batch` bytes were written. At most `readers` workers read at the same time, so that the
+    /// others keep the processors busy.
+    pub(super) fn new(batch: u64, readers: usize) -> Self {
+        Self { batch, readers: readers.max(1), state: Mutex::default() }
+    }
+
+    /// `spots` were written, `bytes` of them as data.
+    pub(super) fn wrote(&self, spots: impl IntoIterator<Item = Spot>, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.written.extend(spots);
+        state.bytes += bytes;
+    }
+
+    /// What comes first, if anything.
+    pub(super) fn duty(&self) -> Option<Duty> {
+        let mut state = lock(&self.state);
+        if state.bytes >= self.batch && !state.flushing {
+            state.flushing = true;
+            state.bytes = 0;
+            return Some(Duty::Flush(std::mem::take(&mut state.written)));
+        }
+        if state.reading >= self.readers {
+            return None;
+        }
+        let spot = state.durable.pop_front()?;
+        state.reading += 1;
+        Some(Duty::Read(spot))
+    }
+
+    /// A [`Duty::Flush`] is done, successfully.
+    pub(super) fn flushed(&self, spots: Vec<Spot>) {
+        let mut state = lock(&self.state);
+        state.flushing = false;
+        state.durable.extend(spots);
+    }
+
+    /// A [`Duty::Read`] is done, successfully.
+    pub(super) fn read(&self) {
+        lock(&self.state).reading -= 1;
+    }
+
+    /// Everything that was written and not read back, in the order of writing, once no worker runs any more.
+    pub(super) fn into_rest(self) -> Vec<Spot> {
+        let state = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.durable.into_iter().chain(state.written).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spot(frame: u64) -> Spot {
+        Spot { target: 0, payload: 0, frame }
+    }
+
+    #[test]
+    fn a_frame_is_read_only_after_a_flush_that_began_later() {
+        let ledger = Ledger::new(100, 1);
+        ledger.wrote([spot(0)], 60);
+        assert_eq!(ledger.duty(), None, "the batch is not full");
+        ledger.wrote([spot(1)], 60);
+        let Some(Duty::Flush(first)) = ledger.duty() else { panic!("nobody flushes") };
+        assert_eq!(first, [spot(0), spot(1)]);
+        ledger.wrote([spot(2)], 200);
+        assert_eq!(ledger.duty(), None, "one flush at a time, and nothing is durable before it ends");
+        ledger.flushed(first);
+        // The next batch is full already. Frame 2 was written during the first flush: it waits for the second.
+        let Some(Duty::Flush(second)) = ledger.duty() else { panic!("nobody flushes again") };
+        assert_eq!(second, [spot(2)]);
+        assert_eq!(ledger.duty(), Some(Duty::Read(spot(0))));
+        assert_eq!(ledger.duty(), None, "one reader at a time");
+        ledger.read();
+        assert_eq!(ledger.duty(), Some(Duty::Read(spot(1))));
+        ledger.flushed(second);
+        ledger.wrote([spot(3)], 1);
+        assert_eq!(ledger.into_rest(), [spot(2), spot(3)]);
+    }
+}
