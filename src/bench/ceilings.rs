@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Spread;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::Result;
+use crate::host::load::cpu_seconds;
 use crate::progress::Cancel;
 use crate::units::ByteOffset;
 use crate::workers::{self, Abort};
@@ -28,27 +29,36 @@ pub struct Ceiling {
     pub depth: usize,
     /// Gigabytes (10^9 bytes) per second.
     pub gb_per_s: Spread,
+    /// Processor time that it costs, in seconds per gigabyte: the kernel copies and maps, and on a device that is memory
+    /// that is all there is.
+    pub cpu_s_per_gb: Spread,
     #[serde(skip)]
     samples: Vec<f64>,
+    #[serde(skip)]
+    costs: Vec<f64>,
 }
 
 /// Takes one more sample of each figure.
 pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cancel: &Cancel) -> Result<()> {
     for (block, depth) in SHAPES {
         for write in [true, false] {
-            let rate = rate(slot, block, depth, write, cancel)?;
+            let (rate, cost) = rate(slot, block, depth, write, cancel)?;
             let known = ceilings.iter_mut().find(|c| (c.write, c.block, c.depth) == (write, block, depth));
             match known {
                 Some(ceiling) => {
                     ceiling.samples.push(rate);
                     ceiling.gb_per_s = Spread::of(ceiling.samples.iter().copied());
+                    ceiling.costs.push(cost);
+                    ceiling.cpu_s_per_gb = Spread::of(ceiling.costs.iter().copied());
                 }
                 None => ceilings.push(Ceiling {
                     write,
                     block,
                     depth,
                     gb_per_s: Spread::of([rate]),
+                    cpu_s_per_gb: Spread::of([cost]),
                     samples: vec![rate],
+                    costs: vec![cost],
                 }),
             }
         }
@@ -56,11 +66,18 @@ pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cance
     Ok(())
 }
 
-fn rate(slot: &dyn BlockDevice, block: usize, depth: usize, write: bool, cancel: &Cancel) -> Result<f64> {
+/// Gigabytes per second, and seconds of processor time for each gigabyte.
+fn rate(
+    slot: &dyn BlockDevice,
+    block: usize,
+    depth: usize,
+    write: bool,
+    cancel: &Cancel,
+) -> Result<(f64, f64)> {
     let abort = Abort::new(cancel, "measuring the target");
     let blocks = slot.len().min(SPAN) / block as u64;
     let next = AtomicU64::new(0);
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds());
     workers::run(workers::at_least_one(depth), &abort, || {
         let mut buffer = AlignedBuf::zeroed(block);
         // Not zeroes: some devices answer those without writing.
@@ -82,5 +99,6 @@ fn rate(slot: &dyn BlockDevice, block: usize, depth: usize, write: bool, cancel:
     if write {
         device::sync(slot, "the target")?;
     }
-    Ok((blocks * block as u64) as f64 / 1e9 / start.elapsed().as_secs_f64())
+    let gigabytes = (blocks * block as u64) as f64 / 1e9;
+    Ok((gigabytes / start.elapsed().as_secs_f64(), (cpu_seconds() - cpu) / gigabytes))
 }

@@ -20,6 +20,7 @@ use crate::bundle::Bundle;
 use crate::commit;
 use crate::device::{BlockDevice, Mode, Region};
 use crate::error::{Error, Result};
+use crate::host::load::cpu_seconds;
 use crate::host::{LocalDisk, Machine};
 use crate::init::{InitSpec, init};
 use crate::progress::{Cancel, Progress, Silent};
@@ -56,13 +57,15 @@ pub struct Run {
     pub name: &'static str,
     /// Wall time in seconds.
     pub seconds: Spread,
+    /// Processor time in seconds, of all cores together.
+    pub cpu_seconds: Spread,
     /// Uncompressed gigabytes (10^9 bytes) per second, by the median.
     pub gb_per_s: f64,
     /// The longer one of `device` and `processor`, in seconds.
     pub ideal_seconds: f64,
     /// Time of the device at its own rates, in seconds.
     pub device_seconds: f64,
-    /// Time of all cores for decompression and BLAKE3, in seconds.
+    /// Time of all cores for decompression, BLAKE3 and what the kernel does for the transfers, in seconds.
     pub processor_seconds: f64,
     /// `ideal_seconds` divided by the median: 1.0 cannot be had.
     pub of_ideal: f64,
@@ -143,7 +146,7 @@ pub fn bench(
     progress.notice("measuring the target and the processors");
     let mut ceilings = Vec::new();
     let mut processors = Vec::new();
-    let mut timed: [Vec<(f64, stage::Outcome)>; 2] = [Vec::new(), Vec::new()];
+    let mut timed: [Vec<(f64, f64, stage::Outcome)>; 2] = [Vec::new(), Vec::new()];
     for round in 1..=options.repeat.get() {
         options.cancel.check("measuring")?;
         ceilings::measure(&*subject.slot, &mut ceilings, options.cancel)?;
@@ -166,29 +169,36 @@ pub fn bench(
             };
             let staging =
                 Options { jobs, read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
-            let start = Instant::now();
+            let (start, cpu) = (Instant::now(), cpu_seconds());
             let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
-            times.push((start.elapsed().as_secs_f64(), outcome));
+            times.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu, outcome));
         }
         progress.notice(&format!("round {round} of {} is done", options.repeat));
     }
 
     let processor = Processor::median(&processors);
-    let data_bytes = timed.iter().flatten().map(|(_, outcome)| outcome.written).max().unwrap_or(0);
+    let data_bytes = timed.iter().flatten().map(|(.., outcome)| outcome.written).max().unwrap_or(0);
     let best = |write: bool| {
         ceilings.iter().filter(|c| c.write == write).map(|c| c.gb_per_s.median).fold(0.0, f64::max)
     };
+    let cost = |write: bool| {
+        let costs = ceilings.iter().filter(|c| c.write == write).map(|c| c.cpu_s_per_gb.median);
+        costs.fold(f64::INFINITY, f64::min)
+    };
     let (image, data) = (image_bytes as f64 / 1e9, data_bytes as f64 / 1e9);
     let runs = timed.iter().zip([false, true]).map(|(times, read_back)| {
-        let seconds = Spread::of(times.iter().map(|(seconds, _)| *seconds));
-        let read = if read_back { image / best(false) } else { 0.0 };
-        let device_seconds = data / best(true) + read;
+        let seconds = Spread::of(times.iter().map(|(seconds, ..)| *seconds));
         let passes = if read_back { 2.0 } else { 1.0 };
-        let processor_seconds = image / processor.decompress_all + passes * image / processor.blake3_all;
+        let read = if read_back { image } else { 0.0 };
+        let device_seconds = data / best(true) + read / best(false);
+        let transfers = (data * cost(true) + read * cost(false)) / cores.get() as f64;
+        let processor_seconds =
+            image / processor.decompress_all + passes * image / processor.blake3_all + transfers;
         let ideal_seconds = device_seconds.max(processor_seconds);
         Run {
             name: if read_back { "prepare" } else { "prepare without read-back" },
             seconds,
+            cpu_seconds: Spread::of(times.iter().map(|(_, cpu, _)| *cpu)),
             gb_per_s: image / seconds.median,
             ideal_seconds,
             device_seconds,

@@ -169,6 +169,7 @@ fn human(report: &BenchReport, palette: Palette) -> String {
                 run.name.into(),
                 format!("{:.2}", run.seconds.median).into(),
                 format!("{:.2}-{:.2}", run.seconds.min, run.seconds.max).into(),
+                format!("{:.2}", run.cpu_seconds.median).into(),
                 format!("{:.2}", run.ideal_seconds).into(),
                 format!("{:.0} %", run.of_ideal * 100.0).into(),
                 run.bound_by.into(),
@@ -176,7 +177,11 @@ fn human(report: &BenchReport, palette: Palette) -> String {
         })
         .collect();
     text.push('\n');
-    text += &table::render(&["RUN", ">SECONDS", ">SPREAD", ">IDEAL", ">REACHED", "BOUND BY"], rows, palette);
+    text += &table::render(
+        &["RUN", ">SECONDS", ">SPREAD", ">CPU", ">IDEAL", ">REACHED", "BOUND BY"],
+        rows,
+        palette,
+    );
     text
 }
 

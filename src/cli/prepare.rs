@@ -12,7 +12,7 @@ use super::progress::Reporter;
 use super::size;
 use crate::engine::PrepareOptions;
 use crate::error::{Error, Result};
-use crate::host::web;
+use crate::host::{load, web};
 use crate::progress::Cancel;
 use crate::state::{PrepareReport, UpgradeType};
 
@@ -55,8 +55,10 @@ pub(super) struct PrepareArgs {
 
     /// Run with the lowest priority, so that what else runs is not slowed down
     ///
-    /// For the processor (nice 19); the kernel derives the priority of disk accesses
-    /// from it.
+    /// For the processor nice 19, from which the kernel derives the priority of disk
+    /// accesses. And a pause of 60 ms each second, to listen whether others wait for the
+    /// disk or for memory (/proc/pressure); while they do it goes on pausing, for 2 s at
+    /// most.
     #[arg(long)]
     background: bool,
 
@@ -81,7 +83,7 @@ impl PrepareArgs {
         let format = Format::lines_if(self.json);
         let settings = self.machine.settings()?;
         if self.background {
-            lower_priority();
+            lower_priority(self.while_stdin_open);
         }
         let policy = self.overrides.policy(settings.policy());
         let cancel = machine::cancel_on_signals()?;
@@ -98,6 +100,7 @@ impl PrepareArgs {
         let options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),
             max_rate: self.max_rate.or(settings.max_rate),
+            background: self.background,
             read_back: !self.no_read_back,
             sha256: self.sha256,
             cancel,
@@ -115,9 +118,15 @@ impl PrepareArgs {
 
 /// Before any thread is started: niceness is one thread's, and those that come later inherit it. The best-effort
 /// I/O priority follows from it (ioprio_set(2)); the idle class was rejected, since on a busy disk it never ends.
-fn lower_priority() {
+fn lower_priority(of_a_service: bool) {
     // Only raising it can be forbidden.
     let _ = rustix::process::nice(19);
+    // Between sessions niceness counts for nothing where the scheduler groups processes by them (sched(7), autogroup);
+    // a session of our own has one niceness for all. A terminal could not interrupt us there any more, so this is for
+    // who is ended in another way.
+    if of_a_service {
+        load::lower_session();
+    }
 }
 
 /// Requests a stop when standard input ends.

@@ -67,6 +67,8 @@ pub struct PrepareOptions {
     pub jobs: Option<NonZeroUsize>,
     /// At most so many bytes per second are written.
     pub max_rate: Option<u64>,
+    /// Whether to give way to other processes that wait for the disk; see [`Courtesy`](crate::host::load::Courtesy).
+    pub background: bool,
     /// Whether to read the slot back from the medium.
     pub read_back: bool,
     /// Whether to verify the SHA-256 of the whole images too; see [`stage::Options`](crate::stage::Options).
@@ -82,6 +84,7 @@ impl Default for PrepareOptions {
         Self {
             jobs: None,
             max_rate: None,
+            background: false,
             read_back: true,
             sha256: false,
             cancel: Cancel::default(),

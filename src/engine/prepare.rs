@@ -11,6 +11,7 @@ use crate::bundle::Bundle;
 use crate::commit;
 use crate::error::{Error, Result};
 use crate::gpt::CopyState;
+use crate::host::load::Courtesy;
 use crate::host::throttle::RateLimit;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Phase, Progress};
@@ -131,7 +132,13 @@ impl Engine<'_> {
         }
         self.withdraw(lock, &view, &upgrade, &targets)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
-        let pace = |bytes: u64| limit.as_ref().map_or(Ok(()), |limit| limit.take(bytes, &options.cancel));
+        let courtesy = options.background.then(Courtesy::new).flatten();
+        let pace = |bytes: u64| {
+            courtesy.as_ref().map_or(Ok(()), |courtesy| courtesy.give_way(&options.cancel))?;
+            // Reading is not limited.
+            let limit = limit.as_ref().filter(|_| bytes > 0);
+            limit.map_or(Ok(()), |limit| limit.take(bytes, &options.cancel))
+        };
         let staging = stage::Options {
             jobs: options.jobs.unwrap_or_else(workers::default_jobs),
             read_back: options.read_back,

@@ -7,6 +7,7 @@ pub mod cmdline;
 mod fake_kernel;
 pub mod health;
 pub mod kernel;
+pub mod load;
 mod local;
 mod lock;
 pub mod mapped;

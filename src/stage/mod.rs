@@ -43,7 +43,7 @@ pub struct Target {
     pub record: Record,
 }
 
-/// Waits until `bytes` more bytes may be written; see [`Options::pace`].
+/// Waits until `bytes` more bytes may be written, or, with 0, until something may be read; see [`Options::pace`].
 pub type Pace<'a> = dyn Fn(u64) -> Result<()> + Sync + 'a;
 
 /// How to stage.
@@ -58,7 +58,7 @@ pub struct Options<'a> {
     pub sha256: bool,
     /// Raised to stop.
     pub cancel: &'a Cancel,
-    /// Slows writing down where a rate was asked for.
+    /// Slows down where a rate was asked for, or others wait for the disk. Called before each transfer.
     pub pace: &'a Pace<'a>,
 }
 

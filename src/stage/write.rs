@@ -108,6 +108,7 @@ pub(super) fn read_rest(
         let mut buffer = AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT));
         while let Some(spot) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
+            (options.pace)(0)?;
             read_back_frame(targets, spot, &mut buffer)?;
             progress.advance(len_of(targets, spot));
         }
@@ -147,6 +148,7 @@ impl Run<'_> {
                     ledger.flushed(spots);
                 }
                 Duty::Read(spot) => {
+                    (self.options.pace)(0)?;
                     read_back_frame(self.targets, &spot, buffer)?;
                     ledger.read();
                 }

@@ -1,0 +1,186 @@
+//! How busy the machine is, and giving way to those who are waiting.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+
+use crate::error::Result;
+use crate::progress::Cancel;
+
+/// Processor time of this process so far, user and system, in seconds (getrusage(2)).
+pub fn cpu_seconds() -> f64 {
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
+}
+
+/// Starts a session and gives it the lowest weight among sessions (sched(7), the autogroup feature). Where that is
+/// not to be had nothing happens.
+pub fn lower_session() {
+    if nix::unistd::setsid().is_ok() {
+        // Without the feature there is no such file.
+        let _ = std::fs::write("/proc/self/autogroup", "19");
+    }
+}
+
+/// How long work goes on between two pauses for listening.
+const WORK: Duration = Duration::from_millis(1000);
+/// How long work goes on after others were heard until the patience was gone.
+const SHORT_WORK: Duration = Duration::from_millis(250);
+/// Until what is under way has ended: a transfer of a few mebibytes.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How long to listen.
+const LISTEN: Duration = Duration::from_millis(40);
+/// After so long a pause work goes on whoever waits: a machine that is always busy must get its upgrade too.
+const PATIENCE: Duration = Duration::from_millis(2000);
+/// Others are waiting if somebody was stalled for more than this part of the time that was listened.
+const STALLED: f64 = 0.1;
+
+/// Gives way to other processes that wait for the disk or for memory.
+///
+/// The kernel's pressure figures (`/proc/pressure`, Documentation/accounting/psi.rst) count our own waiting as well, and
+/// while we write somebody is always stalled: us. So all workers pause for a moment now and then, and what is stalled
+/// then is others. The pause lasts while they are, but not for ever.
+#[derive(Debug)]
+pub struct Courtesy {
+    dir: PathBuf,
+    phase: Mutex<Phase>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Work { until: Instant },
+    Settle { paused: Instant, until: Instant },
+    Listen { paused: Instant, since: Instant, until: Instant, heard: Duration },
+}
+
+impl Courtesy {
+    /// `None` where the kernel has no such figures (CONFIG_PSI, or `psi=0` on its command line).
+    pub fn new() -> Option<Self> {
+        Self::with(Path::new("/proc/pressure"))
+    }
+
+    fn with(dir: &Path) -> Option<Self> {
+        stalled(dir)?;
+        let phase = Mutex::new(Phase::Work { until: Instant::now() + WORK });
+        Some(Self { dir: dir.to_owned(), phase })
+    }
+
+    /// Returns when it is time to go on. Each worker calls it before each transfer.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted).
+    pub fn give_way(&self, cancel: &Cancel) -> Result<()> {
+        loop {
+            let now = Instant::now();
+            let Some(until) = self.step(now) else { return Ok(()) };
+            cancel.check("giving way to other processes")?;
+            std::thread::sleep(until.saturating_duration_since(now).min(LISTEN));
+        }
+    }
+
+    /// Until when to wait, at least; `None`: go on.
+    fn step(&self, now: Instant) -> Option<Instant> {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        match *phase {
+            Phase::Work { until } if now < until => return None,
+            Phase::Work { .. } => *phase = Phase::Settle { paused: now, until: now + SETTLE },
+            Phase::Settle { until, .. } | Phase::Listen { until, .. } if now < until => return Some(until),
+            Phase::Settle { paused, .. } => *phase = self.listen(paused, now),
+            Phase::Listen { paused, since, heard, .. } => {
+                // What cannot be read any more cannot hold anybody up.
+                let stalled = stalled(&self.dir).unwrap_or_default().saturating_sub(heard);
+                let others = stalled.as_secs_f64() > STALLED * (now - since).as_secs_f64();
+                *phase = match others {
+                    true if now - paused < PATIENCE => self.listen(paused, now),
+                    true => Phase::Work { until: now + SHORT_WORK },
+                    false => Phase::Work { until: now + WORK },
+                };
+            }
+        }
+        match *phase {
+            Phase::Work { .. } => None,
+            Phase::Settle { until, .. } | Phase::Listen { until, .. } => Some(until),
+        }
+    }
+
+    fn listen(&self, paused: Instant, now: Instant) -> Phase {
+        let heard = stalled(&self.dir).unwrap_or_default();
+        Phase::Listen { paused, since: now, until: now + LISTEN, heard }
+    }
+}
+
+/// The time for which somebody has been stalled since the machine was started, for the disk or for memory.
+fn stalled(dir: &Path) -> Option<Duration> {
+    let of = |resource: &str| some(&std::fs::read_to_string(dir.join(resource)).ok()?);
+    of("io").into_iter().chain(of("memory")).reduce(|a, b| a + b)
+}
+
+/// The total of the line `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, in microseconds.
+fn some(text: &str) -> Option<Duration> {
+    let line = text.lines().find(|line| line.starts_with("some "))?;
+    let total = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("total="))?;
+    total.parse().ok().map(Duration::from_micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn say(dir: &Path, micros: u64) {
+        let line = |kind| format!("{kind} avg10=0.00 avg60=0.00 avg300=0.00 total={micros}\n");
+        std::fs::write(dir.join("io"), line("some") + &line("full")).unwrap();
+    }
+
+    /// Plays `millis` of time with somebody stalled for `part` of it; how much of it was work.
+    fn play(part: f64, millis: u64) -> u64 {
+        let dir = tempfile::tempdir().unwrap();
+        say(dir.path(), 0);
+        let courtesy = Courtesy::with(dir.path()).unwrap();
+        let start = Instant::now();
+        let mut work = 0;
+        for ms in (0..millis).step_by(10) {
+            say(dir.path(), (ms as f64 * 1000.0 * part) as u64);
+            work += 10 * u64::from(courtesy.step(start + Duration::from_millis(ms)).is_none());
+        }
+        work
+    }
+
+    #[test]
+    fn work_goes_on_where_nobody_waits() {
+        let work = play(0.0, 10_000);
+        assert!((9_300..9_600).contains(&work), "{work} ms of 10 s");
+        assert_eq!(play(0.05, 10_000), work, "a little stalling is what every disk has");
+    }
+
+    #[test]
+    fn others_come_first_but_never_get_everything() {
+        let work = play(0.5, 10_000);
+        assert!((1_500..2_500).contains(&work), "{work} ms of 10 s");
+    }
+
+    #[test]
+    fn without_figures_there_is_no_courtesy() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Courtesy::with(dir.path()).is_none());
+        // EOPNOTSUPP with psi=0: the files are there and cannot be read.
+        std::fs::create_dir(dir.path().join("io")).unwrap();
+        assert!(Courtesy::with(dir.path()).is_none());
+        std::fs::write(dir.path().join("memory"), "some avg10=0.00 total=7\n").unwrap();
+        assert!(Courtesy::with(dir.path()).is_some());
+    }
+
+    #[test]
+    fn a_pause_ends_on_request() {
+        let dir = tempfile::tempdir().unwrap();
+        say(dir.path(), 0);
+        let courtesy = Courtesy::with(dir.path()).unwrap();
+        *courtesy.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
+        let cancel = Cancel::default();
+        cancel.request();
+        assert_eq!(courtesy.give_way(&cancel).unwrap_err().code(), "UPGRADE_ERROR_INTERRUPTED");
+    }
+}
