@@ -49,7 +49,7 @@ impl Candidate {
             (Some(Content::Torn { .. }), _) => Standing::Torn,
             (_, Some(Some(Verdict::Good))) => Standing::Good,
             _ if attributes.successful() => Standing::Good,
-            (_, Some(Some(Verdict::Bad))) => Standing::Failed,
+            (_, Some(Some(Verdict::Bad | Verdict::Failed | Verdict::Trying))) => Standing::Failed,
             // Selected once, and no try left.
             (_, Some(None)) if attributes.priority() > 0 => Standing::Failed,
             (_, Some(None)) => Standing::Whole,

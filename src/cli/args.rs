@@ -272,6 +272,10 @@ fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Overrides")]
 pub(super) struct OverrideArgs {
+    /// Accept a bundle that has failed its trial on this machine
+    #[arg(long)]
+    retry: bool,
+
     /// Accept a version older than the running one
     #[arg(long)]
     allow_downgrade: bool,
@@ -289,6 +293,7 @@ impl OverrideArgs {
     /// The rules with those lifted that were named.
     pub(super) fn policy(&self, policy: Policy) -> Policy {
         Policy {
+            retry: self.retry,
             allow_downgrade: self.allow_downgrade,
             allow_epoch_rollback: self.allow_epoch_rollback,
             override_product: self.override_product,

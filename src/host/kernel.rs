@@ -133,6 +133,11 @@ impl Kernel {
         mountinfo::swaps(&text).into_iter().map(PathBuf::from).collect()
     }
 
+    /// Whether kexec_load(2) has loaded a kernel that was not started yet.
+    pub fn kexec_is_loaded(&self) -> bool {
+        value::<u8>(&self.sys.join("kernel/kexec_loaded")).is_ok_and(|loaded| loaded == 1)
+    }
+
     /// The kernel's command line; empty where it cannot be read.
     pub fn cmdline(&self) -> String {
         fs::read_to_string(self.proc.join("cmdline")).unwrap_or_default()
