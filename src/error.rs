@@ -203,6 +203,9 @@ errors! {
     NotBlank { disk: String, found: String } => Refused, "NOT_BLANK",
         ("{disk} holds {found}; --force destroys it");
 
+    /// A selector was asked for where the boot loader or the firmware selects.
+    SelectorUnused { flag: &'static str } => Refused, "SELECTOR_UNUSED",
+        ("boot_flag is '{flag}': what reads it has chosen before any initramfs runs, and a selector is not used");
     /// The prepared upgrade changes the platform, which no container swap can do.
     NeedsReboot => Refused, "NEEDS_REBOOT",
         ("the prepared bundle brings another platform; commit it and reboot");
@@ -223,6 +226,12 @@ errors! {
     // ---- Disk ----
     /// No software slot holds what could be started.
     NoSoftware { problem: String } => Disk, "NO_SOFTWARE", ("there is no software to run: {problem}; run 'qstage prepare'");
+    /// No disk holds slots.
+    NoDisk { read: String } => Disk, "NO_DISK",
+        ("no disk holds partitions named 'platform_a' and 'platform_b' (looked at: {read}); name the disk with --disk");
+    /// More than one disk holds slots.
+    SeveralDisks { disks: String } => Disk, "SEVERAL_DISKS",
+        ("{disks} all hold partitions named 'platform_a' and 'platform_b'; name the right one with --disk");
     /// There is no GPT on the disk.
     NotGpt { disk: String } => Disk, "NOT_GPT",
         ("{disk} has no GUID partition table; lay one out with 'qstage init'");

@@ -114,6 +114,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "cli/remote/",
             "container/nspawn/",
             "host/record.rs",
+            "selector/told.rs",
             "service/",
         ],
     ),
@@ -151,7 +152,10 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["stage/", "host/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
-    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench", "container", "service"]),
+    (
+        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs"],
+        &["cli", "bench", "container", "service"],
+    ),
     (&["bench/", "container/", "service/"], &["cli"]),
     (
         &["error.rs", "units.rs", "version.rs", "progress.rs", "workers.rs"],

@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 23] = [
     "pack",
     "sign",
     "inspect",
@@ -23,6 +23,7 @@ const VERBS: [&str; 22] = [
     "cancel",
     "status",
     "slots",
+    "select",
     "firmware",
     "bench",
     "container",
