@@ -13,6 +13,10 @@
 //! | mark_good       | 2 / 0 / 1                        | priority 1 if it was above 0 | bit 2 on it     |
 //! | roll_back       | to: 2 / as it is, made good if it could not boot | fallback: 1, bad: 0/0/0 | bit 2 on `to` |
 
+mod choose;
+
+pub use choose::{Candidate, Choice, Companion, Counting, Standing, Why, choose, software_beside};
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -28,6 +32,16 @@ pub enum BootFlag {
     Priority,
     /// Bit 2, "legacy BIOS bootable": syslinux, U-Boot and others. Exactly one platform slot carries it.
     Legacy,
+}
+
+impl BootFlag {
+    /// The word of the command line and of the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Priority => "priority",
+            Self::Legacy => "legacy",
+        }
+    }
 }
 
 /// What becomes of the slot that is rolled back from.

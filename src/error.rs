@@ -188,11 +188,21 @@ errors! {
     /// The running boot has not been marked good: writing would destroy the only good fallback.
     OnTrial { slot: Slot, fallback: Slot } => Refused, "ON_TRIAL",
         ("slot {slot} is on trial and slot {fallback} is the only good fallback; mark it good or roll back first");
+    /// A switch between good slots waits for its reboot: what is selected next would be overwritten.
+    SwitchPending { slot: Slot, running: Slot } => Refused, "SWITCH_PENDING",
+        ("slot {slot} is selected to boot next and would be overwritten; reboot into it, or stay in slot {running} with 'qstage cancel'");
     /// Which slot is running cannot be told.
     BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
         ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b");
     /// There is nothing prepared to commit.
     NotPrepared { problem: String } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; run 'qstage prepare' first");
+    /// The very bundle has already failed its trial on this machine.
+    FailedBefore { version: String, partition: String, why: String } => Refused, "FAILED_BEFORE",
+        ("{version} has failed its trial in {partition} ({why}); install another release, or try it again with --retry");
+    /// Nothing runs on trial whose failure could be kept.
+    NoTrial => Refused, "NO_TRIAL", ("what runs is not on trial");
+    /// A trial by kexec is not possible, or makes no sense.
+    KexecTrial { problem: String } => Refused, "KEXEC_TRIAL", ("--trial kexec: {problem}; commit without it");
     /// There is nothing to mark good.
     NothingToMark { problem: String } => Refused, "NOTHING_TO_MARK", ("nothing to mark good: {problem}");
     /// There is no slot to go back to.
@@ -203,6 +213,9 @@ errors! {
     NotBlank { disk: String, found: String } => Refused, "NOT_BLANK",
         ("{disk} holds {found}; --force destroys it");
 
+    /// A selector was asked for where the boot loader or the firmware selects.
+    SelectorUnused { flag: &'static str } => Refused, "SELECTOR_UNUSED",
+        ("boot_flag is '{flag}': what reads it has chosen before any initramfs runs, and a selector is not used");
     /// The prepared upgrade changes the platform, which no container swap can do.
     NeedsReboot => Refused, "NEEDS_REBOOT",
         ("the prepared bundle brings another platform; commit it and reboot");
@@ -223,6 +236,12 @@ errors! {
     // ---- Disk ----
     /// No software slot holds what could be started.
     NoSoftware { problem: String } => Disk, "NO_SOFTWARE", ("there is no software to run: {problem}; run 'qstage prepare'");
+    /// No disk holds slots.
+    NoDisk { read: String } => Disk, "NO_DISK",
+        ("no disk holds partitions named 'platform_a' and 'platform_b' (looked at: {read}); name the disk with --disk");
+    /// More than one disk holds slots.
+    SeveralDisks { disks: String } => Disk, "SEVERAL_DISKS",
+        ("{disks} all hold partitions named 'platform_a' and 'platform_b'; name the right one with --disk");
     /// There is no GPT on the disk.
     NotGpt { disk: String } => Disk, "NOT_GPT",
         ("{disk} has no GUID partition table; lay one out with 'qstage init'");
@@ -263,8 +282,8 @@ errors! {
         ("{disk}: no platform slot is bootable by its flags; 'qstage roll-back' or 'qstage mark-good --slot' can repair that");
 
     /// After a reboot the old slot runs: the new one failed its trial.
-    FellBack { target: String, running: String } => Disk, "FELL_BACK",
-        ("{target} did not come up and the machine fell back to {running}; look into the logs of the failed boot");
+    FellBack { target: String, running: String, why: String } => Disk, "FELL_BACK",
+        ("{target} did not come up and the machine fell back to {running}: {why}");
 
     // ---- Io ----
     /// A file or device cannot be opened or asked.
@@ -304,6 +323,9 @@ errors! {
     /// A service cannot be reached or does not answer as one.
     ServiceUnreachable { service: String, problem: String } => Io, "SERVICE_UNREACHABLE",
         ("service {service}: {problem}");
+    /// The kernel of a slot could not be started by kexec.
+    Kexec { problem: String } => Io, "KEXEC",
+        ("starting the prepared slot by kexec: {problem}; nothing was switched, 'qstage cancel' or 'qstage commit' go on");
     /// A command of the configuration failed.
     Command { command: String, problem: String } => Io, "COMMAND", ("'{command}' {problem}");
 

@@ -264,7 +264,7 @@ pub fn install(
         pace: &|_| Ok(()),
     };
     stage::stage(bundle, &targets, &options, progress)?;
-    let mark = Mark { verdict: Verdict::Good, reason: "factory install".to_owned() };
+    let mark = Mark::new(Verdict::Good, "factory install");
     for target in &targets {
         target.record.write_mark(&*target.device, Some(&mark), &target.partition)?;
     }

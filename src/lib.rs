@@ -18,7 +18,7 @@
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes; [`service`]: the same verbs over REST |
 //! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`bench`]: measurements |
-//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks |
+//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks; [`selector`]: what an initramfs starts |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`state`]: what is shown |
@@ -41,6 +41,7 @@ pub mod host;
 pub mod init;
 pub mod pack;
 pub mod progress;
+pub mod selector;
 pub mod service;
 pub mod slot;
 pub mod stage;

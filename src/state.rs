@@ -45,13 +45,14 @@ pub struct Evidence<'a> {
 /// | any | successful | good |
 /// | any | priority > 0, tries > 0, or running on its last try | trial |
 /// | any | priority > 0, no tries left | bad |
-/// | whole, marked bad | priority 0 | bad |
+/// | whole, marked bad, failed or trying | priority 0 | bad |
 /// | whole | priority 0 | prepared |
 /// | nothing | priority 0 | empty |
 ///
 /// Under `legacy` bit 2 says only what boots, and the mark of the slot says whether it proved good. A slot that
 /// boots without a record of ours was installed by other means, and is taken for good. One that is marked bad and
-/// still selected is one whose roll-back was cut short: it is on trial until that is done.
+/// still selected is one whose roll-back was cut short: it is on trial until that is done. A trial by kexec has no flag at
+/// all: the slot that is marked so is on trial while it runs, and has failed when it does not.
 pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
     let (attributes, legacy) = (evidence.attributes, evidence.flag == BootFlag::Legacy);
     let verdict = match evidence.content {
@@ -64,7 +65,8 @@ pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
         _ if !legacy && attributes.successful() => SlotState::Good,
         _ if !legacy && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
         _ if !legacy && selected => SlotState::Bad,
-        Some(Some(Verdict::Bad)) if !selected => SlotState::Bad,
+        Some(Some(Verdict::Failed | Verdict::Trying)) if legacy && evidence.running => SlotState::Trial,
+        Some(Some(Verdict::Bad | Verdict::Failed | Verdict::Trying)) if !selected => SlotState::Bad,
         Some(Some(Verdict::Good)) if legacy => SlotState::Good,
         Some(_) if selected => SlotState::Trial,
         Some(_) => SlotState::Prepared,
@@ -139,6 +141,8 @@ pub struct SlotReport {
     pub booted: bool,
     /// Whether the next boot takes it.
     pub boots_next: bool,
+    /// Why a slot is bad, or what its trial has brought so far.
+    pub reason: Option<String>,
     /// Version of what it holds, from its record.
     pub version: Option<String>,
     /// Product of what it holds.
@@ -259,7 +263,7 @@ pub struct SwitchReport {
     pub done: String,
     /// The platform slot that boots next.
     pub boots_next: Slot,
-    /// What has to happen for it to take effect (`reboot`, `restart-software`, `nothing`).
+    /// What has to happen for it to take effect (`reboot`, `kexec`, `restart-software`, `nothing`).
     pub next_step: String,
     /// How it was written.
     pub switch_method: String,

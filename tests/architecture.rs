@@ -27,6 +27,7 @@ const FILES: Allowed = &[
     ("device/", "opens disks; asks sysfs for their sectors"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel.rs", "reads /proc and /sys"),
+    ("host/kexec.rs", "its mount point; /proc/cmdline"),
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
     ("host/mapped.rs", "maps images that are packed"),
     ("host/record.rs", "the state file"),
@@ -42,6 +43,7 @@ const FILES: Allowed = &[
 const PROCESSES: Allowed = &[
     ("container/", "mount, systemd-nspawn, systemd-run, the probe command"),
     ("host/health.rs", "the health checks of the machine"),
+    ("host/kexec.rs", "mount, kexec, the command that starts the loaded kernel"),
     ("host/signer.rs", "ssh-keygen, for keys in agents and hardware tokens"),
     ("service/hooks.rs", "the commands that reboot and restart"),
     ("service/worker.rs", "prepare, as a process of its own that cannot take the service down"),
@@ -114,6 +116,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "cli/remote/",
             "container/nspawn/",
             "host/record.rs",
+            "selector/told.rs",
             "service/",
         ],
     ),
@@ -151,7 +154,10 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     ),
     (&["stage/", "host/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
-    (&["engine/", "init.rs", "pack.rs"], &["cli", "bench", "container", "service"]),
+    (
+        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs"],
+        &["cli", "bench", "container", "service"],
+    ),
     (&["bench/", "container/", "service/"], &["cli"]),
     (
         &["error.rs", "units.rs", "version.rs", "progress.rs", "workers.rs"],

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use gpt_common::{Op, Reader};
 use proof_common::cuts::each_state;
-use proof_common::scenes::{Take, WAITING, play, releases};
+use proof_common::scenes::{Take, play, releases};
 use qstage::boot::BootFlag;
 
 /// The judge must see what it is for: the same checks over wrong orders of our own writes.
@@ -39,8 +39,9 @@ fn mutants_are_caught() {
         ops.splice(torn + 2..torn + 2, [body, footer]);
         ops
     };
-    let (again, over, commit, waiting) =
-        (find("prepare another"), find("prepare over a formerly good slot"), find("commit"), find(WAITING));
+    let (again, over, commit) =
+        (find("prepare another"), find("prepare over a formerly good slot"), find("commit"));
+    let settle = find("settle a fallback");
     let (cancel, back) = (find("cancel committed"), find("roll back a trial"));
     let (b, a) = (footers(again, "platform_b"), footers(over, "platform_a"));
     assert_eq!((b.len(), a.len()), (2, 2));
@@ -57,7 +58,8 @@ fn mutants_are_caught() {
         ("no flush at all", again, without(again, &|_, op| sync(op))),
         ("the old slot is not marked", over, without(over, &|i, _| i < 4)),
         ("the record comes early, over a good slot", over, early(over, a[0], a[1])),
-        ("the target stays bootable", waiting, without(waiting, &|_, op| in_table(op))),
+        // It is not what boots, but what would boot if the running slot did not.
+        ("the target stays bootable", over, without(over, &|_, op| in_table(op))),
         ("header before array", commit, {
             let mut ops = commit.ops.clone();
             ops.swap(0, 2);
@@ -77,12 +79,16 @@ fn mutants_are_caught() {
             let split = cancel.ops.iter().rposition(in_table).unwrap() + 2;
             [&cancel.ops[split..], &cancel.ops[..split]].concat()
         }),
+        ("a fallback is settled before its mark", settle, {
+            let split = settle.ops.iter().position(in_table).unwrap();
+            [&settle.ops[split..], &settle.ops[..split]].concat()
+        }),
         ("flags before the mark", back, {
             let split = back.ops.iter().position(in_table).unwrap();
             [&back.ops[split..], &back.ops[..split]].concat()
         }),
     ];
-    for take in [again, over, commit, waiting, cancel, back] {
+    for take in [again, over, commit, settle, cancel, back] {
         assert!(take.judge(512, &take.ops, false).wrong.is_empty());
     }
     for (name, take, ops) in mutants {

@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::config::{Config, Settings};
 use super::{
-    bench, container, firmware, health, init, inspect, manual, pack, plan, prepare, remote, serve, sign,
-    size, slots, status, switch, verify,
+    bench, container, firmware, health, init, inspect, manual, pack, plan, prepare, remote, select, serve,
+    sign, size, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -55,6 +55,7 @@ enum Verb {
     Cancel(switch::CancelArgs),
     Status(status::StatusArgs),
     Slots(slots::SlotsArgs),
+    Select(select::SelectArgs),
     Firmware(firmware::FirmwareArgs),
     Bench(bench::BenchArgs),
     Container(container::ContainerArgs),
@@ -83,6 +84,7 @@ impl Cli {
             Verb::Cancel(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Slots(args) => args.run(),
+            Verb::Select(args) => args.run(),
             Verb::Firmware(args) => args.run(),
             Verb::Bench(args) => args.run(),
             Verb::Container(args) => args.run(),
@@ -110,6 +112,7 @@ impl Cli {
             Verb::RollBack(args) => args.json,
             Verb::Cancel(args) => args.json,
             Verb::Slots(args) => args.json,
+            Verb::Select(args) => args.json,
             Verb::Firmware(args) => args.wants_json(),
             Verb::Bench(args) => args.json,
             Verb::Container(args) => args.wants_json(),
@@ -211,11 +214,7 @@ impl MachineArgs {
     pub(super) fn words(&self) -> Result<Vec<OsString>> {
         let mut words = Vec::new();
         word(&mut words, "--disk", absolute(self.disk.as_deref())?);
-        let flag = self.boot_flag.map(|flag| match flag {
-            BootFlag::Priority => "priority",
-            BootFlag::Legacy => "legacy",
-        });
-        word(&mut words, "--boot-flag", flag);
+        word(&mut words, "--boot-flag", self.boot_flag.map(BootFlag::word));
         word(&mut words, "--booted", self.booted.map(|slot| slot.to_string()));
         word(&mut words, "--sector-size", self.sector_size.map(|size| size.bytes().to_string()));
         word(&mut words, "--state-dir", absolute(self.state_dir.as_deref())?);
@@ -273,6 +272,10 @@ fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Overrides")]
 pub(super) struct OverrideArgs {
+    /// Accept a bundle that has failed its trial on this machine
+    #[arg(long)]
+    retry: bool,
+
     /// Accept a version older than the running one
     #[arg(long)]
     allow_downgrade: bool,
@@ -290,6 +293,7 @@ impl OverrideArgs {
     /// The rules with those lifted that were named.
     pub(super) fn policy(&self, policy: Policy) -> Policy {
         Policy {
+            retry: self.retry,
             allow_downgrade: self.allow_downgrade,
             allow_epoch_rollback: self.allow_epoch_rollback,
             override_product: self.override_product,

@@ -15,6 +15,7 @@ use crate::boot::BootFlag;
 use crate::container;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
+use crate::host::kexec;
 use crate::host::web::Web;
 use crate::units::{BlockSize, Slot};
 
@@ -40,6 +41,8 @@ pub(super) struct Config {
     #[serde(default, deserialize_with = "rate")]
     max_rate: Option<u64>,
     container: Option<container::Config>,
+    #[serde(default)]
+    kexec: kexec::Config,
     web_ca: Option<PathBuf>,
     web_insecure: Option<bool>,
     #[serde(default)]
@@ -91,6 +94,8 @@ pub(super) struct Settings {
     pub(super) max_rate: Option<u64>,
     /// How the software image is run; `None`: by others.
     pub(super) container: Option<container::Config>,
+    /// How the kernel of a slot is started without the boot loader.
+    pub(super) kexec: kexec::Config,
     /// How web servers with bundles are trusted.
     pub(super) web: Web,
     /// The service.
@@ -136,6 +141,7 @@ impl Config {
             jobs: self.jobs,
             max_rate: self.max_rate,
             container: self.container,
+            kexec: self.kexec,
             web: Web { ca: self.web_ca, insecure: self.web_insecure.unwrap_or(false) },
             service: self.service,
         }
@@ -239,6 +245,9 @@ mod tests {
         } = service;
         assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
         assert!(reboot_command.is_some() && software_restart_command.is_some());
+        let kexec::Config { command_line, .. } = all.kexec.clone();
+        assert!(command_line.is_some(), "an example");
+        assert_eq!(kexec::Config { command_line: None, ..all.kexec }, kexec::Config::default());
         let shown = Config { trust, boot_flag, tries, state_dir, web_insecure, ..Config::default() };
         assert!(web_insecure.is_some());
         assert_eq!(shown.into_settings(), Config::default().into_settings());

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::args::MachineArgs;
+use super::config::Settings;
+use super::machine::Host;
 use super::output::{self, Format};
 use super::table;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::health;
 
 /// Run the health checks of this machine
@@ -15,6 +18,9 @@ use crate::host::health;
 /// Each executable file of the directory must end with 0 in its time, in the order of
 /// their names; the first that fails is named, and the exit code is 9. To be run
 /// before 'qstage mark-good', which then ends the trial of a new slot.
+///
+/// Where a slot runs on trial, why it fails is written into the slot itself, so that the
+/// slot that boots after it can tell.
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     /// Directory of the checks
@@ -25,14 +31,29 @@ pub(super) struct HealthArgs {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
 
+    /// Run no check: say that the trial of the running slot failed; exit code 5: none
+    ///
+    /// For a unit that reboots the machine then, and only then. What a check of this boot
+    /// said is kept. With --boot-flag legacy the slot is rolled back as well.
+    #[arg(long, conflicts_with_all = ["dir", "timeout"])]
+    trial_failed: bool,
+
     /// Print one JSON array
     #[arg(long)]
     pub(super) json: bool,
+
+    #[command(flatten)]
+    machine: MachineArgs,
 }
 
 impl HealthArgs {
     pub(super) fn run(&self) -> Result<()> {
-        let passed = health::run_checks(&self.dir, Duration::from_secs(self.timeout.into()))?;
+        if self.trial_failed {
+            let told = trial_failed(&self.machine.settings()?, None)?;
+            return output::print(&format!("{told}\n"));
+        }
+        let passed = health::run_checks(&self.dir, Duration::from_secs(self.timeout.into()));
+        let passed = passed.inspect_err(|error| self.keep(error))?;
         output::result(Format::object_if(self.json), &passed, |passed, palette| {
             if passed.is_empty() {
                 return format!("no checks in {}\n", self.dir.display());
@@ -43,4 +64,20 @@ impl HealthArgs {
             table::render(&["CHECK", ">PASSED IN"], rows.collect(), palette)
         })
     }
+
+    /// Keeps a failure in the slot, where one is on trial. That it cannot be kept makes no machine healthy.
+    fn keep(&self, failure: &Error) {
+        let kept = self.machine.settings().and_then(|settings| match settings.disk {
+            Some(_) => trial_failed(&settings, Some(&failure.to_string())),
+            None => Err(Error::NoTrial),
+        });
+        match kept {
+            Ok(_) | Err(Error::NoTrial) => {}
+            Err(error) => output::note(&format!("the failure is not kept in the slot: {error}")),
+        }
+    }
+}
+
+fn trial_failed(settings: &Settings, reason: Option<&str>) -> Result<String> {
+    Host::open_to_change(settings)?.engine(settings.policy()).trial_failed(reason)
 }

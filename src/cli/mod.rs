@@ -28,6 +28,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod remote;
+mod select;
 mod serve;
 mod sign;
 mod size;
@@ -39,3 +40,4 @@ mod verify;
 
 pub use args::Cli;
 pub use output::print_error;
+pub use select::select_main;

@@ -44,7 +44,14 @@ fn human(report: &SlotsReport, palette: Palette) -> String {
     };
     let headings = [&["SLOT", ">PART", ">SIZE", "STATE", "VERSION", "BOOT"], flags].concat();
     let rows = report.slots.iter().map(|slot| row(slot, report.boot_flag)).collect();
-    text + &table::render(&headings, rows, palette)
+    text += &table::render(&headings, rows, palette);
+    // Sentences, which would spoil the table.
+    let reasons = report.slots.iter().filter_map(|slot| Some((slot, slot.reason.as_ref()?)));
+    for (i, (slot, reason)) in reasons.enumerate() {
+        let gap = if i == 0 { "\n" } else { "" };
+        text += &format!("{gap}{} {}: {reason}\n", slot.group, slot.slot);
+    }
+    text
 }
 
 fn row(slot: &SlotReport, flag: BootFlag) -> Vec<Cell> {
@@ -102,6 +109,7 @@ mod tests {
             state: SlotState::Good,
             booted: true,
             boots_next: true,
+            reason: None,
             version: Some("1.0".into()),
             product: None,
             blake3: None,
@@ -145,6 +153,13 @@ mod tests {
              platform a     1  1.0 GiB  good   1.0      runs, next    15      0  yes\n\
              platform b    12  1.0 GiB  empty  -        -              0      0  no\n"
         );
+    }
+
+    #[test]
+    fn reasons_stand_below_the_table() {
+        let mut report = report(BootFlag::Priority);
+        report.slots[1].reason = Some("its tries are used up".into());
+        assert!(human(&report, Palette::PLAIN).ends_with("  no\n\nplatform b: its tries are used up\n"));
     }
 
     #[test]

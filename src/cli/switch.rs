@@ -1,16 +1,25 @@
 //! The verbs that change what boots: `commit`, `mark-good`, `roll-back`, `cancel`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::args::MachineArgs;
 use super::config::Settings;
 use super::container;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
-use crate::engine::Engine;
+use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
+
+/// How a new slot starts on trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Trial {
+    /// At the next reboot
+    Reboot,
+    /// Now, by kexec
+    Kexec,
+}
 
 /// Select the prepared slot for the next boot, on trial
 ///
@@ -25,6 +34,19 @@ pub(super) struct CommitArgs {
     /// Print the writes and barriers of the switch, and write nothing
     #[arg(long)]
     dry_run: bool,
+
+    /// Try a slot again that has failed its trial, as it is
+    #[arg(long)]
+    retry: bool,
+
+    /// How the new slot starts on trial
+    ///
+    /// kexec is for boot loaders that know one flag and count nothing (--boot-flag
+    /// legacy): the flag stays on the slot that runs, the kernel of the new slot is
+    /// started without the loader, and 'qstage mark-good' there moves the flag. Whatever
+    /// becomes of it, the next reset boots the old slot. See [kexec] in the configuration.
+    #[arg(long, value_name = "HOW", default_value = "reboot", conflicts_with = "dry_run")]
+    trial: Trial,
 
     /// Do not swap the container: only select the slot
     #[arg(long)]
@@ -41,9 +63,14 @@ pub(super) struct CommitArgs {
 impl CommitArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
+        if self.trial == Trial::Kexec {
+            let host = Host::open_to_change(&settings)?;
+            let report = host.engine(self.policy(&settings)).commit_by_kexec(&settings.kexec)?;
+            return output::result(Format::object_if(self.json), &report, human);
+        }
         if let (Some(config), false) = (&settings.container, self.dry_run || self.no_restart) {
             let host = Host::open_to_change(&settings)?;
-            let engine = host.engine(settings.policy());
+            let engine = host.engine(self.policy(&settings));
             match engine.software_swap() {
                 // With the platform it takes a reboot.
                 Err(Error::NeedsReboot) => {}
@@ -53,7 +80,13 @@ impl CommitArgs {
         }
         // A dry run has no right to write, so it cannot, whatever the engine does.
         let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
-        switch(&self.machine, self.json, open, |engine| engine.commit(self.dry_run))
+        let host = open(&settings)?;
+        let report = host.engine(self.policy(&settings)).commit(self.dry_run)?;
+        output::result(Format::object_if(self.json), &report, human)
+    }
+
+    fn policy(&self, settings: &Settings) -> Policy {
+        Policy { retry: self.retry, ..settings.policy() }
     }
 }
 
@@ -87,6 +120,10 @@ impl MarkGoodArgs {
 /// platform takes a reboot.
 #[derive(Debug, Args)]
 pub(super) struct RollBackArgs {
+    /// Why: kept in the slot that is left, whose bundle is not tried again by itself
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
@@ -97,7 +134,9 @@ pub(super) struct RollBackArgs {
 
 impl RollBackArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.roll_back())
+        switch(&self.machine, self.json, Host::open_to_change, |engine| {
+            engine.roll_back_because(self.reason.as_deref())
+        })
     }
 }
 

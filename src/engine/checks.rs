@@ -2,10 +2,10 @@
 
 use std::cmp::Ordering;
 
-use super::view::View;
+use super::view::{Held, View};
 use super::{Engine, Policy};
 use crate::bundle::Bundle;
-use crate::bundle::manifest::{Claims, Kind};
+use crate::bundle::manifest::{Claims, Kind, Manifest};
 use crate::error::{Error, Result};
 use crate::slot::{Layout, Record};
 use crate::state::{SlotState, UpgradeType};
@@ -54,13 +54,21 @@ pub(super) fn needed(view: &View, claims: &Claims) -> Vec<Group> {
     needed.into_iter().filter(|(_, needed)| *needed).map(|(group, _)| group).collect()
 }
 
+/// What forbids any upgrade now, whatever the bundle: the slot that it would write is the only good fallback of a trial,
+/// or is what boots next.
+pub(super) fn blocked(view: &View) -> Option<Error> {
+    if let Some(held) = view.on_trial().next() {
+        return Some(Error::OnTrial { slot: held.slot, fallback: !held.slot });
+    }
+    let (next, running) = (view.next(Group::Platform)?, view.running(Group::Platform)?);
+    (next != running).then_some(Error::SwitchPending { slot: next, running })
+}
+
 impl Engine<'_> {
     /// Everything that forbids preparing this bundle now, the gravest first.
     pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
         let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
-        if let Some(held) = view.on_trial().next() {
-            found.push(Error::OnTrial { slot: held.slot, fallback: !held.slot });
-        }
+        found.extend(blocked(view));
         let body_len = Record::body_len(bundle.manifest(), bundle.index());
         match Upgrade::new(view, bundle.manifest(), body_len) {
             Ok(upgrade) if upgrade.targets.is_empty() => {
@@ -68,6 +76,8 @@ impl Engine<'_> {
             }
             Ok(upgrade) => {
                 for (group, slot, _) in upgrade.targets {
+                    let held = view.held(group, slot).filter(|_| !self.policy.retry);
+                    found.extend(held.and_then(|held| failed_before(view, held, bundle.manifest())));
                     let partition = view.slots.require(group, slot)?;
                     if let Some(by) = self.machine.in_use(partition)? {
                         found.push(Error::SlotInUse { partition: partition.name.clone(), by });
@@ -78,6 +88,16 @@ impl Engine<'_> {
         }
         Ok(found)
     }
+}
+
+/// Whether the slot holds this very bundle, and its trial has failed.
+fn failed_before(view: &View, held: &Held, manifest: &Manifest) -> Option<Error> {
+    let record = held.record().filter(|record| record.manifest.bytes() == manifest.bytes())?;
+    view.failure(held).map(|why| Error::FailedBefore {
+        version: record.manifest.version.clone(),
+        partition: held.partition.name.clone(),
+        why,
+    })
 }
 
 /// Product, version and epoch against what runs.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Engine;
+use super::checks::blocked;
 use super::view::{Held, View};
 use crate::boot;
 use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
@@ -57,13 +58,13 @@ impl Engine<'_> {
     /// and void first, and void again afterwards, however `use_it` ends.
     ///
     /// # Errors
-    /// [`Error::OnTrial`], [`Error::SlotInUse`], [`Error::Busy`]; class Disk and Io; those of `use_it`.
+    /// [`Error::OnTrial`], [`Error::SwitchPending`], [`Error::SlotInUse`], [`Error::Busy`]; class Disk and Io; those of `use_it`.
     pub fn lend_target<T>(&self, use_it: impl FnOnce(&str, Arc<dyn BlockDevice>) -> Result<T>) -> Result<T> {
         let act = |lock: &DiskLock| {
             self.repair(lock, &Silent)?;
             let view = self.view()?;
-            if let Some(held) = view.on_trial().next() {
-                return Err(Error::OnTrial { slot: held.slot, fallback: !held.slot });
+            if let Some(obstacle) = blocked(&view) {
+                return Err(obstacle);
             }
             let slot = view.target(Group::Platform)?;
             let partition = view.slots.require(Group::Platform, slot)?;

@@ -9,6 +9,7 @@ mod prepare;
 mod report;
 mod software;
 mod switch;
+mod trial;
 mod view;
 
 use std::num::NonZeroUsize;
@@ -38,6 +39,8 @@ pub struct Policy {
     pub product: Option<String>,
     /// How often a new slot is tried before the loader falls back, 1 to 15.
     pub tries: u8,
+    /// Accept a bundle that has failed its trial on this machine.
+    pub retry: bool,
     /// Accept a version older than the running one.
     pub allow_downgrade: bool,
     /// Accept an epoch lower than the running one.
@@ -53,6 +56,7 @@ impl Default for Policy {
             booted: None,
             product: None,
             tries: DEFAULT_TRIES,
+            retry: false,
             allow_downgrade: false,
             allow_epoch_rollback: false,
             override_product: false,

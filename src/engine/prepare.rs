@@ -85,7 +85,10 @@ impl Engine<'_> {
     ) -> Result<PrepareReport> {
         let start = Instant::now();
         self.repair(lock, progress)?;
-        let view = self.view()?;
+        let mut view = self.view()?;
+        if self.settle(lock, &view)? {
+            view = self.view()?;
+        }
         if let Some(obstacle) = self.obstacles(&view, bundle)?.into_iter().next() {
             return Err(obstacle);
         }
@@ -179,9 +182,9 @@ impl Engine<'_> {
             let held = slot.and_then(|(group, slot, _)| view.held(*group, *slot));
             if let Some((held, record)) = held.and_then(|held| Some((held, held.record()?)))
                 && held.state != SlotState::Prepared
-                && held.mark().is_none_or(|mark| mark.verdict != Verdict::Bad)
+                && held.mark().is_none_or(|mark| mark.verdict == Verdict::Good)
             {
-                let mark = Mark { verdict: Verdict::Bad, reason: "being replaced".to_owned() };
+                let mark = Mark::new(Verdict::Bad, "being replaced");
                 record.write_mark(&*target.device, Some(&mark), &target.partition)?;
             }
         }

@@ -1,9 +1,10 @@
 //! `status` and `slots`: what the disk says, and the last error.
 
 use super::Engine;
+use super::checks::blocked;
 use super::view::{Held, View};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::slot::Content;
+use crate::slot::{Content, Verdict};
 use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState};
 use crate::units::Group;
 
@@ -64,7 +65,19 @@ impl Engine<'_> {
                 status.details = format!("{version} is prepared in {}", held.partition.name);
                 status.install_path = origin(held);
             }
-            (None, None, None) => {}
+            (None, None, None) => {
+                // From the disk, not from the journal: it holds after the loss of /var, and until the slot is written anew.
+                if let (Some(error), NO_ERROR) = (view.fell_back(), status.error_state.as_str()) {
+                    status.error_state = error.code().to_owned();
+                    status.error_message = error.to_string();
+                    status.install_path = view
+                        .all()
+                        .iter()
+                        .find(|held| view.failure(held).is_some())
+                        .map(origin)
+                        .unwrap_or_default();
+                }
+            }
         }
         if let Some(reason) = self.blocked(&view)? {
             status.is_blocked = true;
@@ -75,8 +88,8 @@ impl Engine<'_> {
 
     /// Why no upgrade may begin now, whatever the bundle.
     fn blocked(&self, view: &View) -> Result<Option<String>> {
-        if let Some(held) = view.on_trial().next() {
-            return Ok(Some(Error::OnTrial { slot: held.slot, fallback: !held.slot }.to_string()));
+        if let Some(obstacle) = blocked(view) {
+            return Ok(Some(obstacle.to_string()));
         }
         let target = view.slots.require(Group::Platform, view.target(Group::Platform)?)?;
         let by = self.machine.in_use(target)?;
@@ -101,6 +114,7 @@ impl Engine<'_> {
                 state: held.state,
                 booted: held.group == Group::Platform && view.running(held.group) == Some(held.slot),
                 boots_next: view.next(held.group) == Some(held.slot),
+                reason: view.failure(held).or_else(|| trial_reason(held)),
                 version: claims.map(|claims| claims.version.clone()),
                 product: claims.map(|claims| claims.product.clone()),
                 blake3: image.map(|(_, payload)| payload.blake3),
@@ -126,13 +140,24 @@ impl Engine<'_> {
     }
 }
 
+/// What a slot on trial, or one that was ruled out, says of itself.
+fn trial_reason(held: &Held) -> Option<String> {
+    let told = matches!(held.state, SlotState::Trial | SlotState::Bad);
+    held.mark().filter(|mark| told && mark.verdict != Verdict::Good).map(|mark| mark.reason.clone())
+}
+
 fn trial_details(view: &View, held: &Held) -> String {
     let version = held.record().map_or("", |record| record.manifest.version.as_str());
     let name = &held.partition.name;
-    if held.group == Group::Platform && view.running(Group::Platform) != Some(held.slot) {
+    let runs = held.group != Group::Platform || view.running(Group::Platform) == Some(held.slot);
+    if !runs && held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying) {
+        format!("{version} in {name} is about to be started by kexec")
+    } else if !runs {
         format!("{version} is selected in {name}; reboot to start it")
     } else {
-        format!("{version} is on trial in {name}; 'qstage mark-good' ends it")
+        let failing = held.mark().filter(|mark| mark.verdict == Verdict::Failed);
+        let failing = failing.map(|mark| format!("; its last failure: {}", mark.reason)).unwrap_or_default();
+        format!("{version} is on trial in {name}; 'qstage mark-good' ends it{failing}")
     }
 }
 

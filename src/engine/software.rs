@@ -55,7 +55,7 @@ impl Engine<'_> {
         if effect == Effect::Reboot {
             return Err(Error::NeedsReboot);
         }
-        let old = match view.next(Group::Software) {
+        let old = match view.running(Group::Software) {
             Some(slot) => self.image(&view, slot)?,
             None => None,
         };
@@ -72,7 +72,7 @@ impl Engine<'_> {
     /// [`Error::NoSoftware`] where no slot holds a whole image that may run; class Disk and Io.
     pub fn software_selected(&self) -> Result<SoftwareImage> {
         let view = self.view()?;
-        let slot = selected(&view).ok_or_else(|| Error::NoSoftware {
+        let slot = view.running(Group::Software).ok_or_else(|| Error::NoSoftware {
             problem: "no software slot may start by its flags".to_owned(),
         })?;
         self.image(&view, slot)?.ok_or_else(|| no_image(&view, slot))
@@ -155,7 +155,7 @@ impl Engine<'_> {
                 boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
             let done = format!("rolled back to {}: {reason}", to.partition.name);
             let report = self.software_report(lock, &view, &table, done)?;
-            self.set_mark(left, Verdict::Bad, reason)?;
+            self.set_mark(left, Verdict::Failed, reason)?;
             Ok(report)
         };
         self.change("roll-back", act, |report| report.done.clone())
@@ -211,16 +211,4 @@ fn no_image(view: &View, slot: Slot) -> Error {
         None => format!("the disk has no {name}"),
     };
     Error::NoSoftware { problem }
-}
-
-fn selected(view: &View) -> Option<Slot> {
-    let first = view.running(Group::Software)?;
-    let fits = |slot: Slot| {
-        let (software, platform) =
-            (view.held(Group::Software, slot)?.record()?, view.running_record(Group::Platform)?);
-        Some(software.manifest.same_platform(&platform.manifest))
-    };
-    let other_is_good = view.held(Group::Software, !first).is_some_and(|held| held.state == SlotState::Good);
-    let follow = fits(first) == Some(false) && fits(!first) == Some(true) && other_is_good;
-    Some(if follow { !first } else { first })
 }

@@ -3,7 +3,7 @@
 use super::Engine;
 use super::checks::needed;
 use super::view::{Held, View};
-use crate::boot::{self, Leave};
+use crate::boot::{self, BootFlag, Leave};
 use crate::commit;
 use crate::error::{Error, Result};
 use crate::gpt::Table;
@@ -18,6 +18,7 @@ use crate::units::{Group, Slot};
 pub(super) enum Effect {
     Nothing,
     Reboot,
+    Kexec,
     RestartSoftware,
 }
 
@@ -26,6 +27,7 @@ impl Effect {
         match self {
             Self::Nothing => "nothing",
             Self::Reboot => "reboot",
+            Self::Kexec => "kexec",
             Self::RestartSoftware => "restart-software",
         }
     }
@@ -48,6 +50,10 @@ impl Engine<'_> {
                 self.repair(lock, &Silent)?;
                 let view = self.view()?;
                 let (table, effect, done) = self.commit_table(&view)?;
+                // A slot that is tried again must not keep the reason of the last time; until it is selected it is bad.
+                for held in view.all().iter().filter(|held| self.again(held)) {
+                    self.set_mark(held, Verdict::Bad, "tried again")?;
+                }
                 self.switch(lock, &view, &table, effect, done)
             },
             |report| report.done.clone(),
@@ -63,7 +69,7 @@ impl Engine<'_> {
         for group in Group::BOTH {
             let Ok(slot) = view.target(group) else { continue };
             match view.held(group, slot) {
-                Some(held) if held.state == SlotState::Prepared => {
+                Some(held) if held.state == SlotState::Prepared || self.again(held) => {
                     prepared.extend(held.record().map(|r| (held, r)))
                 }
                 Some(held) if held.state == SlotState::Torn => {
@@ -74,9 +80,13 @@ impl Engine<'_> {
         }
         let Some((_, first)) = prepared.first() else {
             let slot = view.target(Group::Platform)?;
-            return not(match view.on_trial().next() {
-                Some(held) => format!("{} is already committed, on trial", held.partition.name),
-                None => format!("slot {slot} holds nothing that was prepared"),
+            let failed = view.all().iter().find_map(|held| Some((held, view.failure(held)?)));
+            return not(match (view.on_trial().next(), failed) {
+                (Some(held), _) => format!("{} is already committed, on trial", held.partition.name),
+                (None, Some((held, why))) => {
+                    format!("{} has failed its trial ({why}), --retry tries it again", held.partition.name)
+                }
+                (None, None) => format!("slot {slot} holds nothing that was prepared"),
             });
         };
         let manifest = &first.manifest;
@@ -102,7 +112,12 @@ impl Engine<'_> {
         }
         let platform = needed.contains(&Group::Platform);
         let effect = if platform { Effect::Reboot } else { Effect::RestartSoftware };
-        let from = if platform { format!(", slot {booted} is the fallback") } else { String::new() };
+        let tries = match self.policy.tries {
+            _ if self.policy.boot_flag != BootFlag::Priority => String::new(),
+            1 => " with one try".to_owned(),
+            tries => format!(" with {tries} tries"),
+        };
+        let from = if platform { format!("{tries}, slot {booted} is the fallback") } else { String::new() };
         Ok((
             table,
             effect,
@@ -122,14 +137,17 @@ impl Engine<'_> {
 
     fn mark_good_locked(&self, lock: &DiskLock, slot: Option<Slot>) -> Result<SwitchReport> {
         self.repair(lock, &Silent)?;
-        let view = self.view()?;
+        let mut view = self.view()?;
+        if slot.is_none() && self.settle(lock, &view)? {
+            view = self.view()?;
+        }
         let candidates: Vec<&Held> = match slot {
             Some(slot) => view.held(Group::Platform, slot).into_iter().collect(),
             None => {
                 view.booted()?;
                 let runs = |held: &&Held| view.running(held.group) == Some(held.slot);
                 // Software of a commit whose platform has not booted yet is not running, whatever its flags say.
-                let pending = view.next(Group::Platform) != view.running(Group::Platform);
+                let pending = view.pending();
                 view.on_trial()
                     .filter(runs)
                     .filter(|held| held.group == Group::Platform || !pending)
@@ -138,15 +156,19 @@ impl Engine<'_> {
         };
         let mut table = view.table.clone();
         let mut names = Vec::new();
-        for held in candidates {
+        for held in &candidates {
             if held.state == SlotState::Torn || held.state == SlotState::Empty {
                 let problem = format!("{} holds nothing whole", held.partition.name);
                 return Err(Error::NothingToMark { problem });
             }
             table = boot::mark_good(&table, &view.slots, held.group, held.slot, self.policy.boot_flag)?;
-            // The mark first: under legacy it is the only sign, and it says nothing before the slot is selected.
-            self.set_mark(held, Verdict::Good, "marked good")?;
             names.push(held.partition.name.clone());
+        }
+        // The marks first: under legacy they are the only sign, and they say nothing before the slot is selected. After a
+        // kexec the flag is not on it: marked good and not selected it would look as if it had been left on purpose.
+        let by_kexec = slot.is_none() && candidates.iter().any(|held| !view.is_selected(held));
+        if !by_kexec {
+            self.mark_all_good(&candidates)?;
         }
         let done = match (names.is_empty(), slot) {
             (true, _) => match view.on_trial().next() {
@@ -156,7 +178,15 @@ impl Engine<'_> {
             (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),
             (false, None) => format!("{} proved good", names.join(" and ")),
         };
-        self.switch(lock, &view, &table, Effect::Nothing, done)
+        let report = self.switch(lock, &view, &table, Effect::Nothing, done)?;
+        if by_kexec {
+            self.mark_all_good(&candidates)?;
+        }
+        Ok(report)
+    }
+
+    fn mark_all_good(&self, slots: &[&Held]) -> Result<()> {
+        slots.iter().try_for_each(|held| self.set_mark(held, Verdict::Good, "marked good"))
     }
 
     /// Goes back to the other slot, if that is good. What is left on trial becomes bad; what was good stays a fallback.
@@ -165,10 +195,20 @@ impl Engine<'_> {
     /// # Errors
     /// [`Error::NoFallback`]; class Disk and Io.
     pub fn roll_back(&self) -> Result<SwitchReport> {
-        self.change("roll-back", |lock| self.roll_back_locked(lock), |report| report.done.clone())
+        self.roll_back_because(None)
     }
 
-    fn roll_back_locked(&self, lock: &DiskLock) -> Result<SwitchReport> {
+    /// The same for whoever found that the trial fails: the reason is kept in the slot that is left, and its bundle is not
+    /// tried again without [`Policy::retry`](super::Policy::retry).
+    ///
+    /// # Errors
+    /// As [`roll_back`](Self::roll_back).
+    pub fn roll_back_because(&self, reason: Option<&str>) -> Result<SwitchReport> {
+        let act = |lock: &DiskLock| self.roll_back_locked(lock, reason);
+        self.change("roll-back", act, |report| report.done.clone())
+    }
+
+    pub(super) fn roll_back_locked(&self, lock: &DiskLock, reason: Option<&str>) -> Result<SwitchReport> {
         self.repair(lock, &Silent)?;
         let view = self.view()?;
         let trial = |group: Group| view.on_trial().any(|held| held.group == group);
@@ -195,17 +235,19 @@ impl Engine<'_> {
         // The marks first: without its flags and unmarked a failed slot looks like a prepared one, and a power cut in
         // between would have it committed again.
         for held in left {
-            self.set_mark(held, Verdict::Bad, "rolled back while on trial")?;
+            match reason {
+                Some(reason) => self.set_mark(held, Verdict::Failed, reason)?,
+                None => self.set_mark(held, Verdict::Bad, "rolled back while on trial")?,
+            }
         }
-        self.switch(lock, &view, &table, effect, format!("rolled back to {}", names.join(" and ")))
+        let because = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        self.switch(lock, &view, &table, effect, format!("rolled back to {}{because}", names.join(" and ")))
     }
 
     /// The slot that is selected in a group and the good one to return to.
     fn way_back<'v>(&self, view: &'v View, group: Group) -> Result<(&'v Held, &'v Held)> {
         let none = |problem: String| Error::NoFallback { problem };
-        // Where nothing is selected, what runs is what is left.
-        let from = view.next(group).or(view.running(group));
-        let from = from.ok_or_else(|| none(format!("no {group} slot is selected")))?;
+        let from = view.current(group).ok_or_else(|| none(format!("no {group} slot is selected")))?;
         let pair = view.held(group, from).zip(view.held(group, !from));
         let (from, to) = pair.ok_or_else(|| none(format!("the disk has no {group} slots")))?;
         if to.state != SlotState::Good {
@@ -231,7 +273,8 @@ impl Engine<'_> {
         }
     }
 
-    /// Undoes a prepare, or a commit whose slot has not been started: what was prepared is discarded.
+    /// Undoes a prepare, or a commit whose slot has not been started: what was prepared is discarded. A roll-back to a good
+    /// slot that waits for its reboot is undone as well; both slots stay good.
     ///
     /// # Errors
     /// [`Error::NothingToCancel`]; class Disk and Io.
@@ -242,8 +285,8 @@ impl Engine<'_> {
     fn cancel_locked(&self, lock: &DiskLock) -> Result<SwitchReport> {
         self.repair(lock, &Silent)?;
         let view = self.view()?;
-        let booted = view.booted()?;
-        let pending = view.next(Group::Platform) != Some(booted);
+        view.booted()?;
+        let pending = view.pending();
         let mut table = view.table.clone();
         let (mut discard, mut names) = (Vec::new(), Vec::new());
         for held in view.all() {
@@ -266,6 +309,22 @@ impl Engine<'_> {
                 names.push(held.partition.name.clone());
             }
         }
+        let mut stay = Vec::new();
+        for group in Group::BOTH {
+            let good = |slot: &Slot| view.held(group, *slot).filter(|held| held.state == SlotState::Good);
+            let pair = view.next(group).zip(view.running(group)).filter(|(next, running)| next != running);
+            if let Some((_, running)) = pair.filter(|(next, _)| good(next).is_some())
+                && let Some(held) = good(&running)
+            {
+                let flag = self.policy.boot_flag;
+                table = boot::roll_back(&table, &view.slots, group, running, Leave::Fallback, flag)?;
+                stay.push(held.partition.name.clone());
+            }
+        }
+        if discard.is_empty() && !stay.is_empty() {
+            let done = format!("{} stays selected", stay.join(" and "));
+            return self.switch(lock, &view, &table, Effect::Nothing, done);
+        }
         if discard.is_empty() {
             let problem = match view.on_trial().next() {
                 Some(held) => format!("{} runs on trial; use 'qstage roll-back'", held.partition.name),
@@ -286,7 +345,7 @@ impl Engine<'_> {
     /// Writes the verdict on a slot into its mark. A slot without a record of ours has none.
     pub(super) fn set_mark(&self, held: &Held, verdict: Verdict, reason: &str) -> Result<()> {
         let Some(record) = held.record() else { return Ok(()) };
-        let mark = Mark { verdict, reason: reason.to_owned() };
+        let mark = Mark::new(verdict, reason);
         if held.mark().is_some_and(|old| old.verdict == verdict) {
             return Ok(());
         }

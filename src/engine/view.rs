@@ -1,12 +1,12 @@
 //! What is on the disk, read once at the beginning of a verb.
 
 use super::Policy;
-use crate::boot::{self, Slots};
+use crate::boot::{self, BootFlag, Companion, Slots};
 use crate::commit::{self, Loaded};
 use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::host::{Access, Machine};
-use crate::slot::{Content, Mark, Record};
+use crate::slot::{Content, Mark, Record, Verdict};
 use crate::state::{Evidence, SlotState, slot_state};
 use crate::units::{Group, Slot};
 
@@ -21,6 +21,8 @@ pub(super) struct View {
     ambiguous: Option<String>,
     /// The software slot that runs on its last try, so that its flags do not select it any more.
     last_try: Option<Slot>,
+    /// The software slot beside the platform that runs, where that is not the one that the flags select.
+    beside: Option<Slot>,
     name: String,
     policy: Policy,
     holds: Vec<Held>,
@@ -34,6 +36,8 @@ pub(super) struct Held {
     pub(super) content: Content,
     pub(super) attributes: Attributes,
     pub(super) state: SlotState,
+    /// Whether its flags still select it beside a platform that has fallen back.
+    pub(super) fell: bool,
 }
 
 impl Held {
@@ -64,6 +68,7 @@ impl View {
             booted: None,
             ambiguous: None,
             last_try,
+            beside: None,
             name,
             policy: policy.clone(),
             holds: Vec::new(),
@@ -80,13 +85,19 @@ impl View {
                 let state = slot_state(&Evidence {
                     attributes,
                     // No loader reads the software group: it goes by priority always.
-                    flag: if group == Group::Platform { policy.boot_flag } else { boot::BootFlag::Priority },
+                    flag: if group == Group::Platform { policy.boot_flag } else { BootFlag::Priority },
                     content: &content,
                     running: view.running(group) == Some(slot),
                 });
-                view.holds.push(Held { group, slot, partition, content, attributes, state });
+                let about_to = || machine.kexec_is_loaded() && state == SlotState::Bad;
+                let trying =
+                    matches!(&content, Content::Whole(_, Some(mark)) if mark.verdict == Verdict::Trying);
+                // Loaded and marked: the next kernel is the one of this slot.
+                let state = if trying && about_to() { SlotState::Trial } else { state };
+                view.holds.push(Held { group, slot, partition, content, attributes, state, fell: false });
             }
         }
+        view.follow_platform();
         let trial = view.on_trial().find(|held| held.group == Group::Platform).map(|held| held.slot);
         if let Some(slot) = trial.filter(|_| guessed && !machine.is_image()) {
             // It is selected, but the reboot may be ahead: to take it for the running one would let a health check
@@ -97,6 +108,37 @@ impl View {
             ));
         }
         Ok(view)
+    }
+
+    /// Software goes where its platform goes: what was flipped together with a platform that fell back has fallen back as
+    /// well, and what came with a platform that runs by kexec is on trial with it.
+    fn follow_platform(&mut self) {
+        let flagged = self.next(Group::Software);
+        let platform = |slot: Slot| self.held(Group::Platform, slot);
+        let Some(running) = self.booted.and_then(platform) else { return };
+        let by_kexec = running.state == SlotState::Trial && !self.is_selected(running);
+        let of = |slot: Slot| {
+            let held = self.held(Group::Software, slot);
+            let trying = |held: &Held| held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
+            Companion {
+                fits: held
+                    .and_then(Held::record)
+                    .zip(running.record())
+                    .map(|(s, p)| s.manifest.same_platform(&p.manifest)),
+                usable: held.is_some_and(|held| held.state == SlotState::Good || by_kexec && trying(held)),
+            }
+        };
+        let beside = boot::software_beside(flagged, of);
+        let left = platform(!running.slot).is_some_and(|held| held.state == SlotState::Bad);
+        self.beside = beside.filter(|_| beside != flagged);
+        let Some(beside) = self.beside else { return };
+        for held in self.holds.iter_mut().filter(|held| held.group == Group::Software) {
+            if held.slot == beside && by_kexec {
+                held.state = SlotState::Trial;
+            } else if held.slot != beside && held.state == SlotState::Trial && left {
+                (held.state, held.fell) = (SlotState::Bad, true);
+            }
+        }
     }
 
     /// What a slot holds; `None` where the disk has no such slot.
@@ -114,12 +156,12 @@ impl View {
         boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag)
     }
 
-    /// The slot of a group that runs: of the platform the booted one, of the software the selected one, or the one that
+    /// The slot of a group that runs: of the platform the booted one, of the software the one beside it, or the one that
     /// is on its last try.
     pub(super) fn running(&self, group: Group) -> Option<Slot> {
         match group {
             Group::Platform => self.booted,
-            Group::Software => self.last_try.or_else(|| self.next(group)),
+            Group::Software => self.last_try.or(self.beside).or_else(|| self.next(group)),
         }
     }
 
@@ -139,8 +181,35 @@ impl View {
         match group {
             Group::Platform => Ok(!self.booted()?),
             // Before the first software image is installed none is selected.
-            Group::Software => Ok(self.next(group).map_or(Slot::A, |slot| !slot)),
+            Group::Software => Ok(self.running(group).map_or(Slot::A, |slot| !slot)),
         }
+    }
+
+    /// The slot of a group that everything is about: what runs on trial, be it on its last try or by kexec, so that its flags
+    /// do not select it; else what is selected; else what runs.
+    pub(super) fn current(&self, group: Group) -> Option<Slot> {
+        let running = self.running(group);
+        let trial = |slot: &Slot| self.held(group, *slot).is_some_and(|held| held.state == SlotState::Trial);
+        running.filter(trial).or_else(|| self.next(group)).or(running)
+    }
+
+    /// Whether another platform than the running one was selected and waits for its reboot.
+    pub(super) fn pending(&self) -> bool {
+        self.current(Group::Platform) != self.running(Group::Platform)
+    }
+
+    /// Whether the flags of its group select a slot, or could.
+    pub(super) fn is_selected(&self, held: &Held) -> bool {
+        match (held.group, self.policy.boot_flag) {
+            (Group::Platform, BootFlag::Legacy) => held.attributes.legacy_bootable(),
+            _ => held.attributes.priority() > 0,
+        }
+    }
+
+    /// Whether a slot was selected, used up its tries and was not marked good.
+    pub(super) fn spent(&self, held: &Held) -> bool {
+        let counted = held.group == Group::Software || self.policy.boot_flag == BootFlag::Priority;
+        counted && held.state == SlotState::Bad && !held.fell && held.attributes.priority() > 0
     }
 
     /// The record of what runs in a group.

@@ -13,7 +13,7 @@ pub fn last<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 
 /// Splits at spaces that are not inside double quotes, as the kernel's `next_arg()` (lib/cmdline.c) does;
 /// it knows neither single quotes nor escapes.
-fn words(line: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn words(line: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     line.trim()
         .split(move |c: char| {

@@ -67,6 +67,18 @@ impl Kernel {
         self.node_in(&dir.canonicalize()?.join("..")).map(Some)
     }
 
+    /// The disks that hold anything and are not a part of another one (of a RAID, of multipath), in the order of their
+    /// names.
+    pub fn disks(&self) -> Vec<PathBuf> {
+        let block = self.sys.join("block");
+        let own = |dir: &Path| {
+            value::<u64>(&dir.join("size")).is_ok_and(|size| size > 0)
+                && names(&dir.join("holders")).is_empty()
+        };
+        let dirs = names(&block).into_iter().map(|name| block.join(name)).filter(|dir| own(dir));
+        dirs.filter_map(|dir| self.node_in(&dir).ok()).map(|node| node.path).collect()
+    }
+
     /// The partitions of a disk for which the kernel has nodes.
     pub fn partitions(&self, disk: DeviceNumber) -> io::Result<Vec<Node>> {
         let mut found = Vec::new();
@@ -119,6 +131,11 @@ impl Kernel {
     pub fn swaps(&self) -> Vec<PathBuf> {
         let text = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
         mountinfo::swaps(&text).into_iter().map(PathBuf::from).collect()
+    }
+
+    /// Whether kexec_load(2) has loaded a kernel that was not started yet.
+    pub fn kexec_is_loaded(&self) -> bool {
+        value::<u8>(&self.sys.join("kernel/kexec_loaded")).is_ok_and(|loaded| loaded == 1)
     }
 
     /// The kernel's command line; empty where it cannot be read.

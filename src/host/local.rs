@@ -159,6 +159,10 @@ impl Machine for LocalDisk {
         usage::user(&self.kernel, &self.disk, partition.extent).map_err(|e| self.asking(e))
     }
 
+    fn kexec_is_loaded(&self) -> bool {
+        !self.is_image() && self.kernel.kexec_is_loaded()
+    }
+
     fn is_image(&self) -> bool {
         matches!(self.disk, Disk::File(_))
     }

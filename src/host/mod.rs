@@ -7,6 +7,7 @@ pub mod cmdline;
 mod fake_kernel;
 pub mod health;
 pub mod kernel;
+pub mod kexec;
 pub mod load;
 mod local;
 mod lock;
@@ -89,6 +90,11 @@ pub trait Machine: Send + Sync {
     /// The index of the partition among `candidates` from which this machine runs, as far as the kernel
     /// command line and the mount of `/` tell. `None` on disk images and on disks that this machine did not boot from.
     fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>>;
+
+    /// Whether a kernel is loaded that kexec is about to start.
+    fn kexec_is_loaded(&self) -> bool {
+        false
+    }
 
     /// Whether this is an image file: no machine runs from it, so its flags alone say what "runs".
     fn is_image(&self) -> bool;

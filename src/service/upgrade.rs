@@ -317,6 +317,7 @@ impl Upgrade {
                 if let Some(target) = failed {
                     let error = Error::FellBack {
                         target: target.target_version.clone(),
+                        why: "'qstage slots' and the logs of the failed boot say more".to_owned(),
                         running: disk.running.clone().unwrap_or_else(|| "what ran before".to_owned()),
                     };
                     next.error = Some(Failure::from(&error));

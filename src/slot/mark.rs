@@ -3,44 +3,71 @@
 //! Under `--boot-flag legacy` the partition entry has one bit, "boot this"; that a trial ended well or badly, and why,
 //! has no place there. So the slot remembers it. The block is one write of 4 KiB and is void until the slot is
 //! judged. A block that is neither zero nor whole, as a power cut within it leaves it, counts as bad: a slot that once
-//! was judged must never look as if it had just been prepared. Offsets: magic `QSTGMARK` 0, version 8, verdict 12 (1 good, 2 bad), reason 16 (u16 length, UTF-8), CRC-32 4092.
+//! was judged must never look as if it had just been prepared. Under the other flags the block keeps what the flags have no
+//! room for: why a trial failed, across the reboot and with `/var` lost.
+//!
+//! | offset | bytes | meaning |
+//! |---|---|---|
+//! | 0 | 8 | `QSTGMARK` |
+//! | 8 | 4 | version, 1 (all numbers are little-endian) |
+//! | 12 | 4 | verdict: 1 good, 2 bad, 3 failed, 4 trying |
+//! | 16 | 2 + 2048 | reason (length, UTF-8) |
+//! | 2068 | 4 | tries that were left when it was written |
+//! | 4092 | 4 | CRC-32 of all that |
+//!
+//! A reader that knows verdicts 1 and 2 only takes 3 and 4 for bad, which is what they are once the slot does not run.
 
 use super::{UNIT, put_text, seal, sealed, text_at, u32_at};
 
 const MAGIC: &[u8; 8] = b"QSTGMARK";
 const VERSION: u32 = 1;
 const REASON_MAX: usize = 2048;
+const TRIES_AT: usize = 2068;
 
 /// The outcome of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It was marked good.
     Good,
-    /// It was rolled back or fell back.
+    /// It was ruled out: rolled back by somebody, or being replaced.
     Bad,
+    /// A trial that fails: while the slot runs it can still be marked good, afterwards it has failed.
+    Failed,
+    /// A trial without flags, by kexec: while the slot runs it is on trial, afterwards it has failed.
+    Trying,
 }
 
 /// What the block says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
-    /// Good or bad.
+    /// The outcome, or where the trial stands.
     pub verdict: Verdict,
     /// Why, for people; cut to 2048 bytes.
     pub reason: String,
+    /// The tries that were left: they tell one boot of the trial from the next.
+    pub tries_left: u8,
 }
 
 impl Mark {
+    /// A mark for which the tries do not matter.
+    pub fn new(verdict: Verdict, reason: impl Into<String>) -> Self {
+        Self { verdict, reason: reason.into(), tries_left: 0 }
+    }
+
     /// The block that says it.
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; UNIT as usize];
         let verdict: u32 = match self.verdict {
             Verdict::Good => 1,
             Verdict::Bad => 2,
+            Verdict::Failed => 3,
+            Verdict::Trying => 4,
         };
         block[..8].copy_from_slice(MAGIC);
         block[8..12].copy_from_slice(&VERSION.to_le_bytes());
         block[12..16].copy_from_slice(&verdict.to_le_bytes());
         put_text(&mut block, 16, REASON_MAX, &self.reason);
+        block[TRIES_AT..TRIES_AT + 4].copy_from_slice(&u32::from(self.tries_left).to_le_bytes());
         seal(&mut block);
         block
     }
@@ -54,11 +81,13 @@ impl Mark {
         let verdict = match u32_at(block, 12) {
             1 if known => Verdict::Good,
             2 if known => Verdict::Bad,
-            _ => {
-                return Some(Self { verdict: Verdict::Bad, reason: "its mark cannot be read".to_owned() });
-            }
+            3 if known => Verdict::Failed,
+            4 if known => Verdict::Trying,
+            _ => return Some(Self::new(Verdict::Bad, "its mark cannot be read")),
         };
-        Some(Self { verdict, reason: text_at(block, 16, REASON_MAX) })
+        // Four bits in the partition table; whatever else stands here is nobody's tries.
+        let tries_left = u8::try_from(u32_at(block, TRIES_AT)).unwrap_or_default();
+        Some(Self { verdict, reason: text_at(block, 16, REASON_MAX), tries_left })
     }
 }
 
@@ -68,19 +97,36 @@ mod tests {
 
     #[test]
     fn round_trip_and_void() {
-        for verdict in [Verdict::Good, Verdict::Bad] {
-            let mark = Mark { verdict, reason: "health check 'disk' failed".to_owned() };
+        for verdict in [Verdict::Good, Verdict::Bad, Verdict::Failed, Verdict::Trying] {
+            let reason = "health check 'disk' failed".to_owned();
+            let mark = Mark { verdict, reason, tries_left: 15 };
             let mut block = mark.encode();
             assert_eq!(Mark::decode(&block), Some(mark));
             block[20] ^= 1;
             assert_eq!(Mark::decode(&block).unwrap().verdict, Verdict::Bad, "damaged is not void");
             // A cut within the block: any sector boundary.
             for split in (512..4096).step_by(512) {
-                let mut torn = Mark { verdict, reason: String::new() }.encode();
+                let mut torn = Mark::new(verdict, "").encode();
                 torn[split..].fill(0);
                 assert_eq!(Mark::decode(&torn).unwrap().verdict, Verdict::Bad, "{split}");
             }
         }
         assert_eq!(Mark::decode(&vec![0; 4096]), None);
+    }
+
+    /// Of a block that already holds a mark a cut may leave any mixture with the next one: bad, or one of the two.
+    #[test]
+    fn a_mark_over_a_mark_is_old_or_new_or_bad() {
+        let old = Mark { verdict: Verdict::Failed, reason: "x".repeat(2048), tries_left: 2 };
+        let new = Mark { verdict: Verdict::Failed, reason: "y".repeat(1000), tries_left: 1 };
+        for set in 0_u32..256 {
+            let mut block = old.encode();
+            let next = new.encode();
+            for sector in (0..8).filter(|sector| set >> sector & 1 == 1) {
+                block[sector * 512..][..512].copy_from_slice(&next[sector * 512..][..512]);
+            }
+            let got = Mark::decode(&block).unwrap();
+            assert!(got == old || got == new || got.verdict == Verdict::Bad, "{set:b}");
+        }
     }
 }

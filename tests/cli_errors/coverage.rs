@@ -41,6 +41,18 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "a_platform_upgrade_is_no_swap",
     ),
     (
+        "NO_DISK",
+        "a machine whose disks can be counted on is made by the test",
+        "tests/cli_select.rs",
+        "the_disk_is_found_by_its_partitions",
+    ),
+    (
+        "SEVERAL_DISKS",
+        "a machine whose disks can be counted on is made by the test",
+        "tests/cli_select.rs",
+        "the_disk_is_found_by_its_partitions",
+    ),
+    (
         "COMMAND",
         "takes a command of the configuration that fails",
         "src/service/hooks.rs",

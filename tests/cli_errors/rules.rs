@@ -52,6 +52,28 @@ fn releases_that_do_not_fit_what_runs() {
     bench.at(&["prepare", "low.qimg", "--allow-epoch-rollback"]).good();
 }
 
+/// Prepared over, the slot that a roll-back has just selected would be lost, and the roll-back undone without a word.
+#[test]
+fn a_switch_that_waits_for_its_reboot_is_not_overwritten() {
+    let bench = Bench::installed();
+    bench.at(&["prepare", "v2.qimg"]).good();
+    bench.at(&["commit"]).good();
+    bench.at(&["mark-good", "--booted", "b"]).good();
+    bench.at(&["roll-back", "--booted", "b"]).good();
+    let before = bench.hash();
+    // Slot b still runs, so slot a, which boots next, would be the target.
+    let again = ["prepare", "v1.qimg", "--booted", "b", "--allow-downgrade"];
+    let text = bench.at(&again).bad("SWITCH_PENDING");
+    assert!(text.contains("reboot") && text.contains("qstage cancel"), "{text}");
+    assert_eq!(bench.at(&["status", "--booted", "b"]).json()["is_blocked"], true);
+    assert_eq!(bench.hash(), before);
+    assert!(bench.at(&["cancel", "--booted", "b"]).good().contains("platform_b stays selected"));
+    assert_eq!(bench.slot("platform_b", &["--booted", "b"])["boots_next"], true);
+    assert_eq!(bench.state("platform_a", &["--booted", "b"]), "good");
+    bench.at(&["cancel", "--booted", "b"]).bad("NOTHING_TO_CANCEL");
+    bench.at(&again).good();
+}
+
 #[test]
 fn steps_out_of_turn() {
     let bench = Bench::installed();

@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use qstage::boot::BootFlag;
 use qstage::state::{SlotState, UpgradeState};
 
 use super::{Random, SLOTS, Says, Site, Tape, boots, extent, foreign_intact, holds, record};
-use crate::gpt_common::{Op, Reader};
+use crate::gpt_common::{Op, Reader, flags};
 
 /// Up to so many sectors in flight, all subsets.
 const EXHAUSTIVE: usize = 12;
@@ -143,12 +144,14 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
         count += 1;
         // What the table says is worked out once for each that differs.
         let key = [&state[..65536], &state[state.len() - 65536..]].map(crc32fast::hash);
-        let (choice, faults) = tables.entry(key).or_insert_with(|| table_of(image, state, rules));
+        let (choice, able, faults) = tables.entry(key).or_insert_with(|| table_of(image, state, rules));
         faults.iter().for_each(|fault| note(fault.clone()));
         for name in SLOTS {
+            let (selected, able) = (chosen(choice, name), able.contains(&name));
             let is_whole = || whole(state, rules.block, name);
-            if chosen(choice, name) && !sound.get(name).copied().unwrap_or_else(is_whole) {
-                note(format!("{name} is selected and does not hold what its record says"));
+            if (selected || able) && !sound.get(name).copied().unwrap_or_else(is_whole) {
+                let what = if selected { "is selected" } else { "could be fallen back to" };
+                note(format!("{name} {what} and does not hold what its record says"));
             }
         }
         let mut essence = key.to_vec();
@@ -178,8 +181,12 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
     report
 }
 
-/// What boots, and what is wrong with the table.
-fn table_of(image: &[u8], state: &[u8], rules: &Rules<'_>) -> (Option<Choice>, Vec<String>) {
+/// What boots, what could boot if that does not, and what is wrong with the table.
+fn table_of(
+    image: &[u8],
+    state: &[u8],
+    rules: &Rules<'_>,
+) -> (Option<Choice>, Vec<&'static str>, Vec<String>) {
     let choice = |reader| boots(state, rules.block, rules.site.flag, reader);
     let mut faults = Vec::new();
     for reader in &rules.readers {
@@ -189,7 +196,13 @@ fn table_of(image: &[u8], state: &[u8], rules: &Rules<'_>) -> (Option<Choice>, V
         }
     }
     faults.extend(foreign_intact(image, state, rules.block, rules.site.flag).err());
-    (choice(Reader::Fallback), faults)
+    // By priority, successful and tries: who comes after the one that boots. By the legacy flag nobody does.
+    let bits = flags(state, rules.block, Reader::Fallback).unwrap_or_default();
+    let by_priority = |name: &&str| rules.site.flag == BootFlag::Priority || name.starts_with("software");
+    let can = |bits: u64| bits >> 48 & 15 > 0 && bits >> 52 & 0x1f > 0;
+    let able =
+        SLOTS.into_iter().filter(by_priority).filter(|name| bits.get(*name).is_some_and(|bits| can(*bits)));
+    (choice(Reader::Fallback), able.collect(), faults)
 }
 
 /// Whether a slot is what boots.

@@ -9,6 +9,7 @@ pub mod scenes;
 
 use std::io::{self, Cursor};
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use qstage::boot::BootFlag;
@@ -18,10 +19,12 @@ use qstage::device::{AlignedBuf, BlockDevice, MemoryDevice, Region};
 use qstage::engine::{Engine, Policy, PrepareOptions};
 use qstage::error::{Error, Result};
 use qstage::gpt::Partition;
+use qstage::host::kexec::SlotKernel;
 use qstage::host::record::MemoryJournal;
 use qstage::host::{Access, DiskLock, Machine, MountSource};
 use qstage::init;
 use qstage::progress::{Cancel, Silent};
+use qstage::selector;
 use qstage::units::{BlockSize, ByteOffset, MIB, Slot};
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::{HashAlg, LineEnding, PrivateKey};
@@ -229,7 +232,7 @@ impl Machine for Bench {
         Ok(Box::new(region.ok_or(Error::Internal { what: "a partition beyond the disk".to_owned() })?))
     }
     fn mount_source(&self, partition: &Partition) -> Result<MountSource> {
-        Ok(MountSource::Window("disk".into(), partition.extent))
+        Ok(MountSource::Node(partition.name.clone().into()))
     }
     fn in_use(&self, _: &Partition) -> Result<Option<String>> {
         Ok(None)
@@ -247,6 +250,24 @@ pub enum Verb {
     MarkGood,
     RollBack,
     Cancel,
+    /// The selector of an initramfs starts a slot and counts its try.
+    Select,
+    /// A health check fails on trial.
+    TrialFailed,
+    /// Commit by kexec.
+    Kexec,
+}
+
+/// A kernel that loads and starts.
+struct Kernel;
+
+impl SlotKernel for Kernel {
+    fn load(&self, _: Slot, _: &Path, _: &str) -> Result<()> {
+        Ok(())
+    }
+    fn start(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// From where and how.
@@ -275,12 +296,21 @@ impl Site {
 
     /// Runs a verb.
     pub fn run(&self, disk: Arc<dyn BlockDevice>, verb: &Verb) -> Result<()> {
+        if let Verb::Select = verb {
+            return selector::select(&Bench(disk), true, &|_| {}).map(drop);
+        }
         self.engine(disk, |engine| match verb {
             Verb::Prepare(bundle) => engine.prepare(open(bundle)?, &self.options(), &Silent).map(drop),
             Verb::Commit => engine.commit(false).map(drop),
             Verb::MarkGood => engine.mark_good(None).map(drop),
             Verb::RollBack => engine.roll_back().map(drop),
             Verb::Cancel => engine.cancel().map(drop),
+            Verb::TrialFailed => {
+                engine.trial_failed(Some("health check 'disk': it is full"))?;
+                engine.trial_failed(None).map(drop)
+            }
+            Verb::Kexec => engine.commit_by_kexec(&Kernel).map(drop),
+            Verb::Select => Ok(()),
         })
     }
 

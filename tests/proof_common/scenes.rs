@@ -67,7 +67,8 @@ pub fn follow(
                 let done = match verb {
                     Verb::Commit => error.to_string().contains("already committed"),
                     Verb::Cancel => error.code() == "UPGRADE_ERROR_NOTHING_TO_CANCEL",
-                    Verb::RollBack | Verb::MarkGood | Verb::Prepare(_) => false,
+                    Verb::TrialFailed => error.code() == "UPGRADE_ERROR_NO_TRIAL",
+                    Verb::RollBack | Verb::MarkGood | Verb::Prepare(_) | Verb::Select | Verb::Kexec => false,
                 };
                 if !done {
                     let verb = format!("{verb:?}");
@@ -136,9 +137,12 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         next: next.to_vec(),
         end,
     };
-    use Verb::{Cancel, Commit, MarkGood, RollBack};
+    use Verb::{Cancel, Commit, Kexec, MarkGood, RollBack, Select, TrialFailed};
     let good_b = [(a, Commit), (b, MarkGood)];
-    vec![
+    // No loader counts by the legacy flag: whoever finds that the trial fails rolls back.
+    let (fails, failed) = if a.flag == BootFlag::Priority { (vec![BB], BB) } else { (vec![BB, AA], AA) };
+    let by_flag = if a.flag == BootFlag::Priority { MarkGood } else { TrialFailed };
+    let mut all = vec![
         Scene {
             prepared: vec!["2.0"],
             targets: vec!["platform_b", "software_b"],
@@ -227,18 +231,17 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
             )
         },
         scene("roll back a good slot", "mark good", b, RollBack, &[BB, AA], &[(b, RollBack)], AA),
-        // The platform slot that the next boot would have taken is the target: its flags must go first.
+        scene("stay after all", "roll back a good slot", b, Cancel, &[AA, BB], &[(b, Cancel)], BB),
         Scene {
-            prepared: vec!["3.0"],
-            targets: vec!["platform_a", "software_b"],
+            marked: vec!["platform_b", "software_b"],
             ..scene(
-                WAITING,
-                "roll back a good slot",
+                "a trial fails",
+                "commit",
                 b,
-                v3(),
-                &[AA, BA],
-                &[(b, v3()), (b, Commit), (a, MarkGood)],
-                AB,
+                TrialFailed,
+                &fails,
+                &[(b, TrialFailed), (b, by_flag)],
+                failed,
             )
         },
         Scene {
@@ -274,11 +277,79 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
             marked: vec!["software_a"],
             ..scene("roll back software", "commit software", b, RollBack, &[BA, BB], &[(b, RollBack)], BB)
         },
-    ]
+    ];
+    if a.flag == BootFlag::Priority {
+        // Three boots of the new slot, none of which is marked good; then the old one, by itself. On the last try the flags
+        // select the old platform already, while those of the software stay: whoever starts it goes by the platform.
+        all.extend([
+            scene("count a try", "commit", b, Select, &[BB], &[(b, MarkGood)], BB),
+            scene("count the second try", "count a try", b, Select, &[BB], &[(b, MarkGood)], BB),
+            scene("count the last try", "count the second try", b, Select, &[BB, AB], &[(b, MarkGood)], BB),
+            Scene {
+                marked: vec!["platform_b", "software_b"],
+                ..scene(
+                    "good on the last try",
+                    "count the last try",
+                    b,
+                    MarkGood,
+                    &[AB, BB],
+                    &[(b, MarkGood)],
+                    BB,
+                )
+            },
+            Scene {
+                marked: vec!["platform_b", "software_b"],
+                ..scene(
+                    "settle a fallback",
+                    "count the last try",
+                    a,
+                    MarkGood,
+                    &[AB, AA],
+                    &[(a, MarkGood)],
+                    AA,
+                )
+            },
+            Scene {
+                prepared: vec!["3.0"],
+                targets: vec!["platform_b", "software_b"],
+                ..scene(
+                    "prepare after a fallback",
+                    "count the last try",
+                    a,
+                    v3(),
+                    &[AB, AA],
+                    &[(a, v3()), (a, Commit), (b, MarkGood)],
+                    BB,
+                )
+            },
+        ]);
+    }
+    if a.flag == BootFlag::Legacy {
+        // The flag stays: whatever is cut boots the old platform, until the new one is marked good.
+        let other = [(a, v3()), (a, Commit), (b, MarkGood)];
+        let both = vec!["platform_b", "software_b"];
+        all.extend([
+            Scene {
+                prepared: vec!["2.0"],
+                marked: both.clone(),
+                ..scene("try by kexec", "prepare", a, Kexec, &[AA], &other, BB)
+            },
+            Scene {
+                marked: both.clone(),
+                ..scene("good after a kexec", "try by kexec", b, MarkGood, &[AA, BB], &[(b, MarkGood)], BB)
+            },
+            Scene {
+                marked: both.clone(),
+                ..scene("a kexec fails", "try by kexec", b, TrialFailed, &[AA], &other, BB)
+            },
+            Scene {
+                marked: both,
+                ..scene("roll back a kexec", "try by kexec", b, RollBack, &[AA], &other, BB)
+            },
+        ]);
+    }
+    all
 }
-
-/// Not possible under the legacy flag: the only slot that boots is refused as a target.
-pub const WAITING: &str = "prepare into the slot that waits for its reboot";
 
 /// A scene that is recorded, with the disk before it.
 pub struct Take {
@@ -293,9 +364,6 @@ pub fn play(r: &Releases, block: u32, flag: BootFlag, jobs: usize) -> Vec<Take> 
     let at = |booted| Site { jobs, ..Site::new(booted, flag) };
     let mut takes = Vec::new();
     for scene in scenes(r, at) {
-        if scene.name == WAITING && flag == BootFlag::Legacy {
-            continue;
-        }
         let before = after[scene.from].clone();
         let (image, ops) = recorded(&before, block, scene.site, &scene.verb);
         after.insert(scene.name, image);

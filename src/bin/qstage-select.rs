@@ -1,0 +1,10 @@
+//! `qstage-select`: `qstage select` as a small program of its own, for an initramfs.
+
+// Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(qstage::cli::select_main(std::env::args_os().skip(1)))
+}

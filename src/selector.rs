@@ -1,0 +1,208 @@
+//! `qstage select`: which slot an initramfs starts. The one verb that may not fail: where a disk can be read at all it
+//! names a slot, and what went wrong on the way is a note.
+//!
+//! What is decided is pure and lies in [`boot::choose`](crate::boot::choose); here the disk is found, a damaged copy of
+//! the table is repaired, the try is counted in the same transaction as every switch, and the choice is told.
+
+mod told;
+
+use std::path::PathBuf;
+
+pub use told::{Place, Selection};
+
+use crate::boot::{self, Candidate, Choice, Companion, Counting};
+use crate::commit;
+use crate::device::{BlockDevice, Direct, Mode, Region};
+use crate::error::{Error, Result};
+use crate::gpt::{CopyState, Partition, Table};
+use crate::host::kernel::Kernel;
+use crate::host::{DiskLock, Machine, MountSource};
+use crate::slot::Content;
+use crate::units::{BlockSize, Group, Slot};
+
+/// The disk whose partitions bear the names of slots, where nobody names one: each disk of the kernel is read, since
+/// Linux shows no partitions where the primary copy of the table is damaged, and a selector is there for that day too.
+///
+/// # Errors
+/// [`Error::NoDisk`], [`Error::SeveralDisks`].
+pub fn find_disk(kernel: &Kernel) -> Result<PathBuf> {
+    let (mut pairs, mut halves, mut read) = (Vec::new(), Vec::new(), Vec::new());
+    for disk in kernel.disks() {
+        let named = |slot: Slot, table: &Table| !table.find(Group::Platform.partition_name(slot)).is_empty();
+        let slots = || -> Result<usize> {
+            let device = Direct::open(&disk, Mode::Read, BlockSize::B512)?;
+            let loaded = commit::load(&device, "")?;
+            let table = loaded.table()?;
+            Ok(Slot::BOTH.into_iter().filter(|&slot| named(slot, table)).count())
+        };
+        // A drive without medium, a disk without table: not ours.
+        match slots() {
+            Ok(2) => pairs.push(disk.clone()),
+            Ok(1) => halves.push(disk.clone()),
+            _ => {}
+        }
+        read.push(disk.display().to_string());
+    }
+    let mut found = if pairs.is_empty() { halves } else { pairs };
+    match (found.pop(), found.is_empty()) {
+        (Some(disk), true) => Ok(disk),
+        (Some(disk), false) => {
+            found.push(disk);
+            let disks: Vec<String> = found.iter().map(|disk| disk.display().to_string()).collect();
+            Err(Error::SeveralDisks { disks: disks.join(", ") })
+        }
+        (None, _) => Err(Error::NoDisk { read: read.join(", ") }),
+    }
+}
+
+/// Chooses a slot, counts the try of one that is on trial, and tells where it lies. `writable`: whether the disk was
+/// opened for writing. `note` is told, as a sentence each, what did not go as it should.
+///
+/// # Errors
+/// Only where there is nothing to start: [`Error::NotGpt`], [`Error::GptDamaged`] (neither copy of the table is whole),
+/// [`Error::SlotMissing`] (no partition bears the name of a platform slot), [`Error::Read`].
+pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Result<Selection> {
+    let told = |what: &str, error: &Error| note(&format!("{what}: {}", crate::error::sentence(error)));
+    let disk = machine.disk();
+    let lock = match writable.then(|| machine.lock()) {
+        Some(Ok(lock)) => Some(lock),
+        Some(Err(error)) => {
+            told("nothing can be written", &error);
+            None
+        }
+        None => None,
+    };
+    let mut loaded = commit::load(&*disk, machine.name())?;
+    if let (Some(lock), true) = (&lock, loaded.state() != CopyState::Equal) {
+        note(&format!(
+            "{}: the copies of the partition table are not both sound ({})",
+            machine.name(),
+            loaded.state()
+        ));
+        match commit::repair(&*disk, lock, &loaded) {
+            Ok(_) => note("repaired"),
+            Err(error) => told("not repaired", &error),
+        }
+        loaded = commit::load(&*disk, machine.name())?;
+    }
+    let table = loaded.table()?;
+    let slots = Found::of(table, &*disk, note);
+    let contents = Group::BOTH.map(|group| Slot::BOTH.map(|slot| slots.read(&disk, group, slot)));
+    let content = |group: Group, slot: Slot| {
+        contents[usize::from(group == Group::Software)][usize::from(slot == Slot::B)].as_ref()
+    };
+    let candidate = |slot| {
+        let partition = slots.get(Group::Platform, slot)?;
+        Some(Candidate::new(table.attributes(partition.number), content(Group::Platform, slot)))
+    };
+    let decide = |counting| boot::choose(candidate(Slot::A), candidate(Slot::B), counting);
+    let none = || Error::SlotMissing {
+        disk: machine.name().to_owned(),
+        name: "platform_a' or 'platform_b".to_owned(),
+    };
+    let mut choice = decide(Counting::Possible).ok_or_else(none)?;
+    if let Some(attributes) = choice.count {
+        let counted = slots.get(Group::Platform, choice.slot).map_or(Ok(()), |partition| {
+            let new = table.with_attributes(partition.number, attributes);
+            count(&*disk, lock.as_ref(), &loaded, &new, machine.name())
+        });
+        if let Err(error) = counted {
+            told("the try cannot be counted", &error);
+            choice = decide(Counting::Impossible).ok_or_else(none)?;
+        }
+    }
+    let platform = slots.get(Group::Platform, choice.slot).ok_or_else(none)?;
+    let software = software(table, &slots, &content, choice);
+    let place = |partition: &Partition| {
+        // Where kernel and table disagree the node would be another partition: better none.
+        let node = match machine.mount_source(partition) {
+            Ok(MountSource::Node(path)) => Some(path),
+            Ok(MountSource::Window(..)) => None,
+            Err(error) => {
+                told(&partition.name, &error);
+                None
+            }
+        };
+        Place::new(partition, node)
+    };
+    Ok(Selection {
+        slot: choice.slot,
+        reason: choice.why,
+        tries_left: choice.count.map(|attributes| attributes.tries()),
+        disk: machine.name().to_owned(),
+        platform: place(platform),
+        software: software.and_then(|slot| slots.get(Group::Software, slot)).map(place),
+    })
+}
+
+fn count(
+    disk: &dyn BlockDevice,
+    lock: Option<&DiskLock>,
+    loaded: &commit::Loaded,
+    new: &Table,
+    name: &str,
+) -> Result<()> {
+    let lock = lock.ok_or_else(|| Error::ReadOnly { path: name.into() })?;
+    commit::switch(disk, lock, loaded, new).map(drop)
+}
+
+/// The software slot beside the platform that was chosen. Its tries are counted by whoever starts it.
+fn software<'c>(
+    table: &Table,
+    slots: &Found,
+    content: &impl Fn(Group, Slot) -> Option<&'c Content>,
+    choice: Choice,
+) -> Option<Slot> {
+    let flags = |slot| slots.get(Group::Software, slot).map(|found| table.attributes(found.number));
+    let (a, b) = (flags(Slot::A).unwrap_or_default(), flags(Slot::B).unwrap_or_default());
+    let flagged = match (a.will_boot(), b.will_boot()) {
+        (true, true) if a.priority() >= b.priority() => Some(Slot::A),
+        (_, true) => Some(Slot::B),
+        (true, false) => Some(Slot::A),
+        (false, false) => None,
+    };
+    let record = |group, slot| content(group, slot).and_then(Content::record);
+    let platform = record(Group::Platform, choice.slot);
+    boot::software_beside(flagged, |slot| Companion {
+        fits: platform
+            .zip(record(Group::Software, slot))
+            .map(|(platform, software)| software.manifest.same_platform(&platform.manifest)),
+        usable: flags(slot).is_some_and(|bits| bits.successful()),
+    })
+}
+
+/// The partitions of the slots, each for itself: what is wrong with one must not cost the other.
+struct Found([[Option<Partition>; 2]; 2]);
+
+impl Found {
+    fn of(table: &Table, disk: &dyn BlockDevice, note: &dyn Fn(&str)) -> Self {
+        Self(Group::BOTH.map(|group| {
+            Slot::BOTH.map(|slot| {
+                let name = group.partition_name(slot);
+                let mut found = table.find(name);
+                let inside = |p: &Partition| {
+                    p.extent.len > 0
+                        && p.extent.at.0.checked_add(p.extent.len).is_some_and(|end| end <= disk.len())
+                };
+                found.retain(inside);
+                if found.len() > 1 {
+                    note(&format!("{} partitions are named '{name}'; none of them is taken", found.len()));
+                    return None;
+                }
+                found.pop()
+            })
+        }))
+    }
+
+    fn get(&self, group: Group, slot: Slot) -> Option<&Partition> {
+        self.0[usize::from(group == Group::Software)][usize::from(slot == Slot::B)].as_ref()
+    }
+
+    /// What a slot says of itself, read through the disk: the kernel's nodes may be missing. `None` where there is no
+    /// such slot, or it cannot be read.
+    fn read(&self, disk: &std::sync::Arc<dyn BlockDevice>, group: Group, slot: Slot) -> Option<Content> {
+        let partition = self.get(group, slot)?;
+        let region = Region::new(std::sync::Arc::clone(disk), partition.extent)?;
+        Content::read(&region, group, &partition.name).ok()
+    }
+}
