@@ -308,6 +308,10 @@ errors! {
     /// A flush failed: what was written may be lost.
     Sync { what: String, source: io::Error } => Io, "SYNC",
         ("flushing {what}: {source}; what was written may be lost, check the disk");
+    /// A measurement fell short of what was asked for.
+    TooSlow { reached: f64, wanted: f64, bound: &'static str } => Io, "TOO_SLOW",
+        ("prepare reached {reached:.2} of the ideal, {wanted:.2} was asked for (bound by the {bound}); on a busy machine \
+          try again, with more --repeat");
     /// What was written does not read back.
     ReadBack { payload: String, frame: u64, at: u64 } => Io, "READ_BACK",
         ("{payload}, frame {frame} does not read back as written (slot offset {at}); the disk is failing");

@@ -9,7 +9,8 @@ fn qstage(args: &[&str], dir: &std::path::Path) -> std::process::Output {
 #[test]
 fn a_scratch_file_is_measured_and_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let output = qstage(&["bench", "--size", "8M", "--repeat", "1", "--json"], dir.path());
+    let output =
+        qstage(&["bench", "--size", "8M", "--repeat", "1", "--json", "--at-least", "0.001"], dir.path());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let result: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
@@ -25,6 +26,19 @@ fn a_scratch_file_is_measured_and_removed() {
     }
     assert!(result["commit_ms"]["median"].as_f64().unwrap() > 0.0);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the scratch directory is still there");
+}
+
+#[test]
+fn a_ratio_that_nothing_can_reach_is_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = qstage(&["bench", "--size", "4M", "--repeat", "1", "--at-least", "1000"], dir.path());
+    assert_eq!(output.status.code(), Some(7), "class Io");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("UPGRADE_ERROR_TOO_SLOW") && stderr.contains("1000.00 was asked"), "{stderr}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("REACHED"),
+        "the figures are shown all the same"
+    );
 }
 
 #[test]

@@ -69,8 +69,23 @@ pub struct Run {
     pub processor_seconds: f64,
     /// `ideal_seconds` divided by the median: 1.0 cannot be had.
     pub of_ideal: f64,
+    /// The same for the fastest of the runs: what other load takes away from a machine it takes from the slower ones.
+    pub best_of_ideal: f64,
     /// What bounds it: `device` or `processor`.
     pub bound_by: &'static str,
+}
+
+impl BenchReport {
+    /// Compares ratios, not seconds: the same limit holds on every machine.
+    ///
+    /// # Errors
+    /// [`Error::TooSlow`] where the fastest prepare, with read-back, has not reached `wanted` of the ideal.
+    pub fn at_least(&self, wanted: f64) -> Result<()> {
+        let slow = self.runs.last().filter(|run| run.best_of_ideal < wanted);
+        slow.map_or(Ok(()), |run| {
+            Err(Error::TooSlow { reached: run.best_of_ideal, wanted, bound: run.bound_by })
+        })
+    }
 }
 
 /// Everything that was measured.
@@ -204,6 +219,7 @@ pub fn bench(
             device_seconds,
             processor_seconds,
             of_ideal: ideal_seconds / seconds.median,
+            best_of_ideal: ideal_seconds / seconds.min,
             bound_by: if device_seconds > processor_seconds { "device" } else { "processor" },
         }
     });

@@ -52,6 +52,13 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     yes: bool,
 
+    /// Fail if prepare reaches less than this part of the ideal
+    ///
+    /// For checks that nothing became slower: a ratio of figures from one run holds on any
+    /// machine. The fastest of the repetitions counts.
+    #[arg(long, value_name = "RATIO")]
+    at_least: Option<f64>,
+
     /// Print the figures as JSON lines
     #[arg(long)]
     pub(super) json: bool,
@@ -98,7 +105,8 @@ impl BenchArgs {
             report
         };
         drop(progress);
-        output::result(format, &report, human)
+        output::result(format, &report, human)?;
+        self.at_least.map_or(Ok(()), |wanted| report.at_least(wanted))
     }
 }
 
