@@ -31,7 +31,19 @@ fn in_other_root(inputs: &Inputs, dir: &Path, script: &str) {
         mount --bind "$1/boot" /boot
         export QSTAGE_SELECT="$4/qstage-select"; cd "$4""#;
     let script = format!("{prologue}\n{script}");
-    let words = ["-m", "--propagation", "private", "sh", "-c", &script, "sh", &text(kernel), version, ROOT, &text(dir)];
+    let words = [
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+        &text(kernel),
+        version,
+        ROOT,
+        &text(dir),
+    ];
     tool("unshare", &words);
 }
 
