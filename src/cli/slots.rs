@@ -104,6 +104,7 @@ mod tests {
             boots_next: true,
             version: Some("1.0".into()),
             product: None,
+            created: None,
             blake3: None,
             firmware: Vec::new(),
             priority: 15,

@@ -78,9 +78,19 @@ impl Engine<'_> {
         if let Some(held) = view.on_trial().next() {
             return Ok(Some(Error::OnTrial { slot: held.slot, fallback: !held.slot }.to_string()));
         }
-        let target = view.slots.require(Group::Platform, view.target(Group::Platform)?)?;
-        let by = self.machine.in_use(target)?;
-        Ok(by.map(|by| Error::SlotInUse { partition: target.name.clone(), by }.to_string()))
+        // Where something is prepared, the slots that a commit selects; else all that a prepare may write.
+        let prepared = |group: &Group| {
+            view.all().iter().any(|held| held.group == *group && held.state == SlotState::Prepared)
+        };
+        let any = Group::BOTH.iter().any(prepared);
+        for group in Group::BOTH.into_iter().filter(|group| !any || prepared(group)) {
+            let Some(target) = view.slots.get(group, view.target(group)?) else { continue };
+            if let Some(by) = self.machine.in_use(target)? {
+                let error = Error::SlotInUse { partition: target.name.clone(), by };
+                return Ok(Some(error.to_string()));
+            }
+        }
+        Ok(None)
     }
 
     /// What every slot is and holds.
@@ -103,6 +113,7 @@ impl Engine<'_> {
                 boots_next: view.next(held.group) == Some(held.slot),
                 version: claims.map(|claims| claims.version.clone()),
                 product: claims.map(|claims| claims.product.clone()),
+                created: claims.map(|claims| claims.created),
                 blake3: image.map(|(_, payload)| payload.blake3),
                 firmware: claims
                     .filter(|_| held.group == Group::Platform)
