@@ -110,34 +110,57 @@ impl<'a> Engine<'a> {
         act: impl FnOnce(&DiskLock) -> Result<T>,
         done: impl FnOnce(&T) -> String,
     ) -> Result<T> {
+        self.change_from(verb, "", act, done)
+    }
+
+    /// The same for a bundle that comes from `origin`, which is shown with a failure.
+    fn change_from<T>(
+        &self,
+        verb: &str,
+        origin: &str,
+        act: impl FnOnce(&DiskLock) -> Result<T>,
+        done: impl FnOnce(&T) -> String,
+    ) -> Result<T> {
         let lock = match self.machine.lock() {
             Ok(lock) => lock,
             // Whoever holds the lock reports his own outcome; this attempt must not overwrite it.
             Err(error @ Error::Busy { .. }) => return Err(error),
-            Err(error) => return self.keep(verb, Err(error), done),
+            Err(error) => return self.keep(verb, origin, Err(error), done),
         };
-        self.keep(verb, act(&lock), done)
+        self.keep(verb, origin, act(&lock), done)
     }
 
-    fn keep<T>(&self, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
+    fn keep<T>(
+        &self,
+        verb: &str,
+        origin: &str,
+        result: Result<T>,
+        done: impl FnOnce(&T) -> String,
+    ) -> Result<T> {
         let event = match &result {
             Ok(value) => Event::new(verb, NO_ERROR, done(value)),
             Err(error) => Event::new(verb, error.code(), error.to_string()),
         };
-        self.write_down(event, result.as_ref().err(), |_, _| {});
+        self.write_down(event, origin, result.as_ref().err(), |_, _| {});
         result
     }
 
-    /// Keeps what ended: as a line of the history, and as the last error, which a success ends. `more` is what else is
-    /// to be remembered of it.
-    fn write_down(&self, event: Event, error: Option<&Error>, more: impl Fn(&mut Record, &Event)) {
+    /// Keeps what ended: as a line of the history, and as the last error, which a success ends. `origin` is where its
+    /// bundle came from, if it had one, and `more` is what else is to be remembered of it.
+    fn write_down(
+        &self,
+        event: Event,
+        origin: &str,
+        error: Option<&Error>,
+        more: impl Fn(&mut Record, &Event),
+    ) {
         let Ok(key) = self.journal_key() else { return };
         // A refusal changed nothing: the operator was told, the state of the upgrade is what it was.
         if error.is_none_or(|error| error.class() != Class::Refused) {
             self.journal.update(&key, &mut |record| {
                 let (code, message, time) = (event.code.clone(), event.message.clone(), event.time.clone());
                 record.last_error = error.map(|_| LastError { code, message, time });
-                record.install_path = None;
+                record.install_path = error.map(|_| origin.to_owned());
                 more(record, &event);
             });
         }
@@ -151,7 +174,7 @@ impl<'a> Engine<'a> {
         let told = error.class() != Class::Usage && !self.machine.is_locked().unwrap_or(true);
         if told {
             let event = Event::new("prepare", error.code(), sentence(&error));
-            self.write_down(event, Some(&error), |record, _| record.install_path = Some(origin.to_owned()));
+            self.write_down(event, origin, Some(&error), |_, _| {});
         }
         error
     }
@@ -174,7 +197,7 @@ impl<'a> Engine<'a> {
         event.downtime_ms = downtime.0;
         // What failed before the flip was no swap.
         let swapped = matches!(&result, Ok(_) | Err(Error::SwappedBack { .. } | Error::SwapBack { .. }));
-        self.write_down(event, result.as_ref().err(), |record, event| {
+        self.write_down(event, "", result.as_ref().err(), |record, event| {
             if swapped {
                 record.last_swap = Some(event.clone());
             }

@@ -163,7 +163,7 @@ impl Engine<'_> {
 
     /// Keeps the outcome of a step that went on after its writes (a swap) for `status` and the history.
     pub fn outcome<T>(&self, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
-        self.keep(verb, result, done)
+        self.keep(verb, "", result, done)
     }
 
     /// Adds a line to the history that is neither a success nor a failure of a verb.
