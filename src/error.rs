@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::units::{Blake3, Group, Sha256, Slot};
+use crate::units::{Blake3, Downtime, Group, Sha256, Slot};
 
 /// The result of anything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -230,6 +230,9 @@ errors! {
     /// The service was not told how to do this.
     NotConfigured { what: String, key: String } => Refused, "NOT_CONFIGURED",
         ("the service cannot {what}: set '{key}' in its configuration");
+    /// The machine or its last upgrade is too young for another one.
+    Waiting { left: u64 } => Refused, "WAITING",
+        ("the waiting period after the start of the machine and after an upgrade lasts for another {left} s; 'waiting_period' in the configuration sets it");
     /// A reboot that is not under way cannot be paused or resumed.
     NoReboot => Refused, "NO_REBOOT", ("no rolling reboot is under way");
 
@@ -333,6 +336,10 @@ errors! {
     /// A command of the configuration failed.
     Command { command: String, problem: String } => Io, "COMMAND", ("'{command}' {problem}");
 
+    /// The command that reboots succeeded, and the machine is still there.
+    NotRebooted { command: String, seconds: u64 } => Io, "NOT_REBOOTED",
+        ("'{command}' did not reboot the machine within {seconds} s; reboot it by hand to start the new slot");
+
     // ---- Interrupted ----
     /// Somebody cancelled the upgrade.
     Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and what was prepared is discarded");
@@ -354,7 +361,7 @@ errors! {
     ContainerUnhealthy { slot: Slot, seconds: f64, problem: String } => Service, "CONTAINER_UNHEALTHY",
         ("the container of software slot {slot} is not healthy after {seconds:.1} s: {problem}");
     /// The new container failed and the old one runs again.
-    SwappedBack { version: String, problem: String, running: String, downtime: String } => Service, "SWAPPED_BACK",
+    SwappedBack { version: String, problem: String, running: String, downtime: Downtime } => Service, "SWAPPED_BACK",
         ("{version} failed and was swapped back: {problem}; {running} runs again, downtime {downtime}");
     /// The new container failed, and going back failed too.
     SwapBack { version: String, problem: String, back: String } => Service, "SWAP_BACK",

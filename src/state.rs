@@ -147,6 +147,8 @@ pub struct SlotReport {
     pub version: Option<String>,
     /// Product of what it holds.
     pub product: Option<String>,
+    /// Seconds from 1970 to the making of the bundle that it came with, by its manifest.
+    pub created: Option<u64>,
     /// BLAKE3 of the image that it holds.
     pub blake3: Option<Blake3>,
     /// Names of the firmware blobs that it holds.

@@ -285,9 +285,28 @@ impl FromStr for Guid {
     }
 }
 
+/// Milliseconds for which software was down, by its health probe; `None`: not known, since it was down before.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Downtime(pub Option<f64>);
+
+impl fmt::Display for Downtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(ms) => write!(f, "{ms:.0} ms"),
+            None => f.write_str("unknown (it was down before)"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_downtime_that_nobody_knows_is_no_zero() {
+        assert_eq!(Downtime(Some(127.4)).to_string(), "127 ms");
+        assert!(Downtime(None).to_string().starts_with("unknown"));
+    }
 
     #[test]
     fn guid_text_is_mixed_endian() {

@@ -116,6 +116,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "bundle/manifest.rs",
             "cli/output.rs",
             "cli/remote/",
+            "cli/status.rs",
             "container/nspawn/",
             "host/record.rs",
             "selector/told.rs",

@@ -187,3 +187,71 @@ fn a_command_inside_is_a_probe() {
     assert!(report["downtime_ms"].is_f64(), "{report}");
     assert_eq!(machine.answer().as_deref(), Some("1.2"));
 }
+
+/// A TCP probe: who accepts is healthy, who does not listen in time is swapped back; in the network of the host and in one
+/// of the container's own.
+#[test]
+fn an_accepted_connection_is_a_probe() {
+    if !can_run() {
+        return;
+    }
+    for network in ["host", "private"] {
+        let more = format!("probe = \"tcp://127.0.0.1:PORT\"\ndeadline = 1\nnetwork = \"{network}\"");
+        let machine = Machine::new(Disk::File, "good", &more);
+        machine.good(&["container", "start"]);
+        // It answers 503, which nobody reads here.
+        machine.prepare("1.1", "sick");
+        let report = machine.json(&["commit"]);
+        assert!(report["downtime_ms"].is_f64(), "{network}: {report}");
+        // It listens after two seconds, and the deadline is one.
+        machine.prepare("1.2", "slow");
+        let output = machine.run(&["commit"]);
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(9), "{network}: {told}");
+        assert!(told.contains("SWAPPED_BACK") && told.contains("refused"), "{network}: {told}");
+        let status = machine.json(&["container", "status"]);
+        assert_eq!(
+            (&status["running"]["version"], &status["healthy"]),
+            (&"1.1".into(), &true.into()),
+            "{status}"
+        );
+        assert_eq!(machine.software(), ("bad".into(), "good".into(), "b".into()));
+    }
+}
+
+/// Without a probe it is enough that the program stays: one that ends at once is swapped back.
+#[test]
+fn a_program_that_stays_is_the_least_probe() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::File, "good", "probe = \"alive\"");
+    machine.good(&["container", "start"]);
+    machine.prepare("1.1", "crash");
+    let output = machine.run(&["commit"]);
+    assert!(said(&output).contains("SWAPPED_BACK") && said(&output).contains("ended"), "{}", said(&output));
+    machine.prepare("1.2", "good");
+    assert!(machine.json(&["commit"])["downtime_ms"].is_f64());
+    // People find the downtime in the status, programs in the history.
+    let table = machine.good(&["status", "--human"]);
+    assert!(table.contains("last swap  1.2 runs from software_b") && table.contains("\ndowntime"), "{table}");
+    assert!(machine.last_event()["downtime_ms"].as_f64().unwrap() >= 500.0, "{}", machine.last_event());
+}
+
+/// What others still run from cannot be written, whatever the flags say: nobody restarted the software.
+#[test]
+fn a_slot_that_still_runs_blocks_the_next_upgrade() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::Nodes, "good", "");
+    machine.good(&["container", "start"]);
+    machine.prepare("1.1", "good");
+    machine.good(&["commit", "--no-restart"]);
+    machine.good(&["mark-good"]);
+    let status: serde_json::Value = serde_json::from_str(&machine.good(&["status"])).unwrap();
+    assert!(status["blocked_reason"].as_str().unwrap().contains("software_a is in use"), "{status}");
+    machine.good(&["container", "start"]);
+    let status: serde_json::Value = serde_json::from_str(&machine.good(&["status"])).unwrap();
+    assert_eq!(status["is_blocked"], false, "{status}");
+}

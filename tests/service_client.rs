@@ -159,6 +159,22 @@ fn failed_and_cancelled_prepares_are_told() {
     assert!(said.contains("Upgrade encountered error: the upgrade was cancelled"), "{said}");
 }
 
+/// A bundle that cannot be opened: the client that asked is told, and so is one that looks later; the next upgrade works.
+#[test]
+fn a_refused_bundle_is_seen_by_who_looks_later() {
+    let Some(pair) = Pair::new(None, "") else { return };
+    let junk = pair.bench.path("junk.qimg");
+    std::fs::write(&junk, [7; 4096]).unwrap();
+    let refused = pair.qq(&["upgrade_cluster", "--path", junk.to_str().unwrap()]);
+    assert!(!refused.status.success());
+    let said = pair.says(&["upgrade_status"]);
+    assert!(said.contains("Upgrade encountered error: tar header"), "{said}");
+    assert_eq!(pair.json(&["upgrade_blocked"])["is_blocked"], false);
+    let said = pair.says(&["upgrade_cluster", "--path", &pair.bench.text("v2.qimg")]);
+    assert!(said.contains("Upgrade committed"), "{said}");
+    assert!(pair.json(&["version"])["build_date"].as_str().unwrap().ends_with('Z'));
+}
+
 #[test]
 fn a_single_node_by_v1() {
     let Some(pair) = Pair::new(Some("3M"), "") else { return };

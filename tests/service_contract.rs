@@ -9,47 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use service_support::{Bench, Server};
+use service_support::{Bench, Server, check};
 
 fn code(answer: &(u16, Value)) -> (u16, &str) {
     (answer.0, answer.1["error_class"].as_str().unwrap_or_default())
-}
-
-/// Checks a value against a schema of the document: keys, types, enumerations.
-fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
-    if let Some(name) = schema["$ref"].as_str() {
-        let name = name.rsplit('/').next().unwrap();
-        return check(document, &document["components"]["schemas"][name], value, at);
-    }
-    if let Some(any) = schema["anyOf"].as_array() {
-        let part = any.iter().find(|part| (part["type"] == "null") == value.is_null());
-        return check(document, part.unwrap(), value, at);
-    }
-    if let Some(words) = schema["enum"].as_array() {
-        assert!(words.contains(value), "{at}: {value} is none of {words:?}");
-        return;
-    }
-    match schema["type"].as_str().unwrap() {
-        "object" => {
-            let object = value.as_object().unwrap_or_else(|| panic!("{at}: {value}"));
-            let Some(properties) = schema["properties"].as_object() else { return };
-            let keys: BTreeSet<_> = object.keys().collect();
-            assert_eq!(keys, properties.keys().collect(), "{at}");
-            for (key, value) in object {
-                check(document, &properties[key], value, &format!("{at}.{key}"));
-            }
-        }
-        "array" => {
-            for value in value.as_array().unwrap() {
-                check(document, &schema["items"], value, at);
-            }
-        }
-        "string" => assert!(value.is_string(), "{at}: {value}"),
-        "boolean" => assert!(value.is_boolean(), "{at}: {value}"),
-        "integer" => assert!(value.is_u64(), "{at}: {value}"),
-        "null" => assert!(value.is_null(), "{at}: {value}"),
-        other => panic!("{at}: {other}"),
-    }
 }
 
 /// Every GET answers with what the document says, in this state.

@@ -79,6 +79,21 @@ fn killed_while_preparing_the_child_ends_and_the_next_start_says_so() {
     server.reach("COMMITTED");
 }
 
+/// The machine is about to reboot, and the service is killed (as every reboot does), but the machine stays up.
+#[test]
+fn killed_while_rebooting_it_is_committed() {
+    let bench = Bench::new(None);
+    bench.configure(None, "reboot_command = [\"true\"]\n");
+    let mut server = bench.serve();
+    server.prepare(&bench.text("v2.qimg"), true);
+    server.reach("REBOOTING");
+    server.kill();
+    let server = bench.serve();
+    assert_eq!(server.state(), "COMMITTED");
+    assert!(server.status()["error_info"].is_null());
+    assert_eq!(server.slot("platform", "b")["boots_next"], true);
+}
+
 /// The service is killed at many moments around the commit of an upgrade that commits by itself.
 #[test]
 fn killed_around_the_commit_it_is_one_or_the_other() {

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
@@ -17,6 +18,7 @@ use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::kexec;
 use crate::host::web::Web;
+use crate::service::Limits;
 use crate::units::{BlockSize, Slot};
 
 /// Where the file is looked for unless `--config` names one.
@@ -60,12 +62,22 @@ pub(super) struct ServiceConfig {
     pub(super) tokens: Option<PathBuf>,
     pub(super) reboot_command: Option<Vec<String>>,
     pub(super) software_restart_command: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(super) reboot_timeout: Option<u64>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(super) waiting_period: Option<u64>,
 }
 
 impl ServiceConfig {
     /// Where HTTPS is served: loopback, unless somebody decides otherwise.
     pub(super) fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
+    }
+
+    /// The times: five minutes are enough for the slowest orderly shutdown, and nobody waits who did not ask for it.
+    pub(super) fn limits(&self) -> Limits {
+        let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
+        Limits { reboot: seconds(self.reboot_timeout, 300), waiting: seconds(self.waiting_period, 0) }
     }
 }
 
@@ -183,6 +195,15 @@ fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Er
     }
 }
 
+/// Seconds; more than ten years are a mistake.
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let seconds = u64::deserialize(deserializer)?;
+    if seconds > 10 * 366 * 86400 {
+        return Err(D::Error::custom(format!("{seconds} seconds are more than ten years")));
+    }
+    Ok(Some(seconds))
+}
+
 fn sector_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {
     let bytes = u32::deserialize(deserializer)?;
     BlockSize::from_bytes(bytes)
@@ -242,7 +263,12 @@ mod tests {
             tokens,
             reboot_command,
             software_restart_command,
+            reboot_timeout,
+            waiting_period,
         } = service;
+        assert!(reboot_timeout.is_some() && waiting_period.is_some());
+        let times = ServiceConfig { reboot_timeout, waiting_period, ..ServiceConfig::default() };
+        assert_eq!(times.limits(), ServiceConfig::default().limits());
         assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
         assert!(reboot_command.is_some() && software_restart_command.is_some());
         let kexec::Config { command_line, .. } = all.kexec.clone();
@@ -315,6 +341,7 @@ mod tests {
             ("\ndisk = ", "line 2: "),
             ("boot_flag = \"grub\"", "line 1: unknown variant `grub`"),
             ("[container]\ncommand = [\"/a\"]\ndeadline = 0", "line 3: 0 is not between"),
+            ("[service]\nwaiting_period = 400000000", "line 2: 400000000 seconds are more"),
             ("[container]\ncommand = [\"/a\"]\nprobes = 0", "line 3: unknown field `probes`"),
         ] {
             let got = Config::parse(text).unwrap_err();

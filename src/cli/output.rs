@@ -158,7 +158,7 @@ impl Palette {
     #[cfg(test)]
     pub(super) const COLOURED: Self = Self { coloured: true };
 
-    fn of_stdout() -> Self {
+    pub(super) fn of_stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
         Self { coloured: wanted && io::stdout().is_terminal() }

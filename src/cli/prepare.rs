@@ -108,9 +108,13 @@ impl PrepareArgs {
         };
         let progress = Reporter::new(format);
         let host = Host::open_to_change(&settings)?;
-        let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&self.bundle, &trust, &settings.web, &options.cancel)?;
-        let report = host.engine(policy).prepare(bundle, &options, &progress)?;
+        let engine = host.engine(policy);
+        let bundle = self
+            .trust
+            .open(&settings.trust, &progress)
+            .and_then(|trust| machine::bundle(&self.bundle, &trust, &settings.web, &options.cancel))
+            .map_err(|error| engine.bundle_refused(&options.origin, error))?;
+        let report = engine.prepare(bundle, &options, &progress)?;
         drop(progress);
         output::result(format, &report, human)
     }

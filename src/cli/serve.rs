@@ -86,6 +86,7 @@ impl ServeArgs {
             },
             after_commit,
             container,
+            limits: configured.limits(),
         };
         // Nobody sees it otherwise: a log that cannot be had is no reason not to serve.
         let _ = tracing_subscriber::fmt()

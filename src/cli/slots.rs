@@ -112,6 +112,7 @@ mod tests {
             reason: None,
             version: Some("1.0".into()),
             product: None,
+            created: None,
             blake3: None,
             firmware: Vec::new(),
             priority: 15,

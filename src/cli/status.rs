@@ -1,12 +1,16 @@
 //! `qstage status`.
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::args::MachineArgs;
 use super::machine::Host;
-use super::output;
+use super::output::{self, Palette};
 use super::remote::ServiceArgs;
-use crate::error::Result;
+use super::table;
+use crate::error::{Error, NO_ERROR, Result};
+use crate::host::record::Event;
 
 /// Print the state of the upgrade as one line of JSON
 ///
@@ -16,6 +20,10 @@ use crate::error::Result;
 /// UPGRADE_REBOOTING.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
+    /// Print a table for people, with the last swap of the container
+    #[arg(long)]
+    human: bool,
+
     #[command(flatten)]
     service: ServiceArgs,
 
@@ -23,14 +31,89 @@ pub(super) struct StatusArgs {
     pub(super) machine: MachineArgs,
 }
 
+/// What people are shown: the seven keys, and what they have no room for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Shown {
+    install_path: String,
+    state: String,
+    details: String,
+    error_message: String,
+    error_state: String,
+    is_blocked: bool,
+    blocked_reason: String,
+    #[serde(default)]
+    last_swap: Option<Event>,
+}
+
 impl StatusArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
         if self.service.is_given() {
-            let text = self.service.client(&settings)?.get("/v1/upgrade/status")?;
+            let path = if self.human { "/v1/qstage/status" } else { "/v1/upgrade/status" };
+            let text = self.service.client(&settings)?.get(path)?;
+            if self.human {
+                return self.table(serde_json::from_str(&text).unwrap_or_default(), None);
+            }
             return output::print(&format!("{text}\n"));
         }
-        let status = Host::open_to_look(&settings)?.engine(settings.policy()).status()?;
+        let host = Host::open_to_look(&settings)?;
+        let engine = host.engine(settings.policy());
+        let status = engine.status()?;
+        if self.human {
+            return self.table(serde_json::to_value(&status).unwrap_or_default(), engine.last_swap()?);
+        }
         output::print(&output::json_line(&status)?)
+    }
+
+    fn table(&self, status: Value, swap: Option<Event>) -> Result<()> {
+        let what = |problem| Error::Internal { what: format!("a status that is none: {problem}") };
+        let mut shown: Shown = serde_json::from_value(status).map_err(what)?;
+        shown.last_swap = shown.last_swap.or(swap);
+        output::print(&human(&shown, Palette::of_stdout()))
+    }
+}
+
+fn human(shown: &Shown, palette: Palette) -> String {
+    let state = shown.state.trim_start_matches("UPGRADE_").to_lowercase();
+    let mut facts = vec![("state", state)];
+    let mut fact = |name: &'static str, text: String| {
+        if !text.is_empty() {
+            facts.push((name, text));
+        }
+    };
+    fact("details", shown.details.clone());
+    fact("bundle", shown.install_path.clone());
+    if shown.error_state != NO_ERROR {
+        fact("error", palette.bad(&format!("{} [{}]", shown.error_message, shown.error_state)));
+    }
+    if shown.is_blocked {
+        fact("blocked", palette.warn(&shown.blocked_reason));
+    }
+    if let Some(swap) = &shown.last_swap {
+        let message = if swap.code == NO_ERROR { swap.message.clone() } else { palette.bad(&swap.message) };
+        fact("last swap", format!("{message} ({})", swap.time));
+        fact("downtime", swap.downtime_ms.map(|ms| format!("{ms:.0} ms")).unwrap_or_default());
+    }
+    table::facts(&facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_shown_what_there_is_and_no_empty_lines() {
+        let text = r#"{"install_path":"","state":"UPGRADE_IDLE","details":"","error_message":"",
+            "error_state":"UPGRADE_ERROR_NO_ERROR","is_blocked":false,"blocked_reason":""}"#;
+        let mut shown: Shown = serde_json::from_str(text).unwrap();
+        assert_eq!(human(&shown, Palette::PLAIN), "state  idle\n");
+        shown.error_state = "UPGRADE_ERROR_READ".into();
+        shown.error_message = "m".into();
+        let swap = Event::new("swap", NO_ERROR, "1.1 runs".into());
+        shown.last_swap = Some(Event { time: "t".into(), downtime_ms: Some(127.4), ..swap });
+        assert_eq!(
+            human(&shown, Palette::PLAIN),
+            "state      idle\nerror      m [UPGRADE_ERROR_READ]\nlast swap  1.1 runs (t)\ndowntime   127 ms\n"
+        );
     }
 }

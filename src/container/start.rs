@@ -9,7 +9,7 @@ use crate::engine::{Engine, SoftwareImage};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::state::SlotState;
-use crate::units::Slot;
+use crate::units::{Downtime, Slot};
 
 /// What a start or restart came to.
 #[derive(Debug, Clone, Serialize)]
@@ -22,8 +22,19 @@ pub struct StartReport {
     pub version: String,
     /// Why a slot on trial was given up for this one.
     pub went_back: Option<String>,
+    /// The version that was given up.
+    pub gave_up: Option<String>,
     /// As in [`SwapReport`](super::SwapReport).
     pub downtime_ms: Option<f64>,
+}
+
+impl StartReport {
+    /// The failure of the upgrade that this start gave up; `None` where it gave up nothing.
+    pub fn failure(&self) -> Option<Error> {
+        let (problem, version) = self.went_back.clone().zip(self.gave_up.clone())?;
+        let (running, downtime) = (self.version.clone(), Downtime(self.downtime_ms));
+        Some(Error::SwappedBack { version, problem, running, downtime })
+    }
 }
 
 /// What runs, and what should.
@@ -55,6 +66,11 @@ pub fn start(
     progress: &dyn Progress,
 ) -> Result<StartReport> {
     let result = runtime.lock().and_then(|_lock| Start { engine, runtime, config, progress }.run());
+    if let Some(error) = result.as_ref().ok().and_then(StartReport::failure) {
+        // The start succeeded; the upgrade that it was to end did not.
+        let _ = engine.outcome("container-start", Err(error), |_: &()| String::new());
+        return result;
+    }
     kept(engine, "container-start", result, |report| report.done.clone())
 }
 
@@ -135,7 +151,8 @@ impl Start<'_> {
         self.engine.software_back(failed.slot, &problem)?;
         up?;
         let done = format!("{} runs from {}: {problem}", old.version, old.partition);
-        Ok(StartReport { went_back: Some(problem), ..self.report(&old, done) })
+        let gave_up = Some(failed.version.clone());
+        Ok(StartReport { went_back: Some(problem), gave_up, ..self.report(&old, done) })
     }
 
     fn discard(&self, container: &Running) {
@@ -150,6 +167,7 @@ impl Start<'_> {
             slot: image.slot,
             version: image.version.clone(),
             went_back: None,
+            gave_up: None,
             downtime_ms: None,
         }
     }
@@ -187,6 +205,7 @@ pub fn restart(
             slot: image.slot,
             version: image.version,
             went_back: None,
+            gave_up: None,
             downtime_ms: downtime,
         }))
     };

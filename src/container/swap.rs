@@ -10,7 +10,7 @@ use super::steps::{Health, bring_up, last_success, milliseconds, stop_all, wait_
 use crate::engine::{Engine, SoftwareImage, SoftwareSwap};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::units::Slot;
+use crate::units::{Downtime, Slot};
 
 /// A swap that succeeded.
 #[derive(Debug, Clone, Serialize)]
@@ -57,7 +57,7 @@ pub fn swap(
     match result {
         // Whoever is at it reports his own outcome.
         Err(error @ Error::Busy { .. }) => Err(error),
-        result => engine.outcome("swap", result, |report| report.done.clone()),
+        result => engine.swapped(result, |report| (report.done.clone(), Downtime(report.downtime_ms))),
     }
 }
 
@@ -148,7 +148,7 @@ impl Swap<'_> {
                 "{} runs from {}, downtime {}",
                 plan.new.version,
                 plan.new.partition,
-                told(downtime)
+                Downtime(downtime)
             ),
             slot: plan.new.slot,
             version: plan.new.version.clone(),
@@ -183,7 +183,7 @@ impl Swap<'_> {
                     version,
                     problem,
                     running: old.version.clone(),
-                    downtime: told(up.map(|up| milliseconds(at.saturating_sub(up)))),
+                    downtime: Downtime(up.map(|up| milliseconds(at.saturating_sub(up)))),
                 },
             },
         }
@@ -235,8 +235,4 @@ impl Swap<'_> {
             self.progress.notice(&error.to_string());
         }
     }
-}
-
-fn told(downtime: Option<f64>) -> String {
-    downtime.map_or_else(|| "unknown (it was down before)".to_owned(), |ms| format!("{ms:.0} ms"))
 }

@@ -18,11 +18,11 @@ pub use content::{FirmwareReport, ScrubReport};
 pub use software::{SoftwareImage, SoftwareSwap};
 
 use crate::boot::BootFlag;
-use crate::error::{Class, Error, Result};
-use crate::host::record::{Event, Journal, LastError, now};
+use crate::error::{Class, Error, NO_ERROR, Result, sentence};
+use crate::host::record::{Event, Journal, LastError, Record};
 use crate::host::{DiskLock, Machine};
 use crate::progress::Cancel;
-use crate::units::Slot;
+use crate::units::{Downtime, Slot};
 use view::View;
 
 /// Tries of a trial where nobody says: what ChromeOS, Flatcar and Bottlerocket boot with lies between 1 and 6.
@@ -117,35 +117,107 @@ impl<'a> Engine<'a> {
         act: impl FnOnce(&DiskLock) -> Result<T>,
         done: impl FnOnce(&T) -> String,
     ) -> Result<T> {
+        self.change_from(verb, "", act, done)
+    }
+
+    /// The same for a bundle that comes from `origin`, which is shown with a failure.
+    fn change_from<T>(
+        &self,
+        verb: &str,
+        origin: &str,
+        act: impl FnOnce(&DiskLock) -> Result<T>,
+        done: impl FnOnce(&T) -> String,
+    ) -> Result<T> {
         let lock = match self.machine.lock() {
             Ok(lock) => lock,
             // Whoever holds the lock reports his own outcome; this attempt must not overwrite it.
             Err(error @ Error::Busy { .. }) => return Err(error),
-            Err(error) => return self.keep(verb, Err(error), done),
+            Err(error) => return self.keep(verb, origin, Err(error), done),
         };
-        self.keep(verb, act(&lock), done)
+        self.keep(verb, origin, act(&lock), done)
     }
 
-    fn keep<T>(&self, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
-        let Ok(key) = self.journal_key() else { return result };
-        let time = now();
-        let (code, message) = match &result {
-            Ok(value) => (crate::error::NO_ERROR.to_owned(), done(value)),
-            Err(error) => (error.code().to_owned(), error.to_string()),
+    fn keep<T>(
+        &self,
+        verb: &str,
+        origin: &str,
+        result: Result<T>,
+        done: impl FnOnce(&T) -> String,
+    ) -> Result<T> {
+        let event = match &result {
+            Ok(value) => Event::new(verb, NO_ERROR, done(value)),
+            Err(error) => Event::new(verb, error.code(), error.to_string()),
         };
+        self.write_down(event, origin, result.as_ref().err(), |_, _| {});
+        result
+    }
+
+    /// Keeps what ended: as a line of the history, and as the last error, which a success ends. `origin` is where its
+    /// bundle came from, if it had one, and `more` is what else is to be remembered of it.
+    fn write_down(
+        &self,
+        event: Event,
+        origin: &str,
+        error: Option<&Error>,
+        more: impl Fn(&mut Record, &Event),
+    ) {
+        let Ok(key) = self.journal_key() else { return };
         // A refusal changed nothing: the operator was told, the state of the upgrade is what it was.
-        let failed = result.as_ref().is_err_and(|error| error.class() != Class::Refused);
-        if failed || result.is_ok() {
+        if error.is_none_or(|error| error.class() != Class::Refused) {
             self.journal.update(&key, &mut |record| {
-                record.last_error = failed.then(|| LastError {
-                    code: code.clone(),
-                    message: message.clone(),
-                    time: time.clone(),
-                });
+                let (code, message, time) = (event.code.clone(), event.message.clone(), event.time.clone());
+                record.last_error = error.map(|_| LastError { code, message, time });
+                record.install_path = error.map(|_| origin.to_owned());
+                more(record, &event);
             });
         }
-        self.journal.append(&key, &Event { time, verb: verb.to_owned(), code, message });
+        self.journal.append(&key, &event);
+    }
+
+    /// Keeps that a bundle was refused when it was opened, as a prepare that failed: what cannot be opened never comes as
+    /// far as [`prepare`](Self::prepare). `origin` is what `status` shows as its install path. Gives the error back.
+    pub fn bundle_refused(&self, origin: &str, error: Error) -> Error {
+        // Whoever prepares meanwhile reports his own outcome; and a wrong flag says nothing of the bundle.
+        let told = error.class() != Class::Usage && !self.machine.is_locked().unwrap_or(true);
+        if told {
+            let event = Event::new("prepare", error.code(), sentence(&error));
+            self.write_down(event, origin, Some(&error), |_, _| {});
+        }
+        error
+    }
+
+    /// Keeps how a swap of the container ended, with the time for which it was down.
+    pub fn swapped<T>(&self, result: Result<T>, done: impl FnOnce(&T) -> (String, Downtime)) -> Result<T> {
+        let (mut event, downtime) = match &result {
+            Ok(value) => {
+                let (message, downtime) = done(value);
+                (Event::new("swap", NO_ERROR, message), downtime)
+            }
+            Err(error) => {
+                let downtime = match error {
+                    Error::SwappedBack { downtime, .. } => *downtime,
+                    _ => Downtime(None),
+                };
+                (Event::new("swap", error.code(), error.to_string()), downtime)
+            }
+        };
+        event.downtime_ms = downtime.0;
+        // What failed before the flip was no swap.
+        let swapped = matches!(&result, Ok(_) | Err(Error::SwappedBack { .. } | Error::SwapBack { .. }));
+        self.write_down(event, "", result.as_ref().err(), |record, event| {
+            if swapped {
+                record.last_swap = Some(event.clone());
+            }
+        });
         result
+    }
+
+    /// The last swap of the container; `None` where there was none, or nobody remembers.
+    ///
+    /// # Errors
+    /// Class Disk and Io: the disk cannot be told.
+    pub fn last_swap(&self) -> Result<Option<Event>> {
+        Ok(self.journal.load(&self.journal_key()?).last_swap)
     }
 
     /// The key of this disk in the journal: its GUID, which moves with it.
@@ -167,8 +239,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// As [`history`](Self::history).
     pub fn note(&self, verb: &str, code: &str, message: &str) -> Result<()> {
-        let (verb, code, message) = (verb.to_owned(), code.to_owned(), message.to_owned());
-        self.journal.append(&self.journal_key()?, &Event { time: now(), verb, code, message });
+        self.journal.append(&self.journal_key()?, &Event::new(verb, code, message.to_owned()));
         Ok(())
     }
 

@@ -73,7 +73,7 @@ impl Engine<'_> {
         progress: &dyn Progress,
     ) -> Result<PrepareReport> {
         let act = |lock: &DiskLock| self.prepare_locked(lock, &bundle, options, progress);
-        self.change("prepare", act, |report| format!("{} is prepared", report.version))
+        self.change_from("prepare", &options.origin, act, |report| format!("{} is prepared", report.version))
     }
 
     fn prepare_locked(

@@ -91,9 +91,19 @@ impl Engine<'_> {
         if let Some(obstacle) = blocked(view) {
             return Ok(Some(obstacle.to_string()));
         }
-        let target = view.slots.require(Group::Platform, view.target(Group::Platform)?)?;
-        let by = self.machine.in_use(target)?;
-        Ok(by.map(|by| Error::SlotInUse { partition: target.name.clone(), by }.to_string()))
+        // Where something is prepared, the slots that a commit selects; else all that a prepare may write.
+        let prepared = |group: &Group| {
+            view.all().iter().any(|held| held.group == *group && held.state == SlotState::Prepared)
+        };
+        let any = Group::BOTH.iter().any(prepared);
+        for group in Group::BOTH.into_iter().filter(|group| !any || prepared(group)) {
+            let Some(target) = view.slots.get(group, view.target(group)?) else { continue };
+            if let Some(by) = self.machine.in_use(target)? {
+                let error = Error::SlotInUse { partition: target.name.clone(), by };
+                return Ok(Some(error.to_string()));
+            }
+        }
+        Ok(None)
     }
 
     /// What every slot is and holds.
@@ -117,6 +127,7 @@ impl Engine<'_> {
                 reason: view.failure(held).or_else(|| trial_reason(held)),
                 version: claims.map(|claims| claims.version.clone()),
                 product: claims.map(|claims| claims.product.clone()),
+                created: claims.map(|claims| claims.created),
                 blake3: image.map(|(_, payload)| payload.blake3),
                 firmware: claims
                     .filter(|_| held.group == Group::Platform)

@@ -10,7 +10,7 @@ use crate::error::{Error, NO_ERROR, Result};
 use crate::gpt::Table;
 use crate::host::DiskLock;
 use crate::host::MountSource;
-use crate::host::record::{Event, now};
+use crate::host::record::Event;
 use crate::progress::Silent;
 use crate::slot::Verdict;
 use crate::state::{SlotState, SwitchReport};
@@ -163,14 +163,13 @@ impl Engine<'_> {
 
     /// Keeps the outcome of a step that went on after its writes (a swap) for `status` and the history.
     pub fn outcome<T>(&self, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
-        self.keep(verb, result, done)
+        self.keep(verb, "", result, done)
     }
 
     /// Adds a line to the history that is neither a success nor a failure of a verb.
     pub fn remark(&self, verb: &str, message: String) {
         if let Ok(key) = self.journal_key() {
-            let event = Event { time: now(), verb: verb.to_owned(), code: NO_ERROR.to_owned(), message };
-            self.journal.append(&key, &event);
+            self.journal.append(&key, &Event::new(verb, NO_ERROR, message));
         }
     }
 

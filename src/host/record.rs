@@ -15,13 +15,15 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_DIR: &str = "/var/lib/qstage";
 
 /// What is remembered of one disk.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
     /// The last failure; gone after the next success.
     pub last_error: Option<LastError>,
-    /// Where the bundle of the current upgrade came from.
+    /// Where the bundle came from that [`last_error`](Self::last_error) is about, where no slot tells.
     pub install_path: Option<String>,
+    /// The last swap of the container, as it stands in the history.
+    pub last_swap: Option<Event>,
 }
 
 /// A failure.
@@ -36,7 +38,7 @@ pub struct LastError {
 }
 
 /// One line of the history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// When it ended, as [`now`] writes it.
     pub time: String,
@@ -47,13 +49,27 @@ pub struct Event {
     /// What came of it, as a sentence.
     #[serde(default)]
     pub message: String,
+    /// Milliseconds for which the software was down, where it was swapped and that is known.
+    #[serde(default)]
+    pub downtime_ms: Option<f64>,
+}
+
+impl Event {
+    /// What has just ended.
+    pub fn new(verb: &str, code: &str, message: String) -> Self {
+        Self { time: now(), verb: verb.to_owned(), code: code.to_owned(), message, downtime_ms: None }
+    }
 }
 
 /// The time by the machine's clock, RFC 3339 in UTC, to the second. For people only: appliances boot
 /// without a clock, so nothing compares it.
 pub fn now() -> String {
-    let now = jiff::Timestamp::now();
-    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+    date(jiff::Timestamp::now().as_second())
+}
+
+/// Seconds since 1970 as [`now`] writes them.
+pub fn date(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }
 
 /// The memory, separate for each disk, whose GUID as text is the key. Nothing of it fails.
@@ -226,12 +242,7 @@ mod tests {
     const DISK: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 
     fn event(n: usize) -> Event {
-        Event {
-            time: now(),
-            verb: "prepare".into(),
-            code: crate::error::NO_ERROR.into(),
-            message: format!("{n}\n"),
-        }
+        Event::new("prepare", crate::error::NO_ERROR, format!("{n}\n"))
     }
 
     fn journal(dir: &Path) -> (FileJournal, Arc<Mutex<Vec<String>>>) {
@@ -254,7 +265,8 @@ mod tests {
             journal.update("other", &mut |record| record.install_path = path(2));
             let error = LastError { code: "C".into(), message: "m\"\n".into(), time: now() };
             journal.update(DISK, &mut |record| record.last_error = Some(error.clone()));
-            assert_eq!(journal.load(DISK), Record { install_path: path(1), last_error: Some(error) });
+            let expected = Record { install_path: path(1), last_error: Some(error), last_swap: None };
+            assert_eq!(journal.load(DISK), expected);
             assert_eq!(journal.load("other").install_path, path(2));
             (0..3).for_each(|n| journal.append(DISK, &event(n)));
             let told: Vec<_> = journal.history(DISK).into_iter().map(|e| e.message).collect();
@@ -262,6 +274,15 @@ mod tests {
             assert!(journal.history("other").is_empty());
         }
         assert!(notices.lock().unwrap().is_empty());
+    }
+
+    /// Lines of older releases know no downtime.
+    #[test]
+    fn a_line_without_downtime_is_read() {
+        let old = r#"{"time":"t","verb":"swap","code":"C","message":"m"}"#;
+        let event: Event = serde_json::from_str(old).unwrap();
+        assert_eq!((event.verb.as_str(), event.downtime_ms), ("swap", None));
+        assert_eq!(date(1_700_000_000), "2023-11-14T22:13:20Z");
     }
 
     #[test]

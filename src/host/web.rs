@@ -51,6 +51,8 @@ impl Web {
             .timeout_connect(Some(CONNECT_LIMIT))
             .timeout_recv_response(Some(CONNECT_LIMIT))
             .max_redirects(5)
+            // Who asked for a private transfer does not get an open one because a server redirects there.
+            .https_only(url.starts_with("https:"))
             .user_agent(concat!("qstage/", env!("CARGO_PKG_VERSION")))
             .build();
         let response = Agent::new_with_config(config).get(&url).call().map_err(|e| failed(e.to_string()))?;

@@ -12,6 +12,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
@@ -149,6 +150,11 @@ fn load(path: &Path) -> Result<(Option<SystemTime>, Vec<Token>)> {
     // The time first: a change in between is then seen at the next look.
     let changed = fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    // Whoever can add a line to it can do all.
+    let open = fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o022 != 0);
+    if open {
+        return Err(failed("others than its owner may write it; chmod go-w".to_owned()));
+    }
     parse(&text).map(|tokens| (changed, tokens)).map_err(failed)
 }
 
@@ -256,6 +262,17 @@ mod tests {
         assert_eq!(ask(), "yes");
         fs::remove_file(&file).unwrap();
         assert_eq!(ask(), "unknown");
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens");
+        fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
+        for (mode, good) in [(0o600, true), (0o644, true), (0o664, false), (0o602, false)] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Gate::new(Some(file.clone()), false).is_ok(), good, "{mode:o}");
+        }
     }
 
     #[test]

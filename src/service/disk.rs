@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::calm::uptime;
 use super::upgrade::{Disk, Failure};
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
@@ -34,6 +35,8 @@ pub struct Look {
     pub slots: SlotsReport,
     /// What of it decides the state of the upgrade.
     pub disk: Disk,
+    /// The last swap of the container.
+    pub last_swap: Option<Event>,
 }
 
 impl Place {
@@ -50,8 +53,8 @@ impl Place {
     pub fn look(&self) -> Result<Look> {
         self.with(Mode::Read, |engine| {
             let (status, slots) = (engine.status()?, engine.slots()?);
-            let disk = Disk::new(&slots, &status.install_path, &boot_id());
-            Ok(Look { status, slots, disk })
+            let disk = Disk::new(&slots, &status.install_path, &boot_id(), uptime());
+            Ok(Look { status, slots, disk, last_swap: engine.last_swap()? })
         })
     }
 
@@ -82,6 +85,15 @@ impl Place {
     /// See [`Engine::history`].
     pub(super) fn history(&self) -> Result<Vec<Event>> {
         self.with(Mode::Read, |engine| engine.history())
+    }
+
+    /// Keeps that a bundle was refused; see [`Engine::bundle_refused`].
+    pub(super) fn refused(&self, path: &str, failure: &Failure) {
+        let error = Error::remote(&failure.code, &failure.message);
+        let noted = self.with(Mode::Read, |engine| Ok(engine.bundle_refused(path, error)));
+        if let Err(error) = noted {
+            tracing::warn!("the refusal could not be kept: {error}");
+        }
     }
 
     /// Keeps in the history what the engine had no chance to write: the end of a process, a failed restart.

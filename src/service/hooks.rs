@@ -3,6 +3,7 @@
 
 use std::process::{Command, Stdio};
 
+use crate::container::StartReport;
 use crate::error::{Error, Result};
 use crate::state::UpgradeType;
 
@@ -13,12 +14,30 @@ pub trait ContainerRestart: Send + Sync {
     /// # Errors
     /// [`Error::NotConfigured`] where there is nothing to restart; else what went wrong.
     fn restart(&self) -> Result<()>;
+
+    /// Whether [`start`](Self::start) is to be called when the service starts.
+    fn starts(&self) -> bool {
+        false
+    }
+
+    /// Makes what the flags select run, whatever runs now: the service before this one may have been killed between the
+    /// switch and the start.
+    ///
+    /// # Errors
+    /// What went wrong. That a slot on trial was given up for the good one is none.
+    fn start(&self) -> Result<StartReport> {
+        let (what, key) = ("start the software".to_owned(), "container".to_owned());
+        Err(Error::NotConfigured { what, key })
+    }
 }
 
 /// What follows a switch that has been written.
 pub trait AfterCommit: Send + Sync {
     /// Whether [`run`](Self::run) reboots the machine: clients are shown that before it is called.
     fn reboots(&self, kind: UpgradeType) -> bool;
+
+    /// What reboots the machine, for messages.
+    fn reboot_words(&self) -> String;
 
     /// Whether [`run`](Self::run) writes the switch itself, between what it does before and after: the commit of
     /// the engine is left out then.
@@ -56,6 +75,10 @@ impl ContainerRestart for Commands {
 impl AfterCommit for Commands {
     fn reboots(&self, kind: UpgradeType) -> bool {
         kind == UpgradeType::SoftwareAndPlatform && !self.reboot.is_empty()
+    }
+
+    fn reboot_words(&self) -> String {
+        self.reboot.join(" ")
     }
 
     fn run(&self, kind: UpgradeType) -> Result<String> {

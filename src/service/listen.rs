@@ -1,7 +1,8 @@
 //! Connections: who gets one, and for how long.
 //!
 //! Each door has its own limit, so that the network cannot shut out root on the Unix socket. At the limit new
-//! connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`].
+//! connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that do not read their
+//! answer after [`WRITE_TIME`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,12 +21,15 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::Origin;
+use super::patience::Patient;
 use crate::error::{Error, Result};
 
 /// Connections per door.
 const CONNECTIONS: usize = 512;
 /// How long a client may take for TLS, and for each header; an idle connection ends then as well.
 pub(super) const HEADER_TIME: Duration = Duration::from_secs(20);
+/// How long a client may leave an answer unread.
+const WRITE_TIME: Duration = Duration::from_secs(30);
 /// Headers longer than this are refused; hyper's own buffer is 400 KiB.
 const HEADER_BYTES: usize = 16 << 10;
 
@@ -156,7 +160,7 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), service)
         .await;
     if let Err(error) = result {
         tracing::debug!("a connection ended: {error}");

@@ -11,18 +11,20 @@
 //! |---|---|
 //! | [`upgrade`] | the states and what leads from one to another; pure |
 //! | `view` | the objects of the wire contract |
-//! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives |
+//! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `calm`: the waiting period |
 //! | `worker` | processes that read bundles; [`disk`]: the engine |
-//! | `api` | one function per endpoint; `auth`: who may call it; `listen`, `tls`: connections |
+//! | `api` | one function per endpoint; `auth`: who may call it; `listen`, `tls`, `patience`: connections |
 //! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
 
 mod api;
 mod auth;
+mod calm;
 pub mod disk;
 pub mod hooks;
 mod listen;
 mod order;
 mod owner;
+mod patience;
 pub mod software;
 mod store;
 pub mod tls;
@@ -33,6 +35,7 @@ pub mod worker;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -67,6 +70,17 @@ pub struct Service {
     pub after_commit: Arc<dyn AfterCommit>,
     /// What restarts the software.
     pub container: Arc<dyn ContainerRestart>,
+    /// Times that the configuration sets.
+    pub limits: Limits,
+}
+
+/// Times that the configuration sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a command that reboots may take until the machine is down.
+    pub reboot: Duration,
+    /// For so long after a start of the machine, and after a trial, no upgrade may begin.
+    pub waiting: Duration,
 }
 
 /// Serves until SIGINT or SIGTERM. An upgrade that is being prepared is stopped then, and goes on where it stopped
@@ -81,7 +95,7 @@ pub fn serve(service: Service, access: &Access) -> Result<()> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
     let result = runtime.block_on(run(Arc::new(service), access));
     // A thread that waits for a dead disk must not keep the service from ending.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
@@ -92,24 +106,17 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     }
     let tls = tls::acceptor(access.certificate.as_ref(), &service.place.state_dir)?;
     let doors = listen::Doors::open(access.listen, access.socket.as_deref()).await?;
+    let _only = store::only_service(&service.place.state_dir)?;
     let mut end = signals()?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     let (stop, stopped) = oneshot::channel();
     let owner = tokio::spawn(owner.run(stopped));
-    let router = api::router(service, handle, gate);
+    let router = api::router(service, handle.clone(), gate);
     let doors = tokio::spawn(doors.serve(router, tls));
-    // A manager that cannot be told misses something; the service goes on.
-    let tell = |state| {
-        let _ = notify::notify(state).inspect_err(|problem| tracing::warn!("sd_notify: {problem}"));
-    };
     tell(notify::State::Ready);
-    // Nothing to watch for: an interval that never comes.
-    let beat = notify::watchdog().unwrap_or(std::time::Duration::MAX / 4);
-    loop {
-        tokio::select! {
-            _ = end.recv() => break,
-            () = tokio::time::sleep(beat) => tell(notify::State::Alive),
-        }
+    tokio::select! {
+        _ = end.recv() => {}
+        () = watch_owner(&handle) => {}
     }
     tell(notify::State::Stopping);
     tracing::info!("ending");
@@ -118,6 +125,24 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     let _ = stop.send(());
     let _ = owner.await;
     Ok(())
+}
+
+/// A manager that cannot be told misses something; the service goes on.
+fn tell(state: notify::State<'_>) {
+    let _ = notify::notify(state).inspect_err(|problem| tracing::warn!("sd_notify: {problem}"));
+}
+
+/// Tells the manager for ever that the service is alive, as often as it wants to hear it, and only when the owner
+/// answers: a service that answers requests and takes no order any more is not alive.
+async fn watch_owner(handle: &order::Handle) {
+    let Some(beat) = notify::watchdog() else { return std::future::pending().await };
+    loop {
+        // Late is not lost: the owner may be in the middle of a flush.
+        if handle.order(order::Order::Alive).await.is_ok() {
+            tell(notify::State::Alive);
+        }
+        tokio::time::sleep(beat).await;
+    }
 }
 
 /// SIGINT and SIGTERM. Asked for before anything is begun, so that neither is lost.

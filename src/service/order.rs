@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::upgrade::Settings;
+use super::upgrade::{Failure, Settings};
 use super::view::Snapshot;
 use super::worker::Planned;
 use crate::error::{Error, Result};
@@ -17,13 +17,24 @@ pub(super) const WAITING: usize = 64;
 /// What handlers ask for.
 #[derive(Debug)]
 pub(super) enum Order {
-    Prepare { settings: Settings, planned: Planned, overridden: bool },
+    Prepare {
+        settings: Settings,
+        planned: Planned,
+        overridden: bool,
+    },
     Commit,
     Cancel,
     MarkGood(Option<Slot>),
     RollBack,
     Reboot,
     RestartContainer,
+    /// A bundle could not be opened.
+    Refused {
+        settings: Settings,
+        failure: Failure,
+    },
+    /// Answered at once, by an owner that is not stuck.
+    Alive,
 }
 
 /// What is answered where an order was followed: the report of the engine, where there is one.

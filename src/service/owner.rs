@@ -14,22 +14,27 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+mod after;
+
 use super::Service;
+use super::calm::uptime;
 use super::disk::Look;
 use super::order::{Answer, Handle, Order, WAITING};
 use super::store::Store;
 use super::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
 use super::view::{RebootState, Snapshot};
 use super::worker::{self, Planned, Preparing, Report};
+use crate::container::StartReport;
 use crate::error::{Error, Result};
-use crate::state::{SwitchReport, UpgradeState, UpgradeType};
+use crate::state::{SwitchReport, UpgradeState};
 
 /// How often the disk is looked at while nothing is done: others may change it.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long REBOOTING is shown before the command runs, so that clients that poll each second can see it.
-const FAREWELL: Duration = Duration::from_millis(1500);
+/// How long COMMITTED is shown at least.
+const HELD: Duration = Duration::from_secs(3);
 /// How long a prepare that has lost its service is waited for at the start.
 const ORPHANED: Duration = Duration::from_secs(10);
+
 /// Results of what runs beside the owner.
 #[derive(Debug)]
 enum Done {
@@ -40,6 +45,12 @@ enum Done {
     /// A look, and which one it was.
     Looked(u64, Box<Result<Look>>),
     Rebooted(Result<()>),
+    /// The time for a reboot is over.
+    StillHere,
+    /// The software was brought to what the flags select.
+    Converged(Result<StartReport>),
+    /// The software was restarted, and who waits for that.
+    Restarted(Result<()>, oneshot::Sender<Answer>),
 }
 
 pub(super) struct Owner {
@@ -52,6 +63,10 @@ pub(super) struct Owner {
     child: Option<Preparing>,
     /// Why the child is being stopped, and who waits for that.
     stopping: Option<(Error, Vec<oneshot::Sender<Answer>>)>,
+    /// What is done with the software: nothing else may begin.
+    beside: Option<&'static str>,
+    /// Until when COMMITTED is shown in any case.
+    held_until: Option<Instant>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
     looking: bool,
@@ -97,6 +112,7 @@ impl Owner {
         snapshot.take(look);
         store.keep(&upgrade);
         snapshot.upgrade = upgrade.clone();
+        snapshot.calm_at = calm_at(&service, &upgrade);
         let (show, shown) = watch::channel(Arc::new(snapshot.clone()));
         let (sender, orders) = mpsc::channel(WAITING);
         let owner = Self {
@@ -108,6 +124,8 @@ impl Owner {
             orders,
             child: None,
             stopping: None,
+            beside: None,
+            held_until: None,
             reports: mpsc::channel(16),
             done: mpsc::channel(16),
             looking: false,
@@ -120,6 +138,7 @@ impl Owner {
     pub(super) async fn run(mut self, mut end: oneshot::Receiver<()>) {
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.converge();
         loop {
             tokio::select! {
                 // In this order: what was done before what is to be done.
@@ -134,6 +153,9 @@ impl Owner {
                 _ = tick.tick() => self.look(),
             }
         }
+        // Handlers are told now that nothing is taken any more.
+        self.orders.close();
+        self.finish_all().await;
         self.stop(Error::ServiceEnded { doing: "prepare".to_owned() });
         while self.child.is_some() {
             let Some(report) = self.reports.1.recv().await else { break };
@@ -161,10 +183,9 @@ impl Owner {
             Order::MarkGood(slot) => self.switch(move |service| service.place.mark_good(slot)).await,
             Order::RollBack => self.switch(|service| service.place.roll_back()).await,
             Order::Reboot => self.reboot(),
-            Order::RestartContainer => match self.idle() {
-                Ok(()) => blocking(&self.service, |service| service.container.restart()).await.map(|()| None),
-                Err(error) => Err(error),
-            },
+            Order::RestartContainer => return self.restart(answer),
+            Order::Refused { settings, failure } => self.refused(settings, failure).await,
+            Order::Alive => Ok(None),
         };
         // Who asked may be gone; what was done stays done.
         let _ = answer.send(result);
@@ -189,6 +210,7 @@ impl Owner {
     }
 
     fn publish(&mut self) {
+        self.snapshot.calm_at = calm_at(&self.service, &self.upgrade);
         self.snapshot.upgrade = self.upgrade.clone();
         self.show.send_replace(Arc::new(self.snapshot.clone()));
     }
@@ -201,7 +223,10 @@ impl Owner {
             Phase::Preparing | Phase::Committing | Phase::Rebooting => {
                 Err(Error::UpgradeBusy { doing: self.upgrade.phase.word().to_lowercase() })
             }
-            Phase::Idle | Phase::Prepared | Phase::Committed => Ok(()),
+            Phase::Idle | Phase::Prepared | Phase::Committed => match self.beside {
+                Some(doing) => Err(Error::UpgradeBusy { doing: doing.to_owned() }),
+                None => Ok(()),
+            },
         }
     }
 
@@ -210,6 +235,14 @@ impl Owner {
         let path = settings.install_path.clone();
         if let Some(obstacle) = planned.blocked_by.first().filter(|_| self.idle().is_ok()) {
             return Err(Error::remote(&obstacle.code, &obstacle.message));
+        }
+        if let Some(left) =
+            self.snapshot.waiting().filter(|_| self.idle().is_ok() && (!staged || settings.auto_commit))
+        {
+            return Err(Error::Waiting { left });
+        }
+        if self.snapshot.foreign().is_some() {
+            return Err(Error::UpgradeBusy { doing: "another program prepares".to_owned() });
         }
         if self.stopping.is_some() {
             return Err(Error::UpgradeBusy { doing: "cancelling".to_owned() });
@@ -243,31 +276,12 @@ impl Owner {
         if let Some(status) = self.snapshot.status.as_ref().filter(|status| status.is_blocked) {
             return Err(Error::Blocked { reason: status.blocked_reason.clone() });
         }
+        if let Some(left) = self.snapshot.waiting() {
+            return Err(Error::Waiting { left });
+        }
         self.apply(Input::Commit)?;
         self.start_commit();
         Ok(None)
-    }
-
-    /// Writes the switch beside the owner. The phase is COMMITTING already, so nothing else begins.
-    fn start_commit(&mut self) {
-        self.snapshot.counts.commits += 1;
-        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
-        let itself = service.after_commit.commits(self.kind());
-        tokio::spawn(async move {
-            // Asked again: since the prepare began, the other slot may have come into use.
-            let result = blocking(&service, move |service| {
-                let status = service.place.look()?.status;
-                if status.is_blocked {
-                    return Err(Error::Blocked { reason: status.blocked_reason });
-                }
-                if itself { Ok(()) } else { service.place.commit().map(|_| ()) }
-            });
-            let _ = done.send(Done::Switched(result.await)).await;
-        });
-    }
-
-    fn kind(&self) -> UpgradeType {
-        self.upgrade.settings.as_ref().map_or(UpgradeType::SoftwareAndPlatform, |s| s.upgrade_type)
     }
 
     async fn finish(&mut self, done: Done) {
@@ -279,32 +293,19 @@ impl Owner {
                 }
                 if let Ok(look) = look.as_ref() {
                     // Refused while something is being done, which is right.
-                    let _ = self.apply(Input::Observed(look.disk.clone()));
+                    self.observe(look);
                 }
                 self.snapshot.take(*look);
                 self.publish();
             }
             Done::Switched(Err(error)) => self.fail("commit", &error).await,
-            Done::Switched(Ok(())) => {
-                let kind = self.kind();
-                let took = kind == UpgradeType::SoftwareAndPlatform;
-                self.settle(took.then_some(Input::Switched)).await;
-                if self.service.after_commit.reboots(kind) {
-                    let _ = self.apply(Input::Reboot);
-                }
-                let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
-                tokio::spawn(async move {
-                    if service.after_commit.reboots(kind) {
-                        tokio::time::sleep(FAREWELL).await;
-                    }
-                    let result = blocking(&service, move |service| service.after_commit.run(kind));
-                    let _ = done.send(Done::Took(result.await)).await;
-                });
-            }
+            Done::Switched(Ok(())) => self.switched().await,
             Done::Took(result) => match result {
                 Ok(message) => {
                     self.snapshot.message = message;
                     let swapped = self.upgrade.phase == Phase::Committing;
+                    let proved = swapped && self.service.after_commit.commits(self.kind());
+                    self.held_until = proved.then(|| Instant::now() + HELD);
                     self.settle(swapped.then_some(Input::Switched)).await;
                 }
                 Err(error) => self.fail("commit", &error).await,
@@ -315,6 +316,12 @@ impl Owner {
                     Err(error) => RebootState::Failed(crate::error::sentence(&error)),
                 };
                 self.publish();
+            }
+            Done::StillHere => self.still_here().await,
+            Done::Converged(result) => self.converged(result).await,
+            Done::Restarted(result, answer) => {
+                self.beside = None;
+                let _ = answer.send(result.map(|()| None));
             }
         }
     }
@@ -406,24 +413,6 @@ impl Owner {
         report.map(Some)
     }
 
-    fn reboot(&mut self) -> Answer {
-        self.idle()?;
-        if !self.service.after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
-            let (what, key) = ("reboot the machine".to_owned(), "reboot_command".to_owned());
-            return Err(Error::NotConfigured { what, key });
-        }
-        self.snapshot.reboot = RebootState::InProgress;
-        self.publish();
-        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(FAREWELL).await;
-            let kind = UpgradeType::SoftwareAndPlatform;
-            let result = blocking(&service, move |service| service.after_commit.run(kind).map(|_| ()));
-            let _ = done.send(Done::Rebooted(result.await)).await;
-        });
-        Ok(None)
-    }
-
     /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.
     fn look(&mut self) {
         if std::mem::replace(&mut self.looking, true) {
@@ -444,11 +433,31 @@ impl Owner {
             let _ = self.enter(input);
         }
         if let Ok(look) = &look {
-            let _ = self.enter(Input::Observed(look.disk.clone()));
+            self.observe(look);
         }
         self.snapshot.take(look);
         self.publish();
     }
+
+    /// Follows what a look saw. What a swap has committed and proved good already stays committed for as long as a client
+    /// that polls each second needs to see it.
+    fn observe(&mut self, look: &Look) {
+        let held = self.held_until.is_some_and(|until| Instant::now() < until);
+        if held && self.upgrade.phase == Phase::Committed {
+            self.upgrade = self.upgrade.clone().looked(&look.disk);
+        } else {
+            let _ = self.enter(Input::Observed(look.disk.clone()));
+        }
+    }
+}
+
+/// When the waiting period ends; `None`: it has ended.
+fn calm_at(service: &Service, upgrade: &Upgrade) -> Option<Instant> {
+    if service.limits.waiting.is_zero() {
+        return None;
+    }
+    let left = upgrade.calm.left(service.limits.waiting.as_secs(), uptime());
+    Instant::now().checked_add(Duration::from_secs(left)).filter(|_| left > 0)
 }
 
 /// The code of [`Error::Worker`].

@@ -2,7 +2,7 @@
 
 use super::disk::Place;
 use super::hooks::{AfterCommit, Commands, ContainerRestart};
-use crate::container::{self, Config, Nspawn};
+use crate::container::{self, Config, Nspawn, StartReport};
 use crate::device::Mode;
 use crate::error::Result;
 use crate::progress::Silent;
@@ -26,11 +26,24 @@ impl ContainerRestart for Software {
             .with(Mode::Write, |engine| container::restart(engine, &runtime, &self.config, &Silent))
             .map(|_| ())
     }
+
+    fn starts(&self) -> bool {
+        true
+    }
+
+    fn start(&self) -> Result<StartReport> {
+        let runtime = Nspawn::new(self.config.clone())?;
+        self.place.with(Mode::Write, |engine| container::start(engine, &runtime, &self.config, &Silent))
+    }
 }
 
 impl AfterCommit for Software {
     fn reboots(&self, kind: UpgradeType) -> bool {
         self.commands.reboots(kind)
+    }
+
+    fn reboot_words(&self) -> String {
+        self.commands.reboot_words()
     }
 
     fn commits(&self, kind: UpgradeType) -> bool {

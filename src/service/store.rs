@@ -1,13 +1,40 @@
 //! `service.json` in the state directory: the upgrade as it was last shown. A comfort, as all of `/var` is: what
 //! is staged and what boots stands on the disk, and is believed where the two differ.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
+
 use super::upgrade::Upgrade;
+use crate::error::{Error, Result};
 use crate::host::record::replace;
 
 const FILE: &str = "service.json";
+const LOCK: &str = "service.lock";
+
+/// Keeps a second service from taking the same upgrade for its own, until it is dropped: a socket and a port tell only
+/// those apart that listen at the same place.
+///
+/// # Errors
+/// [`Error::Busy`]. Where no lock can be had, on a read-only /var say, the service goes on without.
+pub(super) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
+    let open = || {
+        fs::create_dir_all(dir)?;
+        File::options().create(true).append(true).open(dir.join(LOCK))
+    };
+    let file: File = match open() {
+        Ok(file) => file,
+        Err(error) => {
+            tracing::warn!("{}: cannot be locked: {error}", dir.display());
+            return Ok(None);
+        }
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(_) => Err(Error::Busy { disk: dir.display().to_string(), holder: "another service".to_owned() }),
+    }
+}
 
 /// Where it is kept.
 #[derive(Debug)]
@@ -55,6 +82,18 @@ impl Store {
 mod tests {
     use super::*;
     use crate::service::upgrade::{Failure, Phase};
+
+    #[test]
+    fn there_is_one_service_for_a_state_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = only_service(dir.path()).unwrap();
+        assert!(first.is_some());
+        assert_eq!(only_service(dir.path()).unwrap_err().code(), "UPGRADE_ERROR_BUSY");
+        drop(first);
+        assert!(only_service(dir.path()).unwrap().is_some());
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(only_service(&dir.path().join("file")).unwrap().is_none(), "no directory, no lock");
+    }
 
     #[test]
     fn what_was_kept_is_found_and_garbage_is_survived() {

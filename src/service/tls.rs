@@ -12,6 +12,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ServerConfig, crypto};
 
 use crate::error::{Error, Result};
+use crate::host::record::replace;
 
 /// Where the self-signed certificate lies below the state directory.
 pub const CERTIFICATE: &str = "tls/certificate.pem";
@@ -58,9 +59,14 @@ fn make(certificate: &Path, key: &Path) -> Result<()> {
         if let Some(dir) = certificate.parent() {
             fs::create_dir_all(dir)?;
         }
-        // The key first: a certificate without its key would be found and taken for whole.
-        secret_file(key)?.write_all(made.signing_key.serialize_pem().as_bytes())?;
-        fs::write(certificate, made.cert.pem())
+        // The key first, and durably: half of the pair, or half a file, would be found at the next start and keep
+        // the service down.
+        let mut secret = secret_file(key)?;
+        secret.write_all(made.signing_key.serialize_pem().as_bytes())?;
+        secret.sync_all()?;
+        let whole = certificate.parent().zip(certificate.file_name().and_then(|name| name.to_str()));
+        let (dir, name) = whole.ok_or(io::ErrorKind::InvalidFilename)?;
+        replace(dir, name, made.cert.pem().as_bytes())
     };
     write().map_err(|error: io::Error| problem(error.to_string()))
 }

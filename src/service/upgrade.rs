@@ -11,6 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::calm::Calm;
 use crate::error::{Error, Result};
 use crate::state::{SlotState, SlotsReport, UpgradeType};
 use crate::units::{Group, Slot};
@@ -106,6 +107,9 @@ pub struct Upgrade {
     pub progress: u8,
     /// The boot in which this was written.
     pub boot: Boot,
+    /// For the waiting period.
+    #[serde(default)]
+    pub calm: Calm,
 }
 
 /// What the slots say; the truth that everything else yields to.
@@ -119,13 +123,17 @@ pub struct Disk {
     pub pending: bool,
     /// Version of the platform that runs.
     pub running: Option<String>,
+    /// Version of the software that is selected and good.
+    pub software: Option<String>,
+    /// Seconds since the start of the machine.
+    pub uptime: u64,
     /// The boot.
     pub boot: Boot,
 }
 
 impl Disk {
     /// Reads the report of the slots. `origin` is where the prepared bundle came from.
-    pub fn new(report: &SlotsReport, origin: &str, boot_id: &str) -> Self {
+    pub fn new(report: &SlotsReport, origin: &str, boot_id: &str, uptime: u64) -> Self {
         let slots = || report.slots.iter();
         let kind = |state: SlotState| {
             let platform = slots().any(|s| s.state == state && s.group == Group::Platform);
@@ -143,6 +151,10 @@ impl Disk {
             trial: version(SlotState::Trial).map(|version| (version, kind(SlotState::Trial))),
             pending: slots().any(|s| s.state == SlotState::Trial && s.group == Group::Platform && !s.booted),
             running: booted.and_then(|s| s.version.clone()),
+            software: slots()
+                .find(|s| s.group == Group::Software && s.boots_next && s.state == SlotState::Good)
+                .and_then(|s| s.version.clone()),
+            uptime,
             boot: Boot {
                 id: boot_id.to_owned(),
                 slot: booted.map(|s| if s.slot == Slot::A { "a" } else { "b" }.to_owned()),
@@ -172,6 +184,9 @@ pub enum Input {
     },
     /// What was being done failed.
     Failed(Failure),
+    /// Something failed beside it: a bundle was refused before anything began, or a start gave up what was committed
+    /// earlier. The settings are shown with it where no others are.
+    Beside(Settings, Failure),
     /// Somebody asks for the switch.
     Commit,
     /// The switch is written; what else has to happen, does not concern this machine or is done.
@@ -219,6 +234,12 @@ impl Upgrade {
             (Input::Failed(failure), Committed | Rebooting) => {
                 (next.phase, next.error) = (Committed, Some(failure));
             }
+            (Input::Beside(settings, failure), Idle | Prepared | Committed) => {
+                next.error = Some(failure);
+                if self.phase == Idle || self.settings.is_none() {
+                    next.settings = Some(settings);
+                }
+            }
             (Input::Commit, Prepared) => (next.phase, next.error) = (Committing, None),
             (Input::Commit, Idle | Committed) => {
                 let problem = match self.phase {
@@ -227,10 +248,15 @@ impl Upgrade {
                 };
                 return Err(Error::NotPrepared { problem });
             }
-            (Input::Switched, Committing) => next.phase = Committed,
+            (Input::Switched, Committing) => {
+                next.phase = Committed;
+                // Also where that trial is over before anybody looks.
+                next.calm.on_trial = true;
+            }
             (Input::Reboot, Committed) => next.phase = Rebooting,
             (Input::Discarded, Idle | Prepared | Committed) => {
-                next = Self { error: self.error.clone(), boot: self.boot.clone(), ..Self::default() };
+                let (error, boot, calm) = (self.error.clone(), self.boot.clone(), self.calm);
+                next = Self { error, boot, calm, ..Self::default() };
                 // Settings stay beside an error: clients print both.
                 next.settings = self.settings.clone().filter(|_| self.error.is_some());
             }
@@ -265,7 +291,7 @@ impl Upgrade {
             do_rolling_reboot: false,
             num_nodes_to_reboot: None,
         };
-        let mut next = Self { boot: disk.boot.clone(), ..self };
+        let mut next = self.looked(&disk);
         let known = next.settings.as_ref().map(|settings| settings.target_version.clone());
         match (next.phase, disk.prepared, disk.trial) {
             (Phase::Committed, _, Some(_)) => {}
@@ -295,16 +321,33 @@ impl Upgrade {
         next
     }
 
+    /// The same in the boot of this look, with what it tells of trials.
+    pub(super) fn looked(self, disk: &Disk) -> Self {
+        let calm = self.calm.look(self.boot == disk.boot, disk.trial.is_some(), disk.uptime);
+        Self { boot: disk.boot.clone(), calm, ..self }
+    }
+
+    /// Whether the software that was to be committed is what is selected and good.
+    fn took(&self, disk: &Disk) -> bool {
+        let software =
+            self.settings.as_ref().filter(|settings| settings.upgrade_type == UpgradeType::SoftwareOnly);
+        disk.prepared.is_none()
+            && software.is_some_and(|settings| disk.software.as_ref() == Some(&settings.target_version))
+    }
+
     /// The upgrade at the start of the service: what was written down, corrected by what the disk says.
     pub fn recover(self, disk: Disk) -> Self {
         let rebooted = !self.boot.id.is_empty() && self.boot != disk.boot;
+        let took = self.took(&disk);
         let ended = |doing: &str| Some(Failure::from(&Error::ServiceEnded { doing: doing.to_owned() }));
-        let mut next = Self { boot: disk.boot.clone(), ..self };
+        let mut next = self.looked(&disk);
         match next.phase {
             Phase::Preparing => {
                 (next.phase, next.error) = (Phase::Idle, ended("prepare"));
             }
             Phase::Committing if disk.trial.is_some() => next.phase = Phase::Committed,
+            // All of it was done, up to the mark.
+            Phase::Committing if took => next.phase = Phase::Committed,
             Phase::Committing => next.error = ended("commit"),
             Phase::Committed | Phase::Rebooting if rebooted => {
                 // Whatever went wrong before the reboot, the reboot has decided.

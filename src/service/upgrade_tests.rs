@@ -46,6 +46,7 @@ fn inputs() -> Vec<Input> {
         Input::Progress(200),
         Input::Staged { version: "2".into(), upgrade_type: UpgradeType::SoftwareOnly },
         Input::Failed(failure()),
+        Input::Beside(settings(false), failure()),
         Input::Commit,
         Input::Switched,
         Input::Reboot,
@@ -178,6 +179,24 @@ fn a_commit_leaves_prepared_at_once_and_is_possible_only_there() {
     }
 }
 
+/// A bundle that was refused is told beside what is there, and changes none of it.
+#[test]
+fn what_fails_beside_an_upgrade_leaves_it_as_it_is() {
+    for upgrade in all() {
+        let other = Settings { install_path: "/y".into(), ..settings(true) };
+        match upgrade.apply(Input::Beside(other.clone(), failure())) {
+            Ok(next) => {
+                assert_eq!((next.phase, &next.error), (upgrade.phase, &Some(failure())));
+                let shown = if upgrade.phase == Phase::Idle { Some(other) } else { upgrade.settings };
+                assert_eq!(next.settings, shown);
+            }
+            Err(_) => {
+                assert!(matches!(upgrade.phase, Phase::Preparing | Phase::Committing | Phase::Rebooting))
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_order_twice_is_one() {
     let begin = |auto| Input::Begin { settings: settings(auto), staged: false };
@@ -216,6 +235,12 @@ fn a_killed_service_reports_what_it_was_doing() {
     assert_eq!(ended(at(Phase::Preparing), &prepared), (Phase::Prepared, code.clone()));
     assert_eq!(ended(at(Phase::Committing), &prepared), (Phase::Prepared, code));
     assert_eq!(ended(at(Phase::Committing), &pending), (Phase::Committed, None));
+    // Killed after the new software was marked good, and before anybody wrote that down.
+    let soft = Settings { upgrade_type: UpgradeType::SoftwareOnly, ..settings(false) };
+    let soft = Upgrade { phase: Phase::Committing, settings: Some(soft), ..Upgrade::default() };
+    let good = |version: &str| Disk { software: Some(version.into()), ..nothing.clone() };
+    assert_eq!(ended(soft.clone(), &good("2")), (Phase::Idle, None));
+    assert_eq!(ended(soft, &good("1")).1.as_deref(), Some("UPGRADE_ERROR_SERVICE_ENDED"));
     let idle = Upgrade::default();
     assert_eq!(ended(idle.clone(), &prepared), (Phase::Prepared, None));
     assert_eq!(ended(idle, &pending), (Phase::Committed, None));

@@ -1,10 +1,13 @@
 //! What clients are shown: one snapshot, and the objects of the wire contract made of it.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use super::disk::Look;
 use super::upgrade::{Phase, Settings, Upgrade};
-use crate::error::{NO_ERROR, Result};
+use crate::error::{Error, NO_ERROR, Result};
+use crate::host::record::{Event, date};
 use crate::state::{SlotState, SlotsReport, Status, UpgradeState};
 use crate::units::Group;
 use crate::version;
@@ -39,6 +42,21 @@ pub(super) struct Snapshot {
     pub(super) message: String,
     pub(super) reboot: RebootState,
     pub(super) counts: Counts,
+    /// When the waiting period ends; `None`: it has ended.
+    pub(super) calm_at: Option<Instant>,
+    /// The last swap of the container.
+    pub(super) last_swap: Option<Event>,
+}
+
+/// `GET /v1/qstage/status`: the v1 status, and what it has no keys for.
+#[derive(Debug, Serialize)]
+pub(super) struct Detailed {
+    #[serde(flatten)]
+    v1: StatusV1,
+    progress: Option<u8>,
+    /// What runs, as in the version.
+    version: String,
+    last_swap: Option<Event>,
 }
 
 /// v1 status: seven keys in this order.
@@ -103,15 +121,22 @@ impl Snapshot {
         match look {
             Ok(look) => {
                 (self.status, self.slots, self.disk_error) = (Some(look.status), Some(look.slots), None);
+                self.last_swap = look.last_swap;
             }
             Err(error) => self.disk_error = Some(crate::error::sentence(&error)),
         }
     }
 
     /// Somebody prepares without this service, on the command line.
-    fn foreign(&self) -> Option<&Status> {
+    pub(super) fn foreign(&self) -> Option<&Status> {
         let idle = self.upgrade.phase == Phase::Idle;
         self.status.as_ref().filter(|status| idle && status.state == UpgradeState::UpgradePreparing)
+    }
+
+    /// Seconds of the waiting period that are left, the begun one included.
+    pub(super) fn waiting(&self) -> Option<u64> {
+        let left = self.calm_at?.checked_duration_since(Instant::now())?;
+        Some(left.as_secs().saturating_add(1))
     }
 
     pub(super) fn blocked(&self) -> Blocked {
@@ -121,7 +146,8 @@ impl Snapshot {
             _ => self.disk_error.clone(),
         };
         let status = self.status.as_ref().filter(|status| status.is_blocked);
-        let reason = busy.or_else(|| status.map(|status| status.blocked_reason.clone()));
+        let waiting = || self.waiting().map(|left| Error::Waiting { left }.to_string());
+        let reason = busy.or_else(|| status.map(|status| status.blocked_reason.clone())).or_else(waiting);
         Blocked {
             is_blocked: reason.is_some(),
             cluster_degraded: false,
@@ -138,6 +164,10 @@ impl Snapshot {
         let (state, details) = match phase {
             Phase::Preparing => ("UPGRADE_PREPARING", format!("{} %", self.upgrade.progress)),
             Phase::Idle if self.foreign().is_some() => ("UPGRADE_PREPARING", engine.to_owned()),
+            // A swap that has proved good needs no trial.
+            Phase::Committed if status.is_some_and(|status| status.state == UpgradeState::UpgradeIdle) => {
+                ("UPGRADE_IDLE", self.message.clone())
+            }
             // The engine's word for it: the command line and the service must not name one thing twice.
             Phase::Committed if self.message.is_empty() => ("UPGRADE_TRIAL", engine.to_owned()),
             Phase::Committed => ("UPGRADE_TRIAL", format!("{engine}; {}", self.message)),
@@ -170,6 +200,12 @@ impl Snapshot {
             is_blocked: blocked.is_blocked,
             blocked_reason: blocked.blocked_reason,
         }
+    }
+
+    pub(super) fn detailed(&self) -> Detailed {
+        let version = self.version().revision_id;
+        let version = version.rsplit(' ').next().unwrap_or_default().to_owned();
+        Detailed { v1: self.v1(), progress: self.v3().progress, version, last_swap: self.last_swap.clone() }
     }
 
     pub(super) fn v3(&self) -> StatusV3 {
@@ -253,8 +289,9 @@ impl Snapshot {
             revision_id: format!("{name} {number}"),
             build_id: slot.and_then(|slot| slot.blake3).map(|digest| digest.to_string()).unwrap_or_default(),
             flavor: "release",
-            // A date of building is not in a bundle's record; an empty one is better than another one.
-            build_date: String::new(),
+            // That of the release that runs, as its manifest has it: SOURCE_DATE_EPOCH, or when it was packed. What was
+            // not installed from a bundle has none, and an empty one is better than another one's.
+            build_date: slot.and_then(|slot| i64::try_from(slot.created?).ok()).map(date).unwrap_or_default(),
         }
     }
 }

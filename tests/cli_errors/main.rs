@@ -24,6 +24,18 @@ fn refused(bench: &Bench, bundle: &str, code: &str) -> String {
     let before = bench.hash();
     let message = bench.at(&["prepare", bundle]).bad(code);
     assert_eq!(bench.hash(), before, "{code}: the disk was written");
+    // Who comes later finds it in the status, as any other failure; a rule that forbids it is no failure.
+    let class =
+        qstage::Error::ALL.iter().find(|(name, _)| name.ends_with(&format!("_ERROR_{code}"))).unwrap().1;
+    let status = bench.at(&["status"]);
+    let told = !matches!(class, qstage::error::Class::Refused | qstage::error::Class::Usage);
+    // A disk that cannot be read has no status.
+    if told && status.code == Some(0) {
+        let status = status.json();
+        assert_eq!(status["error_state"], format!("UPGRADE_ERROR_{code}"), "{status}");
+        assert!(status["install_path"].as_str().unwrap().ends_with(bundle), "{status}");
+        assert!(message.contains(status["error_message"].as_str().unwrap()), "{status} {message}");
+    }
     message
 }
 

@@ -89,9 +89,11 @@ impl Machine {
         let probe = format!("probe = \"http://127.0.0.1:{port}/\"\n");
         let probe = if more.contains("probe =") { "" } else { &probe };
         let deadline = if more.contains("deadline =") { "" } else { "deadline = 5\n" };
+        let stop = if more.contains("stop_timeout =") { "" } else { "stop_timeout = 1\n" };
+        let more = more.replace("PORT", &port.to_string());
         let config = format!(
             "disk = \"{}\"\ntrust = \"{}\"\nstate_dir = \"{}\"\n[container]\ncommand = [\"/app\", \"{port}\"]\n\
-             {probe}state = \"{}:/state\"\nrun_dir = \"{}\"\nstop_timeout = 1\n\
+             {probe}state = \"{}:/state\"\nrun_dir = \"{}\"\n{stop}\
              {deadline}options = [\"--resolv-conf=off\", \"--timezone=off\"]\n{more}\n",
             path.display(),
             at("trusted").display(),

@@ -1,6 +1,7 @@
 //! A real service on a disk image: its own process, an ephemeral port, a Unix socket.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -42,13 +43,18 @@ pub(crate) fn run(command: &mut Command) -> String {
 impl Bench {
     /// `rate` limits what prepare writes per second, so that there is time to look at it.
     pub(crate) fn new(rate: Option<&str>) -> Self {
+        Self::sized(rate, 4)
+    }
+
+    /// The same with platform images of so many MiB.
+    pub(crate) fn sized(rate: Option<&str>, platform: usize) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let bench = Self { dir };
         run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(bench.path("key")));
         let key = fs::read_to_string(bench.path("key.pub")).unwrap();
         fs::write(bench.path("signers"), format!("r@example.org namespaces=\"qimg\" {key}")).unwrap();
         for (name, seed) in [("p1", 1), ("p2", 2), ("p3", 7), ("s1", 3), ("s2", 4)] {
-            fs::write(bench.path(name), noise(if name.starts_with('p') { 4 } else { 2 } * MIB, seed))
+            fs::write(bench.path(name), noise(if name.starts_with('p') { platform } else { 2 } * MIB, seed))
                 .unwrap();
         }
         for (bundle, version, platform, software) in [
@@ -68,7 +74,8 @@ impl Bench {
         fs::write(bench.path("bad.qimg"), bad).unwrap();
         bench.configure(rate, "");
         let mut init = Command::new(QSTAGE);
-        init.arg("init").arg(bench.path("disk")).args(["--slot-size", "12M", "--software-size", "8M"]);
+        let slot = format!("{}M", platform + 8);
+        init.arg("init").arg(bench.path("disk")).args(["--slot-size", &slot, "--software-size", "8M"]);
         run(init.arg("--bundle").arg(bench.path("v1.qimg")).arg("--config").arg(bench.path("config")));
         bench
     }
@@ -118,11 +125,17 @@ impl Bench {
 
     /// Starts a service and waits until it answers.
     pub(crate) fn serve_with(&self, more: &[&str]) -> Server {
+        self.serve_in(more, &[])
+    }
+
+    /// The same, in an environment of its own.
+    pub(crate) fn serve_in(&self, more: &[&str], environment: &[(&str, &str)]) -> Server {
         let log = self.path("log");
         let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let begin = fs::metadata(&log).unwrap().len() as usize;
         let mut command = Command::new(QSTAGE);
         command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(self.path("config")).args(more);
+        command.envs(environment.iter().copied());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(out).spawn().unwrap();
         let mut server = Server { child, log, begin, address: String::new(), socket: self.path("socket") };
         server.address = server.logged("listening", "address");
@@ -282,6 +295,44 @@ impl Server {
             all.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
         }
         all
+    }
+}
+
+/// Checks a value against a schema of the document: keys, types, enumerations.
+pub(crate) fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.rsplit('/').next().unwrap();
+        return check(document, &document["components"]["schemas"][name], value, at);
+    }
+    if let Some(any) = schema["anyOf"].as_array() {
+        let part = any.iter().find(|part| (part["type"] == "null") == value.is_null());
+        return check(document, part.unwrap(), value, at);
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        assert!(words.contains(value), "{at}: {value} is none of {words:?}");
+        return;
+    }
+    match schema["type"].as_str().unwrap() {
+        "object" => {
+            let object = value.as_object().unwrap_or_else(|| panic!("{at}: {value}"));
+            let Some(properties) = schema["properties"].as_object() else { return };
+            let keys: BTreeSet<_> = object.keys().collect();
+            assert_eq!(keys, properties.keys().collect(), "{at}");
+            for (key, value) in object {
+                check(document, &properties[key], value, &format!("{at}.{key}"));
+            }
+        }
+        "array" => {
+            for value in value.as_array().unwrap() {
+                check(document, &schema["items"], value, at);
+            }
+        }
+        "string" => assert!(value.is_string(), "{at}: {value}"),
+        "boolean" => assert!(value.is_boolean(), "{at}: {value}"),
+        "integer" => assert!(value.is_u64(), "{at}: {value}"),
+        "number" => assert!(value.is_number(), "{at}: {value}"),
+        "null" => assert!(value.is_null(), "{at}: {value}"),
+        other => panic!("{at}: {other}"),
     }
 }
 

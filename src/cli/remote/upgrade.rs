@@ -79,6 +79,6 @@ impl UpgradeArgs {
             client.post("/v2/upgrade/commit", &json!({}))?;
             outcome = Some(watch(&client, self.json, &cancel)?);
         }
-        outcome.map_or(Ok(()), |outcome| finish(self.json, &outcome))
+        outcome.map_or(Ok(()), |outcome| finish(&client, self.json, &outcome))
     }
 }

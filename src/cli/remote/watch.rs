@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::super::args::MachineArgs;
 use super::super::machine;
-use super::super::output::{Event, Format, json_line, print, result};
+use super::super::output::{self, Format, json_line, print, result};
 use super::connection::{Client, ServiceArgs};
 use crate::error::{Error, NO_ERROR, Result};
+use crate::host::record::Event;
 use crate::progress::Cancel;
 use crate::service::upgrade::Settings;
+use crate::state::UpgradeType;
 
 /// How often the service is asked.
 const EVERY: Duration = Duration::from_millis(500);
@@ -53,6 +55,12 @@ struct Code {
     error_state: String,
 }
 
+/// What neither has.
+#[derive(Deserialize)]
+struct Detail {
+    last_swap: Option<Event>,
+}
+
 /// How it ended.
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
@@ -64,12 +72,12 @@ impl WatchArgs {
     pub(in crate::cli) fn run(&self) -> Result<()> {
         let client = self.service.client(&self.machine.settings()?)?;
         let outcome = watch(&client, self.json, &machine::cancel_on_signals()?)?;
-        finish(self.json, &outcome)
+        finish(&client, self.json, &outcome)
     }
 }
 
 /// Prints how it ended.
-pub(super) fn finish(json: bool, outcome: &Outcome) -> Result<()> {
+pub(super) fn finish(client: &Client, json: bool, outcome: &Outcome) -> Result<()> {
     result(Format::lines_if(json), outcome, |outcome, palette| {
         let version = outcome.settings.as_ref().map_or("", |settings| settings.target_version.as_str());
         match outcome.word() {
@@ -78,9 +86,19 @@ pub(super) fn finish(json: bool, outcome: &Outcome) -> Result<()> {
                 format!("{version} {}; 'qstage upgrade --commit' switches to it\n", palette.good("prepared"))
             }
             "REBOOTING" => format!("{version} {}, the machine is rebooting\n", palette.good("committed")),
-            _ => format!("{version} {}\n", palette.good("committed")),
+            _ => format!("{version} {}{}\n", palette.good("committed"), downtime(client, outcome)),
         }
     })
+}
+
+/// How long the software was down, where it was swapped. A service that does not say says nothing.
+fn downtime(client: &Client, outcome: &Outcome) -> String {
+    let software =
+        outcome.settings.as_ref().is_some_and(|settings| settings.upgrade_type == UpgradeType::SoftwareOnly);
+    let asked = software.then(|| client.get("/v1/qstage/status").ok()).flatten();
+    let detail = asked.and_then(|text| serde_json::from_str::<Detail>(&text).ok());
+    let downtime = detail.and_then(|detail| detail.last_swap?.downtime_ms);
+    downtime.map_or_else(String::new, |ms| format!(", downtime {ms:.0} ms"))
 }
 
 impl Outcome {
@@ -163,7 +181,7 @@ impl View {
     fn show(&mut self, status: &Status) -> Result<()> {
         let word = status.state.trim_start_matches("UPGRADE_STATE_").to_lowercase();
         match self {
-            Self::Json => print(&json_line(&Event::new("status", status))?)?,
+            Self::Json => print(&json_line(&output::Event::new("status", status))?)?,
             Self::Bar(bar) => {
                 bar.set_prefix(word);
                 bar.set_position(status.progress.unwrap_or_default());

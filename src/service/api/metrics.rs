@@ -54,6 +54,14 @@ fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
         (labels, u64::from(slot.boots_next))
     });
     metric("slot_boots_next", "gauge", "1 for the slots that the next boot takes.", slots.collect());
+    let downtime = snapshot.last_swap.as_ref().and_then(|swap| swap.downtime_ms);
+    let downtime = downtime.map(|ms| (String::new(), ms as u64));
+    metric(
+        "swap_downtime_milliseconds",
+        "gauge",
+        "How long the software was down at its last swap.",
+        downtime.into_iter().collect(),
+    );
     metric("prepares_total", "counter", "Prepares begun.", plain(snapshot.counts.prepares));
     metric("commits_total", "counter", "Commits begun.", plain(snapshot.counts.commits));
     metric("failures_total", "counter", "Prepares and commits that failed.", plain(snapshot.counts.failures));

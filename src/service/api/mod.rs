@@ -10,6 +10,7 @@ mod v2;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -17,20 +18,24 @@ use axum::http::{Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Service;
 use super::auth::{Gate, Origin, Privilege};
 use super::order::{Handle, Order};
-use super::upgrade::Settings;
+use super::upgrade::{Failure, Settings};
 use super::worker::{self, Planned};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use reply::{Code, Detail, Failed, Reply};
 
 /// The longest request body in bytes: a path and a few flags.
 const BODY_LIMIT: usize = 64 << 10;
 /// Bundles that are looked at at the same time.
 const LOOKS: usize = 2;
+/// Histories that are read at the same time: each takes a thread, and those are needed for the upgrade too.
+const HISTORIES: usize = 4;
+/// How long a request waits for its turn, and for a path that is looked at.
+const TURN: Duration = Duration::from_secs(60);
 /// Event streams at the same time: each holds a connection for as long as the client likes.
 const STREAMS: usize = 64;
 
@@ -40,6 +45,7 @@ pub(super) struct Api {
     owner: Handle,
     gate: Gate,
     looks: Semaphore,
+    histories: Semaphore,
     streams: Arc<Semaphore>,
     /// Answers by the first digit of their status: 1xx to 5xx.
     answers: [AtomicU64; 5],
@@ -67,6 +73,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/shutdown/container-restart/{node_id}", post(cluster::container_restart_node)),
         ("/v1/version", get(cluster::version)),
         ("/v1/node/state", get(cluster::node_state)),
+        ("/v1/qstage/status", get(own::status)),
         ("/v1/qstage/slots", get(own::slots)),
         ("/v1/qstage/plan", post(own::plan)),
         ("/v1/qstage/history", get(own::history)),
@@ -86,6 +93,7 @@ pub(super) fn router(service: Arc<Service>, owner: Handle, gate: Gate) -> Router
         owner,
         gate,
         looks: Semaphore::new(LOOKS),
+        histories: Semaphore::new(HISTORIES),
         streams: Arc::new(Semaphore::new(STREAMS)),
         answers: Default::default(),
     });
@@ -139,12 +147,13 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
 impl Api {
     /// Looks at a bundle, a few at a time.
     async fn plan(&self, path: &str, overridden: bool) -> Result<Planned> {
+        let _place = turn(&self.looks, "bundles").await?;
         // On a thread for it: a path may lie on a network file system that hangs.
         let named = path.to_owned();
         let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
-        tokio::task::spawn_blocking(move || check_path(&named)).await.map_err(lost)??;
-        let busy = |_| Error::Internal { what: "the service is ending".to_owned() };
-        let _place = self.looks.acquire().await.map_err(busy)?;
+        let checked = tokio::task::spawn_blocking(move || check_path(&named));
+        let slow = |_| Error::Open { path: path.into(), source: std::io::ErrorKind::TimedOut.into() };
+        tokio::time::timeout(TURN, checked).await.map_err(slow)?.map_err(lost)??;
         worker::plan(&self.service.arguments, path, overridden).await
     }
 
@@ -152,7 +161,17 @@ impl Api {
     /// first status they read, and a refusal is worth more than an error that has to be asked for.
     async fn prepare(&self, order: v2::PrepareBody, overridden: bool) -> Reply<Detail> {
         let settings = order.settings()?;
-        let planned = self.plan(&settings.install_path, overridden).await?;
+        let planned = match self.plan(&settings.install_path, overridden).await {
+            Ok(planned) => planned,
+            Err(error) => {
+                // What is wrong with a bundle is shown in the status as well; what is wrong with a request is not.
+                if !matches!(error.class(), Class::Usage | Class::Refused) {
+                    let failure = Failure::from(&error);
+                    let _ = self.owner.order(Order::Refused { settings, failure }).await;
+                }
+                return Err(error.into());
+            }
+        };
         let settings = Settings {
             target_version: planned.target_version.clone(),
             upgrade_type: planned.upgrade_type,
@@ -170,6 +189,12 @@ impl Api {
         self.owner.order(Order::Prepare { settings, planned, overridden }).await?;
         Ok(detail)
     }
+}
+
+/// Waits for a turn, so that no number of clients takes all threads.
+async fn turn<'a>(places: &'a Semaphore, what: &str) -> Result<SemaphorePermit<'a>> {
+    let busy = || Error::UpgradeBusy { doing: format!("too many ask for {what}") };
+    tokio::time::timeout(TURN, places.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
 }
 
 /// A path must be absolute, since the service has a directory of its own, and name a plain file: others, a FIFO

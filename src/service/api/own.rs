@@ -10,10 +10,11 @@ use serde::Deserialize;
 
 use super::reply::{Body, Detail, Reply, overridden};
 use super::v2::ImageBody;
-use super::{Api, Shared};
+use super::{Api, Shared, turn};
 use crate::error::Error;
 use crate::host::record::Event;
 use crate::service::order::Order;
+use crate::service::view::Detailed;
 use crate::state::{SlotsReport, SwitchReport};
 use crate::units::Slot;
 
@@ -29,6 +30,10 @@ pub(super) struct MarkBody {
     /// Platform slot to repair; without it what runs is marked.
     #[serde(default)]
     slot: Option<String>,
+}
+
+pub(super) async fn status(State(api): Shared) -> Json<Detailed> {
+    Json(api.owner.snapshot().detailed())
 }
 
 pub(super) async fn slots(State(api): Shared) -> Reply<Json<SlotsReport>> {
@@ -51,6 +56,7 @@ pub(super) async fn plan(
 }
 
 pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
+    let _place = turn(&api.histories, "the history").await?;
     let service = Arc::clone(&api.service);
     let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
     let mut events = tokio::task::spawn_blocking(move || service.place.history()).await.map_err(lost)??;

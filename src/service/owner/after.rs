@@ -1,0 +1,200 @@
+//! What the owner has done beside itself, since it takes its time: what follows a switch, a reboot, the start and restart
+//! of the software. The owner goes on to answer; nothing else begins meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::super::order::Answer;
+use super::super::upgrade::{Failure, Input, Phase, Settings};
+use super::super::view::RebootState;
+use super::{Done, Owner, blocking};
+use crate::container::StartReport;
+use crate::error::{Error, Result, sentence};
+use crate::state::UpgradeType;
+
+/// How long REBOOTING is shown before the command runs, so that clients that poll each second can see it.
+const FAREWELL: Duration = Duration::from_millis(1500);
+/// How long an orderly end waits for a switch or a swap: one that is cut off leaves no service until the next start.
+const ENDING: Duration = Duration::from_secs(30);
+
+impl Owner {
+    /// Writes the switch. The phase is COMMITTING already, so nothing else begins.
+    pub(super) fn start_commit(&mut self) {
+        self.snapshot.counts.commits += 1;
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        let itself = service.after_commit.commits(self.kind());
+        tokio::spawn(async move {
+            // Asked again: since the prepare began, the other slot may have come into use.
+            let result = blocking(&service, move |service| {
+                let status = service.place.look()?.status;
+                if status.is_blocked {
+                    return Err(Error::Blocked { reason: status.blocked_reason });
+                }
+                if itself { Ok(()) } else { service.place.commit().map(|_| ()) }
+            });
+            let _ = done.send(Done::Switched(result.await)).await;
+        });
+    }
+
+    pub(super) fn kind(&self) -> UpgradeType {
+        self.upgrade.settings.as_ref().map_or(UpgradeType::SoftwareAndPlatform, |s| s.upgrade_type)
+    }
+
+    /// The switch is written: makes it take effect.
+    pub(super) async fn switched(&mut self) {
+        let kind = self.kind();
+        let took = kind == UpgradeType::SoftwareAndPlatform;
+        self.settle(took.then_some(Input::Switched)).await;
+        if self.service.after_commit.reboots(kind) {
+            let _ = self.apply(Input::Reboot);
+            return self.start_reboot(Done::Took);
+        }
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        tokio::spawn(async move {
+            let result = blocking(&service, move |service| service.after_commit.run(kind));
+            let _ = done.send(Done::Took(result.await)).await;
+        });
+    }
+
+    /// A reboot that was asked for.
+    pub(super) fn reboot(&mut self) -> Answer {
+        self.idle()?;
+        if !self.service.after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
+            let (what, key) = ("reboot the machine".to_owned(), "reboot_command".to_owned());
+            return Err(Error::NotConfigured { what, key });
+        }
+        self.snapshot.reboot = RebootState::InProgress;
+        self.publish();
+        self.start_reboot(|result| Done::Rebooted(result.map(|_| ())));
+        Ok(None)
+    }
+
+    /// Runs the command that reboots. A command that is content and does not reboot, or does not end, must not leave
+    /// everybody waiting for ever.
+    fn start_reboot(&self, ended: impl FnOnce(Result<String>) -> Done + Send + 'static) {
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            let limit = tokio::time::sleep(service.limits.reboot);
+            tokio::pin!(limit);
+            let run = |service: &super::Service| service.after_commit.run(UpgradeType::SoftwareAndPlatform);
+            tokio::select! {
+                result = blocking(&service, run) => {
+                    let failed = result.is_err();
+                    let _ = done.send(ended(result)).await;
+                    if failed {
+                        return;
+                    }
+                    limit.await;
+                }
+                () = &mut limit => {}
+            }
+            let _ = done.send(Done::StillHere).await;
+        });
+    }
+
+    /// The time for a reboot is over, and this still runs.
+    pub(super) async fn still_here(&mut self) {
+        let (command, seconds) =
+            (self.service.after_commit.reboot_words(), self.service.limits.reboot.as_secs());
+        let error = Error::NotRebooted { command, seconds };
+        if self.upgrade.phase == Phase::Rebooting {
+            self.fail("commit", &error).await;
+        }
+        if self.snapshot.reboot == RebootState::InProgress {
+            tracing::warn!(code = error.code(), "{error}");
+            self.snapshot.reboot = RebootState::Failed(sentence(&error));
+            self.publish();
+        }
+    }
+
+    /// Makes what the flags select run.
+    pub(super) fn converge(&mut self) {
+        if !self.service.container.starts() {
+            return;
+        }
+        self.beside = Some("starting the software");
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        tokio::spawn(async move {
+            let result = blocking(&service, |service| service.container.start()).await;
+            let _ = done.send(Done::Converged(result)).await;
+        });
+    }
+
+    pub(super) async fn converged(&mut self, result: Result<StartReport>) {
+        self.beside = None;
+        let gave_up = match &result {
+            Ok(report) => {
+                tracing::info!("the software: {}", report.done);
+                report.failure().map(|error| (error, report.gave_up.clone().unwrap_or_default()))
+            }
+            // A machine without software yet; somebody else who is at it, such as the unit that starts it at boot.
+            Err(error @ (Error::NoSoftware { .. } | Error::Busy { .. })) => {
+                tracing::info!("the software is left alone: {error}");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(code = error.code(), "the software: {}", sentence(error));
+                None
+            }
+        };
+        let input = gave_up.map(|(error, target_version)| {
+            let settings = Settings {
+                install_path: String::new(),
+                target_version,
+                upgrade_type: UpgradeType::SoftwareOnly,
+                auto_commit: false,
+                do_rolling_reboot: false,
+                num_nodes_to_reboot: None,
+            };
+            Input::Beside(settings, Failure::from(&error))
+        });
+        self.settle(input).await;
+    }
+
+    /// Restarts the software; `answer` hears of the end.
+    pub(super) fn restart(&mut self, answer: oneshot::Sender<Answer>) {
+        if let Err(error) = self.idle() {
+            let _ = answer.send(Err(error));
+            return;
+        }
+        self.beside = Some("restarting the software");
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        tokio::spawn(async move {
+            let result = blocking(&service, |service| service.container.restart()).await;
+            let _ = done.send(Done::Restarted(result, answer)).await;
+        });
+    }
+
+    /// A bundle was refused before anything began. Who is at work reports what becomes of that.
+    pub(super) async fn refused(&mut self, settings: Settings, failure: Failure) -> Answer {
+        if self.idle().is_ok() {
+            tracing::warn!(code = failure.code, "refused: {}", failure.message);
+            let (path, told) = (settings.install_path.clone(), failure.clone());
+            let noted = blocking(&self.service, move |service| {
+                service.place.refused(&path, &told);
+                Ok(())
+            });
+            noted.await?;
+            self.settle(Some(Input::Beside(settings, failure))).await;
+        }
+        Ok(None)
+    }
+
+    /// Waits for what must not be cut off.
+    pub(super) async fn finish_all(&mut self) {
+        let limit = tokio::time::sleep(ENDING);
+        tokio::pin!(limit);
+        while self.beside.is_some() || self.upgrade.phase == Phase::Committing {
+            tokio::select! {
+                Some(done) = self.done.1.recv() => self.finish(done).await,
+                () = &mut limit => {
+                    tracing::warn!("ending in the middle of a switch: the next start brings it to its end");
+                    return;
+                }
+            }
+        }
+    }
+}
