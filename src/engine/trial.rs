@@ -16,7 +16,7 @@ use crate::commit;
 use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::kexec::SlotKernel;
-use crate::host::record::{Event, now};
+use crate::host::record::Event;
 use crate::host::{Access, DiskLock, MountSource};
 use crate::progress::Silent;
 use crate::slot::{Mark, Verdict};
@@ -166,7 +166,7 @@ impl Engine<'_> {
         match act(&lock) {
             // At every boot of a good slot whose health check fails: not worth a line in the history.
             Err(Error::NoTrial) => Err(Error::NoTrial),
-            result => self.keep("trial", result, String::clone),
+            result => self.keep("trial", "", result, String::clone),
         }
     }
 
@@ -207,7 +207,7 @@ impl Engine<'_> {
         commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
         if let (Some(error), Ok(key)) = (fell, self.journal_key()) {
             let (code, message) = (error.code().to_owned(), error.to_string());
-            self.journal.append(&key, &Event { time: now(), verb: "fall-back".to_owned(), code, message });
+            self.journal.append(&key, &Event::new("fall-back", &code, message));
         }
         Ok(true)
     }
