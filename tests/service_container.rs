@@ -23,7 +23,7 @@ impl Drop for Server {
 fn until(what: &str, holds: impl Fn() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "waiting for: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(120), "waiting for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -99,10 +99,19 @@ fn killed_while_rebooting_it_is_committed() {
 fn killed_around_the_commit_it_is_one_or_the_other() {
     let bench = Bench::new(None);
     let mut ends = std::collections::BTreeSet::new();
-    for delay in [0, 30, 60, 90, 120, 150, 200, 260, 340, 500] {
+    // How long a whole one takes here and now.
+    let mut server = bench.serve();
+    let begun = Instant::now();
+    server.prepare(&bench.text("soft.qimg"), true);
+    server.reach("COMMITTED");
+    let whole = begun.elapsed();
+    assert_eq!(server.post("/v1/qstage/roll-back", &Value::Null).0, 200);
+    server.kill();
+    for percent in [0, 15, 30, 45, 55, 65, 75, 85, 95, 130] {
         let mut server = bench.serve();
+        let begun = Instant::now();
         server.prepare(&bench.text("soft.qimg"), true);
-        std::thread::sleep(Duration::from_millis(delay));
+        std::thread::sleep((whole * percent / 100).saturating_sub(begun.elapsed()));
         server.kill();
         let mut server = bench.serve();
         let status = server.status();

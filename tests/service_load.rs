@@ -104,18 +104,23 @@ fn other(bench: &Bench, size: usize) -> String {
 /// Far below what the machine can do, so that what readers cost shows only where something waits for them.
 #[test]
 fn hundreds_of_readers_see_progress_and_nothing_waits_for_them() {
-    let bench = Bench::new(Some("1M"));
+    let bench = Bench::new(Some("2M"));
     let server = bench.serve();
     let (v2, v4) = (bench.text("v2.qimg"), other(&bench, 4));
-    let alone = prepare(&server, &v2);
+    let (mut alone, mut crowd) = (Vec::new(), Vec::new());
     let seen = Seen::default();
-    let crowd = crowded(&server, Duration::from_millis(200), &seen, || prepare(&server, &v4));
+    // In turns, and the best of each: the machine does other things as well.
+    for _ in 0..3 {
+        alone.push(prepare(&server, &v2));
+        crowd.push(crowded(&server, Duration::from_millis(200), &seen, || prepare(&server, &v4)));
+    }
     let (reads, moved) = (seen.reads.into_inner(), seen.moved.into_inner());
     println!(
-        "limited to 1 MiB/s: alone {alone:?}, with {READERS} readers {crowd:?}; {reads} reads, {moved} moves"
+        "limited to 2 MiB/s: alone {alone:?}, with {READERS} readers {crowd:?}; {reads} reads, {moved} moves"
     );
     assert!(reads > 1000 && moved > 300, "{reads} reads, {moved} moves");
-    assert!(crowd < alone.mul_f64(1.25) + Duration::from_millis(300), "{alone:?} became {crowd:?}");
+    let (best, worse) = (alone.iter().min().unwrap(), crowd.iter().min().unwrap());
+    assert!(*worse < best.mul_f64(1.25) + Duration::from_millis(300), "{best:?} became {worse:?}");
 }
 
 /// As fast as the machine can, with clients that poll each second, as they do: the share of the throughput that they

@@ -264,7 +264,7 @@ impl Server {
     pub(crate) fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
-            assert!(begun.elapsed() < Duration::from_secs(40), "not within 40 s: {what}");
+            assert!(begun.elapsed() < Duration::from_secs(120), "not within 120 s: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
