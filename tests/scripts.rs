@@ -122,3 +122,71 @@ fn the_hooks_are_clean() {
         }
     }
 }
+
+fn bench_peers() -> Command {
+    Command::new(script("scripts/bench-peers"))
+}
+
+#[test]
+fn bench_peers_explains_itself_and_knows_its_peers() {
+    let help = bench_peers().arg("--help").output().unwrap();
+    assert!(help.status.success(), "{}", String::from_utf8_lossy(&help.stderr));
+    let text = String::from_utf8(help.stdout).unwrap();
+    for word in ["--image", "--updates", "--json", "--svg", "rauc", "swupdate", "casync", "bita", "bmaptool"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let refused = bench_peers().args(["--peers", "zstd-dd,nobody"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no such peer: 'nobody'"));
+}
+
+/// Runs a small comparison in `dir`; what it measured, or what it said when it failed.
+fn compare(dir: &Path, binary: &Path) -> Result<serde_json::Value, String> {
+    let output = bench_peers()
+        .args(["--peers", "qstage,zstd-dd", "--rounds", "1", "--json", "-"])
+        .args(["--image".as_ref(), dir.join("image").as_os_str(), "--binary".as_ref(), binary.as_os_str()])
+        .args(["--dir".as_ref(), dir.as_os_str(), "--svg".as_ref(), dir.join("chart").as_os_str()])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(serde_json::from_slice(&output.stdout).unwrap()) } else { Err(stderr) }
+}
+
+/// One round with a small image; and once more with a program that says it is done and has written nothing, since a
+/// comparison that does not look would find it the fastest.
+#[test]
+fn bench_peers_measures_and_checks_what_was_written() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs the tests of real devices as root");
+        eprintln!("SKIPPED: needs root");
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    const SIZE: usize = 16 << 20;
+    let image: Vec<u8> = (0..SIZE as u32 / 4).flat_map(|word| (word.wrapping_mul(word) >> 7).to_le_bytes()).collect();
+    std::fs::write(dir.path().join("image"), image).unwrap();
+
+    let qstage = Path::new(env!("CARGO_BIN_EXE_qstage"));
+    let result = compare(dir.path(), qstage).unwrap();
+    for key in ["qstage", "zstd-dd"] {
+        let sample = &result["targets"][0]["rows"][key][0];
+        assert!(sample["seconds"].as_f64().unwrap() > 0.0, "{key}: {sample}");
+        assert!(sample["written"].as_u64().unwrap() >= SIZE as u64, "{key}: {sample}");
+        assert!(sample["flushes"].as_u64().unwrap() >= 1 && sample["left_dirty"] == 0, "{key}: {sample}");
+    }
+    let chart = std::fs::read_to_string(dir.path().join("chart")).unwrap();
+    assert!(chart.starts_with("<svg ") && chart.contains("qstage prepare"), "{chart}");
+
+    let idle = dir.path().join("idle");
+    let script = format!("#!/bin/sh\n[ \"$1\" = prepare ] || exec '{}' \"$@\"\n", qstage.display());
+    std::fs::write(&idle, script).unwrap();
+    std::fs::set_permissions(&idle, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let said = compare(dir.path(), &idle).unwrap_err();
+    assert!(said.contains("16 MiB of the slot are not as in the image"), "{said}");
+
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "image, chart, idle: {left:?}");
+    let loops = Command::new("losetup").arg("--list").output().unwrap();
+    let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
+    assert!(!loops.contains(dir.path().to_str().unwrap()), "{loops}");
+}

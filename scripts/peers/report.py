@@ -1,0 +1,120 @@
+"""Tables of what was measured, and what they are made of: medians over rounds, and ratios within a round."""
+
+import os
+import platform
+from pathlib import Path
+from statistics import median
+
+MIB = 1 << 20
+
+
+def machine() -> dict:
+    """What the figures depend on; nothing that names the machine."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    cpu = dict(line.split(":", 1) for line in cpuinfo.split("\n\n")[0].splitlines() if ":" in line)
+    cpu = {key.strip(): value.strip() for key, value in cpu.items()}
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    return {
+        "processor": cpu.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "sha_instructions": bool({"sha_ni", "sha2"} & set(flags)),
+        "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB,
+        "kernel": platform.release().split("-")[0],
+        "hypervisor": "hypervisor" in flags,
+    }
+
+
+def describe(result: dict) -> str:
+    host, image = result["machine"], result["image"]
+    sha = "with" if host["sha_instructions"] else "without"
+    return (
+        f"{host['processor']}{', virtual' if host['hypervisor'] else ''}, {host['cores']} cores {sha} SHA instructions, "
+        f"{host['memory_mib'] / 1024:.0f} GiB, Linux {host['kernel']}. Image {image['size'] / 1024 / MIB:.2f} GiB, "
+        f"of which {image['used'] / 1024 / MIB:.2f} GiB are not holes; zstd level {result['level']}; "
+        f"{result['rounds']} rounds in turns, median (least-most)."
+    )
+
+
+def spread(values, form="{:.1f}") -> str:
+    text = form.format(median(values))
+    return text if len(values) == 1 else f"{text} ({form.format(min(values))}-{form.format(max(values))})"
+
+
+def ratio(rows: dict, key: str, base: str):
+    """Of `key` to `base`, in rounds that have both; None where there are none."""
+    by_round = {sample["round"]: sample["seconds"] for sample in rows.get(base, [])}
+    ratios = [
+        sample["seconds"] / by_round[sample["round"]] for sample in rows.get(key, []) if sample["round"] in by_round
+    ]
+    return median(ratios) if ratios else None
+
+
+def durable(samples) -> str:
+    """Yes, if at return every byte was on the device and the device was told to keep it."""
+    dirty = max(sample["left_dirty"] for sample in samples)
+    if dirty >= MIB:
+        return f"no: {dirty / MIB:.0f} MiB in memory"
+    return "yes" if min(sample["flushes"] for sample in samples) else f"no flush; it takes {spread([sample['flush_seconds'] for sample in samples])} s"
+
+
+def table(heading: list, rows: list) -> str:
+    lines = [heading, ["---", *["--:" if cell.endswith("|") else "---" for cell in heading[1:]]], *rows]
+    lines[0] = [cell.rstrip("|") for cell in heading]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def peers(result: dict, target: dict) -> str:
+    # A bar behind a heading: numbers, flush right.
+    heading = ["", "s|", "x qstage|", "image MiB/s|", "CPU s|", "peak MiB|", "MiB written|",
+               "verified before it is written", "read back", "durable at return"]  # fmt: skip
+    rows = []
+    for tool in result["tools"]:
+        samples = target["rows"].get(tool["key"])
+        if not samples:
+            continue
+        column = lambda name: [sample[name] for sample in samples]  # noqa: E731
+        times = ratio(target["rows"], tool["key"], "qstage")
+        rows.append([
+            tool["label"] + (" ¹" if column("holes_kept")[0] else ""),
+            spread(column("seconds")),
+            f"{times:.1f}" if times else "",
+            f"{result['image']['size'] / MIB / median(column('seconds')):.0f}",
+            f"{median(column('cpu_seconds')):.1f}",
+            f"{max(column('rss')) / MIB:.0f}",
+            f"{median(column('written')) / MIB:.0f}",
+            tool["before"], tool["after"], durable(samples),
+        ])  # fmt: skip
+    text = table(heading, rows)
+    if "¹" in text:
+        text += "\n¹ Leaves the slot as it was where the image has holes: the slot does not become equal to the image.\n"
+    return text
+
+
+UPDATES = {
+    "read": "one O_DIRECT read of the image (`dd bs=4M`)",
+    "unchanged": "`prepare` over the same image",
+    "changed": "`prepare` over an image of which 5 % of the 1 MiB frames differ",
+    "other": "`prepare` over something else",
+}
+
+
+def updates(result: dict, target: dict) -> str:
+    rows = []
+    for key, label in UPDATES.items():
+        samples = target["rows"].get(key, [])
+        if samples:
+            times = ratio(target["rows"], key, "read")
+            rows.append([label, spread([s["seconds"] for s in samples], "{:.2f}"), f"{times:.2f}",
+                         f"{median(s['read'] for s in samples) / MIB:.0f}",
+                         f"{median(s['written'] for s in samples) / MIB:.0f}"])  # fmt: skip
+    return table(["slot holds before", "s|", "x one read|", "MiB read|", "MiB written|"], rows)
+
+
+def markdown(result: dict) -> str:
+    make = updates if result["mode"] == "updates" else peers
+    parts = [describe(result) + "\n"]
+    for target in result["targets"]:
+        parts += [f"Loop device over a file on {target['file_system']}, {target['access']}:\n", make(result, target)]
+    for name, why in result["left_out"].items():
+        parts.append(f"Left out: {name}: {why}\n")
+    return "\n".join(parts)

@@ -1,0 +1,102 @@
+"""The two plans of measurement: all tools on a slot that holds something else, and qstage on slots it could reuse."""
+
+import mmap
+import random
+import shutil
+import sys
+from pathlib import Path
+
+from run import Failed, measure, warm
+from slot import MIB, Slot
+from tools import Job, Qstage, Tool
+
+EVERY = 20  # one frame in so many differs: 5 %
+
+
+def say(text: str):
+    print(f"bench-peers: {text}", file=sys.stderr, flush=True)
+
+
+def one(tool: Tool, slot: Slot, job: Job, command: list, files: list, image: Path, cold: bool) -> dict:
+    """One run on the slot as it is, and what is to be said of it."""
+    log = job.inputs / f"{tool.key}.log"
+    log.unlink(missing_ok=True)
+    job.link.unlink(missing_ok=True)
+    job.link.symlink_to(slot.node)
+    shutil.rmtree(job.inputs / "state", ignore_errors=True)
+    warm(files, cold or tool.cold)
+    with log.open("ab") as out, tool.session(slot.node, out) as (environment, daemons):
+        sample = measure(command, slot, log, environment, daemons)
+    differ, holes = slot.differing(image)
+    if differ > (holes if tool.leaves_holes else 0):
+        raise Failed(f"says that it is done, but {differ} MiB of the slot are not as in the image")
+    sample["holes_kept"] = differ > 0
+    return sample
+
+
+def peers(tools: list, slots: list, job: Job, rounds: int, once: set, cold: bool):
+    """In turns, so that whatever else the machine does hits all alike. Yields (slot, key, round, sample or failure)."""
+    inputs = {}
+    for tool in tools:
+        say(f"making the input of {tool.key}")
+        inputs[tool.key] = tool.make()
+    for number in range(rounds):
+        for slot in slots:
+            for tool in tools:
+                if number and tool.key in once:
+                    continue
+                slot.fill()
+                try:
+                    files = inputs[tool.key]
+                    sample = one(tool, slot, job, tool.command(slot.node), files, job.image, cold)
+                    yield slot, tool.key, number, sample
+                except Failed as failure:
+                    yield slot, tool.key, number, failure
+
+
+def changed_image(image: Path, out: Path):
+    """A copy in which every 20th MiB holds what stands elsewhere in the image, so that it compresses as usual."""
+    shutil.copyfile(image, out)
+    noise = random.Random(1)
+    with open(out, "r+b") as file, mmap.mmap(file.fileno(), 0) as data, open(image, "rb") as source:
+        for at in range(7 * MIB, len(data) - MIB + 1, EVERY * MIB):
+            source.seek(at - 3 * MIB + 4096)
+            other = source.read(MIB)
+            data[at : at + MIB] = other if other != data[at : at + MIB] else noise.randbytes(MIB)
+
+
+class DirectRead(Tool):
+    """The yardstick of `updates`."""
+
+    key = "read"
+
+    def command(self, node):
+        count = self.job.image.stat().st_size // MIB
+        return ["dd", f"if={node}", "of=/dev/null", "iflag=direct,count_bytes", "bs=4M", f"count={count}M", "status=none"]
+
+
+def updates(slots: list, job: Job, rounds: int, cold: bool):
+    """Each round: over something else; one read for comparison; over the same; over one that differs in 5 %."""
+    tool, read = Qstage(job), DirectRead(job)
+    say("making the bundles")
+    (bundle,) = tool.make()
+    other = job.once("changed.img", lambda out: changed_image(job.image, out))
+    key = job.inputs / "ssh/key"
+    changed = job.once("changed.qimg", lambda out: tool.pack(other, out, key))
+    for number in range(rounds):
+        for slot in slots:
+            slot.fill()
+            for name, by, file, image in [
+                ("other", tool, bundle, job.image),
+                ("read", read, None, job.image),
+                ("unchanged", tool, bundle, job.image),
+                ("changed", tool, changed, other),
+            ]:
+                command = by.command(slot.node, file.name) if file else by.command(slot.node)
+                slot.forget()
+                try:
+                    yield slot, name, number, one(by, slot, job, command, [file] if file else [], image, cold)
+                except Failed as failure:
+                    yield slot, name, number, failure
+
+
