@@ -182,7 +182,7 @@ fn bench_peers_measures_and_checks_what_was_written() {
     std::fs::write(&idle, script).unwrap();
     std::fs::set_permissions(&idle, std::fs::Permissions::from_mode(0o755)).unwrap();
     let said = compare(dir.path(), &idle).unwrap_err();
-    assert!(said.contains("16 MiB of the slot are not as in the image"), "{said}");
+    assert!(said.contains("16777216 bytes of the slot are not as in the image"), "{said}");
 
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "image, chart, idle: {left:?}");

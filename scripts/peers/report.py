@@ -31,7 +31,7 @@ def describe(result: dict) -> str:
         f"{host['processor']}{', virtual' if host['hypervisor'] else ''}, {host['cores']} cores {sha} SHA instructions, "
         f"{host['memory_mib'] / 1024:.0f} GiB, Linux {host['kernel']}. Image {image['size'] / 1024 / MIB:.2f} GiB, "
         f"of which {image['used'] / 1024 / MIB:.2f} GiB are not holes; zstd level {result['level']}; "
-        f"{result['rounds']} rounds in turns, median (least-most)."
+        f"median (least-most) of {result['rounds']} rounds in turns."
     )
 
 
@@ -54,7 +54,9 @@ def durable(samples) -> str:
     dirty = max(sample["left_dirty"] for sample in samples)
     if dirty >= MIB:
         return f"no: {dirty / MIB:.0f} MiB in memory"
-    return "yes" if min(sample["flushes"] for sample in samples) else f"no flush; it takes {spread([sample['flush_seconds'] for sample in samples])} s"
+    if min(sample["flushes"] for sample in samples):
+        return "yes"
+    return f"no: not flushed (takes {median(sample['flush_seconds'] for sample in samples):.2f} s)"
 
 
 def table(heading: list, rows: list) -> str:
@@ -65,7 +67,7 @@ def table(heading: list, rows: list) -> str:
 
 def peers(result: dict, target: dict) -> str:
     # A bar behind a heading: numbers, flush right.
-    heading = ["", "s|", "x qstage|", "image MiB/s|", "CPU s|", "peak MiB|", "MiB written|",
+    heading = ["", "s|", "x qstage|", "image MiB/s|", "CPU s|", "memory MiB|", "MiB written|",
                "verified before it is written", "read back", "durable at return"]  # fmt: skip
     rows = []
     for tool in result["tools"]:

@@ -28,8 +28,9 @@ def one(tool: Tool, slot: Slot, job: Job, command: list, files: list, image: Pat
     with log.open("ab") as out, tool.session(slot.node, out) as (environment, daemons):
         sample = measure(command, slot, log, environment, daemons)
     differ, holes = slot.differing(image)
-    if differ > (holes if tool.leaves_holes else 0):
-        raise Failed(f"says that it is done, but {differ} MiB of the slot are not as in the image")
+    kept = holes if tool.leaves_holes else 0
+    if differ > kept:
+        raise Failed(f"says that it is done, but {differ - kept} bytes of the slot are not as in the image")
     sample["holes_kept"] = differ > 0
     return sample
 

@@ -35,9 +35,11 @@ def tree(roots) -> set:
 
 
 def resident(pid: int) -> int:
+    """Memory of its own. Files that it maps are in the page cache and can leave it at any time; they do not count."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-    except (OSError, IndexError):
+        _, pages, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+        return (pages - shared) * PAGE
+    except (OSError, ValueError):
         return 0
 
 
@@ -48,7 +50,7 @@ def processor_seconds(pid: int) -> float:
 
 
 class Memory(threading.Thread):
-    """The highest sum of resident memory of a tree. ru_maxrss would be that of the largest process only, and never less
+    """The highest sum of memory of a tree. ru_maxrss would be that of the largest process only, and never less
     than that of this interpreter, from which it is inherited."""
 
     def __init__(self, roots):

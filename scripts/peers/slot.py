@@ -10,6 +10,7 @@ from pathlib import Path
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
+BLOCK = 4096  # images are whole blocks
 SECTOR = 512  # the unit of /sys/block/*/stat, whatever the device says
 BLKFLSBUF = 0x1261  # linux/fs.h
 LIBC = ctypes.CDLL(None)
@@ -95,23 +96,22 @@ class Slot:
         return {"read": fields[2] * SECTOR, "written": fields[6] * SECTOR, "flushes": fields[15]}
 
     def differing(self, image: Path) -> tuple:
-        """Compares with the image, past the page cache: (MiB that differ, how many of these are zero in the image)."""
+        """Compares with the image, past the page cache: bytes in blocks that differ, and those of them zero in the image."""
         fd = os.open(self.node, os.O_RDONLY | os.O_DIRECT)
         differ = holes = 0
+        zero = bytes(BLOCK)
         try:
             with open(image, "rb") as file, mmap.mmap(-1, CHUNK) as buffer:
                 while expected := file.read(CHUNK):
-                    # A read of whole blocks past the end of the image is fine: the slot is larger.
-                    length = (len(expected) + 4095) // 4096 * 4096
                     with memoryview(buffer) as view:
-                        os.preadv(fd, [view[:length]], file.tell() - len(expected))
+                        os.preadv(fd, [view[: len(expected)]], file.tell() - len(expected))
                     if buffer[: len(expected)] == expected:
                         continue
-                    for at in range(0, len(expected), MIB):
-                        part = expected[at : at + MIB]
-                        if buffer[at : at + len(part)] != part:
-                            differ += 1
-                            holes += not any(part)
+                    for at in range(0, len(expected), BLOCK):
+                        part = expected[at : at + BLOCK]
+                        if buffer[at : at + BLOCK] != part:
+                            differ += BLOCK
+                            holes += BLOCK if part == zero else 0
         finally:
             os.close(fd)
         return differ, holes
