@@ -132,7 +132,8 @@ fn bench_peers_explains_itself_and_knows_its_peers() {
     let help = bench_peers().arg("--help").output().unwrap();
     assert!(help.status.success(), "{}", String::from_utf8_lossy(&help.stderr));
     let text = String::from_utf8(help.stdout).unwrap();
-    for word in ["--image", "--updates", "--json", "--svg", "rauc", "swupdate", "casync", "bita", "bmaptool"] {
+    for word in ["--image", "--updates", "--json", "--svg", "rauc", "swupdate", "casync", "bita", "bmaptool"]
+    {
         assert!(text.contains(word), "{word}: {text}");
     }
     let refused = bench_peers().args(["--peers", "zstd-dd,nobody"]).output().unwrap();
@@ -156,14 +157,15 @@ fn compare(dir: &Path, binary: &Path) -> Result<serde_json::Value, String> {
 /// comparison that does not look would find it the fastest.
 #[test]
 fn bench_peers_measures_and_checks_what_was_written() {
+    const SIZE: usize = 16 << 20;
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "CI runs the tests of real devices as root");
         eprintln!("SKIPPED: needs root");
         return;
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    const SIZE: usize = 16 << 20;
-    let image: Vec<u8> = (0..SIZE as u32 / 4).flat_map(|word| (word.wrapping_mul(word) >> 7).to_le_bytes()).collect();
+    let image: Vec<u8> =
+        (0..SIZE as u32 / 4).flat_map(|word| (word.wrapping_mul(word) >> 7).to_le_bytes()).collect();
     std::fs::write(dir.path().join("image"), image).unwrap();
 
     let qstage = Path::new(env!("CARGO_BIN_EXE_qstage"));
@@ -184,7 +186,8 @@ fn bench_peers_measures_and_checks_what_was_written() {
     let said = compare(dir.path(), &idle).unwrap_err();
     assert!(said.contains("16777216 bytes of the slot are not as in the image"), "{said}");
 
-    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "image, chart, idle: {left:?}");
     let loops = Command::new("losetup").arg("--list").output().unwrap();
     let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
