@@ -1,7 +1,8 @@
 """A bar chart in SVG, by hand: throughput of each tool, one block of bars for each target."""
 
 from html import escape
-from statistics import median
+
+from report import least
 
 MIB = 1 << 20
 WIDTH, LEFT, RIGHT, BAR, GAP = 860, 310, 150, 20, 8
@@ -33,10 +34,10 @@ def kind(tool: dict) -> str:
 
 
 def bars(result: dict, target: dict) -> list:
-    """(tool, MiB of image per second), fastest first."""
+    """(tool, MiB of image per second in its least disturbed run), fastest first."""
     size = result["image"]["size"] / MIB
     found = [
-        (tool, size / median(sample["seconds"] for sample in samples))
+        (tool, size / least(samples))
         for tool in result["tools"]
         if (samples := target["rows"].get(tool["key"]))
     ]

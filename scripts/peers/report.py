@@ -1,4 +1,4 @@
-"""Tables of what was measured, and what they are made of: medians over rounds, and ratios within a round."""
+"""Tables of what was measured, and what they are made of: medians and spread over rounds, ratios of the least times."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ def describe(result: dict) -> str:
         f"{host['processor']}{', virtual' if host['hypervisor'] else ''}, {host['cores']} cores {sha} SHA instructions, "
         f"{host['memory_mib'] / 1024:.0f} GiB, Linux {host['kernel']}. Image {image['size'] / 1024 / MIB:.2f} GiB, "
         f"of which {image['used'] / 1024 / MIB:.2f} GiB are not holes; zstd level {result['level']}; "
-        f"median (least-most) of {result['rounds']} rounds in turns."
+        f"{result['rounds']} rounds in turns: median (least-most); ratios and rates are of the least times."
     )
 
 
@@ -40,13 +40,16 @@ def spread(values, form="{:.1f}") -> str:
     return text if len(values) == 1 else f"{text} ({form.format(min(values))}-{form.format(max(values))})"
 
 
+def least(samples) -> float:
+    """The time that other work on the machine disturbed least: it only ever adds. All tools ran equally often, in turns."""
+    return min(sample["seconds"] for sample in samples)
+
+
 def ratio(rows: dict, key: str, base: str):
-    """Of `key` to `base`, in rounds that have both; None where there are none."""
-    by_round = {sample["round"]: sample["seconds"] for sample in rows.get(base, [])}
-    ratios = [
-        sample["seconds"] / by_round[sample["round"]] for sample in rows.get(key, []) if sample["round"] in by_round
-    ]
-    return median(ratios) if ratios else None
+    """Of the least times of `key` and `base`, in rounds that have both; None where there are none."""
+    both = {sample["round"] for sample in rows.get(key, [])} & {sample["round"] for sample in rows.get(base, [])}
+    pick = lambda name: least(sample for sample in rows[name] if sample["round"] in both)  # noqa: E731
+    return pick(key) / pick(base) if both else None
 
 
 def durable(samples) -> str:
@@ -80,7 +83,7 @@ def peers(result: dict, target: dict) -> str:
             tool["label"] + (" ¹" if column("holes_kept")[0] else ""),
             spread(column("seconds")),
             f"{times:.1f}" if times else "",
-            f"{result['image']['size'] / MIB / median(column('seconds')):.0f}",
+            f"{result['image']['size'] / MIB / least(samples):.0f}",
             f"{median(column('cpu_seconds')):.1f}",
             f"{max(column('rss')) / MIB:.0f}",
             f"{median(column('written')) / MIB:.0f}",
