@@ -5,6 +5,7 @@
 
 mod checks;
 mod content;
+mod firmware;
 mod prepare;
 mod report;
 mod software;
@@ -36,6 +37,8 @@ pub struct Policy {
     pub booted: Option<Slot>,
     /// The compatibility string of this machine; where it is not given, the running slot's record says it.
     pub product: Option<String>,
+    /// The file that an entry of the firmware starts, where one has to be made.
+    pub efi_loader: String,
     /// How often a new slot is tried before the loader falls back, 1 to 15.
     pub tries: u8,
     /// Accept a version older than the running one.
@@ -52,6 +55,7 @@ impl Default for Policy {
             boot_flag: BootFlag::default(),
             booted: None,
             product: None,
+            efi_loader: crate::efi::default_loader().to_owned(),
             tries: DEFAULT_TRIES,
             allow_downgrade: false,
             allow_epoch_rollback: false,

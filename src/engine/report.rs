@@ -3,7 +3,7 @@
 use super::Engine;
 use super::view::{Held, View};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::slot::Content;
+use crate::slot::{Content, Verdict};
 use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState};
 use crate::units::Group;
 
@@ -64,7 +64,7 @@ impl Engine<'_> {
                 status.details = format!("{version} is prepared in {}", held.partition.name);
                 status.install_path = origin(held);
             }
-            (None, None, None) => {}
+            (None, None, None) => status.details = failed_trial(&view),
         }
         if let Some(reason) = self.blocked(&view)? {
             status.is_blocked = true;
@@ -114,6 +114,7 @@ impl Engine<'_> {
                 tries: held.attributes.tries(),
                 successful: held.attributes.successful(),
                 legacy_bootable: held.attributes.legacy_bootable(),
+                boot_entry: view.boot_entry(held.group, held.slot),
             }
         });
         Ok(SlotsReport {
@@ -121,6 +122,7 @@ impl Engine<'_> {
             boot_flag: self.policy.boot_flag,
             table: view.loaded.state().to_string(),
             switch_method: self.switch_method(&view)?,
+            boot_before: view.boot_before(),
             slots: slots.collect(),
         })
     }
@@ -134,6 +136,19 @@ fn trial_details(view: &View, held: &Held) -> String {
     } else {
         format!("{version} is on trial in {name}; 'qstage mark-good' ends it")
     }
+}
+
+/// What is to be said of a trial that ended without a verdict.
+fn failed_trial(view: &View) -> String {
+    let tried = |held: &&Held| {
+        held.state == SlotState::Bad && held.mark().is_some_and(|mark| mark.verdict == Verdict::Trial)
+    };
+    let Some(held) = view.all().iter().find(tried) else { return String::new() };
+    let version = held.record().map_or("", |record| record.manifest.version.as_str());
+    format!(
+        "{version} in {} was tried and did not prove good; slot {} runs again",
+        held.partition.name, !held.slot
+    )
 }
 
 fn origin(held: &Held) -> String {

@@ -5,6 +5,7 @@ use super::checks::needed;
 use super::view::{Held, View};
 use crate::boot::{self, Leave};
 use crate::commit;
+use crate::efi::Turn;
 use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::{Access, DiskLock};
@@ -40,7 +41,9 @@ impl Engine<'_> {
         if dry_run {
             let view = self.view()?;
             let (table, effect, done) = self.commit_table(&view)?;
-            return self.report(&view, &commit::plan(&view.loaded, &table)?, &table, effect, done, true);
+            let turn = try_once(&view, effect)?;
+            let plan = commit::plan(&view.loaded, &table)?;
+            return self.report(&view, &plan, &table, turn.as_ref(), effect, done, true);
         }
         self.change(
             "commit",
@@ -48,10 +51,24 @@ impl Engine<'_> {
                 self.repair(lock, &Silent)?;
                 let view = self.view()?;
                 let (table, effect, done) = self.commit_table(&view)?;
-                self.switch(lock, &view, &table, effect, done)
+                let turn = try_once(&view, effect)?;
+                let plan = commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
+                self.commit_turn(lock, &view, turn.as_ref())?;
+                self.report(&view, &plan, &table, turn.as_ref(), effect, done, false)
             },
             |report| report.done.clone(),
         )
+    }
+
+    /// BootNext, then the mark that tells a trial that failed from one that never was. The other way round, a cut between
+    /// them would call a release failed that nobody has tried; so it leaves one that is tried without being
+    /// marked, and should that fail, it looks prepared, which it is.
+    fn commit_turn(&self, lock: &DiskLock, view: &View, turn: Option<&Turn>) -> Result<()> {
+        self.turn(lock, turn)?;
+        match turn.and_then(|turn| view.held(Group::Platform, turn.after.pending()?)) {
+            Some(held) => self.set_mark(held, Verdict::Trial, "selected for one boot"),
+            None => Ok(()),
+        }
     }
 
     /// What commit would write. Checks again all that prepare promised: the records of all slots that the bundle
@@ -59,12 +76,18 @@ impl Engine<'_> {
     pub(super) fn commit_table(&self, view: &View) -> Result<(Table, Effect, String)> {
         let not = |problem: String| Err(Error::NotPrepared { problem });
         let booted = view.booted()?;
-        let mut prepared = Vec::new();
+        let (mut prepared, mut half) = (Vec::new(), Vec::new());
         for group in Group::BOTH {
             let Ok(slot) = view.target(group) else { continue };
             match view.held(group, slot) {
                 Some(held) if held.state == SlotState::Prepared => {
                     prepared.extend(held.record().map(|r| (held, r)))
+                }
+                // A commit by EFI variables that was cut behind its first half.
+                Some(held)
+                    if view.efi.is_some() && held.state == SlotState::Trial && view.awaits_reboot(held) =>
+                {
+                    half.extend(held.record().map(|r| (held, r)));
                 }
                 Some(held) if held.state == SlotState::Torn => {
                     return not(format!("{} was not prepared to the end", held.partition.name));
@@ -80,6 +103,10 @@ impl Engine<'_> {
             });
         };
         let manifest = &first.manifest;
+        half.retain(|(held, record)| {
+            held.group == Group::Software && record.manifest.bytes() == manifest.bytes()
+        });
+        prepared.extend(half);
         if prepared.iter().any(|(_, record)| record.manifest.bytes() != manifest.bytes()) {
             return not("platform and software were prepared from different bundles".to_owned());
         }
@@ -128,22 +155,22 @@ impl Engine<'_> {
             None => {
                 view.booted()?;
                 let runs = |held: &&Held| view.running(held.group) == Some(held.slot);
-                // Software of a commit whose platform has not booted yet is not running, whatever its flags say.
-                let pending = view.next(Group::Platform) != view.running(Group::Platform);
-                view.on_trial()
-                    .filter(runs)
-                    .filter(|held| held.group == Group::Platform || !pending)
-                    .collect()
+                view.on_trial().filter(runs).filter(|held| !view.awaits_reboot(held)).collect()
             }
         };
         let mut table = view.table.clone();
-        let mut names = Vec::new();
+        let (mut names, mut turn) = (Vec::new(), None);
         for held in candidates {
             if held.state == SlotState::Torn || held.state == SlotState::Empty {
                 let problem = format!("{} holds nothing whole", held.partition.name);
                 return Err(Error::NothingToMark { problem });
             }
             table = boot::mark_good(&table, &view.slots, held.group, held.slot, self.policy.boot_flag)?;
+            if held.group == Group::Platform {
+                // BootOrder before the mark: a slot that is good and not in it would be left at the next boot.
+                turn = view.turn(|choice| choice.keep(held.slot));
+                self.turn(lock, turn.as_ref())?;
+            }
             // The mark first: under legacy it is the only sign, and it says nothing before the slot is selected.
             self.set_mark(held, Verdict::Good, "marked good")?;
             names.push(held.partition.name.clone());
@@ -156,7 +183,7 @@ impl Engine<'_> {
             (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),
             (false, None) => format!("{} proved good", names.join(" and ")),
         };
-        self.switch(lock, &view, &table, Effect::Nothing, done)
+        self.switch_after(lock, &view, turn.as_ref(), &table, Effect::Nothing, done)
     }
 
     /// Goes back to the other slot, if that is good. What is left on trial becomes bad; what was good stays a fallback.
@@ -181,7 +208,7 @@ impl Engine<'_> {
         };
         let effect = if groups.contains(&Group::Platform) { Effect::Reboot } else { Effect::RestartSoftware };
         let mut table = view.table.clone();
-        let (mut names, mut left) = (Vec::new(), Vec::new());
+        let (mut names, mut left, mut turn) = (Vec::new(), Vec::new(), None);
         for group in groups {
             let (from, to) = self.way_back(&view, group)?;
             let leave = match from.state {
@@ -190,6 +217,9 @@ impl Engine<'_> {
             };
             table = boot::roll_back(&table, &view.slots, group, to.slot, leave, self.policy.boot_flag)?;
             names.push(to.partition.name.clone());
+            if group == Group::Platform {
+                turn = view.turn(|choice| choice.back(to.slot, leave));
+            }
             left.extend((leave == Leave::Bad).then_some(from));
         }
         // The marks first: without its flags and unmarked a failed slot looks like a prepared one, and a power cut in
@@ -197,14 +227,17 @@ impl Engine<'_> {
         for held in left {
             self.set_mark(held, Verdict::Bad, "rolled back while on trial")?;
         }
-        self.switch(lock, &view, &table, effect, format!("rolled back to {}", names.join(" and ")))
+        self.turn(lock, turn.as_ref())?;
+        let done = format!("rolled back to {}", names.join(" and "));
+        self.switch_after(lock, &view, turn.as_ref(), &table, effect, done)
     }
 
     /// The slot that is selected in a group and the good one to return to.
     fn way_back<'v>(&self, view: &'v View, group: Group) -> Result<(&'v Held, &'v Held)> {
         let none = |problem: String| Error::NoFallback { problem };
-        // Where nothing is selected, what runs is what is left.
-        let from = view.next(group).or(view.running(group));
+        // A slot on its last try runs and is selected no more. Where nothing is selected, what runs is what is left.
+        let trial = view.on_trial().find(|held| held.group == group).map(|held| held.slot);
+        let from = trial.or_else(|| view.next(group)).or_else(|| view.running(group));
         let from = from.ok_or_else(|| none(format!("no {group} slot is selected")))?;
         let pair = view.held(group, from).zip(view.held(group, !from));
         let (from, to) = pair.ok_or_else(|| none(format!("the disk has no {group} slots")))?;
@@ -242,16 +275,17 @@ impl Engine<'_> {
     fn cancel_locked(&self, lock: &DiskLock) -> Result<SwitchReport> {
         self.repair(lock, &Silent)?;
         let view = self.view()?;
-        let booted = view.booted()?;
-        let pending = view.next(Group::Platform) != Some(booted);
+        view.booted()?;
         let mut table = view.table.clone();
-        let (mut discard, mut names) = (Vec::new(), Vec::new());
+        let (mut discard, mut names, mut turn) = (Vec::new(), Vec::new(), None);
         for held in view.all() {
             let selected = held.state == SlotState::Trial
-                && (view.running(held.group) != Some(held.slot)
-                    || (held.group == Group::Software && pending));
+                && (view.running(held.group) != Some(held.slot) || view.awaits_reboot(held));
             if selected {
                 let (_, to) = self.way_back(&view, held.group)?;
+                if held.group == Group::Platform {
+                    turn = view.turn(|choice| choice.back(to.slot, Leave::Bad));
+                }
                 table = boot::roll_back(
                     &table,
                     &view.slots,
@@ -275,7 +309,8 @@ impl Engine<'_> {
         }
         // The flags first: a slot that is still selected must not lose its record.
         let done = format!("discarded what was prepared in {}", names.join(" and "));
-        let report = self.switch(lock, &view, &table, Effect::Nothing, done)?;
+        self.turn(lock, turn.as_ref())?;
+        let report = self.switch_after(lock, &view, turn.as_ref(), &table, Effect::Nothing, done)?;
         for held in discard {
             let device = self.machine.open_partition(&held.partition, Access::Exclusive)?;
             slot::discard(&*device, &held.partition.name)?;
@@ -302,30 +337,51 @@ impl Engine<'_> {
         effect: Effect,
         done: String,
     ) -> Result<SwitchReport> {
-        let plan = commit::switch(&*self.machine.disk(), lock, &view.loaded, table)?;
-        self.report(view, &plan, table, effect, done, false)
+        self.switch_after(lock, view, None, table, effect, done)
     }
 
+    /// The table's part of a switch whose turn, if it has one, has been made.
+    fn switch_after(
+        &self,
+        lock: &DiskLock,
+        view: &View,
+        turn: Option<&Turn>,
+        table: &Table,
+        effect: Effect,
+        done: String,
+    ) -> Result<SwitchReport> {
+        let plan = commit::switch(&*self.machine.disk(), lock, &view.loaded, table)?;
+        self.report(view, &plan, table, turn, effect, done, false)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "two callers, in this file")]
     fn report(
         &self,
         view: &View,
         plan: &crate::gpt::Plan,
         table: &Table,
+        turn: Option<&Turn>,
         effect: Effect,
         done: String,
         dry_run: bool,
     ) -> Result<SwitchReport> {
-        let next = boot::next_boot(table, &view.slots, Group::Platform, self.policy.boot_flag);
+        let next = match turn.map(|turn| &turn.after).or(view.efi.as_ref()) {
+            Some(choice) => choice.next(),
+            None => boot::next_boot(table, &view.slots, Group::Platform, self.policy.boot_flag),
+        };
+        let steps = turn.map(|turn| turn.steps.as_slice()).unwrap_or_default();
+        let method = match (plan.is_empty(), steps.is_empty()) {
+            (true, true) => "nothing to write".to_owned(),
+            (false, true) => plan.method.to_string(),
+            (true, false) => EFI_METHOD.to_owned(),
+            (false, false) => format!("{EFI_METHOD}; {}", plan.method),
+        };
         Ok(SwitchReport {
             done,
             boots_next: next.ok_or_else(|| Error::NothingBoots { disk: self.machine.name().to_owned() })?,
             next_step: effect.word().to_owned(),
-            switch_method: if plan.is_empty() {
-                "nothing to write".to_owned()
-            } else {
-                plan.method.to_string()
-            },
-            plan: plan.describe(),
+            switch_method: method,
+            plan: plan.describe().into_iter().chain(steps.iter().map(ToString::to_string)).collect(),
             dry_run,
         })
     }
@@ -336,6 +392,19 @@ impl Engine<'_> {
         let attributes = view.table.attributes(partition.number);
         let changed = attributes.with_priority(attributes.priority() ^ 1);
         let table = view.table.with_attributes(partition.number, changed);
-        Ok(commit::plan(&view.loaded, &table)?.method.to_string())
+        let method = commit::plan(&view.loaded, &table)?.method.to_string();
+        Ok(if view.efi.is_some() { format!("{EFI_METHOD}; software: {method}") } else { method })
     }
+}
+
+/// How the platform is switched where EFI variables rule.
+const EFI_METHOD: &str = "EFI variables BootNext and BootOrder";
+
+/// The turn of a commit: none where no platform is committed, or variables do not rule.
+fn try_once(view: &View, effect: Effect) -> Result<Option<Turn>> {
+    if effect != Effect::Reboot {
+        return Ok(None);
+    }
+    let slot = view.target(Group::Platform)?;
+    Ok(view.turn(|choice| choice.try_once(slot)))
 }

@@ -1,8 +1,9 @@
 //! What is on the disk, read once at the beginning of a verb.
 
-use super::Policy;
+use super::{Policy, firmware};
 use crate::boot::{self, Slots};
 use crate::commit::{self, Loaded};
+use crate::efi::Choice;
 use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::host::{Access, Machine};
@@ -15,6 +16,8 @@ pub(super) struct View {
     pub(super) loaded: Loaded,
     pub(super) table: Table,
     pub(super) slots: Slots,
+    /// What the firmware chooses, where it rules.
+    pub(super) efi: Option<Choice>,
     /// The platform slot that runs; `None`: none does, or [`ambiguous`](Self::ambiguous).
     booted: Option<Slot>,
     /// Why it is not known which slot runs.
@@ -55,12 +58,14 @@ impl View {
         let loaded = commit::load(&*machine.disk(), &name)?;
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
-        let booted = booted(machine, policy, &slots)?;
+        let efi = firmware::read(machine, policy, &table, &slots)?;
+        let booted = booted(machine, policy, &slots)?.or_else(|| efi.as_ref()?.booted());
         let last_try = last_try(machine, &table, &slots)?;
         let mut view = Self {
             loaded,
             table,
             slots,
+            efi,
             booted: None,
             ambiguous: None,
             last_try,
@@ -81,6 +86,7 @@ impl View {
                     attributes,
                     // No loader reads the software group: it goes by priority always.
                     flag: if group == Group::Platform { policy.boot_flag } else { boot::BootFlag::Priority },
+                    chosen: group == Group::Platform && view.is_chosen(slot),
                     content: &content,
                     running: view.running(group) == Some(slot),
                 });
@@ -111,7 +117,10 @@ impl View {
 
     /// The slot of a group that boots next by its flags.
     pub(super) fn next(&self, group: Group) -> Option<Slot> {
-        boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag)
+        match &self.efi {
+            Some(choice) if group == Group::Platform => choice.next(),
+            _ => boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag),
+        }
     }
 
     /// The slot of a group that runs: of the platform the booted one, of the software the selected one, or the one that
@@ -146,6 +155,23 @@ impl View {
     /// The record of what runs in a group.
     pub(super) fn running_record(&self, group: Group) -> Option<&Record> {
         self.held(group, self.running(group)?)?.record()
+    }
+
+    /// Whether a slot that is selected waits for a reboot: it is not the platform that runs, or it is software that came
+    /// with another one, whatever its flags say.
+    pub(super) fn awaits_reboot(&self, held: &Held) -> bool {
+        let running = self.running(Group::Platform);
+        let pending = match &self.efi {
+            // While a slot is on trial, the next boot is to be that of the other one.
+            Some(choice) => choice.pending().is_some_and(|slot| Some(slot) != running),
+            None => self.next(Group::Platform) != running,
+        };
+        let runs = self.running_record(Group::Platform).zip(held.record());
+        let foreign = runs.is_some_and(|(running, own)| !own.manifest.same_platform(&running.manifest));
+        match held.group {
+            Group::Platform => running != Some(held.slot),
+            Group::Software => foreign || pending,
+        }
     }
 
     /// The slots that are selected but not marked good.

@@ -3,6 +3,7 @@
 
 mod booted;
 pub mod cmdline;
+pub mod efivars;
 #[cfg(test)]
 mod fake_kernel;
 pub mod health;
@@ -27,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpt::Partition;
 use crate::units::Extent;
 
@@ -88,6 +89,15 @@ pub trait Machine: Send + Sync {
     /// The index of the partition among `candidates` from which this machine runs, as far as the kernel
     /// command line and the mount of `/` tell. `None` on disk images and on disks that this machine did not boot from.
     fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>>;
+
+    /// The variables of the firmware that boots this disk.
+    ///
+    /// # Errors
+    /// [`Error::NoEfi`] where there are none.
+    fn firmware(&self) -> Result<&dyn efivars::Variables> {
+        let problem = "this machine has none".to_owned();
+        Err(Error::NoEfi { dir: efivars::EFIVARS.into(), problem })
+    }
 
     /// Whether this is an image file: no machine runs from it, so its flags alone say what "runs".
     fn is_image(&self) -> bool;
