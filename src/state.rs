@@ -75,7 +75,7 @@ pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
         _ if priority && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
         _ if priority && selected => SlotState::Bad,
         Some(Some(Verdict::Bad)) if !selected => SlotState::Bad,
-        Some(Some(Verdict::Trial)) if !priority && !taken => SlotState::Bad,
+        Some(Some(Verdict::Trying)) if !priority && !taken => SlotState::Bad,
         Some(Some(Verdict::Good)) if !priority => SlotState::Good,
         Some(_) if taken => SlotState::Trial,
         Some(_) => SlotState::Prepared,

@@ -141,7 +141,7 @@ fn trial_details(view: &View, held: &Held) -> String {
 /// What is to be said of a trial that ended without a verdict.
 fn failed_trial(view: &View) -> String {
     let tried = |held: &&Held| {
-        held.state == SlotState::Bad && held.mark().is_some_and(|mark| mark.verdict == Verdict::Trial)
+        held.state == SlotState::Bad && held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying)
     };
     let Some(held) = view.all().iter().find(tried) else { return String::new() };
     let version = held.record().map_or("", |record| record.manifest.version.as_str());

@@ -66,7 +66,7 @@ impl Engine<'_> {
     fn commit_turn(&self, lock: &DiskLock, view: &View, turn: Option<&Turn>) -> Result<()> {
         self.turn(lock, turn)?;
         match turn.and_then(|turn| view.held(Group::Platform, turn.after.pending()?)) {
-            Some(held) => self.set_mark(held, Verdict::Trial, "selected for one boot"),
+            Some(held) => self.set_mark(held, Verdict::Trying, "selected for one boot"),
             None => Ok(()),
         }
     }

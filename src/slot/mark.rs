@@ -3,7 +3,7 @@
 //! Under `--boot-flag legacy` the partition entry has one bit, "boot this"; that a trial ended well or badly, and why,
 //! has no place there. So the slot remembers it. The block is one write of 4 KiB and is void until the slot is
 //! judged. A block that is neither zero nor whole, as a power cut within it leaves it, counts as bad: a slot that once
-//! was judged must never look as if it had just been prepared. Offsets: magic `QSTGMARK` 0, version 8, verdict 12 (1 good, 2 bad, 3 trial), reason 16 (u16 length, UTF-8), CRC-32 4092.
+//! was judged must never look as if it had just been prepared. Offsets: magic `QSTGMARK` 0, version 8, verdict 12 (1 good, 2 bad, 4 trying), reason 16 (u16 length, UTF-8), CRC-32 4092.
 
 use super::{UNIT, put_text, seal, sealed, text_at, u32_at};
 
@@ -20,7 +20,7 @@ pub enum Verdict {
     Bad,
     /// It was selected for one boot. If it neither runs nor waits for that boot, the trial has failed. Only where the
     /// boot flag itself does not survive the trial: EFI's BootNext.
-    Trial,
+    Trying,
 }
 
 /// What the block says.
@@ -39,7 +39,7 @@ impl Mark {
         let verdict: u32 = match self.verdict {
             Verdict::Good => 1,
             Verdict::Bad => 2,
-            Verdict::Trial => 3,
+            Verdict::Trying => 4,
         };
         block[..8].copy_from_slice(MAGIC);
         block[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -58,7 +58,7 @@ impl Mark {
         let verdict = match u32_at(block, 12) {
             1 if known => Verdict::Good,
             2 if known => Verdict::Bad,
-            3 if known => Verdict::Trial,
+            4 if known => Verdict::Trying,
             _ => {
                 return Some(Self { verdict: Verdict::Bad, reason: "its mark cannot be read".to_owned() });
             }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn round_trip_and_void() {
-        for verdict in [Verdict::Good, Verdict::Bad, Verdict::Trial] {
+        for verdict in [Verdict::Good, Verdict::Bad, Verdict::Trying] {
             let mark = Mark { verdict, reason: "health check 'disk' failed".to_owned() };
             let mut block = mark.encode();
             assert_eq!(Mark::decode(&block), Some(mark));

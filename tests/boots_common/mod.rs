@@ -6,6 +6,7 @@
 //! vm         one QEMU: drives, console, deadlines; it ends with its value
 //! slots      images of platform slots that U-Boot or syslinux boot
 //! appliance  bundles of them, and a disk with one installed
+//! uefi       the same for firmware that starts a slot by itself: OVMF, unified kernel images
 //! ```
 //!
 //! A test that uses it declares `mod boots_common; mod support;`.
@@ -18,6 +19,7 @@ pub mod appliance;
 pub mod inputs;
 pub mod slots;
 pub mod tree;
+pub mod uefi;
 pub mod vm;
 
 use std::path::PathBuf;
