@@ -5,6 +5,7 @@
 //! tree       files of a small system: as an initramfs (cpio) or as an ext4 image
 //! vm         one QEMU: drives, console, deadlines; it ends with its value
 //! slots      images of platform slots that U-Boot or syslinux boot
+//! readers    what real readers of a partition table say of a disk image
 //! appliance  bundles of them, and a disk with one installed
 //! uefi       the same for firmware that starts a slot by itself: OVMF, unified kernel images
 //! ```
@@ -12,11 +13,12 @@
 //! A test that uses it declares `mod boots_common; mod support;`.
 //!
 //! Packages: qemu-system-x86 qemu-utils busybox-static u-boot-qemu u-boot-tools syslinux-common extlinux e2fsprogs.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
 pub mod appliance;
 pub mod inputs;
+pub mod readers;
 pub mod slots;
 pub mod tree;
 pub mod uefi;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::vm::CMDLINE;
 use super::{Inputs, Tree, tool};
 
 /// Which boot loader the image is for.
@@ -67,7 +68,7 @@ const CONFIG: &str = "disk = \"/dev/vda\"\nboot_flag = \"legacy\"\ntrust = \"/mn
 
 /// Writes the bootable image of a release.
 pub fn image(tree: Tree, loader: Loader, cmdline: &str, path: &Path) {
-    let cmdline = format!("gpt console=ttyS0 quiet panic=-1 {cmdline}");
+    let cmdline = format!("gpt {CMDLINE} quiet panic=-1 {cmdline}");
     match loader {
         Loader::UBoot => tree.file("boot.scr", boot_scr(&u_boot(&cmdline))).ext4(path, IMAGE),
         Loader::Syslinux => {
