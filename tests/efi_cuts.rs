@@ -302,7 +302,7 @@ impl Take {
                     let slot = &state[extent(state, 512, name)];
                     crc32fast::hash(&slot[slot.len() - 32768..])
                 }));
-                if seen.insert((key, store.clone())) {
+                if seen.insert((key, format!("{store:?}"))) {
                     self.look(state, &store, &mut note);
                     let sampled = seen.len() < 30 || seen.len().is_multiple_of(16);
                     if resume && sampled {

@@ -95,11 +95,9 @@ fn boot(choice: &Choice, model: Model, broken: Option<Slot>) -> (Option<Option<S
 /// Every start: which entries there are and are active, orders, BootNext.
 fn starts() -> Vec<Choice> {
     let mut all = Vec::new();
-    let lists: [&[u16]; 12] = [
+    let lists: [&[u16]; 10] = [
         &[],
         &[A],
-        &[B],
-        &[A, B],
         &[B, A],
         &[B, TWIN, A],
         &[FOREIGN, A, B],
@@ -109,8 +107,8 @@ fn starts() -> Vec<Choice> {
         &[A, B, A],
         &[SETUP, FOREIGN, TWIN, B, MISSING],
     ];
-    // For each of ours: absent, inactive, active.
-    let states = |mask: &u16| (0..3).all(|pair| mask >> (2 * pair) & 3 != 2);
+    // For each of ours: absent, inactive, active; the twin is never inactive.
+    let states = |mask: &u16| (0..3).all(|pair| mask >> (2 * pair) & 3 != 2) && mask >> 4 & 3 != 1;
     for mask in (0..64u16).filter(states) {
         let mut entries = vec![(FOREIGN, true), (SETUP, true)];
         for (bit, number) in [(0, A), (2, B), (4, TWIN)] {

@@ -5,18 +5,15 @@
 //! table first, then BootNext; a software slot whose platform does not run is not started. All other verbs: the
 //! variables first. Either way the old pair runs, or the new one on trial, and the verb run again ends it.
 
-use super::Engine;
 use super::view::View;
-use crate::boot::BootFlag;
+use super::{Engine, Policy};
+use crate::boot::{BootFlag, Slots};
 use crate::efi::{Choice, HardDrive, Turn};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::{DiskLock, Machine, efivars};
 use crate::state::BootEntry;
 use crate::units::{Group, Slot};
-
-use super::Policy;
-use crate::boot::Slots;
 
 /// What the firmware chooses, where the policy says that it rules.
 pub(super) fn read(
@@ -32,12 +29,7 @@ pub(super) fn read(
     let drive = |slot: Slot| {
         let partition = slots.require(Group::Platform, slot)?;
         let (start, blocks) = (partition.extent.at.0 / block, partition.extent.len / block);
-        Ok::<_, crate::error::Error>(HardDrive {
-            number: partition.number,
-            start,
-            blocks,
-            guid: partition.guid,
-        })
+        Ok::<_, Error>(HardDrive { number: partition.number, start, blocks, guid: partition.guid })
     };
     let drives = [drive(Slot::A)?, drive(Slot::B)?];
     Ok(Some(Choice::new(machine.firmware()?.read()?, drives, &policy.efi_loader)))

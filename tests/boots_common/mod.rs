@@ -27,6 +27,7 @@ pub mod vm;
 use std::path::PathBuf;
 use std::process::Command;
 
+#[allow(unused_imports, reason = "each test binary uses its part")]
 pub use appliance::Appliance;
 pub use inputs::Inputs;
 pub use tree::Tree;

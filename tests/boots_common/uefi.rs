@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::vm::CMDLINE;
 use super::{Bus, Inputs, Machine, Tree, tool};
 use crate::support::Bench;
 
@@ -20,6 +21,8 @@ const INIT: &str = r#"
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 exec < /dev/console > /dev/console 2>&1
 modprobe efivarfs; mount -t efivarfs efivarfs /sys/firmware/efi/efivars
+# The kernel finds disks and partitions while this runs.
+for n in $(seq 100); do [ -b /dev/nvme0n1p2 ] && [ -b /dev/nvme0n2 ] && break; sleep 0.1; done
 [ -b /dev/nvme0n2 ] && mount -o ro /dev/nvme0n2 /mnt
 stty -echo
 . /etc/start
@@ -42,7 +45,7 @@ pub fn image(inputs: &Inputs, release: &str, start: &str, path: &Path) {
         .file("etc/start", start)
         .file("etc/qstage/config.toml", CONFIG);
     fs::write(at("initrd"), tree.cpio()).unwrap();
-    fs::write(at("cmdline"), "console=ttyS0 quiet panic=-1 gpt").unwrap();
+    fs::write(at("cmdline"), format!("gpt {CMDLINE} quiet panic=-1")).unwrap();
     fs::write(at("osrel"), format!("ID=appliance\nVERSION_ID={release}\n")).unwrap();
     let kernel = inputs.kernel.to_str().unwrap().to_owned();
     // Addresses as ukify(1) of that time takes them: what comes later is larger.
