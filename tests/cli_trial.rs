@@ -225,14 +225,14 @@ fn the_last_try_is_a_try() {
 #[test]
 fn a_trial_by_kexec_is_for_one_flag_and_a_real_disk() {
     let bench = committed("priority", 3);
-    let text = bench.at(&["commit", "--trial", "kexec"]).bad("KEXEC_TRIAL");
+    let text = bench.at(&["commit", "--trial", "kexec", "--booted", "a"]).bad("KEXEC_TRIAL");
     assert!(text.contains("'priority'"), "{text}");
-    bench.at(&["cancel"]).good();
+    bench.at(&["cancel", "--booted", "a"]).good();
     bench.config("boot_flag = \"legacy\"\n");
-    bench.at(&["commit", "--trial", "kexec"]).bad("NOT_PREPARED");
-    bench.at(&["prepare", "v2.qimg"]).good();
+    bench.at(&["commit", "--trial", "kexec", "--booted", "a"]).bad("NOT_PREPARED");
+    bench.at(&["prepare", "v2.qimg", "--booted", "a"]).good();
     let before = bench.hash();
-    let text = bench.at(&["commit", "--trial", "kexec"]).bad("KEXEC");
+    let text = bench.at(&["commit", "--trial", "kexec", "--booted", "a"]).bad("KEXEC");
     assert!(text.contains("platform_b"), "{text}");
     assert_eq!(bench.hash(), before, "nothing is written before the kernel is loaded");
 }

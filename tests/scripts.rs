@@ -93,3 +93,32 @@ fn systemd_accepts_the_units() {
     let ours: Vec<&str> = text.lines().filter(|line| line.contains("qstage")).collect();
     assert!(ours.is_empty(), "{ours:?}");
 }
+
+/// The scripts of the initramfs run where nobody can look: shellcheck reads them as the shells do that run them.
+#[test]
+fn the_hooks_are_clean() {
+    let hooks = [
+        "initramfs-tools/hooks/qstage",
+        "initramfs-tools/scripts/local-top/qstage",
+        "dracut/90qstage/module-setup.sh",
+        "dracut/90qstage/parse-qstage.sh",
+        "dracut/90qstage/qstage-select-slot.sh",
+        "dracut/90qstage/mount-qstage.sh",
+    ];
+    for name in hooks {
+        let path = script(&format!("fixtures/packaging/{name}"));
+        assert!(path.metadata().unwrap().permissions().mode() & 0o111 == 0o111, "{name} is not executable");
+        match Command::new("shellcheck").arg(&path).output() {
+            Ok(output) => {
+                assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout))
+            }
+            Err(error) => {
+                assert!(
+                    std::env::var_os("CI").is_none(),
+                    "shellcheck: {error}; see scripts/test for its package"
+                );
+                eprintln!("SKIPPED: shellcheck is not installed");
+            }
+        }
+    }
+}

@@ -3,7 +3,9 @@
 //!
 //! 1. By flags, as the firmware of ChromeOS and the GRUB of Flatcar and Bottlerocket do it: the highest priority among
 //!    those that are successful or have tries left, slot `a` where two are equal. Of a slot that is not successful
-//!    one try is taken. A slot that is known to be torn is passed over.
+//!    one try is taken. (Flatcar takes one off a successful slot too, which nobody reads; ChromeOS takes the priority
+//!    with the last try, which would hide from `status` that there was a trial.) A slot that is known to be torn is
+//!    passed over.
 //! 2. Where the flags let none boot, the machine must come up all the same: the first by [`Standing`], then the higher
 //!    priority, then slot `a`. Nothing is counted, and no flag is changed: that is for whoever repairs it.
 //!

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::vm::CMDLINE;
-use super::{Inputs, Tree, tool};
+use super::{Inputs, Tree, tool, which};
 
 /// Which boot loader the image is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,16 @@ const INITRD: &str = r#"
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 modprobe virtio_pci; modprobe virtio_blk
 for word in $(cat /proc/cmdline); do
-  case $word in root=*) root=${word#root=} ;; esac
+  case $word in
+    root=*) root=${word#root=} ;;
+    # Started by kexec. This busybox knows no PARTUUID.
+    qstage.selected=*) name=platform_${word#*=} ;;
+  esac
 done
+if [ "$name" ]; then
+  set -- $(grep -lx "PARTNAME=$name" /sys/class/block/*/uevent)
+  root=$(dirname "$1"); root=/dev/${root##*/}
+fi
 case $root in /dev/*) ;; *) root=$(findfs "$root") ;; esac
 mount -o ro "$root" /mnt && exec switch_root /mnt /sbin/init
 echo "initramfs: no root at '$root'"; cat /proc/partitions; poweroff -f
@@ -54,8 +62,11 @@ pub fn initrd(inputs: &Inputs) -> Vec<u8> {
 
 /// The files of a release. `start` is sourced before the system says that it runs: shell commands of the test.
 pub fn system(inputs: &Inputs, release: &str, start: &str) -> Tree {
-    Tree::system(inputs)
-        .copy("vmlinuz", &inputs.kernel)
+    let tree = match which("kexec") {
+        Some(kexec) => Tree::system(inputs).program("sbin/kexec", &kexec),
+        None => Tree::system(inputs),
+    };
+    tree.copy("vmlinuz", &inputs.kernel)
         .file("initrd", initrd(inputs))
         .script("sbin/init", SYSTEM)
         .file("etc/release", release)
@@ -64,7 +75,7 @@ pub fn system(inputs: &Inputs, release: &str, start: &str) -> Tree {
 }
 
 /// The configuration in each slot. The state is lost with each boot: nothing depends on it.
-const CONFIG: &str = "disk = \"/dev/vda\"\nboot_flag = \"legacy\"\ntrust = \"/mnt/allowed_signers\"\nstate_dir = \"/run/qstage\"\n";
+const CONFIG: &str = "disk = \"/dev/vda\"\nboot_flag = \"legacy\"\ntrust = \"/mnt/allowed_signers\"\nstate_dir = \"/run/qstage\"\n[kexec]\ncommand = [\"kexec\", \"-e\"]\n";
 
 /// Writes the bootable image of a release.
 pub fn image(tree: Tree, loader: Loader, cmdline: &str, path: &Path) {
