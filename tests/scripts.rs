@@ -81,7 +81,7 @@ fn systemd_accepts_the_units() {
             units.push(unit);
         }
     }
-    assert_eq!(units.len(), 3, "{units:?}");
+    assert_eq!(units.len(), 4, "{units:?}");
     let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&units).output();
     let Ok(verified) = verified else {
         assert!(std::env::var_os("CI").is_none(), "CI has systemd-analyze");
