@@ -212,7 +212,7 @@ fn scenes(r: &Releases) -> Vec<Scene> {
         scene("prepare over a bad slot", "roll back a trial", A, v3(), &[AA], &["3.0"]),
         scene("prepare over a formerly good slot", "mark good", B, v3(), &[BB], &["3.0"]),
         scene("roll back a good slot", "mark good", B, Verb::RollBack, &[BB, AA], &[]),
-        scene("prepare into the slot that waits", "roll back a good slot", B, v3(), &[AA, BA], &["3.0"]),
+        scene("prepare into the slot that waits", "roll back a good slot", B, v3(), &[AA, BB, BA], &["3.0"]),
     ]
 }
 

@@ -175,7 +175,12 @@ impl Engine<'_> {
             self.set_mark(held, Verdict::Good, "marked good")?;
             names.push(held.partition.name.clone());
         }
+        if names.is_empty() && slot.is_none() {
+            turn = view.unlisted().and_then(|slot| view.turn(|choice| choice.keep(slot)));
+            self.turn(lock, turn.as_ref())?;
+        }
         let done = match (names.is_empty(), slot) {
+            (true, None) if turn.is_some() => "the slot that runs is good, and now in BootOrder".to_owned(),
             (true, _) => match view.on_trial().next() {
                 Some(held) => format!("nothing to do: {} has not been started yet", held.partition.name),
                 None => "nothing to do: what runs is good already".to_owned(),
@@ -366,7 +371,8 @@ impl Engine<'_> {
         dry_run: bool,
     ) -> Result<SwitchReport> {
         let next = match turn.map(|turn| &turn.after).or(view.efi.as_ref()) {
-            Some(choice) => choice.next(),
+            // Where no entry is ours yet, the firmware has found what runs by itself, and will again.
+            Some(choice) => choice.next().or_else(|| view.running(Group::Platform)),
             None => boot::next_boot(table, &view.slots, Group::Platform, self.policy.boot_flag),
         };
         let steps = turn.map(|turn| turn.steps.as_slice()).unwrap_or_default();

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::vm::CMDLINE;
-use super::{Bus, Inputs, Machine, Tree, tool};
-use crate::support::Bench;
+use super::{Bus, Inputs, Machine, Tree, Vm, tool};
+use crate::support::{self, Bench};
 
 /// Where firmware looks on a medium of which it knows nothing.
 pub const LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
@@ -27,8 +27,7 @@ for n in $(seq 100); do [ -b /dev/nvme0n1p2 ] && [ -b /dev/nvme0n2 ] && break; s
 stty -echo
 . /etc/start
 from=$(tail -c +5 /sys/firmware/efi/efivars/LoaderDevicePartUUID-* | tr -d '\000' | tr A-F a-f)
-name=$(grep -l "PARTUUID=$from" /sys/class/block/*/uevent)
-echo "system $(cat /etc/release) runs from $(sed -n s/PARTNAME=//p "$name")"
+echo "system $(cat /etc/release) runs from $from"
 while read -r line; do eval "$line"; done
 "#;
 
@@ -99,6 +98,17 @@ impl Uefi {
         tree.ext4(&transport, (releases.len() as u64) * (48 << 20));
         fs::copy(VARS, bench.path("vars.fd")).unwrap();
         Self { bench, transport }
+    }
+
+    /// Waits until a system says that it runs; what it says, with the name of its partition. The system knows its GUID only:
+    /// this kernel tells no PARTUUID, and what qstage thinks is not asked.
+    #[track_caller]
+    pub fn up(&self, vm: &mut Vm) -> String {
+        let line = vm.wait("runs from");
+        let table = support::sfdisk(&self.bench.disk());
+        let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
+        let rows = table["partitions"].as_array().unwrap().iter();
+        rows.fold(line, |line, row| line.replace(&text(row, "uuid").to_lowercase(), &text(row, "name")))
     }
 
     /// The machine. What its firmware remembers, it remembers for the next one.
