@@ -5,186 +5,21 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
+mod efi_common;
 mod gpt_common;
 mod proof_common;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex};
 
+use efi_common::{Event, Store, Uefi, boot, new_machine};
 use gpt_common::Op;
 use proof_common::cuts::{Choice, each_state};
 use proof_common::scenes::{AA, BB, Releases, releases};
-use proof_common::{Bench, SLOTS, Says, Site, Tape, Verb, extent, factory, holds, record};
+use proof_common::{SLOTS, Says, Verb, extent, factory, holds, record};
 use qstage::boot::BootFlag;
-use qstage::device::BlockDevice;
-use qstage::efi::{Name, Nvram, Variable};
-use qstage::engine::{Engine, Policy};
-use qstage::error::{Error, Result};
-use qstage::gpt::Partition;
-use qstage::host::efivars::{MemoryVariables, Variables};
-use qstage::host::record::MemoryJournal;
-use qstage::host::{Access, DiskLock, Machine, MountSource};
-use qstage::progress::Silent;
+use qstage::efi::{Name, Variable};
 use qstage::state::SlotState;
 use qstage::units::Slot::{self, A, B};
-
-type Store = BTreeMap<Name, Variable>;
-
-/// What reaches the machine, in its order.
-#[derive(Clone, Debug)]
-enum Event {
-    Disk(Op),
-    Set(Name, Option<Variable>),
-}
-
-/// Disk and firmware, with one log.
-struct Uefi {
-    bench: Bench,
-    tape: Arc<Tape>,
-    variables: MemoryVariables,
-    sets: Mutex<Vec<(usize, Name, Option<Variable>)>>,
-}
-
-impl Uefi {
-    fn new(image: Vec<u8>, store: &Store) -> Self {
-        let tape = Tape::new(image, 512);
-        let bench = Bench(tape.clone());
-        Self { bench, tape, variables: MemoryVariables::new(store.clone()), sets: Mutex::default() }
-    }
-
-    fn run(&self, booted: Slot, verb: &Verb) -> Result<()> {
-        self.engine(booted, |engine| match verb {
-            Verb::Prepare(bundle) => {
-                let options = Site::new(booted, BootFlag::Efi).options();
-                engine.prepare(proof_common::open(bundle)?, &options, &Silent).map(drop)
-            }
-            Verb::Commit => engine.commit(false).map(drop),
-            Verb::MarkGood => engine.mark_good(None).map(drop),
-            Verb::RollBack => engine.roll_back().map(drop),
-            Verb::Cancel => engine.cancel().map(drop),
-            Verb::TrialFailed => {
-                engine.trial_failed(Some("health check 'disk': it is full"))?;
-                engine.trial_failed(None).map(drop)
-            }
-            Verb::Select | Verb::Kexec => Err(Error::NoTrial),
-        })
-    }
-
-    fn engine<T>(&self, booted: Slot, act: impl FnOnce(&Engine<'_>) -> T) -> T {
-        let policy = Policy { boot_flag: BootFlag::Efi, booted: Some(booted), ..Policy::default() };
-        act(&Engine::new(self, &MemoryJournal::default(), policy))
-    }
-
-    fn store(&self) -> Store {
-        let names = (0..20).map(Name::entry).chain([Name::order(), Name::next()]);
-        let nvram = self.variables.read().unwrap();
-        names.filter_map(|name| Some((name.clone(), nvram.get(&name)?.clone()))).collect()
-    }
-
-    fn events(&self) -> Vec<Event> {
-        let mut sets = self.sets.lock().unwrap().clone().into_iter().peekable();
-        let mut events = Vec::new();
-        let mut set = |events: &mut Vec<Event>, at: usize| {
-            while let Some((_, name, value)) = sets.next_if(|(before, ..)| *before <= at) {
-                let unflushed = matches!(events.last(), Some(Event::Disk(Op::Write(..))));
-                assert!(!unflushed, "{name} is written while the disk may still lose what was before");
-                events.push(Event::Set(name, value));
-            }
-        };
-        for (i, op) in self.tape.ops().into_iter().enumerate() {
-            set(&mut events, i);
-            events.push(Event::Disk(op));
-        }
-        set(&mut events, usize::MAX);
-        events
-    }
-}
-
-impl Variables for Uefi {
-    fn read(&self) -> Result<Nvram> {
-        self.variables.read()
-    }
-    fn set(&self, name: &Name, value: Option<&Variable>) -> Result<()> {
-        self.sets.lock().unwrap().push((self.tape.ops().len(), name.clone(), value.cloned()));
-        self.variables.set(name, value)
-    }
-}
-
-impl Machine for Uefi {
-    fn name(&self) -> &str {
-        self.bench.name()
-    }
-    fn disk(&self) -> Arc<dyn BlockDevice> {
-        self.bench.disk()
-    }
-    fn lock(&self) -> Result<DiskLock> {
-        self.bench.lock()
-    }
-    fn is_locked(&self) -> Result<bool> {
-        self.bench.is_locked()
-    }
-    fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>> {
-        self.bench.open_partition(partition, access)
-    }
-    fn mount_source(&self, partition: &Partition) -> Result<MountSource> {
-        self.bench.mount_source(partition)
-    }
-    fn in_use(&self, partition: &Partition) -> Result<Option<String>> {
-        self.bench.in_use(partition)
-    }
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>> {
-        self.bench.booted_from(candidates)
-    }
-    fn firmware(&self) -> Result<&dyn Variables> {
-        Ok(self)
-    }
-    fn is_image(&self) -> bool {
-        true
-    }
-}
-
-/// The slot that an entry starts, if any does: by the GUIDs of proof_common::spec, found in the bytes of the option.
-fn starts(store: &Store, number: u16, by_order: bool) -> Option<Slot> {
-    let bytes = &store.get(&Name::entry(number))?.data;
-    let attributes = u32::from_le_bytes(bytes[..4].try_into().unwrap());
-    if by_order && (attributes & 1 == 0 || attributes & 0x1f00 != 0) {
-        return None;
-    }
-    let node = bytes.windows(4).position(|four| four == [4, 1, 42, 0])?;
-    match bytes[node + 24..node + 40] {
-        [0x41, ..] => Some(A),
-        [0x42, ..] => Some(B),
-        _ => None,
-    }
-}
-
-fn numbers(store: &Store, name: &Name) -> Vec<u16> {
-    let data = store.get(name).map_or(&[][..], |variable| &variable.data);
-    data.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
-}
-
-/// The slots that the firmware tries one after another, the first that loads being taken; and what it remembers then.
-fn boot(store: &Store) -> (Vec<Slot>, Store) {
-    let mut after = store.clone();
-    after.remove(&Name::next());
-    let next = numbers(store, &Name::next()).into_iter().filter_map(|number| starts(store, number, false));
-    let order = numbers(store, &Name::order()).into_iter().filter_map(|number| starts(store, number, true));
-    (next.chain(order).collect(), after)
-}
-
-/// A machine from the factory: the firmware knows its own tools, and the disk as a whole.
-fn new_machine() -> Store {
-    let option = |attributes: u32, name: &str| {
-        let name = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
-        let data = attributes.to_le_bytes().into_iter().chain([4, 0]).chain(name).chain([0x7f, 0xff, 4, 0]);
-        Variable { attributes: 7, data: data.collect() }
-    };
-    Store::from([
-        (Name::entry(0), option(0x109, "UiApp")),
-        (Name::entry(1), option(1, "UEFI Disk")),
-        (Name::order(), Variable { attributes: 7, data: vec![0, 0, 1, 0] }),
-    ])
-}
 
 /// A verb, and what must hold while it is cut.
 struct Scene {
@@ -343,7 +178,6 @@ impl Take {
     fn look(&self, state: &[u8], store: &Store, note: &mut impl FnMut(String)) {
         let (tried, then) = boot(store);
         let first = tried.first().copied().unwrap_or(A);
-        let old = self.scene.choices.iter().find(|_| true).unwrap();
         if store.contains_key(&Name::next()) {
             let fallback = boot(&then).0.first().copied();
             if fallback == Some(first) {
@@ -351,7 +185,7 @@ impl Take {
             }
             if fallback.is_none_or(|slot| !whole(state, if slot == A { "platform_a" } else { "platform_b" }))
             {
-                note(format!("the trial falls back to {fallback:?}, not to {old:?}"));
+                note(format!("the trial falls back to {fallback:?}, which is not whole"));
             }
         }
         let machine = Uefi::new(state.to_vec(), &then);

@@ -12,7 +12,7 @@ use crate::efi::{Choice, HardDrive, Turn};
 use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::{DiskLock, Machine, efivars};
-use crate::state::BootEntry;
+use crate::state::{BootEntry, SlotState};
 use crate::units::{Group, Slot};
 
 /// What the firmware chooses, where the policy says that it rules.
@@ -44,6 +44,15 @@ impl View {
     /// Whether the firmware takes that platform slot.
     pub(super) fn is_chosen(&self, slot: Slot) -> bool {
         self.efi.as_ref().is_some_and(|choice| choice.pending() == Some(slot) || choice.first() == Some(slot))
+    }
+
+    /// The good slot that runs although the firmware knows neither slot: on a new machine, and after a reset of its
+    /// settings. It has found the slot by itself, as it would find the other one another time.
+    pub(super) fn unlisted(&self) -> Option<Slot> {
+        let slot = self
+            .running(Group::Platform)
+            .filter(|_| self.efi.as_ref().is_some_and(|c| c.next().is_none()))?;
+        self.held(Group::Platform, slot).filter(|held| held.state == SlotState::Good).map(|held| held.slot)
     }
 
     /// The boot entry of a platform slot.

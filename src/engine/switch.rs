@@ -202,6 +202,9 @@ impl Engine<'_> {
             }
             names.push(held.partition.name.clone());
         }
+        if names.is_empty() && slot.is_none() {
+            turn = view.unlisted().and_then(|slot| view.turn(|choice| choice.keep(slot)));
+        }
         // BootOrder before all: a slot that is good and not in it would be left at the next boot.
         self.turn(lock, turn.as_ref())?;
         // The marks first: under legacy they are the only sign, and they say nothing before the slot is selected. In a trial
@@ -213,6 +216,7 @@ impl Engine<'_> {
             mark()?;
         }
         let done = match (names.is_empty(), slot) {
+            (true, None) if turn.is_some() => "the slot that runs is good, and now in BootOrder".to_owned(),
             (true, _) => match view.on_trial().next() {
                 Some(held) => format!("nothing to do: {} has not been started yet", held.partition.name),
                 None => "nothing to do: what runs is good already".to_owned(),
@@ -409,8 +413,8 @@ impl Engine<'_> {
     ) -> Result<SwitchReport> {
         let turn = switch.turn.as_ref();
         let next = match turn.map(|turn| &turn.after).or(view.efi.as_ref()) {
-            // Firmware that knows no entry of ours finds a loader by itself: it did so for what runs.
-            Some(choice) => choice.next().or(view.running(Group::Platform)),
+            // Where no entry is ours yet, the firmware has found what runs by itself, and will again.
+            Some(choice) => choice.next().or_else(|| view.running(Group::Platform)),
             None => boot::next_boot(&switch.table, &view.slots, Group::Platform, self.policy.boot_flag),
         };
         let steps = turn.map(|turn| turn.steps.as_slice()).unwrap_or_default();

@@ -5,16 +5,20 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::vm::CMDLINE;
-use super::{Bus, Inputs, Machine, Tree, tool};
-use crate::support::Bench;
+use super::{Bus, Inputs, Machine, Tree, Vm, tool};
+use crate::support::{self, Bench};
 
 /// Where firmware looks on a medium of which it knows nothing.
 pub const LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
 const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 const CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// How long a boot may take: some five seconds on an idle machine, but the firmware has no mercy with a busy one.
+pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// Process 1. What it is, it says before it takes commands from the console.
 const INIT: &str = r#"
@@ -27,14 +31,13 @@ for n in $(seq 100); do [ -b /dev/nvme0n1p2 ] && [ -b /dev/nvme0n2 ] && break; s
 stty -echo
 . /etc/start
 from=$(tail -c +5 /sys/firmware/efi/efivars/LoaderDevicePartUUID-* | tr -d '\000' | tr A-F a-f)
-name=$(grep -l "PARTUUID=$from" /sys/class/block/*/uevent)
-echo "system $(cat /etc/release) runs from $(sed -n s/PARTNAME=//p "$name")"
+echo "system $(cat /etc/release) runs from $from"
 while read -r line; do eval "$line"; done
 "#;
 
 const CONFIG: &str = "disk = \"/dev/nvme0n1\"\nboot_flag = \"efi\"\ntrust = \"/mnt/allowed_signers\"\nstate_dir = \"/run/qstage\"\n";
 
-/// Writes the image of a release, some 48 MiB. `start` is sourced before the system says that it runs.
+/// Writes the image of a release, some 20 MiB. `start` is sourced before the system says that it runs.
 pub fn image(inputs: &Inputs, release: &str, start: &str, path: &Path) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -44,7 +47,9 @@ pub fn image(inputs: &Inputs, release: &str, start: &str, path: &Path) {
         .file("etc/release", release)
         .file("etc/start", start)
         .file("etc/qstage/config.toml", CONFIG);
-    fs::write(at("initrd"), tree.cpio()).unwrap();
+    fs::write(at("cpio"), tree.cpio()).unwrap();
+    // Emulated, the firmware and the hashes of an upgrade take longer for each byte than the kernel to unpack it.
+    tool("zstd", &["-q", "-1", "-o", &at("initrd"), &at("cpio")]);
     fs::write(at("cmdline"), format!("gpt {CMDLINE} quiet panic=-1")).unwrap();
     fs::write(at("osrel"), format!("ID=appliance\nVERSION_ID={release}\n")).unwrap();
     let kernel = inputs.kernel.to_str().unwrap().to_owned();
@@ -99,6 +104,18 @@ impl Uefi {
         tree.ext4(&transport, (releases.len() as u64) * (48 << 20));
         fs::copy(VARS, bench.path("vars.fd")).unwrap();
         Self { bench, transport }
+    }
+
+    /// Waits until a system says that it runs; what it says, with the name of its partition. The system knows its GUID only:
+    /// this kernel tells no PARTUUID, and what qstage thinks is not asked.
+    #[track_caller]
+    pub fn up(&self, vm: &mut Vm) -> String {
+        let line = vm.wait_within(LIMIT, &["runs from"]);
+        let line = line.unwrap_or_else(|| panic!("no system came up; the console:\n{}", vm.text()));
+        let table = support::sfdisk(&self.bench.disk());
+        let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
+        let rows = table["partitions"].as_array().unwrap().iter();
+        rows.fold(line, |line, row| line.replace(&text(row, "uuid").to_lowercase(), &text(row, "name")))
     }
 
     /// The machine. What its firmware remembers, it remembers for the next one.
