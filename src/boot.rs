@@ -4,7 +4,8 @@
 //! successful or have tries left, slot `a` where two are equal; the priorities of a pair are kept at 2 and 1, as
 //! update_engine of ChromeOS does. Under [`BootFlag::Legacy`] exactly one platform slot carries bit 2, and the
 //! priority bits are left as found. The software group always goes by priority: no loader reads it, and syslinux'
-//! gptmbr refuses a disk on which two partitions carry bit 2.
+//! gptmbr refuses a disk on which two partitions carry bit 2. Under [`BootFlag::Efi`] the platform's entries stay as they
+//! are in all of these functions: [`efi`](crate::efi) has its own, from variables to variables.
 //!
 //! | operation       | slot (priority/tries/successful) | the other one                | legacy platform |
 //! |-----------------|----------------------------------|------------------------------|-----------------|
@@ -32,6 +33,8 @@ pub enum BootFlag {
     Priority,
     /// Bit 2, "legacy BIOS bootable": syslinux, U-Boot and others. Exactly one platform slot carries it.
     Legacy,
+    /// No bits: the EFI variables BootNext and BootOrder, see [`efi`](crate::efi).
+    Efi,
 }
 
 impl BootFlag {
@@ -40,6 +43,7 @@ impl BootFlag {
         match self {
             Self::Priority => "priority",
             Self::Legacy => "legacy",
+            Self::Efi => "efi",
         }
     }
 }
@@ -136,7 +140,7 @@ fn ruling(group: Group, flag: BootFlag) -> BootFlag {
 }
 
 /// The slot that boots next by these flags, or `None` where none does (legacy: also where both carry bit 2,
-/// which gptmbr refuses).
+/// which gptmbr refuses; efi: the table does not know).
 pub fn next_boot(table: &Table, slots: &Slots, group: Group, flag: BootFlag) -> Option<Slot> {
     let attributes = |slot| slots.get(group, slot).map(|p| table.attributes(p.number));
     let (a, b) = (attributes(Slot::A)?, attributes(Slot::B)?);
@@ -150,6 +154,7 @@ pub fn next_boot(table: &Table, slots: &Slots, group: Group, flag: BootFlag) -> 
         BootFlag::Priority => pick(a.will_boot(), b.will_boot(), a.priority() >= b.priority()),
         BootFlag::Legacy if a.legacy_bootable() && b.legacy_bootable() => None,
         BootFlag::Legacy => pick(a.legacy_bootable(), b.legacy_bootable(), true),
+        BootFlag::Efi => None,
     }
 }
 
@@ -174,6 +179,7 @@ pub fn make_unbootable(
             }
             Ok(edit(table, target, |a| a.with_legacy_bootable(false)))
         }
+        BootFlag::Efi => Ok(table.clone()),
     }
 }
 
@@ -210,7 +216,7 @@ pub fn roll_back(
     let table = select(table, slots, group, to, flag, revive)?;
     match (leave, ruling(group, flag)) {
         (Leave::Bad, BootFlag::Priority) => Ok(edit(&table, slots.require(group, !to)?, unbootable)),
-        (Leave::Fallback, _) | (Leave::Bad, BootFlag::Legacy) => Ok(table),
+        (Leave::Fallback, _) | (Leave::Bad, BootFlag::Legacy | BootFlag::Efi) => Ok(table),
     }
 }
 
@@ -234,6 +240,7 @@ fn select(
             let table = edit(table, first, |a| a.with_legacy_bootable(true));
             edit(&table, second, |a| a.with_legacy_bootable(false))
         }
+        BootFlag::Efi => table.clone(),
     })
 }
 

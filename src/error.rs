@@ -288,7 +288,16 @@ errors! {
     FellBack { target: String, running: String, why: String } => Disk, "FELL_BACK",
         ("{target} did not come up and the machine fell back to {running}: {why}");
 
+    /// There are no EFI variables where they should be.
+    NoEfi { dir: PathBuf, problem: String } => Disk, "NO_EFI",
+        ("no EFI variables in {}: {problem}; boot_flag = \"efi\" needs a machine that was booted by UEFI (mount -t efivarfs efivarfs {}), or --efivars DIR", .dir.display(), .dir.display());
+
     // ---- Io ----
+    /// An EFI variable cannot be read.
+    EfiRead { name: String, source: io::Error } => Io, "EFI_READ", ("reading EFI variable {name}: {source}");
+    /// An EFI variable cannot be written, or does not read back.
+    EfiWrite { name: String, source: io::Error } => Io, "EFI_WRITE",
+        ("writing EFI variable {name}: {source}; what boots is as it was before or as intended ('qstage slots' shows it), run it again");
     /// A file or device cannot be opened or asked.
     Open { path: PathBuf, source: io::Error } => Io, "OPEN", ("{}: {source}", .path.display());
     /// The disk or file is read-only.

@@ -21,7 +21,7 @@
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks; [`selector`]: what an initramfs starts |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
-//! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`state`]: what is shown |
+//! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
 //! | ground | [`error`], [`units`], [`version`], [`progress`], [`workers`] |
 
 // Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
@@ -34,6 +34,7 @@ pub mod cli;
 pub mod commit;
 pub mod container;
 pub mod device;
+pub mod efi;
 pub mod engine;
 pub mod error;
 pub mod gpt;

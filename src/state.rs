@@ -31,6 +31,9 @@ pub struct Evidence<'a> {
     pub attributes: Attributes,
     /// Which of them rule its group.
     pub flag: BootFlag,
+    /// Whether something else than flags takes it next: the firmware, by BootNext or as the first in BootOrder
+    /// (`efi`); or a kernel that is loaded for kexec.
+    pub chosen: bool,
     /// What it says of itself.
     pub content: &'a Content,
     /// Whether this machine runs from it.
@@ -51,26 +54,36 @@ pub struct Evidence<'a> {
 ///
 /// Under `legacy` bit 2 says only what boots, and the mark of the slot says whether it proved good. A slot that
 /// boots without a record of ours was installed by other means, and is taken for good. One that is marked bad and
-/// still selected is one whose roll-back was cut short: it is on trial until that is done. A trial by kexec has no flag at
-/// all: the slot that is marked so is on trial while it runs, and has failed when it does not.
+/// still selected is one whose roll-back was cut short: it is on trial until that is done. Under `efi` it is the same,
+/// with what the firmware chooses for the bit.
+///
+/// A trial of one boot, by BootNext or by kexec, has no flag while it runs: the slot that is marked so is on trial while it
+/// runs or is about to, and has failed when it does neither. BootNext comes before its mark: a slot that runs by `efi`
+/// and is not marked is on trial too.
 pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
-    let (attributes, legacy) = (evidence.attributes, evidence.flag == BootFlag::Legacy);
+    let (attributes, priority) = (evidence.attributes, evidence.flag == BootFlag::Priority);
     let verdict = match evidence.content {
         Content::Torn { .. } => return SlotState::Torn,
         Content::Whole(_, mark) => Some(mark.as_ref().map(|mark| mark.verdict)),
         Content::Nothing { .. } => None,
     };
-    let selected = if legacy { attributes.legacy_bootable() } else { attributes.priority() > 0 };
+    let selected = match evidence.flag {
+        BootFlag::Priority => attributes.priority() > 0,
+        BootFlag::Legacy => attributes.legacy_bootable(),
+        BootFlag::Efi => evidence.chosen,
+    };
+    let unmarked = selected || evidence.flag == BootFlag::Efi && evidence.running;
     match verdict {
-        _ if !legacy && attributes.successful() => SlotState::Good,
-        _ if !legacy && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
-        _ if !legacy && selected => SlotState::Bad,
-        Some(Some(Verdict::Failed | Verdict::Trying)) if legacy && evidence.running => SlotState::Trial,
+        _ if priority && attributes.successful() => SlotState::Good,
+        _ if priority && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
+        _ if priority && selected => SlotState::Bad,
+        Some(Some(Verdict::Trying)) if evidence.chosen => SlotState::Trial,
+        Some(Some(Verdict::Failed | Verdict::Trying)) if !priority && evidence.running => SlotState::Trial,
         Some(Some(Verdict::Bad | Verdict::Failed | Verdict::Trying)) if !selected => SlotState::Bad,
-        Some(Some(Verdict::Good)) if legacy => SlotState::Good,
-        Some(_) if selected => SlotState::Trial,
+        Some(Some(Verdict::Good)) if !priority => SlotState::Good,
+        Some(_) if unmarked => SlotState::Trial,
         Some(_) => SlotState::Prepared,
-        None if selected => SlotState::Good,
+        None if unmarked => SlotState::Good,
         None => SlotState::Empty,
     }
 }
@@ -161,6 +174,26 @@ pub struct SlotReport {
     pub successful: bool,
     /// Legacy BIOS bootable (bit 2).
     pub legacy_bootable: bool,
+    /// The boot entry of a platform slot, where EFI variables rule and it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_entry: Option<BootEntry>,
+}
+
+/// The `Boot####` variable of a slot.
+#[derive(Debug, Clone, Serialize)]
+pub struct BootEntry {
+    /// Its name, `Boot0001`.
+    pub name: String,
+    /// What firmware and people call it.
+    pub description: String,
+    /// The file that it starts.
+    pub file: Option<String>,
+    /// Whether firmware may take it.
+    pub active: bool,
+    /// Its place in BootOrder, from 1.
+    pub place: Option<usize>,
+    /// Whether BootNext names it.
+    pub next: bool,
 }
 
 /// `slots`: what the disk holds.
@@ -174,6 +207,9 @@ pub struct SlotsReport {
     pub table: String,
     /// How the next switch will be written (by second array, or in place where there is no room).
     pub switch_method: String,
+    /// Foreign boot entries that the firmware takes before those of the slots, where EFI variables rule.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub boot_before: Vec<String>,
     /// The slots: platform a, b, then software a, b where they exist.
     pub slots: Vec<SlotReport>,
 }

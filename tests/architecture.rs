@@ -25,6 +25,7 @@ const FILES: Allowed = &[
     ("cli/remote/", "reads the token"),
     ("container/", "mount points, sockets of the gate, what is remembered of a running container"),
     ("device/", "opens disks; asks sysfs for their sectors"),
+    ("host/efivars.rs", "the variables of the firmware are files"),
     ("host/load.rs", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel.rs", "reads /proc and /sys"),
@@ -93,7 +94,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper", &["cli/remote/", "service/listen.rs"]),
     ("hyper_util", &["cli/remote/", "service/listen.rs"]),
     ("rcgen", &["service/tls.rs"]),
-    ("rustix", &["cli/prepare.rs"]),
+    ("rustix", &["cli/prepare.rs", "host/efivars.rs"]),
     ("subtle", &["service/auth.rs"]),
     ("tokio", &["cli/remote/", "service/"]),
     ("tokio_rustls", &["service/"]),
@@ -136,7 +137,7 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// What is decided without a machine: bytes and values in, values out.
 const PURE: &[&str] =
-    &["bundle/", "gpt/", "slot/", "slot.rs", "boot.rs", "state.rs", "units.rs", "version.rs"];
+    &["bundle/", "efi/", "gpt/", "slot/", "slot.rs", "boot.rs", "state.rs", "units.rs", "version.rs"];
 
 /// What of it is not, and why.
 const IMPURE: Allowed = &[

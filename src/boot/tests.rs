@@ -48,6 +48,7 @@ fn allowed(group: Group, flag: BootFlag) -> u64 {
     match ruling(group, flag) {
         BootFlag::Priority => 0x01ff << 48,
         BootFlag::Legacy => 1 << 2,
+        BootFlag::Efi => 0,
     }
 }
 
@@ -174,6 +175,30 @@ fn an_unbootable_slot_is_never_taken() {
         }
         assert_rest_untouched(before, &after, slots, group, flag);
     });
+}
+
+/// What EFI variables rule, stays as it is in the table; the software goes by its bits all the same.
+#[test]
+fn under_efi_the_platform_is_left_as_found() {
+    let efi = BootFlag::Efi;
+    for &value in &values() {
+        let (before, slots) = disk(value, bits(2, 0, 1, 1));
+        for slot in Slot::BOTH {
+            let turns = |group| {
+                [
+                    make_unbootable(&before, &slots, group, slot, efi).unwrap(),
+                    select_trial(&before, &slots, group, slot, 3, efi).unwrap(),
+                    mark_good(&before, &slots, group, slot, efi).unwrap(),
+                    roll_back(&before, &slots, group, slot, Leave::Bad, efi).unwrap(),
+                ]
+            };
+            assert!(turns(Group::Platform).iter().all(|after| *after == before));
+            assert_eq!(next_boot(&before, &slots, Group::Platform, efi), None);
+            for after in &turns(Group::Software)[1..] {
+                assert_eq!(next_boot(after, &slots, Group::Software, efi), Some(slot));
+            }
+        }
+    }
 }
 
 #[test]

@@ -166,9 +166,16 @@ pub(super) struct MachineArgs {
     #[arg(long, short, value_name = "DISK")]
     disk: Option<PathBuf>,
 
-    /// Which bits of the partition table say what boots [default: priority]
+    /// What says what boots: bits of the partition table, or EFI [default: priority]
     #[arg(long, value_name = "KIND")]
     boot_flag: Option<BootFlag>,
+
+    /// Directory of the EFI variables [default: /sys/firmware/efi/efivars]
+    ///
+    /// For --boot-flag efi. An image file has no firmware; its variables are files in
+    /// a directory, each with four bytes of attributes and the data, as in efivarfs.
+    #[arg(long, value_name = "DIR")]
+    efivars: Option<PathBuf>,
 
     /// Slot that runs, where it cannot be told from the kernel: a or b
     ///
@@ -204,6 +211,7 @@ impl MachineArgs {
         let mut settings = self.config.settings()?;
         settings.booted = self.booted;
         settings.boot_flag = self.boot_flag.unwrap_or(settings.boot_flag);
+        settings.efivars = self.efivars.clone().or(settings.efivars);
         settings.sector_size = self.sector_size.or(settings.sector_size);
         settings.disk = self.disk.clone().or(settings.disk);
         settings.state_dir = self.state_dir.clone().unwrap_or(settings.state_dir);
@@ -215,6 +223,7 @@ impl MachineArgs {
         let mut words = Vec::new();
         word(&mut words, "--disk", absolute(self.disk.as_deref())?);
         word(&mut words, "--boot-flag", self.boot_flag.map(BootFlag::word));
+        word(&mut words, "--efivars", absolute(self.efivars.as_deref())?);
         word(&mut words, "--booted", self.booted.map(|slot| slot.to_string()));
         word(&mut words, "--sector-size", self.sector_size.map(|size| size.bytes().to_string()));
         word(&mut words, "--state-dir", absolute(self.state_dir.as_deref())?);
@@ -332,6 +341,8 @@ mod tests {
             "/d",
             "--boot-flag",
             "legacy",
+            "--efivars",
+            "/e",
             "--booted",
             "b",
             "--sector-size",

@@ -14,6 +14,7 @@ use serde::de::{Deserializer, Error as _};
 use super::size;
 use crate::boot::BootFlag;
 use crate::container;
+use crate::efi;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::kexec;
@@ -34,6 +35,9 @@ pub(super) struct Config {
     product: Option<String>,
     trust: Option<PathBuf>,
     boot_flag: Option<BootFlag>,
+    efivars: Option<PathBuf>,
+    #[serde(default, deserialize_with = "loader")]
+    efi_loader: Option<String>,
     #[serde(default, deserialize_with = "tries")]
     tries: Option<u8>,
     #[serde(default, deserialize_with = "sector_size")]
@@ -92,6 +96,10 @@ pub(super) struct Settings {
     pub(super) trust: PathBuf,
     /// Which bits rule.
     pub(super) boot_flag: BootFlag,
+    /// Where the EFI variables are; `None`: those of this machine's firmware.
+    pub(super) efivars: Option<PathBuf>,
+    /// The file that a boot entry starts.
+    pub(super) efi_loader: String,
     /// The slot that runs; `None`: ask the kernel. On the command line only: a file would not change at a switch.
     pub(super) booted: Option<Slot>,
     /// Boot attempts of a slot on trial.
@@ -146,6 +154,8 @@ impl Config {
             product: self.product,
             trust: self.trust.unwrap_or_else(|| "/etc/qstage/allowed_signers".into()),
             boot_flag: self.boot_flag.unwrap_or_default(),
+            efivars: self.efivars,
+            efi_loader: self.efi_loader.unwrap_or_else(|| efi::default_loader().to_owned()),
             booted: None,
             tries: self.tries.unwrap_or(3),
             sector_size: self.sector_size,
@@ -180,6 +190,7 @@ impl Settings {
             boot_flag: self.boot_flag,
             booted: self.booted,
             product: self.product.clone(),
+            efi_loader: self.efi_loader.clone(),
             tries: self.tries,
             ..Policy::default()
         }
@@ -202,6 +213,14 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D:
         return Err(D::Error::custom(format!("{seconds} seconds are more than ten years")));
     }
     Ok(Some(seconds))
+}
+
+/// A path in a FAT as firmware takes it; far shorter than what a node of a device path can hold.
+fn loader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let path = String::deserialize(deserializer)?;
+    let valid = path.starts_with('\\') && path.len() <= 255 && !path.contains(['/', '\0']);
+    let problem = || format!("efi_loader is '{path}', not a path such as '\\EFI\\BOOT\\BOOTX64.EFI'");
+    if valid { Ok(Some(path)) } else { Err(D::Error::custom(problem())) }
 }
 
 fn sector_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {
@@ -248,6 +267,7 @@ mod tests {
         let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate, .. } =
             all;
         let (web_ca, web_insecure, service) = (all.web_ca, all.web_insecure, all.service);
+        assert!(all.efivars.is_some() && all.efi_loader.is_some(), "keys whose default is the machine's");
         check_container(all.container.unwrap(), &sample);
         assert!(disk.is_some() && product.is_some(), "keys without a default");
         assert!(
@@ -339,6 +359,7 @@ mod tests {
             ("max_rate = \"10MB\"", "line 1: 'MB' is ambiguous"),
             ("jobs = 0", "line 1: "),
             ("\ndisk = ", "line 2: "),
+            ("efi_loader = 'EFI/x.efi'", "line 1: efi_loader is 'EFI/x.efi', not a path such as"),
             ("boot_flag = \"grub\"", "line 1: unknown variant `grub`"),
             ("[container]\ncommand = [\"/a\"]\ndeadline = 0", "line 3: 0 is not between"),
             ("[service]\nwaiting_period = 400000000", "line 2: 400000000 seconds are more"),

@@ -32,7 +32,8 @@ impl Host {
     }
 
     fn open(settings: &Settings, mode: Mode) -> Result<Self> {
-        let disk = LocalDisk::open(settings.disk()?, mode, settings.sector_size)?;
+        let disk = LocalDisk::open(settings.disk()?, mode, settings.sector_size)?
+            .with_efivars(settings.efivars.clone());
         Ok(Self { disk, journal: FileJournal::new(&settings.state_dir, output::note) })
     }
 

@@ -60,6 +60,7 @@ impl ServeArgs {
         let place = Place {
             disk: settings.disk()?.to_owned(),
             sector_size: settings.sector_size,
+            efivars: settings.efivars.clone(),
             state_dir: settings.state_dir.clone(),
             policy: settings.policy(),
         };

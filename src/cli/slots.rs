@@ -31,16 +31,21 @@ impl SlotsArgs {
 }
 
 fn human(report: &SlotsReport, palette: Palette) -> String {
-    let mut text = table::facts(&[
+    let mut facts = vec![
         ("disk", report.disk.clone()),
         ("table", report.table.clone()),
         ("switch", report.switch_method.clone()),
-    ]);
+    ];
+    if !report.boot_before.is_empty() {
+        facts.push(("before", format!("{} (the firmware takes it first)", report.boot_before.join(", "))));
+    }
+    let mut text = table::facts(&facts);
     text.push('\n');
     // Only the bits that rule are shown; --json has all.
     let flags: &[&str] = match report.boot_flag {
         BootFlag::Priority => &[">PRIO", ">TRIES", "OK"],
         BootFlag::Legacy => &["BIT 2"],
+        BootFlag::Efi => &["ENTRY", ">ORDER", "ONCE"],
     };
     let headings = [&["SLOT", ">PART", ">SIZE", "STATE", "VERSION", "BOOT"], flags].concat();
     let rows = report.slots.iter().map(|slot| row(slot, report.boot_flag)).collect();
@@ -79,8 +84,17 @@ fn row(slot: &SlotReport, flag: BootFlag) -> Vec<Cell> {
             ]);
         }
         BootFlag::Legacy => row.push(yes(slot.legacy_bootable).into()),
+        BootFlag::Efi => row.extend(entry(slot).map(Cell::from)),
     }
     row
+}
+
+/// Name of the boot entry, its place in BootOrder, whether BootNext names it.
+fn entry(slot: &SlotReport) -> [String; 3] {
+    let Some(entry) = &slot.boot_entry else { return ["-"; 3].map(str::to_owned) };
+    let off = if entry.active { "" } else { " (off)" };
+    let place = entry.place.map_or_else(|| "-".to_owned(), |place| place.to_string());
+    [format!("{}{off}", entry.name), place, if entry.next { "next" } else { "-" }.to_owned()]
 }
 
 fn state(state: SlotState) -> Cell {
@@ -119,6 +133,7 @@ mod tests {
             tries: 0,
             successful: true,
             legacy_bootable: false,
+            boot_entry: None,
         }
     }
 
@@ -138,6 +153,7 @@ mod tests {
             boot_flag,
             table: "sound".into(),
             switch_method: "second array".into(),
+            boot_before: Vec::new(),
             slots: vec![slot(Slot::A), b],
         }
     }
@@ -168,5 +184,22 @@ mod tests {
         let text = human(&report(BootFlag::Legacy), Palette::PLAIN);
         assert!(text.contains("BOOT        BIT 2\n"), "{text}");
         assert!(!text.contains("PRIO"), "{text}");
+    }
+
+    #[test]
+    fn efi_variables() {
+        let entry = |name: &str, active, place, next| {
+            let (name, description) = (name.to_owned(), String::new());
+            Some(crate::state::BootEntry { name, description, file: None, active, place, next })
+        };
+        let mut report = report(BootFlag::Efi);
+        report.boot_before = vec!["Boot0007 Network".to_owned()];
+        report.slots[0].boot_entry = entry("Boot0001", true, Some(2), false);
+        let text = human(&report, Palette::PLAIN);
+        assert!(text.contains("before  Boot0007 Network (the firmware takes it first)"), "{text}");
+        assert!(text.contains("runs, next  Boot0001      2  -\n"), "{text}");
+        report.slots[1].boot_entry = entry("Boot0002", false, None, true);
+        let text = human(&report, Palette::PLAIN);
+        assert!(text.contains("Boot0002 (off)      -  next\n"), "{text}");
     }
 }

@@ -74,6 +74,7 @@ impl Engine<'_> {
             let table = boot::make_unbootable(&view.table, &view.slots, Group::Platform, slot, flag)?;
             // The record first: a whole slot without flags would be taken for a prepared one.
             slot::discard(&*device, &partition.name)?;
+            self.turn(lock, view.turn(|choice| choice.withdraw(slot)).as_ref())?;
             commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
             let result = use_it(&partition.name, Arc::clone(&device));
             slot::discard(&*device, &partition.name)?;

@@ -5,6 +5,7 @@
 
 mod checks;
 mod content;
+mod firmware;
 mod prepare;
 mod report;
 mod software;
@@ -37,6 +38,8 @@ pub struct Policy {
     pub booted: Option<Slot>,
     /// The compatibility string of this machine; where it is not given, the running slot's record says it.
     pub product: Option<String>,
+    /// The file that an entry of the firmware starts, where one has to be made.
+    pub efi_loader: String,
     /// How often a new slot is tried before the loader falls back, 1 to 15.
     pub tries: u8,
     /// Accept a bundle that has failed its trial on this machine.
@@ -55,6 +58,7 @@ impl Default for Policy {
             boot_flag: BootFlag::default(),
             booted: None,
             product: None,
+            efi_loader: crate::efi::default_loader().to_owned(),
             tries: DEFAULT_TRIES,
             retry: false,
             allow_downgrade: false,

@@ -188,6 +188,9 @@ impl Engine<'_> {
                 record.write_mark(&*target.device, Some(&mark), &target.partition)?;
             }
         }
+        if let Some((_, slot, _)) = upgrade.targets.iter().find(|(group, ..)| *group == Group::Platform) {
+            self.turn(lock, view.turn(|choice| choice.withdraw(*slot)).as_ref())?;
+        }
         commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
         let stale = |group: &Group| !upgrade.targets.iter().any(|(target, ..)| target == group);
         for group in Group::BOTH.into_iter().filter(stale) {

@@ -4,7 +4,7 @@ use super::Engine;
 use super::checks::blocked;
 use super::view::{Held, View};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::slot::{Content, Verdict};
+use crate::slot::{Content, Mark, Verdict};
 use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState};
 use crate::units::Group;
 
@@ -139,6 +139,7 @@ impl Engine<'_> {
                 tries: held.attributes.tries(),
                 successful: held.attributes.successful(),
                 legacy_bootable: held.attributes.legacy_bootable(),
+                boot_entry: view.boot_entry(held.group, held.slot),
             }
         });
         Ok(SlotsReport {
@@ -146,22 +147,28 @@ impl Engine<'_> {
             boot_flag: self.policy.boot_flag,
             table: view.loaded.state().to_string(),
             switch_method: self.switch_method(&view)?,
+            boot_before: view.boot_before(),
             slots: slots.collect(),
         })
     }
 }
 
-/// What a slot on trial, or one that was ruled out, says of itself.
+/// What a slot on trial, or one that was ruled out, says of itself. What stands in a trial of one boot is why it failed,
+/// for the day that it has.
 fn trial_reason(held: &Held) -> Option<String> {
-    let told = matches!(held.state, SlotState::Trial | SlotState::Bad);
-    held.mark().filter(|mark| told && mark.verdict != Verdict::Good).map(|mark| mark.reason.clone())
+    let told = |mark: &&Mark| match held.state {
+        SlotState::Trial => matches!(mark.verdict, Verdict::Bad | Verdict::Failed),
+        SlotState::Bad => mark.verdict != Verdict::Good,
+        _ => false,
+    };
+    held.mark().filter(told).map(|mark| mark.reason.clone())
 }
 
 fn trial_details(view: &View, held: &Held) -> String {
     let version = held.record().map_or("", |record| record.manifest.version.as_str());
     let name = &held.partition.name;
     let runs = held.group != Group::Platform || view.running(Group::Platform) == Some(held.slot);
-    if !runs && held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying) {
+    if !runs && !view.is_selected(held) {
         format!("{version} in {name} is about to be started by kexec")
     } else if !runs {
         format!("{version} is selected in {name}; reboot to start it")

@@ -2,7 +2,7 @@
 //! slots are left alone by all of it, so that a container that fails never costs a reboot.
 
 use super::Engine;
-use super::switch::Effect;
+use super::switch::{Effect, Switch};
 use super::view::{Held, View};
 use crate::boot::{self, Leave};
 use crate::bundle::manifest::Kind;
@@ -51,8 +51,7 @@ impl Engine<'_> {
     /// [`Error::NotPrepared`]; [`Error::NeedsReboot`] where the platform changes too; class Disk and Io.
     pub fn software_swap(&self) -> Result<SoftwareSwap> {
         let view = self.view()?;
-        let (_, effect, _) = self.commit_table(&view)?;
-        if effect == Effect::Reboot {
+        if self.commit_switch(&view)?.effect == Effect::Reboot {
             return Err(Error::NeedsReboot);
         }
         let old = match view.running(Group::Software) {
@@ -110,7 +109,7 @@ impl Engine<'_> {
             }
             let left = held.attributes.tries() - 1;
             let table = view.table.with_attributes(held.partition.number, held.attributes.with_tries(left));
-            self.switch(lock, &view, &table, Effect::Nothing, String::new())?;
+            self.switch(lock, &view, &Switch::of(table, Effect::Nothing, String::new()))?;
             Ok(Some(left))
         };
         act(&self.machine.lock()?)
@@ -131,7 +130,7 @@ impl Engine<'_> {
             let table =
                 boot::mark_good(&view.table, &view.slots, Group::Software, slot, self.policy.boot_flag)?;
             self.set_mark(held, Verdict::Good, "its container is healthy")?;
-            self.software_report(lock, &view, &table, format!("{} proved good", held.partition.name))
+            self.software_report(lock, &view, table, format!("{} proved good", held.partition.name))
         };
         self.change("mark-good", act, |report| report.done.clone())
     }
@@ -154,7 +153,7 @@ impl Engine<'_> {
             let table =
                 boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
             let done = format!("rolled back to {}: {reason}", to.partition.name);
-            let report = self.software_report(lock, &view, &table, done)?;
+            let report = self.software_report(lock, &view, table, done)?;
             self.set_mark(left, Verdict::Failed, reason)?;
             Ok(report)
         };
@@ -177,10 +176,10 @@ impl Engine<'_> {
         &self,
         lock: &DiskLock,
         view: &View,
-        table: &Table,
+        table: Table,
         done: String,
     ) -> Result<SwitchReport> {
-        self.switch(lock, view, table, Effect::RestartSoftware, done)
+        self.switch(lock, view, &Switch::of(table, Effect::RestartSoftware, done))
     }
 
     fn image(&self, view: &View, slot: Slot) -> Result<Option<SoftwareImage>> {

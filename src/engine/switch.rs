@@ -1,10 +1,12 @@
-//! `commit`, `mark-good`, `roll-back`, `cancel`: each is one new table, written in one transaction.
+//! `commit`, `mark-good`, `roll-back`, `cancel`: each is one new table, written in one transaction; where EFI variables
+//! rule, with a turn of them beside it (see `firmware`).
 
 use super::Engine;
 use super::checks::needed;
 use super::view::{Held, View};
 use crate::boot::{self, BootFlag, Leave};
 use crate::commit;
+use crate::efi::Turn;
 use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::{Access, DiskLock};
@@ -33,6 +35,22 @@ impl Effect {
     }
 }
 
+/// What a verb changes: the table, and the variables where they rule.
+pub(super) struct Switch {
+    pub(super) table: Table,
+    pub(super) turn: Option<Turn>,
+    pub(super) effect: Effect,
+    /// What was done, for people.
+    pub(super) done: String,
+}
+
+impl Switch {
+    /// A switch of the table alone.
+    pub(super) const fn of(table: Table, effect: Effect, done: String) -> Self {
+        Self { table, turn: None, effect, done }
+    }
+}
+
 impl Engine<'_> {
     /// Selects the prepared slots, on trial. Platform and software become visible in the same instant.
     ///
@@ -41,36 +59,56 @@ impl Engine<'_> {
     pub fn commit(&self, dry_run: bool) -> Result<SwitchReport> {
         if dry_run {
             let view = self.view()?;
-            let (table, effect, done) = self.commit_table(&view)?;
-            return self.report(&view, &commit::plan(&view.loaded, &table)?, &table, effect, done, true);
+            let switch = self.commit_switch(&view)?;
+            let plan = commit::plan(&view.loaded, &switch.table)?;
+            return self.report(&view, &plan, &switch, true);
         }
-        self.change(
-            "commit",
-            |lock| {
-                self.repair(lock, &Silent)?;
-                let view = self.view()?;
-                let (table, effect, done) = self.commit_table(&view)?;
-                // A slot that is tried again must not keep the reason of the last time; until it is selected it is bad.
-                for held in view.all().iter().filter(|held| self.again(held)) {
-                    self.set_mark(held, Verdict::Bad, "tried again")?;
-                }
-                self.switch(lock, &view, &table, effect, done)
-            },
-            |report| report.done.clone(),
-        )
+        self.change("commit", |lock| self.commit_locked(lock), |report| report.done.clone())
+    }
+
+    fn commit_locked(&self, lock: &DiskLock) -> Result<SwitchReport> {
+        self.repair(lock, &Silent)?;
+        let view = self.view()?;
+        let switch = self.commit_switch(&view)?;
+        let once = switch.turn.as_ref().and(view.held(Group::Platform, !view.booted()?));
+        let once = |held: &Held| once.is_some_and(|once| (once.group, once.slot) == (held.group, held.slot));
+        // A slot that is tried again must not keep the reason of the last time; until it is selected it is bad.
+        for held in view.all().iter().filter(|held| self.again(held)) {
+            let (verdict, reason) =
+                if once(held) { (Verdict::Trying, ONCE) } else { (Verdict::Bad, "tried again") };
+            self.set_mark(held, verdict, reason)?;
+        }
+        let report = self.switch(lock, &view, &switch)?;
+        // BootNext, then the mark that tells a trial that failed from one that never was. The other way round, a cut between
+        // them would call a release failed that nobody has tried; so it leaves one that is tried without being
+        // marked, and should that fail, it looks prepared, which it is.
+        self.turn(lock, switch.turn.as_ref())?;
+        for held in view.all().iter().filter(|held| once(held) && !self.again(held)) {
+            self.set_mark(held, Verdict::Trying, ONCE)?;
+        }
+        Ok(report)
     }
 
     /// What commit would write. Checks again all that prepare promised: the records of all slots that the bundle
     /// needs are whole and of one manifest, and what they were compared with still runs.
-    pub(super) fn commit_table(&self, view: &View) -> Result<(Table, Effect, String)> {
+    pub(super) fn commit_switch(&self, view: &View) -> Result<Switch> {
         let not = |problem: String| Err(Error::NotPrepared { problem });
         let booted = view.booted()?;
-        let mut prepared = Vec::new();
+        let (mut prepared, mut half) = (Vec::new(), Vec::new());
         for group in Group::BOTH {
             let Ok(slot) = view.target(group) else { continue };
             match view.held(group, slot) {
                 Some(held) if held.state == SlotState::Prepared || self.again(held) => {
                     prepared.extend(held.record().map(|r| (held, r)))
+                }
+                // A commit by EFI variables that was cut behind its first half, the table.
+                Some(held)
+                    if group == Group::Software
+                        && view.efi.is_some()
+                        && held.state == SlotState::Trial
+                        && view.awaits_reboot(held) =>
+                {
+                    half.extend(held.record().map(|r| (held, r)));
                 }
                 Some(held) if held.state == SlotState::Torn => {
                     return not(format!("{} was not prepared to the end", held.partition.name));
@@ -90,6 +128,8 @@ impl Engine<'_> {
             });
         };
         let manifest = &first.manifest;
+        half.retain(|(_, record)| record.manifest.bytes() == manifest.bytes());
+        prepared.extend(half);
         if prepared.iter().any(|(_, record)| record.manifest.bytes() != manifest.bytes()) {
             return not("platform and software were prepared from different bundles".to_owned());
         }
@@ -118,11 +158,12 @@ impl Engine<'_> {
             tries => format!(" with {tries} tries"),
         };
         let from = if platform { format!("{tries}, slot {booted} is the fallback") } else { String::new() };
-        Ok((
-            table,
-            effect,
-            format!("{} is selected on trial in {}{from}", manifest.version, names.join(" and ")),
-        ))
+        let turn = match platform {
+            true => view.turn(|choice| choice.try_once(!booted)),
+            false => None,
+        };
+        let done = format!("{} is selected on trial in {}{from}", manifest.version, names.join(" and "));
+        Ok(Switch { table, turn, effect, done })
     }
 
     /// Marks what runs on trial as good: the end of an upgrade. With `slot` the platform slot of that name is made good
@@ -145,32 +186,37 @@ impl Engine<'_> {
             Some(slot) => view.held(Group::Platform, slot).into_iter().collect(),
             None => {
                 view.booted()?;
-                let runs = |held: &&Held| view.running(held.group) == Some(held.slot);
-                // Software of a commit whose platform has not booted yet is not running, whatever its flags say.
-                let pending = view.pending();
-                view.on_trial()
-                    .filter(runs)
-                    .filter(|held| held.group == Group::Platform || !pending)
-                    .collect()
+                view.on_trial().filter(|held| !view.awaits_reboot(held)).collect()
             }
         };
         let mut table = view.table.clone();
-        let mut names = Vec::new();
+        let (mut names, mut turn) = (Vec::new(), None);
         for held in &candidates {
             if held.state == SlotState::Torn || held.state == SlotState::Empty {
                 let problem = format!("{} holds nothing whole", held.partition.name);
                 return Err(Error::NothingToMark { problem });
             }
             table = boot::mark_good(&table, &view.slots, held.group, held.slot, self.policy.boot_flag)?;
+            if held.group == Group::Platform {
+                turn = view.turn(|choice| choice.keep(held.slot));
+            }
             names.push(held.partition.name.clone());
         }
-        // The marks first: under legacy they are the only sign, and they say nothing before the slot is selected. After a
-        // kexec the flag is not on it: marked good and not selected it would look as if it had been left on purpose.
-        let by_kexec = slot.is_none() && candidates.iter().any(|held| !view.is_selected(held));
-        if !by_kexec {
-            self.mark_all_good(&candidates)?;
+        if names.is_empty() && slot.is_none() {
+            turn = view.unlisted().and_then(|slot| view.turn(|choice| choice.keep(slot)));
+        }
+        // BootOrder before all: a slot that is good and not in it would be left at the next boot.
+        self.turn(lock, turn.as_ref())?;
+        // The marks first: under legacy they are the only sign, and they say nothing before the slot is selected. In a trial
+        // by kexec or BootNext nothing selects it: marked good before the flags it would look as if it had been left on purpose.
+        let unselected = candidates.iter().any(|held| !view.is_selected(held));
+        let mark =
+            || candidates.iter().try_for_each(|held| self.set_mark(held, Verdict::Good, "marked good"));
+        if !unselected {
+            mark()?;
         }
         let done = match (names.is_empty(), slot) {
+            (true, None) if turn.is_some() => "the slot that runs is good, and now in BootOrder".to_owned(),
             (true, _) => match view.on_trial().next() {
                 Some(held) => format!("nothing to do: {} has not been started yet", held.partition.name),
                 None => "nothing to do: what runs is good already".to_owned(),
@@ -178,15 +224,11 @@ impl Engine<'_> {
             (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),
             (false, None) => format!("{} proved good", names.join(" and ")),
         };
-        let report = self.switch(lock, &view, &table, Effect::Nothing, done)?;
-        if by_kexec {
-            self.mark_all_good(&candidates)?;
+        let report = self.switch(lock, &view, &Switch { table, turn, effect: Effect::Nothing, done })?;
+        if unselected {
+            mark()?;
         }
         Ok(report)
-    }
-
-    fn mark_all_good(&self, slots: &[&Held]) -> Result<()> {
-        slots.iter().try_for_each(|held| self.set_mark(held, Verdict::Good, "marked good"))
     }
 
     /// Goes back to the other slot, if that is good. What is left on trial becomes bad; what was good stays a fallback.
@@ -221,7 +263,7 @@ impl Engine<'_> {
         };
         let effect = if groups.contains(&Group::Platform) { Effect::Reboot } else { Effect::RestartSoftware };
         let mut table = view.table.clone();
-        let (mut names, mut left) = (Vec::new(), Vec::new());
+        let (mut names, mut left, mut turn) = (Vec::new(), Vec::new(), None);
         for group in groups {
             let (from, to) = self.way_back(&view, group)?;
             let leave = match from.state {
@@ -230,6 +272,9 @@ impl Engine<'_> {
             };
             table = boot::roll_back(&table, &view.slots, group, to.slot, leave, self.policy.boot_flag)?;
             names.push(to.partition.name.clone());
+            if group == Group::Platform {
+                turn = view.turn(|choice| choice.back(to.slot, leave));
+            }
             left.extend((leave == Leave::Bad).then_some(from));
         }
         // The marks first: without its flags and unmarked a failed slot looks like a prepared one, and a power cut in
@@ -241,7 +286,9 @@ impl Engine<'_> {
             }
         }
         let because = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-        self.switch(lock, &view, &table, effect, format!("rolled back to {}{because}", names.join(" and ")))
+        let done = format!("rolled back to {}{because}", names.join(" and "));
+        self.turn(lock, turn.as_ref())?;
+        self.switch(lock, &view, &Switch { table, turn, effect, done })
     }
 
     /// The slot that is selected in a group and the good one to return to.
@@ -286,23 +333,17 @@ impl Engine<'_> {
         self.repair(lock, &Silent)?;
         let view = self.view()?;
         view.booted()?;
-        let pending = view.pending();
+        let flag = self.policy.boot_flag;
         let mut table = view.table.clone();
-        let (mut discard, mut names) = (Vec::new(), Vec::new());
+        let (mut discard, mut names, mut turn) = (Vec::new(), Vec::new(), None);
         for held in view.all() {
-            let selected = held.state == SlotState::Trial
-                && (view.running(held.group) != Some(held.slot)
-                    || (held.group == Group::Software && pending));
+            let selected = held.state == SlotState::Trial && view.awaits_reboot(held);
             if selected {
                 let (_, to) = self.way_back(&view, held.group)?;
-                table = boot::roll_back(
-                    &table,
-                    &view.slots,
-                    held.group,
-                    to.slot,
-                    Leave::Bad,
-                    self.policy.boot_flag,
-                )?;
+                if held.group == Group::Platform {
+                    turn = view.turn(|choice| choice.back(to.slot, Leave::Bad));
+                }
+                table = boot::roll_back(&table, &view.slots, held.group, to.slot, Leave::Bad, flag)?;
             }
             if selected || matches!(held.state, SlotState::Prepared | SlotState::Torn) {
                 discard.push(held);
@@ -316,14 +357,17 @@ impl Engine<'_> {
             if let Some((_, running)) = pair.filter(|(next, _)| good(next).is_some())
                 && let Some(held) = good(&running)
             {
-                let flag = self.policy.boot_flag;
+                if group == Group::Platform {
+                    turn = view.turn(|choice| choice.back(running, Leave::Fallback));
+                }
                 table = boot::roll_back(&table, &view.slots, group, running, Leave::Fallback, flag)?;
                 stay.push(held.partition.name.clone());
             }
         }
         if discard.is_empty() && !stay.is_empty() {
             let done = format!("{} stays selected", stay.join(" and "));
-            return self.switch(lock, &view, &table, Effect::Nothing, done);
+            self.turn(lock, turn.as_ref())?;
+            return self.switch(lock, &view, &Switch { table, turn, effect: Effect::Nothing, done });
         }
         if discard.is_empty() {
             let problem = match view.on_trial().next() {
@@ -334,7 +378,8 @@ impl Engine<'_> {
         }
         // The flags first: a slot that is still selected must not lose its record.
         let done = format!("discarded what was prepared in {}", names.join(" and "));
-        let report = self.switch(lock, &view, &table, Effect::Nothing, done)?;
+        self.turn(lock, turn.as_ref())?;
+        let report = self.switch(lock, &view, &Switch { table, turn, effect: Effect::Nothing, done })?;
         for held in discard {
             let device = self.machine.open_partition(&held.partition, Access::Exclusive)?;
             slot::discard(&*device, &held.partition.name)?;
@@ -353,38 +398,38 @@ impl Engine<'_> {
         record.write_mark(&*device, Some(&mark), &held.partition.name)
     }
 
-    pub(super) fn switch(
-        &self,
-        lock: &DiskLock,
-        view: &View,
-        table: &Table,
-        effect: Effect,
-        done: String,
-    ) -> Result<SwitchReport> {
-        let plan = commit::switch(&*self.machine.disk(), lock, &view.loaded, table)?;
-        self.report(view, &plan, table, effect, done, false)
+    /// Writes the table of a switch, and tells of all of it. Its turn is made by the verb, which knows when.
+    pub(super) fn switch(&self, lock: &DiskLock, view: &View, switch: &Switch) -> Result<SwitchReport> {
+        let plan = commit::switch(&*self.machine.disk(), lock, &view.loaded, &switch.table)?;
+        self.report(view, &plan, switch, false)
     }
 
     fn report(
         &self,
         view: &View,
         plan: &crate::gpt::Plan,
-        table: &Table,
-        effect: Effect,
-        done: String,
+        switch: &Switch,
         dry_run: bool,
     ) -> Result<SwitchReport> {
-        let next = boot::next_boot(table, &view.slots, Group::Platform, self.policy.boot_flag);
+        let turn = switch.turn.as_ref();
+        let next = match turn.map(|turn| &turn.after).or(view.efi.as_ref()) {
+            // Where no entry is ours yet, the firmware has found what runs by itself, and will again.
+            Some(choice) => choice.next().or_else(|| view.running(Group::Platform)),
+            None => boot::next_boot(&switch.table, &view.slots, Group::Platform, self.policy.boot_flag),
+        };
+        let steps = turn.map(|turn| turn.steps.as_slice()).unwrap_or_default();
+        let method = match (plan.is_empty(), steps.is_empty()) {
+            (true, true) => "nothing to write".to_owned(),
+            (false, true) => plan.method.to_string(),
+            (true, false) => EFI_METHOD.to_owned(),
+            (false, false) => format!("{EFI_METHOD}; {}", plan.method),
+        };
         Ok(SwitchReport {
-            done,
+            done: switch.done.clone(),
             boots_next: next.ok_or_else(|| Error::NothingBoots { disk: self.machine.name().to_owned() })?,
-            next_step: effect.word().to_owned(),
-            switch_method: if plan.is_empty() {
-                "nothing to write".to_owned()
-            } else {
-                plan.method.to_string()
-            },
-            plan: plan.describe(),
+            next_step: switch.effect.word().to_owned(),
+            switch_method: method,
+            plan: plan.describe().into_iter().chain(steps.iter().map(ToString::to_string)).collect(),
             dry_run,
         })
     }
@@ -395,6 +440,13 @@ impl Engine<'_> {
         let attributes = view.table.attributes(partition.number);
         let changed = attributes.with_priority(attributes.priority() ^ 1);
         let table = view.table.with_attributes(partition.number, changed);
-        Ok(commit::plan(&view.loaded, &table)?.method.to_string())
+        let method = commit::plan(&view.loaded, &table)?.method.to_string();
+        Ok(if view.efi.is_some() { format!("{EFI_METHOD}; software: {method}") } else { method })
     }
 }
+
+/// How the platform is switched where EFI variables rule.
+const EFI_METHOD: &str = "EFI variables BootNext and BootOrder";
+
+/// What is told of a slot that firmware booted once and that did not come back.
+const ONCE: &str = "its one boot is over and it was not marked good: it crashed, hung, or was reset";

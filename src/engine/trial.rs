@@ -9,7 +9,7 @@
 //! ```
 
 use super::Engine;
-use super::switch::Effect;
+use super::switch::{Effect, Switch};
 use super::view::{Held, View};
 use crate::boot::{self, BootFlag, Leave};
 use crate::commit;
@@ -78,7 +78,7 @@ impl Engine<'_> {
             }
             self.repair(lock, &Silent)?;
             let view = self.view()?;
-            let (table, effect, _) = self.commit_table(&view)?;
+            let Switch { table, effect, .. } = self.commit_switch(&view)?;
             let slot = view.target(Group::Platform)?;
             let held = view.held(Group::Platform, slot).filter(|_| effect == Effect::Reboot);
             let (held, record) = held.and_then(|held| Some((held, held.record()?))).ok_or_else(|| {
@@ -98,7 +98,7 @@ impl Engine<'_> {
             let done =
                 format!("{} is started by kexec from {}", record.manifest.version, held.partition.name);
             // An empty plan: the flags stay.
-            self.switch(lock, &view, &view.table, Effect::Kexec, done)
+            self.switch(lock, &view, &Switch::of(view.table.clone(), Effect::Kexec, done))
         };
         let report = self.change("commit", act, |report| report.done.clone())?;
         kernel.start().inspect_err(|error| self.not_started(error))?;
@@ -130,8 +130,8 @@ impl Engine<'_> {
 
     /// Writes down why the trial of the running slot fails, on the slot itself, before the machine reboots: `/var` may
     /// be lost, and the next boot may be that of another system. `None`: all is over, and whoever calls is about to reboot;
-    /// what this boot already said is kept then, and under `legacy`, where the flag is on it and nothing counts
-    /// tries, the slot is rolled back too. Returns what was kept, as a sentence.
+    /// what this boot already said is kept then, and where it is selected and nothing counts tries (`legacy`;
+    /// `efi` with BootOrder changed already), the slot is rolled back too. Returns what was kept, as a sentence.
     ///
     /// # Errors
     /// [`Error::NoTrial`]; class Disk and Io.
@@ -157,7 +157,7 @@ impl Engine<'_> {
                 let device = self.machine.open_partition(&held.partition, Access::Record)?;
                 record.write_mark(&*device, Some(&mark), &held.partition.name)?;
             }
-            if ended && self.policy.boot_flag == BootFlag::Legacy && held.attributes.legacy_bootable() {
+            if ended && self.policy.boot_flag != BootFlag::Priority && view.is_selected(held) {
                 self.roll_back_locked(lock, Some(&mark.reason))?;
             }
             Ok(format!("{} fails its trial: {}", held.partition.name, mark.reason))
@@ -191,19 +191,21 @@ impl Engine<'_> {
             return Ok(false);
         }
         let fell = view.fell_back();
-        let mut table: Table = view.table.clone();
+        let (mut table, mut turn): (Table, _) = (view.table.clone(), None);
         for held in &failed {
             let flag = self.policy.boot_flag;
+            if held.group == Group::Platform {
+                turn = view.turn(|choice| choice.back(!held.slot, Leave::Bad));
+            }
             table = boot::roll_back(&table, &view.slots, held.group, !held.slot, Leave::Bad, flag)?;
         }
         // The marks first: without its flags and unmarked a failed slot looks like a prepared one.
         for held in &failed {
-            if let Some(why) = view.failure(held)
-                && held.mark().is_none_or(|mark| !matches!(mark.verdict, Verdict::Failed | Verdict::Trying))
-            {
+            if let Some(why) = view.failure(held) {
                 self.set_mark(held, Verdict::Failed, &why)?;
             }
         }
+        self.turn(lock, turn.as_ref())?;
         commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
         if let (Some(error), Ok(key)) = (fell, self.journal_key()) {
             let (code, message) = (error.code().to_owned(), error.to_string());

@@ -1,8 +1,9 @@
 //! What is on the disk, read once at the beginning of a verb.
 
-use super::Policy;
+use super::{Policy, firmware};
 use crate::boot::{self, BootFlag, Companion, Slots};
 use crate::commit::{self, Loaded};
+use crate::efi::Choice;
 use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::host::{Access, Machine};
@@ -15,6 +16,8 @@ pub(super) struct View {
     pub(super) loaded: Loaded,
     pub(super) table: Table,
     pub(super) slots: Slots,
+    /// What the firmware chooses, where it rules.
+    pub(super) efi: Option<Choice>,
     /// The platform slot that runs; `None`: none does, or [`ambiguous`](Self::ambiguous).
     booted: Option<Slot>,
     /// Why it is not known which slot runs.
@@ -59,12 +62,14 @@ impl View {
         let loaded = commit::load(&*machine.disk(), &name)?;
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
-        let booted = booted(machine, policy, &slots)?;
+        let efi = firmware::read(machine, policy, &table, &slots)?;
+        let booted = booted(machine, policy, &slots)?.or_else(|| efi.as_ref()?.booted());
         let last_try = last_try(machine, &table, &slots)?;
         let mut view = Self {
             loaded,
             table,
             slots,
+            efi,
             booted: None,
             ambiguous: None,
             last_try,
@@ -76,6 +81,7 @@ impl View {
         let guessed = booted.is_none();
         // Disk images, disks of another machine: what would boot.
         view.booted = booted.or_else(|| view.next(Group::Platform));
+        let kexec = policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded();
         for group in Group::BOTH {
             for slot in Slot::BOTH {
                 let Some(partition) = view.slots.get(group, slot).cloned() else { continue };
@@ -86,14 +92,10 @@ impl View {
                     attributes,
                     // No loader reads the software group: it goes by priority always.
                     flag: if group == Group::Platform { policy.boot_flag } else { BootFlag::Priority },
+                    chosen: kexec || group == Group::Platform && view.is_chosen(slot),
                     content: &content,
                     running: view.running(group) == Some(slot),
                 });
-                let about_to = || machine.kexec_is_loaded() && state == SlotState::Bad;
-                let trying =
-                    matches!(&content, Content::Whole(_, Some(mark)) if mark.verdict == Verdict::Trying);
-                // Loaded and marked: the next kernel is the one of this slot.
-                let state = if trying && about_to() { SlotState::Trial } else { state };
                 view.holds.push(Held { group, slot, partition, content, attributes, state, fell: false });
             }
         }
@@ -111,12 +113,12 @@ impl View {
     }
 
     /// Software goes where its platform goes: what was flipped together with a platform that fell back has fallen back as
-    /// well, and what came with a platform that runs by kexec is on trial with it.
+    /// well, and what came with a platform whose trial has no flag is on trial with it.
     fn follow_platform(&mut self) {
         let flagged = self.next(Group::Software);
         let platform = |slot: Slot| self.held(Group::Platform, slot);
         let Some(running) = self.booted.and_then(platform) else { return };
-        let by_kexec = running.state == SlotState::Trial && !self.is_selected(running);
+        let unflagged = running.state == SlotState::Trial && !self.is_selected(running);
         let of = |slot: Slot| {
             let held = self.held(Group::Software, slot);
             let trying = |held: &Held| held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
@@ -125,7 +127,7 @@ impl View {
                     .and_then(Held::record)
                     .zip(running.record())
                     .map(|(s, p)| s.manifest.same_platform(&p.manifest)),
-                usable: held.is_some_and(|held| held.state == SlotState::Good || by_kexec && trying(held)),
+                usable: held.is_some_and(|held| held.state == SlotState::Good || unflagged && trying(held)),
             }
         };
         let beside = boot::software_beside(flagged, of);
@@ -133,7 +135,7 @@ impl View {
         self.beside = beside.filter(|_| beside != flagged);
         let Some(beside) = self.beside else { return };
         for held in self.holds.iter_mut().filter(|held| held.group == Group::Software) {
-            if held.slot == beside && by_kexec {
+            if held.slot == beside && unflagged {
                 held.state = SlotState::Trial;
             } else if held.slot != beside && held.state == SlotState::Trial && left {
                 (held.state, held.fell) = (SlotState::Bad, true);
@@ -151,9 +153,12 @@ impl View {
         &self.holds
     }
 
-    /// The slot of a group that boots next by its flags.
+    /// The slot of a group that boots next by its flags, or by the firmware's choice.
     pub(super) fn next(&self, group: Group) -> Option<Slot> {
-        boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag)
+        match &self.efi {
+            Some(choice) if group == Group::Platform => choice.next(),
+            _ => boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag),
+        }
     }
 
     /// The slot of a group that runs: of the platform the booted one, of the software the one beside it, or the one that
@@ -185,31 +190,41 @@ impl View {
         }
     }
 
-    /// The slot of a group that everything is about: what runs on trial, be it on its last try or by kexec, so that its flags
-    /// do not select it; else what is selected; else what runs.
+    /// The slot of a group that everything is about: what runs on trial, be it on its last try, by kexec or by
+    /// BootNext, so that nothing selects it any more; else what is selected; else what runs.
     pub(super) fn current(&self, group: Group) -> Option<Slot> {
         let running = self.running(group);
         let trial = |slot: &Slot| self.held(group, *slot).is_some_and(|held| held.state == SlotState::Trial);
         running.filter(trial).or_else(|| self.next(group)).or(running)
     }
 
-    /// Whether another platform than the running one was selected and waits for its reboot.
+    /// Whether another platform than the running one was selected and waits for its reboot. While a slot runs on trial of
+    /// one boot, the next boot is to be that of the other one, and nothing waits.
     pub(super) fn pending(&self) -> bool {
         self.current(Group::Platform) != self.running(Group::Platform)
     }
 
-    /// Whether the flags of its group select a slot, or could.
+    /// Whether a slot that is selected waits for a reboot: platform that does not run; software beside another platform,
+    /// whatever its flags say.
+    pub(super) fn awaits_reboot(&self, held: &Held) -> bool {
+        self.running(held.group) != Some(held.slot) || held.group == Group::Software && self.pending()
+    }
+
+    /// Whether the flags of its group, or the firmware, select a slot, or could.
     pub(super) fn is_selected(&self, held: &Held) -> bool {
         match (held.group, self.policy.boot_flag) {
             (Group::Platform, BootFlag::Legacy) => held.attributes.legacy_bootable(),
+            (Group::Platform, BootFlag::Efi) => self.is_chosen(held.slot),
             _ => held.attributes.priority() > 0,
         }
     }
 
-    /// Whether a slot was selected, used up its tries and was not marked good.
+    /// Whether a slot was selected, used up its tries or its one boot, was not marked good, and nobody has put that down.
     pub(super) fn spent(&self, held: &Held) -> bool {
         let counted = held.group == Group::Software || self.policy.boot_flag == BootFlag::Priority;
-        counted && held.state == SlotState::Bad && !held.fell && held.attributes.priority() > 0
+        let tried = counted && held.attributes.priority() > 0;
+        let once = held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
+        held.state == SlotState::Bad && !held.fell && (tried || once)
     }
 
     /// The record of what runs in a group.

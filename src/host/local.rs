@@ -1,8 +1,9 @@
 //! The disk of this machine, or an image file of one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::efivars::{Directory, EFIVARS, Variables};
 use super::kernel::{Kernel, Node};
 use super::usage::{self, Disk};
 use super::{Access, DiskLock, Machine, MountSource, booted, lock};
@@ -18,6 +19,7 @@ pub struct LocalDisk {
     mode: Mode,
     disk: Disk,
     kernel: Kernel,
+    efivars: Option<Directory>,
 }
 
 /// Whether a GPT header lies where sectors of this size would have it, and not where those of 512 bytes would:
@@ -58,7 +60,15 @@ impl LocalDisk {
                 Disk::Block(kernel.node(number).map_err(failed)?)
             }
         };
-        Ok(Self { name: path.display().to_string(), device: Arc::new(device), mode, disk, kernel })
+        // The firmware of this machine says nothing of an image.
+        let efivars = matches!(disk, Disk::Block(_)).then(|| Directory::new(EFIVARS.into()));
+        Ok(Self { name: path.display().to_string(), device: Arc::new(device), mode, disk, kernel, efivars })
+    }
+
+    /// With the EFI variables in another directory than that of this machine's firmware.
+    #[must_use]
+    pub fn with_efivars(self, dir: Option<PathBuf>) -> Self {
+        Self { efivars: dir.map(Directory::new).or(self.efivars), ..self }
     }
 
     /// The kernel's node of a partition; `None` where it has none of any partition: image files, loop
@@ -161,6 +171,14 @@ impl Machine for LocalDisk {
 
     fn kexec_is_loaded(&self) -> bool {
         !self.is_image() && self.kernel.kexec_is_loaded()
+    }
+
+    fn firmware(&self) -> Result<&dyn Variables> {
+        let none = || Error::Argument {
+            what: "--boot-flag efi".to_owned(),
+            problem: format!("{} is an image file and has no firmware; give --efivars DIR", self.name),
+        };
+        self.efivars.as_ref().map(|dir| dir as &dyn Variables).ok_or_else(none)
     }
 
     fn is_image(&self) -> bool {

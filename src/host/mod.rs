@@ -3,6 +3,7 @@
 
 mod booted;
 pub mod cmdline;
+pub mod efivars;
 #[cfg(test)]
 mod fake_kernel;
 pub mod health;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpt::Partition;
 use crate::units::Extent;
 
@@ -94,6 +95,15 @@ pub trait Machine: Send + Sync {
     /// Whether a kernel is loaded that kexec is about to start.
     fn kexec_is_loaded(&self) -> bool {
         false
+    }
+
+    /// The variables of the firmware that boots this disk.
+    ///
+    /// # Errors
+    /// [`Error::NoEfi`] where there are none.
+    fn firmware(&self) -> Result<&dyn efivars::Variables> {
+        let problem = "this machine has none".to_owned();
+        Err(Error::NoEfi { dir: efivars::EFIVARS.into(), problem })
     }
 
     /// Whether this is an image file: no machine runs from it, so its flags alone say what "runs".

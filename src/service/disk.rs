@@ -20,6 +20,8 @@ pub struct Place {
     pub disk: PathBuf,
     /// Sector size of an image file.
     pub sector_size: Option<BlockSize>,
+    /// Where the EFI variables are, if not in this machine's firmware.
+    pub efivars: Option<PathBuf>,
     /// Directory of the journal and of the service's own files.
     pub state_dir: PathBuf,
     /// What is known of the machine.
@@ -41,7 +43,7 @@ pub struct Look {
 
 impl Place {
     pub(super) fn with<T>(&self, mode: Mode, act: impl FnOnce(&Engine<'_>) -> Result<T>) -> Result<T> {
-        let disk = LocalDisk::open(&self.disk, mode, self.sector_size)?;
+        let disk = LocalDisk::open(&self.disk, mode, self.sector_size)?.with_efivars(self.efivars.clone());
         let journal = FileJournal::new(&self.state_dir, |notice| tracing::warn!("{notice}"));
         act(&Engine::new(&disk, &journal, self.policy.clone()))
     }

@@ -33,7 +33,8 @@ pub enum Verdict {
     Bad,
     /// A trial that fails: while the slot runs it can still be marked good, afterwards it has failed.
     Failed,
-    /// A trial without flags, by kexec: while the slot runs it is on trial, afterwards it has failed.
+    /// A trial of one boot that no flag outlives: by EFI's BootNext, or by kexec. The slot is on trial while that boot is
+    /// ahead and while it runs; afterwards it has failed, and the reason says how.
     Trying,
 }
 

@@ -7,6 +7,7 @@
 //! slots      images of platform slots that U-Boot or syslinux boot
 //! readers    what real readers of a partition table say of a disk image
 //! appliance  bundles of them, and a disk with one installed
+//! uefi       the same for firmware that starts a slot by itself: OVMF, unified kernel images
 //! ```
 //!
 //! A test that uses it declares `mod boots_common; mod support;`.
@@ -20,11 +21,13 @@ pub mod inputs;
 pub mod readers;
 pub mod slots;
 pub mod tree;
+pub mod uefi;
 pub mod vm;
 
 use std::path::PathBuf;
 use std::process::Command;
 
+#[allow(unused_imports, reason = "each test binary uses its part")]
 pub use appliance::Appliance;
 pub use inputs::Inputs;
 pub use tree::Tree;

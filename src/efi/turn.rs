@@ -1,0 +1,149 @@
+//! Changes of the choice, each as a list of steps that are safe to stop between.
+
+use std::fmt;
+
+use super::{Choice, Name, Variable};
+use crate::boot::Leave;
+use crate::units::Slot;
+
+/// One call of SetVariable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Which variable.
+    pub name: Name,
+    /// What it becomes; `None`: deleted.
+    pub value: Option<Variable>,
+    /// What that means, for people.
+    pub what: String,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.value.is_some() { "set" } else { "delete" };
+        write!(f, "{verb} EFI variable {}: {}", self.name, self.what)
+    }
+}
+
+/// A change: the steps in their order, and the choice that they lead to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// What is to be written. Empty where all is so already.
+    pub steps: Vec<Step>,
+    /// What is chosen then.
+    pub after: Choice,
+}
+
+impl Turn {
+    /// No change.
+    pub const fn none(choice: Choice) -> Self {
+        Self { steps: Vec::new(), after: choice }
+    }
+
+    fn step(&mut self, name: Name, data: Option<Vec<u8>>, what: String) {
+        let nvram = &mut self.after.nvram;
+        let value = data.map(|data| nvram.with_data(&name, data));
+        if nvram.get(&name) != value.as_ref() {
+            nvram.put(name.clone(), value.clone());
+            self.steps.push(Step { name, value, what });
+        }
+    }
+
+    /// The number of the slot's entry, which is made where it is missing, and is active afterwards.
+    fn active(&mut self, slot: Slot) -> u16 {
+        let (number, option, what) = match self.after.entry(slot) {
+            Some((number, option)) => (number, option.with_active(true), "active"),
+            None => (self.after.nvram.free_number(), self.after.new_entry(slot), "made"),
+        };
+        self.step(
+            Name::entry(number),
+            Some(option.bytes().to_vec()),
+            format!("entry of slot {slot}, {what}"),
+        );
+        number
+    }
+
+    fn inactive(&mut self, slot: Slot) {
+        for (number, option) in self.after.entries(slot) {
+            let bytes = option.with_active(false).bytes().to_vec();
+            self.step(Name::entry(number), Some(bytes), format!("entry of slot {slot}, not active"));
+        }
+    }
+
+    /// `BootOrder` with `slot` as the first of ours: at the place where the first of ours was, or at the front of all
+    /// where there was none or `lead` says so. With `without` the entries of the other slot are taken out of it.
+    fn order(&mut self, slot: Slot, lead: bool, without: bool) {
+        let own = self.active(slot);
+        let before = self.after.nvram.order();
+        let mut order = before.clone();
+        if without {
+            order.retain(|number| self.after.slot(*number) != Some(!slot));
+        }
+        if lead || self.after.first() != Some(slot) {
+            // Foreign entries that came behind ours stay behind.
+            let ahead = |number: &&u16| self.after.slot(**number).is_none();
+            let at = before.iter().take_while(ahead).count();
+            order.retain(|number| *number != own);
+            order.insert(if lead || self.after.first().is_none() { 0 } else { at.min(order.len()) }, own);
+        }
+        let data = order.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let numbers: Vec<String> = order.iter().map(|number| format!("{number:04X}")).collect();
+        // An odd byte at its end is nobody's entry, but rewriting it would be a change for nothing.
+        if order != before {
+            self.step(
+                Name::order(),
+                Some(data),
+                format!("slot {slot} is the first of ours ({})", numbers.join(",")),
+            );
+        }
+    }
+
+    /// `BootNext` does not name `slot`.
+    fn not_next(&mut self, slot: Slot) {
+        if self.after.pending() == Some(slot) {
+            self.step(Name::next(), None, format!("slot {slot} is not tried"));
+        }
+    }
+}
+
+impl Choice {
+    /// Before `target` is written: the firmware cannot take it, and takes the other one.
+    #[must_use]
+    pub fn withdraw(&self, target: Slot) -> Turn {
+        let mut turn = Turn::none(self.clone());
+        turn.order(!target, false, true);
+        turn.not_next(target);
+        turn.inactive(target);
+        turn
+    }
+
+    /// `slot` is taken for one boot; whatever becomes of that, the next one takes the other slot.
+    #[must_use]
+    pub fn try_once(&self, slot: Slot) -> Turn {
+        let mut turn = Turn::none(self.clone());
+        turn.order(!slot, false, true);
+        let number = turn.active(slot);
+        turn.step(Name::next(), Some(number.to_le_bytes().to_vec()), format!("slot {slot} boots once"));
+        turn
+    }
+
+    /// `slot` is good: it boots from now on, before everything else.
+    #[must_use]
+    pub fn keep(&self, slot: Slot) -> Turn {
+        let mut turn = Turn::none(self.clone());
+        turn.order(slot, true, false);
+        turn.not_next(!slot);
+        turn
+    }
+
+    /// Back to slot `to`; the other one stays a fallback or may not boot again.
+    #[must_use]
+    pub fn back(&self, to: Slot, leave: Leave) -> Turn {
+        let mut turn = Turn::none(self.clone());
+        turn.order(to, false, leave == Leave::Bad);
+        turn.not_next(!to);
+        if leave == Leave::Bad {
+            turn.inactive(!to);
+        }
+        turn
+    }
+}

@@ -1,0 +1,88 @@
+//! The verbs where EFI variables say what boots. The platform's part of a switch is then a [`Turn`] of variables, beside the
+//! table, which still selects the software.
+//!
+//! Both cannot change in one instant, so their order is chosen for what a cut between them leaves. `commit`: the
+//! table first, then BootNext; a software slot whose platform does not run is not started. All other verbs: the
+//! variables first. Either way the old pair runs, or the new one on trial, and the verb run again ends it.
+
+use super::view::View;
+use super::{Engine, Policy};
+use crate::boot::{BootFlag, Slots};
+use crate::efi::{Choice, HardDrive, Turn};
+use crate::error::{Error, Result};
+use crate::gpt::Table;
+use crate::host::{DiskLock, Machine, efivars};
+use crate::state::{BootEntry, SlotState};
+use crate::units::{Group, Slot};
+
+/// What the firmware chooses, where the policy says that it rules.
+pub(super) fn read(
+    machine: &dyn Machine,
+    policy: &Policy,
+    table: &Table,
+    slots: &Slots,
+) -> Result<Option<Choice>> {
+    if policy.boot_flag != BootFlag::Efi {
+        return Ok(None);
+    }
+    let block = u64::from(table.header().block().bytes());
+    let drive = |slot: Slot| {
+        let partition = slots.require(Group::Platform, slot)?;
+        let (start, blocks) = (partition.extent.at.0 / block, partition.extent.len / block);
+        Ok::<_, Error>(HardDrive { number: partition.number, start, blocks, guid: partition.guid })
+    };
+    let drives = [drive(Slot::A)?, drive(Slot::B)?];
+    Ok(Some(Choice::new(machine.firmware()?.read()?, drives, &policy.efi_loader)))
+}
+
+impl View {
+    /// A change of the firmware's choice; none where it does not rule.
+    pub(super) fn turn(&self, change: impl FnOnce(&Choice) -> Turn) -> Option<Turn> {
+        self.efi.as_ref().map(change)
+    }
+
+    /// Whether the firmware takes that platform slot.
+    pub(super) fn is_chosen(&self, slot: Slot) -> bool {
+        self.efi.as_ref().is_some_and(|choice| choice.pending() == Some(slot) || choice.first() == Some(slot))
+    }
+
+    /// The good slot that runs although the firmware knows neither slot: on a new machine, and after a reset of its
+    /// settings. It has found the slot by itself, as it would find the other one another time.
+    pub(super) fn unlisted(&self) -> Option<Slot> {
+        let slot = self
+            .running(Group::Platform)
+            .filter(|_| self.efi.as_ref().is_some_and(|c| c.next().is_none()))?;
+        self.held(Group::Platform, slot).filter(|held| held.state == SlotState::Good).map(|held| held.slot)
+    }
+
+    /// The boot entry of a platform slot.
+    pub(super) fn boot_entry(&self, group: Group, slot: Slot) -> Option<BootEntry> {
+        let choice = self.efi.as_ref().filter(|_| group == Group::Platform)?;
+        let (number, option) = choice.entry(slot)?;
+        let nvram = choice.nvram();
+        Some(BootEntry {
+            name: format!("Boot{number:04X}"),
+            description: option.description(),
+            file: option.file(),
+            active: option.is_active(),
+            place: nvram.order().iter().position(|other| *other == number).map(|place| place + 1),
+            next: nvram.next() == Some(number),
+        })
+    }
+
+    /// Foreign entries that the firmware takes before ours.
+    pub(super) fn boot_before(&self) -> Vec<String> {
+        let before = self.efi.as_ref().map(Choice::before).unwrap_or_default();
+        before.iter().map(|(number, option)| format!("Boot{number:04X} {}", option.description())).collect()
+    }
+}
+
+impl Engine<'_> {
+    /// Makes the steps of a turn, each read again.
+    pub(super) fn turn(&self, _lock: &DiskLock, turn: Option<&Turn>) -> Result<()> {
+        match turn {
+            Some(turn) if !turn.steps.is_empty() => efivars::run(self.machine.firmware()?, &turn.steps),
+            _ => Ok(()),
+        }
+    }
+}

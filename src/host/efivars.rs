@@ -1,0 +1,232 @@
+//! The variables of UEFI firmware: efivarfs, a directory of its form (disk images, captured variables), or memory.
+//!
+//! A file holds the attributes (u32, little-endian) and the data. In efivarfs one write(2) is one SetVariable
+//! (Documentation/filesystems/efivarfs.rst): it must bring attributes and data at once, it replaces all of the
+//! variable, and when it returns, the firmware has it. A directory elsewhere gets the same by a rename.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::statfs::{FsType, statfs};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
+use super::record::replace;
+use crate::efi::{Name, Nvram, Step, Variable};
+use crate::error::{Error, Result};
+
+/// Where Linux mounts them.
+pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
+
+/// EFIVARFS_MAGIC of linux/magic.h.
+const EFIVARFS: FsType = FsType(0xde5e_81e4);
+/// Nothing that says what boots is larger; firmware itself has some 64 KiB for all variables.
+const LIMIT: u64 = 64 << 10;
+
+/// The variables of one machine.
+pub trait Variables: Send + Sync {
+    /// Those that have to do with what boots.
+    ///
+    /// # Errors
+    /// [`Error::NoEfi`], [`Error::EfiRead`].
+    fn read(&self) -> Result<Nvram>;
+
+    /// One SetVariable: all of it or nothing, durable on return; `None` deletes.
+    ///
+    /// # Errors
+    /// [`Error::EfiWrite`].
+    fn set(&self, name: &Name, value: Option<&Variable>) -> Result<()>;
+}
+
+/// Makes the steps, and reads all variables again after each: firmware has refused and forgotten writes that the
+/// kernel reported as done.
+///
+/// # Errors
+/// [`Error::EfiWrite`] with the step; those before it have been made, and are safe to stop at.
+pub fn run(variables: &dyn Variables, steps: &[Step]) -> Result<()> {
+    for step in steps {
+        variables.set(&step.name, step.value.as_ref())?;
+        if variables.read()?.get(&step.name) != step.value.as_ref() {
+            let source = io::Error::other("it does not read back as written");
+            return Err(Error::EfiWrite { name: step.name.to_string(), source });
+        }
+    }
+    Ok(())
+}
+
+/// A directory with a file for each variable.
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// The variables in that directory; whether there are any is said when they are read.
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        Error::NoEfi { dir: self.path.clone(), problem: source.to_string() }
+    }
+
+    /// Whether this is the firmware itself.
+    fn is_firmware(&self) -> bool {
+        statfs(&self.path).is_ok_and(|found| found.filesystem_type() == EFIVARFS)
+    }
+}
+
+impl Variables for Directory {
+    fn read(&self) -> Result<Nvram> {
+        let mut found = Vec::new();
+        for file in fs::read_dir(&self.path).map_err(|error| self.failed(error))? {
+            let file = file.map_err(|error| self.failed(error))?;
+            let Some(name) = file.file_name().to_str().and_then(Name::relevant) else { continue };
+            let variable =
+                load(&file.path()).map_err(|source| Error::EfiRead { name: name.to_string(), source })?;
+            found.extend(variable.map(|variable| (name, variable)));
+        }
+        // Every firmware that has booted anything has some; an empty directory is efivarfs that is not mounted.
+        if found.is_empty() {
+            let problem = "it holds no boot variables (is efivarfs mounted there?)".to_owned();
+            return Err(Error::NoEfi { dir: self.path.clone(), problem });
+        }
+        Ok(Nvram::new(found))
+    }
+
+    fn set(&self, name: &Name, value: Option<&Variable>) -> Result<()> {
+        let path = self.path.join(name.as_str());
+        let bytes = value.map(|value| [&value.attributes.to_le_bytes()[..], &value.data].concat());
+        let done = match bytes {
+            _ if self.is_firmware() => set_firmware(&path, bytes.as_deref()),
+            Some(bytes) => replace(&self.path, name.as_str(), &bytes),
+            None => remove(&path).and_then(|()| File::open(&self.path)?.sync_all()),
+        };
+        done.map_err(|source| Error::EfiWrite { name: name.to_string(), source })
+    }
+}
+
+/// A variable; `None` where it vanished meanwhile or has no attributes, which is the same to efivarfs.
+fn load(path: &Path) -> io::Result<Option<Variable>> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    Ok(bytes.split_first_chunk().map(|(attributes, data)| Variable {
+        attributes: u32::from_le_bytes(*attributes),
+        data: data.to_vec(),
+    }))
+}
+
+fn set_firmware(path: &Path, bytes: Option<&[u8]>) -> io::Result<()> {
+    mutable(path)?;
+    let Some(bytes) = bytes else { return remove(path) };
+    // Neither truncated before nor written in parts: each would be a SetVariable of its own.
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    match file.write(bytes)? {
+        written if written == bytes.len() => Ok(()),
+        written => Err(io::Error::new(ErrorKind::WriteZero, format!("{written} of {} bytes", bytes.len()))),
+    }
+}
+
+/// The kernel protects variables that it does not know by the immutable flag, so that `rm -r` cannot brick a machine.
+fn mutable(path: &Path) -> io::Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let flags = ioctl_getflags(&file)?;
+    if flags.contains(IFlags::IMMUTABLE) {
+        ioctl_setflags(&file, flags - IFlags::IMMUTABLE)?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Variables in memory, for tests.
+#[derive(Debug, Default)]
+pub struct MemoryVariables(Mutex<BTreeMap<Name, Variable>>);
+
+impl MemoryVariables {
+    /// With those to begin with.
+    pub fn new(variables: impl IntoIterator<Item = (Name, Variable)>) -> Self {
+        Self(Mutex::new(variables.into_iter().collect()))
+    }
+}
+
+impl Variables for MemoryVariables {
+    fn read(&self) -> Result<Nvram> {
+        Ok(Nvram::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+    }
+
+    fn set(&self, name: &Name, value: Option<&Variable>) -> Result<()> {
+        let mut variables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match value {
+            Some(value) => drop(variables.insert(name.clone(), value.clone())),
+            None => drop(variables.remove(name)),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_keeps_what_it_is_given_and_reads_only_what_matters() {
+        let dir = tempfile::tempdir().unwrap();
+        let variables = Directory::new(dir.path().to_owned());
+        assert_eq!(variables.read().unwrap_err().code(), "UPGRADE_ERROR_NO_EFI");
+        fs::write(dir.path().join("Lang-8be4df61-93ca-11d2-aa0d-00e098032b8c"), b"\x07\0\0\0eng\0").unwrap();
+        assert_eq!(variables.read().unwrap_err().code(), "UPGRADE_ERROR_NO_EFI");
+        let long = Variable { attributes: 7, data: vec![1, 0, 2, 0] };
+        let short = Variable { attributes: 7, data: vec![2, 0] };
+        for value in [&long, &short, &long] {
+            variables.set(&Name::order(), Some(value)).unwrap();
+            assert_eq!(variables.read().unwrap().get(&Name::order()), Some(value));
+        }
+        variables.set(&Name::next(), Some(&short)).unwrap();
+        assert_eq!(variables.read().unwrap().next(), Some(2));
+        for _ in 0..2 {
+            variables.set(&Name::next(), None).unwrap();
+            assert_eq!(variables.read().unwrap().next(), None);
+        }
+        // No attributes: not a variable.
+        fs::write(dir.path().join(Name::next().as_str()), b"\x07\0").unwrap();
+        assert_eq!(variables.read().unwrap().next(), None);
+    }
+
+    /// Firmware that says yes and does nothing.
+    struct Forgetful(MemoryVariables);
+
+    impl Variables for Forgetful {
+        fn read(&self) -> Result<Nvram> {
+            self.0.read()
+        }
+        fn set(&self, _: &Name, _: Option<&Variable>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_write_that_the_firmware_forgot_is_found() {
+        let value = Some(Variable { attributes: 7, data: vec![1, 0] });
+        let step = Step { name: Name::next(), value, what: String::new() };
+        let variables = Forgetful(MemoryVariables::default());
+        let error = run(&variables, std::slice::from_ref(&step)).unwrap_err();
+        assert_eq!(error.code(), "UPGRADE_ERROR_EFI_WRITE");
+        run(&variables.0, &[step]).unwrap();
+        assert_eq!(variables.0.read().unwrap().next(), Some(1));
+    }
+}
