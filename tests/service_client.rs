@@ -131,7 +131,7 @@ fn an_upgrade_that_commits_by_itself_is_monitored() {
 
 #[test]
 fn without_monitoring_and_with_a_second_one() {
-    let Some(pair) = Pair::new(Some("2M"), "") else { return };
+    let Some(pair) = Pair::new(Some("1M"), "") else { return };
     pair.says(&["upgrade_cluster", "--no-monitor", "--path", &pair.bench.text("v2.qimg")]);
     let monitor = pair.command(&["upgrade_status"]).stdout(Stdio::piped()).spawn().unwrap();
     let output = monitor.wait_with_output().unwrap();
