@@ -102,7 +102,10 @@ pub fn linux(inputs: &Inputs, images: &[PathBuf], gpt: bool) -> Vec<BTreeSet<Str
           parts=
           for part in "$disk"/nvme*; do
             [ -e "$part/partition" ] || continue
-            parts="$parts $(sed -n s/PARTNAME=//p "$part/uevent")@$(cat "$part/start")"
+            # Without a process for each: there may be hundreds.
+            while IFS='=' read -r key value; do [ "$key" = PARTNAME ] && name=$value; done < "$part/uevent"
+            read -r start < "$part/start"
+            parts="$parts $name@$start"
           done
           echo "disk ${disk##*n}:$parts"
         done

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::which;
 
-/// How long a line may take. Boots take some ten seconds on an idle machine; this is for busy ones.
+/// How long a console may be silent. Boots take some ten seconds on an idle machine; this is for busy ones.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What each kernel is told. On a busy machine its check of the timer fails: emulated time does not pass evenly.
@@ -240,14 +240,16 @@ impl Vm {
         })
     }
 
-    /// The same within another time; `None`: it did not come, or the machine ended.
+    /// The same with another limit for the silence, and ten times that for all; `None`: it did not come, or the machine
+    /// ended.
     pub fn wait_within(&mut self, limit: Duration, wanted: &[&str]) -> Option<String> {
-        let deadline = Instant::now() + limit;
+        let begun = Instant::now();
         let (console, changed) = &*Arc::clone(&self.console);
         let mut console = lock(console);
         loop {
             let new = &console.text[self.seen..];
             let found = wanted.iter().filter_map(|text| Some((new.find(text)?, text.len()))).min();
+            let deadline = (console.changed.max(begun) + limit).min(begun + 10 * limit);
             let left = deadline.saturating_duration_since(Instant::now());
             if let Some((at, len)) = found {
                 let (from, to) = (self.seen + at, self.seen + at + len);
