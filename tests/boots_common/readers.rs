@@ -97,8 +97,12 @@ pub fn linux(inputs: &Inputs, images: &[PathBuf], gpt: bool) -> Vec<BTreeSet<Str
     let init = r#"
         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
         exec > /dev/console 2>&1
+        # The kernel does not wait for NVMe, neither for the disks nor, once a disk is there, for the scan of its table. To
+        # have it scanned again waits for that.
+        while [ ! -b /dev/nvme0nCOUNT ]; do sleep 1; done
         for disk in /sys/class/block/nvme0n*; do
           [ -e "$disk/partition" ] && continue
+          blockdev --rereadpt "/dev/${disk##*/}"
           parts=
           for part in "$disk"/nvme*; do
             [ -e "$part/partition" ] || continue
@@ -112,7 +116,8 @@ pub fn linux(inputs: &Inputs, images: &[PathBuf], gpt: bool) -> Vec<BTreeSet<Str
         echo "that is all"
         poweroff -f
     "#;
-    std::fs::write(&initrd, Tree::system(inputs).without("bin/qstage").script("init", init).cpio()).unwrap();
+    let init = init.replace("COUNT", &images.len().to_string());
+    std::fs::write(&initrd, Tree::system(inputs).without("bin/qstage").script("init", &init).cpio()).unwrap();
     let cmdline = if gpt { "quiet gpt" } else { "quiet" };
     let machine = Machine::new().kernel(&inputs.kernel, &initrd, cmdline).once();
     let mut vm = images.iter().fold(machine, |m, image| m.snapshot(image, Bus::Nvme)).start();
