@@ -222,6 +222,12 @@ impl Take {
         };
         step(runs, Verb::MarkGood, &[])?;
         step(runs, Verb::Cancel, &["UPGRADE_ERROR_NOTHING_TO_CANCEL"])?;
+        let prepared = machine.run(runs, &Verb::Prepare(r.v3.clone()));
+        let waits = prepared.is_err_and(|error| error.code() == "UPGRADE_ERROR_SWITCH_PENDING");
+        if waits && boot(&machine.store()).0.first() == Some(&!runs) {
+            // The mark of the trial was torn, and counts as bad: its boot leads back, and from there it goes on.
+            return self.resume(r, &machine.tape.memory.snapshot(), &machine.store());
+        }
         step(runs, Verb::Prepare(r.v3.clone()), &["UPGRADE_ERROR_ALREADY_INSTALLED"])?;
         if machine.engine(runs, |engine| engine.commit(true)).is_err() {
             return Ok(());
