@@ -50,6 +50,8 @@ const LOCK_LIMIT: Duration = Duration::from_secs(3);
 const SETTLED: Duration = Duration::from_millis(500);
 
 const INSTANCE: &str = "instance.json";
+/// The process of systemd-nspawn, from its launch on; [`INSTANCE`] comes when it waits at its gate.
+const LAUNCHED: &str = "launched.json";
 
 /// Containers of this machine.
 pub struct Nspawn {
@@ -129,6 +131,14 @@ impl Nspawn {
             let lives = instance.is_some_and(|one| one.init.is_alive() || one.nspawn.is_alive());
             let waits = dir.file_name().is_some_and(|id| waiting.contains_key(&*id.to_string_lossy()));
             if !lives && !waits {
+                // Whoever launched it was killed before it had reached its gate. There it ends by itself; until then it
+                // would keep its slot busy.
+                let launched = fs::read(dir.join(LAUNCHED)).ok();
+                if let Some(nspawn) = launched.and_then(|text| serde_json::from_slice::<Process>(&text).ok())
+                    && nspawn.is_alive()
+                {
+                    end(nspawn, None);
+                }
                 let _ = remove(&dir);
             }
         }
@@ -159,8 +169,12 @@ impl Nspawn {
         let gate = Gate::new(&dir.join(gate::IO)).map_err(named("its gate"))?;
         let log = File::create(dir.join("log")).map_err(named("its log"))?;
         let launched = launch::launch(id, &args, self.systemd, log).map_err(named("systemd-nspawn"))?;
+        let known = serde_json::to_vec(&launched.process).map_err(io::Error::from);
+        let known = known.and_then(|text| fs::write(dir.join(LAUNCHED), text));
         // Whatever goes wrong from here on, nothing of it stays.
-        let begun = self.reach_gate(image, id, &launched, gate);
+        let begun = known
+            .map_err(named("its run directory"))
+            .and_then(|()| self.reach_gate(image, id, &launched, gate));
         if begun.is_err() {
             end(launched.process, None);
         }
@@ -377,7 +391,7 @@ fn end(nspawn: Process, init: Option<Process>) -> bool {
 /// Unmounts and removes the directory of a container. Never what is mounted: only empty directories are removed.
 fn remove(dir: &Path) -> io::Result<()> {
     mount::detach(&dir.join("root"))?;
-    let files = [dir.join(INSTANCE), dir.join("log"), dir.join(gate::IO).join("socket")];
+    let files = [dir.join(INSTANCE), dir.join(LAUNCHED), dir.join("log"), dir.join(gate::IO).join("socket")];
     for file in files {
         let _ = fs::remove_file(file);
     }
