@@ -97,6 +97,11 @@ fn an_upgrade_on_512_and_4096_byte_sectors_with_and_without_nodes() {
         let report = at(&["prepare", "v2.qimg", "--booted", "a", "--json"]).json();
         assert_eq!(report["targets"], json!(["platform_b"]));
         assert_eq!(judged(&disk.0, 2), (0, 0, 0));
+        {
+            let target = seen(&disk, 2, sector, nodes);
+            let _mount = Mount::new(&target.0, &bench.path("target"), "ro");
+            at(&["prepare", "v2.qimg", "--booted", "a"]).bad("SLOT_IN_USE");
+        }
         at(&["commit", "--booted", "a"]).good();
         assert_eq!((judged(&disk.0, 1), judged(&disk.0, 2)), ((1, 0, 1), (2, 3, 0)));
         at(&["mark-good", "--booted", "b"]).good();
@@ -111,7 +116,7 @@ fn an_upgrade_on_512_and_4096_byte_sectors_with_and_without_nodes() {
         // What runs may be mounted: it is not written, but its flags and its mark are.
         let running = seen(&disk, 2, sector, nodes);
         let mount = Mount::new(&running.0, &bench.path("root"), "ro");
-        at(&["prepare", "v2.qimg", "--booted", "a"]).bad("SLOT_IN_USE");
+        at(&["prepare", "v2.qimg", "--booted", "a"]).bad("SWITCH_PENDING");
         at(&["prepare", "v1.qimg", "--booted", "b", "--allow-downgrade"]).good();
         at(&["commit", "--booted", "b"]).good();
         at(&["roll-back", "--booted", "a"]).good();
