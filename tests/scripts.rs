@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 9] = [
+const SCRIPTS: [&str; 10] = [
     "scripts/quickstart",
     "scripts/test",
     "scripts/proof",
@@ -15,6 +15,7 @@ const SCRIPTS: [&str; 9] = [
     "scripts/bench-swap",
     "scripts/build-deb",
     "scripts/test-deb",
+    "scripts/demo-vm",
     ".ci/run",
 ];
 
