@@ -115,6 +115,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "serde_json",
         &[
             "bundle/manifest.rs",
+            "cli/history.rs",
             "cli/output.rs",
             "cli/remote/",
             "cli/status.rs",

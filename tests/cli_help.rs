@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 23] = [
+const VERBS: [&str; 24] = [
     "pack",
     "sign",
     "inspect",
@@ -23,6 +23,7 @@ const VERBS: [&str; 23] = [
     "cancel",
     "status",
     "slots",
+    "history",
     "select",
     "firmware",
     "bench",

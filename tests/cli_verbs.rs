@@ -380,6 +380,17 @@ fn a_lost_state_directory_changes_nothing() {
     assert!(now["error_message"].as_str().unwrap().contains("transfer"), "{now}");
     bench.at(&["prepare", "v2.qimg"]).good();
     assert_eq!(status(&bench, &[])["error_state"], "UPGRADE_ERROR_NO_ERROR");
+    let history = |more: &[&str]| bench.at(&[&["history"], more].concat());
+    let all = history(&["--json"]).json();
+    let told: Vec<_> = all.as_array().unwrap().iter().map(|e| (&e["verb"], &e["code"])).collect();
+    let (prepare, commit) = (json!("prepare"), json!("commit"));
+    let [bad, refused, done] =
+        ["BUNDLE_FRAME_DIGEST", "NOT_PREPARED", "NO_ERROR"].map(|c| json!(format!("UPGRADE_ERROR_{c}")));
+    assert_eq!(told, [(&prepare, &bad), (&commit, &refused), (&prepare, &done)]);
+    assert_eq!(history(&["--last", "1", "--json"]).json()[0], all[2]);
+    let table = history(&["-n", "1"]).good();
+    assert_eq!(table.lines().count(), 2, "{table}");
+    assert!(table.contains("prepare") && table.contains("done"), "{table}");
 }
 
 #[test]

@@ -44,6 +44,13 @@ fn an_upgrade_from_the_bundle_to_the_commit() {
     let (code, out, err) = local(&bench, &["status", "--service", &address]);
     assert_eq!(code, Some(0), "{err}");
     assert!(out.starts_with("{\"install_path\":") && out.contains("\"state\":\"UPGRADE_TRIAL\""), "{out}");
+    // The history is one, whoever is asked.
+    let (code, out, err) = local(&bench, &["history", "--service", &address, "--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let verbs: Vec<Value> =
+        serde_json::from_str::<Vec<Value>>(&out).unwrap().iter().map(|event| event["verb"].clone()).collect();
+    assert_eq!(verbs, ["prepare", "commit"]);
+    assert_eq!(local(&bench, &["history", "--json"]).1, out);
     let (code, _, err) = local(&bench, &["upgrade", "--commit", "--service", &address]);
     assert!(code == Some(4) && err.contains("may only read"), "{code:?} {err}");
     // A certificate that is not known is not accepted, unless that is said.

@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::config::{Config, Settings};
 use super::{
-    bench, container, firmware, health, init, inspect, manual, pack, plan, prepare, remote, select, serve,
-    sign, size, slots, status, switch, verify,
+    bench, container, firmware, health, history, init, inspect, manual, pack, plan, prepare, remote, select,
+    serve, sign, size, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -55,6 +55,7 @@ enum Verb {
     Cancel(switch::CancelArgs),
     Status(status::StatusArgs),
     Slots(slots::SlotsArgs),
+    History(history::HistoryArgs),
     Select(select::SelectArgs),
     Firmware(firmware::FirmwareArgs),
     Bench(bench::BenchArgs),
@@ -84,6 +85,7 @@ impl Cli {
             Verb::Cancel(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Slots(args) => args.run(),
+            Verb::History(args) => args.run(),
             Verb::Select(args) => args.run(),
             Verb::Firmware(args) => args.run(),
             Verb::Bench(args) => args.run(),
@@ -112,6 +114,7 @@ impl Cli {
             Verb::RollBack(args) => args.json,
             Verb::Cancel(args) => args.json,
             Verb::Slots(args) => args.json,
+            Verb::History(args) => args.json,
             Verb::Select(args) => args.json,
             Verb::Firmware(args) => args.wants_json(),
             Verb::Bench(args) => args.json,

@@ -17,6 +17,7 @@ mod config;
 mod container;
 mod firmware;
 mod health;
+mod history;
 mod init;
 mod inspect;
 mod machine;
