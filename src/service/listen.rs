@@ -2,13 +2,15 @@
 //!
 //! Each door has its own limit, so that the network cannot shut out root on the Unix socket. At the limit new
 //! connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that do not read their
-//! answer after [`WRITE_TIME`].
+//! answer after [`WRITE_TIME`]. One address gets half of the places at most, so that one client alone, silent or broken,
+//! leaves room for the others.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::{Extension, Router};
@@ -26,6 +28,8 @@ use crate::error::{Error, Result};
 
 /// Connections per door.
 const CONNECTIONS: usize = 512;
+/// Connections per address; whole organisations come from one behind a translator or a proxy.
+const PER_ADDRESS: usize = CONNECTIONS / 2;
 /// How long a client may take for TLS, and for each header; an idle connection ends then as well.
 pub(super) const HEADER_TIME: Duration = Duration::from_secs(20);
 /// How long a client may leave an answer unread.
@@ -103,6 +107,7 @@ async fn bind(path: &Path) -> io::Result<UnixListener> {
 
 async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let shares = Shares::default();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
@@ -112,14 +117,59 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
                 continue;
             }
         };
+        // Closed at once: to let it wait would keep the place that it may not have.
+        let Some(share) = shares.take(from.ip()) else { continue };
         let (router, tls) = (router.clone(), tls.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
                 converse(stream, router, Origin::Network(from)).await;
             }
-            drop(place);
+            drop((share, place));
         });
+    }
+}
+
+/// How many connections each address has.
+#[derive(Clone, Default)]
+struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of an address; given back when dropped.
+struct Share {
+    shares: Shares,
+    address: IpAddr,
+}
+
+impl Shares {
+    /// `None` where the address has all that it may have.
+    fn take(&self, address: IpAddr) -> Option<Share> {
+        let address = network(address);
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(address).or_default();
+        if *count == PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Share { shares: self.clone(), address })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(count) = held.get_mut(&self.address) else { return };
+        *count -= 1;
+        if *count == 0 {
+            held.remove(&self.address);
+        }
+    }
+}
+
+/// What counts as one address: of IPv6 the first 64 bits, since a host chooses the others itself (RFC 4291, 2.5.1).
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -164,5 +214,34 @@ async fn converse(
         .await;
     if let Err(error) = result {
         tracing::debug!("a connection ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_gets_half_and_gives_it_back() {
+        let shares = Shares::default();
+        let take = |address: &str| shares.take(address.parse().unwrap());
+        let mut held: Vec<Share> = (0..PER_ADDRESS).map(|_| take("192.0.2.1").unwrap()).collect();
+        assert!(take("192.0.2.1").is_none());
+        // The same one, as a socket of both families shows it.
+        assert!(take("::ffff:192.0.2.1").is_none());
+        let other = take("192.0.2.2");
+        assert!(other.is_some());
+        held.pop();
+        assert!(take("192.0.2.1").is_some(), "what was given back can be taken again");
+        drop((held, other));
+        assert!(shares.0.lock().unwrap().is_empty(), "nothing is remembered of those who left");
+    }
+
+    #[test]
+    fn a_host_cannot_multiply_itself_by_the_second_half_of_its_address() {
+        let of = |address: &str| network(address.parse().unwrap());
+        assert_eq!(of("2001:db8:0:1::1"), of("2001:db8:0:1:ffff::2"));
+        assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }
