@@ -1,5 +1,5 @@
 //! Trials that fail, from the command line: the old slot is back, the disk says why, and the same bundle is not tried again
-//! by itself. The boots are those of `qstage select`; real ones are in boots_select.rs.
+//! by itself. The boots are those of `qstage select`; real ones are in boots/select.rs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod support;
@@ -221,7 +221,7 @@ fn the_last_try_is_a_try() {
     }
 }
 
-/// What can be refused without a machine; the trial itself is in boots_select.rs.
+/// What can be refused without a machine; the trial itself is in boots/select.rs.
 #[test]
 fn a_trial_by_kexec_is_for_one_flag_and_a_real_disk() {
     let bench = committed("priority", 3);

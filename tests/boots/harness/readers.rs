@@ -97,6 +97,8 @@ pub fn linux(inputs: &Inputs, images: &[PathBuf], gpt: bool) -> Vec<BTreeSet<Str
     let init = r#"
         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
         exec > /dev/console 2>&1
+        # The firmware has left its last line open.
+        echo
         # The kernel does not wait for NVMe, neither for the disks nor, once a disk is there, for the scan of its table. To
         # have it scanned again waits for that.
         while [ ! -b /dev/nvme0nCOUNT ]; do sleep 1; done
@@ -122,11 +124,16 @@ pub fn linux(inputs: &Inputs, images: &[PathBuf], gpt: bool) -> Vec<BTreeSet<Str
     let machine = Machine::new().kernel(&inputs.kernel, &initrd, cmdline).once();
     let mut vm = images.iter().fold(machine, |m, image| m.snapshot(image, Bus::Nvme)).start();
     vm.wait("that is all");
-    let mut found = vec![BTreeSet::new(); images.len()];
-    for line in vm.end().lines() {
+    let mut found = vec![None; images.len()];
+    let console = vm.end();
+    for line in console.lines() {
         if let Some((disk, parts)) = line.strip_prefix("disk ").and_then(|rest| rest.split_once(':')) {
-            found[disk.parse::<usize>().unwrap() - 1] = parts.split_whitespace().map(str::to_owned).collect();
+            let parts = parts.split_whitespace().map(str::to_owned).collect();
+            found[disk.parse::<usize>().unwrap() - 1] = Some(parts);
         }
     }
     found
+        .into_iter()
+        .map(|parts| parts.unwrap_or_else(|| panic!("a line for each disk: {console}")))
+        .collect()
 }

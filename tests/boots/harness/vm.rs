@@ -262,7 +262,9 @@ impl Vm {
                 }
                 let end = end.unwrap_or(console.text.len());
                 self.seen = end;
-                return Some(console.text[begin..end].to_owned());
+                let line = &console.text[begin..end];
+                // SeaBIOS leaves its last line open.
+                return Some(line.strip_prefix("Booting from ROM..").unwrap_or(line).to_owned());
             }
             if console.ended || left.is_zero() {
                 return None;

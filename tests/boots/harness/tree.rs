@@ -52,16 +52,6 @@ impl Tree {
         self.file(path, fs::read(from).unwrap_or_else(|error| panic!("{from:?}: {error}")))
     }
 
-    pub fn dir(mut self, path: &str) -> Self {
-        self.put(path, Node::Dir);
-        self
-    }
-
-    pub fn link(mut self, path: &str, to: &str) -> Self {
-        self.put(path, Node::Link(to.to_owned()));
-        self
-    }
-
     pub fn without(mut self, path: &str) -> Self {
         self.0.remove(path);
         self

@@ -2,27 +2,16 @@
 //! gptmbr and Linux: exactly the old or the new slot boots, and the partitions are there. The same with two procedures
 //! that are not safe, which the readers must notice. And in all of them each real reader does what its model in
 //! gpt_common does, on which the 65,000 states of power_cuts.rs rest.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
-
-#[path = "../boots_common/mod.rs"]
-mod boots_common;
-#[path = "../gpt_common/mod.rs"]
-mod gpt_common;
-mod procedures;
-#[path = "../proof_common/mod.rs"]
-mod proof_common;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use boots_common::{readers, ready};
-use gpt_common::{Reader, entries};
-use procedures::{Cut, cuts};
-use proof_common::scenes::recorded;
-use proof_common::{Release, Site, Verb, boots, extent, factory, noise, spec};
+use super::procedures::{self, Cut, cuts};
+use crate::gpt_common::{Reader, entries};
+use crate::harness::{readers, ready};
+use crate::proof_common::scenes::recorded;
+use crate::proof_common::{Release, Site, Verb, boots, extent, factory, noise, spec};
 use qstage::boot::BootFlag;
 use qstage::units::Slot;
 

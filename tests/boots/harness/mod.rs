@@ -10,11 +10,8 @@
 //! uefi       the same for firmware that starts a slot by itself: OVMF, unified kernel images
 //! ```
 //!
-//! A test that uses it declares `mod boots_common; mod support;`.
-//!
 //! Packages: qemu-system-x86 qemu-utils busybox-static u-boot-qemu u-boot-tools syslinux-common extlinux e2fsprogs.
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part")]
-#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(unreachable_pub, reason = "a module of tests")]
 
 pub mod appliance;
 pub mod inputs;
@@ -27,7 +24,6 @@ pub mod vm;
 use std::path::PathBuf;
 use std::process::Command;
 
-#[allow(unused_imports, reason = "each test binary uses its part")]
 pub use appliance::Appliance;
 pub use inputs::Inputs;
 pub use tree::Tree;

@@ -1,16 +1,12 @@
 //! Machines that start by the selector: Debian's kernel with an initramfs that initramfs-tools or dracut made with the hooks
 //! of this repository; slots that panic, hang, or are not healthy; and the trial by kexec of loaders that know one flag.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
-
-mod boots_common;
-mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use boots_common::slots::{self, Loader};
-use boots_common::{Appliance, Bus, Inputs, Machine, Vm, ready, tool, which};
-use support::Bench;
+use crate::harness::slots::{self, Loader};
+use crate::harness::{Appliance, Bus, Inputs, Machine, Vm, ready, tool, which};
+use crate::support::Bench;
 
 /// The repository.
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -99,7 +95,7 @@ fn start(inputs: &Inputs, bench: &Bench, initrd: &Path, words: &str) -> Vm {
 
 /// Root is needed to make an initramfs; where a tool is missing, that is said.
 fn maker(program: &str) -> Option<&'static Inputs> {
-    let inputs = ready().filter(|_| support::is_root())?;
+    let inputs = ready().filter(|_| crate::support::is_root())?;
     if which(program).is_some() {
         return Some(inputs);
     }
