@@ -1,6 +1,7 @@
 //! `qstage bench` measures, and leaves nothing behind that boots or lies about.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 fn qstage(args: &[&str], dir: &std::path::Path) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_qstage")).args(args).current_dir(dir).output().unwrap()
@@ -72,4 +73,22 @@ fn a_disk_is_overwritten_only_when_told_so_and_never_left_prepared() {
     let after = std::fs::read(dir.path().join("disk.img")).unwrap();
     let slot_a = (1 << 20)..(17 << 20);
     assert!(before[slot_a.clone()] == after[slot_a], "the running slot was touched");
+
+    // Killed after something whole was there, and overwritten again: nothing may be taken for a prepared release.
+    let forever = [&bench[..5], &["--yes", "--repeat", "10000"], &state].concat();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_qstage"))
+        .args(forever)
+        .current_dir(dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let told = lines.map_while(Result::ok).find(|line| line.contains("round 2 of 10000 is done"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(told.is_some(), "it never came to its second round");
+    let (_, slots, _) = with_state(&["slots", "--disk", "disk.img", "--json"]);
+    let slots: serde_json::Value = serde_json::from_str(&slots).unwrap();
+    assert_eq!(slots["slots"][1]["state"], "empty", "{slots}");
 }

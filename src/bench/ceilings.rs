@@ -42,7 +42,9 @@ pub struct Ceiling {
 pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cancel: &Cancel) -> Result<()> {
     for (block, depth) in SHAPES {
         for write in [true, false] {
-            let (rate, cost) = rate(slot, block, depth, write, cancel)?;
+            let pass = transfer(slot, slot.len().min(SPAN), (block, depth), write, cancel)?;
+            let gigabytes = pass.bytes as f64 / 1e9;
+            let (rate, cost) = (gigabytes / pass.seconds, pass.cpu_seconds / gigabytes);
             let known = ceilings.iter_mut().find(|c| (c.write, c.block, c.depth) == (write, block, depth));
             match known {
                 Some(ceiling) => {
@@ -66,16 +68,52 @@ pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cance
     Ok(())
 }
 
-/// Gigabytes per second, and seconds of processor time for each gigabyte.
-fn rate(
+/// What a number of bytes cost in bare transfers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pass {
+    bytes: u64,
+    /// Wall time, in seconds.
+    pub(super) seconds: f64,
+    /// Processor time, in seconds.
+    pub(super) cpu_seconds: f64,
+}
+
+impl std::ops::Add for Pass {
+    type Output = Self;
+
+    /// One after the other.
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            seconds: self.seconds + other.seconds,
+            cpu_seconds: self.cpu_seconds + other.cpu_seconds,
+        }
+    }
+}
+
+/// Transfers `len` bytes in the shape that was the fastest so far. Rates over a part of them would promise too much: caches
+/// and quotas of a device make bursts fast.
+pub(super) fn pass(
     slot: &dyn BlockDevice,
-    block: usize,
-    depth: usize,
+    ceilings: &[Ceiling],
+    len: u64,
     write: bool,
     cancel: &Cancel,
-) -> Result<(f64, f64)> {
+) -> Result<Pass> {
+    let rate = |ceiling: &&Ceiling| ceiling.gb_per_s.median;
+    let best = ceilings.iter().filter(|c| c.write == write).max_by(|a, b| rate(a).total_cmp(&rate(b)));
+    transfer(slot, len, best.map_or(SHAPES[1], |c| (c.block, c.depth)), write, cancel)
+}
+
+fn transfer(
+    slot: &dyn BlockDevice,
+    len: u64,
+    (block, depth): (usize, usize),
+    write: bool,
+    cancel: &Cancel,
+) -> Result<Pass> {
     let abort = Abort::new(cancel, "measuring the target");
-    let blocks = slot.len().min(SPAN) / block as u64;
+    let blocks = len.div_ceil(block as u64).min(slot.len() / block as u64);
     let next = AtomicU64::new(0);
     let (start, cpu) = (Instant::now(), cpu_seconds());
     workers::run(workers::at_least_one(depth), &abort, || {
@@ -99,6 +137,9 @@ fn rate(
     if write {
         device::sync(slot, "the target")?;
     }
-    let gigabytes = (blocks * block as u64) as f64 / 1e9;
-    Ok((gigabytes / start.elapsed().as_secs_f64(), (cpu_seconds() - cpu) / gigabytes))
+    Ok(Pass {
+        bytes: blocks * block as u64,
+        seconds: start.elapsed().as_secs_f64(),
+        cpu_seconds: cpu_seconds() - cpu,
+    })
 }

@@ -61,15 +61,17 @@ pub struct Run {
     pub cpu_seconds: Spread,
     /// Uncompressed gigabytes (10^9 bytes) per second, by the median.
     pub gb_per_s: f64,
-    /// The longer one of `device` and `processor`, in seconds.
+    /// The longer one of `device` and `processor`, in seconds: median of the rounds.
     pub ideal_seconds: f64,
-    /// Time of the device at its own rates, in seconds.
+    /// Time that the same number of bytes takes in bare transfers, written, flushed and read one after the other, in the
+    /// best of the shapes, in seconds: median of the rounds.
     pub device_seconds: f64,
-    /// Time of all cores for decompression, BLAKE3 and what the kernel does for the transfers, in seconds.
+    /// Time of all cores for decompression, BLAKE3 and what the kernel does for the transfers, in seconds: median of the
+    /// rounds.
     pub processor_seconds: f64,
-    /// `ideal_seconds` divided by the median: 1.0 cannot be had.
+    /// The ideal of a round divided by the time of prepare in that round: median of the rounds. 1.0 cannot be had.
     pub of_ideal: f64,
-    /// The same for the fastest of the runs: what other load takes away from a machine it takes from the slower ones.
+    /// The same of the best round: what other load takes away from a machine it takes from the others.
     pub best_of_ideal: f64,
     /// What bounds it: `device` or `processor`.
     pub bound_by: &'static str,
@@ -161,12 +163,14 @@ pub fn bench(
     progress.notice("measuring the target and the processors");
     let mut ceilings = Vec::new();
     let mut processors = Vec::new();
-    let mut timed: [Vec<(f64, f64, stage::Outcome)>; 2] = [Vec::new(), Vec::new()];
+    let mut rounds: [Vec<Round>; 2] = [Vec::new(), Vec::new()];
+    let mut data_bytes = 0;
     for round in 1..=options.repeat.get() {
         options.cancel.check("measuring")?;
         ceilings::measure(&*subject.slot, &mut ceilings, options.cancel)?;
-        processors.push(processor::measure(&(subject.bundle)()?, cores)?);
-        for (times, read_back) in timed.iter_mut().zip([false, true]) {
+        let processor = processor::measure(&(subject.bundle)()?, cores)?;
+        let mut timed = Vec::new();
+        for read_back in [false, true] {
             // A blind write is what is measured: what is there must not be recognised.
             sample::spoil(&*subject.slot, &layout)?;
             let bundle = (subject.bundle)()?;
@@ -186,43 +190,31 @@ pub fn bench(
                 Options { jobs, read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
             let (start, cpu) = (Instant::now(), cpu_seconds());
             let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
-            times.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu, outcome));
+            timed.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu));
+            data_bytes = outcome.written;
         }
+        let write = ceilings::pass(&*subject.slot, &ceilings, data_bytes, true, options.cancel)?;
+        let read = ceilings::pass(&*subject.slot, &ceilings, image_bytes, false, options.cancel)?;
+        for ((seconds, cpu_seconds), (rounds, read_back)) in
+            timed.into_iter().zip(rounds.iter_mut().zip([false, true]))
+        {
+            let (mut device, mut passes) = (write, 1.0);
+            if read_back {
+                (device, passes) = (write + read, 2.0);
+            }
+            let image = image_bytes as f64 / 1e9;
+            let work = image / processor.decompress_all + passes * image / processor.blake3_all;
+            rounds.push(Round {
+                seconds,
+                cpu_seconds,
+                device_seconds: device.seconds,
+                processor_seconds: work + device.cpu_seconds / cores.get() as f64,
+            });
+        }
+        processors.push(processor);
         progress.notice(&format!("round {round} of {} is done", options.repeat));
     }
-
-    let processor = Processor::median(&processors);
-    let data_bytes = timed.iter().flatten().map(|(.., outcome)| outcome.written).max().unwrap_or(0);
-    let best = |write: bool| {
-        ceilings.iter().filter(|c| c.write == write).map(|c| c.gb_per_s.median).fold(0.0, f64::max)
-    };
-    let cost = |write: bool| {
-        let costs = ceilings.iter().filter(|c| c.write == write).map(|c| c.cpu_s_per_gb.median);
-        costs.fold(f64::INFINITY, f64::min)
-    };
-    let (image, data) = (image_bytes as f64 / 1e9, data_bytes as f64 / 1e9);
-    let runs = timed.iter().zip([false, true]).map(|(times, read_back)| {
-        let seconds = Spread::of(times.iter().map(|(seconds, ..)| *seconds));
-        let passes = if read_back { 2.0 } else { 1.0 };
-        let read = if read_back { image } else { 0.0 };
-        let device_seconds = data / best(true) + read / best(false);
-        let transfers = (data * cost(true) + read * cost(false)) / cores.get() as f64;
-        let processor_seconds =
-            image / processor.decompress_all + passes * image / processor.blake3_all + transfers;
-        let ideal_seconds = device_seconds.max(processor_seconds);
-        Run {
-            name: if read_back { "prepare" } else { "prepare without read-back" },
-            seconds,
-            cpu_seconds: Spread::of(times.iter().map(|(_, cpu, _)| *cpu)),
-            gb_per_s: image / seconds.median,
-            ideal_seconds,
-            device_seconds,
-            processor_seconds,
-            of_ideal: ideal_seconds / seconds.median,
-            best_of_ideal: ideal_seconds / seconds.min,
-            bound_by: if device_seconds > processor_seconds { "device" } else { "processor" },
-        }
-    });
+    let runs = rounds.iter().zip(["prepare without read-back", "prepare"]);
     Ok(BenchReport {
         target: subject.name.clone(),
         image_bytes,
@@ -230,11 +222,43 @@ pub fn bench(
         bundle_bytes: compressed,
         cores: cores.get(),
         jobs: jobs.get(),
-        runs: runs.collect(),
+        runs: runs.map(|(rounds, name)| Run::of(name, rounds, image_bytes)).collect(),
         ceilings,
-        processor,
+        processor: Processor::median(&processors),
         commit_ms: None,
     })
+}
+
+/// One prepare, and what bounded it in the same minute.
+struct Round {
+    seconds: f64,
+    cpu_seconds: f64,
+    device_seconds: f64,
+    processor_seconds: f64,
+}
+
+impl Run {
+    fn of(name: &'static str, rounds: &[Round], image_bytes: u64) -> Self {
+        let of = |get: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(get));
+        let ideal = |round: &Round| round.device_seconds.max(round.processor_seconds);
+        // Machines change from minute to minute: what was reached is asked round by round.
+        let reached = of(&|round| ideal(round) / round.seconds);
+        let seconds = of(&|round| round.seconds);
+        let device_seconds = of(&|round| round.device_seconds).median;
+        let processor_seconds = of(&|round| round.processor_seconds).median;
+        Self {
+            name,
+            seconds,
+            cpu_seconds: of(&|round| round.cpu_seconds),
+            gb_per_s: image_bytes as f64 / 1e9 / seconds.median,
+            ideal_seconds: of(&ideal).median,
+            device_seconds,
+            processor_seconds,
+            of_ideal: reached.median,
+            best_of_ideal: reached.max,
+            bound_by: if device_seconds > processor_seconds { "device" } else { "processor" },
+        }
+    }
 }
 
 /// The slot as a device that a target may own.
@@ -280,6 +304,25 @@ pub fn time_commit(scratch: &Scratch, rounds: usize) -> Result<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_reached_is_asked_round_by_round() {
+        let round = |seconds, device_seconds, processor_seconds| Round {
+            seconds,
+            cpu_seconds: 1.0,
+            device_seconds,
+            processor_seconds,
+        };
+        // The second round fell into a slow minute, of the machine and so of its ideal too.
+        let run = Run::of(
+            "prepare",
+            &[round(2.0, 1.0, 1.8), round(8.0, 6.0, 2.0), round(2.0, 1.6, 1.0)],
+            4_000_000_000,
+        );
+        assert_eq!((run.of_ideal, run.best_of_ideal), (0.8, 0.9));
+        assert_eq!((run.ideal_seconds, run.device_seconds, run.processor_seconds), (1.8, 1.6, 1.8));
+        assert_eq!((run.gb_per_s, run.bound_by), (2.0, "processor"));
+    }
 
     #[test]
     fn the_median_is_one_of_the_values() {

@@ -14,13 +14,13 @@ use crate::boot;
 use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
 use crate::bundle::manifest::Kind;
 use crate::commit;
-use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::device::{self, AlignedBuf, BlockDevice, Region};
 use crate::error::{Error, Result};
 use crate::host::{Access, DiskLock};
 use crate::progress::{Cancel, Phase, Progress, Silent};
 use crate::slot::{self, Content, Record};
 use crate::stage;
-use crate::units::{Blake3, ByteOffset, Group, Slot};
+use crate::units::{Blake3, ByteOffset, Extent, Group, MIB, Slot};
 use crate::workers;
 
 /// The result of a scrub that found nothing wrong.
@@ -55,7 +55,8 @@ pub struct FirmwareReport {
 
 impl Engine<'_> {
     /// Lends the platform slot that does not run to `use_it`, for measurements. What it held is lost: it is made unbootable
-    /// and void first, and void again afterwards, however `use_it` ends.
+    /// and void first. The end of the slot, where its record would be looked for, is not lent: whatever `use_it` writes,
+    /// and wherever the power fails, the slot stays void.
     ///
     /// # Errors
     /// [`Error::OnTrial`], [`Error::SwitchPending`], [`Error::SlotInUse`], [`Error::Busy`]; class Disk and Io; those of `use_it`.
@@ -76,9 +77,13 @@ impl Engine<'_> {
             slot::discard(&*device, &partition.name)?;
             self.turn(lock, view.turn(|choice| choice.withdraw(slot)).as_ref())?;
             commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
-            let result = use_it(&partition.name, Arc::clone(&device));
-            slot::discard(&*device, &partition.name)?;
-            result
+            let lent = Extent { at: ByteOffset(0), len: device.len().saturating_sub(MIB) };
+            let lent = Region::new(Arc::clone(&device), lent).filter(|lent| lent.len() > 0);
+            let lent = lent.ok_or_else(|| Error::Argument {
+                what: format!("slot {slot}"),
+                problem: format!("of its {} bytes the last {MIB} cannot be measured with", device.len()),
+            })?;
+            use_it(&partition.name, Arc::new(lent))
         };
         self.change("bench", act, |_| "measured".to_owned())
     }
