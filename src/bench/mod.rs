@@ -195,14 +195,12 @@ pub fn bench(
         }
         let write = ceilings::pass(&*subject.slot, &ceilings, data_bytes, true, options.cancel)?;
         let read = ceilings::pass(&*subject.slot, &ceilings, image_bytes, false, options.cancel)?;
-        for ((seconds, cpu_seconds), (rounds, read_back)) in
-            timed.into_iter().zip(rounds.iter_mut().zip([false, true]))
+        let image = image_bytes as f64 / 1e9;
+        // What each has to transfer, and how often it hashes the image.
+        let bounds = [(write, 1.0), (write + read, 2.0)];
+        for (rounds, ((seconds, cpu_seconds), (device, passes))) in
+            rounds.iter_mut().zip(timed.into_iter().zip(bounds))
         {
-            let (mut device, mut passes) = (write, 1.0);
-            if read_back {
-                (device, passes) = (write + read, 2.0);
-            }
-            let image = image_bytes as f64 / 1e9;
             let work = image / processor.decompress_all + passes * image / processor.blake3_all;
             rounds.push(Round {
                 seconds,

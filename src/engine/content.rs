@@ -71,18 +71,18 @@ impl Engine<'_> {
             let partition = view.slots.require(Group::Platform, slot)?;
             let device: Arc<dyn BlockDevice> =
                 self.machine.open_partition(partition, Access::Exclusive)?.into();
-            let flag = self.policy.boot_flag;
-            let table = boot::make_unbootable(&view.table, &view.slots, Group::Platform, slot, flag)?;
-            // The record first: a whole slot without flags would be taken for a prepared one.
-            slot::discard(&*device, &partition.name)?;
-            self.turn(lock, view.turn(|choice| choice.withdraw(slot)).as_ref())?;
-            commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
             let lent = Extent { at: ByteOffset(0), len: device.len().saturating_sub(MIB) };
             let lent = Region::new(Arc::clone(&device), lent).filter(|lent| lent.len() > 0);
             let lent = lent.ok_or_else(|| Error::Argument {
                 what: format!("slot {slot}"),
                 problem: format!("of its {} bytes the last {MIB} cannot be measured with", device.len()),
             })?;
+            let flag = self.policy.boot_flag;
+            let table = boot::make_unbootable(&view.table, &view.slots, Group::Platform, slot, flag)?;
+            // The record first: a whole slot without flags would be taken for a prepared one.
+            slot::discard(&*device, &partition.name)?;
+            self.turn(lock, view.turn(|choice| choice.withdraw(slot)).as_ref())?;
+            commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
             use_it(&partition.name, Arc::new(lent))
         };
         self.change("bench", act, |_| "measured".to_owned())

@@ -97,8 +97,6 @@ pub fn linux(inputs: &Inputs, images: &[PathBuf], gpt: bool) -> Vec<BTreeSet<Str
     let init = r#"
         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
         exec > /dev/console 2>&1
-        # The firmware has left its last line open.
-        echo
         # The kernel does not wait for NVMe, neither for the disks nor, once a disk is there, for the scan of its table. To
         # have it scanned again waits for that.
         while [ ! -b /dev/nvme0nCOUNT ]; do sleep 1; done

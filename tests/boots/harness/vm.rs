@@ -199,6 +199,10 @@ impl Console {
             (Escape::No, b'\r') => Escape::No,
             (Escape::No, _) => {
                 self.text.push(if byte.is_ascii() { char::from(byte) } else { '?' });
+                // SeaBIOS leaves its last line open, and whatever speaks next would stand in it.
+                if self.text.ends_with("Booting from ROM..") {
+                    self.text.push('\n');
+                }
                 Escape::No
             }
             _ => Escape::No,
@@ -262,9 +266,7 @@ impl Vm {
                 }
                 let end = end.unwrap_or(console.text.len());
                 self.seen = end;
-                let line = &console.text[begin..end];
-                // SeaBIOS leaves its last line open.
-                return Some(line.strip_prefix("Booting from ROM..").unwrap_or(line).to_owned());
+                return Some(console.text[begin..end].to_owned());
             }
             if console.ended || left.is_zero() {
                 return None;
