@@ -1,5 +1,6 @@
 //! Threads that each run frames to completion, and the one order that some work needs among them.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -73,7 +74,8 @@ pub fn run<T: Send>(
 }
 
 /// Lets the workers take turns: turn `n` runs after turn `n - 1`, whoever has it. This is where the work
-/// that is sequential by nature happens (SHA-256, appending to a file) without a thread or a queue of its own.
+/// that is sequential by nature happens (SHA-256 of buffers that are to be used again) without a thread or a queue of its
+/// own.
 #[derive(Debug)]
 pub struct Sequencer<S> {
     state: Mutex<(u64, S)>,
@@ -110,6 +112,81 @@ impl<S> Sequencer<S> {
     /// The state after the last turn.
     pub fn into_inner(self) -> S {
         self.state.into_inner().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
+/// A line to one that works in order: whoever brings the piece that is next works off what waits, and the others go back to
+/// their own work. For work that may come later than its turn in [`Sequencer`], where everyone waits.
+#[derive(Debug)]
+pub struct Queue<S, T> {
+    ahead: u64,
+    line: Mutex<Line<T>>,
+    changed: Condvar,
+    /// Locked by the one for whom `Line::busy` was raised, so never contended.
+    state: Mutex<S>,
+}
+
+#[derive(Debug)]
+struct Line<T> {
+    next: u64,
+    waiting: BTreeMap<u64, T>,
+    busy: bool,
+}
+
+impl<S, T> Queue<S, T> {
+    /// Begins with piece 0. Who brings a piece `ahead` (at least 1) before the one that is next waits, which bounds the
+    /// memory.
+    pub fn new(state: S, ahead: u64) -> Self {
+        let line = Line { next: 0, waiting: BTreeMap::new(), busy: false };
+        Self {
+            ahead: ahead.max(1),
+            line: Mutex::new(line),
+            changed: Condvar::new(),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Hands over piece `number`; `work` is called with pieces in order, maybe later and by another caller.
+    ///
+    /// # Errors
+    /// Of `work`, which is then not called again; of [`Abort::check`] while waiting.
+    pub fn put(
+        &self,
+        number: u64,
+        piece: T,
+        abort: &Abort<'_>,
+        work: impl Fn(&mut S, T) -> Result<()>,
+    ) -> Result<()> {
+        let mut line = lock(&self.line);
+        while number >= line.next.saturating_add(self.ahead) {
+            abort.check()?;
+            // The timeout is for aborts only: progress is announced.
+            let waited = self.changed.wait_timeout(line, Duration::from_millis(50));
+            line = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        line.waiting.insert(number, piece);
+        if line.busy {
+            return Ok(());
+        }
+        // Stays raised after a failure: nothing may follow a piece that is missing.
+        line.busy = true;
+        loop {
+            let next = line.next;
+            let Some(piece) = line.waiting.remove(&next) else {
+                line.busy = false;
+                return Ok(());
+            };
+            drop(line);
+            work(&mut lock(&self.state), piece)?;
+            line = lock(&self.line);
+            line.next += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    /// The state after the last piece, once every [`Queue::put`] has returned without an error.
+    pub fn into_inner(self) -> S {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,6 +231,56 @@ mod tests {
         })
         .unwrap();
         assert_eq!(order.into_inner(), (0..200).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_queue_works_in_order_and_never_holds_more_than_it_may() {
+        let cancel = Cancel::default();
+        let abort = Abort::new(&cancel, "testing");
+        let (next, held, most) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let queue = Queue::new(Vec::new(), 5);
+        run(at_least_one(8), &abort, || {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= 500 {
+                    return Ok(());
+                }
+                // Late ones, so that others have to wait.
+                if number % 37 == 0 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                queue.put(number, number, &abort, |seen: &mut Vec<u64>, piece| {
+                    let line = lock(&queue.line);
+                    held.store(line.waiting.len() as u64 + 1, Ordering::Relaxed);
+                    most.fetch_max(held.load(Ordering::Relaxed), Ordering::Relaxed);
+                    assert!(line.waiting.keys().all(|waiting| *waiting < piece + 5));
+                    drop(line);
+                    seen.push(piece);
+                    Ok(())
+                })?;
+            }
+        })
+        .unwrap();
+        assert_eq!(queue.into_inner(), (0..500).collect::<Vec<_>>());
+        assert!((2..=5).contains(&most.into_inner()));
+    }
+
+    #[test]
+    fn after_a_failure_a_queue_takes_nothing_more() {
+        let cancel = Cancel::default();
+        let abort = Abort::new(&cancel, "testing");
+        let next = AtomicU64::new(0);
+        let queue = Queue::new(Vec::new(), 2);
+        let error = run(at_least_one(4), &abort, || {
+            loop {
+                queue.put(next.fetch_add(1, Ordering::Relaxed), (), &abort, |seen: &mut Vec<()>, ()| {
+                    seen.push(());
+                    if seen.len() == 3 { Err(Error::Unsigned) } else { Ok(()) }
+                })?;
+            }
+        });
+        assert_eq!(error.map(|_: Vec<()>| ()).unwrap_err().code(), Error::Unsigned.code());
+        assert_eq!(queue.into_inner().len(), 3);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod frame;
 pub mod index;
 pub mod manifest;
 pub mod reader;
+pub mod sha256;
 pub mod signature;
 pub mod source;
 pub mod summary;

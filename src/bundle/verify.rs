@@ -4,16 +4,15 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use serde::Serialize;
-use sha2::Digest as _;
 
 use super::feed::Feed;
 use super::frame::FrameDecoder;
 use super::manifest::Payload;
 use super::reader::Bundle;
+use super::sha256::ImageHashes;
 use crate::device::AlignedBuf;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::progress::{Cancel, Phase, Progress};
-use crate::units::Sha256;
 use crate::workers::{self, Abort, Sequencer};
 
 /// The result of a bundle that held.
@@ -31,44 +30,6 @@ pub struct VerifyReport {
     pub image_bytes: u64,
     /// Wall time in seconds.
     pub seconds: f64,
-}
-
-/// The SHA-256 of several images whose frames come in order, one hasher each.
-pub(crate) struct ImageHashes(Vec<sha2::Sha256>);
-
-/// The SHA-256 of some bytes.
-pub(crate) fn sha256(bytes: &[u8]) -> Sha256 {
-    Sha256(sha2::Sha256::digest(bytes).into())
-}
-
-impl ImageHashes {
-    /// For as many payloads as the manifest has.
-    pub(crate) fn new(payloads: usize) -> Self {
-        Self(vec![sha2::Sha256::new(); payloads])
-    }
-
-    /// Takes in the next bytes of a payload.
-    pub(crate) fn update(&mut self, payload: usize, bytes: &[u8]) {
-        self.0[payload].update(bytes);
-    }
-
-    /// Compares with the manifest the payloads for which `wanted` says so.
-    ///
-    /// # Errors
-    /// [`Error::ImageDigest`].
-    pub(crate) fn check(self, payloads: &[Payload], wanted: impl Fn(&Payload) -> bool) -> Result<()> {
-        for (payload, hasher) in payloads.iter().zip(self.0).filter(|(payload, _)| wanted(payload)) {
-            let got = Sha256(hasher.finalize().into());
-            if got != payload.sha256 {
-                return Err(Error::ImageDigest {
-                    payload: payload.to_string(),
-                    expected: payload.sha256,
-                    got,
-                });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Decompresses and verifies every frame and both whole-image hashes.

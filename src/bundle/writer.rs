@@ -5,20 +5,23 @@ use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha2::Digest as _;
 use zstd::bulk::Compressor;
 
 use super::archive::{self, BLOCK, END_LEN};
 use super::frame::{chaining_value, is_zero};
 use super::index::{ENTRY_LEN, FrameEntry, merge, push_entry};
 use super::manifest::{Claims, FORMAT, IndexRef, Kind, Payload};
+use super::sha256::Hasher;
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Phase, Progress};
 use crate::units::{Blake3, Sha256};
-use crate::workers::{self, Abort, Sequencer};
+use crate::workers::{self, Abort, Queue};
 
 /// The compression levels of zstd that make sense for files that are packed once and unpacked often.
 pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
+
+/// Bytes of compressed frames that may wait for an earlier one, at most.
+const WAITING_MAX: usize = 64 << 20;
 
 /// An image to pack: bytes that can be looked at from several threads.
 pub trait Image: Sync {
@@ -29,6 +32,9 @@ pub trait Image: Sync {
     fn is_hole(&self, _at: u64, _len: u64) -> bool {
         false
     }
+
+    /// The range is not needed any more, if there is something that this lets go.
+    fn release(&self, _at: u64, _len: u64) {}
 }
 
 impl Image for Vec<u8> {
@@ -158,21 +164,41 @@ fn pack_payload<W: Write + Seek + Send>(
 ) -> Result<()> {
     /// What happens in order: hashing, appending, noting.
     struct Tail<'a, W> {
-        sha256: sha2::Sha256,
+        sha256: Hasher,
         out: &'a mut W,
         written: u64,
         index: &'a mut Vec<u8>,
+    }
+    struct Piece<'a> {
+        at: u64,
+        plain: &'a [u8],
+        compressed: Vec<u8>,
+        value: Blake3,
     }
     let header_at = out.stream_position().map_err(output)?;
     out.write_all(&[0; BLOCK]).map_err(output)?;
     let first_entry = index.len();
     let (abort, next) = (Abort::new(cancel, "packing"), AtomicU64::new(0));
-    let tail = Sequencer::new(Tail { sha256: sha2::Sha256::new(), out, written: 0, index });
+    let jobs = compression.jobs.unwrap_or_else(workers::default_jobs);
+    let frame_size = compression.frame_size as usize;
+    // Frames that do not compress wait with all their bytes.
+    let ahead = (WAITING_MAX / frame_size).max(jobs.get()) as u64;
+    let tail = Tail { sha256: Hasher::default(), out, written: 0, index };
+    let queue = Queue::new(tail, ahead);
+    let append = |tail: &mut Tail<'_, W>, piece: Piece<'_>| {
+        tail.sha256.update(piece.plain);
+        tail.out.write_all(&piece.compressed).map_err(output)?;
+        tail.written += piece.compressed.len() as u64;
+        push_entry(tail.index, FrameEntry { compressed: piece.compressed.len() as u32, value: piece.value });
+        image.release(piece.at, piece.plain.len() as u64);
+        progress.advance(piece.plain.len() as u64);
+        Ok(())
+    };
     let (bytes, shape) = (image.bytes(), &*payload);
-    workers::run(compression.jobs.unwrap_or_else(workers::default_jobs), &abort, || {
+    let zeroes = vec![0; frame_size];
+    workers::run(jobs, &abort, || {
         let zstd = |problem: std::io::Error| Error::Internal { what: format!("zstd: {problem}") };
         let mut compressor = Compressor::new(compression.level).map_err(zstd)?;
-        let zeroes = vec![0; compression.frame_size as usize];
         // Zero frames are compressed once: all but the last have one length.
         let mut zero_frame: Option<Vec<u8>> = None;
         loop {
@@ -194,18 +220,11 @@ fn pack_payload<W: Write + Seek + Send>(
                 zero_frame = Some(compressed.clone());
             }
             let value = chaining_value(plain, at, shape.frames() == 1);
-            tail.turn(frame, &abort, |tail| {
-                tail.sha256.update(plain);
-                tail.out.write_all(&compressed).map_err(output)?;
-                tail.written += compressed.len() as u64;
-                push_entry(tail.index, FrameEntry { compressed: compressed.len() as u32, value });
-                Ok(())
-            })?;
-            progress.advance(len as u64);
+            queue.put(frame, Piece { at, plain, compressed, value }, &abort, append)?;
         }
     })?;
-    let Tail { sha256, out, written, index } = tail.into_inner();
-    payload.sha256 = Sha256(sha256.finalize().into());
+    let Tail { sha256, out, written, index } = queue.into_inner();
+    payload.sha256 = sha256.finish();
     let entries = &index[first_entry..];
     let value = |frame: u64| {
         let mut value = [0; 32];

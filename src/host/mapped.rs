@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use nix::errno::Errno;
 use nix::libc::off_t;
 use nix::unistd::{Whence, lseek};
@@ -79,6 +79,18 @@ impl Image for MappedFile {
         let next = self.data.partition_point(|extent| extent.end <= at);
         self.data.get(next).is_none_or(|extent| extent.start >= at + len)
     }
+
+    /// Takes the pages out of this process, not out of the page cache: its memory does not grow with the image.
+    #[allow(unsafe_code)]
+    fn release(&self, at: u64, len: u64) {
+        let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) else { return };
+        // SAFETY: MADV_DONTNEED takes what was written to a private map away from those who still look at it. Nothing is
+        // written to this one: it is read-only, and a page that is looked at again comes from the file with the bytes
+        // that it had (madvise(2): "repopulating the memory contents from the up-to-date contents of the underlying
+        // mapped file"), under the condition on the file that `map` states. The range is within the map, or the call
+        // fails, which costs nothing but memory.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
+    }
 }
 
 impl Deref for MappedFile {
@@ -89,7 +101,6 @@ impl Deref for MappedFile {
     }
 }
 
-/// The only `unsafe` of the project.
 #[allow(unsafe_code)]
 fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only, so nothing here writes through it; what it asks for is that nobody else

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
 use crate::bundle::manifest::Payload;
-use crate::bundle::verify::ImageHashes;
+use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::Result;
 use crate::progress::{Cancel, Progress};

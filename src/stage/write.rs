@@ -10,7 +10,7 @@ use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
 use crate::bundle::frame::{FrameDecoder, STORED_UNIT, VerifiedFrame, wrong};
 use crate::bundle::manifest::Payload;
-use crate::bundle::verify::ImageHashes;
+use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
 use crate::error::{Error, Result};
 use crate::progress::{Phase, Progress};

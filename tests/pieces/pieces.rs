@@ -16,6 +16,7 @@ use qstage::boot::{self, BootFlag, Slots};
 use qstage::bundle::feed::Feed;
 use qstage::bundle::frame::{FrameDecoder, chaining_value};
 use qstage::bundle::index::Index;
+use qstage::bundle::sha256::Hasher;
 use qstage::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
 use qstage::bundle::{Bundle, Kind, Source, Trust};
 use qstage::commit;
@@ -85,6 +86,25 @@ fn verify(bencher: Bencher<'_, '_>, frame_size: u32) {
     let bytes = vec![0x5a; frame_size as usize];
     let at = u64::from(frame_size);
     bencher.counter(BytesCount::new(frame_size)).bench_local(|| chaining_value(black_box(&bytes), at, false));
+}
+
+/// The same bytes by SHA-256, as `pack` and `verify` compute it of whole images.
+#[divan::bench]
+fn sha256_of_an_image(bencher: Bencher<'_, '_>) {
+    let bytes = vec![0x5a; MIB as usize];
+    bencher.counter(BytesCount::new(MIB)).bench_local(|| {
+        let mut hasher = Hasher::default();
+        hasher.update(black_box(&bytes));
+        hasher.finish()
+    });
+}
+
+/// The same by the crate `sha2`, portable code where the processor has no instructions for it.
+#[divan::bench]
+fn sha256_by_sha2(bencher: Bencher<'_, '_>) {
+    use sha2::Digest as _;
+    let bytes = vec![0x5a; MIB as usize];
+    bencher.counter(BytesCount::new(MIB)).bench_local(|| sha2::Sha256::digest(black_box(&bytes)));
 }
 
 /// An index checked and merged to the hash of the image.
