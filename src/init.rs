@@ -18,7 +18,6 @@ use crate::progress::{Cancel, Progress};
 use crate::slot::{self, Layout, Mark, Record, Verdict};
 use crate::stage::{self, Target};
 use crate::units::{BlockSize, ByteOffset, Group, Guid, MIB, Slot};
-use crate::workers;
 
 /// "Linux filesystem data": the type that no tool mounts or boots by itself. The slots are found by name.
 const LINUX_DATA: Guid =
@@ -257,7 +256,7 @@ pub fn install(
         }
     }
     let options = stage::Options {
-        jobs: workers::default_jobs(),
+        jobs: stage::default_jobs(&bundle.manifest().payloads),
         read_back: true,
         sha256: true,
         cancel,

@@ -195,10 +195,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many workers to use where nobody says: measured with 1 MiB frames on two cores, cores + 2 equals a
-/// four-stage pipeline; with cores only, a worker that waits for the disk idles one.
+/// Processor cores that this process may use.
+pub fn cores() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// How many workers to use where nobody says, for work that now and then waits for a file: with cores only, a worker that
+/// waits idles one.
 pub fn default_jobs() -> NonZeroUsize {
-    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).saturating_add(2)
+    cores().saturating_add(2)
 }
 
 /// That many workers, or one.

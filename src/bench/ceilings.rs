@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Spread;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::Result;
-use crate::host::load::cpu_seconds;
+use crate::host::load::{cpu_seconds, kernel_seconds};
 use crate::progress::Cancel;
 use crate::units::ByteOffset;
 use crate::workers::{self, Abort};
@@ -74,8 +74,20 @@ pub(super) struct Pass {
     bytes: u64,
     /// Wall time, in seconds.
     pub(super) seconds: f64,
-    /// Processor time, in seconds.
+    /// Processor time in seconds, of this process or of the kernel, whichever is more: a loop device has threads of its own.
     pub(super) cpu_seconds: f64,
+}
+
+impl Pass {
+    /// At the same time as another one, on another device.
+    pub(super) fn beside(self, other: Self) -> Self {
+        Self { seconds: self.seconds.max(other.seconds), ..self + other }
+    }
+
+    /// Gigabytes (10^9 bytes) per second.
+    pub(super) fn gb_per_s(&self) -> f64 {
+        self.bytes as f64 / 1e9 / self.seconds
+    }
 }
 
 impl std::ops::Add for Pass {
@@ -115,7 +127,7 @@ fn transfer(
     let abort = Abort::new(cancel, "measuring the target");
     let blocks = len.div_ceil(block as u64).min(slot.len() / block as u64);
     let next = AtomicU64::new(0);
-    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let (start, cpu, kernel) = (Instant::now(), cpu_seconds(), kernel_seconds());
     workers::run(workers::at_least_one(depth), &abort, || {
         let mut buffer = AlignedBuf::zeroed(block);
         // Not zeroes: some devices answer those without writing.
@@ -140,6 +152,6 @@ fn transfer(
     Ok(Pass {
         bytes: blocks * block as u64,
         seconds: start.elapsed().as_secs_f64(),
-        cpu_seconds: cpu_seconds() - cpu,
+        cpu_seconds: (cpu_seconds() - cpu).max(kernel_seconds() - kernel),
     })
 }

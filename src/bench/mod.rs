@@ -6,6 +6,7 @@ mod processor;
 mod sample;
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ pub use sample::{Scratch, fill, synthetic_bundle};
 use crate::boot::{self, BootFlag, Slots};
 use crate::bundle::Bundle;
 use crate::commit;
-use crate::device::{BlockDevice, Mode, Region};
+use crate::device::{BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
 use crate::host::load::cpu_seconds;
 use crate::host::{LocalDisk, Machine};
@@ -109,7 +110,10 @@ pub struct BenchReport {
     pub ceilings: Vec<Ceiling>,
     /// Rates of the processors.
     pub processor: Processor,
-    /// Prepare with and without read-back.
+    /// Rate at which the bundle comes past the page cache from where it lies, in gigabytes (10^9 compressed bytes) per
+    /// second.
+    pub bundle_gb_per_s: Spread,
+    /// Prepare without read-back and with a bundle that is not in the page cache; prepare as it is comes last.
     pub runs: Vec<Run>,
     /// Milliseconds of one switch of the partition table, all its barriers and re-reads included; measured on a scratch
     /// file only.
@@ -122,8 +126,12 @@ pub struct Subject<'a> {
     pub name: String,
     /// The slot.
     pub slot: Arc<dyn BlockDevice>,
-    /// Opens the bundle once more: a bundle is read once.
-    pub bundle: &'a dyn Fn() -> Result<Bundle>,
+    /// Opens the bundle once more: a bundle is read once, and leaves the page cache with that.
+    pub open: &'a dyn Fn() -> Result<Bundle>,
+    /// Where the bundle is.
+    pub bundle: &'a Path,
+    /// Whether reading the bundle and writing the slot are work for the same device. Where nobody knows: no.
+    pub same_device: bool,
 }
 
 /// How to measure.
@@ -146,10 +154,10 @@ pub fn bench(
     options: &BenchOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<BenchReport> {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let jobs = options.jobs.unwrap_or_else(workers::default_jobs);
-    let bundle = (subject.bundle)()?;
+    let cores = workers::cores();
+    let bundle = (subject.open)()?;
     let manifest = bundle.manifest();
+    let jobs = options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads));
     let group = Group::Platform;
     let body_len = Record::body_len(manifest, bundle.index());
     let layout = Layout::new(manifest, group, body_len, subject.slot.len(), &subject.name)?;
@@ -163,17 +171,22 @@ pub fn bench(
     progress.notice("measuring the target and the processors");
     let mut ceilings = Vec::new();
     let mut processors = Vec::new();
-    let mut rounds: [Vec<Round>; 2] = [Vec::new(), Vec::new()];
+    let mut rounds = KINDS.map(|_| Vec::new());
+    let mut bundle_rates = Vec::new();
+    let packed = Direct::open(subject.bundle, Mode::Read, BlockSize::B512)?;
     let mut data_bytes = 0;
     for round in 1..=options.repeat.get() {
         options.cancel.check("measuring")?;
         ceilings::measure(&*subject.slot, &mut ceilings, options.cancel)?;
-        let processor = processor::measure(&(subject.bundle)()?, cores)?;
+        let processor = processor::measure(&(subject.open)()?, cores)?;
         let mut timed = Vec::new();
-        for read_back in [false, true] {
+        for kind in KINDS {
             // A blind write is what is measured: what is there must not be recognised.
             sample::spoil(&*subject.slot, &layout)?;
-            let bundle = (subject.bundle)()?;
+            if !kind.cold {
+                sample::warm(subject.bundle)?;
+            }
+            let bundle = (subject.open)()?;
             let target = Target {
                 group,
                 partition: subject.name.clone(),
@@ -186,8 +199,13 @@ pub fn bench(
                     unsigned: true,
                 },
             };
-            let staging =
-                Options { jobs, read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
+            let staging = Options {
+                jobs,
+                read_back: kind.read_back,
+                sha256: false,
+                cancel: options.cancel,
+                pace: &|_| Ok(()),
+            };
             let (start, cpu) = (Instant::now(), cpu_seconds());
             let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
             timed.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu));
@@ -195,12 +213,17 @@ pub fn bench(
         }
         let write = ceilings::pass(&*subject.slot, &ceilings, data_bytes, true, options.cancel)?;
         let read = ceilings::pass(&*subject.slot, &ceilings, image_bytes, false, options.cancel)?;
+        let fetch = ceilings::pass(&packed, &ceilings, packed.len(), false, options.cancel)?;
+        bundle_rates.push(fetch.gb_per_s());
         let image = image_bytes as f64 / 1e9;
-        // What each has to transfer, and how often it hashes the image.
-        let bounds = [(write, 1.0), (write + read, 2.0)];
-        for (rounds, ((seconds, cpu_seconds), (device, passes))) in
-            rounds.iter_mut().zip(timed.into_iter().zip(bounds))
-        {
+        for (kind, (rounds, (seconds, cpu_seconds))) in KINDS.iter().zip(rounds.iter_mut().zip(timed)) {
+            // What each has to transfer, and how often it hashes the image.
+            let (slot, passes) = if kind.read_back { (write + read, 2.0) } else { (write, 1.0) };
+            let device = match (kind.cold, subject.same_device) {
+                (false, _) => slot,
+                (true, true) => slot + fetch,
+                (true, false) => slot.beside(fetch),
+            };
             let work = image / processor.decompress_all + passes * image / processor.blake3_all;
             rounds.push(Round {
                 seconds,
@@ -212,7 +235,7 @@ pub fn bench(
         processors.push(processor);
         progress.notice(&format!("round {round} of {} is done", options.repeat));
     }
-    let runs = rounds.iter().zip(["prepare without read-back", "prepare"]);
+    let runs = rounds.iter().zip(KINDS);
     Ok(BenchReport {
         target: subject.name.clone(),
         image_bytes,
@@ -220,12 +243,27 @@ pub fn bench(
         bundle_bytes: compressed,
         cores: cores.get(),
         jobs: jobs.get(),
-        runs: runs.map(|(rounds, name)| Run::of(name, rounds, image_bytes)).collect(),
+        runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes)).collect(),
+        bundle_gb_per_s: Spread::of(bundle_rates),
         ceilings,
         processor: Processor::median(&processors),
         commit_ms: None,
     })
 }
+
+/// A way to prepare.
+struct KindOfRun {
+    name: &'static str,
+    read_back: bool,
+    /// Whether the bundle has to come from its device.
+    cold: bool,
+}
+
+const KINDS: [KindOfRun; 3] = [
+    KindOfRun { name: "prepare without read-back", read_back: false, cold: false },
+    KindOfRun { name: "prepare, cold bundle", read_back: true, cold: true },
+    KindOfRun { name: "prepare", read_back: true, cold: false },
+];
 
 /// One prepare, and what bounded it in the same minute.
 struct Round {

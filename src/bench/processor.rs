@@ -10,6 +10,7 @@ use super::Spread;
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
 use crate::bundle::frame::{FrameDecoder, chaining_value};
+use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::Hasher;
 use crate::device::AlignedBuf;
 use crate::error::Result;
@@ -116,7 +117,7 @@ struct Worker {
 
 impl Worker {
     fn new(bundle: &Bundle) -> Result<Self> {
-        let largest = bundle.manifest().payloads.iter().map(|payload| payload.frame_size).max().unwrap_or(0);
-        Ok(Self { decoder: FrameDecoder::new()?, buffer: AlignedBuf::zeroed(largest as usize) })
+        let largest = largest_frame(&bundle.manifest().payloads);
+        Ok(Self { decoder: FrameDecoder::new()?, buffer: AlignedBuf::zeroed(largest) })
     }
 }

@@ -106,6 +106,14 @@ pub fn fill(slot: &dyn BlockDevice) -> Result<()> {
     device::sync(slot, "the target")
 }
 
+/// Brings a file into the page cache.
+pub(super) fn warm(path: &Path) -> Result<()> {
+    let failed = |source| Error::Open { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    std::io::copy(&mut file, &mut std::io::sink()).map_err(failed)?;
+    Ok(())
+}
+
 /// Changes the start of every frame's place, so that nothing of an earlier run is recognised.
 pub(super) fn spoil(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
     let mut noise = AlignedBuf::zeroed(4096);

@@ -90,6 +90,11 @@ impl Payload {
     }
 }
 
+/// Bytes of the largest frame among some payloads; 0 without any.
+pub fn largest_frame(payloads: &[Payload]) -> usize {
+    payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0)
+}
+
 /// What it is called in messages: `platform`, `software`, `firmware/<name>`.
 impl fmt::Display for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::feed::Feed;
 use super::frame::FrameDecoder;
-use super::manifest::Payload;
+use super::manifest::{Payload, largest_frame};
 use super::reader::Bundle;
 use super::sha256::ImageHashes;
 use crate::device::AlignedBuf;
@@ -48,9 +48,9 @@ pub fn verify(
     progress.begin(Phase::Verify, feed.total());
     let abort = Abort::new(cancel, "verifying the bundle");
     let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
-    let largest = manifest.payloads.iter().map(|payload| payload.frame_size).max().unwrap_or(0);
+    let largest = largest_frame(&manifest.payloads);
     workers::run(jobs.unwrap_or_else(workers::default_jobs), &abort, || {
-        let (mut compressed, mut buffer) = (Vec::new(), AlignedBuf::zeroed(largest as usize));
+        let (mut compressed, mut buffer) = (Vec::new(), AlignedBuf::zeroed(largest));
         let mut decoder = FrameDecoder::new()?;
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
             feed.load(&claim, &mut compressed)?;

@@ -1,7 +1,8 @@
 //! `qstage bench`.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -76,7 +77,7 @@ impl BenchArgs {
         let cancel = machine::cancel_on_signals()?;
         let progress = Reporter::new(format);
         let options = BenchOptions { repeat: self.repeat, jobs: self.jobs.jobs, cancel: &cancel };
-        let scratch = Scratch::new(self.scratch.as_deref().unwrap_or(std::path::Path::new(".")))?;
+        let scratch = Scratch::new(self.scratch.as_deref().unwrap_or(Path::new(".")))?;
         let path = match &self.bundle {
             Some(path) => path.clone(),
             None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
@@ -92,14 +93,23 @@ impl BenchArgs {
                 });
             }
             let settings = self.machine.settings()?;
+            let same_device = on_one_device(&path, settings.disk()?);
             let host = Host::open_to_change(&settings)?;
             host.engine(settings.policy()).lend_target(|name, slot| {
-                let subject = Subject { name: name.to_owned(), slot, bundle: &open };
+                let subject =
+                    Subject { name: name.to_owned(), slot, open: &open, bundle: &path, same_device };
                 bench::bench(&subject, &options, &progress)
             })?
         } else {
             let slot = scratch_slot(&scratch, &open()?)?;
-            let subject = Subject { name: "scratch file".to_owned(), slot, bundle: &open };
+            let name = "scratch file".to_owned();
+            let subject = Subject {
+                name,
+                slot,
+                open: &open,
+                bundle: &path,
+                same_device: on_one_device(&path, &scratch.join("slot.img")),
+            };
             let mut report = bench::bench(&subject, &options, &progress)?;
             report.commit_ms = Some(bench::time_commit(&scratch, 10)?);
             report
@@ -108,6 +118,13 @@ impl BenchArgs {
         output::result(format, &report, human)?;
         self.at_least.map_or(Ok(()), |wanted| report.at_least(wanted))
     }
+}
+
+/// Whether two files are on one file system. Of a block device nobody knows what it is made of.
+fn on_one_device(one: &Path, other: &Path) -> bool {
+    let device =
+        |path: &Path| std::fs::metadata(path).ok().filter(|about| about.is_file()).map(|about| about.dev());
+    device(one).is_some() && device(one) == device(other)
 }
 
 /// A file that is large enough for the bundle, and for the target's rates to mean something.
@@ -160,6 +177,7 @@ fn human(report: &BenchReport, palette: Palette) -> String {
         ("BLAKE3, 1 core".to_owned(), processor.blake3_one),
         ("BLAKE3, all".to_owned(), processor.blake3_all),
         ("SHA-256".to_owned(), processor.sha256_one),
+        ("read the packed bundle".to_owned(), report.bundle_gb_per_s.median),
     ]);
     rates.extend(report.runs.iter().map(|run| (run.name.to_owned(), run.gb_per_s)));
     let top = rates.iter().map(|(_, rate)| *rate).fold(f64::MIN_POSITIVE, f64::max);

@@ -71,7 +71,7 @@ impl Default for Policy {
 /// How to prepare.
 #[derive(Debug, Clone)]
 pub struct PrepareOptions {
-    /// Number of workers; `None`: [`workers::default_jobs`](crate::workers::default_jobs).
+    /// Number of workers; `None`: [`stage::default_jobs`](crate::stage::default_jobs).
     pub jobs: Option<NonZeroUsize>,
     /// At most so many bytes per second are written.
     pub max_rate: Option<u64>,

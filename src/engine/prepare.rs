@@ -143,7 +143,7 @@ impl Engine<'_> {
             limit.map_or(Ok(()), |limit| limit.take(bytes, &options.cancel))
         };
         let staging = stage::Options {
-            jobs: options.jobs.unwrap_or_else(workers::default_jobs),
+            jobs: options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads)),
             read_back: options.read_back,
             sha256: options.sha256,
             cancel: &options.cancel,

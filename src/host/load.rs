@@ -17,6 +17,22 @@ pub fn cpu_seconds() -> f64 {
         .map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
+/// Time that all processors have spent in the kernel so far, for whomever, in seconds (proc_stat(5): `system`, `irq` and
+/// `softirq`, in ticks of 10 ms). What a loop device copies is done by threads of the kernel and is nobody's own. 0 where
+/// `/proc` is not mounted.
+pub fn kernel_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    parse_kernel_seconds(&text).unwrap_or(0.0)
+}
+
+fn parse_kernel_seconds(stat: &str) -> Option<f64> {
+    let mut fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    // user nice system idle iowait irq softirq
+    let mut next = |skip| fields.nth(skip).and_then(|text: &str| text.parse::<f64>().ok());
+    // USER_HZ is 100 on every architecture that Linux runs this on (`getconf CLK_TCK`).
+    Some((next(2)? + next(2)? + next(0)?) / 100.0)
+}
+
 /// Starts a session and gives it the lowest weight among sessions (sched(7), the autogroup feature). Where that is
 /// not to be had nothing happens.
 pub fn lower_session() {
@@ -129,6 +145,16 @@ fn some(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernel_time_is_what_is_neither_user_nor_idle() {
+        let stat = "cpu  100 20 3000 40000 500000 60 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(parse_kernel_seconds(stat), Some((3000.0 + 60.0 + 7.0) / 100.0));
+        for torn in ["", "cpu", "cpu  1 2 3 4 5 6", "cpu0 1 2 3 4 5 6 7"] {
+            assert_eq!(parse_kernel_seconds(torn), None);
+        }
+        assert!(kernel_seconds() > 0.0);
+    }
 
     fn say(dir: &Path, micros: u64) {
         let line = |kind| format!("{kind} avg10=0.00 avg60=0.00 avg300=0.00 total={micros}\n");

@@ -23,12 +23,13 @@ use std::num::NonZeroUsize;
 pub use readback::{Damage, ReadBack, read_back};
 
 use crate::bundle::Bundle;
-use crate::bundle::manifest::Payload;
+use crate::bundle::manifest::{Payload, largest_frame};
 use crate::device::{self, BlockDevice};
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Progress};
 use crate::slot::Record;
 use crate::units::{ByteOffset, Group};
+use crate::workers;
 use ledger::Ledger;
 
 /// A slot that is to be written, open exclusively.
@@ -77,7 +78,21 @@ pub struct Outcome {
 /// disk has had other things to keep meanwhile, but not so large that the rest that is read back in the end, while
 /// nothing is left to decompress, counts.
 fn batch(total: u64) -> u64 {
-    (total / 8).clamp(1, 128 << 20)
+    (total / 8).clamp(1, 64 << 20)
+}
+
+/// How many of `jobs` workers may read back at the same time: two keep a device busy with frames of 1 MiB, and with more
+/// of them some devices answer the reads and leave the writes waiting.
+fn readers(jobs: NonZeroUsize) -> usize {
+    (jobs.get() / 4).max(2)
+}
+
+/// How many workers stage the payloads of a bundle best where nobody says: besides one for each core some that wait for the
+/// device, two for reading and four for writing. On two cores and an ordinary virtual disk 8 took 0.84 of the time of 4, on
+/// tmpfs and with 12 there was no difference. Fewer where frames are large, for each worker holds two of them.
+pub fn default_jobs(payloads: &[Payload]) -> NonZeroUsize {
+    let waiting = (6 << 20) / largest_frame(payloads).max(1);
+    workers::cores().saturating_add(waiting.clamp(2, 6))
 }
 
 /// Stages what `targets` hold of a bundle. On success every target is whole: written, flushed, read back, and its
@@ -103,7 +118,7 @@ pub fn stage(
         }
     }
     let total = targets.iter().flat_map(|target| &target.record.layout.places).map(|place| place.len).sum();
-    let ledger = options.read_back.then(|| Ledger::new(batch(total), options.jobs.get() / 2));
+    let ledger = options.read_back.then(|| Ledger::new(batch(total), readers(options.jobs)));
     let outcome = write::write_frames(bundle, targets, options, ledger.as_ref(), progress)?;
     sync(targets)?;
     if let Some(ledger) = ledger {

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
-use crate::bundle::manifest::Payload;
+use crate::bundle::manifest::{Payload, largest_frame};
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::Result;
@@ -68,7 +68,7 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
     let next = AtomicU64::new(0);
     let hashes = job.sha256.then(|| Sequencer::new(ImageHashes::new(manifest.payloads.len())));
     let damage: Mutex<Option<(u64, Damage)>> = Mutex::new(None);
-    let largest = manifest.payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0);
+    let largest = largest_frame(&manifest.payloads);
     workers::run(job.jobs, &abort, || {
         let mut buffer = AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT));
         loop {

@@ -9,7 +9,7 @@ use super::{Options, Outcome, Target, probe, readback, sync, target_of, zero};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
 use crate::bundle::frame::{FrameDecoder, STORED_UNIT, VerifiedFrame, wrong};
-use crate::bundle::manifest::Payload;
+use crate::bundle::manifest::{Payload, largest_frame};
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
 use crate::error::{Error, Result};
@@ -67,7 +67,7 @@ pub(super) fn write_frames(
         zeroed: AtomicU64::new(0),
         reused: AtomicU64::new(0),
     };
-    let largest = payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0);
+    let largest = largest_frame(payloads);
     workers::run(options.jobs, &abort, || {
         let mut hands = Hands {
             compressed: Vec::new(),
@@ -100,8 +100,8 @@ pub(super) fn read_rest(
 ) -> Result<()> {
     let rest = ledger.into_rest();
     let abort = Abort::new(options.cancel, "reading the slot back");
-    let largest = targets.iter().flat_map(|target| &target.record.manifest.payloads);
-    let largest = largest.map(|payload| payload.frame_size as usize).max().unwrap_or(0);
+    let largest =
+        targets.iter().map(|target| largest_frame(&target.record.manifest.payloads)).max().unwrap_or(0);
     progress.begin(Phase::ReadBack, rest.iter().map(|spot| len_of(targets, spot)).sum());
     let next = AtomicUsize::new(0);
     workers::run(options.jobs, &abort, || {
