@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Spread;
 use crate::device::{self, AlignedBuf, BlockDevice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::load::{cpu_seconds, kernel_seconds};
 use crate::progress::Cancel;
 use crate::units::ByteOffset;
@@ -117,12 +117,38 @@ pub(super) fn pass(
     transfer(slot, len, best.map_or(SHAPES[1], |c| (c.block, c.depth)), write, cancel)
 }
 
+/// Makes zeroes of `len` bytes from `at`, by the device's own means where it has any.
+pub(super) fn zeroes(slot: &dyn BlockDevice, at: u64, len: u64, cancel: &Cancel) -> Result<Pass> {
+    run(slot, len, (1 << 20, 4), cancel, |slot, buffer, offset| {
+        let len = buffer.len() as u64;
+        let result = slot.write_zeroes(ByteOffset(at + offset), len);
+        result.map_err(|source| Error::write("zeroes to the target", at + offset, len, source))
+    })
+}
+
 fn transfer(
     slot: &dyn BlockDevice,
     len: u64,
-    (block, depth): (usize, usize),
+    shape: (usize, usize),
     write: bool,
     cancel: &Cancel,
+) -> Result<Pass> {
+    run(slot, len, shape, cancel, |slot, buffer, at| {
+        if write {
+            device::write(slot, "the target", buffer, ByteOffset(at))
+        } else {
+            device::read(slot, "the target", buffer, ByteOffset(at))
+        }
+    })
+}
+
+/// Times `work` on each block of `len` bytes, and the flush at the end.
+fn run(
+    slot: &dyn BlockDevice,
+    len: u64,
+    (block, depth): (usize, usize),
+    cancel: &Cancel,
+    work: impl Fn(&dyn BlockDevice, &mut AlignedBuf, u64) -> Result<()> + Sync,
 ) -> Result<Pass> {
     let abort = Abort::new(cancel, "measuring the target");
     let blocks = len.div_ceil(block as u64).min(slot.len() / block as u64);
@@ -138,17 +164,11 @@ fn transfer(
             if number >= blocks {
                 return Ok(());
             }
-            let at = ByteOffset(number * block as u64);
-            if write {
-                device::write(slot, "the target", &buffer, at)?;
-            } else {
-                device::read(slot, "the target", &mut buffer, at)?;
-            }
+            work(slot, &mut buffer, number * block as u64)?;
         }
     })?;
-    if write {
-        device::sync(slot, "the target")?;
-    }
+    // After reading it has nothing to do.
+    device::sync(slot, "the target")?;
     Ok(Pass {
         bytes: blocks * block as u64,
         seconds: start.elapsed().as_secs_f64(),

@@ -64,8 +64,8 @@ pub struct Run {
     pub gb_per_s: f64,
     /// The longer one of `device` and `processor`, in seconds: median of the rounds.
     pub ideal_seconds: f64,
-    /// Time that the same number of bytes takes in bare transfers, written, flushed and read one after the other, in the
-    /// best of the shapes, in seconds: median of the rounds.
+    /// Time that the same number of bytes takes in bare transfers: data and zeroes written, flushed, and read, one after the
+    /// other, in the best of the shapes, in seconds: median of the rounds.
     pub device_seconds: f64,
     /// Time of all cores for decompression, BLAKE3 and what the kernel does for the transfers, in seconds: median of the
     /// rounds.
@@ -174,7 +174,7 @@ pub fn bench(
     let mut rounds = KINDS.map(|_| Vec::new());
     let mut bundle_rates = Vec::new();
     let packed = Direct::open(subject.bundle, Mode::Read, BlockSize::B512)?;
-    let mut data_bytes = 0;
+    let (mut data_bytes, mut zero_bytes) = (0, 0);
     for round in 1..=options.repeat.get() {
         options.cancel.check("measuring")?;
         ceilings::measure(&*subject.slot, &mut ceilings, options.cancel)?;
@@ -209,9 +209,10 @@ pub fn bench(
             let (start, cpu) = (Instant::now(), cpu_seconds());
             let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
             timed.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu));
-            data_bytes = outcome.written;
+            (data_bytes, zero_bytes) = (outcome.written, outcome.zeroed);
         }
         let write = ceilings::pass(&*subject.slot, &ceilings, data_bytes, true, options.cancel)?;
+        let write = write + ceilings::zeroes(&*subject.slot, data_bytes, zero_bytes, options.cancel)?;
         let read = ceilings::pass(&*subject.slot, &ceilings, image_bytes, false, options.cancel)?;
         let fetch = ceilings::pass(&packed, &ceilings, packed.len(), false, options.cancel)?;
         bundle_rates.push(fetch.gb_per_s());
