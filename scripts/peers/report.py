@@ -27,10 +27,11 @@ def machine() -> dict:
 def describe(result: dict) -> str:
     host, image = result["machine"], result["image"]
     sha = "with" if host["sha_instructions"] else "without"
+    level = "" if result["mode"] == "pack" else f"zstd level {result['level']}; "
     return (
         f"{host['processor']}{', virtual' if host['hypervisor'] else ''}, {host['cores']} cores {sha} SHA instructions, "
         f"{host['memory_mib'] / 1024:.0f} GiB, Linux {host['kernel']}. Image {image['size'] / 1024 / MIB:.2f} GiB, "
-        f"of which {image['used'] / 1024 / MIB:.2f} GiB are not holes; zstd level {result['level']}; "
+        f"of which {image['used'] / 1024 / MIB:.2f} GiB are not holes; {level}"
         f"{result['rounds']} rounds in turns: median (least-most); ratios and rates are of the least times."
     )
 
@@ -115,11 +116,30 @@ def updates(result: dict, target: dict) -> str:
     return table(["slot holds before", "s|", "x one read|", "MiB read|", "MiB written|"], rows)
 
 
+PACKS = {
+    "qstage": "`qstage pack`: frames that stand alone, BLAKE3 of each, SHA-256 of the image",
+    "zstd": "`zstd -T0`",
+    "zstd-sha256sum": "`zstd -T0`, and `sha256sum` of the image beside it",
+}
+
+
+def packs(result: dict, target: dict) -> str:
+    rows = []
+    for key, label in PACKS.items():
+        samples = target["rows"].get(key, [])
+        if samples:
+            rows.append([label, spread([s["seconds"] for s in samples]), f"{ratio(target['rows'], key, 'zstd'):.2f}",
+                         f"{median(s['cpu_seconds'] for s in samples):.1f}",
+                         f"{max(s['rss'] for s in samples) / MIB:.0f}", f"{samples[0]['size'] / MIB:.0f}"])  # fmt: skip
+    return table(["", "s|", "x zstd -T0|", "CPU s|", "memory MiB|", "MiB made|"], rows)
+
+
 def markdown(result: dict) -> str:
-    make = updates if result["mode"] == "updates" else peers
+    make = {"updates": updates, "pack": packs, "peers": peers}[result["mode"]]
     parts = [describe(result) + "\n"]
     for target in result["targets"]:
-        parts += [f"Loop device over a file on {target['file_system']}, {target['access']}:\n", make(result, target)]
+        where = f"Loop device over a file on {target['file_system']}, {target['access']}:\n"
+        parts += [target["title"] + ":\n" if result["mode"] == "pack" else where, make(result, target)]
     for name, why in result["left_out"].items():
         parts.append(f"Left out: {name}: {why}\n")
     return "\n".join(parts)

