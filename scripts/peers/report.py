@@ -138,8 +138,8 @@ def markdown(result: dict) -> str:
     make = {"updates": updates, "pack": packs, "peers": peers}[result["mode"]]
     parts = [describe(result) + "\n"]
     for target in result["targets"]:
-        where = f"Loop device over a file on {target['file_system']}, {target['access']}:\n"
-        parts += [target["title"] + ":\n" if result["mode"] == "pack" else where, make(result, target)]
+        access = f", {target['access']}" if "access" in target else ""
+        parts += [f"{target['title']}{access}:\n", make(result, target)]
     for name, why in result["left_out"].items():
         parts.append(f"Left out: {name}: {why}\n")
     return "\n".join(parts)
