@@ -91,8 +91,14 @@ impl Logged {
         &self.node
     }
 
-    /// Detaches it; what the disk holds then, and what reached it.
-    pub fn end(mut self) -> (Vec<u8>, Vec<Op>) {
+    /// Detaches it; what the disk holds then.
+    pub fn end(mut self) -> Vec<u8> {
+        self.close();
+        fs::read(self.dir.join("disk")).unwrap()
+    }
+
+    /// The same, and what reached it. Only a daemon that ended in good order has written the head of its log.
+    pub fn end_with_log(mut self) -> (Vec<u8>, Vec<Op>) {
         self.close();
         (fs::read(self.dir.join("disk")).unwrap(), replay(&fs::read(self.dir.join("log")).unwrap()))
     }

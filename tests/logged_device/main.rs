@@ -63,7 +63,7 @@ fn recorded(dir: &Path, image: &[u8], verb: &[&str]) -> (Vec<u8>, Vec<Op>) {
     let device = Logged::new(dir, image, Fault::None);
     let (good, said) = run(dir, &device, verb);
     assert!(good, "{verb:?}: {said}");
-    let (after, ops) = device.end();
+    let (after, ops) = device.end_with_log();
     // The log is complete: replayed over the old disk it gives the new one.
     let mut replayed = image.to_vec();
     for op in &ops {
@@ -137,7 +137,7 @@ fn a_sector_that_cannot_be_written_costs_nothing() {
     for (verb, before, fault) in some.chain(all).chain(flushes) {
         let device = Logged::new(dir.path(), before, fault);
         let (good, said) = run(dir.path(), &device, verb);
-        let (after, _) = device.end();
+        let after = device.end();
         assert!(!good && said.contains("[UPGRADE_ERROR_"), "{verb:?}, {fault:?}: {said}");
         for reader in [Reader::Fallback, Reader::Strict, Reader::Lenient] {
             let got = boots(&after, 512, BootFlag::Priority, reader);
@@ -153,7 +153,7 @@ fn a_sector_that_cannot_be_written_costs_nothing() {
             }
             let (good, said) = run(dir.path(), &device, COMMIT);
             assert!(good || said.contains("already committed"), "commit after {fault:?}: {said}");
-            let (end, _) = device.end();
+            let end = device.end();
             assert_eq!(boots(&end, 512, BootFlag::Priority, Reader::Strict), Some(BB), "{fault:?}");
         }
         count += 1;
