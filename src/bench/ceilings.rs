@@ -119,7 +119,7 @@ pub(super) fn pass(
 
 /// Makes zeroes of `len` bytes from `at`, by the device's own means where it has any.
 pub(super) fn zeroes(slot: &dyn BlockDevice, at: u64, len: u64, cancel: &Cancel) -> Result<Pass> {
-    run(slot, len, (1 << 20, 4), cancel, |slot, buffer, offset| {
+    run(slot, len, (1 << 20, 4), cancel, |buffer, offset| {
         let len = buffer.len() as u64;
         let result = slot.write_zeroes(ByteOffset(at + offset), len);
         result.map_err(|source| Error::write("zeroes to the target", at + offset, len, source))
@@ -133,7 +133,7 @@ fn transfer(
     write: bool,
     cancel: &Cancel,
 ) -> Result<Pass> {
-    run(slot, len, shape, cancel, |slot, buffer, at| {
+    run(slot, len, shape, cancel, |buffer, at| {
         if write {
             device::write(slot, "the target", buffer, ByteOffset(at))
         } else {
@@ -148,7 +148,7 @@ fn run(
     len: u64,
     (block, depth): (usize, usize),
     cancel: &Cancel,
-    work: impl Fn(&dyn BlockDevice, &mut AlignedBuf, u64) -> Result<()> + Sync,
+    work: impl Fn(&mut AlignedBuf, u64) -> Result<()> + Sync,
 ) -> Result<Pass> {
     let abort = Abort::new(cancel, "measuring the target");
     let blocks = len.div_ceil(block as u64).min(slot.len() / block as u64);
@@ -164,7 +164,7 @@ fn run(
             if number >= blocks {
                 return Ok(());
             }
-            work(slot, &mut buffer, number * block as u64)?;
+            work(&mut buffer, number * block as u64)?;
         }
     })?;
     // After reading it has nothing to do.

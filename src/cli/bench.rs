@@ -102,9 +102,8 @@ impl BenchArgs {
             })?
         } else {
             let slot = scratch_slot(&scratch, &open()?)?;
-            let name = "scratch file".to_owned();
             let subject = Subject {
-                name,
+                name: "scratch file".to_owned(),
                 slot,
                 open: &open,
                 bundle: &path,
