@@ -40,6 +40,18 @@ pub fn run<T: Send>(
     abort: &Abort<'_>,
     work: impl Fn() -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
+    run_with((0..jobs.get()).map(|_| ()), abort, |()| work())
+}
+
+/// The same on one thread for each of `tools`, of which it is the only user.
+///
+/// # Errors
+/// The first one.
+pub fn run_with<W: Send, T: Send>(
+    tools: impl IntoIterator<Item = W>,
+    abort: &Abort<'_>,
+    work: impl Fn(W) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     /// Also a panicking worker must not leave others waiting for their turn for ever.
     struct Guard<'a, 'b>(&'a Abort<'b>);
     impl Drop for Guard<'_, '_> {
@@ -50,9 +62,9 @@ pub fn run<T: Send>(
         }
     }
     let first_error = Mutex::new(None);
-    let worker = || {
+    let worker = |tool| {
         let _guard = Guard(abort);
-        work()
+        work(tool)
             .map_err(|error| {
                 let mut first = lock(&first_error);
                 abort.failed.store(true, Ordering::Relaxed);
@@ -61,7 +73,8 @@ pub fn run<T: Send>(
             .ok()
     };
     let results: Vec<Option<T>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..jobs.get()).map(|_| scope.spawn(worker)).collect();
+        let worker = &worker;
+        let threads: Vec<_> = tools.into_iter().map(|tool| scope.spawn(move || worker(tool))).collect();
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

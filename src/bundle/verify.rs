@@ -54,7 +54,8 @@ pub fn verify(
         let mut decoder = FrameDecoder::new()?;
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
             feed.load(&claim, &mut compressed)?;
-            let frame = decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, &mut buffer)?;
+            let frame =
+                decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, None, &mut buffer)?;
             hashes.turn(claim.ordinal, &abort, |hashes| {
                 hashes.update(claim.payload_number, &frame);
                 Ok(())

@@ -317,7 +317,7 @@ impl OverrideArgs {
 /// `--jobs`.
 #[derive(Debug, Args)]
 pub(super) struct JobsArgs {
-    /// Worker threads [default: processor cores + 2; to write a slot + 6, at most 16]
+    /// Worker threads [default: processor cores + 2; to write a slot + 10, at most 16]
     #[arg(long, short, value_name = "N")]
     pub(super) jobs: Option<NonZeroUsize>,
 }

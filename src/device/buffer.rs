@@ -1,5 +1,6 @@
 //! Memory that O_DIRECT accepts, without `unsafe`.
 
+use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 
 use memmap2::{Advice, MmapMut, MmapOptions};
@@ -56,6 +57,14 @@ impl AlignedBuf {
         // const evaluation; for bytes at run time it never does. The min keeps even that from panicking:
         // an unaligned buffer is then refused by the device.
         Self { start: start.min(unit), memory, len }
+    }
+
+    /// Room for `count` buffers of at least `len` bytes each, which share huge pages, for
+    /// [`chunks_exact_mut`](slice::chunks_exact_mut) and the length that is returned beside it. One by one buffers of a
+    /// mebibyte take twice the memory, each a huge page of two.
+    pub fn shared(count: NonZeroUsize, len: usize) -> (Self, usize) {
+        let unit = len.next_multiple_of(BUFFER_ALIGNMENT).max(BUFFER_ALIGNMENT);
+        (Self::zeroed(unit.saturating_mul(count.get())), unit)
     }
 
     /// A copy of `bytes`, padded with zeroes to a multiple of `unit` bytes.

@@ -13,9 +13,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::ledger::{Ledger, Spot};
-use super::{Options, Target, target_of, zero};
+use super::{Options, Target, make_zero, target_of};
 use crate::bundle::Bundle;
-use crate::bundle::frame::{STORED_UNIT, chaining_value, is_zero};
+use crate::bundle::frame::{STORED_UNIT, ZeroFrame, Zeroes, is_zero};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
 use crate::units::ByteOffset;
@@ -25,13 +25,13 @@ use crate::workers::{self, Abort, lock};
 /// waits for that.
 const RUN: u64 = 16 << 20;
 
-/// How a zero frame has come to be in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blank {
-    /// It was made now.
-    Made,
-    /// It was there.
-    Found,
+/// A zero frame that is in its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blank {
+    /// That it is zero.
+    pub zero: ZeroFrame,
+    /// Whether it was there; else it was made now.
+    pub found: bool,
 }
 
 /// A frame that may be zero.
@@ -39,7 +39,6 @@ pub(super) enum Blank {
 struct Candidate {
     ordinal: u64,
     spot: Spot,
-    image_at: u64,
     len: u32,
     at: u64,
 }
@@ -56,44 +55,42 @@ pub(super) fn make(
 ) -> Result<BTreeMap<u64, Blank>> {
     let candidates = candidates(bundle, targets)?;
     let largest = candidates.iter().map(|candidate| candidate.len as usize).max().unwrap_or(0);
-    let zeroes = vec![0; largest];
+    let zeroes = Zeroes::new(largest);
     let next = AtomicUsize::new(0);
     let found = Mutex::new(BTreeMap::new());
-    workers::run(options.jobs, abort, || {
-        let mut buffer = AlignedBuf::zeroed(if look { largest.next_multiple_of(STORED_UNIT) } else { 0 });
+    let (mut buffers, len) = AlignedBuf::shared(options.jobs, if look { largest } else { 0 });
+    workers::run_with(buffers.chunks_exact_mut(len), abort, |buffer| {
         while let Some(candidate) = candidates.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
-            let (spot, len) = (candidate.spot, candidate.len as usize);
-            let whole = bundle.manifest().payloads[spot.payload].frames() == 1;
+            let (mut spot, len) = (candidate.spot, candidate.len as usize);
+            let payload = &bundle.manifest().payloads[spot.payload];
             let entry = bundle.index().entry(spot.payload, spot.frame);
-            if chaining_value(&zeroes[..len], candidate.image_at, whole) != entry.value {
-                continue;
-            }
+            let Some(zero) = zeroes.prove(payload, spot.frame, entry) else { continue };
+            spot.zero = Some(zero);
             let there = look && {
                 let buffer = &mut buffer[..len.next_multiple_of(STORED_UNIT)];
                 let read = targets[spot.target].device.read_at(buffer, ByteOffset(candidate.at));
                 // A read error is no match: writing is what makes a disk remap a bad sector.
                 read.is_ok() && is_zero(buffer)
             };
-            let blank = if there { Blank::Found } else { Blank::Made };
-            lock(&found).insert(candidate.ordinal, (blank, *candidate));
+            let blank = Blank { zero, found: there };
+            lock(&found).insert(candidate.ordinal, (blank, Candidate { spot, ..*candidate }));
         }
         Ok(())
     })?;
     let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let runs =
-        runs(found.values().filter(|(blank, _)| *blank == Blank::Made).map(|(_, candidate)| candidate));
+    let runs = runs(found.values().filter(|(blank, _)| !blank.found).map(|(_, candidate)| candidate));
     next.store(0, Ordering::Relaxed);
     workers::run(options.jobs, abort, || {
         while let Some((target, at, len)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
             (options.pace)(*len)?;
-            zero(&targets[*target], *at, *len)?;
+            make_zero(&targets[*target], *at, *len)?;
         }
         Ok(())
     })?;
     if let Some(ledger) = ledger {
-        let made = found.values().filter(|(blank, _)| *blank == Blank::Made);
+        let made = found.values().filter(|(blank, _)| !blank.found);
         ledger.wrote(made.map(|(_, candidate)| candidate.spot), 0);
     }
     Ok(found.into_iter().map(|(ordinal, (blank, _))| (ordinal, blank)).collect())
@@ -113,8 +110,8 @@ fn candidates(bundle: &Bundle, targets: &[Target]) -> Result<Vec<Candidate>> {
             let (image_at, len) = payload.frame_extent(frame);
             // zstd takes some 4 bytes for each 128 KiB of zeroes (RFC 8878 3.1.1.2, blocks of type RLE).
             if bundle.index().entry(number, frame).compressed <= 64 + len / 1024 {
-                let (spot, at) = (Spot { target, payload: number, frame }, place.at + image_at);
-                candidates.push(Candidate { ordinal, spot, image_at, len, at });
+                let (spot, at) = (Spot { target, payload: number, frame, zero: None }, place.at + image_at);
+                candidates.push(Candidate { ordinal, spot, len, at });
             }
             ordinal += 1;
         }
@@ -147,8 +144,7 @@ mod tests {
     fn neighbours_become_one_request() {
         let frame = |target, at, len| Candidate {
             ordinal: 0,
-            spot: Spot { target, payload: 0, frame: 0 },
-            image_at: 0,
+            spot: Spot { target, payload: 0, frame: 0, zero: None },
             len,
             at,
         };

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+use crate::bundle::frame::ZeroFrame;
 use crate::workers::lock;
 
 /// A frame of a target.
@@ -22,6 +23,8 @@ pub(super) struct Spot {
     pub payload: usize,
     /// Number of the frame in the payload.
     pub frame: u64,
+    /// Whether it is known to be zero.
+    pub zero: Option<ZeroFrame>,
 }
 
 /// What a worker should do before it writes one more frame.
@@ -104,7 +107,7 @@ mod tests {
     use super::*;
 
     fn spot(frame: u64) -> Spot {
-        Spot { target: 0, payload: 0, frame }
+        Spot { target: 0, payload: 0, frame, zero: None }
     }
 
     #[test]

@@ -20,7 +20,8 @@
 //! | io_uring | no more than threads with synchronous transfers gave: 1 MiB at depth 1 comes near the device's best already |
 //! | frames of 256 KiB to 8 MiB instead of 1 MiB | the same time; bundles of 537 to 477 MB: smaller with larger frames, but a worker's memory grows and reuse is coarser |
 //! | flush and read back every 128 MiB, or once at the end | 64 MiB is faster: less is left to be read when nothing is left to decompress |
-//! | more than two readers on few cores | the device served the reads and let the writes wait |
+//! | more than a quarter of the workers reading | the device served the reads and let the writes wait |
+//! | at most one decompression a core at a time | no faster: those who have what they need should not wait |
 //! | link-time optimisation | the same: the time is spent in C and assembly |
 //! | pinning workers to processors | not done: they block on the device, and whoever is ready should run |
 
@@ -99,13 +100,13 @@ fn readers(jobs: NonZeroUsize) -> usize {
     (jobs.get() / 4).max(2)
 }
 
-/// How many workers stage the payloads of a bundle best where nobody says: besides one for each core six that wait for the
-/// device, two for reading and four for writing. On two cores and an ordinary virtual disk 8 took 0.84 of the time of 4; on
-/// tmpfs, and with 12, there was no difference. Each holds two frames, one of them in huge pages, so large frames and many
-/// cores get fewer: 48 MiB is the bound, which 16 workers with frames of 1 MiB come to, and they outrun any disk.
+/// How many workers stage the payloads of a bundle best where nobody says: besides one for each core ten that wait for the
+/// device, a quarter of all for reading. On two cores and an ordinary virtual disk 8 took 0.84 of the time of 4, and 12 took
+/// 0.90 of that of 8; 16 and 20 were no faster, and on tmpfs there was no difference. Each holds one frame and its compressed
+/// bytes, so large frames get fewer: 32 MiB is the bound.
 pub fn default_jobs(payloads: &[Payload]) -> NonZeroUsize {
     let most = ((16 << 20) / largest_frame(payloads).max(1 << 20)).max(4);
-    workers::cores().saturating_add(6).min(workers::at_least_one(most))
+    workers::cores().saturating_add(10).min(workers::at_least_one(most))
 }
 
 /// Stages what `targets` hold of a bundle. On success every target is whole: written, flushed, read back, and its
@@ -127,7 +128,7 @@ pub fn stage(
     // Before the frames, for the reason that zero frames are: see there.
     for target in targets {
         for (at, len) in target.record.layout.gaps() {
-            zero(target, at, len)?;
+            make_zero(target, at, len)?;
         }
     }
     let total = targets.iter().flat_map(|target| &target.record.layout.places).map(|place| place.len).sum();
@@ -154,7 +155,7 @@ fn target_of<'a>(targets: &'a [Target], payload: &Payload) -> Option<(usize, &'a
     targets.iter().enumerate().find(|(_, target)| target.group == payload.kind.group())
 }
 
-fn zero(target: &Target, at: u64, len: u64) -> Result<()> {
+fn make_zero(target: &Target, at: u64, len: u64) -> Result<()> {
     let result = target.device.write_zeroes(ByteOffset(at), len);
     result.map_err(|source| Error::write(&format!("zeroes to {}", target.partition), at, len, source))
 }

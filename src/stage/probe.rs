@@ -83,7 +83,7 @@ pub(super) fn frame_in_place<'b>(
     target: &Target,
     claim: &Claim<'_>,
     at: ByteOffset,
-    buffer: &'b mut AlignedBuf,
+    buffer: &'b mut [u8],
 ) -> Option<VerifiedFrame<'b>> {
     let (_, len) = claim.payload.frame_extent(claim.frame);
     let stored = (len as usize).next_multiple_of(STORED_UNIT);

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
+use crate::bundle::frame::{STORED_UNIT, VerifiedFrame, ZeroFrame};
 use crate::bundle::manifest::{Payload, largest_frame};
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf, BlockDevice};
@@ -69,8 +69,8 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
     let hashes = job.sha256.then(|| Sequencer::new(ImageHashes::new(manifest.payloads.len())));
     let damage: Mutex<Option<(u64, Damage)>> = Mutex::new(None);
     let largest = largest_frame(&manifest.payloads);
-    workers::run(job.jobs, &abort, || {
-        let mut buffer = AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT));
+    let (mut buffers, len) = AlignedBuf::shared(job.jobs, largest);
+    workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
         loop {
             abort.check()?;
             let ordinal = next.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +81,7 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
             let (place, frame) = (&places[number], ordinal - first[number]);
             let payload: &Payload = &manifest.payloads[place.payload];
             let (image_at, len) = payload.frame_extent(frame);
-            match check_frame(job.device, job.record, place, frame, &mut buffer)? {
+            match check_frame(job.device, job.record, place, frame, None, buffer)? {
                 Ok(frame) => {
                     if let Some(hashes) = &hashes {
                         hashes.turn(ordinal, &abort, |hashes| {
@@ -121,17 +121,20 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
     Ok(None)
 }
 
-/// Reads one frame of the payload at `place` into `buffer` and verifies it; else returns the value that it has instead.
+/// Reads one frame of the payload at `place` into `buffer` and verifies it, cheaper where it is `known` to be zero; else
+/// returns the value that it has instead.
 pub(super) fn check_frame<'b>(
     device: &dyn BlockDevice,
     record: &Record,
     place: &Place,
     frame: u64,
+    known: Option<ZeroFrame>,
     buffer: &'b mut [u8],
 ) -> Result<Result<VerifiedFrame<'b>, Blake3>> {
     let payload = &record.manifest.payloads[place.payload];
     let (image_at, len) = payload.frame_extent(frame);
     let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
     device::read(device, &payload.to_string(), buffer, ByteOffset(place.at + image_at))?;
-    Ok(VerifiedFrame::check(buffer, payload, frame, record.index.entry(place.payload, frame)))
+    let entry = record.index.entry(place.payload, frame);
+    Ok(VerifiedFrame::check_known(buffer, payload, frame, entry, known))
 }

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::blank::{self, Blank};
 use super::ledger::{Duty, Ledger, Spot};
-use super::{Options, Outcome, Target, probe, readback, sync, target_of, zero};
+use super::{Options, Outcome, Target, make_zero, probe, readback, sync, target_of};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
-use crate::bundle::frame::{FrameDecoder, STORED_UNIT, VerifiedFrame, wrong};
+use crate::bundle::frame::{FrameDecoder, VerifiedFrame, wrong};
 use crate::bundle::manifest::{Payload, largest_frame};
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
@@ -33,9 +33,9 @@ struct Run<'a> {
 }
 
 /// What one worker owns.
-struct Hands {
+struct Hands<'a> {
     compressed: Vec<u8>,
-    buffer: AlignedBuf,
+    buffer: &'a mut [u8],
     decoder: FrameDecoder,
 }
 
@@ -67,15 +67,11 @@ pub(super) fn write_frames(
         zeroed: AtomicU64::new(0),
         reused: AtomicU64::new(0),
     };
-    let largest = largest_frame(payloads);
-    workers::run(options.jobs, &abort, || {
-        let mut hands = Hands {
-            compressed: Vec::new(),
-            buffer: AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT)),
-            decoder: FrameDecoder::new()?,
-        };
+    let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest_frame(payloads));
+    workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
+        let mut hands = Hands { compressed: Vec::new(), buffer, decoder: FrameDecoder::new()? };
         loop {
-            run.duties(&mut hands.buffer)?;
+            run.duties(hands.buffer)?;
             let Some(claim) = run.feed.claim(&mut hands.compressed, run.abort)? else { return Ok(()) };
             run.frame(&claim, &mut hands)?;
             progress.advance(u64::from(claim.payload.frame_extent(claim.frame).1));
@@ -104,12 +100,12 @@ pub(super) fn read_rest(
         targets.iter().map(|target| largest_frame(&target.record.manifest.payloads)).max().unwrap_or(0);
     progress.begin(Phase::ReadBack, rest.iter().map(|spot| len_of(targets, spot)).sum());
     let next = AtomicUsize::new(0);
-    workers::run(options.jobs, &abort, || {
-        let mut buffer = AlignedBuf::zeroed(largest.next_multiple_of(STORED_UNIT));
+    let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest);
+    workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
         while let Some(spot) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
             (options.pace)(0)?;
-            read_back_frame(targets, spot, &mut buffer)?;
+            read_back_frame(targets, spot, buffer)?;
             progress.advance(len_of(targets, spot));
         }
         Ok(())
@@ -121,14 +117,14 @@ fn len_of(targets: &[Target], spot: &Spot) -> u64 {
     u64::from(targets[spot.target].record.manifest.payloads[spot.payload].frame_extent(spot.frame).1)
 }
 
-fn read_back_frame(targets: &[Target], spot: &Spot, buffer: &mut AlignedBuf) -> Result<()> {
+fn read_back_frame(targets: &[Target], spot: &Spot, buffer: &mut [u8]) -> Result<()> {
     let target = &targets[spot.target];
     let record = &target.record;
     let payload = &record.manifest.payloads[spot.payload];
     let Some(place) = record.layout.place(spot.payload) else {
         return Err(Error::Internal { what: format!("{payload} has no place in a slot") });
     };
-    let found = readback::check_frame(&*target.device, record, place, spot.frame, buffer)?;
+    let found = readback::check_frame(&*target.device, record, place, spot.frame, spot.zero, buffer)?;
     found.map(drop).map_err(|_| Error::ReadBack {
         payload: payload.to_string(),
         frame: spot.frame,
@@ -138,7 +134,7 @@ fn read_back_frame(targets: &[Target], spot: &Spot, buffer: &mut AlignedBuf) -> 
 
 impl Run<'_> {
     /// Flushes and reads back until a frame may be written.
-    fn duties(&self, buffer: &mut AlignedBuf) -> Result<()> {
+    fn duties(&self, buffer: &mut [u8]) -> Result<()> {
         let Some(ledger) = self.ledger else { return Ok(()) };
         while let Some(duty) = ledger.duty() {
             self.abort.check()?;
@@ -158,7 +154,7 @@ impl Run<'_> {
     }
 
     /// Brings one frame into its place.
-    fn frame(&self, claim: &Claim<'_>, hands: &mut Hands) -> Result<()> {
+    fn frame(&self, claim: &Claim<'_>, hands: &mut Hands<'_>) -> Result<()> {
         let (image_at, len) = claim.payload.frame_extent(claim.frame);
         let place = target_of(self.targets, claim.payload).and_then(|(number, target)| {
             Some((number, target, target.record.layout.place(claim.payload_number)?))
@@ -172,18 +168,19 @@ impl Run<'_> {
             self.hash(claim, frame)
         };
         let blank = self.blanks.get(&claim.ordinal);
-        if blank == Some(&Blank::Found) {
+        let zero = blank.map(|blank| blank.zero);
+        if blank.is_some_and(|blank| blank.found) {
             hands.buffer.fill(0);
-            let frame = VerifiedFrame::check(&mut hands.buffer, claim.payload, claim.frame, claim.entry);
+            let (payload, frame, entry) = (claim.payload, claim.frame, claim.entry);
+            let frame = VerifiedFrame::check_known(hands.buffer, payload, frame, entry, zero);
             return frame.map_or_else(
                 |got| Err(wrong(claim.payload, claim.frame, claim.entry, got)),
                 |frame| reused(&frame),
             );
         }
         if blank.is_none()
-            && let Some(frame) = self
-                .probing
-                .look(claim.ordinal, || probe::frame_in_place(target, claim, at, &mut hands.buffer))
+            && let Some(frame) =
+                self.probing.look(claim.ordinal, || probe::frame_in_place(target, claim, at, hands.buffer))
         {
             return reused(&frame);
         }
@@ -193,7 +190,8 @@ impl Run<'_> {
             claim.payload,
             claim.frame,
             claim.entry,
-            &mut hands.buffer,
+            zero,
+            hands.buffer,
         )?;
         if blank.is_some() {
             // The slot holds these zeroes already; the bundle is checked all the same.
@@ -202,14 +200,14 @@ impl Run<'_> {
         }
         (self.options.pace)(u64::from(len))?;
         if frame.is_zero() {
-            zero(target, at.0, frame.stored().len() as u64)?;
+            make_zero(target, at.0, frame.stored().len() as u64)?;
             self.zeroed.fetch_add(u64::from(len), Ordering::Relaxed);
         } else {
             device::write(&*target.device, &target.partition, frame.stored(), at)?;
             self.written.fetch_add(u64::from(len), Ordering::Relaxed);
         }
         if let Some(ledger) = self.ledger {
-            let spot = Spot { target: number, payload: claim.payload_number, frame: claim.frame };
+            let spot = Spot { target: number, payload: claim.payload_number, frame: claim.frame, zero };
             ledger.wrote([spot], u64::from(len));
         }
         self.hash(claim, &frame)
