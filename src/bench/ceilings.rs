@@ -71,7 +71,7 @@ pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cance
 /// What a number of bytes cost in bare transfers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pass {
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Wall time, in seconds.
     pub(super) seconds: f64,
     /// Processor time in seconds, of this process or of the kernel, whichever is more: a loop device has threads of its own.

@@ -4,6 +4,7 @@
 mod ceilings;
 mod processor;
 mod sample;
+mod sounding;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -26,9 +27,11 @@ use crate::host::{LocalDisk, Machine};
 use crate::init::{InitSpec, init};
 use crate::progress::{Cancel, Progress, Silent};
 use crate::slot::{Layout, Record};
-use crate::stage::{self, Options, Target};
+use crate::stage::{self, Options, Outcome, Target};
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Slot};
 use crate::workers;
+use processor::Bare;
+use sounding::{KINDS, KindOfRun, Needs, Sounding, Work};
 
 /// Minimum, median and maximum of several runs.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -158,9 +161,8 @@ pub fn bench(
     let bundle = (subject.open)()?;
     let manifest = bundle.manifest();
     let jobs = options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads));
-    let group = Group::Platform;
     let body_len = Record::body_len(manifest, bundle.index());
-    let layout = Layout::new(manifest, group, body_len, subject.slot.len(), &subject.name)?;
+    let layout = Layout::new(manifest, Group::Platform, body_len, subject.slot.len(), &subject.name)?;
     let image_bytes: u64 = layout.places.iter().map(|place| place.len).sum();
     let compressed: u64 = layout
         .places
@@ -169,120 +171,115 @@ pub fn bench(
         .sum();
 
     progress.notice("measuring the target and the processors");
-    let mut ceilings = Vec::new();
-    let mut processors = Vec::new();
-    let mut rounds = KINDS.map(|_| Vec::new());
-    let mut bundle_rates = Vec::new();
+    let bare = Bare::load(&bundle, cores, options.cancel)?;
     let packed = Direct::open(subject.bundle, Mode::Read, BlockSize::B512)?;
-    let (mut data_bytes, mut zero_bytes) = (0, 0);
+    let run = |kind: &KindOfRun| prepare(subject, options, jobs, &layout, kind, progress);
+    // Not counted: the first run pays for memory that the others find. It tells what is zero.
+    let first = run(&sounding::PREPARE)?.outcome;
+    let work = Work { data: first.written, zero: first.zeroed, same_device: subject.same_device, cores };
+    let sound = |ceilings: &[Ceiling]| {
+        let (slot, cancel) = (&*subject.slot, options.cancel);
+        let write = ceilings::pass(slot, ceilings, work.data, true, cancel)?;
+        Ok::<_, Error>(Sounding {
+            all_cores: bare.all_cores()?,
+            write: write + ceilings::zeroes(slot, work.data, work.zero, cancel)?,
+            read: ceilings::pass(slot, ceilings, image_bytes, false, cancel)?,
+            fetch: ceilings::pass(&packed, ceilings, packed.len(), false, cancel)?,
+            copy_cpu_seconds: sample::time_copy(subject.bundle)?,
+        })
+    };
+    let mut ceilings = Vec::new();
+    let (mut one_core, mut soundings) = (Vec::new(), Vec::new());
+    let mut rounds = KINDS.map(|_| Vec::new());
     for round in 1..=options.repeat.get() {
         options.cancel.check("measuring")?;
         ceilings::measure(&*subject.slot, &mut ceilings, options.cancel)?;
-        let processor = processor::measure(&(subject.open)()?, cores)?;
-        let mut timed = Vec::new();
-        for kind in KINDS {
-            // A blind write is what is measured: what is there must not be recognised.
-            sample::spoil(&*subject.slot, &layout)?;
-            if !kind.cold {
-                sample::warm(subject.bundle)?;
-            }
-            let bundle = (subject.open)()?;
-            let target = Target {
-                group,
-                partition: subject.name.clone(),
-                device: Box::new(whole(&subject.slot)?),
-                record: Record {
-                    manifest: bundle.manifest().clone(),
-                    index: bundle.index().clone(),
-                    layout: layout.clone(),
-                    origin: "bench".to_owned(),
-                    unsigned: true,
-                },
-            };
-            let staging = Options {
-                jobs,
-                read_back: kind.read_back,
-                sha256: false,
-                cancel: options.cancel,
-                pace: &|_| Ok(()),
-            };
-            let (start, cpu) = (Instant::now(), cpu_seconds());
-            let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
-            timed.push((start.elapsed().as_secs_f64(), cpu_seconds() - cpu));
-            (data_bytes, zero_bytes) = (outcome.written, outcome.zeroed);
+        one_core.push(bare.one_core()?);
+        let mut before = sound(&ceilings)?;
+        for (kind, rounds) in KINDS.iter().zip(&mut rounds) {
+            let run = run(kind)?;
+            let after = sound(&ceilings)?;
+            // The rates of a shared machine change within seconds: what counts is before the run and after it.
+            let needs = Needs::of(kind, &work, &before).midpoint(Needs::of(kind, &work, &after));
+            rounds.push(Round { seconds: run.seconds, cpu_seconds: run.cpu_seconds, needs });
+            soundings.push(std::mem::replace(&mut before, after));
         }
-        let write = ceilings::pass(&*subject.slot, &ceilings, data_bytes, true, options.cancel)?;
-        let write = write + ceilings::zeroes(&*subject.slot, data_bytes, zero_bytes, options.cancel)?;
-        let read = ceilings::pass(&*subject.slot, &ceilings, image_bytes, false, options.cancel)?;
-        let fetch = ceilings::pass(&packed, &ceilings, packed.len(), false, options.cancel)?;
-        bundle_rates.push(fetch.gb_per_s());
-        let image = image_bytes as f64 / 1e9;
-        for (kind, (rounds, (seconds, cpu_seconds))) in KINDS.iter().zip(rounds.iter_mut().zip(timed)) {
-            // What each has to transfer, and how often it hashes the image.
-            let (slot, passes) = if kind.read_back { (write + read, 2.0) } else { (write, 1.0) };
-            let device = match (kind.cold, subject.same_device) {
-                (false, _) => slot,
-                (true, true) => slot + fetch,
-                (true, false) => slot.beside(fetch),
-            };
-            let work = image / processor.decompress_all + passes * image / processor.blake3_all;
-            rounds.push(Round {
-                seconds,
-                cpu_seconds,
-                device_seconds: device.seconds,
-                processor_seconds: work + device.cpu_seconds / cores.get() as f64,
-            });
-        }
-        processors.push(processor);
+        soundings.push(before);
         progress.notice(&format!("round {round} of {} is done", options.repeat));
     }
+    let all_cores: Vec<_> = soundings.iter().map(|sounding| sounding.all_cores).collect();
     let runs = rounds.iter().zip(KINDS);
     Ok(BenchReport {
         target: subject.name.clone(),
         image_bytes,
-        data_bytes,
+        data_bytes: work.data,
         bundle_bytes: compressed,
         cores: cores.get(),
         jobs: jobs.get(),
         runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes)).collect(),
-        bundle_gb_per_s: Spread::of(bundle_rates),
+        bundle_gb_per_s: Spread::of(soundings.iter().map(|sounding| sounding.fetch.gb_per_s())),
         ceilings,
-        processor: Processor::median(&processors),
+        processor: Processor::median(&one_core, &all_cores),
         commit_ms: None,
     })
 }
 
-/// A way to prepare.
-struct KindOfRun {
-    name: &'static str,
-    read_back: bool,
-    /// Whether the bundle has to come from its device.
-    cold: bool,
+/// One run of prepare.
+struct Prepared {
+    outcome: Outcome,
+    seconds: f64,
+    cpu_seconds: f64,
 }
 
-const KINDS: [KindOfRun; 3] = [
-    KindOfRun { name: "prepare without read-back", read_back: false, cold: false },
-    KindOfRun { name: "prepare, cold bundle", read_back: true, cold: true },
-    KindOfRun { name: "prepare", read_back: true, cold: false },
-];
+fn prepare(
+    subject: &Subject<'_>,
+    options: &BenchOptions<'_>,
+    jobs: NonZeroUsize,
+    layout: &Layout,
+    kind: &KindOfRun,
+    progress: &dyn Progress,
+) -> Result<Prepared> {
+    // A blind write is what is measured: what is there must not be recognised.
+    sample::spoil(&*subject.slot, layout)?;
+    if !kind.cold {
+        sample::warm(subject.bundle)?;
+    }
+    let bundle = (subject.open)()?;
+    let target = Target {
+        group: Group::Platform,
+        partition: subject.name.clone(),
+        device: Box::new(whole(&subject.slot)?),
+        record: Record {
+            manifest: bundle.manifest().clone(),
+            index: bundle.index().clone(),
+            layout: layout.clone(),
+            origin: "bench".to_owned(),
+            unsigned: true,
+        },
+    };
+    let staging =
+        Options { jobs, read_back: kind.read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
+    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
+    Ok(Prepared { outcome, seconds: start.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds() - cpu })
+}
 
-/// One prepare, and what bounded it in the same minute.
+/// One prepare, and what bounded it in the same seconds.
 struct Round {
     seconds: f64,
     cpu_seconds: f64,
-    device_seconds: f64,
-    processor_seconds: f64,
+    needs: Needs,
 }
 
 impl Run {
     fn of(name: &'static str, rounds: &[Round], image_bytes: u64) -> Self {
         let of = |get: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(get));
-        let ideal = |round: &Round| round.device_seconds.max(round.processor_seconds);
+        let ideal = |round: &Round| round.needs.ideal();
         // Machines change from minute to minute: what was reached is asked round by round.
         let reached = of(&|round| ideal(round) / round.seconds);
         let seconds = of(&|round| round.seconds);
-        let device_seconds = of(&|round| round.device_seconds).median;
-        let processor_seconds = of(&|round| round.processor_seconds).median;
+        let device_seconds = of(&|round| round.needs.device).median;
+        let processor_seconds = of(&|round| round.needs.processor).median;
         Self {
             name,
             seconds,
@@ -344,11 +341,10 @@ mod tests {
 
     #[test]
     fn what_was_reached_is_asked_round_by_round() {
-        let round = |seconds, device_seconds, processor_seconds| Round {
+        let round = |seconds, device, processor| Round {
             seconds,
             cpu_seconds: 1.0,
-            device_seconds,
-            processor_seconds,
+            needs: Needs { device, processor },
         };
         // The second round fell into a slow minute, of the machine and so of its ideal too.
         let run = Run::of(

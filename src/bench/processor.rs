@@ -1,7 +1,8 @@
 //! What the processors do by themselves: the frames of the bundle from memory, without a device.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -15,10 +16,14 @@ use crate::bundle::sha256::Hasher;
 use crate::device::AlignedBuf;
 use crate::error::Result;
 use crate::progress::Cancel;
-use crate::workers::{self, Abort};
+use crate::units::Group;
+use crate::workers::{self, Abort, lock};
 
-/// Uncompressed bytes that the figures are taken over, at most: a sample spread over the whole bundle.
-const SAMPLE: u64 = 192 << 20;
+/// Uncompressed bytes that the figures of all cores are taken over, at most: a sample spread over the whole bundle. Large,
+/// because the rates of a shared machine change within tenths of a second.
+const SAMPLE: u64 = 1 << 30;
+/// The same for the figures of one core, of which nothing is reckoned.
+const SMALL_SAMPLE: u64 = 192 << 20;
 
 /// Rates in gigabytes (10^9 uncompressed bytes) per second.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -35,17 +40,42 @@ pub struct Processor {
     pub sha256_one: f64,
 }
 
+/// Rates of all cores at one moment, in gigabytes (10^9 uncompressed bytes) per second.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AllCores {
+    pub(super) decompress: f64,
+    pub(super) blake3: f64,
+}
+
+/// Rates of one core at one moment; the same unit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OneCore {
+    decompress: f64,
+    blake3: f64,
+    sha256: f64,
+}
+
 impl Processor {
-    pub(super) fn median(samples: &[Self]) -> Self {
-        let of = |get: fn(&Self) -> f64| Spread::of(samples.iter().map(get)).median;
+    pub(super) fn median(one: &[OneCore], all: &[AllCores]) -> Self {
+        let of_one = |get: fn(&OneCore) -> f64| Spread::of(one.iter().map(get)).median;
+        let of_all = |get: fn(&AllCores) -> f64| Spread::of(all.iter().map(get)).median;
         Self {
-            decompress_one: of(|s| s.decompress_one),
-            decompress_all: of(|s| s.decompress_all),
-            blake3_one: of(|s| s.blake3_one),
-            blake3_all: of(|s| s.blake3_all),
-            sha256_one: of(|s| s.sha256_one),
+            decompress_one: of_one(|s| s.decompress),
+            decompress_all: of_all(|s| s.decompress),
+            blake3_one: of_one(|s| s.blake3),
+            blake3_all: of_all(|s| s.blake3),
+            sha256_one: of_one(|s| s.sha256),
         }
     }
+}
+
+/// Frames of a bundle in memory, and what works on them.
+pub(super) struct Bare<'a> {
+    frames: Vec<Frame<'a>>,
+    /// One for each core.
+    workers: Mutex<Vec<Worker>>,
+    cores: NonZeroUsize,
+    cancel: &'a Cancel,
 }
 
 /// One compressed frame in memory.
@@ -54,60 +84,10 @@ struct Frame<'a> {
     compressed: Vec<u8>,
 }
 
-pub(super) fn measure(bundle: &Bundle, cores: NonZeroUsize) -> Result<Processor> {
-    let cancel = Cancel::default();
-    let abort = Abort::new(&cancel, "measuring the processors");
-    let feed = Feed::new(bundle, |payload| payload.kind.group() == crate::units::Group::Platform);
-    let stride = feed.total().div_ceil(SAMPLE).max(1);
-    let (mut frames, mut compressed) = (Vec::new(), Vec::new());
-    while let Some(claim) = feed.claim(&mut compressed, &abort)? {
-        if claim.ordinal.is_multiple_of(stride) {
-            feed.load(&claim, &mut compressed)?;
-            frames.push(Frame { claim, compressed: compressed.clone() });
-        }
+impl Frame<'_> {
+    fn len(&self) -> u32 {
+        self.claim.payload.frame_extent(self.claim.frame).1
     }
-    let bytes: u64 =
-        frames.iter().map(|frame| u64::from(frame.claim.payload.frame_extent(frame.claim.frame).1)).sum();
-    let rate = |jobs: NonZeroUsize, work: &(dyn Fn(&mut Worker, &Frame<'_>) -> Result<()> + Sync)| {
-        let next = AtomicUsize::new(0);
-        let start = Instant::now();
-        workers::run(jobs, &abort, || {
-            let mut worker = Worker::new(bundle)?;
-            while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
-                work(&mut worker, frame)?;
-            }
-            Ok(())
-        })?;
-        Ok::<_, crate::Error>(bytes as f64 / 1e9 / start.elapsed().as_secs_f64())
-    };
-    let decompress = |worker: &mut Worker, frame: &Frame<'_>| {
-        worker.decoder.decompress(
-            &frame.compressed,
-            frame.claim.payload,
-            frame.claim.frame,
-            &mut worker.buffer,
-        )
-    };
-    let blake3 = |worker: &mut Worker, frame: &Frame<'_>| {
-        let (at, len) = frame.claim.payload.frame_extent(frame.claim.frame);
-        std::hint::black_box(chaining_value(&worker.buffer[..len as usize], at, false));
-        Ok(())
-    };
-    let sha256 = |worker: &mut Worker, frame: &Frame<'_>| {
-        let (_, len) = frame.claim.payload.frame_extent(frame.claim.frame);
-        let mut hasher = Hasher::default();
-        hasher.update(&worker.buffer[..len as usize]);
-        std::hint::black_box(hasher.finish());
-        Ok(())
-    };
-    let one = NonZeroUsize::MIN;
-    Ok(Processor {
-        decompress_one: rate(one, &decompress)?,
-        decompress_all: rate(cores, &decompress)?,
-        blake3_one: rate(one, &blake3)?,
-        blake3_all: rate(cores, &blake3)?,
-        sha256_one: rate(one, &sha256)?,
-    })
 }
 
 struct Worker {
@@ -115,9 +95,85 @@ struct Worker {
     buffer: AlignedBuf,
 }
 
-impl Worker {
-    fn new(bundle: &Bundle) -> Result<Self> {
+impl<'a> Bare<'a> {
+    /// Reads a sample of the frames.
+    pub(super) fn load(bundle: &'a Bundle, cores: NonZeroUsize, cancel: &'a Cancel) -> Result<Self> {
+        let abort = Abort::new(cancel, "measuring the processors");
+        let feed = Feed::new(bundle, |payload| payload.kind.group() == Group::Platform);
+        let stride = feed.total().div_ceil(SAMPLE).max(1);
+        let (mut frames, mut compressed) = (Vec::new(), Vec::new());
+        while let Some(claim) = feed.claim(&mut compressed, &abort)? {
+            if claim.ordinal.is_multiple_of(stride) {
+                feed.load(&claim, &mut compressed)?;
+                frames.push(Frame { claim, compressed: compressed.clone() });
+            }
+        }
         let largest = largest_frame(&bundle.manifest().payloads);
-        Ok(Self { decoder: FrameDecoder::new()?, buffer: AlignedBuf::zeroed(largest) })
+        let worker = |_| {
+            let mut buffer = AlignedBuf::zeroed(largest);
+            // The kernel gives memory at the first touch.
+            buffer.fill(0xa5);
+            FrameDecoder::new().map(|decoder| Worker { decoder, buffer })
+        };
+        let workers = (0..cores.get()).map(worker).collect::<Result<_>>()?;
+        Ok(Self { frames, workers: Mutex::new(workers), cores, cancel })
     }
+
+    /// Measures all cores.
+    pub(super) fn all_cores(&self) -> Result<AllCores> {
+        Ok(AllCores {
+            decompress: self.rate(self.cores, SAMPLE, &decompress)?,
+            blake3: self.rate(self.cores, SAMPLE, &blake3)?,
+        })
+    }
+
+    /// Measures one core.
+    pub(super) fn one_core(&self) -> Result<OneCore> {
+        let one = NonZeroUsize::MIN;
+        Ok(OneCore {
+            decompress: self.rate(one, SMALL_SAMPLE, &decompress)?,
+            blake3: self.rate(one, SMALL_SAMPLE, &blake3)?,
+            sha256: self.rate(one, SMALL_SAMPLE, &sha256)?,
+        })
+    }
+
+    /// Times `work` on `jobs` cores, on about `sample` bytes of the frames.
+    fn rate(&self, jobs: NonZeroUsize, sample: u64, work: &Work) -> Result<f64> {
+        let abort = Abort::new(self.cancel, "measuring the processors");
+        let all: u64 = self.frames.iter().map(|frame| u64::from(frame.len())).sum();
+        let stride = all.div_ceil(sample).max(1) as usize;
+        let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let start = Instant::now();
+        workers::run(jobs, &abort, || {
+            let Some(mut worker) = lock(&self.workers).pop() else { return Ok(()) };
+            while let Some(frame) = self.frames.get(next.fetch_add(stride, Ordering::Relaxed)) {
+                abort.check()?;
+                work(&mut worker, frame)?;
+                bytes.fetch_add(frame.len().into(), Ordering::Relaxed);
+            }
+            lock(&self.workers).push(worker);
+            Ok(())
+        })?;
+        Ok(bytes.into_inner() as f64 / 1e9 / start.elapsed().as_secs_f64())
+    }
+}
+
+type Work = dyn Fn(&mut Worker, &Frame<'_>) -> Result<()> + Sync;
+
+fn decompress(worker: &mut Worker, frame: &Frame<'_>) -> Result<()> {
+    let (payload, number) = (frame.claim.payload, frame.claim.frame);
+    worker.decoder.decompress(&frame.compressed, payload, number, &mut worker.buffer)
+}
+
+fn blake3(worker: &mut Worker, frame: &Frame<'_>) -> Result<()> {
+    let (at, len) = frame.claim.payload.frame_extent(frame.claim.frame);
+    std::hint::black_box(chaining_value(&worker.buffer[..len as usize], at, false));
+    Ok(())
+}
+
+fn sha256(worker: &mut Worker, frame: &Frame<'_>) -> Result<()> {
+    let mut hasher = Hasher::default();
+    hasher.update(&worker.buffer[..frame.len() as usize]);
+    std::hint::black_box(hasher.finish());
+    Ok(())
 }

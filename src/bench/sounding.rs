@@ -1,0 +1,128 @@
+//! What prepare cannot do without, reckoned from what the machine gives in one moment.
+
+use std::num::NonZeroUsize;
+
+use super::ceilings::Pass;
+use super::processor::AllCores;
+
+/// A way to prepare.
+pub(super) struct KindOfRun {
+    pub(super) name: &'static str,
+    pub(super) read_back: bool,
+    /// Whether the bundle has to come from its device.
+    pub(super) cold: bool,
+}
+
+/// What is measured. `--at-least` goes by the last one.
+pub(super) const KINDS: [KindOfRun; 3] = [
+    KindOfRun { name: "prepare without read-back", read_back: false, cold: false },
+    KindOfRun { name: "prepare, cold bundle", read_back: true, cold: true },
+    PREPARE,
+];
+
+/// Prepare as it is.
+pub(super) const PREPARE: KindOfRun = KindOfRun { name: "prepare", read_back: true, cold: false };
+
+/// What there is to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work {
+    /// Bytes that are not zero frames.
+    pub(super) data: u64,
+    /// Bytes of zero frames.
+    pub(super) zero: u64,
+    /// Whether bundle and slot are on the same device.
+    pub(super) same_device: bool,
+    /// Cores to do it with.
+    pub(super) cores: NonZeroUsize,
+}
+
+/// What the machine gives in one moment, while nothing is prepared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sounding {
+    pub(super) all_cores: AllCores,
+    /// Everything written, data and zeroes.
+    pub(super) write: Pass,
+    /// Everything read back.
+    pub(super) read: Pass,
+    /// The bundle read past the page cache.
+    pub(super) fetch: Pass,
+    /// Processor time, in seconds, of reading the bundle from the page cache.
+    pub(super) copy_cpu_seconds: f64,
+}
+
+/// How long prepare takes at least, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Needs {
+    /// The device, by itself.
+    pub(super) device: f64,
+    /// All cores, by themselves: decompression, BLAKE3, and what the kernel does for the transfers.
+    pub(super) processor: f64,
+}
+
+impl Needs {
+    /// Of `kind`, at the rates of `now`.
+    pub(super) fn of(kind: &KindOfRun, work: &Work, now: &Sounding) -> Self {
+        // Every byte that is not zero is hashed before it is written and when it is read back. Zero frames are hashed once.
+        let (slot, passes) = if kind.read_back { (now.write + now.read, 2.0) } else { (now.write, 1.0) };
+        let device = match (kind.cold, work.same_device) {
+            (false, _) => Pass { cpu_seconds: slot.cpu_seconds + now.copy_cpu_seconds, ..slot },
+            (true, true) => slot + now.fetch,
+            (true, false) => slot.beside(now.fetch),
+        };
+        let (data, zero) = (work.data as f64 / 1e9, work.zero as f64 / 1e9);
+        let cores = (data + zero) / now.all_cores.decompress + (passes * data + zero) / now.all_cores.blake3;
+        Self { device: device.seconds, processor: cores + device.cpu_seconds / work.cores.get() as f64 }
+    }
+
+    /// Half-way to `other`: what a run needs that lies between two soundings.
+    pub(super) fn midpoint(self, other: Self) -> Self {
+        Self {
+            device: f64::midpoint(self.device, other.device),
+            processor: f64::midpoint(self.processor, other.processor),
+        }
+    }
+
+    /// What takes longer; everything else can be done meanwhile.
+    pub(super) fn ideal(&self) -> f64 {
+        self.device.max(self.processor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass(seconds: f64, cpu_seconds: f64) -> Pass {
+        Pass { bytes: 1, seconds, cpu_seconds }
+    }
+
+    #[test]
+    fn needs_are_reckoned_by_kind() {
+        let now = Sounding {
+            all_cores: AllCores { decompress: 2.0, blake3: 10.0 },
+            write: pass(1.0, 0.4),
+            read: pass(0.5, 0.2),
+            fetch: pass(0.25, 0.1),
+            copy_cpu_seconds: 0.02,
+        };
+        let mut work = Work {
+            data: 3_000_000_000,
+            zero: 1_000_000_000,
+            same_device: false,
+            cores: NonZeroUsize::MIN.saturating_add(1),
+        };
+        let [blind, cold, whole] = KINDS.map(|kind| Needs::of(&kind, &work, &now));
+        // 4 GB at 2 GB/s; 4 or 7 GB at 10 GB/s; and half of the processor time of the transfers.
+        let close = |one: f64, other: f64| assert!((one - other).abs() < 1e-9, "{one} {other}");
+        close(blind.processor, 2.0 + 0.4 + 0.2 + 0.01);
+        close(whole.processor, 2.0 + 0.7 + 0.3 + 0.01);
+        close(cold.processor, 2.0 + 0.7 + 0.35);
+        close(blind.device, 1.0);
+        close(whole.device, 1.5);
+        close(cold.device, 1.5);
+        work.same_device = true;
+        close(Needs::of(&KINDS[1], &work, &now).device, 1.75);
+        close(whole.midpoint(blind).device, 1.25);
+        close(whole.midpoint(blind).ideal(), 2.81);
+    }
+}
