@@ -6,9 +6,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Spread;
+use crate::bundle::frame::chaining_value;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::host::load::{cpu_seconds, kernel_seconds};
+use crate::host::load::{CpuTime, kernel_seconds};
 use crate::progress::Cancel;
 use crate::units::ByteOffset;
 use crate::workers::{self, Abort};
@@ -74,7 +75,7 @@ pub(super) struct Pass {
     pub(super) bytes: u64,
     /// Wall time, in seconds.
     pub(super) seconds: f64,
-    /// Processor time in seconds, of this process or of the kernel, whichever is more: a loop device has threads of its own.
+    /// Processor time in seconds, of this process and of threads of the kernel: a loop device has its own.
     pub(super) cpu_seconds: f64,
 }
 
@@ -112,9 +113,30 @@ pub(super) fn pass(
     write: bool,
     cancel: &Cancel,
 ) -> Result<Pass> {
+    transfer(slot, len, best_shape(ceilings, write), write, cancel)
+}
+
+fn best_shape(ceilings: &[Ceiling], write: bool) -> (usize, usize) {
     let rate = |ceiling: &&Ceiling| ceiling.gb_per_s.median;
     let best = ceilings.iter().filter(|c| c.write == write).max_by(|a, b| rate(a).total_cmp(&rate(b)));
-    transfer(slot, len, best.map_or(SHAPES[1], |c| (c.block, c.depth)), write, cancel)
+    best.map_or(SHAPES[1], |c| (c.block, c.depth))
+}
+
+/// Reads `len` bytes like [`pass`] and hashes the first `hashed` of them by BLAKE3. What a device has just put into memory is
+/// not in the caches of the core that hashes it, which costs more than the same bytes a second time.
+pub(super) fn read_and_hash(
+    slot: &dyn BlockDevice,
+    ceilings: &[Ceiling],
+    (len, hashed): (u64, u64),
+    cancel: &Cancel,
+) -> Result<Pass> {
+    run(slot, len, best_shape(ceilings, false), cancel, |buffer, at| {
+        device::read(slot, "the target", buffer, ByteOffset(at))?;
+        if at < hashed {
+            std::hint::black_box(chaining_value(buffer, at, false));
+        }
+        Ok(())
+    })
 }
 
 /// Makes zeroes of `len` bytes from `at`, by the device's own means where it has any.
@@ -153,7 +175,7 @@ fn run(
     let abort = Abort::new(cancel, "measuring the target");
     let blocks = len.div_ceil(block as u64).min(slot.len() / block as u64);
     let next = AtomicU64::new(0);
-    let (start, cpu, kernel) = (Instant::now(), cpu_seconds(), kernel_seconds());
+    let (start, own, kernel) = (Instant::now(), CpuTime::now(), kernel_seconds());
     workers::run(workers::at_least_one(depth), &abort, || {
         let mut buffer = AlignedBuf::zeroed(block);
         // Not zeroes: some devices answer those without writing.
@@ -169,9 +191,7 @@ fn run(
     })?;
     // After reading it has nothing to do.
     device::sync(slot, "the target")?;
-    Ok(Pass {
-        bytes: blocks * block as u64,
-        seconds: start.elapsed().as_secs_f64(),
-        cpu_seconds: (cpu_seconds() - cpu).max(kernel_seconds() - kernel),
-    })
+    let seconds = start.elapsed().as_secs_f64();
+    let (own, kernel) = (CpuTime::now() - own, kernel_seconds() - kernel);
+    Ok(Pass { bytes: blocks * block as u64, seconds, cpu_seconds: own.with_kernel(kernel) })
 }

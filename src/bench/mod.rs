@@ -14,6 +14,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use ceilings::Ceiling;
+use ceilings::Pass;
 pub use processor::Processor;
 pub use sample::{Scratch, fill, synthetic_bundle};
 
@@ -22,7 +23,7 @@ use crate::bundle::Bundle;
 use crate::commit;
 use crate::device::{BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
-use crate::host::load::cpu_seconds;
+use crate::host::load::{CpuTime, kernel_seconds};
 use crate::host::{LocalDisk, Machine};
 use crate::init::{InitSpec, init};
 use crate::progress::{Cancel, Progress, Silent};
@@ -61,8 +62,10 @@ pub struct Run {
     pub name: &'static str,
     /// Wall time in seconds.
     pub seconds: Spread,
-    /// Processor time in seconds, of all cores together.
+    /// Processor time in seconds, of all cores together, with that of threads of the kernel.
     pub cpu_seconds: Spread,
+    /// The part of the time of all cores that this is: median of the rounds. Where it is nearly 1 only less work helps.
+    pub busy: f64,
     /// Uncompressed gigabytes (10^9 bytes) per second, by the median.
     pub gb_per_s: f64,
     /// The longer one of `device` and `processor`, in seconds: median of the rounds.
@@ -183,7 +186,11 @@ pub fn bench(
         Ok::<_, Error>(Sounding {
             all_cores: bare.all_cores()?,
             write: write + ceilings::zeroes(slot, work.data, work.zero, cancel)?,
-            read: ceilings::pass(slot, ceilings, image_bytes, false, cancel)?,
+            read: Pass {
+                cpu_seconds: ceilings::read_and_hash(slot, ceilings, (image_bytes, work.data), cancel)?
+                    .cpu_seconds,
+                ..ceilings::pass(slot, ceilings, image_bytes, false, cancel)?
+            },
             fetch: ceilings::pass(&packed, ceilings, packed.len(), false, cancel)?,
             copy_cpu_seconds: sample::time_copy(subject.bundle)?,
         })
@@ -216,7 +223,7 @@ pub fn bench(
         bundle_bytes: compressed,
         cores: cores.get(),
         jobs: jobs.get(),
-        runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes)).collect(),
+        runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes, cores)).collect(),
         bundle_gb_per_s: Spread::of(soundings.iter().map(|sounding| sounding.fetch.gb_per_s())),
         ceilings,
         processor: Processor::median(&one_core, &all_cores),
@@ -241,7 +248,9 @@ fn prepare(
 ) -> Result<Prepared> {
     // A blind write is what is measured: what is there must not be recognised.
     sample::spoil(&*subject.slot, layout)?;
-    if !kind.cold {
+    if kind.cold {
+        sample::cool(subject.bundle)?;
+    } else {
         sample::warm(subject.bundle)?;
     }
     let bundle = (subject.open)()?;
@@ -259,9 +268,11 @@ fn prepare(
     };
     let staging =
         Options { jobs, read_back: kind.read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
-    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let (start, cpu, kernel) = (Instant::now(), CpuTime::now(), kernel_seconds());
     let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
-    Ok(Prepared { outcome, seconds: start.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds() - cpu })
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu_seconds = (CpuTime::now() - cpu).with_kernel(kernel_seconds() - kernel);
+    Ok(Prepared { outcome, seconds, cpu_seconds })
 }
 
 /// One prepare, and what bounded it in the same seconds.
@@ -272,7 +283,7 @@ struct Round {
 }
 
 impl Run {
-    fn of(name: &'static str, rounds: &[Round], image_bytes: u64) -> Self {
+    fn of(name: &'static str, rounds: &[Round], image_bytes: u64, cores: NonZeroUsize) -> Self {
         let of = |get: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(get));
         let ideal = |round: &Round| round.needs.ideal();
         // Machines change from minute to minute: what was reached is asked round by round.
@@ -284,6 +295,7 @@ impl Run {
             name,
             seconds,
             cpu_seconds: of(&|round| round.cpu_seconds),
+            busy: of(&|round| round.cpu_seconds / (round.seconds * cores.get() as f64)).median,
             gb_per_s: image_bytes as f64 / 1e9 / seconds.median,
             ideal_seconds: of(&ideal).median,
             device_seconds,
@@ -351,7 +363,9 @@ mod tests {
             "prepare",
             &[round(2.0, 1.0, 1.8), round(8.0, 6.0, 2.0), round(2.0, 1.6, 1.0)],
             4_000_000_000,
+            NonZeroUsize::MIN.saturating_add(1),
         );
+        assert_eq!(run.busy, 0.25, "one second of two cores in two seconds");
         assert_eq!((run.of_ideal, run.best_of_ideal), (0.8, 0.9));
         assert_eq!((run.ideal_seconds, run.device_seconds, run.processor_seconds), (1.8, 1.6, 1.8));
         assert_eq!((run.gb_per_s, run.bound_by), (2.0, "processor"));

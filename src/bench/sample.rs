@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::host::load::cpu_seconds;
+use crate::host::load::CpuTime;
+use crate::host::source::drop_from_cache;
 use crate::pack::{PackSpec, pack};
 use crate::progress::{Cancel, Silent};
 use crate::slot::Layout;
@@ -115,6 +116,11 @@ pub(super) fn warm(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Takes a file out of the page cache.
+pub(super) fn cool(path: &Path) -> Result<()> {
+    drop_from_cache(path).map_err(|source| Error::Open { path: path.to_owned(), source })
+}
+
 /// Processor time, in seconds, of reading a file from the page cache in blocks of 1 MiB.
 pub(super) fn time_copy(path: &Path) -> Result<f64> {
     use std::io::Read as _;
@@ -122,9 +128,9 @@ pub(super) fn time_copy(path: &Path) -> Result<f64> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut block = vec![0xa5; MIB as usize];
-    let start = cpu_seconds();
+    let start = CpuTime::now();
     while file.read(&mut block).map_err(failed)? > 0 {}
-    Ok(cpu_seconds() - start)
+    Ok((CpuTime::now() - start).total())
 }
 
 /// Changes the start of every frame's place, so that nothing of an earlier run is recognised.

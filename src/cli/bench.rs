@@ -24,8 +24,8 @@ use crate::units::{BlockSize, Group, MIB};
 ///
 /// In one run, alternating: writes and reads of the target by O_DIRECT, decompression and
 /// hashing by one core and by all, and prepare with and without read-back. From these the
-/// time that prepare could not help taking, the part of it that is reached, and what
-/// bounds it. Without --disk it works on a file in the scratch directory, which is
+/// time that prepare could not help taking, the part of it that is reached, what bounds
+/// it, and how busy the processors were. Without --disk it works on a file in the scratch directory, which is
 /// removed. With --disk it overwrites the platform slot that does not run, with --yes.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -195,6 +195,7 @@ fn human(report: &BenchReport, palette: Palette) -> String {
                 format!("{:.2}", run.seconds.median).into(),
                 format!("{:.2}-{:.2}", run.seconds.min, run.seconds.max).into(),
                 format!("{:.2}", run.cpu_seconds.median).into(),
+                format!("{:.0} %", run.busy * 100.0).into(),
                 format!("{:.2}", run.ideal_seconds).into(),
                 format!("{:.0} %", run.of_ideal * 100.0).into(),
                 run.bound_by.into(),
@@ -203,7 +204,7 @@ fn human(report: &BenchReport, palette: Palette) -> String {
         .collect();
     text.push('\n');
     text += &table::render(
-        &["RUN", ">SECONDS", ">SPREAD", ">CPU", ">IDEAL", ">REACHED", "BOUND BY"],
+        &["RUN", ">SECONDS", ">SPREAD", ">CPU", ">BUSY", ">IDEAL", ">REACHED", "BOUND BY"],
         rows,
         palette,
     );

@@ -10,11 +10,43 @@ use nix::sys::time::TimeVal;
 use crate::error::Result;
 use crate::progress::Cancel;
 
-/// Processor time of this process so far, user and system, in seconds (getrusage(2)).
-pub fn cpu_seconds() -> f64 {
-    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    getrusage(UsageWho::RUSAGE_SELF)
-        .map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
+/// Processor time of this process, in seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuTime {
+    /// In the program.
+    pub user: f64,
+    /// In the kernel, for the program.
+    pub system: f64,
+}
+
+impl CpuTime {
+    /// So far (getrusage(2)).
+    pub fn now() -> Self {
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        getrusage(UsageWho::RUSAGE_SELF).map_or(Self::default(), |usage| Self {
+            user: seconds(usage.user_time()),
+            system: seconds(usage.system_time()),
+        })
+    }
+
+    /// Both.
+    pub fn total(&self) -> f64 {
+        self.user + self.system
+    }
+
+    /// Both, and what threads of the kernel did meanwhile. [`kernel_seconds`] count what was done for this process as well,
+    /// but in ticks that miss short bursts, so the larger one counts.
+    pub fn with_kernel(&self, kernel_seconds: f64) -> f64 {
+        self.user + self.system.max(kernel_seconds)
+    }
+}
+
+impl std::ops::Sub for CpuTime {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self { user: self.user - earlier.user, system: self.system - earlier.system }
+    }
 }
 
 /// Time that all processors have spent in the kernel so far, for whomever, in seconds (proc_stat(5): `system`, `irq` and

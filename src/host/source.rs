@@ -51,6 +51,16 @@ const AHEAD: u64 = 4 << 20;
 /// part only, so the edge of the last range goes with the next one.
 const OVERLAP: u64 = 4 << 20;
 
+/// Drops what the page cache holds of a file that nobody writes to, as far as the kernel takes the advice
+/// (posix_fadvise(2)); on tmpfs the page cache is all there is.
+///
+/// # Errors
+/// Those of opening it.
+pub fn drop_from_cache(path: &Path) -> io::Result<()> {
+    let _ = posix_fadvise(&File::open(path)?, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    Ok(())
+}
+
 /// A regular file, read by `pread` and dropped from the page cache behind the reader: a bundle of
 /// gigabytes must not push the pages of the running system out. mmap was rejected: a truncated file would
 /// end the process by SIGBUS, and a device that fails to read would too.
