@@ -19,11 +19,10 @@ use crate::progress::Cancel;
 use crate::units::Group;
 use crate::workers::{self, Abort, lock};
 
-/// Uncompressed bytes that the figures of all cores are taken over, at most: a sample spread over the whole bundle. Large,
-/// because the rates of a shared machine change within tenths of a second.
-const SAMPLE: u64 = 1 << 30;
-/// The same for the figures of one core, of which nothing is reckoned.
-const SMALL_SAMPLE: u64 = 192 << 20;
+/// Uncompressed bytes of the sample, at most, spread over the whole bundle: it is kept in memory.
+const SAMPLE: u64 = 256 << 20;
+/// How often all cores go over it: the rates of a shared machine change within tenths of a second.
+const PASSES: usize = 4;
 
 /// Rates in gigabytes (10^9 uncompressed bytes) per second.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -123,8 +122,8 @@ impl<'a> Bare<'a> {
     /// Measures all cores.
     pub(super) fn all_cores(&self) -> Result<AllCores> {
         Ok(AllCores {
-            decompress: self.rate(self.cores, SAMPLE, &decompress)?,
-            blake3: self.rate(self.cores, SAMPLE, &blake3)?,
+            decompress: self.rate(self.cores, PASSES, &decompress)?,
+            blake3: self.rate(self.cores, PASSES, &blake3)?,
         })
     }
 
@@ -132,23 +131,22 @@ impl<'a> Bare<'a> {
     pub(super) fn one_core(&self) -> Result<OneCore> {
         let one = NonZeroUsize::MIN;
         Ok(OneCore {
-            decompress: self.rate(one, SMALL_SAMPLE, &decompress)?,
-            blake3: self.rate(one, SMALL_SAMPLE, &blake3)?,
-            sha256: self.rate(one, SMALL_SAMPLE, &sha256)?,
+            decompress: self.rate(one, 1, &decompress)?,
+            blake3: self.rate(one, 1, &blake3)?,
+            sha256: self.rate(one, 1, &sha256)?,
         })
     }
 
-    /// Times `work` on `jobs` cores, on about `sample` bytes of the frames.
-    fn rate(&self, jobs: NonZeroUsize, sample: u64, work: &Work) -> Result<f64> {
+    /// Times `work` on `jobs` cores, `passes` times on each frame.
+    fn rate(&self, jobs: NonZeroUsize, passes: usize, work: &Work) -> Result<f64> {
         let abort = Abort::new(self.cancel, "measuring the processors");
-        let all: u64 = self.frames.iter().map(|frame| u64::from(frame.len())).sum();
-        // Odd, for the same reason.
-        let stride = all.div_ceil(sample).max(1) as usize | 1;
         let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let len = self.frames.len();
+        let turn = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|turn| *turn < passes * len);
         let start = Instant::now();
         workers::run(jobs, &abort, || {
             let Some(mut worker) = lock(&self.workers).pop() else { return Ok(()) };
-            while let Some(frame) = self.frames.get(next.fetch_add(stride, Ordering::Relaxed)) {
+            while let Some(frame) = turn().and_then(|turn| self.frames.get(turn % len)) {
                 abort.check()?;
                 work(&mut worker, frame)?;
                 bytes.fetch_add(frame.len().into(), Ordering::Relaxed);
