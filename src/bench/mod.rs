@@ -14,7 +14,6 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use ceilings::Ceiling;
-use ceilings::Pass;
 pub use processor::Processor;
 pub use sample::{Scratch, fill, synthetic_bundle};
 
@@ -31,6 +30,7 @@ use crate::slot::{Layout, Record};
 use crate::stage::{self, Options, Outcome, Target};
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Slot};
 use crate::workers;
+use ceilings::Pass;
 use processor::Bare;
 use sounding::{KINDS, KindOfRun, Needs, Sounding, Work};
 

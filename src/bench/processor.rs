@@ -144,14 +144,12 @@ impl<'a> Bare<'a> {
         let len = self.frames.len();
         let turn = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|turn| *turn < passes * len);
         let start = Instant::now();
-        workers::run(jobs, &abort, || {
-            let Some(mut worker) = lock(&self.workers).pop() else { return Ok(()) };
+        workers::run_with(lock(&self.workers).iter_mut().take(jobs.get()), &abort, |worker| {
             while let Some(frame) = turn().and_then(|turn| self.frames.get(turn % len)) {
                 abort.check()?;
-                work(&mut worker, frame)?;
+                work(worker, frame)?;
                 bytes.fetch_add(frame.len().into(), Ordering::Relaxed);
             }
-            lock(&self.workers).push(worker);
             Ok(())
         })?;
         Ok(bytes.into_inner() as f64 / 1e9 / start.elapsed().as_secs_f64())

@@ -48,14 +48,13 @@ pub fn verify(
     progress.begin(Phase::Verify, feed.total());
     let abort = Abort::new(cancel, "verifying the bundle");
     let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
-    let largest = largest_frame(&manifest.payloads);
-    workers::run(jobs.unwrap_or_else(workers::default_jobs), &abort, || {
-        let (mut compressed, mut buffer) = (Vec::new(), AlignedBuf::zeroed(largest));
-        let mut decoder = FrameDecoder::new()?;
+    let jobs = jobs.unwrap_or_else(workers::default_jobs);
+    let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(&manifest.payloads));
+    workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
+        let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
             feed.load(&claim, &mut compressed)?;
-            let frame =
-                decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, None, &mut buffer)?;
+            let frame = decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, None, buffer)?;
             hashes.turn(claim.ordinal, &abort, |hashes| {
                 hashes.update(claim.payload_number, &frame);
                 Ok(())

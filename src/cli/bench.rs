@@ -25,8 +25,9 @@ use crate::units::{BlockSize, Group, MIB};
 /// In one run, alternating: writes and reads of the target by O_DIRECT, decompression and
 /// hashing by one core and by all, and prepare with and without read-back. From these the
 /// time that prepare could not help taking, the part of it that is reached, what bounds
-/// it, and how busy the processors were. Without --disk it works on a file in the scratch directory, which is
-/// removed. With --disk it overwrites the platform slot that does not run, with --yes.
+/// it, and how busy the processors were. Without --disk it works on a file in the scratch
+/// directory, which is removed. With --disk it overwrites the platform slot that does not
+/// run, with --yes.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// Bundle to measure with [default: one is made up]

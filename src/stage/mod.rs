@@ -103,7 +103,7 @@ fn readers(jobs: NonZeroUsize) -> usize {
 /// How many workers stage the payloads of a bundle best where nobody says: besides one for each core ten that wait for the
 /// device, a quarter of all for reading. On two cores and an ordinary virtual disk 8 took 0.84 of the time of 4, and 12 took
 /// 0.90 of that of 8; 16 and 20 were no faster, and on tmpfs there was no difference. Each holds one frame and its compressed
-/// bytes, so large frames get fewer: 32 MiB is the bound.
+/// bytes, so large frames get fewer, but never fewer than 4: 32 MiB is the bound for frames of up to 4 MiB.
 pub fn default_jobs(payloads: &[Payload]) -> NonZeroUsize {
     let most = ((16 << 20) / largest_frame(payloads).max(1 << 20)).max(4);
     workers::cores().saturating_add(10).min(workers::at_least_one(most))
