@@ -2,7 +2,7 @@
 //! power-cut-safe write.
 //!
 //! ```text
-//!   .qimg file, pipe ──▶ host::source ──▶ bundle: bounds, signature, index ──▶ feed of frames
+//!   .qimg file, pipe, URL ───▶ source ──▶ bundle: bounds, signature, index ──▶ feed of frames
 //!                                                                               │
 //!        ┌──────────────────────────────────────────────────────────────────────┘
 //!        ▼
@@ -19,7 +19,7 @@
 //! | shell | [`cli`]: arguments, rendering, exit codes; [`service`]: the same verbs over REST |
 //! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`bench`]: measurements |
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks; [`selector`]: what an initramfs starts |
-//! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, sources, locks, journal |
+//! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
 //! | ground | [`error`], [`units`], [`version`], [`progress`], [`workers`] |
@@ -45,6 +45,7 @@ pub mod progress;
 pub mod selector;
 pub mod service;
 pub mod slot;
+pub mod source;
 pub mod stage;
 pub mod state;
 pub mod units;

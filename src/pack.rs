@@ -13,9 +13,9 @@ use crate::bundle::manifest::Kind;
 use crate::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
 use crate::bundle::{Bundle, ReadAt, Source, Trust, signature};
 use crate::error::{Error, Result};
-use crate::host::mapped::MappedFile;
 use crate::host::signer;
 use crate::progress::{Cancel, Progress};
+use crate::source::mapped::MappedFile;
 
 /// What to pack.
 #[derive(Debug, Clone)]

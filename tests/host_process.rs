@@ -16,8 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qstage::bundle::source::{Source, read_failed};
 use qstage::host::signals::cancel_on_signals;
-use qstage::host::source::open_source;
 use qstage::progress::Cancel;
+use qstage::source::open_source;
 
 const MIB: u64 = 1 << 20;
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
 use crate::host::load::CpuTime;
-use crate::host::source::drop_from_cache;
 use crate::pack::{PackSpec, pack};
 use crate::progress::{Cancel, Silent};
 use crate::slot::Layout;
+use crate::source::drop_from_cache;
 use crate::units::{ByteOffset, MIB};
 
 /// A directory that is gone when this is dropped.

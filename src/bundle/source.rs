@@ -1,4 +1,4 @@
-//! Where the bytes of a bundle come from, as the reader sees it. The kinds are in [`crate::host`].
+//! Where the bytes of a bundle come from, as the reader sees it. The kinds are in [`crate::source`].
 
 use std::io::{self, Read};
 use std::sync::Arc;

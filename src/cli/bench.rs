@@ -16,8 +16,8 @@ use crate::bench::{self, BenchOptions, BenchReport, Scratch, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
-use crate::host::web::Web;
 use crate::slot::{Layout, Record};
+use crate::source::web::Web;
 use crate::units::{BlockSize, Group, MIB};
 
 /// Measure target and processors, and what prepare reaches of them

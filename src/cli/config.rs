@@ -18,8 +18,8 @@ use crate::efi;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::kexec;
-use crate::host::web::Web;
 use crate::service::Limits;
+use crate::source::web::Web;
 use crate::units::{BlockSize, Slot};
 
 /// Where the file is looked for unless `--config` names one.

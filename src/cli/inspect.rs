@@ -8,8 +8,8 @@ use super::output::{self, Format, Palette};
 use super::{machine, size, table};
 use crate::bundle::{Summary, Trust};
 use crate::error::Result;
-use crate::host::web::Web;
 use crate::progress::Cancel;
+use crate::source::web::Web;
 
 /// Show what a bundle holds
 ///

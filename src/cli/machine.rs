@@ -9,10 +9,10 @@ use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::record::FileJournal;
-use crate::host::source::open_source;
-use crate::host::web::{self, Web};
 use crate::host::{LocalDisk, signals};
 use crate::progress::Cancel;
+use crate::source::open_source;
+use crate::source::web::{self, Web};
 
 /// The disk and the state file of this run.
 pub(super) struct Host {

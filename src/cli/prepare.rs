@@ -12,8 +12,9 @@ use super::progress::Reporter;
 use super::size;
 use crate::engine::PrepareOptions;
 use crate::error::{Error, Result};
-use crate::host::{load, web};
+use crate::host::load;
 use crate::progress::Cancel;
+use crate::source::web;
 use crate::state::{PrepareReport, UpgradeType};
 
 /// Write a bundle into the slot that does not run, and verify it

@@ -11,10 +11,10 @@ use crate::boot::BootFlag;
 use crate::bundle::{Bundle, Trust};
 use crate::engine::{Engine, Policy, PrepareOptions};
 use crate::host::record::{Journal, MemoryJournal};
-use crate::host::source::open_source;
 use crate::init::{InitSpec, init};
 use crate::pack::{PackSpec, pack};
 use crate::progress::{Cancel, Silent};
+use crate::source::open_source;
 use crate::state::SlotState;
 use crate::units::{BlockSize, Group, MIB, Slot};
 

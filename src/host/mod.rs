@@ -1,4 +1,4 @@
-//! The machine behind traits: disks and partitions of the kernel, bundle sources, the state file. The engine
+//! The machine behind traits: disks and partitions of the kernel, the state file. The engine
 //! is tested against other implementations.
 
 mod booted;
@@ -12,16 +12,13 @@ pub mod kexec;
 pub mod load;
 mod local;
 mod lock;
-pub mod mapped;
 pub mod mountinfo;
 pub mod notify;
 pub mod record;
 pub mod signals;
 pub mod signer;
-pub mod source;
 pub mod throttle;
 mod usage;
-pub mod web;
 
 pub use local::LocalDisk;
 

@@ -10,7 +10,7 @@ use super::super::machine;
 use super::connection::ServiceArgs;
 use super::watch::{finish, watch};
 use crate::error::{Error, Result};
-use crate::host::web;
+use crate::source::web;
 
 /// Have a service prepare a bundle and, if asked to, commit it
 ///

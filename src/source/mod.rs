@@ -1,0 +1,9 @@
+//! Where the bytes of a bundle or of an image come from: a file, a pipe, a web server, a map of an image that is packed.
+//!
+//! The trait that readers see is [`crate::bundle::source`]; what implements it is here.
+
+mod file;
+pub mod mapped;
+pub mod web;
+
+pub use file::{drop_from_cache, open_source};
