@@ -16,7 +16,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | shell | [`cli`]: arguments, rendering, exit codes; [`service`]: the same verbs over REST |
+//! | shell | [`cli`]: arguments, rendering, exit codes; `config`: the configuration file; [`service`]: the same verbs over REST |
 //! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`bench`]: measurements |
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks; [`selector`]: what an initramfs starts |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
@@ -32,6 +32,7 @@ pub mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod commit;
+pub(crate) mod config;
 pub mod container;
 pub mod device;
 pub mod efi;

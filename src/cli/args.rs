@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::config::{Config, Settings};
 use super::{
     bench, container, firmware, health, history, init, inspect, manual, pack, plan, prepare, remote, select,
-    serve, sign, size, slots, status, switch, verify,
+    serve, sign, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
+use crate::config::{Config, Settings};
 use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::units::size;
 use crate::units::{BlockSize, Slot};
 
 const AFTER_HELP: &str = "\

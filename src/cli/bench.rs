@@ -11,13 +11,14 @@ use super::args::{JobsArgs, MachineArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
-use super::{size, table};
+use super::table;
 use crate::bench::{self, BenchOptions, BenchReport, Scratch, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
 use crate::slot::{Layout, Record};
 use crate::source::web::Web;
+use crate::units::size;
 use crate::units::{BlockSize, Group, MIB};
 
 /// Measure target and processors, and what prepare reaches of them

@@ -9,9 +9,10 @@ use clap::{Args, Subcommand};
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Format, Stdout};
-use super::{size, table};
+use super::table;
 use crate::error::{Error, Result};
 use crate::units::Slot;
+use crate::units::size;
 
 /// List or extract the firmware that a platform slot holds
 #[derive(Debug, Args)]

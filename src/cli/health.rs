@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::MachineArgs;
-use super::config::Settings;
 use super::machine::Host;
 use super::output::{self, Format};
 use super::table;
+use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::host::health;
 

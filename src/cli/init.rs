@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::args::{ConfigArgs, TrustArgs};
+use super::machine;
 use super::output::{self, Format};
 use super::progress::Reporter;
-use super::{machine, size};
 use crate::error::Result;
 use crate::init::{self, InitSpec};
 use crate::units::BlockSize;
+use crate::units::size;
 
 /// Lay out a disk or an image file with two slots
 ///

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::{self, Format, Palette};
-use super::{machine, size, table};
+use super::{machine, table};
 use crate::bundle::{Summary, Trust};
 use crate::error::Result;
 use crate::progress::Cancel;
 use crate::source::web::Web;
+use crate::units::size;
 
 /// Show what a bundle holds
 ///

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::config::Settings;
 use super::output;
 use crate::bundle::{Bundle, Source, Trust};
+use crate::config::Settings;
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};

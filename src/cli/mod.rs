@@ -4,16 +4,15 @@
 //! ```text
 //! main -> args (clap) -> one file per verb -> engine, bundle
 //!           |                 |
-//!         config          output, progress (human, JSON)
+//!     crate::config       output, progress (human, JSON)
 //! ```
 //!
 //! One file per verb holds its flags, its help and its printing; a verb's documentation comment *is* its help
-//! and its manual page. `args` has the flags that several verbs share, `config` the file behind them, and
+//! and its manual page. `args` has the flags that several verbs share, [`config`](crate::config) the file behind them, and
 //! `machine` is the one place that knows how a disk, a bundle source and the signals are had.
 
 mod args;
 mod bench;
-mod config;
 mod container;
 mod firmware;
 mod health;
@@ -32,7 +31,6 @@ mod remote;
 mod select;
 mod serve;
 mod sign;
-mod size;
 mod slots;
 mod status;
 mod switch;

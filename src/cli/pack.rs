@@ -6,12 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 
 use super::args::JobsArgs;
+use super::machine;
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
-use super::{machine, size};
 use crate::bundle::manifest::FRAME_MAX;
 use crate::error::{Error, Result};
 use crate::pack::{self, PackReport, PackSpec};
+use crate::units::size;
 
 /// Below this the index grows and compression suffers, and nothing gets better.
 const FRAME_SMALLEST: u32 = 64 << 10;

@@ -8,10 +8,11 @@ use super::args::{MachineArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
-use super::{size, table};
+use super::table;
 use crate::error::Result;
 use crate::progress::Cancel;
 use crate::state::{PlanReport, UpgradeType};
+use crate::units::size;
 
 /// Show what an upgrade would do, and what forbids it
 ///

@@ -9,13 +9,13 @@ use super::args::{JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
-use super::size;
 use crate::engine::PrepareOptions;
 use crate::error::{Error, Result};
 use crate::host::load;
 use crate::progress::Cancel;
 use crate::source::web;
 use crate::state::{PrepareReport, UpgradeType};
+use crate::units::size;
 
 /// Write a bundle into the slot that does not run, and verify it
 ///

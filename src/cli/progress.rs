@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::output::{Event, Format, Stdout, json_line, note};
 use super::pace::{Figures, Meter, Pace};
-use super::size;
 use crate::progress::{Phase, Progress};
+use crate::units::size;
 
 /// Interval of JSON progress events: 5 Hz keeps a display alive and a log readable.
 const JSON_EVERY: Duration = Duration::from_millis(200);

@@ -5,11 +5,11 @@ use clap::Args;
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
-use super::size;
 use super::table::{self, Cell};
 use crate::boot::BootFlag;
 use crate::error::Result;
 use crate::state::{SlotReport, SlotState, SlotsReport};
+use crate::units::size;
 
 /// Show what the slots hold, which one runs and which boots next
 #[derive(Debug, Args)]

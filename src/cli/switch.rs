@@ -3,10 +3,10 @@
 use clap::{Args, ValueEnum};
 
 use super::args::MachineArgs;
-use super::config::Settings;
 use super::container;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
+use crate::config::Settings;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;

@@ -8,9 +8,9 @@ use super::args::{JobsArgs, MachineArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format};
 use super::progress::Reporter;
-use super::size;
 use crate::bundle::verify::verify;
 use crate::error::Result;
+use crate::units::size;
 use crate::units::{Group, Slot};
 
 /// Check every byte of a bundle, or of an installed slot

@@ -61,7 +61,7 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
     (
         "REMOTE",
         "a service of our own version knows all codes",
-        "src/error.rs",
+        "src/error/mod.rs",
         "a_remote_failure_keeps_its_code",
     ),
     (

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::super::config::Settings;
+use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::tls::CERTIFICATE;
 

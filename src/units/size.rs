@@ -1,6 +1,6 @@
 //! Sizes and rates as people write and read them. Multiples are binary: a `K` is 1024 bytes.
 
-use crate::units::BlockSize;
+use super::BlockSize;
 
 /// Suffix letters in rising order; each is 1024 times the one before.
 const UNITS: [char; 4] = ['K', 'M', 'G', 'T'];
@@ -8,7 +8,7 @@ const UNITS: [char; 4] = ['K', 'M', 'G', 'T'];
 /// Parses `512`, `512M`, `512MiB`, `2G`: a whole number of bytes or of binary multiples.
 ///
 /// `MB` is refused rather than guessed: half of all tools mean 10^6 by it and the other half 2^20.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let suffix = &text[digits.len()..];
     let count: u64 = match digits.parse() {
@@ -42,7 +42,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses a rate in bytes per second: a size, with or without `/s`. Zero would never end and is refused.
-pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
     match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
         0 => Err("a rate of 0 would never end: leave the option out for no limit".to_owned()),
         rate => Ok(rate),
@@ -50,7 +50,7 @@ pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
 }
 
 /// Parses a logical block size.
-pub(super) fn parse_sector_size(text: &str) -> Result<BlockSize, String> {
+pub(crate) fn parse_sector_size(text: &str) -> Result<BlockSize, String> {
     text.parse()
         .ok()
         .and_then(BlockSize::from_bytes)
@@ -58,7 +58,7 @@ pub(super) fn parse_sector_size(text: &str) -> Result<BlockSize, String> {
 }
 
 /// A size for people: three to four digits and a binary unit.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = None;
     for letter in UNITS {

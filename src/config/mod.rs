@@ -1,0 +1,105 @@
+//! The configuration file, `/etc/qstage/config.toml`. Every key is optional; `fixtures/config.toml` explains
+//! them. Precedence: command line, file, default.
+
+mod service;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::fs;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use values::{loader, rate, sector_size, tries};
+
+pub(crate) use self::service::ServiceConfig;
+pub(crate) use self::settings::Settings;
+use crate::boot::BootFlag;
+use crate::container;
+use crate::efi;
+use crate::error::{Error, Result};
+use crate::host::kexec;
+use crate::source::web::Web;
+use crate::units::BlockSize;
+
+/// Where the file is looked for unless `--config` names one.
+const DEFAULT_PATH: &str = "/etc/qstage/config.toml";
+
+/// The file as it is written. An unknown key is an error: a misspelt `boot_flag` must not go unnoticed.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    disk: Option<PathBuf>,
+    product: Option<String>,
+    trust: Option<PathBuf>,
+    boot_flag: Option<BootFlag>,
+    efivars: Option<PathBuf>,
+    #[serde(default, deserialize_with = "loader")]
+    efi_loader: Option<String>,
+    #[serde(default, deserialize_with = "tries")]
+    tries: Option<u8>,
+    #[serde(default, deserialize_with = "sector_size")]
+    sector_size: Option<BlockSize>,
+    state_dir: Option<PathBuf>,
+    jobs: Option<NonZeroUsize>,
+    #[serde(default, deserialize_with = "rate")]
+    max_rate: Option<u64>,
+    container: Option<container::Config>,
+    #[serde(default)]
+    kexec: kexec::Config,
+    web_ca: Option<PathBuf>,
+    web_insecure: Option<bool>,
+    #[serde(default)]
+    service: ServiceConfig,
+}
+
+impl Config {
+    /// Reads the named file, or the default one, which may be missing.
+    pub(crate) fn load(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|problem| Error::Config { path: path.into(), problem }),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Error::Config { path: path.into(), problem: error.to_string() }),
+        }
+    }
+
+    /// Parses the text of a file; a problem is told with its line.
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
+            let message = error.message().trim_end().replace('\n', ", ");
+            match error.span() {
+                Some(span) => {
+                    let before = text.get(..span.start).unwrap_or(text);
+                    format!("line {}: {message}", before.matches('\n').count() + 1)
+                }
+                None => message,
+            }
+        })
+    }
+
+    /// Fills in the defaults.
+    pub(crate) fn into_settings(self) -> Settings {
+        Settings {
+            disk: self.disk,
+            product: self.product,
+            trust: self.trust.unwrap_or_else(|| "/etc/qstage/allowed_signers".into()),
+            boot_flag: self.boot_flag.unwrap_or_default(),
+            efivars: self.efivars,
+            efi_loader: self.efi_loader.unwrap_or_else(|| efi::default_loader().to_owned()),
+            booted: None,
+            tries: self.tries.unwrap_or(3),
+            sector_size: self.sector_size,
+            state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),
+            jobs: self.jobs,
+            max_rate: self.max_rate,
+            container: self.container,
+            kexec: self.kexec,
+            web: Web { ca: self.web_ca, insecure: self.web_insecure.unwrap_or(false) },
+            service: self.service,
+        }
+    }
+}

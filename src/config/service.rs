@@ -1,0 +1,40 @@
+//! The table `[service]`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::values::seconds;
+use crate::service::Limits;
+
+/// The table `[service]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServiceConfig {
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) tokens: Option<PathBuf>,
+    pub(crate) reboot_command: Option<Vec<String>>,
+    pub(crate) software_restart_command: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(crate) reboot_timeout: Option<u64>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(crate) waiting_period: Option<u64>,
+}
+
+impl ServiceConfig {
+    /// Where HTTPS is served: loopback, unless somebody decides otherwise.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
+    }
+
+    /// The times: five minutes are enough for the slowest orderly shutdown, and nobody waits who did not ask for it.
+    pub(crate) fn limits(&self) -> Limits {
+        let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
+        Limits { reboot: seconds(self.reboot_timeout, 300), waiting: seconds(self.waiting_period, 0) }
+    }
+}

@@ -1,0 +1,141 @@
+use super::*;
+
+const SAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/config.toml"));
+
+/// The sample with its options in force: they stand in it as comments, `#key = value`.
+fn sample_in_force() -> String {
+    let is_option = |line: &str| {
+        let begins = |c: char| c.is_ascii_lowercase() || c == '[';
+        line.strip_prefix('#').is_some_and(|rest| rest.starts_with(begins))
+    };
+    SAMPLE.lines().map(|line| if is_option(line) { &line[1..] } else { line }).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_sample_changes_nothing_as_it_is() {
+    assert_eq!(Config::parse(SAMPLE).unwrap(), Config::default());
+}
+
+/// Comments rot. With its options in force the sample must name every key, and the value that it shows
+/// must be the default wherever there is one.
+#[test]
+fn the_sample_shows_every_key_and_the_true_defaults() {
+    let sample = sample_in_force();
+    let all = Config::parse(&sample).unwrap();
+    let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate, .. } = all;
+    let (web_ca, web_insecure, service) = (all.web_ca, all.web_insecure, all.service);
+    assert!(all.efivars.is_some() && all.efi_loader.is_some(), "keys whose default is the machine's");
+    check_container(all.container.unwrap(), &sample);
+    assert!(disk.is_some() && product.is_some(), "keys without a default");
+    assert!(
+        jobs.is_some() && max_rate.is_some() && sector_size.is_some() && web_ca.is_some(),
+        "keys whose default is automatic"
+    );
+    assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
+    let ServiceConfig {
+        listen,
+        socket,
+        certificate,
+        key,
+        tokens,
+        reboot_command,
+        software_restart_command,
+        reboot_timeout,
+        waiting_period,
+    } = service;
+    assert!(reboot_timeout.is_some() && waiting_period.is_some());
+    let times = ServiceConfig { reboot_timeout, waiting_period, ..ServiceConfig::default() };
+    assert_eq!(times.limits(), ServiceConfig::default().limits());
+    assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
+    assert!(reboot_command.is_some() && software_restart_command.is_some());
+    let kexec::Config { command_line, .. } = all.kexec.clone();
+    assert!(command_line.is_some(), "an example");
+    assert_eq!(kexec::Config { command_line: None, ..all.kexec }, kexec::Config::default());
+    let shown = Config { trust, boot_flag, tries, state_dir, web_insecure, ..Config::default() };
+    assert!(web_insecure.is_some());
+    assert_eq!(shown.into_settings(), Config::default().into_settings());
+    assert_eq!(listen, Some(ServiceConfig::default().listen()));
+}
+
+/// The same for `[container]`: every key of the structure stands in the sample, by the names that Debug prints.
+fn check_container(shown: container::Config, sample: &str) {
+    let defaults = container::Config::new(shown.command.clone());
+    let debug = format!("{defaults:#?}");
+    let keys: Vec<&str> = debug
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        .filter_map(|line| line.split_once(": ").map(|(key, _)| key))
+        .collect();
+    assert!(keys.len() > 15, "{keys:?}");
+    let section = sample.split("\n[container]\n").nth(1).unwrap();
+    for key in keys {
+        assert!(
+            section.lines().any(|line| line.starts_with(&format!("{key} = "))),
+            "{key} is not in the sample"
+        );
+    }
+    let container::Config {
+        stop_signal,
+        state,
+        bind,
+        bind_ro,
+        environment,
+        preread,
+        options,
+        console,
+        probe,
+        ..
+    } = shown.clone();
+    assert!(stop_signal.is_some() && state.is_some() && preread.is_some() && console.is_some(), "examples");
+    let same = container::Config {
+        stop_signal,
+        state,
+        bind,
+        bind_ro,
+        environment,
+        preread,
+        options,
+        console,
+        probe,
+        ..defaults
+    };
+    assert_eq!(shown, same, "what the sample shows is not the default");
+}
+
+#[test]
+fn problems_name_their_line() {
+    for (text, problem) in [
+        ("disk = \"/dev/x\"\nboot_flags = \"legacy\"\n", "line 2: unknown field `boot_flags`"),
+        ("\n\ntries = 16\n", "line 3: tries is 16, allowed is 1 to 15"),
+        ("tries = 0", "line 1: tries is 0"),
+        ("\nsector_size = 1024", "line 2: sector_size is 1024"),
+        ("max_rate = \"10MB\"", "line 1: 'MB' is ambiguous"),
+        ("jobs = 0", "line 1: "),
+        ("\ndisk = ", "line 2: "),
+        ("efi_loader = 'EFI/x.efi'", "line 1: efi_loader is 'EFI/x.efi', not a path such as"),
+        ("boot_flag = \"grub\"", "line 1: unknown variant `grub`"),
+        ("[container]\ncommand = [\"/a\"]\ndeadline = 0", "line 3: 0 is not between"),
+        ("[service]\nwaiting_period = 400000000", "line 2: 400000000 seconds are more"),
+        ("[container]\ncommand = [\"/a\"]\nprobes = 0", "line 3: unknown field `probes`"),
+    ] {
+        let got = Config::parse(text).unwrap_err();
+        assert!(got.starts_with(problem), "{text:?}: {got}");
+        assert!(!got.contains('\n'), "{got}");
+    }
+}
+
+#[test]
+fn only_the_default_file_may_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Config::load(Some(&dir.path().join("none.toml"))).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_CONFIG");
+    assert!(error.to_string().contains("none.toml"), "{error}");
+}
+
+#[test]
+fn a_missing_disk_names_the_remedy() {
+    let error = Config::default().into_settings().disk().unwrap_err();
+    assert_eq!(error.class().exit_code(), 2);
+    assert!(error.to_string().contains("--disk DISK"), "{error}");
+}

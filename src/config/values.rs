@@ -1,0 +1,46 @@
+//! Values of keys that have a range or a form of their own.
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::units::{BlockSize, size};
+
+/// The largest number of tries that bits 52-55 of a partition entry hold.
+const MAX_TRIES: u8 = 15;
+
+pub(super) fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    let tries = u8::deserialize(deserializer)?;
+    if (1..=MAX_TRIES).contains(&tries) {
+        Ok(Some(tries))
+    } else {
+        Err(D::Error::custom(format!("tries is {tries}, allowed is 1 to {MAX_TRIES}")))
+    }
+}
+
+/// Seconds; more than ten years are a mistake.
+pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let seconds = u64::deserialize(deserializer)?;
+    if seconds > 10 * 366 * 86400 {
+        return Err(D::Error::custom(format!("{seconds} seconds are more than ten years")));
+    }
+    Ok(Some(seconds))
+}
+
+/// A path in a FAT as firmware takes it; far shorter than what a node of a device path can hold.
+pub(super) fn loader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let path = String::deserialize(deserializer)?;
+    let valid = path.starts_with('\\') && path.len() <= 255 && !path.contains(['/', '\0']);
+    let problem = || format!("efi_loader is '{path}', not a path such as '\\EFI\\BOOT\\BOOTX64.EFI'");
+    if valid { Ok(Some(path)) } else { Err(D::Error::custom(problem())) }
+}
+
+pub(super) fn sector_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {
+    let bytes = u32::deserialize(deserializer)?;
+    BlockSize::from_bytes(bytes)
+        .map(Some)
+        .ok_or_else(|| D::Error::custom(format!("sector_size is {bytes}, allowed are 512 and 4096")))
+}
+
+pub(super) fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size::parse_rate(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}

@@ -1,0 +1,141 @@
+//! Every failure the project knows: one variant each, with the facts as fields, a class that is the exit
+//! code, and a stable code for machines. The [list](Error) is the only place where any of the three is written.
+
+mod list;
+
+use std::io;
+
+pub use list::Error;
+
+/// The result of anything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure it was; the process exits with [`exit_code`](Self::exit_code).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// A defect of qstage or of the system below it. Exit code 1.
+    Internal,
+    /// The command line or the configuration is wrong. Exit code 2 (as clap's own).
+    Usage,
+    /// The bundle is malformed, damaged or exceeds a limit. Exit code 3.
+    Bundle,
+    /// The bundle may be whole, but nobody we trust vouches for it. Exit code 4.
+    Trust,
+    /// All parts are sound, but the rules forbid the step now. Exit code 5.
+    Refused,
+    /// The disk is not laid out as needed, or a slot is not what it should be. Exit code 6.
+    Disk,
+    /// Reading or writing failed. Exit code 7.
+    Io,
+    /// Stopped by a signal; run it again and it goes on. Exit code 8.
+    Interrupted,
+    /// The disk is as it should be, but what runs from it is not: a container, a health check. Exit code 9.
+    Service,
+}
+
+impl Class {
+    /// The exit code of the process.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Usage => 2,
+            Self::Bundle => 3,
+            Self::Trust => 4,
+            Self::Refused => 5,
+            Self::Disk => 6,
+            Self::Io => 7,
+            Self::Interrupted => 8,
+            Self::Service => 9,
+        }
+    }
+}
+
+/// `error_state` of a status without an error.
+pub const NO_ERROR: &str = "UPGRADE_ERROR_NO_ERROR";
+impl Error {
+    /// The stable code: `error_state` of the status, `code` in JSON. A failure that a service reported keeps its own.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Remote { code, .. } => {
+                Self::ALL.iter().find(|(known, _)| known == code).map_or(self.own_code(), |(known, _)| known)
+            }
+            _ => self.own_code(),
+        }
+    }
+
+    /// The class, which is the exit code.
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Remote { class, .. } => *class,
+            _ => self.own_class(),
+        }
+    }
+
+    /// A failure that a service reported by code and sentence; its class is what this program knows of the code.
+    pub fn remote(code: &str, message: &str) -> Self {
+        let class =
+            Self::ALL.iter().find(|(known, _)| *known == code).map_or(Class::Internal, |known| known.1);
+        Self::Remote { code: code.to_owned(), class, message: message.to_owned() }
+    }
+
+    /// A failed write, told apart by its cause: a full file system is not a broken disk.
+    pub(crate) fn write(what: &str, at: u64, len: u64, source: io::Error) -> Self {
+        let what = what.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { what, at },
+            _ => Self::Write { what, at, len, source },
+        }
+    }
+}
+
+/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice.
+pub fn sentence(error: &Error) -> String {
+    use std::error::Error as _;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_well_formed() {
+        let codes: BTreeSet<_> = Error::ALL.iter().map(|(code, _)| code).collect();
+        assert_eq!(codes.len(), Error::ALL.len());
+        for code in codes {
+            let rest = code.strip_prefix("UPGRADE_ERROR_").unwrap();
+            assert!(rest.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'), "{code}");
+            assert_ne!(*code, NO_ERROR);
+        }
+    }
+
+    #[test]
+    fn a_remote_failure_keeps_its_code() {
+        let remote =
+            |code: &str| Error::Remote { code: code.into(), class: Class::Disk, message: "x".into() };
+        assert_eq!(remote("UPGRADE_ERROR_NOT_GPT").code(), "UPGRADE_ERROR_NOT_GPT");
+        assert_eq!(remote("UPGRADE_ERROR_OF_TOMORROW").code(), "UPGRADE_ERROR_REMOTE");
+        assert_eq!(remote("").class(), Class::Disk);
+    }
+
+    #[test]
+    fn a_full_file_system_is_told_apart() {
+        let full = io::Error::from_raw_os_error(nix::libc::ENOSPC);
+        assert_eq!(Error::write("x", 0, 1, full).code(), "UPGRADE_ERROR_NO_SPACE");
+        let broken = io::Error::from_raw_os_error(nix::libc::EIO);
+        assert_eq!(Error::write("x", 0, 1, broken).code(), "UPGRADE_ERROR_WRITE");
+    }
+}
