@@ -26,6 +26,7 @@ const FILES: Allowed = &[
     ("container/", "mount points, sockets of the gate, what is remembered of a running container"),
     ("device/", "opens disks; asks sysfs for their sectors"),
     ("host/efivars.rs", "the variables of the firmware are files"),
+    ("host/files/", "how lock files are opened"),
     ("host/load.rs", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel.rs", "reads /proc and /sys"),

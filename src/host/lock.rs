@@ -24,20 +24,29 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Locks `path` exclusively; the lock ends with the returned value.
 pub(crate) fn exclusive(path: &Path, proc: &Path, patience: Duration) -> Result<Flock<File>> {
+    wait(open_for_lock(path)?, patience, STEP).map_err(|(file, errno)| match errno {
+        Some(errno) => failed(path, errno),
+        None => Error::Busy { disk: path.display().to_string(), holder: holder(&file, proc) },
+    })
+}
+
+/// Locks a file exclusively, and looks every `step` whether its holder has ended, for as long as `limit`. The file comes back
+/// with the reason where that failed; `None`: it is still held.
+pub(super) fn wait(
+    mut file: File,
+    limit: Duration,
+    step: Duration,
+) -> Result<Flock<File>, (File, Option<Errno>)> {
     let begun = Instant::now();
-    let mut file = open_for_lock(path)?;
     loop {
         // Never the blocking call: it cannot be given a limit without a signal handler.
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
-            Err((_, errno)) if !is_held(errno) => return Err(failed(path, errno)),
-            Err((file, _)) if begun.elapsed() >= patience => {
-                let disk = path.display().to_string();
-                return Err(Error::Busy { disk, holder: holder(&file, proc) });
-            }
+            Err((file, errno)) if !is_held(errno) => return Err((file, Some(errno))),
+            Err((file, _)) if begun.elapsed() >= limit => return Err((file, None)),
             Err((back, _)) => file = back,
         }
-        std::thread::sleep(STEP);
+        std::thread::sleep(step);
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cmdline;
 pub mod efivars;
 #[cfg(test)]
 mod fake_kernel;
+pub(crate) mod files;
 pub mod health;
 pub mod kernel;
 pub mod kexec;

@@ -6,10 +6,13 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+
+use super::files::{lock_file, private_directory};
 
 /// Where [`FileJournal`] keeps its files unless the configuration says otherwise.
 pub const DEFAULT_DIR: &str = "/var/lib/qstage";
@@ -121,7 +124,13 @@ impl Journal for MemoryJournal {
 pub struct FileJournal {
     dir: PathBuf,
     notice: Box<dyn Fn(&str) + Send + Sync>,
+    /// Whether another process has held the lock for the whole limit: it is not waited for a second time.
+    gave_up: AtomicBool,
 }
+
+/// How long another process may hold the lock of a disk's directory. It takes milliseconds; a verb does not wait for one
+/// that was stopped in them.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// The size in bytes at which the history is rotated; about a thousand events.
 pub const HISTORY_LIMIT: u64 = 256 << 10;
@@ -136,7 +145,7 @@ const OLD_HISTORY: &str = "history.1.jsonl";
 impl FileJournal {
     /// A journal in `dir`, which is made when it is needed. `notice` is told what could not be kept.
     pub fn new(dir: &Path, notice: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { dir: dir.to_owned(), notice: Box::new(notice) }
+        Self { dir: dir.to_owned(), notice: Box::new(notice), gave_up: AtomicBool::new(false) }
     }
 
     /// The directory of a disk. The key comes from a disk, thus from anybody: no path may come of it.
@@ -150,10 +159,11 @@ impl FileJournal {
     /// Runs `act` on the disk's directory while no other process writes there.
     fn writing(&self, disk: &str, act: impl FnOnce(&Path) -> io::Result<()>) {
         let done = self.place(disk).and_then(|dir| {
-            fs::create_dir_all(&dir)?;
-            let lock = OpenOptions::new().create(true).append(true).open(dir.join("lock"))?;
-            // Held for milliseconds by anyone, so waiting needs no limit.
-            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+            private_directory(&dir, true)?;
+            let limit = if self.gave_up.load(Ordering::Relaxed) { Duration::ZERO } else { LOCK_LIMIT };
+            let lock = lock_file(&dir.join("lock"), limit)?;
+            self.gave_up.store(lock.is_none(), Ordering::Relaxed);
+            let _lock = lock.ok_or_else(|| io::Error::other("another process holds its lock"))?;
             act(&dir)
         });
         if let Err(e) = done {
@@ -341,6 +351,22 @@ mod tests {
         }
         assert_eq!(notices.lock().unwrap().len(), 5);
         assert!(!dir.path().join("good").exists());
+    }
+
+    /// A process that was stopped while it wrote, say: what it keeps the verb from is history, not its result.
+    #[test]
+    fn a_lock_that_is_kept_costs_one_wait_and_a_notice() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, notices) = journal(dir.path());
+        journal.append(DISK, &event(0));
+        let held = lock_file(&dir.path().join(DISK).join("lock"), Duration::ZERO).unwrap();
+        let begun = std::time::Instant::now();
+        (1..4).for_each(|n| journal.append(DISK, &event(n)));
+        assert!((LOCK_LIMIT..2 * LOCK_LIMIT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert_eq!((notices.lock().unwrap().len(), journal.history(DISK).len()), (3, 1));
+        drop(held);
+        journal.append(DISK, &event(4));
+        assert_eq!(journal.history(DISK).len(), 2);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use super::upgrade::Upgrade;
 use crate::error::{Error, Result};
+use crate::host::files::{lock_file, private_directory};
 use crate::host::record::replace;
 
 const FILE: &str = "service.json";
@@ -19,20 +21,16 @@ const LOCK: &str = "service.lock";
 /// # Errors
 /// [`Error::Busy`]. Where no lock can be had, on a read-only /var say, the service goes on without.
 pub(super) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
-    let open = || {
-        fs::create_dir_all(dir)?;
-        File::options().create(true).append(true).open(dir.join(LOCK))
-    };
-    let file: File = match open() {
-        Ok(file) => file,
+    // No wait: a service holds it for as long as it lives.
+    match private_directory(dir, false).and_then(|()| lock_file(&dir.join(LOCK), Duration::ZERO)) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => {
+            Err(Error::Busy { disk: dir.display().to_string(), holder: "another service".to_owned() })
+        }
         Err(error) => {
             tracing::warn!("{}: cannot be locked: {error}", dir.display());
-            return Ok(None);
+            Ok(None)
         }
-    };
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(_) => Err(Error::Busy { disk: dir.display().to_string(), holder: "another service".to_owned() }),
     }
 }
 
@@ -67,9 +65,9 @@ impl Store {
         if self.last.as_ref() == Some(&kept) {
             return;
         }
-        let written = serde_json::to_vec_pretty(&kept)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| fs::create_dir_all(&self.dir).and_then(|()| replace(&self.dir, FILE, &bytes)));
+        let written = serde_json::to_vec_pretty(&kept).map_err(std::io::Error::from).and_then(|bytes| {
+            private_directory(&self.dir, false).and_then(|()| replace(&self.dir, FILE, &bytes))
+        });
         match written {
             Ok(()) => self.last = Some(kept),
             // A full or read-only /var must not stop an upgrade.

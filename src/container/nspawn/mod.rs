@@ -29,7 +29,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gate::{Gate, Tools, Waiting};
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use process::Process;
 use serde::{Deserialize, Serialize};
@@ -39,6 +38,7 @@ use super::probe;
 use super::runtime::{Running, Runtime, Stopped};
 use crate::engine::SoftwareImage;
 use crate::error::{Error, Result};
+use crate::host::files::lock_file;
 
 /// How long nspawn may take to reach the gate: 0.2 s on an idle machine.
 const ARRANGE_LIMIT: Duration = Duration::from_secs(20);
@@ -232,23 +232,13 @@ impl Runtime for Nspawn {
         let path = self.base.join("lock");
         let failed = |source| Error::Open { path: path.clone(), source };
         fs::create_dir_all(&self.base).map_err(failed)?;
-        let mut file = File::options().create(true).append(true).open(&path).map_err(failed)?;
-        let until = Instant::now() + LOCK_LIMIT;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => {
-                    // What a killed one left keeps its slot busy.
-                    self.tidy();
-                    return Ok(Box::new(lock));
-                }
-                Err((back, _)) if Instant::now() < until => file = back,
-                Err(_) => {
-                    let holder = "another start, stop or swap".to_owned();
-                    return Err(Error::Busy { disk: "the container".to_owned(), holder });
-                }
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let Some(lock) = lock_file(&path, LOCK_LIMIT).map_err(failed)? else {
+            let holder = "another start, stop or swap".to_owned();
+            return Err(Error::Busy { disk: "the container".to_owned(), holder });
+        };
+        // What a killed one left keeps its slot busy.
+        self.tidy();
+        Ok(Box::new(lock))
     }
 
     fn running(&self) -> Result<Vec<Running>> {
