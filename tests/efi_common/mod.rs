@@ -1,6 +1,8 @@
 //! A machine with EFI variables for the proofs, and a model of its firmware, written from UEFI 2.10, 3.1.1, and not with the
 //! code under test.
-#![allow(unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
+pub mod scenes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -9,16 +11,15 @@ use qstage::boot::BootFlag;
 use qstage::device::BlockDevice;
 use qstage::efi::{Name, Nvram, Variable};
 use qstage::engine::{Engine, Policy};
-use qstage::error::{Error, Result};
+use qstage::error::Result;
 use qstage::gpt::Partition;
 use qstage::host::efivars::{MemoryVariables, Variables};
 use qstage::host::record::MemoryJournal;
 use qstage::host::{Access, DiskLock, Machine, MountSource};
-use qstage::progress::Silent;
 use qstage::units::Slot::{self, A, B};
 
 use crate::gpt_common::Op;
-use crate::proof_common::{self, Bench, Site, Tape, Verb};
+use crate::proof_common::{Bench, Site, Tape, Verb};
 
 pub type Store = BTreeMap<Name, Variable>;
 
@@ -45,21 +46,8 @@ impl Uefi {
     }
 
     pub fn run(&self, booted: Slot, verb: &Verb) -> Result<()> {
-        self.engine(booted, |engine| match verb {
-            Verb::Prepare(bundle) => {
-                let options = Site::new(booted, BootFlag::Efi).options();
-                engine.prepare(proof_common::open(bundle)?, &options, &Silent).map(drop)
-            }
-            Verb::Commit => engine.commit(false).map(drop),
-            Verb::MarkGood => engine.mark_good(None).map(drop),
-            Verb::RollBack => engine.roll_back().map(drop),
-            Verb::Cancel => engine.cancel().map(drop),
-            Verb::TrialFailed => {
-                engine.trial_failed(Some("health check 'disk': it is full"))?;
-                engine.trial_failed(None).map(drop)
-            }
-            Verb::Select | Verb::Kexec => Err(Error::NoTrial),
-        })
+        let options = Site::new(booted, BootFlag::Efi).options();
+        self.engine(booted, |engine| verb.run(engine, &options))
     }
 
     pub fn engine<T>(&self, booted: Slot, act: impl FnOnce(&Engine<'_>) -> T) -> T {

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
+pub mod acts;
 pub mod cuts;
 pub mod scenes;
 
@@ -256,6 +257,41 @@ pub enum Verb {
     TrialFailed,
     /// Commit by kexec.
     Kexec,
+    /// What starts the container: which image, and its try counted.
+    Start,
+    /// The container of a software slot is healthy.
+    SoftwareGood(Slot),
+    /// The container of a software slot is not.
+    SoftwareBack(Slot),
+    /// The slot that does not run is measured with, so what it held is lost.
+    Lend,
+}
+
+impl Verb {
+    /// Runs it. `prepare` opens a bundle; `Select` is none of the engine.
+    pub fn run(&self, engine: &Engine<'_>, options: &PrepareOptions) -> Result<()> {
+        match self {
+            Self::Prepare(bundle) => engine.prepare(open(bundle)?, options, &Silent).map(drop),
+            Self::Commit => engine.commit(false).map(drop),
+            Self::MarkGood => engine.mark_good(None).map(drop),
+            Self::RollBack => engine.roll_back().map(drop),
+            Self::Cancel => engine.cancel().map(drop),
+            Self::TrialFailed => {
+                engine.trial_failed(Some("health check 'disk': it is full"))?;
+                engine.trial_failed(None).map(drop)
+            }
+            Self::Kexec => engine.commit_by_kexec(&Kernel).map(drop),
+            Self::Start => engine.software_try(engine.software_selected()?.slot).map(drop),
+            Self::SoftwareGood(slot) => engine.software_good(*slot).map(drop),
+            Self::SoftwareBack(slot) => engine.software_back(*slot, "its probe failed").map(drop),
+            Self::Lend => engine.lend_target(|name, device| {
+                let what = format!("a measurement in {name}");
+                qstage::device::write(&*device, &what, &AlignedBuf::zeroed(8192), ByteOffset(FRAME.into()))?;
+                qstage::device::sync(&*device, &what)
+            }),
+            Self::Select => Err(Error::NoTrial),
+        }
+    }
 }
 
 /// A kernel that loads and starts.
@@ -299,19 +335,7 @@ impl Site {
         if let Verb::Select = verb {
             return selector::select(&Bench(disk), true, &|_| {}).map(drop);
         }
-        self.engine(disk, |engine| match verb {
-            Verb::Prepare(bundle) => engine.prepare(open(bundle)?, &self.options(), &Silent).map(drop),
-            Verb::Commit => engine.commit(false).map(drop),
-            Verb::MarkGood => engine.mark_good(None).map(drop),
-            Verb::RollBack => engine.roll_back().map(drop),
-            Verb::Cancel => engine.cancel().map(drop),
-            Verb::TrialFailed => {
-                engine.trial_failed(Some("health check 'disk': it is full"))?;
-                engine.trial_failed(None).map(drop)
-            }
-            Verb::Kexec => engine.commit_by_kexec(&Kernel).map(drop),
-            Verb::Select => Ok(()),
-        })
+        self.engine(disk, |engine| verb.run(engine, &self.options()))
     }
 
     pub fn options(&self) -> PrepareOptions {

@@ -68,7 +68,7 @@ pub fn follow(
                     Verb::Commit => error.to_string().contains("already committed"),
                     Verb::Cancel => error.code() == "UPGRADE_ERROR_NOTHING_TO_CANCEL",
                     Verb::TrialFailed => error.code() == "UPGRADE_ERROR_NO_TRIAL",
-                    Verb::RollBack | Verb::MarkGood | Verb::Prepare(_) | Verb::Select | Verb::Kexec => false,
+                    _ => false,
                 };
                 if !done {
                     let verb = format!("{verb:?}");
@@ -137,7 +137,9 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         next: next.to_vec(),
         end,
     };
-    use Verb::{Cancel, Commit, Kexec, MarkGood, RollBack, Select, TrialFailed};
+    use Verb::{
+        Cancel, Commit, Kexec, Lend, MarkGood, RollBack, Select, SoftwareBack, SoftwareGood, Start, TrialFailed,
+    };
     let good_b = [(a, Commit), (b, MarkGood)];
     // No loader counts by the legacy flag: whoever finds that the trial fails rolls back.
     let (fails, failed) = if a.flag == BootFlag::Priority { (vec![BB], BB) } else { (vec![BB, AA], AA) };
@@ -276,6 +278,72 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         Scene {
             marked: vec!["software_a"],
             ..scene("roll back software", "commit software", b, RollBack, &[BA, BB], &[(b, RollBack)], BB)
+        },
+        scene("start a container", "commit software", b, Start, &[BA], &[(b, MarkGood)], BA),
+        scene("start it again", "start a container", b, Start, &[BA], &[(b, MarkGood)], BA),
+        // Its last try: from then on the flags select the other one, whose boot it is when nobody marks this one good.
+        scene("start it for the last time", "start it again", b, Start, &[BA, BB], &[(b, SoftwareBack(A))], BB),
+        Scene {
+            marked: vec!["software_a"],
+            ..scene(
+                "a container is healthy",
+                "start a container",
+                b,
+                SoftwareGood(A),
+                &[BA],
+                &[(b, SoftwareGood(A))],
+                BA,
+            )
+        },
+        Scene {
+            marked: vec!["software_a"],
+            ..scene(
+                "a container is not healthy",
+                "start a container",
+                b,
+                SoftwareBack(A),
+                &[BA, BB],
+                &[(b, SoftwareBack(A))],
+                BB,
+            )
+        },
+        Scene {
+            marked: vec!["software_a"],
+            ..scene(
+                "a container fails its last try",
+                "start it for the last time",
+                b,
+                SoftwareBack(A),
+                &[BB],
+                &[(b, SoftwareBack(A))],
+                BB,
+            )
+        },
+        Scene {
+            prepared: vec!["2.0"],
+            targets: vec!["platform_b"],
+            ..scene(
+                "lend a prepared slot",
+                "prepare",
+                a,
+                Lend,
+                &[AA],
+                &[(a, v2()), (a, Commit), (b, MarkGood)],
+                BB,
+            )
+        },
+        Scene {
+            prepared: vec!["3.0"],
+            targets: vec!["platform_a"],
+            ..scene(
+                "lend a formerly good slot",
+                "mark good",
+                b,
+                Lend,
+                &[BB],
+                &[(b, v3()), (b, Commit), (a, MarkGood)],
+                AA,
+            )
         },
     ];
     if a.flag == BootFlag::Priority {
