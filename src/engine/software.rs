@@ -153,9 +153,10 @@ impl Engine<'_> {
             let table =
                 boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
             let done = format!("rolled back to {}: {reason}", to.partition.name);
-            let report = self.software_report(lock, &view, table, done)?;
+            // The mark first: without its flags and unmarked a failed image looks like a prepared one, and a power cut in
+            // between would have it committed again.
             self.set_mark(left, Verdict::Failed, reason)?;
-            Ok(report)
+            self.software_report(lock, &view, table, done)
         };
         self.change("roll-back", act, |report| report.done.clone())
     }
