@@ -132,7 +132,10 @@ fn another_order_is_another_text() {
         let mut ops = take.ops.clone();
         ops.swap(i - 1, i);
         let both_flush = matches!((&take.ops[i - 1], &take.ops[i]), (Op::Sync, Op::Sync));
-        let in_table = |op: &Op| matches!(op, Op::Sync) || matches!(op, Op::Write(at, _) if *at < 65536 || *at >= take.before.len() as u64 - 65536);
+        let in_table = |op: &Op| {
+            matches!(op, Op::Sync)
+                || matches!(op, Op::Write(at, _) if *at < 65536 || *at >= take.before.len() as u64 - 65536)
+        };
         // How the table is written is not in the text; nor is where in the images a flush comes.
         let inner = in_table(&ops[i - 1]) && in_table(&ops[i])
             || [&ops[i - 1], &ops[i]].iter().any(|op| matches!(op, Op::Sync));

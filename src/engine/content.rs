@@ -18,7 +18,7 @@ use crate::device::{self, AlignedBuf, BlockDevice, Region};
 use crate::error::{Error, Result};
 use crate::host::{Access, DiskLock};
 use crate::progress::{Cancel, Phase, Progress, Silent};
-use crate::slot::{self, Content, Record};
+use crate::slot::{self, Content, Record, Verdict};
 use crate::stage;
 use crate::units::{Blake3, ByteOffset, Extent, Group, MIB, Slot};
 use crate::workers;
@@ -79,10 +79,14 @@ impl Engine<'_> {
             })?;
             let flag = self.policy.boot_flag;
             let table = boot::make_unbootable(&view.table, &view.slots, Group::Platform, slot, flag)?;
-            // The record first: a whole slot without flags would be taken for a prepared one.
-            slot::discard(&*device, &partition.name)?;
+            // As before a prepare. The mark first: a whole slot without flags and marks would be taken for a prepared one.
+            // The record last: a slot that may still boot must not lose it.
+            if let Some(held) = view.held(Group::Platform, slot).filter(|held| held.is_unjudged()) {
+                self.set_mark(held, Verdict::Bad, "lent for a measurement")?;
+            }
             self.turn(lock, view.turn(|choice| choice.withdraw(slot)).as_ref())?;
             commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
+            slot::discard(&*device, &partition.name)?;
             use_it(&partition.name, Arc::new(lent))
         };
         self.change("bench", act, |_| "measured".to_owned())

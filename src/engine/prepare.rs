@@ -181,8 +181,7 @@ impl Engine<'_> {
             let slot = upgrade.targets.iter().find(|(group, ..)| *group == target.group);
             let held = slot.and_then(|(group, slot, _)| view.held(*group, *slot));
             if let Some((held, record)) = held.and_then(|held| Some((held, held.record()?)))
-                && held.state != SlotState::Prepared
-                && held.mark().is_none_or(|mark| mark.verdict == Verdict::Good)
+                && held.is_unjudged()
             {
                 let mark = Mark::new(Verdict::Bad, "being replaced");
                 record.write_mark(&*target.device, Some(&mark), &target.partition)?;

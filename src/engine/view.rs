@@ -54,6 +54,12 @@ impl Held {
             Content::Torn { .. } | Content::Nothing { .. } => None,
         }
     }
+
+    /// Whether it would look prepared, which it is not, if it lost its flags: it is whole, and no mark rules it out.
+    pub(super) fn is_unjudged(&self) -> bool {
+        let marked = self.mark().is_some_and(|mark| mark.verdict != Verdict::Good);
+        self.record().is_some() && self.state != SlotState::Prepared && !marked
+    }
 }
 
 impl View {

@@ -19,9 +19,18 @@ pub enum Did {
 
 enum Kind {
     /// Writes of the table: what changed for its reader, and whether both copies are equal again.
-    Table { changed: Vec<String>, repaired: bool, equal: bool },
+    Table {
+        changed: Vec<String>,
+        repaired: bool,
+        equal: bool,
+    },
     /// Writes of images and of zeroes around them.
-    Image { slots: BTreeSet<&'static str>, writes: usize, flushes: usize, sum: crc32fast::Hasher },
+    Image {
+        slots: BTreeSet<&'static str>,
+        writes: usize,
+        flushes: usize,
+        sum: crc32fast::Hasher,
+    },
     Line(String),
 }
 
@@ -74,7 +83,10 @@ impl Act {
             Kind::Image { slots, writes, flushes, sum } => {
                 let slots: Vec<&str> = slots.iter().copied().collect();
                 let sum = sum.clone().finalize();
-                format!("images of {}: {writes} writes, {flushes} flushes, CRC {sum:08x}", slots.join(" and "))
+                format!(
+                    "images of {}: {writes} writes, {flushes} flushes, CRC {sum:08x}",
+                    slots.join(" and ")
+                )
             }
             Kind::Line(text) => text.clone(),
         };

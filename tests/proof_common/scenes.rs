@@ -138,7 +138,8 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         end,
     };
     use Verb::{
-        Cancel, Commit, Kexec, Lend, MarkGood, RollBack, Select, SoftwareBack, SoftwareGood, Start, TrialFailed,
+        Cancel, Commit, Kexec, Lend, MarkGood, RollBack, Select, SoftwareBack, SoftwareGood, Start,
+        TrialFailed,
     };
     let good_b = [(a, Commit), (b, MarkGood)];
     // No loader counts by the legacy flag: whoever finds that the trial fails rolls back.
@@ -282,7 +283,15 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         scene("start a container", "commit software", b, Start, &[BA], &[(b, MarkGood)], BA),
         scene("start it again", "start a container", b, Start, &[BA], &[(b, MarkGood)], BA),
         // Its last try: from then on the flags select the other one, whose boot it is when nobody marks this one good.
-        scene("start it for the last time", "start it again", b, Start, &[BA, BB], &[(b, SoftwareBack(A))], BB),
+        scene(
+            "start it for the last time",
+            "start it again",
+            b,
+            Start,
+            &[BA, BB],
+            &[(b, SoftwareBack(A))],
+            BB,
+        ),
         Scene {
             marked: vec!["software_a"],
             ..scene(
