@@ -97,6 +97,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper", &["cli/remote/", "service/listen.rs"]),
     ("hyper_util", &["cli/remote/", "service/listen.rs"]),
     ("rcgen", &["service/tls.rs"]),
+    ("reqwest", &["source/"]),
     ("rustix", &["cli/prepare.rs", "host/efivars.rs"]),
     ("subtle", &["service/auth.rs"]),
     ("tokio", &["cli/remote/", "service/"]),

@@ -112,6 +112,7 @@ fn the_help_lists_every_exit_code() {
         Class::Io,
         Class::Interrupted,
         Class::Service,
+        Class::Network,
     ]
     .map(Class::exit_code)
     {

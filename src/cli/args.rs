@@ -26,7 +26,8 @@ The same through a service: qstage upgrade x.qimg --commit.
 
 Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
-failed, 8 stopped by a signal, 9 a container or health check failed.";
+failed, 8 stopped by a signal, 9 a container or health check failed,
+10 the network or a web server failed.";
 
 /// Upgrade an A/B appliance: stage signed bundles, switch in one write
 ///

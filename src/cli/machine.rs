@@ -11,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::host::record::FileJournal;
 use crate::host::{LocalDisk, signals};
 use crate::progress::Cancel;
+use crate::source::address::Address;
 use crate::source::open_source;
-use crate::source::web::{self, Web};
+use crate::source::web::Web;
 
 /// The disk and the state file of this run.
 pub(super) struct Host {
@@ -43,9 +44,13 @@ impl Host {
     }
 }
 
-/// Opens a source of bundle bytes: a path, an http(s) URL, or `-` for standard input.
+/// Opens a source of bundle bytes: a path, an http(s) or file URL, or `-` for standard input.
 pub(super) fn source(from: &Path, web: &Web, cancel: &Cancel) -> Result<Source> {
-    if web::is_url(from) { web.open(from, cancel) } else { open_source(from, cancel) }
+    match Address::parse(from)? {
+        Address::Web(url) => web.open(&url, cancel),
+        Address::File(path) => open_source(&path, cancel),
+        Address::Stdin => open_source(Path::new("-"), cancel),
+    }
 }
 
 /// Opens a bundle, which includes its signature.

@@ -13,7 +13,7 @@ use crate::engine::PrepareOptions;
 use crate::error::{Error, Result};
 use crate::host::load;
 use crate::progress::Cancel;
-use crate::source::web;
+use crate::source::address::Address;
 use crate::state::{PrepareReport, UpgradeType};
 use crate::units::size;
 
@@ -105,7 +105,7 @@ impl PrepareArgs {
             read_back: !self.no_read_back,
             sha256: self.sha256,
             cancel,
-            origin: origin(&self.bundle),
+            origin: Address::parse(&self.bundle)?.origin(),
         };
         let progress = Reporter::new(format);
         let host = Host::open_to_change(&settings)?;
@@ -144,14 +144,6 @@ fn stop_with_stdin(cancel: &Cancel) {
     });
 }
 
-/// What `status` shows as the install path: it is read elsewhere and later, so a relative path would mislead.
-fn origin(bundle: &Path) -> String {
-    if bundle == Path::new("-") || web::is_url(bundle) {
-        return bundle.display().to_string();
-    }
-    std::path::absolute(bundle).unwrap_or_else(|_| bundle.to_owned()).display().to_string()
-}
-
 fn human(report: &PrepareReport, palette: Palette) -> String {
     let verified = if report.read_back { "read back and verified" } else { "not read back" };
     let effect = match report.upgrade_type {
@@ -174,13 +166,6 @@ fn human(report: &PrepareReport, palette: Palette) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_origin_is_absolute() {
-        assert_eq!(origin(Path::new("-")), "-");
-        assert_eq!(origin(Path::new("/x/y.qimg")), "/x/y.qimg");
-        assert!(origin(Path::new("y.qimg")).starts_with('/'));
-    }
 
     #[test]
     fn what_was_not_read_back_is_said_to_be_so() {

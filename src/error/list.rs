@@ -284,8 +284,6 @@ errors! {
     /// A file could not be written.
     Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {source}", .path.display());
 
-    /// An http(s) transfer failed.
-    Http { url: String, problem: String } => Io, "HTTP", ("{url}: {problem}");
     /// An address or socket cannot be served.
     Listen { address: String, source: io::Error } => Io, "LISTEN", ("cannot listen on {address}: {source}");
     /// A service cannot be reached or does not answer as one.
@@ -300,6 +298,10 @@ errors! {
     /// The command that reboots succeeded, and the machine is still there.
     NotRebooted { command: String, seconds: u64 } => Io, "NOT_REBOOTED",
         ("'{command}' did not reboot the machine within {seconds} s; reboot it by hand to start the new slot");
+
+    // ---- Network ----
+    /// A web server gave an answer that no retry will change.
+    Http { url: String, problem: String } => Network, "HTTP", ("{url}: {problem}");
 
     // ---- Interrupted ----
     /// Somebody cancelled the upgrade.

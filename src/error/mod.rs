@@ -32,6 +32,8 @@ pub enum Class {
     Interrupted,
     /// The disk is as it should be, but what runs from it is not: a container, a health check. Exit code 9.
     Service,
+    /// The bundle could not be had from where it lies: a link, a proxy, a server. Says nothing of the bundle. Exit code 10.
+    Network,
 }
 
 impl Class {
@@ -47,6 +49,7 @@ impl Class {
             Self::Io => 7,
             Self::Interrupted => 8,
             Self::Service => 9,
+            Self::Network => 10,
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The trait that readers see is [`crate::bundle::source`]; what implements it is here.
 
+pub mod address;
 mod file;
 pub mod mapped;
 pub mod web;

@@ -2,16 +2,18 @@
 //! keeps the transfer private and whole.
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use reqwest::Url;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, http};
 
 use crate::bundle::source::{Source, Stopped};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
+use crate::source::address::shown;
 
 /// For name, connection, TLS and the header of the answer, each.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -32,19 +34,13 @@ pub struct Web {
     pub insecure: bool,
 }
 
-/// Whether this names a bundle on a web server.
-pub fn is_url(path: &Path) -> bool {
-    path.to_str().is_some_and(|path| path.starts_with("http://") || path.starts_with("https://"))
-}
-
 impl Web {
     /// Begins a transfer. Its reads end within 200 ms of a request to stop.
     ///
     /// # Errors
     /// [`Error::Http`], [`Error::Config`] for certificates that cannot be used.
-    pub fn open(&self, url: &Path, cancel: &Cancel) -> Result<Source> {
-        let url = url.to_string_lossy().into_owned();
-        let failed = |problem: String| Error::Http { url: url.clone(), problem };
+    pub fn open(&self, url: &Url, cancel: &Cancel) -> Result<Source> {
+        let failed = |problem: String| Error::Http { url: shown(url.as_str()).into_owned(), problem };
         let config = Agent::config_builder()
             .tls_config(self.tls()?)
             .timeout_resolve(Some(CONNECT_LIMIT))
@@ -52,10 +48,11 @@ impl Web {
             .timeout_recv_response(Some(CONNECT_LIMIT))
             .max_redirects(5)
             // Who asked for a private transfer does not get an open one because a server redirects there.
-            .https_only(url.starts_with("https:"))
+            .https_only(url.scheme() == "https")
             .user_agent(concat!("qstage/", env!("CARGO_PKG_VERSION")))
             .build();
-        let response = Agent::new_with_config(config).get(&url).call().map_err(|e| failed(e.to_string()))?;
+        let response =
+            Agent::new_with_config(config).get(url.as_str()).call().map_err(|e| failed(e.to_string()))?;
         if response.status() != http::StatusCode::OK {
             return Err(failed(format!("the server answered {}", response.status())));
         }
@@ -149,7 +146,7 @@ mod tests {
     use super::*;
 
     /// Answers one request with these bytes, then holds the connection for a while.
-    fn server(answer: Vec<u8>, hold: Duration) -> PathBuf {
+    fn server(answer: Vec<u8>, hold: Duration) -> Url {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/x.qimg", listener.local_addr().unwrap());
         std::thread::spawn(move || {
@@ -158,10 +155,10 @@ mod tests {
             let _ = stream.write_all(&answer);
             std::thread::sleep(hold);
         });
-        url.into()
+        url.parse().unwrap()
     }
 
-    fn stream(url: &Path, cancel: &Cancel) -> Box<dyn Read + Send> {
+    fn stream(url: &Url, cancel: &Cancel) -> Box<dyn Read + Send> {
         match Web::default().open(url, cancel) {
             Ok(Source::Stream(stream)) => stream,
             Ok(_) => panic!("a web server cannot be read positionally"),
@@ -197,10 +194,12 @@ mod tests {
             assert_eq!(error.code(), "UPGRADE_ERROR_HTTP");
             assert!(error.to_string().contains(word) && error.to_string().contains("/x.qimg"), "{error}");
         }
-        let Err(error) = Web::default().open(Path::new("http://127.0.0.1:9/x"), &Cancel::default()) else {
+        let Err(error) =
+            Web::default().open("http://127.0.0.1:9/x".parse::<Url>().as_ref().unwrap(), &Cancel::default())
+        else {
             panic!("nobody answers there")
         };
-        assert_eq!(error.class().exit_code(), 7);
+        assert_eq!(error.class().exit_code(), 10);
     }
 
     #[test]

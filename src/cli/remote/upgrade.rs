@@ -10,7 +10,7 @@ use super::super::machine;
 use super::connection::ServiceArgs;
 use super::watch::{finish, watch};
 use crate::error::{Error, Result};
-use crate::source::web;
+use crate::source::address;
 
 /// Have a service prepare a bundle and, if asked to, commit it
 ///
@@ -55,7 +55,7 @@ impl UpgradeArgs {
         let client = self.service.client(&self.machine.settings()?)?;
         let cancel = machine::cancel_on_signals()?;
         if let Some(bundle) = &self.bundle {
-            let path = if web::is_url(bundle) {
+            let path = if bundle.to_str().is_some_and(address::is_web) {
                 bundle.clone()
             } else {
                 std::path::absolute(bundle).map_err(|source| Error::Open { path: bundle.clone(), source })?

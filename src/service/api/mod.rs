@@ -26,6 +26,7 @@ use super::order::{Handle, Order};
 use super::upgrade::{Failure, Settings};
 use super::worker::{self, Planned};
 use crate::error::{Class, Error, Result};
+use crate::source::address;
 use reply::{Code, Detail, Failed, Reply};
 
 /// The longest request body in bytes: a path and a few flags.
@@ -202,7 +203,7 @@ async fn turn<'a>(places: &'a Semaphore, what: &str) -> Result<SemaphorePermit<'
 fn check_path(path: &str) -> Result<()> {
     let refused =
         |problem: &str| Err(Error::BadRequest { problem: format!("image path '{path}' {problem}") });
-    if path.starts_with("http://") || path.starts_with("https://") {
+    if address::is_web(path) {
         return Ok(());
     }
     if !path.starts_with('/') || path.contains('\0') {
@@ -258,6 +259,7 @@ mod tests {
         for (path, good) in [
             ("/proc/self/exe", true),
             ("https://x/y", true),
+            ("HTTP://x/y", true),
             ("x", false),
             ("-", false),
             ("/tmp", false),

@@ -54,6 +54,8 @@ impl From<Error> for Failed {
             error => match error.class() {
                 Class::Usage | Class::Bundle | Class::Trust => StatusCode::BAD_REQUEST,
                 Class::Refused | Class::Interrupted => StatusCode::CONFLICT,
+                // The fault is behind us, where the bundle was to come from.
+                Class::Network => StatusCode::BAD_GATEWAY,
                 Class::Internal | Class::Disk | Class::Io | Class::Service => {
                     StatusCode::INTERNAL_SERVER_ERROR
                 }
