@@ -92,7 +92,7 @@ fn check_fit(bundle: &Bundle, slots: &[(Group, Slot, u64)]) -> Result<()> {
         });
     }
     for (group, slot, size) in slots.iter().filter(|(_, slot, _)| *slot == Slot::A) {
-        let body_len = Record::body_len(manifest, bundle.index());
+        let body_len = bundle.release().record_len();
         Layout::new(manifest, *group, body_len, *size, group.partition_name(*slot))?;
     }
     Ok(())
@@ -231,7 +231,7 @@ pub fn install(
     let mut table = loaded.table()?.clone();
     let slots = Slots::resolve(&table, machine.name())?;
     let manifest = bundle.manifest();
-    let body_len = Record::body_len(manifest, bundle.index());
+    let body_len = bundle.release().record_len();
     let mut targets = Vec::new();
     for group in Group::BOTH.into_iter().filter(|group| manifest.group(*group).next().is_some()) {
         let partition = slots.require(group, Slot::A)?;
@@ -241,8 +241,7 @@ pub fn install(
             partition: partition.name.clone(),
             device: Box::new(window(machine, partition)?),
             record: Record {
-                manifest: manifest.clone(),
-                index: bundle.index().clone(),
+                release: bundle.release().clone(),
                 layout,
                 origin: "factory".to_owned(),
                 unsigned: *manifest.voucher() == Vouched::Unsigned,

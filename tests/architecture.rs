@@ -163,6 +163,7 @@ const IMPURE: Allowed = &[
     ("bundle/trust.rs", "reads allowed_signers, and the date where that asks for it"),
     ("bundle/verify.rs", "runs workers"),
     ("bundle/writer.rs", "runs workers, writes a bundle"),
+    ("slot/frame.rs", "reads a frame at its place through the device trait"),
     ("slot/record.rs", "reads and writes a record through the device trait"),
 ];
 

@@ -83,7 +83,7 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
             continue;
         }
         let tape = Tape::blank(len);
-        let body_len = Record::body_len(bundle.manifest(), bundle.index());
+        let body_len = bundle.release().record_len();
         let layout = match Layout::new(bundle.manifest(), group, body_len, len, "slot") {
             Ok(layout) => layout,
             Err(error) => return (Err(error), tapes),
@@ -94,8 +94,7 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
             partition: "slot".to_owned(),
             device: Box::new(Region::new(tape.clone(), extent).unwrap()),
             record: Record {
-                manifest: bundle.manifest().clone(),
-                index: bundle.index().clone(),
+                release: bundle.release().clone(),
                 layout,
                 origin: String::new(),
                 unsigned: false,

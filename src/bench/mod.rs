@@ -164,14 +164,11 @@ pub fn bench(
     let bundle = (subject.open)()?;
     let manifest = bundle.manifest();
     let jobs = options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads));
-    let body_len = Record::body_len(manifest, bundle.index());
+    let body_len = bundle.release().record_len();
     let layout = Layout::new(manifest, Group::Platform, body_len, subject.slot.len(), &subject.name)?;
     let image_bytes: u64 = layout.places.iter().map(|place| place.len).sum();
-    let compressed: u64 = layout
-        .places
-        .iter()
-        .map(|place| bundle.index().compressed_size(place.payload, &manifest.payloads[place.payload]))
-        .sum();
+    let compressed: u64 =
+        layout.places.iter().map(|place| bundle.release().compressed_size(place.payload)).sum();
 
     progress.notice("measuring the target and the processors");
     let bare = Bare::load(&bundle, cores, options.cancel)?;
@@ -259,8 +256,7 @@ fn prepare(
         partition: subject.name.clone(),
         device: Box::new(whole(&subject.slot)?),
         record: Record {
-            manifest: bundle.manifest().clone(),
-            index: bundle.index().clone(),
+            release: bundle.release().clone(),
             layout: layout.clone(),
             origin: "bench".to_owned(),
             unsigned: true,

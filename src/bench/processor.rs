@@ -70,7 +70,7 @@ impl Processor {
 
 /// Frames of a bundle in memory, and what works on them.
 pub(super) struct Bare<'a> {
-    frames: Vec<Frame<'a>>,
+    frames: Vec<Sample<'a>>,
     /// One for each core.
     workers: Mutex<Vec<Worker>>,
     cores: NonZeroUsize,
@@ -78,14 +78,14 @@ pub(super) struct Bare<'a> {
 }
 
 /// One compressed frame in memory.
-struct Frame<'a> {
+struct Sample<'a> {
     claim: Claim<'a>,
     compressed: Vec<u8>,
 }
 
-impl Frame<'_> {
-    fn len(&self) -> u32 {
-        self.claim.payload.frame_extent(self.claim.frame).1
+impl Sample<'_> {
+    fn len(&self) -> usize {
+        self.claim.len()
     }
 }
 
@@ -105,7 +105,7 @@ impl<'a> Bare<'a> {
             // Not every so many: images repeat themselves at round distances.
             if scattered(claim.ordinal).is_multiple_of(stride) {
                 feed.load(&claim, &mut compressed)?;
-                frames.push(Frame { claim, compressed: compressed.clone() });
+                frames.push(Sample { claim, compressed: compressed.clone() });
             }
         }
         let largest = largest_frame(&bundle.manifest().payloads);
@@ -148,7 +148,7 @@ impl<'a> Bare<'a> {
             while let Some(frame) = turn().and_then(|turn| self.frames.get(turn % len)) {
                 abort.check()?;
                 work(worker, frame)?;
-                bytes.fetch_add(frame.len().into(), Ordering::Relaxed);
+                bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
             }
             Ok(())
         })?;
@@ -161,22 +161,21 @@ fn scattered(ordinal: u64) -> u64 {
     ordinal.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
-type Work = dyn Fn(&mut Worker, &Frame<'_>) -> Result<()> + Sync;
+type Work = dyn Fn(&mut Worker, &Sample<'_>) -> Result<()> + Sync;
 
-fn decompress(worker: &mut Worker, frame: &Frame<'_>) -> Result<()> {
-    let (payload, number) = (frame.claim.payload, frame.claim.frame);
-    worker.decoder.decompress(&frame.compressed, payload, number, &mut worker.buffer)
+fn decompress(worker: &mut Worker, frame: &Sample<'_>) -> Result<()> {
+    worker.decoder.decompress(&frame.claim, &frame.compressed, &mut worker.buffer)
 }
 
-fn blake3(worker: &mut Worker, frame: &Frame<'_>) -> Result<()> {
-    let (at, len) = frame.claim.payload.frame_extent(frame.claim.frame);
-    std::hint::black_box(chaining_value(&worker.buffer[..len as usize], at, false));
+fn blake3(worker: &mut Worker, frame: &Sample<'_>) -> Result<()> {
+    let at = frame.claim.extent().at.0;
+    std::hint::black_box(chaining_value(&worker.buffer[..frame.len()], at, false));
     Ok(())
 }
 
-fn sha256(worker: &mut Worker, frame: &Frame<'_>) -> Result<()> {
+fn sha256(worker: &mut Worker, frame: &Sample<'_>) -> Result<()> {
     let mut hasher = Hasher::default();
-    hasher.update(&worker.buffer[..frame.len() as usize]);
+    hasher.update(&worker.buffer[..frame.len()]);
     std::hint::black_box(hasher.finish());
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The frames of a bundle, handed to workers one by one.
 
+use std::ops::Deref;
 use std::sync::Mutex;
 
-use super::index::FrameEntry;
+use super::frame::Frame;
 use super::manifest::Payload;
 use super::reader::Bundle;
 use super::source::read_failed;
@@ -31,20 +32,21 @@ struct Position {
     ended: bool,
 }
 
-/// One frame that a worker has taken.
-#[derive(Debug, Clone, Copy)]
+/// A frame that a worker has taken, and its place in the bundle.
+#[derive(Clone, Copy)]
 pub struct Claim<'a> {
-    /// Place of its payload in the manifest.
-    pub payload_number: usize,
-    /// Its payload.
-    pub payload: &'a Payload,
-    /// Its number in the payload.
-    pub frame: u64,
-    /// What the index says of it.
-    pub entry: FrameEntry,
+    frame: Frame<'a>,
     /// How many frames were handed out before it: its turn in a [`Sequencer`](crate::workers::Sequencer).
     pub ordinal: u64,
     at: u64,
+}
+
+impl<'a> Deref for Claim<'a> {
+    type Target = Frame<'a>;
+
+    fn deref(&self) -> &Frame<'a> {
+        &self.frame
+    }
 }
 
 impl<'a> Feed<'a> {
@@ -68,7 +70,7 @@ impl<'a> Feed<'a> {
     /// `None` after the last one; by then the end of the archive has been checked.
     pub fn claim(&self, compressed: &mut Vec<u8>, abort: &Abort<'_>) -> Result<Option<Claim<'a>>> {
         let manifest = self.bundle.manifest();
-        let index = self.bundle.index();
+        let release = self.bundle.release();
         let mut position = lock(&self.position);
         loop {
             abort.check()?;
@@ -80,7 +82,7 @@ impl<'a> Feed<'a> {
                 return Ok(None);
             };
             let number = position.payload;
-            let size = || index.compressed_size(number, payload);
+            let size = || release.compressed_size(number);
             if position.frame == 0 {
                 // Entering a member. Those of a file were checked when it was opened.
                 if self.seekable {
@@ -110,21 +112,15 @@ impl<'a> Feed<'a> {
                 position.frame = 0;
                 continue;
             }
-            let entry = index.entry(number, position.frame);
-            let claim = Claim {
-                payload_number: number,
-                payload,
-                frame: position.frame,
-                entry,
-                ordinal: position.ordinal,
-                at: position.at,
-            };
+            let frame = release.frame(number, position.frame);
+            let claim = Claim { frame, ordinal: position.ordinal, at: position.at };
+            let len = frame.entry().compressed;
             compressed.clear();
             if !self.seekable {
-                compressed.resize(entry.compressed as usize, 0);
+                compressed.resize(len as usize, 0);
                 self.bundle.with_input(|input| input.fill(compressed, &payload.member()))?;
             }
-            position.at += u64::from(entry.compressed);
+            position.at += u64::from(len);
             position.frame += 1;
             position.ordinal += 1;
             return Ok(Some(claim));
@@ -134,11 +130,11 @@ impl<'a> Feed<'a> {
     /// Fetches the compressed bytes of a claimed frame into `compressed`, unless they are there already.
     pub fn load(&self, claim: &Claim<'_>, compressed: &mut Vec<u8>) -> Result<()> {
         let Some(file) = self.bundle.file() else { return Ok(()) };
-        compressed.resize(claim.entry.compressed as usize, 0);
+        compressed.resize(claim.entry().compressed as usize, 0);
         // The size was right when it was opened: where it ends early now, somebody is truncating it.
         file.read_exact_at(compressed, claim.at)
-            .map_err(|source| read_failed(&claim.payload.member(), claim.at, source))?;
-        file.done_with(claim.at, u64::from(claim.entry.compressed));
+            .map_err(|source| read_failed(&claim.payload().member(), claim.at, source))?;
+        file.done_with(claim.at, compressed.len() as u64);
         Ok(())
     }
 }

@@ -8,8 +8,9 @@ use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
 use super::index::FrameEntry;
 use super::manifest::Payload;
+use super::release::Release;
 use crate::error::{Error, Result};
-use crate::units::Blake3;
+use crate::units::{Blake3, ByteOffset, Extent};
 
 /// Images are stored in units of this many bytes: what O_DIRECT takes on every device.
 pub const STORED_UNIT: usize = 4096;
@@ -25,6 +26,114 @@ pub fn chaining_value(bytes: &[u8], image_at: u64, whole: bool) -> Blake3 {
     Blake3(hasher.finalize_non_root())
 }
 
+/// What is known of a frame's bytes before they are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing but what the index says.
+    Nothing,
+    /// All of them are zero: as many zeroes hash to the value in the index. To compare with zero then says as much as to
+    /// hash, in a fraction of the time.
+    Zero,
+    /// The same, and the slot holds them at their place.
+    ZeroInPlace,
+}
+
+/// One frame of a release: which one, where in its image, and what it must hash to.
+#[derive(Clone, Copy)]
+pub struct Frame<'a> {
+    release: &'a Release,
+    payload: usize,
+    number: u64,
+    /// Private: [`Zeroes::prove`] is the only way to know anything.
+    known: Known,
+}
+
+impl<'a> Frame<'a> {
+    /// Frame `number` of the payload at this place in the manifest, of which nothing is known.
+    pub(super) const fn new(release: &'a Release, payload: usize, number: u64) -> Self {
+        Self { release, payload, number, known: Known::Nothing }
+    }
+
+    /// Its payload.
+    pub fn payload(&self) -> &'a Payload {
+        &self.release.manifest.payloads[self.payload]
+    }
+
+    /// Place of its payload in the manifest.
+    pub fn payload_number(&self) -> usize {
+        self.payload
+    }
+
+    /// Its number in the payload.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// What the index says of it.
+    pub fn entry(&self) -> FrameEntry {
+        self.release.index().entry(self.payload, self.number)
+    }
+
+    /// Where it lies in the image.
+    pub fn extent(&self) -> Extent {
+        let (at, len) = self.payload().frame_extent(self.number);
+        Extent { at: ByteOffset(at), len: u64::from(len) }
+    }
+
+    /// Its length in bytes; bounded by [`FRAME_MAX`](super::manifest::FRAME_MAX).
+    pub fn len(&self) -> usize {
+        self.payload().frame_extent(self.number).1 as usize
+    }
+
+    /// Whether it holds no byte: never, an image has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that it takes in a slot: a shorter last frame is followed by zeroes up to a whole page.
+    pub fn stored_len(&self) -> usize {
+        self.len().next_multiple_of(STORED_UNIT)
+    }
+
+    /// What is known of its bytes.
+    pub fn known(&self) -> Known {
+        self.known
+    }
+
+    /// The same frame, of which the slot turned out to hold its zeroes. One that is not known to be zero stays as it is.
+    pub(crate) fn in_place(self) -> Self {
+        let known = if self.known == Known::Nothing { Known::Nothing } else { Known::ZeroInPlace };
+        Self { known, ..self }
+    }
+
+    /// Verifies the start of `buffer` as this frame, wherever the bytes come from, a bundle or a slot. What follows a
+    /// shorter last frame is zeroed up to the next multiple of [`STORED_UNIT`].
+    ///
+    /// # Errors
+    /// [`Error::FrameDigest`].
+    pub fn verify<'b>(&self, buffer: &'b mut [u8]) -> Result<VerifiedFrame<'b>> {
+        let len = self.len().min(buffer.len());
+        let end = len.next_multiple_of(STORED_UNIT).min(buffer.len());
+        buffer[len..end].fill(0);
+        let known = self.known != Known::Nothing && len == self.len();
+        if known && is_zero(&buffer[..len]) {
+            return Ok(VerifiedFrame { stored: &buffer[..end], len });
+        }
+        let expected = self.entry().value;
+        let got = self.value_of(&buffer[..len]);
+        if got == expected {
+            return Ok(VerifiedFrame { stored: &buffer[..end], len });
+        }
+        let (payload, at) = (self.payload().to_string(), self.extent().at.0);
+        Err(Error::FrameDigest { payload, frame: self.number, at, expected, got })
+    }
+
+    /// The value that `bytes` have at its place.
+    fn value_of(&self, bytes: &[u8]) -> Blake3 {
+        chaining_value(bytes, self.extent().at.0, self.payload().frames() == 1)
+    }
+}
+
 /// Zeroes to compare frames with.
 pub struct Zeroes(Vec<u8>);
 
@@ -34,19 +143,13 @@ impl Zeroes {
         Self(vec![0; longest])
     }
 
-    /// Whether frame `frame` of `payload` is nothing but zeroes, by hashing as many; no byte of the bundle's payloads is
-    /// needed for that.
-    pub fn prove(&self, payload: &Payload, frame: u64, entry: FrameEntry) -> Option<ZeroFrame> {
-        let (at, len) = payload.frame_extent(frame);
-        let zeroes = self.0.get(..len as usize)?;
-        (chaining_value(zeroes, at, payload.frames() == 1) == entry.value).then_some(ZeroFrame(entry.value))
+    /// The same frame, known to be nothing but zeroes where as many hash to its value; no byte of the bundle's payloads
+    /// is needed for that.
+    pub fn prove<'a>(&self, frame: Frame<'a>) -> Option<Frame<'a>> {
+        let zeroes = self.0.get(..frame.len())?;
+        (frame.value_of(zeroes) == frame.entry().value).then_some(Frame { known: Known::Zero, ..frame })
     }
 }
-
-/// Proof that a frame is nothing but zeroes, which hash to this value at its place. From then on, to compare with zero says
-/// as much as to hash, in a fraction of the time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ZeroFrame(Blake3);
 
 /// A frame's bytes that hash to what the index says. Only these are written to a slot: the type is the proof.
 #[derive(Debug, Clone, Copy)]
@@ -56,44 +159,6 @@ pub struct VerifiedFrame<'a> {
 }
 
 impl<'a> VerifiedFrame<'a> {
-    /// Checks the start of `buffer` as frame `frame` of `payload`, wherever the bytes come from, a bundle or a
-    /// slot. What follows a shorter last frame is zeroed up to the next multiple of [`STORED_UNIT`].
-    ///
-    /// # Errors
-    /// The value that the bytes have instead.
-    pub fn check(
-        buffer: &'a mut [u8],
-        payload: &Payload,
-        frame: u64,
-        entry: FrameEntry,
-    ) -> Result<Self, Blake3> {
-        Self::check_known(buffer, payload, frame, entry, None)
-    }
-
-    /// The same, cheaper where the frame is `known` to be zero.
-    ///
-    /// # Errors
-    /// The value that the bytes have instead.
-    pub fn check_known(
-        buffer: &'a mut [u8],
-        payload: &Payload,
-        frame: u64,
-        entry: FrameEntry,
-        known: Option<ZeroFrame>,
-    ) -> Result<Self, Blake3> {
-        let (at, len) = payload.frame_extent(frame);
-        let len = (len as usize).min(buffer.len());
-        let end = len.next_multiple_of(STORED_UNIT).min(buffer.len());
-        buffer[len..end].fill(0);
-        // The value depends on the offset, so equal values are one and the same frame.
-        let known = known.is_some_and(|zero| zero.0 == entry.value);
-        if known && is_zero(&buffer[..len]) {
-            return Ok(Self { stored: &buffer[..end], len });
-        }
-        let got = chaining_value(&buffer[..len], at, payload.frames() == 1);
-        if got == entry.value { Ok(Self { stored: &buffer[..end], len }) } else { Err(got) }
-    }
-
     /// The frame as it lies in a slot: a shorter last frame is followed by zeroes up to a whole page.
     pub fn stored(&self) -> &'a [u8] {
         self.stored
@@ -118,12 +183,6 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(1024).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// The error for a frame that hashes to `got`.
-pub(crate) fn wrong(payload: &Payload, frame: u64, entry: FrameEntry, got: Blake3) -> Error {
-    let at = payload.frame_extent(frame).0;
-    Error::FrameDigest { payload: payload.to_string(), frame, at, expected: entry.value, got }
-}
-
 /// Decompresses frames; holds zstd's working memory so that it is allocated once for each worker.
 pub struct FrameDecoder(Decompressor<'static>);
 
@@ -134,23 +193,18 @@ impl FrameDecoder {
         decoder.map(Self).map_err(|problem| Error::Internal { what: format!("zstd: {problem}") })
     }
 
-    /// Decompresses frame `frame` of `payload` into the start of `out` and verifies it, cheaper where it is `known` to be
-    /// zero.
+    /// Decompresses `frame` into the start of `out` and verifies it.
     ///
     /// # Errors
     /// Those of [`decompress`](Self::decompress); [`Error::FrameDigest`].
     pub fn decode<'a>(
         &mut self,
+        frame: &Frame<'_>,
         compressed: &[u8],
-        payload: &Payload,
-        frame: u64,
-        entry: FrameEntry,
-        known: Option<ZeroFrame>,
         out: &'a mut [u8],
     ) -> Result<VerifiedFrame<'a>> {
-        self.decompress(compressed, payload, frame, out)?;
-        VerifiedFrame::check_known(out, payload, frame, entry, known)
-            .map_err(|got| wrong(payload, frame, entry, got))
+        self.decompress(frame, compressed, out)?;
+        frame.verify(out)
     }
 
     /// Decompresses only. Nothing may be done with the bytes but to verify them.
@@ -161,15 +215,14 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// [`Error::Frame`].
-    pub(crate) fn decompress(
-        &mut self,
-        compressed: &[u8],
-        payload: &Payload,
-        frame: u64,
-        out: &mut [u8],
-    ) -> Result<()> {
-        let (at, len) = payload.frame_extent(frame);
-        let bad = |problem: String| Error::Frame { payload: payload.to_string(), frame, at, problem };
+    pub(crate) fn decompress(&mut self, frame: &Frame<'_>, compressed: &[u8], out: &mut [u8]) -> Result<()> {
+        let len = frame.len();
+        let bad = |problem: String| Error::Frame {
+            payload: frame.payload().to_string(),
+            frame: frame.number(),
+            at: frame.extent().at.0,
+            problem,
+        };
         match find_frame_compressed_size(compressed) {
             Ok(size) if size == compressed.len() => {}
             Ok(size) => {
@@ -180,14 +233,14 @@ impl FrameDecoder {
             }
         }
         match get_frame_content_size(compressed) {
-            Ok(Some(size)) if size == u64::from(len) => {}
+            Ok(Some(size)) if size == len as u64 => {}
             Ok(Some(size)) => return Err(bad(format!("declares {size} bytes, the manifest implies {len}"))),
             Ok(None) | Err(_) => return Err(bad("does not declare its size".to_owned())),
         }
-        let room = out.get_mut(..len as usize);
+        let room = out.get_mut(..len);
         let room = room.ok_or_else(|| Error::Internal { what: "frame buffer too short".to_owned() })?;
         match self.0.decompress_to_buffer(compressed, room) {
-            Ok(got) if got == len as usize => Ok(()),
+            Ok(got) if got == len => Ok(()),
             Ok(got) => Err(bad(format!("decompresses to {got} bytes instead of {len}"))),
             Err(problem) => Err(bad(problem.to_string())),
         }
@@ -197,50 +250,67 @@ impl FrameDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::manifest::Kind;
-    use crate::units::Sha256;
+    use crate::bundle::index::push_entry;
+    use crate::bundle::manifest::tests::sample;
+    use crate::bundle::manifest::{IndexRef, Manifest, Vouched};
+
+    /// A release of one image.
+    fn release(image: &[u8], frame_size: u32) -> Release {
+        let (mut claims, mut index) = (sample(), Vec::new());
+        claims.payloads.truncate(1);
+        claims.payloads[0] = Payload {
+            size: image.len() as u64,
+            frame_size,
+            blake3: Blake3(*blake3::hash(image).as_bytes()),
+            ..claims.payloads[0].clone()
+        };
+        for (number, frame) in image.chunks(frame_size as usize).enumerate() {
+            let value = chaining_value(frame, number as u64 * u64::from(frame_size), false);
+            push_entry(&mut index, FrameEntry { compressed: 1, value });
+        }
+        claims.index =
+            IndexRef { size: index.len() as u64, blake3: Blake3(*blake3::hash(&index).as_bytes()) };
+        let bytes = claims.to_bytes().unwrap();
+        Release::new(Manifest::vouched(bytes, Vec::new(), Vouched::Unsigned).unwrap(), index).unwrap()
+    }
 
     #[test]
     fn a_frame_known_to_be_zero_is_still_checked() {
-        let payload = Payload {
-            kind: Kind::Platform,
-            name: "platform".to_owned(),
-            version: "1".to_owned(),
-            size: 3 * 65536 + 5000,
-            frame_size: 65536,
-            blake3: Blake3([0; 32]),
-            sha256: Sha256([0; 32]),
-        };
+        // Frames 1 and 3 are zero, 0 and 2 are not; the last one is shorter.
+        let image: Vec<u8> = (0..3 * 65536 + 5000).map(|at| u8::from(at / 65536 % 2 == 0)).collect();
+        let release = release(&image, 65536);
         let zeroes = Zeroes::new(65536);
-        let entry = |frame: u64, byte: u8| {
-            let (at, len) = payload.frame_extent(frame);
-            FrameEntry { compressed: 1, value: chaining_value(&vec![byte; len as usize], at, false) }
-        };
-        for frame in [1, 3] {
-            let (at, len) = payload.frame_extent(frame);
-            let entry_of_zero = entry(frame, 0);
-            let known = zeroes.prove(&payload, frame, entry_of_zero);
-            assert!(known.is_some());
-            assert!(zeroes.prove(&payload, frame, entry(frame, 1)).is_none());
-            assert!(zeroes.prove(&payload, 2, entry_of_zero).is_none(), "the value belongs to its place");
-            let mut buffer = vec![0; 65536];
-            let check = |buffer: &mut [u8], entry| {
-                let checked = VerifiedFrame::check_known(buffer, &payload, frame, entry, known);
-                checked.map(|frame| frame.len())
+        for number in [1, 3] {
+            let plain = release.frame(0, number);
+            let (len, expected) = (plain.len(), plain.entry().value);
+            let known = zeroes.prove(plain).unwrap();
+            assert_eq!((known.known(), known.in_place().known()), (Known::Zero, Known::ZeroInPlace));
+            let check = |frame: Frame<'_>, buffer: &mut [u8]| match frame.verify(buffer) {
+                Ok(verified) => Ok(verified.len()),
+                Err(Error::FrameDigest { frame, expected, got, .. }) => Err((frame, expected, got)),
+                Err(error) => panic!("{error}"),
             };
-            assert_eq!(check(&mut buffer, entry_of_zero), Ok(len as usize));
-            for place in [0, len as usize / 2, len as usize - 1] {
-                buffer[place] = 1;
-                let got = chaining_value(&buffer[..len as usize], at, false);
-                assert_eq!(check(&mut buffer, entry_of_zero), Err(got), "byte {place} of {len}");
-                buffer[place] = 0;
+            let mut buffer = vec![0; 65536];
+            for frame in [plain, known, known.in_place()] {
+                assert_eq!(check(frame, &mut buffer), Ok(len));
+                for place in [0, len / 2, len - 1] {
+                    buffer[place] = 1;
+                    let got = chaining_value(&buffer[..len], number * 65536, false);
+                    let refused = Err((number, expected, got));
+                    assert_eq!(check(frame, &mut buffer), refused, "byte {place} of {len}");
+                    buffer[place] = 0;
+                }
+                assert!(frame.verify(&mut buffer[..len - 1]).is_err(), "too few zeroes");
             }
-            // A proof of one frame is none of another, whatever the caller says.
-            assert_eq!(check(&mut buffer, entry(frame, 1)), Err(entry_of_zero.value));
-            buffer.fill(1);
-            assert_eq!(check(&mut buffer, entry(frame, 1)), Ok(len as usize));
         }
-        assert!(Zeroes::new(4096).prove(&payload, 0, entry(0, 0)).is_none(), "not so many zeroes");
+        for number in [0, 2] {
+            let plain = release.frame(0, number);
+            assert!(zeroes.prove(plain).is_none());
+            assert_eq!(plain.in_place().known(), Known::Nothing, "nothing is known without a proof");
+            assert!(plain.verify(&mut vec![0; 65536]).is_err());
+            assert!(plain.verify(&mut vec![1; 65536]).is_ok());
+        }
+        assert!(Zeroes::new(4096).prove(release.frame(0, 1)).is_none(), "not so many zeroes");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod frame;
 pub mod index;
 pub mod manifest;
 pub mod reader;
+pub mod release;
 pub mod sha256;
 pub mod signature;
 pub mod source;
@@ -31,6 +32,7 @@ pub mod writer;
 
 pub use manifest::{Claims, Kind, Manifest, Payload};
 pub use reader::Bundle;
+pub use release::Release;
 pub use source::{ReadAt, Source};
 pub use summary::{PayloadSummary, Summary};
 pub use trust::Trust;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::archive::{self, BLOCK, END_LEN};
 use super::index::Index;
 use super::manifest::{MANIFEST_MAX, Manifest, limit};
+use super::release::Release;
 use super::signature::SIGNATURE_MAX;
 use super::source::{ReadAt, Source, read_failed};
 use super::trust::Trust;
@@ -14,8 +15,7 @@ use crate::workers::lock;
 
 /// An opened bundle: its manifest is vouched for, its index fits the manifest.
 pub struct Bundle {
-    manifest: Manifest,
-    index: Index,
+    release: Release,
     /// The same input where it is a file: workers read it side by side.
     file: Option<Arc<dyn ReadAt>>,
     input: Mutex<Input>,
@@ -49,32 +49,37 @@ impl Bundle {
         input.header("index.bin", manifest.index.size, manifest.created)?;
         input.fill(&mut index, "index.bin")?;
         input.padding("index.bin", manifest.index.size)?;
-        let index = Index::parse(index, &manifest)?;
+        let release = Release::new(manifest, index)?;
         let file = match &input.source {
             Source::File(file) => Some(Arc::clone(file)),
             Source::Stream(_) => None,
         };
-        let bundle = Self { payloads_at: input.at, manifest, index, file, input: Mutex::new(input) };
+        let bundle = Self { payloads_at: input.at, release, file, input: Mutex::new(input) };
         bundle.check_skeleton()?;
         Ok(bundle)
     }
 
+    /// What it brings: manifest and index.
+    pub fn release(&self) -> &Release {
+        &self.release
+    }
+
     /// What it says of itself.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.release.manifest
     }
 
     /// Its index.
     pub fn index(&self) -> &Index {
-        &self.index
+        self.release.index()
     }
 
     /// Size in bytes from the first payload's header to the end of the archive.
     pub fn payloads_len(&self) -> Result<u64> {
         let too_large = || Error::Manifest { problem: "the payloads exceed 2^64 bytes".to_owned() };
-        let members = self.manifest.payloads.iter().enumerate();
+        let members = 0..self.manifest().payloads.len();
         let len = members
-            .map(|(number, payload)| archive::member_len(self.index.compressed_size(number, payload)))
+            .map(|number| archive::member_len(self.release.compressed_size(number)))
             .try_fold(END_LEN as u64, |sum, len| sum.checked_add(len?));
         len.ok_or_else(too_large)
     }
@@ -110,9 +115,9 @@ impl Bundle {
             return Err(Error::TrailingBytes { at: expected });
         }
         let mut input = Input { source: Source::File(Arc::clone(file)), at: self.payloads_at };
-        for (number, payload) in self.manifest.payloads.iter().enumerate() {
-            let size = self.index.compressed_size(number, payload);
-            input.header(&payload.member(), size, self.manifest.created)?;
+        for (number, payload) in self.manifest().payloads.iter().enumerate() {
+            let size = self.release.compressed_size(number);
+            input.header(&payload.member(), size, self.manifest().created)?;
             input.at += size;
             input.padding(&payload.member(), size)?;
         }

@@ -69,7 +69,7 @@ impl Bundle {
             member: payload.member(),
             version: payload.version.clone(),
             size: payload.size,
-            compressed: self.index().compressed_size(number, payload),
+            compressed: self.release().compressed_size(number),
             frame_size: payload.frame_size,
             frames: payload.frames(),
             blake3: payload.blake3,

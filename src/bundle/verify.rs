@@ -54,9 +54,9 @@ pub fn verify(
         let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
             feed.load(&claim, &mut compressed)?;
-            let frame = decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, None, buffer)?;
+            let frame = decoder.decode(&claim, &compressed, buffer)?;
             hashes.turn(claim.ordinal, &abort, |hashes| {
-                hashes.update(claim.payload_number, &frame);
+                hashes.update(claim.payload_number(), &frame);
                 Ok(())
             })?;
             progress.advance(frame.len() as u64);

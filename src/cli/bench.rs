@@ -16,7 +16,7 @@ use crate::bench::{self, BenchOptions, BenchReport, Scratch, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
-use crate::slot::{Layout, Record};
+use crate::slot::Layout;
 use crate::source::web::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Group, MIB};
@@ -130,7 +130,7 @@ fn on_one_device(one: &Path, other: &Path) -> bool {
 
 /// A file that is large enough for the bundle, and for the target's rates to mean something.
 fn scratch_slot(scratch: &Scratch, bundle: &Bundle) -> Result<Arc<dyn BlockDevice>> {
-    let body_len = Record::body_len(bundle.manifest(), bundle.index());
+    let body_len = bundle.release().record_len();
     let needed = match Layout::new(bundle.manifest(), Group::Platform, body_len, 0, "scratch file") {
         Err(Error::SlotTooSmall { needed, .. }) => needed,
         other => other.map(|layout| layout.footer_at)?,

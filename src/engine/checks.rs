@@ -7,7 +7,7 @@ use super::{Engine, Policy};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::{Claims, Kind, Manifest};
 use crate::error::{Error, Result};
-use crate::slot::{Layout, Record};
+use crate::slot::Layout;
 use crate::state::{SlotState, UpgradeType};
 use crate::units::{Group, Slot};
 use crate::version;
@@ -69,7 +69,7 @@ impl Engine<'_> {
     pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
         let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
         found.extend(blocked(view));
-        let body_len = Record::body_len(bundle.manifest(), bundle.index());
+        let body_len = bundle.release().record_len();
         match Upgrade::new(view, bundle.manifest(), body_len) {
             Ok(upgrade) if upgrade.targets.is_empty() => {
                 found.push(Error::AlreadyInstalled { version: bundle.manifest().version.clone() });

@@ -11,10 +11,10 @@ use super::Engine;
 use super::checks::blocked;
 use super::view::{Held, View};
 use crate::boot;
-use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
+use crate::bundle::frame::STORED_UNIT;
 use crate::bundle::manifest::Kind;
 use crate::commit;
-use crate::device::{self, AlignedBuf, BlockDevice, Region};
+use crate::device::{AlignedBuf, BlockDevice, Region};
 use crate::error::{Error, Result};
 use crate::host::{Access, DiskLock};
 use crate::progress::{Cancel, Phase, Progress, Silent};
@@ -188,9 +188,7 @@ impl Engine<'_> {
         let record = record(held)?;
         let mut payloads = record.manifest.payloads.iter().enumerate();
         let found = payloads.find(|(_, payload)| payload.kind == Kind::Firmware && payload.name == name);
-        let (Some((number, payload)), Some(place)) =
-            (found, found.and_then(|(number, _)| record.layout.place(number)))
-        else {
+        let Some((number, payload)) = found else {
             return Err(Error::Argument {
                 what: format!("firmware '{name}'"),
                 problem: format!("slot {slot} has none of that name; see 'qstage firmware list'"),
@@ -198,21 +196,14 @@ impl Engine<'_> {
         };
         let device = self.machine.open_partition(&held.partition, Access::Read)?;
         let mut buffer = AlignedBuf::zeroed((payload.frame_size as usize).next_multiple_of(STORED_UNIT));
-        for frame in 0..payload.frames() {
-            let (image_at, len) = payload.frame_extent(frame);
-            let at = place.at + image_at;
-            let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
-            device::read(&*device, &payload.to_string(), buffer, ByteOffset(at))?;
-            let entry = record.index.entry(number, frame);
-            let verified =
-                VerifiedFrame::check(buffer, payload, frame, entry).map_err(|_| Error::SlotDamaged {
-                    group: Group::Platform,
-                    slot,
-                    payload: payload.to_string(),
-                    bad: 1,
-                    frames: payload.frames(),
-                    first: at,
-                })?;
+        for frame in record.frames(number) {
+            let verified = match record.frame_at(frame, &*device)?.read_back(&mut buffer) {
+                Err(Error::ReadBack { payload: name, at: first, .. }) => {
+                    let (group, frames) = (Group::Platform, payload.frames());
+                    return Err(Error::SlotDamaged { group, slot, payload: name, bad: 1, frames, first });
+                }
+                other => other?,
+            };
             out.write_all(&verified)
                 .map_err(|source| Error::Output { path: format!("firmware '{name}'").into(), source })?;
         }

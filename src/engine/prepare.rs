@@ -29,7 +29,7 @@ impl Engine<'_> {
     pub fn plan(&self, bundle: &Bundle) -> Result<PlanReport> {
         let view = self.view()?;
         let manifest = bundle.manifest();
-        let body_len = Record::body_len(manifest, bundle.index());
+        let body_len = bundle.release().record_len();
         let obstacles = self.obstacles(&view, bundle)?;
         let upgrade = Upgrade::new(&view, manifest, body_len)?;
         let payloads = manifest.payloads.iter().map(|payload| {
@@ -93,7 +93,7 @@ impl Engine<'_> {
             return Err(obstacle);
         }
         let manifest = bundle.manifest();
-        let body_len = Record::body_len(manifest, bundle.index());
+        let body_len = bundle.release().record_len();
         let upgrade = Upgrade::new(&view, manifest, body_len)?;
         let report = |outcome: Outcome, read_back: bool| PrepareReport {
             upgrade_type: upgrade.kind,
@@ -125,8 +125,7 @@ impl Engine<'_> {
                 partition: partition.name.clone(),
                 device: self.machine.open_partition(partition, Access::Exclusive)?,
                 record: Record {
-                    manifest: manifest.clone(),
-                    index: bundle.index().clone(),
+                    release: bundle.release().clone(),
                     layout: layout.clone(),
                     origin: options.origin.clone(),
                     unsigned: *manifest.voucher() == crate::bundle::manifest::Vouched::Unsigned,

@@ -13,11 +13,13 @@
 //! image and written last, after read-back: a slot with a valid record holds exactly what its manifest says.
 
 mod footer;
+mod frame;
 mod layout;
 mod mark;
 mod record;
 
 pub use footer::{Condition, Footer};
+pub use frame::FrameAt;
 pub use layout::{Layout, Place};
 pub use mark::{Mark, Verdict};
 pub use record::{Content, Record, discard};

@@ -1,7 +1,9 @@
 //! Reading and writing a slot's record.
 
+use std::ops::Deref;
+
 use super::{Condition, Footer, Layout, Mark, UNIT};
-use crate::bundle::index::Index;
+use crate::bundle::Release;
 use crate::bundle::manifest::{INDEX_MAX, MANIFEST_MAX, Manifest, Vouched};
 use crate::bundle::signature::SIGNATURE_MAX;
 use crate::device::{self, AlignedBuf, BlockDevice};
@@ -11,16 +13,23 @@ use crate::units::{Blake3, ByteOffset, Group};
 /// What is installed in a slot.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// The manifest that was signed.
-    pub manifest: Manifest,
-    /// The index of all its payloads.
-    pub index: Index,
+    /// The release: the manifest that was signed, and the index of all its payloads.
+    pub release: Release,
     /// Which payloads lie where.
     pub layout: Layout,
     /// Where the bundle came from.
     pub origin: String,
     /// Whether it was installed in the unsigned mode.
     pub unsigned: bool,
+}
+
+/// It is the release that is installed, so that `record.manifest` is what it says.
+impl Deref for Record {
+    type Target = Release;
+
+    fn deref(&self) -> &Release {
+        &self.release
+    }
 }
 
 /// What a slot says of itself.
@@ -90,9 +99,9 @@ impl Content {
         // From here on the bytes are those that were written; a failure means another build wrote them.
         let parse = || -> Result<Record> {
             let manifest = Manifest::vouched(manifest.to_vec(), signature.to_vec(), Vouched::Record)?;
-            let index = Index::parse(index.to_vec(), &manifest)?;
-            let layout = Layout::new(&manifest, group, len, slot.len(), partition)?;
-            Ok(Record { manifest, index, layout, origin: footer.origin.clone(), unsigned: footer.unsigned })
+            let release = Release::new(manifest, index.to_vec())?;
+            let layout = Layout::new(&release.manifest, group, len, slot.len(), partition)?;
+            Ok(Record { release, layout, origin: footer.origin.clone(), unsigned: footer.unsigned })
         };
         match parse() {
             Ok(record) if record.layout.body_at == footer.body_at => {
@@ -105,17 +114,12 @@ impl Content {
 }
 
 impl Record {
-    /// Length of the record body of a bundle.
-    pub fn body_len(manifest: &Manifest, index: &Index) -> u64 {
-        (manifest.bytes().len() + manifest.signature().len() + index.bytes().len()) as u64
-    }
-
     fn footer(&self, condition: Condition, group: Group) -> Footer {
         let whole = condition == Condition::Whole;
         // Bounded by the limits of the parts, far below 2^32.
         let len = |bytes: &[u8]| if whole { bytes.len() as u32 } else { 0 };
         let mut crc = crc32fast::Hasher::new();
-        for part in [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()] {
+        for part in [self.manifest.bytes(), self.manifest.signature(), self.index().bytes()] {
             crc.update(part);
         }
         Footer {
@@ -123,7 +127,7 @@ impl Record {
             body_at: if whole { self.layout.body_at } else { 0 },
             manifest_len: len(self.manifest.bytes()),
             signature_len: len(self.manifest.signature()),
-            index_len: len(self.index.bytes()),
+            index_len: len(self.index().bytes()),
             body_crc: if whole { crc.finalize() } else { 0 },
             group,
             unsigned: self.unsigned,
@@ -149,7 +153,7 @@ impl Record {
     /// Class Io; [`Error::ReadBack`] where the record is not there afterwards.
     pub fn write_whole(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
         let mut body = Vec::with_capacity(self.layout.body_len as usize);
-        for part in [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()] {
+        for part in [self.manifest.bytes(), self.manifest.signature(), self.index().bytes()] {
             body.extend_from_slice(part);
         }
         let what = format!("the record of {partition}");
@@ -169,7 +173,7 @@ impl Record {
     fn is_of(&self, other: &Self) -> bool {
         let parts = |record: &Self| {
             let manifest = &record.manifest;
-            [manifest.bytes(), manifest.signature(), record.index.bytes()].map(<[u8]>::to_vec)
+            [manifest.bytes(), manifest.signature(), record.index().bytes()].map(<[u8]>::to_vec)
         };
         parts(self) == parts(other)
     }

@@ -11,64 +11,52 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use crate::bundle::frame::ZeroFrame;
 use crate::workers::lock;
-
-/// A frame of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
-    /// Place of the target among the targets.
-    pub target: usize,
-    /// Place of the payload in the manifest.
-    pub payload: usize,
-    /// Number of the frame in the payload.
-    pub frame: u64,
-    /// Whether it is known to be zero.
-    pub zero: Option<ZeroFrame>,
-}
 
 /// What a worker should do before it writes one more frame.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Duty {
+pub(super) enum Duty<T> {
     /// Flush the targets, then [`Ledger::flushed`] with these frames.
-    Flush(Vec<Spot>),
+    Flush(Vec<T>),
     /// Read this frame back, then [`Ledger::read`].
-    Read(Spot),
+    Read(T),
 }
 
-/// See the module.
+/// See the module; `T` is a frame.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Ledger<T> {
     batch: u64,
     readers: usize,
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    written: Vec<Spot>,
+#[derive(Debug)]
+struct State<T> {
+    written: Vec<T>,
     bytes: u64,
     flushing: bool,
-    durable: VecDeque<Spot>,
+    durable: VecDeque<T>,
     reading: usize,
 }
 
-impl Ledger {
+impl<T> Ledger<T> {
     /// Flushes each time `batch` bytes were written. At most `readers` workers read at the same time, so that the
     /// others keep the processors busy.
     pub(super) fn new(batch: u64, readers: usize) -> Self {
-        Self { batch, readers: readers.max(1), state: Mutex::default() }
+        let state =
+            State { written: Vec::new(), bytes: 0, flushing: false, durable: VecDeque::new(), reading: 0 };
+        Self { batch, readers: readers.max(1), state: Mutex::new(state) }
     }
 
-    /// `spots` were written, `bytes` of them as data.
-    pub(super) fn wrote(&self, spots: impl IntoIterator<Item = Spot>, bytes: u64) {
+    /// `frames` were written, `bytes` of them as data.
+    pub(super) fn wrote(&self, frames: impl IntoIterator<Item = T>, bytes: u64) {
         let mut state = lock(&self.state);
-        state.written.extend(spots);
+        state.written.extend(frames);
         state.bytes += bytes;
     }
 
     /// What comes first, if anything.
-    pub(super) fn duty(&self) -> Option<Duty> {
+    pub(super) fn duty(&self) -> Option<Duty<T>> {
         let mut state = lock(&self.state);
         if state.bytes >= self.batch && !state.flushing {
             state.flushing = true;
@@ -78,16 +66,16 @@ impl Ledger {
         if state.reading >= self.readers {
             return None;
         }
-        let spot = state.durable.pop_front()?;
+        let frame = state.durable.pop_front()?;
         state.reading += 1;
-        Some(Duty::Read(spot))
+        Some(Duty::Read(frame))
     }
 
     /// A [`Duty::Flush`] is done, successfully.
-    pub(super) fn flushed(&self, spots: Vec<Spot>) {
+    pub(super) fn flushed(&self, frames: Vec<T>) {
         let mut state = lock(&self.state);
         state.flushing = false;
-        state.durable.extend(spots);
+        state.durable.extend(frames);
     }
 
     /// A [`Duty::Read`] is done, successfully.
@@ -96,7 +84,7 @@ impl Ledger {
     }
 
     /// Everything that was written and not read back, in the order of writing, once no worker runs any more.
-    pub(super) fn into_rest(self) -> Vec<Spot> {
+    pub(super) fn into_rest(self) -> Vec<T> {
         let state = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.durable.into_iter().chain(state.written).collect()
     }
@@ -106,30 +94,26 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn spot(frame: u64) -> Spot {
-        Spot { target: 0, payload: 0, frame, zero: None }
-    }
-
     #[test]
     fn a_frame_is_read_only_after_a_flush_that_began_later() {
         let ledger = Ledger::new(100, 1);
-        ledger.wrote([spot(0)], 60);
+        ledger.wrote([0], 60);
         assert_eq!(ledger.duty(), None, "the batch is not full");
-        ledger.wrote([spot(1)], 60);
+        ledger.wrote([1], 60);
         let Some(Duty::Flush(first)) = ledger.duty() else { panic!("nobody flushes") };
-        assert_eq!(first, [spot(0), spot(1)]);
-        ledger.wrote([spot(2)], 200);
+        assert_eq!(first, [0, 1]);
+        ledger.wrote([2], 200);
         assert_eq!(ledger.duty(), None, "one flush at a time, and nothing is durable before it ends");
         ledger.flushed(first);
         // The next batch is full already. Frame 2 was written during the first flush: it waits for the second.
         let Some(Duty::Flush(second)) = ledger.duty() else { panic!("nobody flushes again") };
-        assert_eq!(second, [spot(2)]);
-        assert_eq!(ledger.duty(), Some(Duty::Read(spot(0))));
+        assert_eq!(second, [2]);
+        assert_eq!(ledger.duty(), Some(Duty::Read(0)));
         assert_eq!(ledger.duty(), None, "one reader at a time");
         ledger.read();
-        assert_eq!(ledger.duty(), Some(Duty::Read(spot(1))));
+        assert_eq!(ledger.duty(), Some(Duty::Read(1)));
         ledger.flushed(second);
-        ledger.wrote([spot(3)], 1);
-        assert_eq!(ledger.into_rest(), [spot(2), spot(3)]);
+        ledger.wrote([3], 1);
+        assert_eq!(ledger.into_rest(), [2, 3]);
     }
 }

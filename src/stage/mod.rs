@@ -25,23 +25,24 @@
 //! | link-time optimisation | the same: the time is spent in C and assembly |
 //! | pinning workers to processors | not done: they block on the device, and whoever is ready should run |
 
-mod blank;
 mod ledger;
 mod probe;
 mod readback;
 mod write;
+mod zero;
 
 use std::num::NonZeroUsize;
 
 pub use readback::{Damage, ReadBack, read_back};
 
 use crate::bundle::Bundle;
+use crate::bundle::frame::Frame;
 use crate::bundle::manifest::{Payload, largest_frame};
 use crate::device::{self, BlockDevice};
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Progress};
-use crate::slot::Record;
-use crate::units::{ByteOffset, Group};
+use crate::slot::{FrameAt, Record};
+use crate::units::{ByteOffset, Extent, Group};
 use crate::workers;
 use ledger::Ledger;
 
@@ -128,7 +129,7 @@ pub fn stage(
     // Before the frames, for the reason that zero frames are: see there.
     for target in targets {
         for (at, len) in target.record.layout.gaps() {
-            make_zero(target, at, len)?;
+            make_zero(target, Extent { at: ByteOffset(at), len })?;
         }
     }
     let total = targets.iter().flat_map(|target| &target.record.layout.places).map(|place| place.len).sum();
@@ -136,7 +137,7 @@ pub fn stage(
     let outcome = write::write_frames(bundle, targets, options, ledger.as_ref(), progress)?;
     sync(targets)?;
     if let Some(ledger) = ledger {
-        write::read_rest(targets, options, ledger, progress)?;
+        write::read_rest(options, ledger, progress)?;
     }
     for target in targets {
         target.record.write_whole(&*target.device, target.group, &target.partition)?;
@@ -150,12 +151,25 @@ fn sync(targets: &[Target]) -> Result<()> {
     targets.iter().try_for_each(|target| device::sync(&*target.device, &target.partition))
 }
 
-/// The target that takes a payload, and its place among them.
-fn target_of<'a>(targets: &'a [Target], payload: &Payload) -> Option<(usize, &'a Target)> {
-    targets.iter().enumerate().find(|(_, target)| target.group == payload.kind.group())
+/// Whether a target takes a payload.
+fn wanted(targets: &[Target], payload: &Payload) -> bool {
+    target_of(targets, payload.kind.group()).is_ok()
 }
 
-fn make_zero(target: &Target, at: u64, len: u64) -> Result<()> {
-    let result = target.device.write_zeroes(ByteOffset(at), len);
-    result.map_err(|source| Error::write(&format!("zeroes to {}", target.partition), at, len, source))
+/// The target of a group.
+fn target_of(targets: &[Target], group: Group) -> Result<&Target> {
+    let target = targets.iter().find(|target| target.group == group);
+    target.ok_or_else(|| Error::Internal { what: format!("no slot of the group {group} is written") })
+}
+
+/// A frame at its place in its target.
+fn frame_at<'a>(targets: &'a [Target], frame: Frame<'a>) -> Result<FrameAt<'a>> {
+    let target = target_of(targets, frame.payload().kind.group())?;
+    target.record.frame_at(frame, &*target.device)
+}
+
+fn make_zero(target: &Target, range: Extent) -> Result<()> {
+    let result = target.device.write_zeroes(range.at, range.len);
+    let what = || format!("zeroes to {}", target.partition);
+    result.map_err(|source| Error::write(&what(), range.at.0, range.len, source))
 }

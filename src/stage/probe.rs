@@ -3,12 +3,11 @@
 
 use std::sync::Mutex;
 
-use super::Target;
-use crate::bundle::feed::Claim;
-use crate::bundle::frame::{STORED_UNIT, VerifiedFrame};
+use super::{Target, frame_at, wanted};
+use crate::bundle::Release;
+use crate::bundle::manifest::largest_frame;
 use crate::device::AlignedBuf;
 use crate::error::Result;
-use crate::units::ByteOffset;
 use crate::workers::{Abort, lock};
 
 /// Frames of each payload that are looked at before anything is written.
@@ -28,31 +27,21 @@ pub(super) struct Probing {
 impl Probing {
     /// Looks at a few frames of every payload: the first ones, where an interrupted run has been, and others spread
     /// evenly. Zeroes that match prove nothing: blank space matches them too.
-    pub(super) fn sample(targets: &[Target], abort: &Abort<'_>) -> Result<Self> {
-        for target in targets {
-            let manifest = &target.record.manifest;
-            for place in &target.record.layout.places {
-                let payload = &manifest.payloads[place.payload];
-                let frames = payload.frames();
-                let mut buffer =
-                    AlignedBuf::zeroed((payload.frame_size as usize).next_multiple_of(STORED_UNIT));
-                let spread = (1..SAMPLES).map(|i| i * frames / SAMPLES);
-                let mut last = None;
-                for frame in [0].into_iter().chain(spread).filter(|frame| *frame < frames) {
-                    abort.check()?;
-                    if last.replace(frame) == Some(frame) {
-                        continue;
-                    }
-                    let (image_at, len) = payload.frame_extent(frame);
-                    let at = ByteOffset(place.at + image_at);
-                    let entry = target.record.index.entry(place.payload, frame);
-                    let stored = (len as usize).next_multiple_of(STORED_UNIT);
-                    if target.device.read_at(&mut buffer[..stored], at).is_ok()
-                        && VerifiedFrame::check(&mut buffer[..stored], payload, frame, entry)
-                            .is_ok_and(|frame| !frame.is_zero())
-                    {
-                        return Ok(Self { misses: Some(Mutex::new(0)) });
-                    }
+    pub(super) fn sample(release: &Release, targets: &[Target], abort: &Abort<'_>) -> Result<Self> {
+        let payloads = &release.manifest.payloads;
+        let mut buffer = AlignedBuf::zeroed(largest_frame(payloads));
+        for (number, payload) in payloads.iter().enumerate().filter(|(_, payload)| wanted(targets, payload)) {
+            let frames = payload.frames();
+            let spread = (1..SAMPLES).map(|i| i * frames / SAMPLES);
+            let mut last = None;
+            for frame in [0].into_iter().chain(spread).filter(|frame| *frame < frames) {
+                abort.check()?;
+                if last.replace(frame) == Some(frame) {
+                    continue;
+                }
+                let frame = frame_at(targets, release.frame(number, frame))?;
+                if frame.find(&mut buffer).is_some_and(|found| !found.is_zero()) {
+                    return Ok(Self { misses: Some(Mutex::new(0)) });
                 }
             }
         }
@@ -75,23 +64,6 @@ impl Probing {
         *misses = if found.is_some() { 0 } else { misses.saturating_add(1) };
         found
     }
-}
-
-/// The frame, if the slot already holds it at its place. A read error is no match: the frame is written then,
-/// which is what makes a disk remap a bad sector.
-pub(super) fn frame_in_place<'b>(
-    target: &Target,
-    claim: &Claim<'_>,
-    at: ByteOffset,
-    buffer: &'b mut [u8],
-) -> Option<VerifiedFrame<'b>> {
-    let (_, len) = claim.payload.frame_extent(claim.frame);
-    let stored = (len as usize).next_multiple_of(STORED_UNIT);
-    let buffer = &mut buffer[..stored];
-    target.device.read_at(buffer, at).ok()?;
-    // What lies behind a shorter last frame must be zero as well, or it has to be written.
-    let padded = buffer[len as usize..].iter().all(|&byte| byte == 0);
-    VerifiedFrame::check(buffer, claim.payload, claim.frame, claim.entry).ok().filter(|_| padded)
 }
 
 #[cfg(test)]

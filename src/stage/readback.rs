@@ -4,14 +4,12 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::bundle::frame::{STORED_UNIT, VerifiedFrame, ZeroFrame};
-use crate::bundle::manifest::{Payload, largest_frame};
+use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::ImageHashes;
-use crate::device::{self, AlignedBuf, BlockDevice};
-use crate::error::Result;
+use crate::device::{AlignedBuf, BlockDevice};
+use crate::error::{Error, Result};
 use crate::progress::{Cancel, Progress};
-use crate::slot::{Place, Record};
-use crate::units::{Blake3, ByteOffset};
+use crate::slot::Record;
 use crate::workers::{self, Abort, Sequencer, lock};
 
 /// What to read.
@@ -78,25 +76,23 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
                 return Ok(());
             }
             let number = first.partition_point(|start| *start <= ordinal) - 1;
-            let (place, frame) = (&places[number], ordinal - first[number]);
-            let payload: &Payload = &manifest.payloads[place.payload];
-            let (image_at, len) = payload.frame_extent(frame);
-            match check_frame(job.device, job.record, place, frame, None, buffer)? {
-                Ok(frame) => {
+            let frame = job.record.frame(places[number].payload, ordinal - first[number]);
+            let frame = job.record.frame_at(frame, job.device)?;
+            match frame.read_back(buffer) {
+                Ok(verified) => {
                     if let Some(hashes) = &hashes {
                         hashes.turn(ordinal, &abort, |hashes| {
-                            hashes.update(place.payload, &frame);
+                            hashes.update(frame.payload_number(), &verified);
                             Ok(())
                         })?;
                     }
                 }
-                Err(_) => {
+                Err(Error::ReadBack { payload, frame, at }) => {
                     let mut damage = lock(&damage);
                     let bad = damage.as_ref().map_or(0, |(_, damage)| damage.bad) + 1;
                     // Workers finish in any order: the first in the slot is what is reported.
                     let keep = damage.take().filter(|(earlier, _)| *earlier < ordinal);
-                    let at = place.at + image_at;
-                    let found = Damage { payload: payload.to_string(), frame, at, bad: 0, frames };
+                    let found = Damage { payload, frame, at, bad: 0, frames };
                     *damage = Some(keep.unwrap_or((ordinal, found)));
                     if let Some((_, damage)) = damage.as_mut() {
                         damage.bad = bad;
@@ -106,8 +102,9 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
                         hashes.turn(ordinal, &abort, |_| Ok(()))?;
                     }
                 }
+                Err(error) => return Err(error),
             }
-            progress.advance(u64::from(len));
+            progress.advance(frame.len() as u64);
         }
     })?;
     if let Some((_, damage)) = damage.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
@@ -119,22 +116,4 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
         })?;
     }
     Ok(None)
-}
-
-/// Reads one frame of the payload at `place` into `buffer` and verifies it, cheaper where it is `known` to be zero; else
-/// returns the value that it has instead.
-pub(super) fn check_frame<'b>(
-    device: &dyn BlockDevice,
-    record: &Record,
-    place: &Place,
-    frame: u64,
-    known: Option<ZeroFrame>,
-    buffer: &'b mut [u8],
-) -> Result<Result<VerifiedFrame<'b>, Blake3>> {
-    let payload = &record.manifest.payloads[place.payload];
-    let (image_at, len) = payload.frame_extent(frame);
-    let buffer = &mut buffer[..(len as usize).next_multiple_of(STORED_UNIT)];
-    device::read(device, &payload.to_string(), buffer, ByteOffset(place.at + image_at))?;
-    let entry = record.index.entry(place.payload, frame);
-    Ok(VerifiedFrame::check_known(buffer, payload, frame, entry, known))
 }

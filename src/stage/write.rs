@@ -3,62 +3,60 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::blank::{self, Blank};
-use super::ledger::{Duty, Ledger, Spot};
-use super::{Options, Outcome, Target, make_zero, probe, readback, sync, target_of};
+use super::ledger::{Duty, Ledger};
+use super::{Options, Outcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
-use crate::bundle::frame::{FrameDecoder, VerifiedFrame, wrong};
-use crate::bundle::manifest::{Payload, largest_frame};
+use crate::bundle::frame::{Frame, FrameDecoder, Known, VerifiedFrame};
+use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::progress::{Phase, Progress};
-use crate::units::ByteOffset;
+use crate::slot::FrameAt;
 use crate::workers::{self, Abort, Sequencer};
 
 /// Everything that the workers of one run share.
-struct Run<'a> {
+struct Run<'r, 'a> {
     targets: &'a [Target],
-    options: &'a Options<'a>,
+    options: &'r Options<'r>,
     feed: Feed<'a>,
-    blanks: BTreeMap<u64, Blank>,
+    zeroes: BTreeMap<u64, Frame<'a>>,
     probing: probe::Probing,
     hashes: Option<Sequencer<ImageHashes>>,
-    ledger: Option<&'a Ledger>,
-    abort: &'a Abort<'a>,
+    ledger: Option<&'r Ledger<FrameAt<'a>>>,
+    abort: &'r Abort<'r>,
     written: AtomicU64,
     zeroed: AtomicU64,
     reused: AtomicU64,
 }
 
 /// What one worker owns.
-struct Hands<'a> {
+struct Scratch<'a> {
     compressed: Vec<u8>,
     buffer: &'a mut [u8],
     decoder: FrameDecoder,
 }
 
 /// Writes all frames; flushes and reads back, by the way, what `ledger` asks for.
-pub(super) fn write_frames(
-    bundle: &Bundle,
-    targets: &[Target],
+pub(super) fn write_frames<'a>(
+    bundle: &'a Bundle,
+    targets: &'a [Target],
     options: &Options<'_>,
-    ledger: Option<&Ledger>,
+    ledger: Option<&Ledger<FrameAt<'a>>>,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
     let payloads = &bundle.manifest().payloads;
-    let wanted = |payload: &Payload| target_of(targets, payload).is_some();
-    let feed = Feed::new(bundle, wanted);
+    let feed = Feed::new(bundle, |payload| wanted(targets, payload));
     let abort = Abort::new(options.cancel, "writing the slot");
     progress.begin(Phase::Write, feed.total());
-    let probing = probe::Probing::sample(targets, &abort)?;
-    let blanks = blank::make(bundle, targets, options, probing.resembles(), ledger, &abort)?;
+    let probing = probe::Probing::sample(bundle.release(), targets, &abort)?;
+    let zeroes = zero::make(bundle, targets, options, probing.resembles(), ledger, &abort)?;
     let run = Run {
         targets,
         options,
         feed,
-        blanks,
+        zeroes,
         probing,
         hashes: options.sha256.then(|| Sequencer::new(ImageHashes::new(payloads.len()))),
         ledger,
@@ -69,16 +67,16 @@ pub(super) fn write_frames(
     };
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest_frame(payloads));
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-        let mut hands = Hands { compressed: Vec::new(), buffer, decoder: FrameDecoder::new()? };
+        let mut scratch = Scratch { compressed: Vec::new(), buffer, decoder: FrameDecoder::new()? };
         loop {
-            run.duties(hands.buffer)?;
-            let Some(claim) = run.feed.claim(&mut hands.compressed, run.abort)? else { return Ok(()) };
-            run.frame(&claim, &mut hands)?;
-            progress.advance(u64::from(claim.payload.frame_extent(claim.frame).1));
+            run.duties(scratch.buffer)?;
+            let Some(claim) = run.feed.claim(&mut scratch.compressed, run.abort)? else { return Ok(()) };
+            run.frame(&claim, &mut scratch)?;
+            progress.advance(claim.len() as u64);
         }
     })?;
     if let Some(hashes) = run.hashes {
-        hashes.into_inner().check(payloads, wanted)?;
+        hashes.into_inner().check(payloads, |payload| wanted(targets, payload))?;
     }
     Ok(Outcome {
         written: run.written.into_inner(),
@@ -89,63 +87,42 @@ pub(super) fn write_frames(
 
 /// Reads back what was not read back by the way. Everything is durable by now.
 pub(super) fn read_rest(
-    targets: &[Target],
     options: &Options<'_>,
-    ledger: Ledger,
+    ledger: Ledger<FrameAt<'_>>,
     progress: &dyn Progress,
 ) -> Result<()> {
     let rest = ledger.into_rest();
     let abort = Abort::new(options.cancel, "reading the slot back");
-    let largest =
-        targets.iter().map(|target| largest_frame(&target.record.manifest.payloads)).max().unwrap_or(0);
-    progress.begin(Phase::ReadBack, rest.iter().map(|spot| len_of(targets, spot)).sum());
+    let largest = rest.iter().map(|frame| frame.stored_len()).max().unwrap_or(0);
+    progress.begin(Phase::ReadBack, rest.iter().map(|frame| frame.len() as u64).sum());
     let next = AtomicUsize::new(0);
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest);
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-        while let Some(spot) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(frame) = rest.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
             (options.pace)(0)?;
-            read_back_frame(targets, spot, buffer)?;
-            progress.advance(len_of(targets, spot));
+            frame.read_back(buffer)?;
+            progress.advance(frame.len() as u64);
         }
         Ok(())
     })?;
     Ok(())
 }
 
-fn len_of(targets: &[Target], spot: &Spot) -> u64 {
-    u64::from(targets[spot.target].record.manifest.payloads[spot.payload].frame_extent(spot.frame).1)
-}
-
-fn read_back_frame(targets: &[Target], spot: &Spot, buffer: &mut [u8]) -> Result<()> {
-    let target = &targets[spot.target];
-    let record = &target.record;
-    let payload = &record.manifest.payloads[spot.payload];
-    let Some(place) = record.layout.place(spot.payload) else {
-        return Err(Error::Internal { what: format!("{payload} has no place in a slot") });
-    };
-    let found = readback::check_frame(&*target.device, record, place, spot.frame, spot.zero, buffer)?;
-    found.map(drop).map_err(|_| Error::ReadBack {
-        payload: payload.to_string(),
-        frame: spot.frame,
-        at: place.at + payload.frame_extent(spot.frame).0,
-    })
-}
-
-impl Run<'_> {
+impl<'a> Run<'_, 'a> {
     /// Flushes and reads back until a frame may be written.
     fn duties(&self, buffer: &mut [u8]) -> Result<()> {
         let Some(ledger) = self.ledger else { return Ok(()) };
         while let Some(duty) = ledger.duty() {
             self.abort.check()?;
             match duty {
-                Duty::Flush(spots) => {
+                Duty::Flush(frames) => {
                     sync(self.targets)?;
-                    ledger.flushed(spots);
+                    ledger.flushed(frames);
                 }
-                Duty::Read(spot) => {
+                Duty::Read(frame) => {
                     (self.options.pace)(0)?;
-                    read_back_frame(self.targets, &spot, buffer)?;
+                    frame.read_back(buffer)?;
                     ledger.read();
                 }
             }
@@ -154,70 +131,62 @@ impl Run<'_> {
     }
 
     /// Brings one frame into its place.
-    fn frame(&self, claim: &Claim<'_>, hands: &mut Hands<'_>) -> Result<()> {
-        let (image_at, len) = claim.payload.frame_extent(claim.frame);
-        let place = target_of(self.targets, claim.payload).and_then(|(number, target)| {
-            Some((number, target, target.record.layout.place(claim.payload_number)?))
-        });
-        let Some((number, target, place)) = place else {
-            return Err(Error::Internal { what: format!("{} has no place in a slot", claim.payload) });
-        };
-        let at = ByteOffset(place.at + image_at);
-        let reused = |frame: &VerifiedFrame<'_>| {
-            self.reused.fetch_add(u64::from(len), Ordering::Relaxed);
-            self.hash(claim, frame)
-        };
-        let blank = self.blanks.get(&claim.ordinal);
-        let zero = blank.map(|blank| blank.zero);
-        if blank.is_some_and(|blank| blank.found) {
-            hands.buffer.fill(0);
-            let (payload, frame, entry) = (claim.payload, claim.frame, claim.entry);
-            let frame = VerifiedFrame::check_known(hands.buffer, payload, frame, entry, zero);
-            return frame.map_or_else(
-                |got| Err(wrong(claim.payload, claim.frame, claim.entry, got)),
-                |frame| reused(&frame),
-            );
+    fn frame(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
+        let frame = frame_at(self.targets, self.zeroes.get(&claim.ordinal).copied().unwrap_or(**claim))?;
+        if let Some(verified) = self.in_place(claim.ordinal, &frame, scratch.buffer)? {
+            self.reused.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            return self.hash(claim.ordinal, &frame, &verified);
         }
-        if blank.is_none()
-            && let Some(frame) =
-                self.probing.look(claim.ordinal, || probe::frame_in_place(target, claim, at, hands.buffer))
-        {
-            return reused(&frame);
+        self.feed.load(claim, &mut scratch.compressed)?;
+        let verified = scratch.decoder.decode(&frame, &scratch.compressed, scratch.buffer)?;
+        self.write(&frame, &verified)?;
+        self.hash(claim.ordinal, &frame, &verified)
+    }
+
+    /// The frame, where the slot holds it already and it is worth while to look.
+    fn in_place<'b>(
+        &self,
+        ordinal: u64,
+        frame: &FrameAt<'_>,
+        buffer: &'b mut [u8],
+    ) -> Result<Option<VerifiedFrame<'b>>> {
+        match frame.known() {
+            Known::Nothing => Ok(self.probing.look(ordinal, || frame.find(buffer))),
+            Known::Zero => Ok(None),
+            Known::ZeroInPlace => {
+                buffer.fill(0);
+                frame.verify(buffer).map(Some)
+            }
         }
-        self.feed.load(claim, &mut hands.compressed)?;
-        let frame = hands.decoder.decode(
-            &hands.compressed,
-            claim.payload,
-            claim.frame,
-            claim.entry,
-            zero,
-            hands.buffer,
-        )?;
-        if blank.is_some() {
-            // The slot holds these zeroes already; the bundle is checked all the same.
-            self.zeroed.fetch_add(u64::from(len), Ordering::Relaxed);
-            return self.hash(claim, &frame);
+    }
+
+    /// Writes a frame, unless its zeroes are there already: then the bundle has been checked all the same.
+    fn write(&self, frame: &FrameAt<'a>, verified: &VerifiedFrame<'_>) -> Result<()> {
+        let len = verified.len() as u64;
+        if frame.known() != Known::Nothing {
+            self.zeroed.fetch_add(len, Ordering::Relaxed);
+            return Ok(());
         }
-        (self.options.pace)(u64::from(len))?;
-        if frame.is_zero() {
-            make_zero(target, at.0, frame.stored().len() as u64)?;
-            self.zeroed.fetch_add(u64::from(len), Ordering::Relaxed);
+        (self.options.pace)(len)?;
+        let target = target_of(self.targets, frame.payload().kind.group())?;
+        if verified.is_zero() {
+            make_zero(target, frame.stored())?;
+            self.zeroed.fetch_add(len, Ordering::Relaxed);
         } else {
-            device::write(&*target.device, &target.partition, frame.stored(), at)?;
-            self.written.fetch_add(u64::from(len), Ordering::Relaxed);
+            device::write(&*target.device, &target.partition, verified.stored(), frame.stored().at)?;
+            self.written.fetch_add(len, Ordering::Relaxed);
         }
         if let Some(ledger) = self.ledger {
-            let spot = Spot { target: number, payload: claim.payload_number, frame: claim.frame, zero };
-            ledger.wrote([spot], u64::from(len));
+            ledger.wrote([*frame], len);
         }
-        self.hash(claim, &frame)
+        Ok(())
     }
 
     /// SHA-256 is sequential by nature: each worker waits for its turn.
-    fn hash(&self, claim: &Claim<'_>, frame: &VerifiedFrame<'_>) -> Result<()> {
+    fn hash(&self, ordinal: u64, frame: &FrameAt<'_>, verified: &VerifiedFrame<'_>) -> Result<()> {
         let Some(hashes) = &self.hashes else { return Ok(()) };
-        hashes.turn(claim.ordinal, self.abort, |hashes| {
-            hashes.update(claim.payload_number, frame);
+        hashes.turn(ordinal, self.abort, |hashes| {
+            hashes.update(frame.payload_number(), verified);
             Ok(())
         })
     }

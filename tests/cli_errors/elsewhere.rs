@@ -52,15 +52,10 @@ fn a_write_that_the_disk_lost_is_found_by_reading_back() {
         let bundle =
             Bundle::open(Source::File(Arc::new(bytes.clone())), &Trust::dangerously_unsigned()).unwrap();
         let manifest = bundle.manifest().clone();
-        let body_len = Record::body_len(&manifest, bundle.index());
+        let body_len = bundle.release().record_len();
         let layout = Layout::new(&manifest, Group::Platform, body_len, 8 * MIB, "platform_b").unwrap();
-        let record = Record {
-            manifest,
-            index: bundle.index().clone(),
-            layout,
-            origin: "test".to_owned(),
-            unsigned: true,
-        };
+        let record =
+            Record { release: bundle.release().clone(), layout, origin: "test".to_owned(), unsigned: true };
         // The second frame.
         let lossy = Lossy { disk: Arc::clone(&disk), loses: 256 << 10, lost: AtomicBool::new(false) };
         let target = Target {

@@ -75,7 +75,7 @@ fn decode_and_verify(bencher: Bencher<'_, '_>, frame_size: u32) {
     let mut decoder = FrameDecoder::new().expect("zstd");
     let mut out = AlignedBuf::zeroed(frame_size as usize);
     bencher.counter(BytesCount::new(frame_size)).bench_local(|| {
-        let frame = decoder.decode(&compressed, claim.payload, claim.frame, claim.entry, None, &mut out);
+        let frame = decoder.decode(&claim, &compressed, &mut out);
         black_box(frame.expect("is right").len())
     });
 }

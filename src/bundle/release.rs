@@ -1,0 +1,52 @@
+//! A release: its manifest and the index that fits it. The two travel together, from the bundle into the record of a slot.
+
+use super::frame::Frame;
+use super::index::Index;
+use super::manifest::Manifest;
+use crate::error::Result;
+
+/// What a bundle, a delta and the record of a slot say alike: which images there are, and what every frame hashes to.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// The manifest, with the exact bytes that were signed.
+    pub manifest: Manifest,
+    /// Only had by [`Release::new`]: an index without its manifest would be a list of lengths that nobody bounds.
+    index: Index,
+}
+
+impl Release {
+    /// The release of a manifest and the bytes of its `index.bin`.
+    ///
+    /// # Errors
+    /// Those of [`Index::parse`].
+    pub fn new(manifest: Manifest, index: Vec<u8>) -> Result<Self> {
+        let index = Index::parse(index, &manifest)?;
+        Ok(Self { manifest, index })
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Length in bytes of what a slot's record stores of it: manifest, signatures, index.
+    pub fn record_len(&self) -> u64 {
+        let parts = [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()];
+        parts.iter().map(|part| part.len() as u64).sum()
+    }
+
+    /// Compressed size in bytes of a payload, by its place in the manifest: the size of its member in a bundle.
+    pub fn compressed_size(&self, payload: usize) -> u64 {
+        self.index.compressed_size(payload, &self.manifest.payloads[payload])
+    }
+
+    /// A frame of a payload, by its place in the manifest. Both numbers are within what the manifest says.
+    pub fn frame(&self, payload: usize, number: u64) -> Frame<'_> {
+        Frame::new(self, payload, number)
+    }
+
+    /// All frames of a payload, in order.
+    pub fn frames(&self, payload: usize) -> impl Iterator<Item = Frame<'_>> {
+        (0..self.manifest.payloads[payload].frames()).map(move |number| self.frame(payload, number))
+    }
+}
