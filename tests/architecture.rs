@@ -18,15 +18,13 @@ const DISKS: Allowed = &[("device/direct.rs", "the only opener of disks, partiti
 /// Who uses files that are no disks.
 const FILES: Allowed = &[
     ("bench/sample.rs", "makes and removes scratch files"),
-    ("bundle/trust.rs", "reads allowed_signers, a text file"),
     ("cli/bench.rs", "makes the scratch slot"),
-    ("config/", "reads the configuration"),
     ("cli/firmware.rs", "writes an extracted blob"),
     ("cli/remote/", "reads the token"),
     ("container/", "mount points, sockets of the gate, what is remembered of a running container"),
     ("device/", "opens disks; asks sysfs for their sectors"),
     ("host/efivars.rs", "the variables of the firmware are files"),
-    ("host/files/", "how lock files are opened"),
+    ("host/files/", "how lock files, and files that are trusted, are opened"),
     ("host/load.rs", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel.rs", "reads /proc and /sys"),
@@ -63,7 +61,7 @@ const SOCKETS: Allowed = &[
 
 /// Who asks for the date. No decision depends on it but one that its user wrote down.
 const DATES: Allowed = &[
-    ("bundle/trust.rs", "valid-after and valid-before of allowed_signers, where they are given"),
+    ("bundle/trust/", "valid-after and valid-before of allowed_signers, where they are given"),
     ("cli/pack.rs", "creation time of a bundle, where SOURCE_DATE_EPOCH does not say it"),
     ("host/record.rs", "the history, for people"),
     ("service/auth.rs", "when the file of tokens was changed last"),
@@ -105,6 +103,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing", &["cli/serve.rs", "service/"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
     ("ureq", &["cli/remote/", "source/web.rs"]),
+    ("base64ct", &["bundle/"]),
     ("blake3", &["bundle/", "slot/"]),
     ("clap", &["cli/", "boot.rs", "main.rs"]),
     ("clap_complete", &["cli/manual.rs"]),
@@ -112,7 +111,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
-    ("jiff", &["bundle/trust.rs", "cli/inspect.rs", "host/record.rs"]),
+    ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
     ("nix", &["container/", "device/", "host/", "service/", "source/"]),
     (
@@ -160,7 +159,6 @@ const PURE: &[&str] = &[
 const IMPURE: Allowed = &[
     ("bundle/feed.rs", "hands frames of a source to workers"),
     ("bundle/reader.rs", "reads a source"),
-    ("bundle/trust.rs", "reads allowed_signers, and the date where that asks for it"),
     ("bundle/verify.rs", "runs workers"),
     ("bundle/writer.rs", "runs workers, writes a bundle"),
     ("slot/frame.rs", "reads a frame at its place through the device trait"),

@@ -5,7 +5,7 @@ use ssh_key::{HashAlg, PublicKey};
 
 use super::manifest::Vouched;
 use super::reader::Bundle;
-use super::signature;
+use super::signature::{self, Candidate};
 use crate::error::Result;
 use crate::units::{Blake3, Sha256};
 
@@ -78,6 +78,10 @@ impl Bundle {
         let fingerprint = |key: &ssh_key::public::KeyData| {
             PublicKey::from(key.clone()).fingerprint(HashAlg::Sha256).to_string()
         };
+        let signed = |candidate: &Candidate| match candidate {
+            Candidate::Known(signature) => fingerprint(signature.public_key()),
+            Candidate::Unknown => "of a kind that is not known".to_owned(),
+        };
         Ok(Summary {
             product: manifest.product.clone(),
             version: manifest.version.clone(),
@@ -85,7 +89,7 @@ impl Bundle {
             epoch: manifest.epoch,
             created: manifest.created,
             signed_by: manifest.voucher().signer().map(str::to_owned),
-            signatures: signatures.iter().map(|signature| fingerprint(signature.public_key())).collect(),
+            signatures: signatures.iter().map(signed).collect(),
             bundle_bytes: self.size()?,
             payloads: payloads.collect(),
         })

@@ -15,6 +15,7 @@ use crate::bundle::Trust;
 use crate::config::{Config, Settings};
 use crate::engine::Policy;
 use crate::error::{Error, Result};
+use crate::host::trust::TrustFile;
 use crate::progress::Progress;
 use crate::units::size;
 use crate::units::{BlockSize, Slot};
@@ -265,12 +266,20 @@ impl TrustArgs {
     }
 
     /// The trusted keys, those of the command line before those of the configuration.
-    pub(super) fn open(&self, configured: &Path, progress: &dyn Progress) -> Result<Trust> {
+    pub(super) fn open(&self, configured: &TrustFile, progress: &dyn Progress) -> Result<Trust> {
         if self.unsigned_for_development {
             progress.notice("the signature is not checked (--unsigned-for-development)");
             return Ok(Trust::dangerously_unsigned());
         }
-        Trust::allowed_signers(self.trust.as_deref().unwrap_or(configured))
+        self.file(configured).read()
+    }
+
+    /// The file of the command line, else that of the configuration.
+    pub(super) fn file(&self, configured: &TrustFile) -> TrustFile {
+        match &self.trust {
+            Some(path) => TrustFile { path: path.clone(), demand: configured.demand.clone() },
+            None => configured.clone(),
+        }
     }
 }
 

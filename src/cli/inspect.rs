@@ -8,6 +8,7 @@ use super::output::{self, Format, Palette};
 use super::{machine, table};
 use crate::bundle::{Summary, Trust};
 use crate::error::Result;
+use crate::host::trust;
 use crate::progress::Cancel;
 use crate::source::web::Web;
 use crate::units::size;
@@ -34,7 +35,7 @@ impl InspectArgs {
     pub(super) fn run(&self) -> Result<()> {
         // Showing is not acting: nothing that an unverified manifest says is used but to print it.
         let trust = match &self.trust {
-            Some(file) => Trust::allowed_signers(file)?,
+            Some(file) => trust::read(file)?,
             None => Trust::dangerously_unsigned(),
         };
         let summary =
@@ -63,6 +64,9 @@ fn human(summary: &Summary, palette: Palette) -> String {
             ),
         ),
     ]);
+    if !summary.signatures.is_empty() {
+        text += &table::facts(&[("signed with", summary.signatures.join(", "))]);
+    }
     let rows = summary.payloads.iter().map(|payload| {
         vec![
             payload.name.as_str().into(),

@@ -7,7 +7,6 @@ mod settings;
 mod tests;
 mod values;
 
-use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,15 +17,21 @@ use values::{loader, rate, sector_size, tries};
 pub(crate) use self::service::ServiceConfig;
 pub(crate) use self::settings::Settings;
 use crate::boot::BootFlag;
+use crate::bundle::trust::Demand;
 use crate::container;
 use crate::efi;
 use crate::error::{Error, Result};
+use crate::host::files::read_trusted_text;
 use crate::host::kexec;
+use crate::host::trust::{DEFAULT_TRUST, TrustFile};
 use crate::source::web::Web;
 use crate::units::BlockSize;
 
 /// Where the file is looked for unless `--config` names one.
 const DEFAULT_PATH: &str = "/etc/qstage/config.toml";
+
+/// Largest configuration in bytes.
+const CONFIG_MAX: u64 = 1 << 20;
 
 /// The file as it is written. An unknown key is an error: a misspelt `boot_flag` must not go unnoticed.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -35,6 +40,8 @@ pub(crate) struct Config {
     disk: Option<PathBuf>,
     product: Option<String>,
     trust: Option<PathBuf>,
+    threshold: Option<NonZeroUsize>,
+    principal: Option<String>,
     boot_flag: Option<BootFlag>,
     efivars: Option<PathBuf>,
     #[serde(default, deserialize_with = "loader")]
@@ -60,7 +67,7 @@ impl Config {
     /// Reads the named file, or the default one, which may be missing.
     pub(crate) fn load(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH));
-        match fs::read_to_string(path) {
+        match read_trusted_text(path, CONFIG_MAX) {
             Ok(text) => Self::parse(&text).map_err(|problem| Error::Config { path: path.into(), problem }),
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(Error::Config { path: path.into(), problem: error.to_string() }),
@@ -86,7 +93,13 @@ impl Config {
         Settings {
             disk: self.disk,
             product: self.product,
-            trust: self.trust.unwrap_or_else(|| "/etc/qstage/allowed_signers".into()),
+            trust: TrustFile {
+                path: self.trust.unwrap_or_else(|| DEFAULT_TRUST.into()),
+                demand: Demand {
+                    threshold: self.threshold.unwrap_or(NonZeroUsize::MIN),
+                    principal: self.principal,
+                },
+            },
             boot_flag: self.boot_flag.unwrap_or_default(),
             efivars: self.efivars,
             efi_loader: self.efi_loader.unwrap_or_else(|| efi::default_loader().to_owned()),

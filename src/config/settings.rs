@@ -9,6 +9,7 @@ use crate::container;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::kexec;
+use crate::host::trust::TrustFile;
 use crate::source::web::Web;
 use crate::units::{BlockSize, Slot};
 
@@ -19,8 +20,8 @@ pub(crate) struct Settings {
     pub(crate) disk: Option<PathBuf>,
     /// The name that a bundle's product must have; `None`: that of the running slot.
     pub(crate) product: Option<String>,
-    /// The `allowed_signers` file.
-    pub(crate) trust: PathBuf,
+    /// The trusted keys.
+    pub(crate) trust: TrustFile,
     /// Which bits rule.
     pub(crate) boot_flag: BootFlag,
     /// Where the EFI variables are; `None`: those of this machine's firmware.

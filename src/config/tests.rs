@@ -31,6 +31,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
         jobs.is_some() && max_rate.is_some() && sector_size.is_some() && web_ca.is_some(),
         "keys whose default is automatic"
     );
+    assert!(all.threshold == Some(NonZeroUsize::MIN) && all.principal.is_some(), "a default and an example");
     assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
     let ServiceConfig {
         listen,

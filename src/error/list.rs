@@ -100,6 +100,9 @@ errors! {
     /// No signature holds under a key that is trusted.
     Untrusted { path: PathBuf, signers: String } => Trust, "UNTRUSTED",
         ("no signature holds under a key of {}: {signers}; add the key to that file if you trust it", .path.display());
+    /// Trusted keys have signed, but fewer than are asked for.
+    TooFewSigners { path: PathBuf, found: usize, needed: usize, signers: String } => Trust, "TOO_FEW_SIGNERS",
+        ("signed by {found} of {needed} different keys of {} that 'threshold' asks for: {signers}; have it signed by another one ('qstage sign')", .path.display());
     /// A trusted key made the signature, but over other bytes: the manifest was changed.
     BadSignature { key: String } => Trust, "BAD_SIGNATURE",
         ("the signature by trusted key {key} does not fit manifest.json: one of them was changed; transfer the bundle again");

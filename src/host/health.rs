@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::files::check_trusted;
 use crate::error::{Error, Result};
 
 /// So much of what a failing check prints is told.
@@ -66,6 +67,7 @@ fn is_check(path: &Path) -> bool {
 fn run_check(program: &Path, timeout: Duration) -> Result<Passed> {
     let check = program.display().to_string();
     let unhealthy = |problem: String| Error::Unhealthy { check: check.clone(), problem };
+    check_trusted(program).map_err(|e| unhealthy(e.to_string()))?;
     let begun = Instant::now();
     let (mut reader, writer) = io::pipe().map_err(|e| unhealthy(e.to_string()))?;
     let mut command = Command::new(program);

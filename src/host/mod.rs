@@ -19,6 +19,7 @@ pub mod record;
 pub mod signals;
 pub mod signer;
 pub mod throttle;
+pub mod trust;
 mod usage;
 
 pub use local::LocalDisk;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use ssh_key::{HashAlg, PrivateKey};
 
-use crate::bundle::signature::{NAMESPACE, armor, import};
+use crate::bundle::signature::{NAMESPACE, import, spelled};
 use crate::error::{Error, Result};
 
 /// Signs the bytes of a manifest with the key in a file.
@@ -23,7 +23,7 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
         Ok(key) if is_simple(&key) => {
             let signature =
                 key.sign(NAMESPACE, HashAlg::Sha512, manifest).map_err(|problem| bad(problem.to_string()))?;
-            armor(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
+            spelled(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
         }
         _ => ssh_keygen(manifest, key_path)?,
     };

@@ -21,6 +21,10 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::{Error, Result};
+use crate::host::files::read_trusted_text;
+
+/// Largest file of tokens in bytes.
+const TOKENS_MAX: u64 = 1 << 20;
 
 /// What somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -149,7 +153,7 @@ fn load(path: &Path) -> Result<(Option<SystemTime>, Vec<Token>)> {
     let failed = |problem: String| Error::Config { path: path.to_owned(), problem };
     // The time first: a change in between is then seen at the next look.
     let changed = fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let text = read_trusted_text(path, TOKENS_MAX).map_err(|error| failed(error.to_string()))?;
     // Whoever can add a line to it can do all.
     let open = fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o022 != 0);
     if open {

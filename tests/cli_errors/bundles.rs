@@ -32,6 +32,12 @@ fn nobody_we_trust_vouches_for_it() {
     garbled.save(&bench, "garbled.qimg");
     refused(&bench, "garbled.qimg", "SIGNATURE_FORMAT");
 
+    bench.config("threshold = 2\n");
+    let text = refused(&bench, "v2.qimg", "TOO_FEW_SIGNERS");
+    assert!(text.contains("1 of 2") && text.contains("SHA256:"), "{text}");
+    bench.config("principal = \"nobody\"\n");
+    refused(&bench, "v2.qimg", "UNTRUSTED");
+
     fs::write(bench.path("nobody"), "# no key\n").unwrap();
     for trust in ["nobody", "missing"] {
         bench.config(&format!("trust = \"{}\"\n", bench.text(trust)));

@@ -2,5 +2,7 @@
 //! Directories that others may write to are assumed: a name there may be a link, or be replaced at any moment.
 
 mod lock;
+mod trusted;
 
 pub(crate) use lock::{lock_file, private_directory};
+pub(crate) use trusted::{check_trusted, read_trusted, read_trusted_text};

@@ -1,0 +1,186 @@
+//! Who may vouch for a bundle: an OpenSSH `allowed_signers` file (ssh-keygen(1), ALLOWED SIGNERS), so that keys
+//! in agents and hardware tokens work and a key is rotated by shipping a new file.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use ssh_key::public::KeyData;
+use ssh_key::{HashAlg, PublicKey};
+
+use self::line::Signer;
+use super::manifest::{Manifest, Vouched};
+use super::signature::{self, Candidate, NAMESPACE};
+use crate::error::{Error, Result};
+
+mod line;
+mod pattern;
+mod time;
+
+/// Largest trust file in bytes; some thousand keys.
+pub const TRUST_MAX: u64 = 1 << 20;
+
+/// The keys that may sign bundles for this machine.
+#[derive(Debug)]
+pub struct Trust {
+    path: PathBuf,
+    policy: Policy,
+    demand: Demand,
+}
+
+/// What is asked of a bundle beyond a signature by a listed key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// So many different keys must have signed.
+    pub threshold: NonZeroUsize,
+    /// Only keys of this principal count, as with `ssh-keygen -Y verify -I`; `None`: those of any.
+    pub principal: Option<String>,
+}
+
+impl Default for Demand {
+    fn default() -> Self {
+        Self { threshold: NonZeroUsize::MIN, principal: None }
+    }
+}
+
+#[derive(Debug)]
+enum Policy {
+    Signers { signers: Vec<Signer>, skipped: Vec<String> },
+    Unsigned,
+}
+
+impl Trust {
+    /// Reads the text of an `allowed_signers` file; `path` is where it stands, for messages. A line that this build cannot use
+    /// (an unknown key type, a certificate authority) is skipped, as ssh-keygen does, so that a file for newer
+    /// machines still serves; what was skipped is reported when no key fits.
+    ///
+    /// # Errors
+    /// [`Error::TrustFile`] where it holds no usable key.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        let (mut signers, mut skipped) = (Vec::new(), Vec::new());
+        for (number, line) in text.split(|byte| *byte == b'\n').enumerate().map(|(i, line)| (i + 1, line)) {
+            match Signer::parse(line) {
+                Ok(signer) => signers.extend(signer),
+                Err(problem) => skipped.push(format!("line {number}: {problem}")),
+            }
+        }
+        if signers.is_empty() {
+            let why = if skipped.is_empty() { "it has no entry".to_owned() } else { skipped.join("; ") };
+            let problem = format!("no usable key: {why}");
+            return Err(Error::TrustFile { path: path.to_owned(), problem });
+        }
+        let policy = Policy::Signers { signers, skipped };
+        Ok(Self { path: path.to_owned(), policy, demand: Demand::default() })
+    }
+
+    /// The same keys with more asked of a bundle.
+    pub fn demanding(self, demand: Demand) -> Self {
+        Self { demand, ..self }
+    }
+
+    /// Accepts any bundle, signed or not. For development: it removes the protection that everything here
+    /// is built on, and every caller says so by this name.
+    pub fn dangerously_unsigned() -> Self {
+        Self { path: PathBuf::new(), policy: Policy::Unsigned, demand: Demand::default() }
+    }
+
+    /// Turns the bytes of `manifest.json` into a [`Manifest`] if enough of the signatures hold.
+    ///
+    /// # Errors
+    /// [`Error::Unsigned`], [`Error::SignatureFormat`], [`Error::Untrusted`], [`Error::TooFewSigners`],
+    /// [`Error::BadSignature`], and those of [`Claims::parse`](super::manifest::Claims::parse).
+    pub fn verify(&self, manifest: Vec<u8>, signature: Vec<u8>) -> Result<Manifest> {
+        let vouched = match &self.policy {
+            Policy::Signers { .. } => Vouched::Signature(self.judge(&manifest, &signature)?),
+            Policy::Unsigned => Vouched::Unsigned,
+        };
+        Manifest::vouched(manifest, signature, vouched)
+    }
+
+    /// Who signed these bytes, of those that are trusted now: principals and fingerprint of each key.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify), but those of the manifest.
+    pub fn judge(&self, manifest: &[u8], signature: &[u8]) -> Result<String> {
+        self.judge_at(manifest, signature, Timestamp::now().as_second())
+    }
+
+    /// The same at another time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// As [`judge`](Self::judge).
+    pub fn judge_at(&self, manifest: &[u8], signature: &[u8], now: i64) -> Result<String> {
+        let Policy::Signers { signers, skipped } = &self.policy else { return Ok(String::new()) };
+        if signature.is_empty() {
+            return Err(Error::Unsigned);
+        }
+        let mut found = Findings::default();
+        for (number, candidate) in (1..).zip(signature::parse(signature)?) {
+            let Candidate::Known(candidate) = candidate else {
+                found.strangers.push(format!("signature {number} (of a kind that is not known)"));
+                continue;
+            };
+            let key = PublicKey::from(candidate.public_key().clone());
+            let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
+            let mut known = false;
+            for signer in signers.iter().filter(|signer| signer.key == *key.key_data()) {
+                known = true;
+                if let Some(refusal) = self.refusal(signer, now) {
+                    found.strangers.push(format!("{fingerprint} ({refusal})"));
+                } else if key.verify(NAMESPACE, manifest, &candidate).is_ok() {
+                    found.holds(signer, &fingerprint);
+                    break;
+                } else {
+                    found.forged = Some(fingerprint.clone());
+                }
+            }
+            if !known {
+                found.strangers.push(format!("{fingerprint} (not listed)"));
+            }
+        }
+        let needed = self.demand.threshold.get();
+        if found.keys.len() >= needed {
+            return Ok(found.names.join(", "));
+        }
+        if let Some(key) = found.forged {
+            return Err(Error::BadSignature { key });
+        }
+        if !found.keys.is_empty() {
+            let (path, signers) = (self.path.clone(), found.names.join(", "));
+            return Err(Error::TooFewSigners { path, found: found.keys.len(), needed, signers });
+        }
+        found.strangers.extend(skipped.iter().map(|line| format!("unusable {line}")));
+        Err(Error::Untrusted { path: self.path.clone(), signers: found.strangers.join(", ") })
+    }
+
+    fn refusal(&self, signer: &Signer, now: i64) -> Option<&'static str> {
+        let principal = self.demand.principal.as_ref();
+        let fits = |name: &String| pattern::matches_list(name.as_bytes(), &signer.principals);
+        if !principal.is_none_or(fits) {
+            return Some("not listed for the principal that is asked for");
+        }
+        signer.refusal(now)
+    }
+}
+
+/// What the signatures of a bundle came to.
+#[derive(Default)]
+struct Findings<'t> {
+    /// The keys whose signature holds, each once.
+    keys: Vec<&'t KeyData>,
+    /// Principals and fingerprint of each of them.
+    names: Vec<String>,
+    /// The key of a signature that does not fit.
+    forged: Option<String>,
+    /// What counts for nothing, and why.
+    strangers: Vec<String>,
+}
+
+impl<'t> Findings<'t> {
+    fn holds(&mut self, signer: &'t Signer, fingerprint: &str) {
+        if !self.keys.contains(&&signer.key) {
+            self.keys.push(&signer.key);
+            self.names.push(format!("{} {fingerprint}", String::from_utf8_lossy(&signer.principals)));
+        }
+    }
+}
