@@ -144,6 +144,7 @@ fn lay_out(
     cancel: &Cancel,
 ) -> Result<InitReport> {
     let machine = LocalDisk::open(&spec.disk, Mode::Claim, Some(spec.sector_size))?;
+    machine.check_idle()?;
     let disk = machine.disk();
     let lock = machine.lock()?;
     if let (Some(found), false) = (found_on(&*disk, &spec.disk)?, spec.force) {

@@ -27,7 +27,8 @@ const FILES: Allowed = &[
     ("host/files/", "how lock files, and files that are trusted, are opened"),
     ("host/load.rs", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
-    ("host/kernel.rs", "reads /proc and /sys"),
+    ("host/kernel/", "reads /proc and /sys"),
+    ("host/usage/ways.rs", "the size of an image file; whether a path leads anywhere"),
     ("host/kexec.rs", "its mount point; /proc/cmdline"),
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
     ("host/record.rs", "the state file"),
@@ -85,8 +86,13 @@ const STOPWATCHES: Allowed = &[
 ];
 
 /// Who may be unsafe, behind a SAFETY paragraph.
-const UNSAFE: Allowed =
-    &[("source/mapped.rs", "memmap2: a map is only as safe as the file is still; pages given back")];
+const UNSAFE: Allowed = &[
+    ("device/backing.rs", "LOOP_GET_STATUS64: one ioctl that fills 232 bytes"),
+    ("source/mapped.rs", "memmap2: a map is only as safe as the file is still; pages given back"),
+];
+
+/// How many unsafe blocks each of them has; one more is a decision.
+const UNSAFE_BLOCKS: [usize; UNSAFE.len()] = [1, 2];
 
 /// The home of each dependency.
 const HOMES: &[(&str, &[&str])] = &[
@@ -288,7 +294,7 @@ fn processes_sockets_and_clocks_have_their_places() {
 fn unsafe_code_has_one_place_and_arguments() {
     only(UNSAFE, &["unsafe"]);
     only(UNSAFE, &["unsafe_code"]);
-    for (path, _) in UNSAFE {
+    for ((path, _), blocks) in UNSAFE.iter().zip(UNSAFE_BLOCKS) {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)).unwrap();
         let before: Vec<&str> = text.split("unsafe {").collect();
         assert_eq!(
@@ -296,7 +302,7 @@ fn unsafe_code_has_one_place_and_arguments() {
             code_of(&text).matches("unsafe {").count(),
             "{path}: only code may say so"
         );
-        assert_eq!(before.len() - 1, 2, "{path}: to map, and to give pages back; one more is a decision");
+        assert_eq!(before.len() - 1, blocks, "{path}: one more is a decision");
         // Each has its own, between it and the one before.
         for before in &before[..before.len() - 1] {
             let safety = before.rfind("SAFETY").unwrap_or_else(|| panic!("{path}: no SAFETY paragraph"));

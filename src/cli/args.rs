@@ -202,6 +202,13 @@ pub(super) struct MachineArgs {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
+    /// Write a slot also where it cannot be told whether it is in use
+    ///
+    /// Without /sys or /proc, as in a container, nobody can see who has a slot mounted.
+    /// A slot that is seen to be in use is refused all the same.
+    #[arg(long)]
+    assume_unused: bool,
+
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -216,6 +223,7 @@ impl MachineArgs {
     pub(super) fn settings(&self) -> Result<Settings> {
         let mut settings = self.config.settings()?;
         settings.booted = self.booted;
+        settings.assume_unused = self.assume_unused;
         settings.boot_flag = self.boot_flag.unwrap_or(settings.boot_flag);
         settings.efivars = self.efivars.clone().or(settings.efivars);
         settings.sector_size = self.sector_size.or(settings.sector_size);
@@ -233,6 +241,7 @@ impl MachineArgs {
         word(&mut words, "--booted", self.booted.map(|slot| slot.to_string()));
         word(&mut words, "--sector-size", self.sector_size.map(|size| size.bytes().to_string()));
         word(&mut words, "--state-dir", absolute(self.state_dir.as_deref())?);
+        words.extend(self.assume_unused.then(|| "--assume-unused".into()));
         word(&mut words, "--config", absolute(self.config.named())?);
         Ok(words)
     }
@@ -363,6 +372,7 @@ mod tests {
             "4096",
             "--state-dir",
             "/s",
+            "--assume-unused",
             "--config",
             "/c",
             "--trust",

@@ -34,7 +34,8 @@ impl Host {
 
     fn open(settings: &Settings, mode: Mode) -> Result<Self> {
         let disk = LocalDisk::open(settings.disk()?, mode, settings.sector_size)?
-            .with_efivars(settings.efivars.clone());
+            .with_efivars(settings.efivars.clone())
+            .assuming_unused(settings.assume_unused);
         Ok(Self { disk, journal: FileJournal::new(&settings.state_dir, output::note) })
     }
 

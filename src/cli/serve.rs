@@ -61,6 +61,7 @@ impl ServeArgs {
             disk: settings.disk()?.to_owned(),
             sector_size: settings.sector_size,
             efivars: settings.efivars.clone(),
+            assume_unused: settings.assume_unused,
             state_dir: settings.state_dir.clone(),
             policy: settings.policy(),
         };

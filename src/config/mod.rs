@@ -104,6 +104,7 @@ impl Config {
             efivars: self.efivars,
             efi_loader: self.efi_loader.unwrap_or_else(|| efi::default_loader().to_owned()),
             booted: None,
+            assume_unused: false,
             tries: self.tries.unwrap_or(3),
             sector_size: self.sector_size,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),

@@ -30,6 +30,7 @@ pub(crate) struct Settings {
     pub(crate) efi_loader: String,
     /// The slot that runs; `None`: ask the kernel. On the command line only: a file would not change at a switch.
     pub(crate) booted: Option<Slot>,
+    pub(crate) assume_unused: bool,
     /// Boot attempts of a slot on trial.
     pub(crate) tries: u8,
     /// Logical block size of an image file.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -226,6 +227,26 @@ impl BlockDevice for Direct {
 pub(crate) fn open_for_lock(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).open(path).map_err(|source| Error::Open { path: path.to_owned(), source })
 }
+
+/// Whether somebody holds a block device exclusively: a mount in any namespace, also one that was unmounted lazily and
+/// lives on, swap, device mapper, md, another program. The kernel is asked by an exclusive open, which it refuses then;
+/// that makes this a holder for an instant as well, so a refusal counts only if it lasts.
+pub(crate) fn is_claimed(path: &Path) -> io::Result<bool> {
+    for left in (0..CLAIM_TRIES).rev() {
+        let opened = retry(|| OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path));
+        match opened {
+            Ok(_) => return Ok(false),
+            Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(e),
+            Err(_) if left == 0 => {}
+            Err(_) => std::thread::sleep(CLAIM_PAUSE),
+        }
+    }
+    Ok(true)
+}
+
+/// How often [`is_claimed`] asks, and how long it waits in between: others who ask so need microseconds.
+const CLAIM_TRIES: u32 = 5;
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 fn open_direct(path: &Path, mode: Mode, block_device: bool) -> Result<File> {
     // O_CLOEXEC is what std always sets. O_EXCL means nothing for a file that is not created.

@@ -1,6 +1,7 @@
 //! Storage as the engine sees it: positional, block-aligned, with a barrier. Nothing above this module
 //! knows whether a device is a disk, a partition, a file or memory; faults are injected by decorators in tests.
 
+mod backing;
 mod barrier;
 mod buffer;
 mod direct;
@@ -11,9 +12,10 @@ mod transfer;
 
 use std::io;
 
+pub(crate) use backing::Identity;
 pub use buffer::{AlignedBuf, BUFFER_ALIGNMENT};
-pub(crate) use direct::open_for_lock;
 pub use direct::{Direct, Mode};
+pub(crate) use direct::{is_claimed, open_for_lock};
 pub use memory::MemoryDevice;
 pub use number::DeviceNumber;
 pub use region::Region;

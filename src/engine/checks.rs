@@ -79,8 +79,11 @@ impl Engine<'_> {
                     let held = view.held(group, slot).filter(|_| !self.policy.retry);
                     found.extend(held.and_then(|held| failed_before(view, held, bundle.manifest())));
                     let partition = view.slots.require(group, slot)?;
-                    if let Some(by) = self.machine.in_use(partition)? {
-                        found.push(Error::SlotInUse { partition: partition.name.clone(), by });
+                    match self.machine.in_use(partition) {
+                        Ok(by) => found
+                            .extend(by.map(|by| Error::SlotInUse { partition: partition.name.clone(), by })),
+                        Err(error @ Error::UseUnknown { .. }) => found.push(error),
+                        Err(error) => return Err(error),
                     }
                 }
             }

@@ -79,7 +79,8 @@ impl Engine<'_> {
                 }
             }
         }
-        if let Some(reason) = self.blocked(&view)? {
+        // Who prepares holds the slot for itself, which would look as if it were in use.
+        if let Some(reason) = self.blocked(&view, locked)? {
             status.is_blocked = true;
             status.blocked_reason = reason;
         }
@@ -87,9 +88,12 @@ impl Engine<'_> {
     }
 
     /// Why no upgrade may begin now, whatever the bundle.
-    fn blocked(&self, view: &View) -> Result<Option<String>> {
+    fn blocked(&self, view: &View, locked: bool) -> Result<Option<String>> {
         if let Some(obstacle) = blocked(view) {
             return Ok(Some(obstacle.to_string()));
+        }
+        if locked {
+            return Ok(None);
         }
         // Where something is prepared, the slots that a commit selects; else all that a prepare may write.
         let prepared = |group: &Group| {
@@ -98,10 +102,13 @@ impl Engine<'_> {
         let any = Group::BOTH.iter().any(prepared);
         for group in Group::BOTH.into_iter().filter(|group| !any || prepared(group)) {
             let Some(target) = view.slots.get(group, view.target(group)?) else { continue };
-            if let Some(by) = self.machine.in_use(target)? {
-                let error = Error::SlotInUse { partition: target.name.clone(), by };
-                return Ok(Some(error.to_string()));
-            }
+            let error = match self.machine.in_use(target) {
+                Ok(None) => continue,
+                Ok(Some(by)) => Error::SlotInUse { partition: target.name.clone(), by },
+                Err(error @ Error::UseUnknown { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            return Ok(Some(error.to_string()));
         }
         Ok(None)
     }

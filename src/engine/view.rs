@@ -251,7 +251,8 @@ fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Result<Optio
         let Some(partition) = slots.get(Group::Software, slot) else { continue };
         let attributes = table.attributes(partition.number);
         let spent = attributes.priority() > 1 && attributes.tries() == 0 && !attributes.successful();
-        if spent && machine.in_use(partition)?.is_some() {
+        // Where it cannot be told, none is known to run.
+        if spent && machine.in_use(partition).is_ok_and(|user| user.is_some()) {
             return Ok(Some(slot));
         }
     }

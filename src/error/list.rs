@@ -140,6 +140,9 @@ errors! {
     /// The target slot is mounted or claimed.
     SlotInUse { partition: String, by: String } => Refused, "SLOT_IN_USE",
         ("{partition} is in use: {by}; it must be idle to be written");
+    /// Whether the target slot is in use cannot be told.
+    UseUnknown { partition: String, problem: String } => Refused, "USE_UNKNOWN",
+        ("cannot tell whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
     /// The running boot has not been marked good: writing would destroy the only good fallback.
     OnTrial { slot: Slot, fallback: Slot } => Refused, "ON_TRIAL",
         ("slot {slot} is on trial and slot {fallback} is the only good fallback; mark it good or roll back first");

@@ -17,7 +17,8 @@ impl FakeKernel {
         for sub in ["dev/block", "block", "class/block", "devices"] {
             fs::create_dir_all(sys.join(sub)).unwrap();
         }
-        fs::create_dir_all(proc.join("self")).unwrap();
+        fs::create_dir_all(proc.join("self/ns")).unwrap();
+        symlink("mnt:[1]", proc.join("self/ns/mnt")).unwrap();
         fs::create_dir_all(&dev).unwrap();
         let fake = Self { dir, kernel: Kernel { proc, sys, dev } };
         fake.mounted("");
@@ -76,6 +77,29 @@ impl FakeKernel {
 
     pub(crate) fn mounted(&self, mountinfo: &str) {
         fs::write(self.kernel.proc.join("self/mountinfo"), mountinfo).unwrap();
+    }
+
+    /// A process with its mount namespace, name and mounts. This one is in `mnt:[1]`.
+    pub(crate) fn process(&self, id: u32, namespace: &str, name: &str, mountinfo: &str) {
+        let dir = self.kernel.proc.join(id.to_string());
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("ns")).unwrap();
+        symlink(namespace, dir.join("ns/mnt")).unwrap();
+        fs::write(dir.join("comm"), format!("{name}\n")).unwrap();
+        fs::write(dir.join("mountinfo"), mountinfo).unwrap();
+    }
+
+    /// The size of a device in bytes.
+    pub(crate) fn sized(&self, name: &str, bytes: u64) {
+        fs::write(self.kernel.sys.join("class/block").join(name).join("size"), format!("{}\n", bytes / 512))
+            .unwrap();
+    }
+
+    /// Makes a device one of device mapper.
+    pub(crate) fn dm_uuid(&self, name: &str, uuid: &str) {
+        let dir = self.kernel.sys.join("class/block").join(name).join("dm");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("uuid"), uuid).unwrap();
     }
 
     pub(crate) fn swapped(&self, device: &str) {

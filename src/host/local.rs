@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::efivars::{Directory, EFIVARS, Variables};
 use super::kernel::{Kernel, Node};
-use super::usage::{self, Disk};
+use super::usage::{self, Devices, Disk, Usage};
 use super::{Access, DiskLock, Machine, MountSource, booted, lock};
 use crate::device::{self, AlignedBuf, BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
-use crate::units::{BlockSize, ByteOffset};
+use crate::units::{BlockSize, ByteOffset, Extent};
 
 /// A whole disk that Linux knows, or an image file.
 pub struct LocalDisk {
@@ -20,6 +20,7 @@ pub struct LocalDisk {
     disk: Disk,
     kernel: Kernel,
     efivars: Option<Directory>,
+    assume_unused: bool,
 }
 
 /// Whether a GPT header lies where sectors of this size would have it, and not where those of 512 bytes would:
@@ -45,8 +46,12 @@ impl LocalDisk {
     }
 
     fn open_on(kernel: Kernel, path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {
-        let device = Direct::open(path, mode, file_block)?;
+        let mut device = Direct::open(path, mode, file_block)?;
         let failed = |source| Error::Open { path: path.to_owned(), source };
+        // One path of several: the kernel wants the device above it used, and has its partitions there.
+        while let Some(above) = device.number().and_then(|number| kernel.multipath_of(number)) {
+            device = Direct::open(&above.path, mode, file_block)?;
+        }
         let disk = match device.number() {
             None => Disk::File(path.to_owned()),
             Some(number) => {
@@ -62,7 +67,15 @@ impl LocalDisk {
         };
         // The firmware of this machine says nothing of an image.
         let efivars = matches!(disk, Disk::Block(_)).then(|| Directory::new(EFIVARS.into()));
-        Ok(Self { name: path.display().to_string(), device: Arc::new(device), mode, disk, kernel, efivars })
+        Ok(Self {
+            name: path.display().to_string(),
+            device: Arc::new(device),
+            mode,
+            disk,
+            kernel,
+            efivars,
+            assume_unused: false,
+        })
     }
 
     /// With the EFI variables in another directory than that of this machine's firmware.
@@ -71,13 +84,66 @@ impl LocalDisk {
         Self { efivars: dir.map(Directory::new).or(self.efivars), ..self }
     }
 
+    /// Whether a slot counts as unused where it cannot be told. What is known to be in use stays refused.
+    #[must_use]
+    pub fn assuming_unused(self, assume_unused: bool) -> Self {
+        Self { assume_unused, ..self }
+    }
+
+    /// Refuses a disk of which any part is seen to be in use: for whoever lays it out anew. [`Mode::Claim`] alone does
+    /// not see loop devices over the disk, and an image file cannot be claimed.
+    ///
+    /// # Errors
+    /// [`Error::SlotInUse`].
+    pub fn check_idle(&self) -> Result<()> {
+        let all = Extent { at: ByteOffset(0), len: self.device.len() };
+        match self.usage(0, all) {
+            Usage::By(by) => Err(Error::SlotInUse { partition: self.name.clone(), by }),
+            Usage::Idle | Usage::Unknown(_) => Ok(()),
+        }
+    }
+
+    fn usage(&self, number: u32, extent: Extent) -> Usage {
+        let ask = Devices { holds_disk: self.mode == Mode::Claim };
+        usage::of(&self.kernel, &ask, &self.disk, number, extent)
+    }
+
     /// The kernel's node of a partition; `None` where it has none of any partition: image files, loop
     /// devices, a table that it could not read. If it has others but not this one, or has it elsewhere,
     /// kernel and table disagree, and that is an error.
     fn node(&self, partition: &Partition) -> Result<Option<Node>> {
         let Disk::Block(disk) = &self.disk else { return Ok(None) };
+        // Where kpartx has made nodes, it holds the disk, and with that the kernel's own nodes can be had by nobody.
+        let mapped = self.kernel.mapped_partitions(disk.number);
+        if let Some((_, node)) = mapped.into_iter().find(|(number, _)| *number == partition.number) {
+            return self.checked_mapping(node, partition).map(Some);
+        }
         let nodes = self.kernel.partitions(disk.number).map_err(|e| self.asking(e))?;
         checked_node(&nodes, partition)
+    }
+
+    /// A mapping does not tell sysfs where on the disk it lies: it must have the size of the partition, and hold the same
+    /// at both ends as the disk there (in a slot that was installed, the last block is the footer of its record).
+    fn checked_mapping(&self, node: Node, partition: &Partition) -> Result<Node> {
+        let at = node.path.display();
+        let size = self.kernel.size(node.number).unwrap_or(0);
+        if size != partition.extent.len {
+            let problem = format!("{at} has {size} bytes, the table says {}", partition.extent.len);
+            return Err(mismatch(partition, problem));
+        }
+        let mapping = Direct::open(&node.path, Mode::Read, self.device.block_size())?;
+        let unit = u64::from(self.device.block_size().bytes());
+        for inside in [0, partition.extent.len.saturating_sub(unit)] {
+            let mut blocks = [AlignedBuf::zeroed(unit as usize), AlignedBuf::zeroed(unit as usize)];
+            device::read(&mapping, &partition.name, &mut blocks[0], ByteOffset(inside))?;
+            let place = ByteOffset(partition.extent.at.0.saturating_add(inside));
+            device::read(&*self.device, &partition.name, &mut blocks[1], place)?;
+            if blocks[0][..] != blocks[1][..] {
+                let problem = format!("{at} does not show byte {place} of the disk at its byte {inside}");
+                return Err(mismatch(partition, problem));
+            }
+        }
+        Ok(node)
     }
 
     fn asking(&self, source: std::io::Error) -> Error {
@@ -166,7 +232,12 @@ impl Machine for LocalDisk {
     }
 
     fn in_use(&self, partition: &Partition) -> Result<Option<String>> {
-        usage::user(&self.kernel, &self.disk, partition.extent).map_err(|e| self.asking(e))
+        match self.usage(partition.number, partition.extent) {
+            Usage::Idle => Ok(None),
+            Usage::By(by) => Ok(Some(by)),
+            Usage::Unknown(_) if self.assume_unused => Ok(None),
+            Usage::Unknown(problem) => Err(Error::UseUnknown { partition: label(partition), problem }),
+        }
     }
 
     fn kexec_is_loaded(&self) -> bool {
@@ -230,7 +301,7 @@ fn label(partition: &Partition) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{ByteOffset, Extent, Guid};
+    use crate::units::Guid;
 
     #[test]
     fn a_node_is_taken_only_where_kernel_and_table_agree() {

@@ -85,6 +85,9 @@ pub trait Machine: Send + Sync {
     fn mount_source(&self, partition: &Partition) -> Result<MountSource>;
 
     /// By whom a partition is in use (mounted, swap, claimed by another layer), if it is.
+    ///
+    /// # Errors
+    /// [`Error::UseUnknown`] where that cannot be told.
     fn in_use(&self, partition: &Partition) -> Result<Option<String>>;
 
     /// The index of the partition among `candidates` from which this machine runs, as far as the kernel

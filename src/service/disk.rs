@@ -22,6 +22,8 @@ pub struct Place {
     pub sector_size: Option<BlockSize>,
     /// Where the EFI variables are, if not in this machine's firmware.
     pub efivars: Option<PathBuf>,
+    /// Whether a slot counts as unused where it cannot be told.
+    pub assume_unused: bool,
     /// Directory of the journal and of the service's own files.
     pub state_dir: PathBuf,
     /// What is known of the machine.
@@ -43,7 +45,9 @@ pub struct Look {
 
 impl Place {
     pub(super) fn with<T>(&self, mode: Mode, act: impl FnOnce(&Engine<'_>) -> Result<T>) -> Result<T> {
-        let disk = LocalDisk::open(&self.disk, mode, self.sector_size)?.with_efivars(self.efivars.clone());
+        let disk = LocalDisk::open(&self.disk, mode, self.sector_size)?
+            .with_efivars(self.efivars.clone())
+            .assuming_unused(self.assume_unused);
         let journal = FileJournal::new(&self.state_dir, |notice| tracing::warn!("{notice}"));
         act(&Engine::new(&disk, &journal, self.policy.clone()))
     }

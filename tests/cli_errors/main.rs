@@ -12,6 +12,7 @@ mod coverage;
 mod devices;
 mod disks;
 mod elsewhere;
+mod in_use;
 mod rules;
 mod services;
 mod usage;

@@ -1,5 +1,8 @@
 //! What the kernel tells of block devices, in `/proc`, `/sys` and `/dev`.
 
+mod namespaces;
+mod stack;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -9,6 +12,8 @@ use super::mountinfo::{self, Mount};
 use crate::device::DeviceNumber;
 use crate::device::number::value;
 use crate::units::{ByteOffset, Extent};
+
+pub use namespaces::Namespace;
 
 /// sysfs counts in 512 bytes, whatever the sectors of the disk (Documentation/ABI/stable/sysfs-block).
 const SYSFS_SECTOR: u64 = 512;
@@ -53,6 +58,11 @@ pub struct Loop {
 }
 
 impl Kernel {
+    /// Whether the kernel's view of block devices can be seen at all: in a container `/sys` may be missing or empty.
+    pub fn shows_block_devices(&self) -> bool {
+        self.sys.join("dev/block").is_dir()
+    }
+
     /// The device of that number.
     pub fn node(&self, number: DeviceNumber) -> io::Result<Node> {
         self.node_in(&number.sysfs(&self.sys))
@@ -89,17 +99,6 @@ impl Kernel {
             }
         }
         Ok(found)
-    }
-
-    /// The devices stacked on this one (device mapper, md): names as in `/sys/block`.
-    pub fn holders(&self, number: DeviceNumber) -> Vec<String> {
-        names(&number.sysfs(&self.sys).join("holders"))
-    }
-
-    /// The devices on which this one is stacked; a partition stands for itself.
-    pub fn slaves(&self, number: DeviceNumber) -> Vec<DeviceNumber> {
-        let dir = number.sysfs(&self.sys).join("slaves");
-        names(&dir).iter().filter_map(|name| value(&dir.join(name).join("dev")).ok()).collect()
     }
 
     /// The loop devices that are attached.
@@ -162,12 +161,14 @@ impl Kernel {
         nodes.find(|node| self.is_same(path, node)).map(|node| node.number)
     }
 
+    /// A path that some table names, where it lies on this machine.
+    pub(crate) fn in_dev(&self, named: &Path) -> PathBuf {
+        named.strip_prefix("/dev").map_or_else(|_| named.to_owned(), |inside| self.dev.join(inside))
+    }
+
     /// Whether a path that some table names means this device: links such as `/dev/disk/by-partuuid/…` count.
     pub fn is_same(&self, named: &Path, node: &Node) -> bool {
-        let named = match named.strip_prefix("/dev") {
-            Ok(inside) => self.dev.join(inside),
-            Err(_) => named.to_owned(),
-        };
+        let named = self.in_dev(named);
         named == node.path
             || matches!((named.canonicalize(), node.path.canonicalize()), (Ok(a), Ok(b)) if a == b)
     }

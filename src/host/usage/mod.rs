@@ -1,0 +1,142 @@
+//! Who uses a partition: the one place that answers whether a range of bytes of a disk may be written.
+//!
+//! ```text
+//!   disk or image file, range ──▶ ways: every device through which these bytes can be reached
+//!                                   │  partitions, kpartx, loop devices over any of them, by device and inode
+//!                                   ▼
+//!   each way: named by a table? (mounts of all namespaces, swap, holders) ──▶ else: does an exclusive open succeed?
+//! ```
+//!
+//! The tables give names; the exclusive open gives certainty, since it also meets what no table shows: a file system that
+//! was unmounted lazily, a mount in a namespace that may not be looked into. Neither alone is enough.
+
+mod ways;
+
+use std::io;
+use std::path::Path;
+
+use super::kernel::{Kernel, Namespace, Node};
+use crate::device::{self, Identity};
+use crate::units::Extent;
+use ways::Ways;
+
+/// The disk whose partitions are asked about.
+#[derive(Debug, Clone)]
+pub(crate) enum Disk {
+    /// An image file.
+    File(std::path::PathBuf),
+    /// A block device.
+    Block(Node),
+}
+
+/// Whether a range of a disk is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Usage {
+    /// Nobody uses it.
+    Idle,
+    /// Who uses it.
+    By(String),
+    /// Why it cannot be told.
+    Unknown(String),
+}
+
+/// What the kernel answers when a device is opened: doubles answer in tests.
+pub(crate) trait Ask {
+    /// What the loop device at `node` is attached to.
+    fn below(&self, node: &Path) -> io::Result<Identity>;
+
+    /// Whether somebody holds a block device exclusively.
+    fn is_claimed(&self, node: &Path) -> io::Result<bool>;
+
+    /// Whether this process itself holds the disk exclusively, so that exclusive opens of it and of its partitions fail.
+    fn holds_disk(&self) -> bool {
+        false
+    }
+}
+
+/// The devices of this machine.
+pub(crate) struct Devices {
+    /// Whether this process holds the disk exclusively.
+    pub(crate) holds_disk: bool,
+}
+
+impl Ask for Devices {
+    fn below(&self, node: &Path) -> io::Result<Identity> {
+        Identity::below(node)
+    }
+
+    fn is_claimed(&self, node: &Path) -> io::Result<bool> {
+        device::is_claimed(node)
+    }
+
+    fn holds_disk(&self) -> bool {
+        self.holds_disk
+    }
+}
+
+/// Who uses the part `extent` of `disk`, which is its partition `number`.
+pub(crate) fn of(kernel: &Kernel, ask: &dyn Ask, disk: &Disk, number: u32, extent: Extent) -> Usage {
+    let unseen = |what: &Path, e: io::Error| Usage::Unknown(format!("{}: {e}", what.display()));
+    if !kernel.shows_block_devices() {
+        let problem = format!("{} shows no block devices; is sysfs mounted there?", kernel.sys.display());
+        return Usage::Unknown(problem);
+    }
+    let ways = match Ways::find(kernel, ask, disk, number, extent) {
+        Ok(ways) => ways,
+        Err(e) => return unseen(&kernel.sys, e),
+    };
+    let namespaces = match kernel.namespaces() {
+        Ok(namespaces) => namespaces,
+        Err(e) => return unseen(&kernel.proc, e),
+    };
+    let named = ways.devices.iter().find_map(|way| name(kernel, &namespaces, &way.node, &way.foreign));
+    if let Some(by) = named {
+        return Usage::By(by);
+    }
+    let mut doubts = ways.doubts;
+    for way in ways.devices.iter().filter(|way| way.exclusive) {
+        let node = way.node.path.display();
+        match ask.is_claimed(&way.node.path) {
+            Ok(false) => {}
+            Ok(true) => {
+                return Usage::By(format!(
+                    "the kernel gives nobody exclusive access to {node} (mounted where it is not seen, unmounted lazily while a process still uses it, or held by another program)"
+                ));
+            }
+            // No medium, or detached meanwhile.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(nix::libc::ENXIO | nix::libc::ENODEV | nix::libc::ENOMEDIUM)
+                ) => {}
+            Err(e) => doubts.push(format!("{node}, through which it can be reached, cannot be opened: {e}")),
+        }
+    }
+    match doubts.into_iter().next() {
+        Some(doubt) => Usage::Unknown(doubt),
+        None => Usage::Idle,
+    }
+}
+
+/// The user of a device by the tables of the kernel. `foreign`: what is stacked on it and is no partition of its own.
+fn name(kernel: &Kernel, namespaces: &[Namespace], node: &Node, foreign: &[String]) -> Option<String> {
+    let named = node.path.display();
+    for namespace in namespaces {
+        // By number, and by name for btrfs, whose mounts carry a number that is no device's.
+        let mount = namespace.mounts.iter().find(|m| {
+            m.number == node.number || (m.source.starts_with('/') && kernel.is_same(m.source.as_ref(), node))
+        });
+        let Some(mount) = mount else { continue };
+        let place = namespace.process.map(|process| {
+            format!(" in the mount namespace of process {process} ({})", kernel.process_name(process))
+        });
+        return Some(format!("{named} is mounted at {}{}", mount.target, place.unwrap_or_default()));
+    }
+    if kernel.swaps().iter().any(|swap| kernel.is_same(swap, node)) {
+        return Some(format!("{named} is swap space"));
+    }
+    foreign.first().map(|holder| format!("{named} is claimed by {holder}"))
+}
+
+#[cfg(test)]
+mod tests;
