@@ -65,6 +65,17 @@ pub(super) fn blocked(view: &View) -> Option<Error> {
 }
 
 impl Engine<'_> {
+    /// Something else under the version that runs: whoever asks what runs could not tell the one from the other.
+    fn same_version(&self, view: &View, claims: &Manifest) -> Option<Error> {
+        let same = |group| {
+            view.running_record(group).is_some_and(|record| {
+                record.manifest.version == claims.version && record.manifest.bytes() != claims.bytes()
+            })
+        };
+        let refused = !self.policy.allow_downgrade && Group::BOTH.into_iter().any(same);
+        refused.then(|| Error::SameVersion { version: claims.version.clone() })
+    }
+
     /// Everything that forbids preparing this bundle now, the gravest first.
     pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
         let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
@@ -75,6 +86,7 @@ impl Engine<'_> {
                 found.push(Error::AlreadyInstalled { version: bundle.manifest().version.clone() });
             }
             Ok(upgrade) => {
+                found.extend(self.same_version(view, bundle.manifest()));
                 for (group, slot, _) in upgrade.targets {
                     let held = view.held(group, slot).filter(|_| !self.policy.retry);
                     found.extend(held.and_then(|held| failed_before(view, held, bundle.manifest())));

@@ -17,6 +17,7 @@ use std::num::NonZeroUsize;
 
 pub use content::{FirmwareReport, ScrubReport};
 pub use software::{SoftwareImage, SoftwareSwap};
+pub use trial::FailedTrial;
 
 use crate::boot::BootFlag;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
@@ -214,6 +215,16 @@ impl<'a> Engine<'a> {
             }
         });
         result
+    }
+
+    /// Ends the last error without an upgrade: somebody has seen it.
+    pub fn clear_error(&self) {
+        self.write_down(
+            Event::new("clear", NO_ERROR, "the error was cleared".to_owned()),
+            "",
+            None,
+            |_, _| {},
+        );
     }
 
     /// The last swap of the container; `None` where there was none, or nobody remembers.

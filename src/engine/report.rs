@@ -37,7 +37,6 @@ impl Engine<'_> {
         match (torn, trial, prepared) {
             (Some(held), ..) if locked => {
                 status.state = UpgradeState::UpgradePreparing;
-                status.details = format!("writing {}", held.partition.name);
                 // The error of an earlier attempt is not one of this.
                 status.error_state = NO_ERROR.to_owned();
                 status.error_message.clear();

@@ -59,10 +59,37 @@ impl View {
     }
 }
 
+/// A platform slot that failed its trial while another one runs.
+#[derive(Debug)]
+pub struct FailedTrial {
+    /// Version of what it holds.
+    pub version: String,
+    /// Where its bundle came from.
+    pub origin: String,
+    /// [`Error::FellBack`].
+    pub error: Error,
+}
+
 /// What is told of a kernel that kexec started and that did not come back.
 const KEXECED: &str = "it was started by kexec and was not marked good: it crashed, hung, or was reset";
 
 impl Engine<'_> {
+    /// The trial that failed last, by the disk alone: it is known after the loss of /var, and until its slot is written anew.
+    ///
+    /// # Errors
+    /// Class Disk and Io.
+    pub fn failed_trial(&self) -> Result<Option<FailedTrial>> {
+        let view = self.view()?;
+        let failed = |held: &&Held| held.group == Group::Platform && held.state == SlotState::Bad;
+        let record = view.all().iter().find(failed).and_then(Held::record);
+        let known = view.fell_back().zip(record);
+        Ok(known.map(|(error, record)| FailedTrial {
+            version: record.manifest.version.clone(),
+            origin: record.origin.clone(),
+            error,
+        }))
+    }
+
     /// The commit of a machine whose loader knows one flag and counts nothing: the flag stays on the slot that runs, and the
     /// kernel of the prepared slot is started by kexec. `mark-good` there moves the flag; whatever else happens, the
     /// next reset boots the old slot. Nothing is written before the kernel is loaded, and then a mark for each slot.

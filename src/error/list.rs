@@ -55,6 +55,8 @@ errors! {
     BadRequest { problem: String } => Usage, "BAD_REQUEST", ("{problem}");
     /// The service has nothing at this address, or not for this method.
     NoSuchEndpoint { what: String } => Usage, "NO_SUCH_ENDPOINT", ("{what}; see /v1/qstage/openapi.json");
+    /// A request names a node that is not there.
+    NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; this is node 1, and the only one");
     /// Something was asked for that only a cluster can do.
     NotACluster { what: String } => Usage, "NOT_A_CLUSTER", ("{what} needs a cluster; this is a single node");
 
@@ -125,6 +127,9 @@ errors! {
     /// The bundle is older than what runs.
     Downgrade { bundle: String, running: String } => Refused, "DOWNGRADE",
         ("the bundle has version {bundle}, older than the running {running}; --allow-downgrade overrides");
+    /// The bundle has the version of what runs, and is another one.
+    SameVersion { version: String } => Refused, "SAME_VERSION",
+        ("the bundle has version {version}, which runs already with other content; --allow-downgrade overrides");
     /// The bundle's anti-rollback epoch is lower than what runs.
     Epoch { bundle: u64, running: u64 } => Refused, "EPOCH",
         ("the bundle has epoch {bundle}, lower than the running {running}: a release with a known hole; --allow-epoch-rollback overrides");
@@ -180,6 +185,9 @@ errors! {
     /// A container is asked for, but none is configured.
     NoContainer => Refused, "NO_CONTAINER",
         ("no container is configured; set [container] in the configuration");
+    /// Another bundle is prepared, and would be lost.
+    OtherPrepared { version: String } => Refused, "OTHER_PREPARED",
+        ("{version} is prepared and would be discarded; commit it, cancel it (POST /v1/qstage/cancel, or target IDLE by v1), or prepare with ?replace=true");
     /// The service is at work on an upgrade.
     UpgradeBusy { doing: String } => Refused, "UPGRADE_BUSY",
         ("an upgrade is under way ({doing}); wait for it to end or cancel it");

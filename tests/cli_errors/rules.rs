@@ -24,6 +24,8 @@ fn releases_that_do_not_fit_what_runs() {
     };
     let old = pack("old", "0.9", &[]);
     refuse(&old, "DOWNGRADE", "--allow-downgrade");
+    let again = pack("again", "1.0", &[]);
+    refuse(&again, "SAME_VERSION", "--allow-downgrade");
     let far = pack("far", "3.0", &["--min-version", "2.5"]);
     refuse(&far, "MIN_VERSION", "between them");
     refuse("v1.qimg", "ALREADY_INSTALLED", "nothing to do");
