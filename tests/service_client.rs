@@ -1,72 +1,13 @@
-//! The official client of the upgrade API, unchanged, against the service. `QSTAGE_TEST_CLIENT` names its `qq`;
-//! scripts/test installs it.
+//! The official client of the upgrade API, unchanged, against the service.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 mod service_support;
 
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use service_support::{Bench, Server, run};
-
-/// The client, or none, loudly; none is a failure in CI.
-fn client() -> Option<String> {
-    let client = std::env::var("QSTAGE_TEST_CLIENT").ok();
-    if client.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs the official client");
-        eprintln!("SKIPPED: needs the official client, see scripts/test");
-    }
-    client
-}
-
-/// A client with a token that may write, and the service that knows it.
-struct Pair {
-    bench: Bench,
-    server: Server,
-    client: String,
-}
-
-impl Pair {
-    fn new(rate: Option<&str>, service: &str) -> Option<Self> {
-        let client = client()?;
-        let bench = Bench::new(rate);
-        let credentials = json!({"version": 1, "bearer_token": "secret"});
-        std::fs::write(bench.path("credentials"), credentials.to_string()).unwrap();
-        std::fs::write(bench.path("secret"), "secret").unwrap();
-        let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
-        std::fs::write(bench.path("tokens"), format!("qq write {}\n", &hash[..64])).unwrap();
-        bench.configure(rate, &format!("tokens = {:?}\n{service}", bench.path("tokens")));
-        let server = bench.serve();
-        Some(Self { bench, server, client })
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let (host, port) = self.server.address.split_once(':').unwrap();
-        let mut command = Command::new(&self.client);
-        command
-            .args(["--host", host, "--port", port, "--credentials-store"])
-            .arg(self.bench.path("credentials"));
-        command.args(args).stdin(Stdio::null()).env("HOME", self.bench.dir.path());
-        command
-    }
-
-    fn qq(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs it; what it printed. It must neither fail nor stop with an assertion of its own.
-    fn says(&self, args: &[&str]) -> String {
-        let output = self.qq(args);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && !told.contains("Traceback"), "{args:?}: {told}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.says(args)).unwrap()
-    }
-}
+use serde_json::json;
+use service_support::client::Pair;
 
 #[test]
 fn looking() {

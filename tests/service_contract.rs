@@ -70,8 +70,10 @@ fn a_platform_upgrade_by_v2_and_v3() {
     server.prepare(&v2, false);
     assert_eq!(server.status(), prepared);
     assert_eq!(prepares(&server), 1);
-    // Another one replaces it.
-    server.prepare(&v3, false);
+    // Another one replaces it, but not without a word.
+    assert_eq!(code(&server.try_prepare(&v3, false)), (409, "UPGRADE_ERROR_OTHER_PREPARED"));
+    assert_eq!(server.status(), prepared);
+    assert_eq!(server.prepare_with(&v3, "replace=true").0, 202);
     server.reach("PREPARED");
     assert_eq!(server.status()["settings"]["target_version"], "3.0");
     assert_eq!(prepares(&server), 2);
@@ -141,7 +143,7 @@ fn a_software_upgrade_commits_by_itself_and_never_shows_prepared() {
     }
     assert_eq!(
         code(&server.post("/v1/shutdown/container-restart/2", &Value::Null)),
-        (400, "UPGRADE_ERROR_BAD_REQUEST")
+        (404, "UPGRADE_ERROR_NO_SUCH_NODE")
     );
 }
 
@@ -249,7 +251,7 @@ fn what_is_refused_is_refused_clearly() {
     server.reach("PREPARED");
 
     // A prepare that fails half-way shows why, with its settings.
-    server.prepare(&bad, false);
+    assert_eq!(server.prepare_with(&bad, "replace=1").0, 202);
     server.until("it fails", |server| server.state() != "PREPARING");
     let status = server.status();
     assert_eq!(

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use service_support::{Bench, check, run};
 
 /// What clients of the upgrade API call, by its public documentation.
-const CONTRACT: [&str; 18] = [
+const CONTRACT: [&str; 34] = [
     "GET /v1/upgrade/settings",
     "PUT /v1/upgrade/settings",
     "GET /v1/upgrade/status",
@@ -29,6 +29,22 @@ const CONTRACT: [&str; 18] = [
     "POST /v1/shutdown/container-restart/{node_id}",
     "GET /v1/version",
     "GET /v1/node/state",
+    "POST /v1/shutdown/halt",
+    "POST /v1/shutdown/halt/{node_id}",
+    "POST /v1/shutdown/reboot/{node_id}",
+    "POST /v1/upgrade/verify-image",
+    "GET /v1/cluster/protection/status",
+    "GET /v1/cluster/protection/restriper/status",
+    "GET /v1/unconfigured/nodes/",
+    "GET /v1/cluster/nodes/",
+    "POST /v1/session/login",
+    "GET /v1/session/who-am-i",
+    "POST /v1/cluster/reboot",
+    "POST /v1/cluster/halt",
+    "POST /v1/node/reboot",
+    "POST /v1/node/halt",
+    "GET /v1/session/roles",
+    "GET /v1/cluster/restriper/status",
 ];
 
 /// The changes in an order in which all can be done, each with its body and its status.
@@ -41,7 +57,13 @@ fn changes(bundle: &str) -> Vec<(&'static str, Value, u16)> {
     let reboot = json!({"is_rolling": false, "num_nodes_to_reboot": null});
     vec![
         ("POST /v2/upgrade/verify-image", json!({"image_path": bundle}), 200),
+        ("POST /v1/upgrade/verify-image", json!({"image_path": bundle}), 200),
         ("POST /v1/qstage/plan", json!({"image_path": bundle}), 200),
+        ("POST /v1/session/login", none.clone(), 401),
+        ("POST /v1/shutdown/halt", none.clone(), 409),
+        ("POST /v1/shutdown/halt/{node_id}", none.clone(), 409),
+        ("POST /v1/cluster/halt", none.clone(), 409),
+        ("POST /v1/node/halt", none.clone(), 409),
         ("POST /v2/upgrade/commit", none.clone(), 409),
         ("POST /v2/upgrade/prepare", prepare, 202),
         ("GET PREPARED", none.clone(), 200),
@@ -58,6 +80,9 @@ fn changes(bundle: &str) -> Vec<(&'static str, Value, u16)> {
         ("POST /v1/shutdown/reboot/pause", none.clone(), 409),
         ("POST /v1/shutdown/reboot/resume", none.clone(), 409),
         ("POST /v1/shutdown/reboot/start", reboot, 202),
+        ("POST /v1/shutdown/reboot/{node_id}", none.clone(), 409),
+        ("POST /v1/cluster/reboot", none.clone(), 409),
+        ("POST /v1/node/reboot", none, 409),
     ]
 }
 
@@ -116,7 +141,12 @@ fn every_endpoint_answers_as_the_document_says() {
         let path = endpoint.trim_start_matches("GET ");
         // A stream does not end; its own test reads it.
         if path != "/v1/qstage/events" {
-            answers("GET", path, &Value::Null, 200);
+            let status = match path {
+                _ if path.starts_with("/v1/cluster/") => 400,
+                _ if path.starts_with("/v1/users/") => 403,
+                _ => 200,
+            };
+            answers("GET", path, &Value::Null, status);
         }
         called.insert(endpoint.clone());
     }

@@ -56,6 +56,7 @@ impl ServeArgs {
         let commands = Commands {
             reboot: configured.reboot_command.clone().unwrap_or_default(),
             restart: configured.software_restart_command.clone().unwrap_or_default(),
+            halt: configured.halt_command.clone().unwrap_or_default(),
         };
         let place = Place {
             disk: settings.disk()?.to_owned(),

@@ -19,6 +19,7 @@ pub(crate) struct ServiceConfig {
     pub(crate) key: Option<PathBuf>,
     pub(crate) tokens: Option<PathBuf>,
     pub(crate) reboot_command: Option<Vec<String>>,
+    pub(crate) halt_command: Option<Vec<String>>,
     pub(crate) software_restart_command: Option<Vec<String>>,
     #[serde(default, deserialize_with = "seconds")]
     pub(crate) reboot_timeout: Option<u64>,

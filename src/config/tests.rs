@@ -40,6 +40,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
         key,
         tokens,
         reboot_command,
+        halt_command,
         software_restart_command,
         reboot_timeout,
         waiting_period,
@@ -48,7 +49,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     let times = ServiceConfig { reboot_timeout, waiting_period, ..ServiceConfig::default() };
     assert_eq!(times.limits(), ServiceConfig::default().limits());
     assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
-    assert!(reboot_command.is_some() && software_restart_command.is_some());
+    assert!(reboot_command.is_some() && halt_command.is_some() && software_restart_command.is_some());
     let kexec::Config { command_line, .. } = all.kexec.clone();
     assert!(command_line.is_some(), "an example");
     assert_eq!(kexec::Config { command_line: None, ..all.kexec }, kexec::Config::default());

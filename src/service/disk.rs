@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::calm::uptime;
-use super::upgrade::{Disk, Failure};
+use super::upgrade::{Disk, Failure, Fallen};
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
@@ -59,7 +59,12 @@ impl Place {
     pub fn look(&self) -> Result<Look> {
         self.with(Mode::Read, |engine| {
             let (status, slots) = (engine.status()?, engine.slots()?);
-            let disk = Disk::new(&slots, &status.install_path, &boot_id(), uptime());
+            let mut disk = Disk::new(&slots, &status.install_path, &boot_id(), uptime());
+            disk.fallen = engine.failed_trial()?.map(|failed| Fallen {
+                version: failed.version,
+                origin: failed.origin,
+                failure: Failure::from(&failed.error),
+            });
             Ok(Look { status, slots, disk, last_swap: engine.last_swap()? })
         })
     }
@@ -100,6 +105,14 @@ impl Place {
         if let Err(error) = noted {
             tracing::warn!("the refusal could not be kept: {error}");
         }
+    }
+
+    /// See [`Engine::clear_error`].
+    pub(super) fn clear(&self) -> Result<()> {
+        self.with(Mode::Read, |engine| {
+            engine.clear_error();
+            Ok(())
+        })
     }
 
     /// Keeps in the history what the engine had no chance to write: the end of a process, a failed restart.

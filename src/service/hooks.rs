@@ -39,6 +39,15 @@ pub trait AfterCommit: Send + Sync {
     /// What reboots the machine, for messages.
     fn reboot_words(&self) -> String;
 
+    /// Whether [`halt`](Self::halt) does anything.
+    fn halts(&self) -> bool;
+
+    /// Powers the machine off.
+    ///
+    /// # Errors
+    /// [`Error::Command`].
+    fn halt(&self) -> Result<()>;
+
     /// Whether [`run`](Self::run) writes the switch itself, between what it does before and after: the commit of
     /// the engine is left out then.
     fn commits(&self, _kind: UpgradeType) -> bool {
@@ -60,6 +69,8 @@ pub struct Commands {
     pub reboot: Vec<String>,
     /// Program and arguments that restart the software; empty: none.
     pub restart: Vec<String>,
+    /// Program and arguments that power the machine off; empty: none.
+    pub halt: Vec<String>,
 }
 
 impl ContainerRestart for Commands {
@@ -79,6 +90,14 @@ impl AfterCommit for Commands {
 
     fn reboot_words(&self) -> String {
         self.reboot.join(" ")
+    }
+
+    fn halts(&self) -> bool {
+        !self.halt.is_empty()
+    }
+
+    fn halt(&self) -> Result<()> {
+        run(&self.halt)
     }
 
     fn run(&self, kind: UpgradeType) -> Result<String> {
@@ -127,7 +146,7 @@ mod tests {
     #[test]
     fn a_failing_command_is_told_with_its_words() {
         let words = ["sh", "-c", "echo no disk >&2; exit 3"].map(str::to_owned).to_vec();
-        let commands = Commands { reboot: words, restart: vec!["/nowhere/x".into()] };
+        let commands = Commands { reboot: words, restart: vec!["/nowhere/x".into()], halt: Vec::new() };
         assert!(commands.reboots(UpgradeType::SoftwareAndPlatform));
         let error = AfterCommit::run(&commands, UpgradeType::SoftwareAndPlatform).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.ends_with("no disk"), "{error}");

@@ -1,8 +1,8 @@
 //! Connections: who gets one, and for how long.
 //!
 //! Each door has its own limit, so that the network cannot shut out root on the Unix socket. At the limit new
-//! connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that do not read their
-//! answer after [`WRITE_TIME`]. One address gets half of the places at most, so that one client alone, silent or broken,
+//! connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that have spoken after
+//! [`IDLE_TIME`], those that do not read their answer after [`WRITE_TIME`]. One address gets half of the places at most, so that one client alone, silent or broken,
 //! leaves room for the others.
 
 use std::collections::HashMap;
@@ -10,9 +10,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::extract::Request;
+use axum::middleware::map_request;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,8 +33,20 @@ use crate::error::{Error, Result};
 const CONNECTIONS: usize = 512;
 /// Connections per address; whole organisations come from one behind a translator or a proxy.
 const PER_ADDRESS: usize = CONNECTIONS / 2;
-/// How long a client may take for TLS, and for each header; an idle connection ends then as well.
+/// How long a client may take for TLS, and for its first header.
 pub(super) const HEADER_TIME: Duration = Duration::from_secs(20);
+/// How long a connection that has spoken may be idle, or take for its next header: clients that poll once a minute do so on
+/// a kept connection, and not all of them try again where it is closed.
+const IDLE_TIME: Duration = Duration::from_secs(100);
+/// The times of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    header: Duration,
+    idle: Duration,
+}
+
+const TIMES: Times = Times { header: HEADER_TIME, idle: IDLE_TIME };
+
 /// How long a client may leave an answer unread.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 /// Headers longer than this are refused; hyper's own buffer is 400 KiB.
@@ -123,7 +138,7 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
-                converse(stream, router, Origin::Network(from)).await;
+                converse(stream, router, Origin::Network(from), TIMES).await;
             }
             drop((share, place));
         });
@@ -188,7 +203,7 @@ async fn serve_unix(listener: UnixListener, router: Router) {
         let Ok(peer) = stream.peer_cred() else { continue };
         let (router, origin) = (router.clone(), Origin::Socket { uid: peer.uid(), pid: peer.pid() });
         tokio::spawn(async move {
-            converse(stream, router, origin).await;
+            converse(stream, router, origin, TIMES).await;
             drop(place);
         });
     }
@@ -204,16 +219,30 @@ async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     origin: Origin,
+    times: Times,
 ) {
-    let service = TowerToHyperService::new(router.layer(Extension(origin)));
-    let result = http1::Builder::new()
+    let spoken = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&spoken);
+    let router = router.layer(Extension(origin)).layer(map_request(move |request: Request| {
+        heard.store(true, Ordering::Relaxed);
+        std::future::ready(request)
+    }));
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(times.idle)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), service)
-        .await;
-    if let Err(error) = result {
-        tracing::debug!("a connection ended: {error}");
+        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), TowerToHyperService::new(router));
+    let silent = async {
+        tokio::time::sleep(times.header).await;
+        if spoken.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        result = connection => if let Err(error) = result {
+            tracing::debug!("a connection ended: {error}");
+        },
+        () = silent => tracing::debug!("a connection ended: nothing was asked for"),
     }
 }
 
@@ -235,6 +264,36 @@ mod tests {
         assert!(take("192.0.2.1").is_some(), "what was given back can be taken again");
         drop((held, other));
         assert!(shares.0.lock().unwrap().is_empty(), "nothing is remembered of those who left");
+    }
+
+    /// A client that asks once a minute on a kept connection must find it there.
+    #[test]
+    fn who_has_spoken_may_be_idle_and_who_has_not_may_not() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+        let (header, idle) = (Duration::from_millis(200), Duration::from_secs(3));
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let open = || {
+            let (near, far) = duplex(1024);
+            let origin = Origin::Socket { uid: 0, pid: None };
+            tokio::spawn(converse(near, router.clone(), origin, Times { header, idle }));
+            far
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut silent = open();
+            assert_eq!(silent.read(&mut [0; 16]).await.unwrap(), 0, "closed without a word");
+            let mut polling = open();
+            for _ in 0..2 {
+                polling.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"here") {
+                    assert_ne!(polling.read_buf(&mut answer).await.unwrap(), 0, "{answer:?}");
+                }
+                tokio::time::sleep(header * 3).await;
+            }
+            assert_eq!(polling.read(&mut [0; 16]).await.unwrap(), 0, "closed in the end");
+        });
+        assert!(IDLE_TIME >= Duration::from_secs(90) && HEADER_TIME < IDLE_TIME);
     }
 
     #[test]

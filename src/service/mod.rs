@@ -10,7 +10,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`upgrade`] | the states and what leads from one to another; pure |
-//! | `view` | the objects of the wire contract |
+//! | `view`, `wording` | the objects of the wire contract; messages that name its calls |
 //! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `calm`: the waiting period |
 //! | `worker` | processes that read bundles; [`disk`]: the engine |
 //! | `api` | one function per endpoint; `auth`: who may call it; `listen`, `tls`, `patience`: connections |
@@ -30,6 +30,7 @@ mod store;
 pub mod tls;
 pub mod upgrade;
 mod view;
+mod wording;
 pub mod worker;
 
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::upgrade::{Failure, Settings};
 use super::view::Snapshot;
-use super::worker::Planned;
+use super::worker::{Lifted, Planned};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
@@ -20,13 +20,14 @@ pub(super) enum Order {
     Prepare {
         settings: Settings,
         planned: Planned,
-        overridden: bool,
+        lifted: Lifted,
     },
     Commit,
     Cancel,
     MarkGood(Option<Slot>),
     RollBack,
     Reboot,
+    Halt,
     RestartContainer,
     /// A bundle could not be opened.
     Refused {

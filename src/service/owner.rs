@@ -15,23 +15,27 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 mod after;
+mod look;
 
 use super::Service;
-use super::calm::uptime;
 use super::disk::Look;
 use super::order::{Answer, Handle, Order, WAITING};
 use super::store::Store;
 use super::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
 use super::view::{RebootState, Snapshot};
-use super::worker::{self, Planned, Preparing, Report};
+use super::worker::{self, Lifted, Planned, Preparing, Report};
 use crate::container::StartReport;
 use crate::error::{Error, Result};
 use crate::state::{SwitchReport, UpgradeState};
+use look::calm_at;
 
 /// How often the disk is looked at while nothing is done: others may change it.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long COMMITTED is shown at least.
+/// How long COMMITTED is shown after a swap at least.
 const HELD: Duration = Duration::from_secs(3);
+/// How long COMMITTING, COMMITTED and REBOOTING are shown at least: clients poll once a second, and one that has seen none
+/// of them takes what follows for something else. The last two make the 3 s that no machine reboots after COMMITTED.
+const SHOWN: Duration = Duration::from_millis(1500);
 /// How long a prepare that has lost its service is waited for at the start.
 const ORPHANED: Duration = Duration::from_secs(10);
 
@@ -44,7 +48,11 @@ enum Done {
     Took(Result<String>),
     /// A look, and which one it was.
     Looked(u64, Box<Result<Look>>),
+    /// COMMITTED has been shown for long enough.
+    Shown,
     Rebooted(Result<()>),
+    /// The command that powers off has ended.
+    Halted(Result<()>),
     /// The time for a reboot is over.
     StillHere,
     /// The software was brought to what the flags select.
@@ -65,6 +73,8 @@ pub(super) struct Owner {
     stopping: Option<(Error, Vec<oneshot::Sender<Answer>>)>,
     /// What is done with the software: nothing else may begin.
     beside: Option<&'static str>,
+    /// Since when COMMITTING is shown.
+    committing: Instant,
     /// Until when COMMITTED is shown in any case.
     held_until: Option<Instant>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
@@ -125,6 +135,7 @@ impl Owner {
             child: None,
             stopping: None,
             beside: None,
+            committing: Instant::now(),
             held_until: None,
             reports: mpsc::channel(16),
             done: mpsc::channel(16),
@@ -165,9 +176,7 @@ impl Owner {
 
     async fn obey(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
         let result = match order {
-            Order::Prepare { settings, planned, overridden } => {
-                self.prepare(settings, &planned, overridden).await
-            }
+            Order::Prepare { settings, planned, lifted } => self.prepare(settings, &planned, lifted).await,
             Order::Commit => self.commit(),
             Order::Cancel if self.child.is_some() => {
                 self.stop(Error::Cancelled);
@@ -183,6 +192,7 @@ impl Owner {
             Order::MarkGood(slot) => self.switch(move |service| service.place.mark_good(slot)).await,
             Order::RollBack => self.switch(|service| service.place.roll_back()).await,
             Order::Reboot => self.reboot(),
+            Order::Halt => self.halt(),
             Order::RestartContainer => return self.restart(answer),
             Order::Refused { settings, failure } => self.refused(settings, failure).await,
             Order::Alive => Ok(None),
@@ -230,7 +240,7 @@ impl Owner {
         }
     }
 
-    async fn prepare(&mut self, settings: Settings, planned: &Planned, overridden: bool) -> Answer {
+    async fn prepare(&mut self, settings: Settings, planned: &Planned, lifted: Lifted) -> Answer {
         let staged = planned.already_prepared && self.upgrade.phase == Phase::Prepared;
         let path = settings.install_path.clone();
         if let Some(obstacle) = planned.blocked_by.first().filter(|_| self.idle().is_ok()) {
@@ -250,12 +260,16 @@ impl Owner {
         if self.child.is_none() && self.upgrade.phase != Phase::Committing {
             self.idle()?;
         }
+        if self.upgrade.phase == Phase::Prepared && !staged && !lifted.replace {
+            let version = self.upgrade.settings.as_ref().map(|settings| settings.target_version.clone());
+            return Err(Error::OtherPrepared { version: version.unwrap_or_default() });
+        }
         let before = self.upgrade.phase;
         self.apply(Input::Begin { settings, staged })?;
         match self.upgrade.phase {
             Phase::Preparing if self.child.is_none() => {
                 self.snapshot.counts.prepares += 1;
-                match worker::prepare(&self.service.arguments, &path, overridden, self.reports.0.clone()) {
+                match worker::prepare(&self.service.arguments, &path, lifted, self.reports.0.clone()) {
                     Ok(child) => self.child = Some(child),
                     Err(error) => {
                         self.fail("prepare", &error).await;
@@ -263,24 +277,19 @@ impl Owner {
                     }
                 }
             }
-            Phase::Committing if before != Phase::Committing => self.start_commit(),
+            Phase::Committing if before != Phase::Committing => self.start_commit(Ok(())),
             _ => {}
         }
         Ok(None)
     }
 
+    /// Refuses where nothing is prepared, and only there: a client that has prepared takes a refused commit for a machine
+    /// that reboots already, and reports success. Whatever else forbids it is told as a commit that failed.
     fn commit(&mut self) -> Answer {
-        // Whether it may be asked for comes before whether something blocks it: "nothing is prepared" says more.
-        self.upgrade.apply(Input::Commit)?;
-        self.idle()?;
-        if let Some(status) = self.snapshot.status.as_ref().filter(|status| status.is_blocked) {
-            return Err(Error::Blocked { reason: status.blocked_reason.clone() });
-        }
-        if let Some(left) = self.snapshot.waiting() {
-            return Err(Error::Waiting { left });
-        }
+        let free = self.idle();
         self.apply(Input::Commit)?;
-        self.start_commit();
+        let waiting = self.snapshot.waiting().map_or(Ok(()), |left| Err(Error::Waiting { left }));
+        self.start_commit(free.and(waiting));
         Ok(None)
     }
 
@@ -310,12 +319,25 @@ impl Owner {
                 }
                 Err(error) => self.fail("commit", &error).await,
             },
+            Done::Shown => {
+                self.beside = None;
+                let _ = self.apply(Input::Reboot);
+                self.start_reboot(Done::Took);
+            }
             Done::Rebooted(result) => {
                 self.snapshot.reboot = match result {
                     Ok(()) => RebootState::InProgress,
                     Err(error) => RebootState::Failed(crate::error::sentence(&error)),
                 };
                 self.publish();
+            }
+            Done::Halted(result) => {
+                self.beside = None;
+                if let Err(error) = result {
+                    tracing::error!(code = error.code(), "not powered off: {error}");
+                    self.snapshot.reboot = RebootState::Failed(crate::error::sentence(&error));
+                    self.publish();
+                }
             }
             Done::StillHere => self.still_here().await,
             Done::Converged(result) => self.converged(result).await,
@@ -362,7 +384,7 @@ impl Owner {
                         let (version, upgrade_type) = (staged.version, staged.upgrade_type);
                         self.settle(Some(Input::Staged { version, upgrade_type })).await;
                         if self.upgrade.phase == Phase::Committing {
-                            self.start_commit();
+                            self.start_commit(Ok(()));
                         }
                     }
                     (Err(_), Some((error, _))) => self.fail("prepare", &error_again(error)).await,
@@ -392,11 +414,14 @@ impl Owner {
     async fn discard(&mut self) -> Answer {
         let report = blocking(&self.service, |service| service.place.discard()).await;
         if let Ok(report) = &report {
-            if report.is_none() && self.upgrade.error.is_none() {
+            let shown = self.snapshot.shows_error();
+            if report.is_none() && self.upgrade.phase == Phase::Idle && !shown {
                 self.settle(None).await;
                 return Err(Error::NothingToCancel { problem: "nothing is prepared".to_owned() });
             }
-            self.upgrade.error = None;
+            if report.is_none() && shown {
+                blocking(&self.service, |service| service.place.clear()).await?;
+            }
             self.apply(Input::Discarded)?;
         }
         self.settle(None).await;
@@ -412,52 +437,6 @@ impl Owner {
         self.settle(None).await;
         report.map(Some)
     }
-
-    /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.
-    fn look(&mut self) {
-        if std::mem::replace(&mut self.looking, true) {
-            return;
-        }
-        let (service, done, number) = (Arc::clone(&self.service), self.done.0.clone(), self.looks);
-        tokio::spawn(async move {
-            let look = blocking(&service, |service| service.place.look()).await;
-            let _ = done.send(Done::Looked(number, Box::new(look))).await;
-        });
-    }
-
-    /// Looks, moves on, and shows both at once: who is told that a bundle is prepared must find it in the slots.
-    async fn settle(&mut self, input: Option<Input>) {
-        self.looks += 1;
-        let look = blocking(&self.service, |service| service.place.look()).await;
-        if let Some(input) = input {
-            let _ = self.enter(input);
-        }
-        if let Ok(look) = &look {
-            self.observe(look);
-        }
-        self.snapshot.take(look);
-        self.publish();
-    }
-
-    /// Follows what a look saw. What a swap has committed and proved good already stays committed for as long as a client
-    /// that polls each second needs to see it.
-    fn observe(&mut self, look: &Look) {
-        let held = self.held_until.is_some_and(|until| Instant::now() < until);
-        if held && self.upgrade.phase == Phase::Committed {
-            self.upgrade = self.upgrade.clone().looked(&look.disk);
-        } else {
-            let _ = self.enter(Input::Observed(look.disk.clone()));
-        }
-    }
-}
-
-/// When the waiting period ends; `None`: it has ended.
-fn calm_at(service: &Service, upgrade: &Upgrade) -> Option<Instant> {
-    if service.limits.waiting.is_zero() {
-        return None;
-    }
-    let left = upgrade.calm.left(service.limits.waiting.as_secs(), uptime());
-    Instant::now().checked_add(Duration::from_secs(left)).filter(|_| left > 0)
 }
 
 /// The code of [`Error::Worker`].

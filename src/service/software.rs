@@ -46,6 +46,14 @@ impl AfterCommit for Software {
         self.commands.reboot_words()
     }
 
+    fn halts(&self) -> bool {
+        self.commands.halts()
+    }
+
+    fn halt(&self) -> Result<()> {
+        self.commands.halt()
+    }
+
     fn commits(&self, kind: UpgradeType) -> bool {
         kind == UpgradeType::SoftwareOnly
     }

@@ -7,7 +7,7 @@
 //!    └── Failed ──────┘◀─────── Failed: PREPARED again ────┘    Observed: no trial     next start
 //! ```
 //!
-//! A failure is not a state: it stands beside the state until the next prepare or commit begins.
+//! A failure is not a state: it stands beside the state until the next prepare or commit begins, or somebody clears it.
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +70,20 @@ pub struct Settings {
     pub num_nodes_to_reboot: Option<u64>,
 }
 
+impl Settings {
+    /// What was not ordered but found on the disk.
+    pub fn found(path: &str, version: String, upgrade_type: UpgradeType) -> Self {
+        Self {
+            install_path: path.to_owned(),
+            target_version: version,
+            upgrade_type,
+            auto_commit: false,
+            do_rolling_reboot: false,
+            num_nodes_to_reboot: None,
+        }
+    }
+}
+
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -83,6 +97,27 @@ impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         Self { code: error.code().to_owned(), message: crate::error::sentence(error) }
     }
+}
+
+impl Failure {
+    /// Whether a new platform did not come up.
+    pub fn is_fallback(&self) -> bool {
+        self.code == FELL_BACK
+    }
+}
+
+/// The code of [`Error::FellBack`].
+const FELL_BACK: &str = "UPGRADE_ERROR_FELL_BACK";
+
+/// A platform slot that failed its trial, by what stands on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallen {
+    /// Version of the slot.
+    pub version: String,
+    /// Where its bundle came from.
+    pub origin: String,
+    /// Which slot failed, which one runs, and why.
+    pub failure: Failure,
 }
 
 /// Which boot this is. A reboot is told by either, since a disk image has no kernel that would tell.
@@ -110,6 +145,9 @@ pub struct Upgrade {
     /// For the waiting period.
     #[serde(default)]
     pub calm: Calm,
+    /// The fallback that was cleared, or that a later prepare ended. The slot that failed says it until it is written anew.
+    #[serde(default)]
+    pub cleared: Option<Failure>,
 }
 
 /// What the slots say; the truth that everything else yields to.
@@ -125,6 +163,8 @@ pub struct Disk {
     pub running: Option<String>,
     /// Version of the software that is selected and good.
     pub software: Option<String>,
+    /// The platform slot that failed its trial.
+    pub fallen: Option<Fallen>,
     /// Seconds since the start of the machine.
     pub uptime: u64,
     /// The boot.
@@ -154,6 +194,7 @@ impl Disk {
             software: slots()
                 .find(|s| s.group == Group::Software && s.boots_next && s.state == SlotState::Good)
                 .and_then(|s| s.version.clone()),
+            fallen: None,
             uptime,
             boot: Boot {
                 id: boot_id.to_owned(),
@@ -193,7 +234,7 @@ pub enum Input {
     Switched,
     /// The command that reboots is about to run.
     Reboot,
-    /// What was prepared was discarded.
+    /// What was prepared or committed was discarded; where nothing was, the error that is shown is cleared.
     Discarded,
     /// Nothing is being done, and this is what the disk says.
     Observed(Disk),
@@ -218,7 +259,7 @@ impl Upgrade {
                 };
                 next.progress = if staged { 100 } else { 0 };
                 next.settings = Some(settings);
-                next.error = None;
+                next.forgive();
             }
             (Input::Progress(percent), Preparing) => next.progress = self.progress.max(percent.min(99)),
             (Input::Staged { version, upgrade_type }, Preparing) => {
@@ -234,6 +275,8 @@ impl Upgrade {
             (Input::Failed(failure), Committed | Rebooting) => {
                 (next.phase, next.error) = (Committed, Some(failure));
             }
+            // Whoever asked for it was told; that the last upgrade failed is the news for all others.
+            (Input::Beside(..), Idle) if self.error.as_ref().is_some_and(Failure::is_fallback) => {}
             (Input::Beside(settings, failure), Idle | Prepared | Committed) => {
                 next.error = Some(failure);
                 if self.phase == Idle || self.settings.is_none() {
@@ -255,10 +298,15 @@ impl Upgrade {
             }
             (Input::Reboot, Committed) => next.phase = Rebooting,
             (Input::Discarded, Idle | Prepared | Committed) => {
-                let (error, boot, calm) = (self.error.clone(), self.boot.clone(), self.calm);
-                next = Self { error, boot, calm, ..Self::default() };
-                // Settings stay beside an error: clients print both.
-                next.settings = self.settings.clone().filter(|_| self.error.is_some());
+                next.forgive();
+                (next.phase, next.progress) = (Idle, 0);
+                if self.phase == Idle {
+                    next.settings = None;
+                } else {
+                    // A client that watches takes the end of an upgrade without an error for a success, and prints the
+                    // settings beside an error.
+                    next.error = Some(Failure::from(&Error::Cancelled));
+                }
             }
             (Input::Observed(disk), Idle | Prepared | Committed) => next = next.observe(disk),
             // What is being done knows better than a look that was taken before it began.
@@ -267,6 +315,12 @@ impl Upgrade {
             (_, phase) => return Err(Error::UpgradeBusy { doing: doing(phase).to_owned() }),
         }
         Ok(next)
+    }
+
+    /// The error is over, and a fallback that it told of is not told again.
+    fn forgive(&mut self) {
+        let error = self.error.take();
+        self.cleared = error.filter(Failure::is_fallback).or_else(|| self.cleared.take());
     }
 
     fn same_order(&self, order: &Settings) -> bool {
@@ -283,21 +337,13 @@ impl Upgrade {
 
     /// Follows what others did to the disk: the command line, a roll-back by the boot loader, a mark-good unit.
     fn observe(self, disk: Disk) -> Self {
-        let found = |path: &str, version: String, upgrade_type| Settings {
-            install_path: path.to_owned(),
-            target_version: version,
-            upgrade_type,
-            auto_commit: false,
-            do_rolling_reboot: false,
-            num_nodes_to_reboot: None,
-        };
         let mut next = self.looked(&disk);
         let known = next.settings.as_ref().map(|settings| settings.target_version.clone());
         match (next.phase, disk.prepared, disk.trial) {
             (Phase::Committed, _, Some(_)) => {}
             (_, _, Some((version, kind))) if disk.pending || next.phase == Phase::Prepared => {
                 if known.as_ref() != Some(&version) {
-                    next.settings = Some(found("", version, kind));
+                    next.settings = Some(Settings::found("", version, kind));
                 }
                 next.phase = Phase::Committed;
             }
@@ -306,9 +352,13 @@ impl Upgrade {
                 if next.phase != Phase::Prepared || other {
                     // Found, not ordered: whatever was asked for then, nobody waits for a commit now.
                     let keep = next.settings.take().filter(|_| !other);
-                    let settings = keep.unwrap_or_else(|| found(&path, version, kind));
+                    let settings = keep.unwrap_or_else(|| Settings::found(&path, version, kind));
                     next.settings = Some(Settings { auto_commit: false, ..settings });
                     next.progress = 100;
+                    // A prepare that others began ends a fallback as one of ours does.
+                    if next.error.as_ref().is_some_and(Failure::is_fallback) {
+                        next.forgive();
+                    }
                 }
                 next.phase = Phase::Prepared;
             }
@@ -318,7 +368,24 @@ impl Upgrade {
             }
             (_, None, _) => next.phase = Phase::Idle,
         }
-        next
+        next.fell_back(disk.fallen)
+    }
+
+    /// Shows that the last upgrade fell back, whoever was there to see it: the service may have run in the slot that failed,
+    /// or not at all.
+    fn fell_back(mut self, fallen: Option<Fallen>) -> Self {
+        let Some(fallen) = fallen else { return Self { cleared: None, ..self } };
+        let known = self.cleared.as_ref() == Some(&fallen.failure);
+        // What the service concluded from the version alone says less than the slot does.
+        let other = self.error.as_ref().is_some_and(|error| !error.is_fallback());
+        if self.phase == Phase::Idle && !known && !other {
+            let kept = self.settings.take().filter(|settings| settings.target_version == fallen.version);
+            let found =
+                || Settings::found(&fallen.origin, fallen.version.clone(), UpgradeType::SoftwareAndPlatform);
+            self.settings = Some(kept.unwrap_or_else(found));
+            self.error = Some(fallen.failure);
+        }
+        self
     }
 
     /// The same in the boot of this look, with what it tells of trials.

@@ -31,8 +31,14 @@ fn disks() -> Vec<Disk> {
         Disk { prepared, ..base.clone() },
         Disk { prepared: other, ..base.clone() },
         Disk { trial: trial.clone(), pending: true, ..base.clone() },
-        Disk { trial, ..base },
+        Disk { trial, ..base.clone() },
+        Disk { fallen: Some(fallen()), ..base },
     ]
+}
+
+fn fallen() -> Fallen {
+    let failure = Failure { code: FELL_BACK.into(), message: "2 did not come up".into() };
+    Fallen { version: "2".into(), origin: "/x.qimg".into(), failure }
 }
 
 fn inputs() -> Vec<Input> {
@@ -185,6 +191,7 @@ fn what_fails_beside_an_upgrade_leaves_it_as_it_is() {
     for upgrade in all() {
         let other = Settings { install_path: "/y".into(), ..settings(true) };
         match upgrade.apply(Input::Beside(other.clone(), failure())) {
+            Ok(next) if upgrade.error == Some(fallen().failure) => assert_eq!(next.phase, upgrade.phase),
             Ok(next) => {
                 assert_eq!((next.phase, &next.error), (upgrade.phase, &Some(failure())));
                 let shown = if upgrade.phase == Phase::Idle { Some(other) } else { upgrade.settings };
@@ -221,10 +228,66 @@ fn a_start_after_the_reboot_tells_whether_it_took() {
     assert_eq!(fell.error.unwrap().code, "UPGRADE_ERROR_FELL_BACK");
 }
 
+/// A fallback is shown whoever was there when it happened, also where the service ran in the slot that failed in between; and
+/// until somebody clears it or prepares anew, and then not again.
+#[test]
+fn a_fallback_is_shown_until_it_is_cleared_and_once() {
+    let disk = |fallen: Option<Fallen>, id: &str| Disk {
+        running: Some("1".into()),
+        fallen,
+        boot: Boot { id: id.into(), slot: Some("a".into()) },
+        ..Disk::default()
+    };
+    let committed = Upgrade { phase: Phase::Committed, settings: Some(settings(true)), ..Upgrade::default() };
+    let committed = Upgrade { boot: Boot { id: "zero".into(), slot: Some("a".into()) }, ..committed };
+    let trial = Disk { trial: Some(("2".into(), UpgradeType::SoftwareAndPlatform)), ..disk(None, "one") };
+    let trial = Disk { running: Some("2".into()), ..trial };
+    for seen in [false, true] {
+        let before = if seen { committed.clone().recover(trial.clone()) } else { committed.clone() };
+        assert!(before.error.is_none());
+        let fell = before.recover(disk(Some(fallen()), "two"));
+        assert_eq!((fell.phase, &fell.error), (Phase::Idle, &Some(fallen().failure)), "{seen}");
+        assert_eq!(fell.settings.as_ref().map(|s| s.target_version.as_str()), Some("2"));
+        // It stays, over looks and starts.
+        let again = fell.apply(Input::Observed(disk(Some(fallen()), "two"))).unwrap();
+        assert_eq!(again.error, fell.error);
+        assert_eq!(again.clone().recover(disk(Some(fallen()), "three")).error, fell.error);
+        let cleared = again.apply(Input::Discarded).unwrap();
+        assert_eq!((&cleared.error, &cleared.settings), (&None, &None));
+        let other = Input::Begin { settings: settings(false), staged: false };
+        let failed = again.apply(other).unwrap().apply(Input::Failed(failure())).unwrap();
+        assert_eq!(failed.error, Some(failure()), "the newer one");
+        for done in [cleared, failed.apply(Input::Discarded).unwrap()] {
+            let done = done.apply(Input::Observed(disk(Some(fallen()), "two"))).unwrap();
+            assert_eq!(done.error, None);
+            let done = done.recover(disk(Some(fallen()), "three"));
+            assert_eq!(done.error, None, "also after a start");
+            // Tried again, and failed again in the same words.
+            let tried = done.apply(Input::Observed(trial.clone())).unwrap();
+            let fell = tried.recover(disk(Some(fallen()), "four"));
+            assert_eq!(fell.error, Some(fallen().failure), "a new failure is news");
+        }
+    }
+}
+
+#[test]
+fn what_is_discarded_before_its_commit_is_a_cancelled_upgrade() {
+    for upgrade in all() {
+        let Ok(next) = upgrade.apply(Input::Discarded) else { continue };
+        assert_eq!(next.phase, Phase::Idle);
+        if upgrade.phase == Phase::Idle {
+            assert_eq!((&next.error, &next.settings), (&None, &None), "cleared");
+        } else {
+            assert_eq!(next.error.map(|error| error.code).as_deref(), Some("UPGRADE_ERROR_CANCELLED"));
+            assert_eq!(next.settings, upgrade.settings, "clients print them beside the error");
+        }
+    }
+}
+
 #[test]
 fn a_killed_service_reports_what_it_was_doing() {
     let at = |phase| Upgrade { phase, settings: Some(settings(true)), ..Upgrade::default() };
-    let [nothing, prepared, _, pending, _] = <[Disk; 5]>::try_from(disks()).unwrap();
+    let [nothing, prepared, _, pending, ..] = <[Disk; 6]>::try_from(disks()).unwrap();
     let ended = |upgrade: Upgrade, disk: &Disk| {
         let next = upgrade.recover(disk.clone());
         (next.phase, next.error.map(|error| error.code))

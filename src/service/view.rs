@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::disk::Look;
 use super::upgrade::{Phase, Settings, Upgrade};
+use super::wording::by_api;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::record::{Event, date};
-use crate::state::{SlotState, SlotsReport, Status, UpgradeState};
+use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState, UpgradeType};
 use crate::units::Group;
 use crate::version;
 
@@ -80,6 +81,20 @@ pub(super) struct StatusV3 {
     pub(super) error_info: Option<String>,
 }
 
+impl StatusV3 {
+    /// As it is shown where REBOOTING is not known.
+    pub(super) fn before_rebooting(mut self) -> Self {
+        if self.state == state_v3(Phase::Rebooting) {
+            self.state = state_v3(Phase::Committed);
+        }
+        self
+    }
+}
+
+fn state_v3(phase: Phase) -> String {
+    format!("UPGRADE_STATE_{}", phase.word())
+}
+
 /// `GET /v2/upgrade/blocked`.
 #[derive(Debug, Serialize)]
 pub(super) struct Blocked {
@@ -106,6 +121,13 @@ pub(super) struct Version {
     build_id: String,
     flavor: &'static str,
     build_date: String,
+}
+
+impl Version {
+    /// The product's name.
+    pub(super) fn product(&self) -> &str {
+        self.revision_id.rsplit_once(' ').map_or("", |(name, _)| name)
+    }
 }
 
 /// `GET` and `PUT /v1/upgrade/settings`.
@@ -151,11 +173,21 @@ impl Snapshot {
         Blocked {
             is_blocked: reason.is_some(),
             cluster_degraded: false,
-            blocked_reason: reason.unwrap_or_default(),
+            blocked_reason: by_api(&reason.unwrap_or_default()),
         }
     }
 
+    /// Whether the v1 status names an error, of this service or of the disk.
+    pub(super) fn shows_error(&self) -> bool {
+        self.v1().error_state != NO_ERROR
+    }
+
+    /// `details` stays empty: clients compare the object, and what it could hold is in [`detailed`](Self::detailed).
     pub(super) fn v1(&self) -> StatusV1 {
+        StatusV1 { details: String::new(), ..self.in_full() }
+    }
+
+    fn in_full(&self) -> StatusV1 {
         let phase = self.upgrade.phase;
         let settings = self.upgrade.settings.as_ref();
         let status = self.status.as_ref();
@@ -182,6 +214,10 @@ impl Snapshot {
         let error = self.upgrade.error.as_ref();
         // An error that the engine keeps is older than a prepare that this service has begun.
         let kept = status.filter(|_| phase == Phase::Idle && self.upgrade.settings.is_none());
+        // Nor is a fallback that somebody has cleared.
+        let kept = kept.filter(|status| {
+            self.upgrade.cleared.as_ref().is_none_or(|cleared| cleared.code != status.error_state)
+        });
         StatusV1 {
             install_path: settings
                 .map(|settings| settings.install_path.clone())
@@ -190,8 +226,8 @@ impl Snapshot {
             state: state.to_owned(),
             details,
             error_message: error
-                .map(|error| error.message.clone())
-                .or_else(|| kept.map(|status| status.error_message.clone()))
+                .map(|error| by_api(&error.message))
+                .or_else(|| kept.map(|status| by_api(&status.error_message)))
                 .unwrap_or_default(),
             error_state: error
                 .map(|error| error.code.clone())
@@ -205,22 +241,22 @@ impl Snapshot {
     pub(super) fn detailed(&self) -> Detailed {
         let version = self.version().revision_id;
         let version = version.rsplit(' ').next().unwrap_or_default().to_owned();
-        Detailed { v1: self.v1(), progress: self.v3().progress, version, last_swap: self.last_swap.clone() }
+        Detailed {
+            v1: self.in_full(),
+            progress: self.v3().progress,
+            version,
+            last_swap: self.last_swap.clone(),
+        }
     }
 
     pub(super) fn v3(&self) -> StatusV3 {
         let upgrade = &self.upgrade;
-        let foreign = self.foreign().map(|status| Settings {
-            install_path: status.install_path.clone(),
-            target_version: String::new(),
-            upgrade_type: crate::state::UpgradeType::SoftwareAndPlatform,
-            auto_commit: false,
-            do_rolling_reboot: false,
-            num_nodes_to_reboot: None,
+        let foreign = self.foreign().map(|status| {
+            Settings::found(&status.install_path, String::new(), UpgradeType::SoftwareAndPlatform)
         });
         let phase = if foreign.is_some() { Phase::Preparing } else { upgrade.phase };
         StatusV3 {
-            state: format!("UPGRADE_STATE_{}", phase.word()),
+            state: state_v3(phase),
             progress: match phase {
                 Phase::Idle => None,
                 _ if foreign.is_some() => None,
@@ -231,7 +267,7 @@ impl Snapshot {
                 .error
                 .as_ref()
                 .filter(|_| foreign.is_none())
-                .map(|error| error.message.clone()),
+                .map(|error| by_api(&error.message)),
             settings: foreign.or_else(|| upgrade.settings.clone()),
         }
     }
@@ -263,8 +299,9 @@ impl Snapshot {
             upgrade_initiated: upgrading,
             total_node_count: 1,
             rebooted_node_count: 0,
-            error_message: match &self.reboot {
-                RebootState::Failed(message) => message.clone(),
+            error_message: match (&self.reboot, &self.upgrade.error) {
+                (RebootState::Failed(message), _) => by_api(message),
+                (RebootState::Idle, Some(error)) if error.is_fallback() => by_api(&error.message),
                 _ => String::new(),
             },
         }
@@ -277,7 +314,9 @@ impl Snapshot {
         let platform = slots().find(|slot| slot.booted);
         let pending = slots()
             .any(|slot| slot.group == Group::Platform && slot.state == SlotState::Trial && !slot.booted);
-        let software = slots().find(|slot| slot.group == Group::Software && slot.boots_next && !pending);
+        // Nor does one that fell back with its platform, which its flags select until that is put down.
+        let runs = |slot: &&SlotReport| slot.boots_next && !pending && slot.state != SlotState::Bad;
+        let software = slots().find(|slot| slot.group == Group::Software && runs(slot));
         let newest = [platform, software]
             .into_iter()
             .flatten()

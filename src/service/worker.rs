@@ -78,25 +78,33 @@ enum Line {
     Error(Failure),
 }
 
-fn overrides(overridden: bool) -> &'static [&'static str] {
-    // Never the epoch: it marks releases with known holes, and no remote caller may bring one back.
-    if overridden { &["--allow-downgrade", "--override-product"] } else { &[] }
+/// Rules that a request lifts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Lifted {
+    /// Product and version need not fit what runs.
+    pub(super) compatibility: bool,
+    /// A release that has failed its trial on this machine is tried again.
+    pub(super) retry: bool,
+    /// What is prepared is discarded for another bundle.
+    pub(super) replace: bool,
+}
+
+impl Lifted {
+    /// Never the epoch: it marks releases with known holes, and no remote caller may bring one back.
+    fn flags(self) -> impl Iterator<Item = &'static str> {
+        let compatibility = ["--allow-downgrade", "--override-product"].into_iter();
+        compatibility.filter(move |_| self.compatibility).chain(self.retry.then_some("--retry"))
+    }
 }
 
 /// Asks what an upgrade to this bundle would be.
 ///
 /// # Errors
 /// What `plan` printed, with its code.
-pub(super) async fn plan(arguments: &Arguments, path: &str, overridden: bool) -> Result<Planned> {
+pub(super) async fn plan(arguments: &Arguments, path: &str, lifted: Lifted) -> Result<Planned> {
     let died = |problem: String| Error::Worker { what: format!("looking at {path}"), problem };
     let mut command = Command::new(PROGRAM);
-    command
-        .arg("plan")
-        .args(overrides(overridden))
-        .arg("--json")
-        .args(&arguments.machine)
-        .arg("--")
-        .arg(path);
+    command.arg("plan").args(lifted.flags()).arg("--json").args(&arguments.machine).arg("--").arg(path);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(PLAN_LIMIT, command.output())
         .await
@@ -122,12 +130,12 @@ pub(super) async fn plan(arguments: &Arguments, path: &str, overridden: bool) ->
 pub(super) fn prepare(
     arguments: &Arguments,
     path: &str,
-    overridden: bool,
+    lifted: Lifted,
     reports: mpsc::Sender<Report>,
 ) -> Result<Preparing> {
     let mut command = Command::new(PROGRAM);
     command.arg("prepare").args(["--json", "--background", "--while-stdin-open"]);
-    command.args(overrides(overridden)).args(&arguments.prepare).args(&arguments.machine).arg("--").arg(path);
+    command.args(lifted.flags()).args(&arguments.prepare).args(&arguments.machine).arg("--").arg(path);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn().map_err(|error| Error::Worker {
         what: "preparing".to_owned(),

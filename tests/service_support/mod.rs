@@ -1,6 +1,8 @@
 //! A real service on a disk image: its own process, an ephemeral port, a Unix socket.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod client;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -258,6 +260,13 @@ impl Server {
         let order = json!({"image_path": path, "auto_commit": auto_commit, "do_rolling_reboot": false,
             "num_nodes_to_reboot": null});
         self.post("/v2/upgrade/prepare", &order)
+    }
+
+    /// The same with rules lifted: `retry=true`, say.
+    pub(crate) fn prepare_with(&self, path: &str, query: &str) -> (u16, Value) {
+        let order = json!({"image_path": path, "auto_commit": false, "do_rolling_reboot": false,
+            "num_nodes_to_reboot": null});
+        self.post(&format!("/v2/upgrade/prepare?{query}"), &order)
     }
 
     pub(crate) fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {

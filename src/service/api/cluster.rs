@@ -1,13 +1,14 @@
-//! `/v1/shutdown`, `/v1/version`, `/v1/node`: the truth of a single node.
+//! `/v1/shutdown`, `/v1/version`, `/v1/node`, `/v1/cluster`: the truth of a single node.
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
 use super::reply::{Accepted, Body, Detail, Reply};
 use super::v2::check_rolling;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::service::order::Order;
 use crate::service::view::{RebootStatus, Version};
 
@@ -31,10 +32,73 @@ pub(super) struct NodeState {
     cluster_id: String,
 }
 
+/// Answer of `GET /v1/unconfigured/nodes/`.
+#[derive(Debug, Serialize)]
+pub(super) struct UnconfiguredNodes {
+    nodes: Vec<UnconfiguredNode>,
+}
+
+#[derive(Debug, Serialize)]
+struct UnconfiguredNode {
+    /// The host's name.
+    label: String,
+    model_number: String,
+    node_version: Version,
+    /// The machine's identity; empty where it has none.
+    uuid: String,
+    disk_info: DiskInfo,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskInfo {
+    slot_counts: SlotCounts,
+    ssd_partition_size: &'static str,
+    hdd_partition_size: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct SlotCounts {
+    ssds: u32,
+    hdds: u32,
+}
+
 pub(super) async fn reboot_start(State(api): Shared, Body(body): Body<RebootBody>) -> Reply<Accepted> {
-    check_rolling(body.is_rolling.unwrap_or(false), body.num_nodes_to_reboot)?;
+    let rolling = body.is_rolling.unwrap_or(false);
+    check_rolling(rolling, body.num_nodes_to_reboot)?;
+    if rolling {
+        return Err(Error::NotACluster { what: "a rolling reboot".to_owned() }.into());
+    }
+    reboot(State(api)).await
+}
+
+pub(super) async fn reboot(State(api): Shared) -> Reply<Accepted> {
     api.owner.order(Order::Reboot).await?;
     Ok(Accepted(Detail("reboot".to_owned())))
+}
+
+pub(super) async fn reboot_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
+    this(&node)?;
+    reboot(State(api)).await
+}
+
+pub(super) async fn halt(State(api): Shared) -> Reply<Accepted> {
+    api.owner.order(Order::Halt).await?;
+    Ok(Accepted(Detail("halt".to_owned())))
+}
+
+pub(super) async fn halt_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
+    this(&node)?;
+    halt(State(api)).await
+}
+
+/// What is true of several nodes together.
+pub(super) async fn only_a_cluster(uri: Uri) -> Reply<()> {
+    Err(Error::NotACluster { what: uri.path().to_owned() }.into())
+}
+
+/// Refuses the number of a node that there is not.
+fn this(node: &str) -> Result<()> {
+    if node.parse() == Ok(NODE) { Ok(()) } else { Err(Error::NoSuchNode { node: node.to_owned() }) }
 }
 
 /// Pause and resume are for rolling reboots, which one node has not.
@@ -52,10 +116,25 @@ pub(super) async fn container_restart(State(api): Shared) -> Reply<Accepted> {
 }
 
 pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
-    if node.parse() != Ok(NODE) {
-        return Err(Error::BadRequest { problem: format!("there is no node '{node}', only {NODE}") }.into());
-    }
+    this(&node)?;
     container_restart(State(api)).await
+}
+
+/// The nodes that belong to no cluster: this one. Of disks nothing is known that clients would print.
+pub(super) async fn unconfigured(State(api): Shared) -> Json<UnconfiguredNodes> {
+    let snapshot = api.owner.snapshot();
+    let label = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let uuid = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let disk_info = DiskInfo {
+        slot_counts: SlotCounts { ssds: 0, hdds: 0 },
+        ssd_partition_size: "0",
+        hdd_partition_size: "0",
+    };
+    let node_version = snapshot.version();
+    let model_number = node_version.product().to_owned();
+    Json(UnconfiguredNodes {
+        nodes: vec![UnconfiguredNode { label, model_number, node_version, uuid, disk_info }],
+    })
 }
 
 pub(super) async fn version(State(api): Shared) -> Json<Version> {
@@ -63,6 +142,6 @@ pub(super) async fn version(State(api): Shared) -> Json<Version> {
 }
 
 pub(super) async fn node_state() -> Json<NodeState> {
-    // A single node is a member of nothing, and works.
-    Json(NodeState { node_id: NODE, state: "ACTIVE", cluster_id: String::new() })
+    // A member of nothing.
+    Json(NodeState { node_id: NODE, state: "UNCONFIGURED", cluster_id: String::new() })
 }

@@ -35,6 +35,8 @@ fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
     metric("upgrade_state", "gauge", "1 for the state that the upgrade is in.", states.collect());
     metric("upgrade_progress_percent", "gauge", "Progress of the prepare.", plain(upgrade.progress.into()));
     metric("upgrade_error", "gauge", "1 while an error is shown.", plain(upgrade.error.is_some().into()));
+    let code = upgrade.error.as_ref().map(|error| (format!("{{code=\"{}\"}}", escape(&error.code)), 1));
+    metric("upgrade_error_info", "gauge", "The code of the error that is shown.", code.into_iter().collect());
     let blocked = snapshot.status.as_ref().is_some_and(|status| status.is_blocked);
     metric("upgrade_blocked", "gauge", "1 while no upgrade may begin.", plain(blocked.into()));
     metric(

@@ -5,6 +5,7 @@ mod events;
 mod metrics;
 mod own;
 mod reply;
+mod session;
 mod v1;
 mod v2;
 
@@ -24,9 +25,10 @@ use super::Service;
 use super::auth::{Gate, Origin, Privilege};
 use super::order::{Handle, Order};
 use super::upgrade::{Failure, Settings};
-use super::worker::{self, Planned};
+use super::worker::{self, Lifted, Planned};
 use crate::error::{Class, Error, Result};
 use crate::source::address;
+use crate::state::UpgradeType;
 use reply::{Code, Detail, Failed, Reply};
 
 /// The longest request body in bytes: a path and a few flags.
@@ -59,11 +61,12 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
     vec![
         ("/v1/upgrade/settings", get(v1::settings).put(v1::put_settings)),
         ("/v1/upgrade/status", get(v1::status)),
+        ("/v1/upgrade/verify-image", post(v2::verify_image)),
         ("/v2/upgrade/blocked", get(v2::blocked)),
         ("/v2/upgrade/verify-image", post(v2::verify_image)),
         ("/v2/upgrade/prepare", post(v2::prepare)),
         ("/v2/upgrade/commit", post(v2::commit)),
-        ("/v2/upgrade/status", get(v2::status)),
+        ("/v2/upgrade/status", get(v2::status_v2)),
         ("/v3/upgrade/status", get(v2::status)),
         ("/v1/shutdown/reboot/start", post(cluster::reboot_start)),
         ("/v1/shutdown/reboot/pause", post(cluster::reboot_pause)),
@@ -72,6 +75,23 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/shutdown/node/container-restart", post(cluster::container_restart)),
         ("/v1/shutdown/container-restart", post(cluster::container_restart)),
         ("/v1/shutdown/container-restart/{node_id}", post(cluster::container_restart_node)),
+        ("/v1/shutdown/reboot/{node_id}", post(cluster::reboot_node)),
+        ("/v1/shutdown/halt", post(cluster::halt)),
+        ("/v1/shutdown/halt/{node_id}", post(cluster::halt_node)),
+        // Before there was /v1/shutdown.
+        ("/v1/cluster/reboot", post(cluster::reboot)),
+        ("/v1/node/reboot", post(cluster::reboot)),
+        ("/v1/cluster/halt", post(cluster::halt)),
+        ("/v1/node/halt", post(cluster::halt)),
+        ("/v1/cluster/nodes/", get(cluster::only_a_cluster)),
+        ("/v1/cluster/protection/status", get(cluster::only_a_cluster)),
+        ("/v1/cluster/protection/restriper/status", get(cluster::only_a_cluster)),
+        ("/v1/cluster/restriper/status", get(cluster::only_a_cluster)),
+        ("/v1/unconfigured/nodes/", get(cluster::unconfigured)),
+        ("/v1/session/login", post(session::login)),
+        ("/v1/session/who-am-i", get(session::who_am_i)),
+        ("/v1/session/roles", get(session::roles)),
+        ("/v1/users/{id}/groups/", get(session::identities)),
         ("/v1/version", get(cluster::version)),
         ("/v1/node/state", get(cluster::node_state)),
         ("/v1/qstage/status", get(own::status)),
@@ -147,7 +167,7 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
 
 impl Api {
     /// Looks at a bundle, a few at a time.
-    async fn plan(&self, path: &str, overridden: bool) -> Result<Planned> {
+    async fn plan(&self, path: &str, lifted: Lifted) -> Result<Planned> {
         let _place = turn(&self.looks, "bundles").await?;
         // On a thread for it: a path may lie on a network file system that hangs.
         let named = path.to_owned();
@@ -155,14 +175,14 @@ impl Api {
         let checked = tokio::task::spawn_blocking(move || check_path(&named));
         let slow = |_| Error::Open { path: path.into(), source: std::io::ErrorKind::TimedOut.into() };
         tokio::time::timeout(TURN, checked).await.map_err(slow)?.map_err(lost)??;
-        worker::plan(&self.service.arguments, path, overridden).await
+        worker::plan(&self.service.arguments, path, lifted).await
     }
 
     /// Looks at a bundle and orders its prepare. The look comes first, since clients want version and type with the
     /// first status they read, and a refusal is worth more than an error that has to be asked for.
-    async fn prepare(&self, order: v2::PrepareBody, overridden: bool) -> Reply<Detail> {
+    async fn prepare(&self, order: v2::PrepareBody, lifted: Lifted) -> Reply<Detail> {
         let settings = order.settings()?;
-        let planned = match self.plan(&settings.install_path, overridden).await {
+        let planned = match self.plan(&settings.install_path, lifted).await {
             Ok(planned) => planned,
             Err(error) => {
                 // What is wrong with a bundle is shown in the status as well; what is wrong with a request is not.
@@ -178,16 +198,24 @@ impl Api {
             upgrade_type: planned.upgrade_type,
             ..settings
         };
+        // Software is swapped everywhere at once, whatever is said of reboots.
+        if settings.do_rolling_reboot && planned.upgrade_type == UpgradeType::SoftwareAndPlatform {
+            return Err(Error::NotACluster { what: "a rolling reboot".to_owned() }.into());
+        }
         let detail = Detail(format!(
             "{} {}{}",
             settings.target_version,
             settings.install_path,
-            if overridden { ", compatibility check overridden" } else { "" }
+            if lifted == Lifted::default() {
+                String::new()
+            } else {
+                format!(", rules are lifted: {lifted:?}")
+            }
         ));
-        if overridden {
-            tracing::warn!("the compatibility check is overridden: {}", detail.0);
+        if lifted != Lifted::default() {
+            tracing::warn!("rules are lifted: {}", detail.0);
         }
-        self.owner.order(Order::Prepare { settings, planned, overridden }).await?;
+        self.owner.order(Order::Prepare { settings, planned, lifted }).await?;
         Ok(detail)
     }
 }

@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::reply::{Body, Detail, Reply, overridden};
+use super::reply::{Body, Detail, Reply, lifted};
 use super::v2::ImageBody;
 use super::{Api, Shared, turn};
 use crate::error::Error;
@@ -52,7 +52,7 @@ pub(super) async fn plan(
     RawQuery(query): RawQuery,
     Body(body): Body<ImageBody>,
 ) -> Reply<Json<serde_json::Value>> {
-    Ok(Json(api.plan(&body.image_path, overridden(query.as_deref())).await?.report))
+    Ok(Json(api.plan(&body.image_path, lifted(query.as_deref())).await?.report))
 }
 
 pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {

@@ -11,6 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Class, Error, sentence};
+use crate::service::wording::by_api;
+use crate::service::worker::Lifted;
 
 /// How long the body of a request may take: it is one packet.
 const BODY_TIME: Duration = Duration::from_secs(10);
@@ -48,7 +50,7 @@ impl From<Error> for Failed {
         let status = match &error {
             Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
             Error::Forbidden { .. } => StatusCode::FORBIDDEN,
-            Error::NoSuchEndpoint { .. } => StatusCode::NOT_FOUND,
+            Error::NoSuchEndpoint { .. } | Error::NoSuchNode { .. } => StatusCode::NOT_FOUND,
             // The path came with the request; that nothing is there is its fault.
             Error::Open { .. } => StatusCode::BAD_REQUEST,
             error => match error.class() {
@@ -71,7 +73,7 @@ impl IntoResponse for Failed {
         let body = ErrorBody {
             module: "qstage",
             error_class: code,
-            description: sentence(&self.error),
+            description: by_api(&sentence(&self.error)),
             stack: [],
             user_visible: true,
         };
@@ -125,13 +127,20 @@ pub(super) async fn not_this_method(request: Request) -> Failed {
     Failed { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
 }
 
-/// Whether the query overrides the compatibility check, in any spelling of true that clients have.
-pub(super) fn overridden(query: Option<&str>) -> bool {
-    query.into_iter().flat_map(|query| query.split('&')).any(|pair| {
-        pair.split_once('=').is_some_and(|(key, value)| {
-            key == "override_compatibility_check" && (value.eq_ignore_ascii_case("true") || value == "1")
-        })
-    })
+/// The rules that the query lifts, in any spelling of true that clients have.
+pub(super) fn lifted(query: Option<&str>) -> Lifted {
+    let says = |wanted: &str| {
+        query
+            .into_iter()
+            .flat_map(|query| query.split('&'))
+            .filter_map(|pair| pair.split_once('='))
+            .any(|(key, value)| key == wanted && (value.eq_ignore_ascii_case("true") || value == "1"))
+    };
+    Lifted {
+        compatibility: says("override_compatibility_check"),
+        retry: says("retry"),
+        replace: says("replace"),
+    }
 }
 
 #[cfg(test)]
@@ -139,13 +148,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_plain_yes_overrides() {
-        for query in ["true", "True", "1"] {
-            assert!(overridden(Some(&format!("a=b&override_compatibility_check={query}"))), "{query}");
+    fn only_a_plain_yes_lifts_a_rule() {
+        let (compatibility, retry, replace) = (true, true, true);
+        for (key, wanted) in [
+            ("override_compatibility_check", Lifted { compatibility, ..Lifted::default() }),
+            ("retry", Lifted { retry, ..Lifted::default() }),
+            ("replace", Lifted { replace, ..Lifted::default() }),
+        ] {
+            for yes in ["true", "True", "1"] {
+                assert_eq!(lifted(Some(&format!("a=b&{key}={yes}"))), wanted, "{yes}");
+            }
+            for query in [format!("{key}=false"), key.to_owned(), format!("x{key}=true")] {
+                assert_eq!(lifted(Some(&query)), Lifted::default(), "{query}");
+            }
         }
-        for query in ["override_compatibility_check=false", "override_compatibility_check", "", "a=true"] {
-            assert!(!overridden(Some(query)), "{query}");
-        }
-        assert!(!overridden(None));
+        assert_eq!(lifted(Some("retry=1&replace=1")), Lifted { retry, replace, compatibility: false });
+        assert_eq!(lifted(None), Lifted::default());
     }
 }

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::Shared;
-use super::reply::{Body, Detail, Reply, overridden};
+use super::reply::{Body, Detail, Reply, lifted};
 use super::v2::PrepareBody;
 use crate::error::Error;
 use crate::service::order::Order;
@@ -51,7 +51,7 @@ pub(super) async fn put_settings(
             Err(error) => return Err(error.into()),
         },
         Target::Prepare => {
-            api.prepare(PrepareBody::of_path(body.install_path), overridden(query.as_deref())).await?;
+            api.prepare(PrepareBody::of_path(body.install_path), lifted(query.as_deref())).await?;
         }
         Target::Arm => {
             let snapshot = api.owner.snapshot();

@@ -5,11 +5,12 @@ use axum::extract::{RawQuery, State};
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
-use super::reply::{Accepted, Body, Detail, Reply, overridden};
+use super::reply::{Accepted, Body, Detail, Reply, lifted};
 use crate::error::{Error, Result, sentence};
 use crate::service::order::Order;
 use crate::service::upgrade::Settings;
 use crate::service::view::{Blocked, StatusV3};
+use crate::service::wording::by_api;
 use crate::state::UpgradeType;
 
 /// Body of `POST /v2/upgrade/prepare`. What clients leave out or send as null is a no.
@@ -41,14 +42,16 @@ pub(super) struct Verified {
 /// How many nodes may reboot at a time.
 ///
 /// # Errors
-/// [`Error::BadRequest`] where the figures contradict each other, [`Error::NotACluster`] for a rolling reboot.
+/// [`Error::BadRequest`] where the figures contradict each other.
 pub(super) fn check_rolling(rolling: bool, nodes: Option<i64>) -> Result<Option<u64>> {
     let bad = |problem: String| Err(Error::BadRequest { problem });
     match nodes {
         Some(_) if !rolling => bad("num_nodes_to_reboot has a meaning with a rolling reboot only".to_owned()),
-        Some(n) if n < 1 => bad(format!("num_nodes_to_reboot is {n}, the least is 1")),
-        _ if rolling => Err(Error::NotACluster { what: "a rolling reboot".to_owned() }),
-        _ => Ok(None),
+        Some(n) => match u64::try_from(n) {
+            Ok(n) if n > 0 => Ok(Some(n)),
+            _ => bad(format!("num_nodes_to_reboot is {n}, the least is 1")),
+        },
+        None => Ok(None),
     }
 }
 
@@ -77,6 +80,11 @@ pub(super) async fn status(State(api): Shared) -> Json<StatusV3> {
     Json(api.owner.snapshot().v3())
 }
 
+/// The same under its old name, by which clients ask that know no REBOOTING.
+pub(super) async fn status_v2(State(api): Shared) -> Json<StatusV3> {
+    Json(api.owner.snapshot().v3().before_rebooting())
+}
+
 pub(super) async fn blocked(State(api): Shared) -> Json<Blocked> {
     Json(api.owner.snapshot().blocked())
 }
@@ -87,13 +95,15 @@ pub(super) async fn verify_image(
     RawQuery(query): RawQuery,
     Body(body): Body<ImageBody>,
 ) -> Json<Verified> {
-    Json(match api.plan(&body.image_path, overridden(query.as_deref())).await {
+    Json(match api.plan(&body.image_path, lifted(query.as_deref())).await {
         Ok(planned) => Verified {
             target_version: Some(planned.target_version),
             upgrade_type: Some(planned.upgrade_type),
-            error: planned.blocked_by.into_iter().next().map(|obstacle| obstacle.message),
+            error: planned.blocked_by.into_iter().next().map(|obstacle| by_api(&obstacle.message)),
         },
-        Err(error) => Verified { target_version: None, upgrade_type: None, error: Some(sentence(&error)) },
+        Err(error) => {
+            Verified { target_version: None, upgrade_type: None, error: Some(by_api(&sentence(&error))) }
+        }
     })
 }
 
@@ -102,7 +112,7 @@ pub(super) async fn prepare(
     RawQuery(query): RawQuery,
     Body(body): Body<PrepareBody>,
 ) -> Reply<Accepted> {
-    api.prepare(body, overridden(query.as_deref())).await.map(Accepted)
+    api.prepare(body, lifted(query.as_deref())).await.map(Accepted)
 }
 
 pub(super) async fn commit(State(api): Shared) -> Reply<Accepted> {

@@ -2,39 +2,50 @@
 //! of the software. The owner goes on to answer; nothing else begins meanwhile.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::super::order::Answer;
 use super::super::upgrade::{Failure, Input, Phase, Settings};
 use super::super::view::RebootState;
-use super::{Done, Owner, blocking};
+use super::{Done, Owner, SHOWN, blocking};
 use crate::container::StartReport;
 use crate::error::{Error, Result, sentence};
 use crate::state::UpgradeType;
 
-/// How long REBOOTING is shown before the command runs, so that clients that poll each second can see it.
-const FAREWELL: Duration = Duration::from_millis(1500);
 /// How long an orderly end waits for a switch or a swap: one that is cut off leaves no service until the next start.
 const ENDING: Duration = Duration::from_secs(30);
 
+/// Waits until COMMITTING has been shown for long enough.
+async fn show(since: Instant) {
+    tokio::time::sleep(SHOWN.saturating_sub(since.elapsed())).await;
+}
+
 impl Owner {
-    /// Writes the switch. The phase is COMMITTING already, so nothing else begins.
-    pub(super) fn start_commit(&mut self) {
+    /// Writes the switch, unless something forbids it. The phase is COMMITTING already, so nothing else begins.
+    pub(super) fn start_commit(&mut self, allowed: Result<()>) {
         self.snapshot.counts.commits += 1;
-        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        self.committing = Instant::now();
+        let (service, done, since) = (Arc::clone(&self.service), self.done.0.clone(), self.committing);
+        let software = self.kind() == UpgradeType::SoftwareOnly;
         let itself = service.after_commit.commits(self.kind());
         tokio::spawn(async move {
             // Asked again: since the prepare began, the other slot may have come into use.
-            let result = blocking(&service, move |service| {
+            let switch = blocking(&service, move |service| {
+                allowed?;
                 let status = service.place.look()?.status;
                 if status.is_blocked {
                     return Err(Error::Blocked { reason: status.blocked_reason });
                 }
                 if itself { Ok(()) } else { service.place.commit().map(|_| ()) }
             });
-            let _ = done.send(Done::Switched(result.await)).await;
+            let result = switch.await;
+            // The software goes on at once; COMMITTING is shown until it has come up.
+            if result.is_err() || !software {
+                show(since).await;
+            }
+            let _ = done.send(Done::Switched(result)).await;
         });
     }
 
@@ -47,14 +58,21 @@ impl Owner {
         let kind = self.kind();
         let took = kind == UpgradeType::SoftwareAndPlatform;
         self.settle(took.then_some(Input::Switched)).await;
+        let (service, done, since) = (Arc::clone(&self.service), self.done.0.clone(), self.committing);
         if self.service.after_commit.reboots(kind) {
-            let _ = self.apply(Input::Reboot);
-            return self.start_reboot(Done::Took);
+            self.beside = Some("about to reboot");
+            tokio::spawn(async move {
+                tokio::time::sleep(SHOWN).await;
+                let _ = done.send(Done::Shown).await;
+            });
+            return;
         }
-        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
         tokio::spawn(async move {
-            let result = blocking(&service, move |service| service.after_commit.run(kind));
-            let _ = done.send(Done::Took(result.await)).await;
+            let result = blocking(&service, move |service| service.after_commit.run(kind)).await;
+            if !took {
+                show(since).await;
+            }
+            let _ = done.send(Done::Took(result)).await;
         });
     }
 
@@ -71,12 +89,29 @@ impl Owner {
         Ok(None)
     }
 
-    /// Runs the command that reboots. A command that is content and does not reboot, or does not end, must not leave
-    /// everybody waiting for ever.
-    fn start_reboot(&self, ended: impl FnOnce(Result<String>) -> Done + Send + 'static) {
+    /// Powers off, as a reboot is ordered: the answer is on its way before the machine goes down.
+    pub(super) fn halt(&mut self) -> Answer {
+        self.idle()?;
+        if !self.service.after_commit.halts() {
+            let (what, key) = ("power the machine off".to_owned(), "halt_command".to_owned());
+            return Err(Error::NotConfigured { what, key });
+        }
+        self.beside = Some("powering off");
         let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
         tokio::spawn(async move {
-            tokio::time::sleep(FAREWELL).await;
+            tokio::time::sleep(SHOWN).await;
+            let result = blocking(&service, |service| service.after_commit.halt()).await;
+            let _ = done.send(Done::Halted(result)).await;
+        });
+        Ok(None)
+    }
+
+    /// Runs the command that reboots. A command that is content and does not reboot, or does not end, must not leave
+    /// everybody waiting for ever.
+    pub(super) fn start_reboot(&self, ended: impl FnOnce(Result<String>) -> Done + Send + 'static) {
+        let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SHOWN).await;
             let limit = tokio::time::sleep(service.limits.reboot);
             tokio::pin!(limit);
             let run = |service: &super::Service| service.after_commit.run(UpgradeType::SoftwareAndPlatform);
@@ -141,14 +176,7 @@ impl Owner {
             }
         };
         let input = gave_up.map(|(error, target_version)| {
-            let settings = Settings {
-                install_path: String::new(),
-                target_version,
-                upgrade_type: UpgradeType::SoftwareOnly,
-                auto_commit: false,
-                do_rolling_reboot: false,
-                num_nodes_to_reboot: None,
-            };
+            let settings = Settings::found("", target_version, UpgradeType::SoftwareOnly);
             Input::Beside(settings, Failure::from(&error))
         });
         self.settle(input).await;

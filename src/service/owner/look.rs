@@ -1,0 +1,58 @@
+//! Looks at the disk: others may change it at any time, and what it says is believed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::Service;
+use super::super::calm::uptime;
+use super::super::disk::Look;
+use super::super::upgrade::{Input, Phase, Upgrade};
+use super::{Done, Owner, blocking};
+
+impl Owner {
+    /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.
+    pub(super) fn look(&mut self) {
+        if std::mem::replace(&mut self.looking, true) {
+            return;
+        }
+        let (service, done, number) = (Arc::clone(&self.service), self.done.0.clone(), self.looks);
+        tokio::spawn(async move {
+            let look = blocking(&service, |service| service.place.look()).await;
+            let _ = done.send(Done::Looked(number, Box::new(look))).await;
+        });
+    }
+
+    /// Looks, moves on, and shows both at once: who is told that a bundle is prepared must find it in the slots.
+    pub(super) async fn settle(&mut self, input: Option<Input>) {
+        self.looks += 1;
+        let look = blocking(&self.service, |service| service.place.look()).await;
+        if let Some(input) = input {
+            let _ = self.enter(input);
+        }
+        if let Ok(look) = &look {
+            self.observe(look);
+        }
+        self.snapshot.take(look);
+        self.publish();
+    }
+
+    /// Follows what a look saw. What a swap has committed and proved good already stays committed for as long as a client
+    /// that polls each second needs to see it.
+    pub(super) fn observe(&mut self, look: &Look) {
+        let held = self.held_until.is_some_and(|until| Instant::now() < until);
+        if held && self.upgrade.phase == Phase::Committed {
+            self.upgrade = self.upgrade.clone().looked(&look.disk);
+        } else {
+            let _ = self.enter(Input::Observed(look.disk.clone()));
+        }
+    }
+}
+
+/// When the waiting period ends; `None`: it has ended.
+pub(super) fn calm_at(service: &Service, upgrade: &Upgrade) -> Option<Instant> {
+    if service.limits.waiting.is_zero() {
+        return None;
+    }
+    let left = upgrade.calm.left(service.limits.waiting.as_secs(), uptime());
+    Instant::now().checked_add(Duration::from_secs(left)).filter(|_| left > 0)
+}

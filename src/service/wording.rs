@@ -1,0 +1,77 @@
+//! Messages in the words of the interface that they are read at. The engine names verbs and flags of the command line as
+//! the remedy; who asks over REST has calls.
+
+/// What the command line calls it, and the call.
+const WORDS: [(&str, &str); 13] = [
+    ("'qstage prepare'", "POST /v2/upgrade/prepare"),
+    ("'qstage commit'", "POST /v2/upgrade/commit"),
+    ("'qstage cancel'", "POST /v1/qstage/cancel"),
+    ("'qstage roll-back'", "POST /v1/qstage/roll-back"),
+    ("'qstage mark-good --slot'", "POST /v1/qstage/mark-good with a slot"),
+    ("'qstage mark-good'", "POST /v1/qstage/mark-good"),
+    ("'qstage slots'", "GET /v1/qstage/slots"),
+    ("'qstage container status'", "GET /v1/qstage/status"),
+    ("; --allow-downgrade overrides", "; override_compatibility_check=true overrides"),
+    ("; --allow-epoch-rollback overrides", "; only root on the machine itself can override"),
+    ("try it again with --retry", "try it again by POST /v2/upgrade/prepare?retry=true"),
+    (", --retry tries it again", ", POST /v2/upgrade/prepare?retry=true tries it again"),
+    ("or --efivars DIR", "or 'efivars' in its configuration"),
+];
+
+/// The message with calls of the API in the place of verbs and flags.
+pub(super) fn by_api(message: &str) -> String {
+    WORDS.iter().fold(message.to_owned(), |text, (word, call)| text.replace(word, call))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stays, and why: it is nothing that a request could say.
+    const KEPT: [(&str, &str); 12] = [
+        ("--booted", "how the service was started"),
+        ("--disk", "how the service was started"),
+        ("--efivars DIR", "how the service was started"),
+        ("--force", "init"),
+        ("--trial kexec", "a commit on the machine itself"),
+        ("--load-backup", "a flag of sgdisk"),
+        ("--change-name", "a flag of sgdisk"),
+        ("--update", "a flag of partx"),
+        ("--show", "a flag of losetup"),
+        ("--repeat", "bench"),
+        ("'qstage init'", "no service without a disk that is laid out"),
+        ("'qstage sign'", "where bundles are made"),
+    ];
+
+    /// Every message there is, by the texts that it is made of.
+    #[test]
+    fn no_message_sends_a_client_to_the_command_line() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut texts = vec![std::fs::read_to_string(root.join("engine/switch.rs")).unwrap()];
+        for entry in std::fs::read_dir(root.join("error")).unwrap() {
+            texts.push(std::fs::read_to_string(entry.unwrap().path()).unwrap());
+        }
+        let (mut seen, mut left) = (0, Vec::new());
+        for line in texts.iter().flat_map(|text| text.lines()) {
+            if line.trim_start().starts_with("//") || line.contains("#[") {
+                continue;
+            }
+            let command = |line: &str| line.matches("'qstage ").count() + line.matches(" --").count();
+            let before = command(line);
+            let mut after = by_api(line);
+            seen += usize::from(before > command(&after));
+            for (kept, _) in KEPT {
+                after = after.replace(kept, "");
+            }
+            if after.contains("'qstage ") || after.contains(" --") || after.contains("(--") {
+                left.push(after.trim().to_owned());
+            }
+        }
+        assert!(seen > 8, "only {seen} messages name a verb: they are not found any more");
+        assert!(left.is_empty(), "{left:#?}");
+        assert_eq!(
+            by_api("older; --allow-downgrade overrides"),
+            "older; override_compatibility_check=true overrides"
+        );
+    }
+}
