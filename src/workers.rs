@@ -1,13 +1,20 @@
 //! Threads that each run frames to completion, and the one order that some work needs among them.
+//!
+//! No thread is taken for granted: `pids.max` and `RLIMIT_NPROC` refuse them at any time. Whoever calls [`run`] is a worker
+//! itself, so work goes on with as many threads as there are, and nothing that was begun can fail for want of them. All
+//! other threads come from [`spawn`], whose refusal is an error like any other.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::progress::Cancel;
+use crate::progress::{Cancel, Progress};
+
+mod memory;
 
 /// How the workers of one run learn that another of them failed or that a signal came.
 #[derive(Debug)]
@@ -33,7 +40,7 @@ impl<'a> Abort<'a> {
     }
 }
 
-/// Runs `work` on `jobs` threads and waits for all. The first failure ends the others at their next
+/// Runs `work` on up to `jobs` threads, one of which is the caller's, and waits for all. The first failure ends the others at their next
 /// [`Abort::check`] and is the one that is returned.
 pub fn run<T: Send>(
     jobs: NonZeroUsize,
@@ -43,7 +50,8 @@ pub fn run<T: Send>(
     run_with((0..jobs.get()).map(|_| ()), abort, |()| work())
 }
 
-/// The same on one thread for each of `tools`, of which it is the only user.
+/// The same on one thread for each of `tools`, of which it is the only user. Where the system has fewer threads to give,
+/// the tools that are left stay unused.
 ///
 /// # Errors
 /// The first one.
@@ -74,16 +82,49 @@ pub fn run_with<W: Send, T: Send>(
     };
     let results: Vec<Option<T>> = std::thread::scope(|scope| {
         let worker = &worker;
-        let threads: Vec<_> = tools.into_iter().map(|tool| scope.spawn(move || worker(tool))).collect();
-        threads
+        let mut tools = tools.into_iter();
+        let own = tools.next();
+        let mut threads = Vec::new();
+        for tool in tools {
+            match Builder::new().name("worker".to_owned()).spawn_scoped(scope, move || worker(tool)) {
+                Ok(thread) => threads.push(thread),
+                Err(_) => break,
+            }
+        }
+        let own = own.map(worker);
+        let joined = threads
             .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        own.into_iter().chain(joined).collect()
     });
     match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(results.into_iter().flatten().collect()),
     }
+}
+
+/// Starts a thread named `what`, which ends with its work or with the process.
+///
+/// # Errors
+/// [`Error::NoThread`].
+pub fn spawn<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    let started = Builder::new().name(what.to_owned()).spawn(work);
+    started.map_err(|source| Error::NoThread { what: what.to_owned(), source })
+}
+
+/// Runs `work` on a thread of its own and waits for it: for what a thread does not come back from.
+///
+/// # Errors
+/// [`Error::NoThread`].
+pub fn apart<T: Send>(what: &'static str, work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let started = Builder::new().name(what.to_owned()).spawn_scoped(scope, work);
+        let thread = started.map_err(|source| Error::NoThread { what: what.to_owned(), source })?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Lets the workers take turns: turn `n` runs after turn `n - 1`, whoever has it. This is where the work
@@ -217,6 +258,39 @@ pub fn cores() -> NonZeroUsize {
 /// waits idles one.
 pub fn default_jobs() -> NonZeroUsize {
     cores().saturating_add(2)
+}
+
+/// Bytes that a worker holds with frames of that size: one frame, what it is compressed to, a decoder.
+pub const fn for_frames(frame: u64) -> u64 {
+    frame.saturating_mul(2).saturating_add(512 << 10)
+}
+
+/// How many workers run, and a notice where that is not what was asked for or takes much memory: `wanted`, or
+/// `otherwise` where nobody said, but no more than the memory has room for that this process may still use (its cgroup,
+/// its limits, the machine). Each needs `bytes`. One runs in any case.
+pub fn affordable(
+    wanted: Option<NonZeroUsize>,
+    otherwise: NonZeroUsize,
+    bytes: u64,
+    progress: &dyn Progress,
+) -> NonZeroUsize {
+    let jobs = wanted.unwrap_or(otherwise);
+    let room = memory::room();
+    let fit = memory::fit(jobs, bytes, room);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    if fit < jobs {
+        progress.notice(&format!(
+            "{fit} instead of {jobs} workers: each needs {} MiB, and {} MiB of memory are left to this process",
+            mib(bytes),
+            mib(room.unwrap_or_default())
+        ));
+    } else if wanted.is_some() && bytes.saturating_mul(jobs.get() as u64) > memory::MUCH {
+        progress.notice(&format!(
+            "{jobs} workers use up to {} MiB",
+            mib(bytes.saturating_mul(jobs.get() as u64))
+        ));
+    }
+    fit
 }
 
 /// That many workers, or one.

@@ -48,8 +48,10 @@ pub fn verify(
     progress.begin(Phase::Verify, feed.total());
     let abort = Abort::new(cancel, "verifying the bundle");
     let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
-    let jobs = jobs.unwrap_or_else(workers::default_jobs);
-    let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(&manifest.payloads));
+    let largest = largest_frame(&manifest.payloads);
+    let jobs =
+        workers::affordable(jobs, workers::default_jobs(), workers::for_frames(largest as u64), progress);
+    let (mut buffers, len) = AlignedBuf::shared(jobs, largest);
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
         let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {

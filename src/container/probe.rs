@@ -127,8 +127,7 @@ pub(super) fn in_network(
         setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| format!("{}: {e}", namespace.display()))?;
         act()
     };
-    std::thread::scope(|scope| scope.spawn(enter).join())
-        .unwrap_or_else(|_| Err("the thread of the probe failed".to_owned()))
+    crate::workers::apart("the probe", enter).map_err(|e| e.to_string())?
 }
 
 fn connect(address: &str, until: Instant) -> Result<TcpStream, String> {

@@ -12,7 +12,7 @@ use super::checks::blocked;
 use super::view::{Held, View};
 use crate::boot;
 use crate::bundle::frame::STORED_UNIT;
-use crate::bundle::manifest::Kind;
+use crate::bundle::manifest::{Kind, largest_frame};
 use crate::commit;
 use crate::device::{AlignedBuf, BlockDevice, Region};
 use crate::error::{Error, Result};
@@ -132,7 +132,12 @@ impl Engine<'_> {
             let job = stage::ReadBack {
                 device: &*device,
                 record,
-                jobs: jobs.unwrap_or_else(workers::default_jobs),
+                jobs: workers::affordable(
+                    jobs,
+                    workers::default_jobs(),
+                    workers::for_frames(largest_frame(&record.manifest.payloads) as u64),
+                    progress,
+                ),
                 // Scrubbing is the thorough check, and nobody waits for it.
                 sha256: true,
                 cancel,

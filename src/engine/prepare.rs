@@ -8,6 +8,7 @@ use super::view::View;
 use super::{Engine, PrepareOptions};
 use crate::boot;
 use crate::bundle::Bundle;
+use crate::bundle::manifest::largest_frame;
 use crate::commit;
 use crate::error::{Error, Result};
 use crate::gpt::CopyState;
@@ -142,7 +143,12 @@ impl Engine<'_> {
             limit.map_or(Ok(()), |limit| limit.take(bytes, &options.cancel))
         };
         let staging = stage::Options {
-            jobs: options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads)),
+            jobs: workers::affordable(
+                options.jobs,
+                stage::default_jobs(&manifest.payloads),
+                workers::for_frames(largest_frame(&manifest.payloads) as u64),
+                progress,
+            ),
             read_back: options.read_back,
             sha256: options.sha256,
             cancel: &options.cancel,
@@ -219,7 +225,12 @@ impl Engine<'_> {
             let job = stage::ReadBack {
                 device: &*device,
                 record,
-                jobs: options.jobs.unwrap_or_else(workers::default_jobs),
+                jobs: workers::affordable(
+                    options.jobs,
+                    workers::default_jobs(),
+                    workers::for_frames(largest_frame(&record.manifest.payloads) as u64),
+                    progress,
+                ),
                 sha256: options.sha256,
                 cancel: &options.cancel,
                 doing: "checking the prepared slot",

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::files::check_trusted;
 use crate::error::{Error, Result};
+use crate::workers;
 
 /// So much of what a failing check prints is told.
 const TOLD: usize = 300;
@@ -73,19 +74,20 @@ fn run_check(program: &Path, timeout: Duration) -> Result<Passed> {
     let mut command = Command::new(program);
     let out = writer.try_clone().map_err(|e| unhealthy(e.to_string()))?;
     command.stdin(Stdio::null()).stdout(out).stderr(writer).process_group(0);
-    let mut child = command.spawn().map_err(|e| unhealthy(format!("cannot be run: {e}")))?;
-    drop(command);
     // Read while it runs: a check that prints much must not wait for a reader.
     let said = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&said);
-    let listener = std::thread::spawn(move || {
+    // Before the check: it must not run unheard.
+    let listener = workers::spawn("listening to a health check", move || {
         let mut part = [0; 4096];
         while let Ok(got @ 1..) = reader.read(&mut part) {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             let room = TOLD.saturating_sub(kept.len()).min(got);
             kept.extend_from_slice(&part[..room]);
         }
-    });
+    })?;
+    let mut child = command.spawn().map_err(|e| unhealthy(format!("cannot be run: {e}")))?;
+    drop(command);
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Ok(status),

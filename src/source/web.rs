@@ -59,7 +59,7 @@ impl Web {
         let (sender, blocks) = sync_channel(BLOCKS);
         let body = response.into_body();
         // A thread, since a read of a socket that blocks sees no flag. It ends with the transfer or its reader.
-        std::thread::spawn(move || fetch(body, &sender));
+        crate::workers::spawn("reading from the web", move || fetch(body, &sender))?;
         Ok(Source::Stream(Box::new(Stream { blocks, block: Vec::new(), at: 0, cancel: cancel.clone() })))
     }
 

@@ -112,7 +112,8 @@ pub(super) fn launch(id: &str, nspawn: &[OsString], systemd: bool, log: File) ->
             .spawn()?;
         let process = Process::of(child.id()).ok_or_else(|| io::Error::other("it ended at once"))?;
         // Nobody else takes the exit status as long as this process lives.
-        std::thread::spawn(move || child.wait());
+        // Without a thread it stays a zombie until then, and nobody waits for it.
+        let _ = crate::workers::spawn("waiting for nspawn", move || child.wait());
         return Ok(Launched { process, unit: None });
     }
     let unit = format!("qstage-container-{id}.service");
