@@ -3,19 +3,26 @@
 // Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
+use qstage::Error;
 use qstage::cli::{self, Cli};
 
 fn main() -> ExitCode {
     // clap prints its own errors and exits with 2, the code of our class "usage".
     let cli = Cli::parse();
-    match cli.run() {
+    // A panic is a defect; it ends as one, with a code and an event, and not with 101 and no word on standard output.
+    let result = catch_unwind(AssertUnwindSafe(|| cli.run()))
+        .unwrap_or_else(|_| Err(Error::Internal { what: "a panic, see the lines before".to_owned() }));
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             cli::print_error(&error, cli.wants_json());
             ExitCode::from(error.class().exit_code())
         }
-    }
+    };
+    cli::finish();
+    code
 }

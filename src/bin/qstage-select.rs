@@ -6,5 +6,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(qstage::cli::select_main(std::env::args_os().skip(1)))
+    let code = qstage::cli::select_main(std::env::args_os().skip(1));
+    qstage::cli::finish();
+    ExitCode::from(code)
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    bench, container, firmware, health, history, init, inspect, manual, pack, plan, prepare, remote, select,
-    serve, sign, slots, status, switch, verify,
+    answers, bench, container, firmware, health, history, init, inspect, manual, pack, plan, prepare, remote,
+    select, serve, sign, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -28,7 +28,8 @@ The same through a service: qstage upgrade x.qimg --commit.
 Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
 failed, 8 stopped by a signal, 9 a container or health check failed,
-10 the network or a web server failed.";
+10 the network or a web server failed, 11 done, but standard output did not
+take the report.";
 
 /// Upgrade an A/B appliance: stage signed bundles, switch in one write
 ///
@@ -69,6 +70,8 @@ enum Verb {
     Watch(remote::WatchArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
+    #[command(hide = true)]
+    Answers(answers::AnswersArgs),
 }
 
 impl Cli {
@@ -99,6 +102,7 @@ impl Cli {
             Verb::Watch(args) => args.run(),
             Verb::Completions(args) => args.run(),
             Verb::Man(args) => args.run(),
+            Verb::Answers(args) => args.run(),
         }
     }
 
@@ -126,7 +130,9 @@ impl Cli {
             Verb::Upgrade(args) => args.json,
             Verb::Watch(args) => args.json,
             // The seven keys are all that status ever prints; a reader of it must not meet other objects.
-            Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) => false,
+            Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Answers(_) => {
+                false
+            }
         }
     }
 }

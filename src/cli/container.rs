@@ -105,7 +105,7 @@ impl Common {
         let format = Format::object_if(self.json);
         let runtime = Nspawn::new(config.clone())?;
         let report = start(&host.engine(settings.policy()), &runtime, config, &Reporter::new(format))?;
-        output::result(format, &report, |report, palette| match (&report.went_back, report.downtime_ms) {
+        output::outcome(format, &report, |report, palette| match (&report.went_back, report.downtime_ms) {
             (Some(_), _) => format!("{}\n", palette.warn(&report.done)),
             (None, Some(ms)) => format!("{}, downtime {ms:.0} ms\n", report.done),
             (None, None) => format!("{}\n", report.done),
@@ -117,7 +117,7 @@ impl Common {
         let runtime = Nspawn::new(settings.container()?.clone())?;
         let host = Host::open_to_look(&settings)?;
         let stopped = container::stop(&host.engine(settings.policy()), &runtime)?;
-        output::result(Format::object_if(self.json), &stopped, |stopped, _| match stopped.as_slice() {
+        output::outcome(Format::object_if(self.json), &stopped, |stopped, _| match stopped.as_slice() {
             [] => "no container ran\n".to_owned(),
             all => all
                 .iter()
@@ -154,7 +154,7 @@ pub(super) fn swap(engine: &Engine<'_>, config: &Config, json: bool) -> Result<(
     let format = Format::object_if(json);
     let runtime = Nspawn::new(config.clone())?;
     let report = container::swap(engine, &runtime, config, &Reporter::new(format))?;
-    output::result(format, &report, |report: &SwapReport, palette| {
+    output::outcome(format, &report, |report: &SwapReport, palette| {
         let killed =
             if report.killed { palette.warn("; the old one had to be killed") } else { String::new() };
         format!("{}{killed}\n", report.done)

@@ -96,7 +96,7 @@ impl ExtractArgs {
         let host = Host::open_to_look(&settings)?;
         let engine = host.engine(settings.policy());
         match &self.output {
-            None => engine.firmware_extract(self.slot, &self.name, &mut Stdout::default()).map(|_| ()),
+            None => engine.firmware_extract(self.slot, &self.name, &mut Stdout).map(|_| ()),
             Some(path) => {
                 write_whole(path, |out| engine.firmware_extract(self.slot, &self.name, out).map(|_| ()))
             }

@@ -2,13 +2,14 @@
 
 use clap::Args;
 
+use super::answers::answers;
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
 use super::remote::ServiceArgs;
 use super::table::{self, Cell};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::record::Event;
+use crate::host::record::{Event, FileJournal};
 
 /// Show what was done to the disk, when, and how it ended
 ///
@@ -40,7 +41,17 @@ impl HistoryArgs {
             let what = |problem| Error::Internal { what: format!("a history that is none: {problem}") };
             serde_json::from_str(&text).map_err(what)?
         } else {
-            Host::open_to_look(&settings)?.engine(settings.policy()).history()?
+            match answers(&settings) {
+                Ok(()) => Host::open_to_look(&settings)?.engine(settings.policy()).history()?,
+                Err(error) => {
+                    let events = FileJournal::new(&settings.state_dir, output::note).only_history();
+                    if events.is_empty() {
+                        return Err(error);
+                    }
+                    output::note(&format!("{error}; this is the history of the one disk that is known"));
+                    events
+                }
+            }
         };
         events.drain(..events.len().saturating_sub(self.last.unwrap_or(usize::MAX)));
         output::result(Format::object_if(self.json), &events, |events, palette| human(events, palette))

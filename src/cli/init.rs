@@ -92,7 +92,7 @@ impl InitArgs {
         };
         let report = init::init(spec, &progress, &cancel)?;
         drop(progress);
-        output::result(format, &report, |report, _| {
+        output::outcome(format, &report, |report, _| {
             let installed = report.installed.as_ref().map_or_else(
                 || "empty; install with 'qstage init --bundle' or 'qstage prepare'".to_owned(),
                 |version| format!("slot a holds {version} and boots"),

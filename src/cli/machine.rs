@@ -59,11 +59,19 @@ pub(super) fn bundle(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> 
     Bundle::open(source(from, web, cancel)?, trust)
 }
 
-/// A stop request that SIGINT and SIGTERM raise. Only verbs that look at it ask for it: the others, which are
-/// short, die by a signal as any program does, and a power cut is no worse.
+/// A stop request that signals raise. Only verbs that look at it ask for it: those that change nothing and are short die
+/// by a signal as any program does.
 pub(super) fn cancel_on_signals() -> Result<Cancel> {
+    raised_by(signals::cancel_on_signals)
+}
+
+/// The same for verbs that switch: they end before their first write or go through to their end.
+pub(super) fn defer_signals() -> Result<Cancel> {
+    raised_by(signals::defer)
+}
+
+fn raised_by(register: fn(&Cancel) -> std::io::Result<()>) -> Result<Cancel> {
     let cancel = Cancel::default();
-    signals::cancel_on_signals(&cancel)
-        .map_err(|problem| Error::Internal { what: format!("signal handlers: {problem}") })?;
+    register(&cancel).map_err(|problem| Error::Internal { what: format!("signal handlers: {problem}") })?;
     Ok(cancel)
 }

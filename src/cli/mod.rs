@@ -11,6 +11,7 @@
 //! and its manual page. `args` has the flags that several verbs share, [`config`](crate::config) the file behind them, and
 //! `machine` is the one place that knows how a disk, a bundle source and the signals are had.
 
+mod answers;
 mod args;
 mod bench;
 mod container;
@@ -21,6 +22,7 @@ mod init;
 mod inspect;
 mod machine;
 mod manual;
+mod outlet;
 mod output;
 mod pace;
 mod pack;
@@ -38,5 +40,6 @@ mod table;
 mod verify;
 
 pub use args::Cli;
+pub use outlet::finish;
 pub use output::print_error;
 pub use select::select_main;

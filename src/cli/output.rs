@@ -3,8 +3,11 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
+
+use super::outlet;
 
 use crate::error::{Class, Error, Result, sentence};
 
@@ -65,7 +68,7 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
     Ok(text)
 }
 
-/// Prints the result of a verb.
+/// Prints the result of a verb that looks and changes nothing.
 pub(super) fn result<T: Serialize>(
     format: Format,
     report: &T,
@@ -78,50 +81,57 @@ pub(super) fn result<T: Serialize>(
     })
 }
 
+/// Prints the result of a verb that has changed something. To be called when its locks are released: a reader may take its
+/// time, though not for ever.
+///
+/// # Errors
+/// [`Error::ReportLost`], with what is done as the text for people has it.
+pub(super) fn outcome<T: Serialize>(
+    format: Format,
+    report: &T,
+    human: impl Fn(&T, Palette) -> String,
+) -> Result<()> {
+    let text = match format {
+        Format::Human => human(report, Palette::of_stdout()),
+        Format::Object => json_line(report)?,
+        Format::Lines => json_line(&Event::new("result", report))?,
+    };
+    let lost = |source| Error::ReportLost { done: first_line(&human(report, Palette::PLAIN)), source };
+    deliver(&text, Some(outlet::PATIENCE)).map_err(lost)
+}
+
+/// What was done stands there; more is advice.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
 /// Writes text to standard output.
 pub(super) fn print(text: &str) -> Result<()> {
-    let mut out = Stdout::default();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(stdout_failed)
+    deliver(text, None).map_err(|source| Error::Output { path: PathBuf::from("standard output"), source })
 }
 
-fn stdout_failed(source: io::Error) -> Error {
-    Error::Output { path: PathBuf::from("standard output"), source }
-}
-
-/// Standard output that outlives its reader. `qstage prepare --json | head -1` must neither panic nor stop
-/// half-way, and its exit code must say what became of the disk, not of the pipe.
-#[derive(Default)]
-pub(super) struct Stdout {
-    gone: bool,
-}
-
-impl Stdout {
-    fn tolerate<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.gone = true;
-                Ok(instead)
-            }
-            other => other,
-        }
+/// A reader that has closed the pipe wants no more, and that is its right: `qstage prepare --json | head -1` must neither
+/// panic nor stop half-way, and its exit code must say what became of the disk.
+fn deliver(text: &str, patience: Option<Duration>) -> io::Result<()> {
+    match outlet::out().deliver(text.as_bytes(), patience) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
     }
 }
 
+/// Standard output for bytes that are the result.
+pub(super) struct Stdout;
+
 impl Write for Stdout {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.gone {
-            return Ok(buf.len());
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match outlet::out().deliver(bytes, None) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(bytes.len()),
         }
-        let result = io::stdout().lock().write(buf);
-        self.tolerate(result, buf.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.gone {
-            return Ok(());
-        }
-        let result = io::stdout().lock().flush();
-        self.tolerate(result, ())
+        Ok(())
     }
 }
 
@@ -130,18 +140,18 @@ impl Write for Stdout {
 pub fn print_error(error: &Error, json: bool) {
     let message = sentence(error);
     let code = error.code();
-    let _ = writeln!(io::stderr(), "qstage: error: {message} [{code}]");
+    outlet::err().offer(format!("qstage: error: {message} [{code}]\n").as_bytes());
     if json {
         let failure = Failure { code, class: error.class(), message };
         if let Ok(line) = json_line(&Event::new("error", failure)) {
-            let _ = print(&line);
+            let _ = deliver(&line, Some(outlet::PATIENCE));
         }
     }
 }
 
 /// Tells people something although nothing failed. What cannot be printed is lost.
 pub(super) fn note(message: &str) {
-    let _ = writeln!(io::stderr(), "qstage: note: {message}");
+    outlet::err().offer(format!("qstage: note: {message}\n").as_bytes());
 }
 
 /// Colours, or none: only on a terminal, and not where `NO_COLOR` (<https://no-color.org>) is set.
@@ -152,7 +162,6 @@ pub(super) struct Palette {
 
 impl Palette {
     /// No colours.
-    #[cfg(test)]
     pub(super) const PLAIN: Self = Self { coloured: false };
     /// Colours.
     #[cfg(test)]

@@ -107,7 +107,7 @@ impl PackArgs {
         let progress = Reporter::new(format);
         let report = pack::pack(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
         drop(progress);
-        output::result(format, &report, human)
+        output::outcome(format, &report, human)
     }
 }
 

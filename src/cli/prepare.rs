@@ -16,6 +16,7 @@ use crate::progress::Cancel;
 use crate::source::address::Address;
 use crate::state::{PrepareReport, UpgradeType};
 use crate::units::size;
+use crate::workers;
 
 /// Write a bundle into the slot that does not run, and verify it
 ///
@@ -69,6 +70,10 @@ pub(super) struct PrepareArgs {
     #[arg(long)]
     while_stdin_open: bool,
 
+    /// Be killed when the thread ends that started this
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+
     #[command(flatten)]
     overrides: OverrideArgs,
 
@@ -81,6 +86,10 @@ pub(super) struct PrepareArgs {
 
 impl PrepareArgs {
     pub(super) fn run(&self) -> Result<()> {
+        if self.die_with_parent {
+            // First of all. Where the kernel refuses it, standard input tells.
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        }
         let format = Format::lines_if(self.json);
         let settings = self.machine.settings()?;
         if self.background {
@@ -96,7 +105,7 @@ impl PrepareArgs {
                     problem: "the bundle comes from standard input".to_owned(),
                 });
             }
-            stop_with_stdin(&cancel);
+            stop_with_stdin(&cancel)?;
         }
         let options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),
@@ -116,8 +125,9 @@ impl PrepareArgs {
             .and_then(|trust| machine::bundle(&self.bundle, &trust, &settings.web, &options.cancel))
             .map_err(|error| engine.bundle_refused(&options.origin, error))?;
         let report = engine.prepare(bundle, &options, &progress)?;
-        drop(progress);
-        output::result(format, &report, human)
+        // The lock and the slot are released before the report: whoever reads it may take its time.
+        drop((progress, host));
+        output::outcome(format, &report, human)
     }
 }
 
@@ -135,13 +145,14 @@ fn lower_priority(of_a_service: bool) {
 }
 
 /// Requests a stop when standard input ends.
-fn stop_with_stdin(cancel: &Cancel) {
+fn stop_with_stdin(cancel: &Cancel) -> Result<()> {
     let cancel = cancel.clone();
-    std::thread::spawn(move || {
+    workers::spawn("watching standard input", move || {
         // Whatever comes is not meant for us; the end is.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         cancel.request();
-    });
+    })?;
+    Ok(())
 }
 
 fn human(report: &PrepareReport, palette: Palette) -> String {

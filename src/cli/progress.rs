@@ -2,26 +2,34 @@
 //! terminal and a plain line now and then elsewhere.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::output::{Event, Format, Stdout, json_line, note};
+use super::outlet;
+use super::output::{Event, Format, json_line, note};
 use super::pace::{Figures, Meter, Pace};
+use crate::device::watch::{Waiting, silent};
 use crate::progress::{Phase, Progress};
 use crate::units::size;
+use crate::workers;
 
 /// Interval of JSON progress events: 5 Hz keeps a display alive and a log readable.
 const JSON_EVERY: Duration = Duration::from_millis(200);
 /// Interval of plain lines: what a journal of a ten-minute upgrade can bear.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// How long a device may take to answer before it is said. A disk that spins up takes 10 s, a flush of a slow one some.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How often it is said again.
+const SILENT_AGAIN: Duration = Duration::from_secs(10);
+
 /// Shows the progress of one verb; cleans up the terminal when dropped.
 pub(super) struct Reporter {
     start: Instant,
-    view: Mutex<View>,
+    view: Arc<Mutex<View>>,
 }
 
 /// What is behind the lock. Time is an argument, so that tests can make it pass.
@@ -29,6 +37,8 @@ struct View {
     kind: Kind,
     pace: Pace,
     meter: Option<Meter>,
+    /// When something was done last.
+    moved: Duration,
 }
 
 enum Kind {
@@ -43,22 +53,57 @@ struct Notice<'a> {
     message: &'a str,
 }
 
+/// Body of a `stalled` event.
+#[derive(Serialize)]
+struct Stalled<'a> {
+    device: &'a str,
+    operation: &'static str,
+    /// How long it has not answered.
+    seconds: u64,
+    /// How long nothing was done.
+    idle_seconds: u64,
+}
+
 impl Reporter {
     /// The reporter that fits the format and the terminal.
     pub(super) fn new(format: Format) -> Self {
         let kind = match format {
-            Format::Lines => Kind::Json(Box::<Stdout>::default()),
+            Format::Lines => Kind::Json(Box::new(outlet::out())),
             _ if io::stderr().is_terminal() => {
                 Kind::Bar(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
             }
-            _ => Kind::Lines(Box::new(io::stderr())),
+            _ => Kind::Lines(Box::new(outlet::err())),
         };
-        Self { start: Instant::now(), view: Mutex::new(View::new(kind)) }
+        let (start, view) = (Instant::now(), Arc::new(Mutex::new(View::new(kind))));
+        let watched = Arc::downgrade(&view);
+        // Who hangs in the kernel cannot say so. Without a thread nobody does.
+        let _ = workers::spawn("watching the device", move || watch_device(&watched, start));
+        Self { start, view }
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
         // A panic elsewhere leaves at worst a wrong figure on the screen.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says how long a device has not answered, until the view is gone.
+fn watch_device(view: &Weak<Mutex<View>>, start: Instant) {
+    let mut said: Option<Instant> = None;
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let Some(view) = view.upgrade() else { return };
+        let waiting = silent(SILENCE);
+        if waiting.is_none() {
+            said = None;
+        }
+        if let Some(waiting) = waiting.filter(|_| said.is_none_or(|said| said.elapsed() >= SILENT_AGAIN)) {
+            said = Some(Instant::now());
+            // Not by waiting: whoever holds the view may be what hangs.
+            if let Ok(mut view) = view.try_lock() {
+                view.stalled(&waiting, start.elapsed());
+            }
+        }
     }
 }
 
@@ -79,11 +124,12 @@ impl Progress for Reporter {
 impl View {
     fn new(kind: Kind) -> Self {
         let every = if matches!(kind, Kind::Json(_)) { JSON_EVERY } else { LINE_EVERY };
-        Self { kind, pace: Pace::new(every), meter: None }
+        Self { kind, pace: Pace::new(every), meter: None, moved: Duration::ZERO }
     }
 
     fn begin(&mut self, phase: Phase, total: u64, now: Duration) {
         let meter = Meter::begin(phase, total, now);
+        self.moved = now;
         self.meter = Some(meter);
         if let Kind::Bar(bar) = &self.kind {
             bar.reset();
@@ -96,6 +142,7 @@ impl View {
     }
 
     fn advance(&mut self, bytes: u64, now: Duration) {
+        self.moved = now;
         if let Some(meter) = &mut self.meter {
             meter.advance(bytes);
         }
@@ -117,9 +164,29 @@ impl View {
         match &mut self.kind {
             Kind::Json(out) => put_json(out, &Event::new("progress", figures)),
             Kind::Lines(out) => {
-                let _ = writeln!(out, "qstage: {}", line(&figures));
+                // One write, which an outlet takes as one line.
+                let _ = out.write_all(format!("qstage: {}\n", line(&figures)).as_bytes());
             }
             Kind::Bar(_) => {}
+        }
+    }
+
+    /// Says that a device does not answer, and since when nothing was done.
+    fn stalled(&mut self, waiting: &Waiting, now: Duration) {
+        let idle = now.saturating_sub(self.moved).as_secs();
+        if let Kind::Json(out) = &mut self.kind {
+            let seconds = waiting.age.as_secs();
+            let body = Stalled {
+                device: &waiting.device,
+                operation: waiting.operation,
+                seconds,
+                idle_seconds: idle,
+            };
+            put_json(out, &Event::new("stalled", body));
+        } else {
+            self.notice(&format!(
+                "{waiting}; last progress {idle} s ago; a request to stop waits for it too"
+            ));
         }
     }
 
@@ -127,7 +194,7 @@ impl View {
         match &mut self.kind {
             Kind::Json(out) => put_json(out, &Event::new("notice", Notice { message })),
             Kind::Lines(out) => {
-                let _ = writeln!(out, "qstage: note: {message}");
+                let _ = out.write_all(format!("qstage: note: {message}\n").as_bytes());
             }
             Kind::Bar(bar) => bar.suspend(|| note(message)),
         }
@@ -186,8 +253,6 @@ fn line(figures: &Figures) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[derive(Clone, Default)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{MachineArgs, TrustArgs};
+use super::outlet;
 use crate::error::{Error, Result};
 use crate::service::disk::Place;
 use crate::service::hooks::{AfterCommit, Commands, ContainerRestart};
@@ -92,12 +93,19 @@ impl ServeArgs {
             limits: configured.limits(),
         };
         // Nobody sees it otherwise: a log that cannot be had is no reason not to serve.
+        outlet::err().lament(lost_lines);
         let _ = tracing_subscriber::fmt()
             .json()
             .flatten_event(true)
             .with_max_level(tracing::Level::INFO)
-            .with_writer(std::io::stderr)
+            .with_writer(outlet::err)
+            .log_internal_errors(false)
             .try_init();
         service::serve(service, &access)
     }
+}
+
+/// The line of the log that stands for others: written when the log can be written again.
+fn lost_lines(lines: u64) -> String {
+    format!("{{\"level\":\"WARN\",\"message\":\"{lines} lines of the log were lost\",\"lost\":{lines}}}\n")
 }

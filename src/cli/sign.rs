@@ -50,7 +50,7 @@ impl SignArgs {
             (None, None) => return Err(Error::Internal { what: "sign without a signer".to_owned() }),
         };
         let report = pack::sign(&self.bundle, signer, self.output.as_deref())?;
-        output::result(Format::object_if(self.json), &report, |report, _| {
+        output::outcome(Format::object_if(self.json), &report, |report, _| {
             format!(
                 "{}: signed with {}, signatures: {}\n",
                 report.path.display(),

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::answers::answers;
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
@@ -25,6 +26,7 @@ pub(super) struct SlotsArgs {
 impl SlotsArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
+        answers(&settings)?;
         let report = Host::open_to_look(&settings)?.engine(settings.policy()).slots()?;
         output::result(Format::object_if(self.json), &report, human)
     }

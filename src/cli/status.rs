@@ -4,6 +4,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::answers::answers;
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Palette};
@@ -56,6 +57,7 @@ impl StatusArgs {
             }
             return output::print(&format!("{text}\n"));
         }
+        answers(&settings)?;
         let host = Host::open_to_look(&settings)?;
         let engine = host.engine(settings.policy());
         let status = engine.status()?;

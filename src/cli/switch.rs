@@ -2,9 +2,10 @@
 
 use clap::{Args, ValueEnum};
 
+use super::answers::answers;
 use super::args::MachineArgs;
 use super::container;
-use super::machine::Host;
+use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use crate::config::Settings;
 use crate::engine::{Engine, Policy};
@@ -63,14 +64,17 @@ pub(super) struct CommitArgs {
 impl CommitArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
+        let cancel = machine::defer_signals()?;
         if self.trial == Trial::Kexec {
             let host = Host::open_to_change(&settings)?;
-            let report = host.engine(self.policy(&settings)).commit_by_kexec(&settings.kexec)?;
-            return output::result(Format::object_if(self.json), &report, human);
+            let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
+            let report = engine.commit_by_kexec(&settings.kexec)?;
+            drop(host);
+            return output::outcome(Format::object_if(self.json), &report, human);
         }
         if let (Some(config), false) = (&settings.container, self.dry_run || self.no_restart) {
             let host = Host::open_to_change(&settings)?;
-            let engine = host.engine(self.policy(&settings));
+            let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
             match engine.software_swap() {
                 // With the platform it takes a reboot.
                 Err(Error::NeedsReboot) => {}
@@ -81,8 +85,9 @@ impl CommitArgs {
         // A dry run has no right to write, so it cannot, whatever the engine does.
         let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
         let host = open(&settings)?;
-        let report = host.engine(self.policy(&settings)).commit(self.dry_run)?;
-        output::result(Format::object_if(self.json), &report, human)
+        let report = host.engine(self.policy(&settings)).cancelled_by(&cancel).commit(self.dry_run)?;
+        drop(host);
+        output::outcome(Format::object_if(self.json), &report, human)
     }
 
     fn policy(&self, settings: &Settings) -> Policy {
@@ -156,20 +161,24 @@ pub(super) struct CancelArgs {
 
 impl CancelArgs {
     pub(super) fn run(&self) -> Result<()> {
+        answers(&self.machine.settings()?)?;
         switch(&self.machine, self.json, Host::open_to_change, |engine| engine.cancel())
     }
 }
 
 fn switch(
-    machine: &MachineArgs,
+    arguments: &MachineArgs,
     json: bool,
     open: fn(&Settings) -> Result<Host>,
     verb: impl FnOnce(&Engine<'_>) -> Result<SwitchReport>,
 ) -> Result<()> {
-    let settings = machine.settings()?;
+    let settings = arguments.settings()?;
     let host = open(&settings)?;
-    let report = verb(&host.engine(settings.policy()))?;
-    output::result(Format::object_if(json), &report, human)
+    let cancel = machine::defer_signals()?;
+    let report = verb(&host.engine(settings.policy()).cancelled_by(&cancel))?;
+    // Released before the report: whoever reads it may take its time.
+    drop(host);
+    output::outcome(Format::object_if(json), &report, human)
 }
 
 fn human(report: &SwitchReport, palette: Palette) -> String {

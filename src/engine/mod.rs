@@ -107,12 +107,21 @@ pub struct Engine<'a> {
     machine: &'a dyn Machine,
     journal: &'a dyn Journal,
     policy: Policy,
+    cancel: Cancel,
 }
 
 impl<'a> Engine<'a> {
     /// An engine. Nothing is read or locked before a verb is called.
     pub fn new(machine: &'a dyn Machine, journal: &'a dyn Journal, policy: Policy) -> Self {
-        Self { machine, journal, policy }
+        Self { machine, journal, policy, cancel: Cancel::default() }
+    }
+
+    /// Looks at `cancel` once a verb that changes the disk has its lock, and not after its first write: it ends before that
+    /// or goes through to its end. (`prepare` is long and looks at its own in [`PrepareOptions`] all the time.)
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
     }
 
     /// Runs a verb that changes the disk, under its lock, and keeps its outcome for `status` and the history.
@@ -139,7 +148,11 @@ impl<'a> Engine<'a> {
             Err(error @ Error::Busy { .. }) => return Err(error),
             Err(error) => return self.keep(verb, origin, Err(error), done),
         };
-        self.keep(verb, origin, act(&lock), done)
+        let result =
+            self.cancel.check(&format!("{verb} waited; nothing was changed")).and_then(|()| act(&lock));
+        // Before the journal: its disk may be slow, and others wait for this one.
+        drop(lock);
+        self.keep(verb, origin, result, done)
     }
 
     fn keep<T>(

@@ -41,6 +41,9 @@ errors! {
     /// The process that prepares ended without saying how.
     Worker { what: String, problem: String } => Internal, "WORKER",
         ("the process for {what} {problem}; nothing that runs was touched, run it again to go on");
+    /// The system has no thread to give.
+    NoThread { what: String, source: io::Error } => Internal, "NO_THREAD",
+        ("no thread for {what}: {source}; raise the limit of processes (pids.max of the cgroup, ulimit -u) or end others");
     /// A service answered with an error that this qstage does not know, or failed while it was watched.
     Remote { code: String, class: Class, message: String } => Internal, "REMOTE", ("{message}");
 
@@ -286,6 +289,9 @@ errors! {
     /// A flush failed: what was written may be lost.
     Sync { what: String, source: io::Error } => Io, "SYNC",
         ("flushing {what}: {source}; what was written may be lost, check the disk");
+    /// A device has not answered, and nobody can end the wait.
+    NoAnswer { device: String, seconds: u64, known: String } => Io, "NO_ANSWER",
+        ("no answer from {device} for {seconds} s; {known}; check the device and its connection (kernel log), what waits for it ends when it answers");
     /// A measurement fell short of what was asked for.
     TooSlow { reached: f64, wanted: f64, bound: &'static str } => Io, "TOO_SLOW",
         ("prepare reached {reached:.2} of the ideal, {wanted:.2} was asked for (bound by the {bound}); on a busy machine \
@@ -345,4 +351,9 @@ errors! {
         ("{version} failed ({problem}), and so did going back: {back}; see 'qstage container status'");
     /// A health check failed.
     Unhealthy { check: String, problem: String } => Service, "UNHEALTHY", ("health check {check}: {problem}");
+
+    // ---- Report ----
+    /// What was asked for is done, but standard output did not take the report.
+    ReportLost { done: String, source: io::Error } => Report, "REPORT_LOST",
+        ("done, but standard output did not take the report ({source}): {done}");
 }

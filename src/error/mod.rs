@@ -34,6 +34,8 @@ pub enum Class {
     Service,
     /// The bundle could not be had from where it lies: a link, a proxy, a server. Says nothing of the bundle. Exit code 10.
     Network,
+    /// All is done, only the report of it could not be delivered. Exit code 11.
+    Report,
 }
 
 impl Class {
@@ -50,6 +52,7 @@ impl Class {
             Self::Interrupted => 8,
             Self::Service => 9,
             Self::Network => 10,
+            Self::Report => 11,
         }
     }
 }

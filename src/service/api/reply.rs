@@ -58,7 +58,7 @@ impl From<Error> for Failed {
                 Class::Refused | Class::Interrupted => StatusCode::CONFLICT,
                 // The fault is behind us, where the bundle was to come from.
                 Class::Network => StatusCode::BAD_GATEWAY,
-                Class::Internal | Class::Disk | Class::Io | Class::Service => {
+                Class::Internal | Class::Report | Class::Disk | Class::Io | Class::Service => {
                     StatusCode::INTERNAL_SERVER_ERROR
                 }
             },

@@ -1,0 +1,227 @@
+//! The two standard streams, and the only writers to them. Nothing that is done waits for whoever reads them.
+//!
+//! Progress, notes and logs are *offered*: a thread writes them, a bounded number waits for it, and what comes beyond that
+//! is dropped and counted, as is what cannot be written (a full disk, a pipe whose reader is gone). Results are *delivered*,
+//! last, when no lock is held any more.
+//!
+//! `poll` alone was rejected: between its answer and the write another process may fill the pipe, and a file on a disk that
+//! hangs is always said to be writable. Where no thread is to be had it is used all the same.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write;
+
+use crate::workers::{self, lock};
+
+/// Bytes that may wait for a stream.
+const WAITING: usize = 256 << 10;
+/// How long the end of the process waits for notes that nobody has read yet.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a reader of a result may take nothing, where a change has been made and the exit code has to tell.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A stream of this process.
+pub(super) struct Outlet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    stream: Stream,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Out,
+    Err,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// The thread is within a write.
+    busy: bool,
+    /// Lines that nobody will see, since the last report of it.
+    dropped: u64,
+    /// Makes a line of that number; where there is none nothing is said.
+    lament: Option<fn(u64) -> String>,
+    /// Whether there is a thread; `None` before the first line.
+    thread: Option<bool>,
+}
+
+/// Standard output.
+pub(super) fn out() -> &'static Outlet {
+    static STDOUT: OnceLock<Outlet> = OnceLock::new();
+    STDOUT.get_or_init(|| Outlet::new(Stream::Out, None))
+}
+
+/// Standard error.
+pub(super) fn err() -> &'static Outlet {
+    static STDERR: OnceLock<Outlet> = OnceLock::new();
+    STDERR.get_or_init(|| {
+        Outlet::new(Stream::Err, Some(|lines| format!("qstage: note: {lines} lines were lost\n")))
+    })
+}
+
+/// Gives what was offered a moment to be written. To be called last.
+pub fn finish() {
+    out().drain(LAST_WORDS);
+    err().drain(LAST_WORDS);
+}
+
+impl Outlet {
+    fn new(stream: Stream, lament: Option<fn(u64) -> String>) -> Self {
+        let state = Mutex::new(State { lament, ..State::default() });
+        Self { shared: Arc::new(Shared { stream, state, changed: Condvar::new() }) }
+    }
+
+    /// Says lost lines in another form.
+    pub(super) fn lament(&self, lament: fn(u64) -> String) {
+        lock(&self.shared.state).lament = Some(lament);
+    }
+
+    /// Has a line written when the stream takes it, or drops it. Never waits.
+    pub(super) fn offer(&self, line: &[u8]) {
+        let mut state = lock(&self.shared.state);
+        if state.thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            state.thread = Some(workers::spawn("output", move || shared.run()).is_ok());
+        }
+        if state.thread == Some(false) {
+            let written = writable(self.shared.stream.fd(), Duration::ZERO).unwrap_or(false)
+                && self.shared.stream.write_all(line).is_ok();
+            state.dropped += u64::from(!written);
+        } else if state.bytes.saturating_add(line.len()) > WAITING {
+            state.dropped += 1;
+        } else {
+            state.bytes += line.len();
+            state.lines.push_back(line.to_vec());
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Waits until all that was offered is written; whether it is.
+    fn drain(&self, patience: Duration) -> bool {
+        let state = lock(&self.shared.state);
+        if state.thread != Some(true) {
+            return true;
+        }
+        let waits = |state: &mut State| state.busy || !state.lines.is_empty();
+        let waited = self.shared.changed.wait_timeout_while(state, patience, waits);
+        let (_state, waited) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        !waited.timed_out()
+    }
+
+    /// Writes a result after all that was offered. `patience` is how long the reader may take nothing; `None`: as long as
+    /// it likes.
+    ///
+    /// # Errors
+    /// Of write(2); `TimedOut`.
+    pub(super) fn deliver(&self, text: &[u8], patience: Option<Duration>) -> io::Result<()> {
+        const LONG: Duration = Duration::from_secs(1);
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "nobody reads it");
+        while !self.drain(patience.unwrap_or(LONG)) {
+            if patience.is_some() {
+                return Err(late());
+            }
+        }
+        let mut rest = text;
+        while !rest.is_empty() {
+            if !writable(self.shared.stream.fd(), patience.unwrap_or(LONG))? {
+                if patience.is_some() {
+                    return Err(late());
+                }
+                continue;
+            }
+            // What a pipe takes without waiting where it takes anything (pipe(7), PIPE_BUF).
+            let (part, _) = rest.split_at(rest.len().min(4096));
+            match write(self.shared.stream.fd(), part) {
+                Ok(len) => rest = rest.get(len..).unwrap_or_default(),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lines of a log or of progress, each one write: an outlet never fails.
+impl Write for &Outlet {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.offer(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Writes what is offered, for ever.
+    fn run(&self) {
+        let mut state = lock(&self.state);
+        loop {
+            let Some(line) = state.lines.pop_front() else {
+                state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                continue;
+            };
+            state.bytes = state.bytes.saturating_sub(line.len());
+            state.busy = true;
+            let lost = std::mem::take(&mut state.dropped);
+            let lament = state.lament.filter(|_| lost > 0);
+            drop(state);
+            let said = lament.is_none_or(|lament| self.stream.write_all(lament(lost).as_bytes()).is_ok());
+            let written = said && self.stream.write_all(&line).is_ok();
+            state = lock(&self.state);
+            state.dropped += if said { 0 } else { lost } + u64::from(!written);
+            state.busy = false;
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Stream {
+    fn fd(self) -> BorrowedFd<'static> {
+        // Statics: their descriptors live as long as the process. Not through their locks, which a writer that waits holds.
+        static OUT: OnceLock<io::Stdout> = OnceLock::new();
+        static ERR: OnceLock<io::Stderr> = OnceLock::new();
+        match self {
+            Self::Out => OUT.get_or_init(io::stdout).as_fd(),
+            Self::Err => ERR.get_or_init(io::stderr).as_fd(),
+        }
+    }
+
+    fn write_all(self, mut bytes: &[u8]) -> nix::Result<()> {
+        while !bytes.is_empty() {
+            match write(self.fd(), bytes) {
+                Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
+                Err(Errno::EINTR) => {}
+                // The open file may be shared with somebody who made it so.
+                Err(Errno::EAGAIN) => {
+                    writable(self.fd(), Duration::from_secs(1)).map_err(|_| Errno::EIO)?;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether something can be written without waiting, after at most `patience`. An error counts: the write will tell.
+fn writable(fd: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], timeout) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
