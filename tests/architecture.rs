@@ -33,16 +33,19 @@ const FILES: Allowed = &[
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
     ("host/record.rs", "the state file"),
     ("host/signer.rs", "reads the private key"),
+    ("host/signals.rs", "asks which signals are ignored"),
     ("init.rs", "makes the image file that it lays out"),
     ("pack.rs", "writes bundles"),
     ("source/file.rs", "opens bundles"),
     ("source/mapped.rs", "maps images that are packed"),
     ("source/web.rs", "reads the certificates of web servers"),
+    ("workers/memory.rs", "asks for the limits of memory"),
     ("service/", "its socket, certificate, tokens and state; the identity of the boot"),
 ];
 
 /// Who starts processes.
 const PROCESSES: Allowed = &[
+    ("cli/answers.rs", "asks whether a disk answers, without waiting for it"),
     ("container/", "mount, systemd-nspawn, systemd-run, the probe command"),
     ("host/health.rs", "the health checks of the machine"),
     ("host/kexec.rs", "mount, kexec, the command that starts the loaded kernel"),
@@ -72,9 +75,11 @@ const DATES: Allowed = &[
 const STOPWATCHES: Allowed = &[
     ("bench/", "it is what it is for"),
     ("bundle/verify.rs", "seconds in its report"),
+    ("cli/answers.rs", "how long a disk may take to answer"),
     ("cli/progress.rs", "rate and remaining time"),
     ("cli/remote/", "how often the service is asked"),
     ("container/", "downtime, deadlines"),
+    ("device/watch.rs", "how long a device has not answered"),
     ("engine/content.rs", "seconds in the report of a scrub"),
     ("engine/prepare.rs", "seconds in its report"),
     ("host/health.rs", "the limit of a check"),
@@ -83,6 +88,17 @@ const STOPWATCHES: Allowed = &[
     ("host/throttle.rs", "the maximum rate"),
     ("pack.rs", "seconds in its report"),
     ("service/", "deadlines, how often is looked"),
+];
+
+/// Who starts threads: one place, where a refusal is an error or fewer workers, and never a panic.
+const THREADS: Allowed = &[("workers.rs", "makes all of them")];
+
+/// Who writes to the standard streams: what is done must wait for no reader and end by none.
+const STREAMS: Allowed = &[
+    ("cli/outlet.rs", "the only writer"),
+    ("cli/output.rs", "asks whether it is a terminal"),
+    ("cli/progress.rs", "asks whether it is a terminal"),
+    ("cli/remote/watch.rs", "asks whether it is a terminal"),
 ];
 
 /// Who may be unsafe, behind a SAFETY paragraph.
@@ -102,7 +118,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["cli/remote/", "service/listen.rs"]),
     ("rcgen", &["service/tls.rs"]),
     ("reqwest", &["source/"]),
-    ("rustix", &["cli/prepare.rs", "host/efivars.rs"]),
+    ("rustix", &["cli/prepare.rs", "host/efivars.rs", "host/load.rs"]),
     ("subtle", &["service/auth.rs"]),
     ("tokio", &["cli/remote/", "service/"]),
     ("tokio_rustls", &["service/"]),
@@ -119,7 +135,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
     ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
-    ("nix", &["container/", "device/", "host/", "service/", "source/"]),
+    ("nix", &["cli/outlet.rs", "container/", "device/", "host/", "service/", "source/", "workers/"]),
     (
         "serde_json",
         &[
@@ -288,6 +304,23 @@ fn processes_sockets_and_clocks_have_their_places() {
     );
     only(DATES, &["SystemTime", "Timestamp::now", "Zoned::now"]);
     only(STOPWATCHES, &["Instant::now"]);
+}
+
+#[test]
+fn threads_and_standard_streams_have_one_place() {
+    // `scope.spawn` and `thread::spawn` panic where the system refuses; tokio's tasks are no threads.
+    only(THREADS, &["thread::Builder", "Builder::new().name", "spawn_scoped", "thread::scope"]);
+    only(STREAMS, &["io::stdout", "io::stderr", "ProgressDrawTarget::stderr"]);
+    for source in sources() {
+        for word in ["thread::spawn", "scope.spawn", "println!", "eprintln!", "print!", "eprint!", "dbg!"] {
+            assert!(!source.code.contains(word), "{} says {word}", source.path);
+        }
+        // Blocking calls of flock(2): without a limit but for a signal.
+        for word in ["FlockArg::LockExclusive", "FlockArg::LockShared"] {
+            let nonblocking = source.code.matches(&format!("{word}Nonblock")).count();
+            assert_eq!(source.code.matches(word).count(), nonblocking, "{} waits for a lock", source.path);
+        }
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use nix::unistd::{Whence, lseek64};
 use super::barrier::Barrier;
 use super::number::{DeviceNumber, Queue};
 use super::transfer::{self, retry};
-use super::{AlignedBuf, BUFFER_ALIGNMENT, BlockDevice, check_transfer, write_zeroes_by_writing};
+use super::{AlignedBuf, BUFFER_ALIGNMENT, BlockDevice, check_transfer, watch, write_zeroes_by_writing};
 use crate::error::{Error, Result};
 use crate::units::{BlockSize, ByteOffset};
 
@@ -147,6 +147,7 @@ impl Direct {
     /// Whether a read of `len` bytes at `at` is accepted; other failures than `EINVAL` are failures.
     fn try_read(&self, len: usize, at: u64) -> Result<bool> {
         let mut buf = AlignedBuf::zeroed(len);
+        let _entry = watch::begin(&self.path, "read");
         match retry(|| self.file.read_at(&mut buf, at)) {
             Ok(_) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
@@ -179,12 +180,14 @@ impl BlockDevice for Direct {
 
     fn read_at(&self, buf: &mut [u8], at: ByteOffset) -> io::Result<()> {
         self.check(buf, at)?;
+        let _entry = watch::begin(&self.path, "read");
         transfer::read_all(buf, at.0, self.block, |part, at| self.file.read_at(part, at))
     }
 
     fn write_at(&self, buf: &[u8], at: ByteOffset) -> io::Result<()> {
         self.check(buf, at)?;
         self.barrier.check()?;
+        let _entry = watch::begin(&self.path, "write");
         transfer::write_all(buf, at.0, self.block, |part, at| self.file.write_at(part, at))
     }
 
@@ -202,6 +205,7 @@ impl BlockDevice for Direct {
             // ZERO_RANGE and not PUNCH_HOLE: the blocks stay allocated, so no later write finds a full file
             // system. On a block device it is WRITE ZEROES, or the kernel's own loop of zero pages.
             let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let _entry = watch::begin(&self.path, "zero");
             match retry(|| fallocate(&self.file, flags, from, count).map_err(io::Error::from)) {
                 Ok(()) => return Ok(()),
                 Err(e) => match e.raw_os_error().map(Errno::from_raw) {
@@ -218,6 +222,7 @@ impl BlockDevice for Direct {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let _entry = watch::begin(&self.path, "flush");
         self.barrier.sync(|| retry(|| self.file.sync_data()))
     }
 }

@@ -9,6 +9,7 @@ mod memory;
 pub(crate) mod number;
 mod region;
 mod transfer;
+pub mod watch;
 
 use std::io;
 

@@ -74,6 +74,17 @@ pub fn lower_session() {
     }
 }
 
+/// Gives all threads of a process the ordinary priority again, so that it ends soon. Where that is not allowed nothing
+/// happens.
+pub fn raise(pid: i32) {
+    let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "0");
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
+    let numbers = threads.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for thread in numbers.filter_map(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::setpriority_process(Some(thread), 0);
+    }
+}
+
 /// How long work goes on between two pauses for listening.
 const WORK: Duration = Duration::from_millis(1000);
 /// How long work goes on after others were heard until the patience was gone.

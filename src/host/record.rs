@@ -5,11 +5,13 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::files::{lock_file, private_directory};
@@ -174,13 +176,51 @@ impl FileJournal {
         }
     }
 
+    /// The end of a file, as far as it is kept.
     fn text(&self, disk: &str, file: &str) -> String {
         let read = |path: PathBuf| {
+            let mut file = match regular(&path, OpenOptions::new().read(true)) {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                {
+                    return Ok(String::new());
+                }
+                other => other?,
+            };
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(len.saturating_sub(READ_LIMIT)))?;
             let mut bytes = Vec::new();
-            File::open(path)?.take(READ_LIMIT).read_to_end(&mut bytes)?;
+            file.take(READ_LIMIT).read_to_end(&mut bytes)?;
             Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
         };
-        self.place(disk).and_then(|dir| read(dir.join(file))).unwrap_or_default()
+        let Ok(dir) = self.place(disk) else { return String::new() };
+        read(dir.join(file)).unwrap_or_else(|error| {
+            (self.notice)(&format!("{}: {file} cannot be read: {error}", self.dir.display()));
+            String::new()
+        })
+    }
+
+    /// The history of the one disk that is remembered, for when the disk itself cannot be asked who it is; nothing where
+    /// several are.
+    pub fn only_history(&self) -> Vec<Event> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let names =
+            entries.filter(|entry| entry.path().join(HISTORY).exists()).map(|entry| entry.file_name());
+        let names: Vec<_> = names.filter_map(|name| name.into_string().ok()).take(2).collect();
+        match names.as_slice() {
+            [only] => self.history(only),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Opens a file that is none but a file: a FIFO would wait for somebody, a device act.
+fn regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other(format!("{} is no regular file", path.display())))
     }
 }
 
@@ -207,7 +247,7 @@ impl Journal for FileJournal {
             if fs::metadata(&path).is_ok_and(|meta| meta.len() > HISTORY_LIMIT) {
                 fs::rename(&path, dir.join(OLD_HISTORY))?;
             }
-            let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+            let mut file = regular(&path, OpenOptions::new().create(true).read(true).append(true))?;
             let mut line = Vec::new();
             // A power cut may have left half a line; it must not swallow this one.
             if file.seek(SeekFrom::End(0))? > 0 {
@@ -293,6 +333,33 @@ mod tests {
         let event: Event = serde_json::from_str(old).unwrap();
         assert_eq!((event.verb.as_str(), event.downtime_ms), ("swap", None));
         assert_eq!(date(1_700_000_000), "2023-11-14T22:13:20Z");
+    }
+
+    /// Before: a FIFO held every verb, and of a large file the oldest part was shown.
+    #[test]
+    fn what_is_no_file_is_said_at_once_and_of_a_large_one_the_end_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, notices) = journal(dir.path());
+        journal.append(DISK, &event(0));
+        let own = dir.path().join(DISK);
+        fs::remove_file(own.join(HISTORY)).unwrap();
+        for file in [HISTORY, STATE] {
+            nix::unistd::mkfifo(&own.join(file), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        assert_eq!((journal.load(DISK), journal.history(DISK)), (Record::default(), Vec::new()));
+        journal.append(DISK, &event(1));
+        let said = std::mem::take(&mut *notices.lock().unwrap());
+        assert!(said.len() == 3 && said.iter().all(|text| text.contains("no regular file")), "{said:?}");
+        fs::remove_file(own.join(HISTORY)).unwrap();
+        let line = serde_json::to_string(&event(2)).unwrap() + "\n";
+        fs::write(own.join(HISTORY), line.repeat(3 * READ_LIMIT as usize / line.len())).unwrap();
+        fs::OpenOptions::new()
+            .append(true)
+            .open(own.join(HISTORY))
+            .unwrap()
+            .write_all(line.replace("2\\n", "new").as_bytes())
+            .unwrap();
+        assert_eq!(journal.history(DISK).last().unwrap().message, "new");
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Place {
         self.with(Mode::Read, |engine| engine.history())
     }
 
+    /// The history of the one disk that is known, for when it cannot be asked.
+    pub(super) fn only_history(&self) -> Vec<Event> {
+        FileJournal::new(&self.state_dir, |_| {}).only_history()
+    }
+
     /// Keeps that a bundle was refused; see [`Engine::bundle_refused`].
     pub(super) fn refused(&self, path: &str, failure: &Failure) {
         let error = Error::remote(&failure.code, &failure.message);

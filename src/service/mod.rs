@@ -18,6 +18,7 @@
 
 mod api;
 mod auth;
+mod blocking;
 mod calm;
 pub mod disk;
 pub mod hooks;
@@ -33,6 +34,7 @@ mod view;
 mod wording;
 pub mod worker;
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,6 +63,9 @@ pub struct Access {
     pub insecure_no_auth: bool,
 }
 
+/// Threads for waiting that are there from the start.
+const SPARE: usize = 4;
+
 /// What all parts of a running service share.
 pub struct Service {
     /// The disk.
@@ -84,16 +89,32 @@ pub struct Limits {
     pub waiting: Duration,
 }
 
-/// Serves until SIGINT or SIGTERM. An upgrade that is being prepared is stopped then, and goes on where it stopped
+/// Serves until SIGHUP, SIGINT, SIGQUIT or SIGTERM. An upgrade that is being prepared is stopped then, and goes on where it stopped
 /// when it is ordered again.
 ///
 /// # Errors
 /// [`Error::Listen`], [`Error::Config`]: it could not start.
 pub fn serve(service: Service, access: &Access) -> Result<()> {
-    let failed = |problem| Error::Internal { what: format!("threads of the service: {problem}") };
+    let failed = |source| Error::NoThread { what: "the service".to_owned(), source };
     // Two threads: all that is done in them is to pass on messages; disks are waited for elsewhere.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
+    // Threads are kept, and some are there before the first request: where the system refuses more, what has to be waited
+    // for waits its turn on these. Without one tokio would panic.
+    let build = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_keep_alive(Duration::from_secs(u64::from(u32::MAX)))
+            .enable_all()
+            .build()?;
+        for _ in 0..SPARE {
+            // Long enough that none does the work of two.
+            runtime.spawn_blocking(|| std::thread::sleep(Duration::from_millis(50)));
+        }
+        Ok(runtime)
+    };
+    // tokio has no other way to say so.
+    let built = std::panic::catch_unwind(build);
+    let refused = |_| Err(io::Error::other("the system has none to give"));
+    let runtime = built.unwrap_or_else(refused).map_err(failed)?;
     let result = runtime.block_on(run(Arc::new(service), access));
     // A thread that waits for a dead disk must not keep the service from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -111,13 +132,15 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     let mut end = signals()?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     let (stop, stopped) = oneshot::channel();
-    let owner = tokio::spawn(owner.run(stopped));
+    let mut owner = tokio::spawn(owner.run(stopped));
     let router = api::router(service, handle.clone(), gate);
     let doors = tokio::spawn(doors.serve(router, tls));
     tell(notify::State::Ready);
     tokio::select! {
         _ = end.recv() => {}
         () = watch_owner(&handle) => {}
+        // It ends when it is told to. A service without it answers with what was and does nothing: its manager starts it again.
+        ended = &mut owner => return Err(lost(ended)),
     }
     tell(notify::State::Stopping);
     tracing::info!("ending");
@@ -146,16 +169,61 @@ async fn watch_owner(handle: &order::Handle) {
     }
 }
 
-/// SIGINT and SIGTERM. Asked for before anything is begun, so that neither is lost.
+/// Why the owner of the upgrade is no more.
+fn lost(ended: std::result::Result<(), tokio::task::JoinError>) -> Error {
+    let reason = match ended.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(()) => "it came to its end".to_owned(),
+        Err(Ok(panic)) => match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+            (Some(text), _) => (*text).to_owned(),
+            (_, Some(text)) => text.clone(),
+            _ => "a panic".to_owned(),
+        },
+        Err(Err(error)) => error.to_string(),
+    };
+    Error::Internal { what: format!("the owner of the upgrade is gone: {reason}") }
+}
+
+/// SIGHUP, SIGINT, SIGQUIT and SIGTERM. Asked for before anything is begun, so that neither is lost.
 fn signals() -> Result<tokio::sync::mpsc::Receiver<()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |problem| Error::Internal { what: format!("signal handlers: {problem}") };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut quit = signal(SignalKind::quit()).map_err(failed)?;
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+            _ = quit.recv() => {}
+        }
         let _ = sender.send(()).await;
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::panic, reason = "it is what is tested")]
+    fn the_reason_of_a_dead_owner_is_told() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (task, word) in [(0, "boom 7"), (1, "constant"), (2, "end")] {
+            let ended = runtime.block_on(async move {
+                tokio::spawn(async move {
+                    match task {
+                        0 => panic!("boom {}", 7),
+                        1 => panic!("constant"),
+                        _ => {}
+                    }
+                })
+                .await
+            });
+            assert!(lost(ended).to_string().contains(word));
+        }
+    }
 }

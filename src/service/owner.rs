@@ -16,8 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 mod after;
 mod look;
+mod stop;
 
 use super::Service;
+use super::blocking::{SILENCE, blocking, unless_silent};
 use super::disk::Look;
 use super::order::{Answer, Handle, Order, WAITING};
 use super::store::Store;
@@ -71,6 +73,8 @@ pub(super) struct Owner {
     child: Option<Preparing>,
     /// Why the child is being stopped, and who waits for that.
     stopping: Option<(Error, Vec<oneshot::Sender<Answer>>)>,
+    /// Until when they wait.
+    stop_by: Option<Instant>,
     /// What is done with the software: nothing else may begin.
     beside: Option<&'static str>,
     /// Since when COMMITTING is shown.
@@ -90,13 +94,13 @@ impl Owner {
     pub(super) async fn new(service: Arc<Service>) -> (Self, Handle) {
         let mut store = Store::new(&service.place.state_dir);
         let kept = store.load();
-        let mut look = blocking(&service, |service| service.place.look()).await;
+        let mut look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
         // A prepare of a service that was killed ends with it, but may take a moment for it.
         let begun = Instant::now();
         let dying = |look: &Look| look.status.state == UpgradeState::UpgradePreparing;
         while kept.phase == Phase::Preparing && look.as_ref().is_ok_and(dying) && begun.elapsed() < ORPHANED {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            look = blocking(&service, |service| service.place.look()).await;
+            look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
         }
         let mut snapshot = Snapshot::default();
         let upgrade = match &look {
@@ -134,6 +138,7 @@ impl Owner {
             orders,
             child: None,
             stopping: None,
+            stop_by: None,
             beside: None,
             committing: Instant::now(),
             held_until: None,
@@ -161,6 +166,7 @@ impl Owner {
                     None => break,
                 },
                 _ = &mut end => break,
+                () = stop::wait_until(self.stop_by) => self.give_up_waiting(),
                 _ = tick.tick() => self.look(),
             }
         }
@@ -169,8 +175,14 @@ impl Owner {
         self.finish_all().await;
         self.stop(Error::ServiceEnded { doing: "prepare".to_owned() });
         while self.child.is_some() {
-            let Some(report) = self.reports.1.recv().await else { break };
-            self.report(report).await;
+            match tokio::time::timeout(stop::LIMIT, self.reports.1.recv()).await {
+                Ok(Some(report)) => self.report(report).await,
+                Ok(None) => break,
+                Err(_) => {
+                    tracing::warn!("the prepare does not end: {}", self.held_by());
+                    break;
+                }
+            }
         }
     }
 
@@ -269,7 +281,7 @@ impl Owner {
         match self.upgrade.phase {
             Phase::Preparing if self.child.is_none() => {
                 self.snapshot.counts.prepares += 1;
-                match worker::prepare(&self.service.arguments, &path, lifted, self.reports.0.clone()) {
+                match worker::prepare(&self.service.arguments, &path, lifted, self.reports.0.clone()).await {
                     Ok(child) => self.child = Some(child),
                     Err(error) => {
                         self.fail("prepare", &error).await;
@@ -365,18 +377,27 @@ impl Owner {
 
     async fn report(&mut self, report: Report) {
         match report {
+            Report::Stalled { device, seconds } => {
+                let since = Instant::now().checked_sub(Duration::from_secs(seconds));
+                self.snapshot.stalled = since.map(|since| (device, since));
+                self.publish();
+            }
             Report::Progress(percent) => {
+                self.snapshot.stalled = None;
                 if percent > self.upgrade.progress {
                     let _ = self.apply(Input::Progress(percent));
                 }
             }
             Report::Done(outcome) => {
                 self.child = None;
+                self.stop_by = None;
+                self.snapshot.stalled = None;
                 let stopping = self.stopping.take();
                 match (outcome, &stopping) {
                     (_, Some((error @ Error::Cancelled, _))) => {
                         // What it had begun to write must not be taken for a prepare that power cut short.
-                        let discarded = blocking(&self.service, |service| service.place.discard()).await;
+                        let discarded =
+                            unless_silent(&self.service, SILENCE, |service| service.place.discard()).await;
                         let failure = discarded.err().unwrap_or_else(|| error_again(error));
                         self.fail("prepare", &failure).await;
                     }
@@ -401,18 +422,8 @@ impl Owner {
         }
     }
 
-    /// Asks the child to stop; [`report`](Self::report) hears of its end.
-    fn stop(&mut self, why: Error) {
-        if let Some(child) = &mut self.child {
-            if let Some(stop) = child.stop.take() {
-                let _ = stop.send(());
-            }
-            self.stopping.get_or_insert((why, Vec::new()));
-        }
-    }
-
     async fn discard(&mut self) -> Answer {
-        let report = blocking(&self.service, |service| service.place.discard()).await;
+        let report = unless_silent(&self.service, SILENCE, |service| service.place.discard()).await;
         if let Ok(report) = &report {
             let shown = self.snapshot.shows_error();
             if report.is_none() && self.upgrade.phase == Phase::Idle && !shown {
@@ -448,14 +459,4 @@ fn error_again(error: &Error) -> Error {
         Error::ServiceEnded { doing } => Error::ServiceEnded { doing: doing.clone() },
         _ => Error::Cancelled,
     }
-}
-
-/// Runs disk work on a thread for it.
-async fn blocking<T: Send + 'static>(
-    service: &Arc<Service>,
-    act: impl FnOnce(&Service) -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let service = Arc::clone(service);
-    let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
-    tokio::task::spawn_blocking(move || act(&service)).await.map_err(lost)?
 }

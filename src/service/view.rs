@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::blocking::SILENCE;
 use super::disk::Look;
 use super::upgrade::{Phase, Settings, Upgrade};
 use super::wording::by_api;
+use crate::device::watch::silent;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::record::{Event, date};
 use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState, UpgradeType};
@@ -47,6 +49,8 @@ pub(super) struct Snapshot {
     pub(super) calm_at: Option<Instant>,
     /// The last swap of the container.
     pub(super) last_swap: Option<Event>,
+    /// The device that holds the prepare, and since when it has not answered.
+    pub(super) stalled: Option<(String, Instant)>,
 }
 
 /// `GET /v1/qstage/status`: the v1 status, and what it has no keys for.
@@ -149,6 +153,13 @@ impl Snapshot {
         }
     }
 
+    /// The device that does not answer the prepare or this service, and for how many seconds.
+    pub(super) fn silence(&self) -> Option<(String, u64)> {
+        let own = || silent(SILENCE).map(|waiting| (waiting.device, waiting.age.as_secs()));
+        let worker = self.stalled.as_ref();
+        worker.map(|(device, since)| (device.clone(), since.elapsed().as_secs())).or_else(own)
+    }
+
     /// Somebody prepares without this service, on the command line.
     pub(super) fn foreign(&self) -> Option<&Status> {
         let idle = self.upgrade.phase == Phase::Idle;
@@ -210,6 +221,13 @@ impl Snapshot {
             Phase::Prepared => ("UPGRADE_PREPARED", engine.to_owned()),
             Phase::Committing => ("UPGRADE_COMMITTING", String::new()),
             Phase::Rebooting => ("UPGRADE_REBOOTING", String::new()),
+        };
+        let details = match self.silence() {
+            Some((device, seconds)) => {
+                let comma = if details.is_empty() { "" } else { "; " };
+                format!("{details}{comma}no answer from {device} for {seconds} s")
+            }
+            None => details,
         };
         let error = self.upgrade.error.as_ref();
         // An error that the engine keeps is older than a prepare that this service has begun.

@@ -3,28 +3,36 @@
 //! Why processes and not threads: a bundle is hostile input and a disk may be dying. A process that runs out of
 //! memory, is killed or hangs in the kernel ends alone, and the service goes on to answer; its CPU priority (and
 //! with it that of its I/O, which the kernel derives) can be lowered without lowering that of the service; and
-//! what the service does is exactly what an operator can do by hand. They outlive the service by no more than a
-//! moment: their standard input is a pipe whose other end dies with it. (`PR_SET_PDEATHSIG` was rejected: it goes
-//! by the thread that forked, and tokio's threads come and go.)
+//! what the service does is exactly what an operator can do by hand.
+//!
+//! A prepare does not outlive the service: it has the kernel kill it when the thread that forked it ends
+//! (`PR_SET_PDEATHSIG`). tokio's threads come and go, so all are forked by one thread that lives as long as the process.
+//! Its standard input is a pipe whose other end dies with the service as well, for the moment before it has asked for that.
 
 use std::ffi::OsString;
+use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::upgrade::Failure;
 use crate::error::{Error, Result};
+use crate::host::load;
 use crate::progress::Phase;
 use crate::state::UpgradeType;
+use crate::workers;
 
 /// This program, also after its file was replaced by a newer one: a service runs one version, not two.
 const PROGRAM: &str = "/proc/self/exe";
-/// How long a stopped process may take to put its affairs in order: one flush of a slow disk.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a stopped process may take to put its affairs in order. It runs at the lowest priority; on a machine with other
+/// work to do its threads would see a flag late. What it leaves when it is killed is what it leaves at any time: a torn slot.
+const PATIENCE: Duration = Duration::from_millis(600);
 /// How long `plan` may take: it reads a few megabytes at most, perhaps over a network.
 const PLAN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -53,6 +61,11 @@ pub(super) struct Planned {
 #[derive(Debug)]
 pub(super) enum Report {
     Progress(u8),
+    /// A device has not answered for so many seconds.
+    Stalled {
+        device: String,
+        seconds: u64,
+    },
     Done(Result<Staged, Failure>),
 }
 
@@ -73,6 +86,7 @@ pub(super) struct Preparing {
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Line {
     Progress { phase: String, done: u64, total: u64 },
+    Stalled { device: String, seconds: u64 },
     Notice { message: String },
     Result(Staged),
     Error(Failure),
@@ -127,23 +141,49 @@ pub(super) async fn plan(arguments: &Arguments, path: &str, lifted: Lifted) -> R
 ///
 /// # Errors
 /// [`Error::Worker`]: the process cannot be started.
-pub(super) fn prepare(
+pub(super) async fn prepare(
     arguments: &Arguments,
     path: &str,
     lifted: Lifted,
     reports: mpsc::Sender<Report>,
 ) -> Result<Preparing> {
     let mut command = Command::new(PROGRAM);
-    command.arg("prepare").args(["--json", "--background", "--while-stdin-open"]);
+    command.arg("prepare").args(["--json", "--background", "--while-stdin-open", "--die-with-parent"]);
     command.args(lifted.flags()).args(&arguments.prepare).args(&arguments.machine).arg("--").arg(path);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let child = command.spawn().map_err(|error| Error::Worker {
+    let child = fork(command).await.map_err(|error| Error::Worker {
         what: "preparing".to_owned(),
         problem: format!("cannot be started: {error}"),
     })?;
     let (stop, stopped) = oneshot::channel();
     tokio::spawn(supervise(child, stopped, reports));
     Ok(Preparing { stop: Some(stop) })
+}
+
+/// Starts a process from the one thread that does so, with which the process ends.
+async fn fork(command: Command) -> io::Result<Child> {
+    type Order = (Command, Handle, oneshot::Sender<io::Result<Child>>);
+    static FORKER: Mutex<Option<std::sync::mpsc::Sender<Order>>> = Mutex::new(None);
+    let lost = || io::Error::other("the thread that starts processes is gone");
+    let (answer, answered) = oneshot::channel();
+    {
+        let mut forker = FORKER.lock().unwrap_or_else(PoisonError::into_inner);
+        if forker.is_none() {
+            let (sender, orders) = std::sync::mpsc::channel::<Order>();
+            let work = move || {
+                for (mut command, runtime, answer) in orders {
+                    let _within = runtime.enter();
+                    // Who asked may be gone; the child is killed then, by its handle.
+                    let _ = answer.send(command.spawn());
+                }
+            };
+            workers::spawn("starting processes", work).map_err(io::Error::other)?;
+            *forker = Some(sender);
+        }
+        let sender = forker.as_ref().ok_or_else(lost)?;
+        sender.send((command, Handle::current(), answer)).map_err(|_| lost())?;
+    }
+    answered.await.map_err(|_| lost())?
 }
 
 /// Follows a prepare to its end. The one place that signals it: nobody else can know that its number has not been
@@ -165,6 +205,10 @@ async fn supervise(mut child: Child, mut stopped: oneshot::Receiver<()>, reports
                     Ok(Line::Progress { phase, done, total }) => {
                         // Full: the owner is busy, and the next figure is as good.
                         let _ = reports.try_send(Report::Progress(meter.percent(&phase, done, total)));
+                    }
+                    Ok(Line::Stalled { device, seconds }) => {
+                        tracing::warn!(target: "prepare", "no answer from {device} for {seconds} s");
+                        let _ = reports.try_send(Report::Stalled { device, seconds });
                     }
                     Ok(Line::Notice { message }) => tracing::info!(target: "prepare", "{message}"),
                     Ok(Line::Result(staged)) => outcome = Some(Ok(staged)),
@@ -201,6 +245,8 @@ fn terminate(child: &Child) {
     use nix::sys::signal::{Signal, kill};
     // Not waited for yet, so the number is still its own.
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        // It cannot end without running.
+        load::raise(pid);
         let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
     }
 }

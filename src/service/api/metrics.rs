@@ -45,6 +45,12 @@ fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
         "1 if the last look at the disk succeeded.",
         plain(snapshot.disk_error.is_none().into()),
     );
+    metric(
+        "device_silent_seconds",
+        "gauge",
+        "For how long a device has not answered the prepare or the service.",
+        plain(snapshot.silence().map_or(0, |(_, seconds)| seconds)),
+    );
     let slots = snapshot.slots.iter().flat_map(|report| &report.slots).map(|slot| {
         let labels = format!(
             "{{group=\"{}\",slot=\"{}\",state=\"{}\",version=\"{}\"}}",

@@ -7,7 +7,7 @@ use super::super::Service;
 use super::super::calm::uptime;
 use super::super::disk::Look;
 use super::super::upgrade::{Input, Phase, Upgrade};
-use super::{Done, Owner, blocking};
+use super::{Done, Owner, SILENCE, unless_silent};
 
 impl Owner {
     /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.
@@ -17,7 +17,7 @@ impl Owner {
         }
         let (service, done, number) = (Arc::clone(&self.service), self.done.0.clone(), self.looks);
         tokio::spawn(async move {
-            let look = blocking(&service, |service| service.place.look()).await;
+            let look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
             let _ = done.send(Done::Looked(number, Box::new(look))).await;
         });
     }
@@ -25,7 +25,7 @@ impl Owner {
     /// Looks, moves on, and shows both at once: who is told that a bundle is prepared must find it in the slots.
     pub(super) async fn settle(&mut self, input: Option<Input>) {
         self.looks += 1;
-        let look = blocking(&self.service, |service| service.place.look()).await;
+        let look = unless_silent(&self.service, SILENCE, |service| service.place.look()).await;
         if let Some(input) = input {
             let _ = self.enter(input);
         }

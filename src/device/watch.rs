@@ -1,0 +1,85 @@
+//! What devices have been asked and have not answered yet.
+//!
+//! A device that hangs holds whoever asked it in the kernel, where no flag and no signal reaches it. Others can still say
+//! so: each transfer is entered here while it lasts. One table for the process, since whoever asks (a display, a service)
+//! knows nothing of the devices that are open.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A transfer that lasts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Path of the device or image.
+    pub device: String,
+    /// `read`, `write`, `zero` or `flush`.
+    pub operation: &'static str,
+    /// For how long.
+    pub age: Duration,
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no answer from {} for {} s ({})", self.device, self.age.as_secs(), self.operation)
+    }
+}
+
+struct Table {
+    next: u64,
+    /// By number, so the first is the oldest.
+    open: BTreeMap<u64, (Instant, String, &'static str)>,
+}
+
+static TABLE: Mutex<Table> = Mutex::new(Table { next: 0, open: BTreeMap::new() });
+
+/// Takes its entry back when dropped.
+pub(super) struct Entry(u64);
+
+/// Enters a transfer.
+pub(super) fn begin(device: &Path, operation: &'static str) -> Entry {
+    let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = table.next;
+    table.next += 1;
+    table.open.insert(number, (Instant::now(), device.display().to_string(), operation));
+    Entry(number)
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        TABLE.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.0);
+    }
+}
+
+/// The transfer that has lasted longest, if for at least `limit`.
+pub fn silent(limit: Duration) -> Option<Waiting> {
+    let table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (begun, device, operation) = table.open.values().next()?;
+    let age = begun.elapsed();
+    (age >= limit).then(|| Waiting { device: device.clone(), operation, age })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_transfer_is_the_one_that_is_told() {
+        let first = begin(Path::new("/dev/first"), "write");
+        std::thread::sleep(Duration::from_millis(30));
+        let second = begin(Path::new("/dev/second"), "read");
+        // Other tests of this process use devices as well, for moments.
+        let told =
+            |name: &str| silent(Duration::from_millis(20)).is_some_and(|waiting| waiting.device == name);
+        assert!(told("/dev/first"));
+        drop(first);
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(told("/dev/second"));
+        drop(second);
+        assert!(!told("/dev/second"));
+        let waiting =
+            Waiting { device: "/dev/x".into(), operation: "flush", age: Duration::from_millis(12_900) };
+        assert_eq!(waiting.to_string(), "no answer from /dev/x for 12 s (flush)");
+    }
+}
