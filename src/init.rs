@@ -263,7 +263,8 @@ pub fn install(
         pace: &|_| Ok(()),
     };
     stage::stage(bundle, &targets, &options, progress)?;
-    let mark = Mark::new(Verdict::Good, "factory install");
+    let epoch = bundle.manifest().epoch;
+    let mark = Mark { epoch, ..Mark::new(Verdict::Good, "factory install") };
     for target in &targets {
         target.record.write_mark(&*target.device, Some(&mark), &target.partition)?;
     }

@@ -158,6 +158,9 @@ pub struct SlotReport {
     pub reason: Option<String>,
     /// Version of what it holds, from its record.
     pub version: Option<String>,
+    /// Whether it was installed without a look at its signature; left out where it was not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unsigned: bool,
     /// Product of what it holds.
     pub product: Option<String>,
     /// Seconds from 1970 to the making of the bundle that it came with, by its manifest.

@@ -209,3 +209,38 @@ fn variables_that_are_not_there_or_fail() {
     machine.at(&["prepare", "v2.qimg"]).good();
     machine.at(&["commit"]).good();
 }
+
+/// Not even a new installation of the disk takes the epoch floor back, and firmware's tools see nothing odd.
+#[test]
+fn the_epoch_floor_outlives_the_disk() {
+    const FLOOR: &str = "QstageEpoch-0d1e5bd3-6a6c-4b55-8f6e-6a0a2f7c2b19";
+    let machine = Machine::new();
+    let variable = || fs::read(machine.0.path("vars").join(FLOOR)).ok();
+    machine.0.pack("high", "2.0", &["--platform", "v2.img", "--epoch", "7"]);
+    machine.at(&["mark-good"]).good();
+    assert_eq!(variable(), None, "epoch 0 is no floor");
+    machine.at(&["prepare", "high.qimg"]).good();
+    machine.at(&["commit"]).good();
+    assert_eq!(variable(), None, "not before it is good");
+    machine.reboot("platform_b");
+    machine.at(&["mark-good"]).good();
+    assert_eq!(variable().unwrap(), [&[7, 0, 0, 0][..], &7_u64.to_le_bytes()].concat());
+    machine.judge(&["-v"]);
+
+    let init = [
+        "init",
+        "disk.img",
+        "--force",
+        "--slot-size",
+        "8M",
+        "--bundle",
+        "v1.qimg",
+        "--trust",
+        "allowed_signers",
+    ];
+    machine.0.run(&init).good();
+    machine.boots("platform_a");
+    let text = machine.at(&["prepare", "v2.qimg"]).bad("EPOCH");
+    assert!(text.contains("lower than 7"), "{text}");
+    machine.at(&["prepare", "high.qimg"]).good();
+}

@@ -289,6 +289,12 @@ impl TrustArgs {
         self.file(configured).read()
     }
 
+    /// The engine's rules, none of them overridden, with the keys by which installed releases are judged.
+    pub(super) fn policy(&self, settings: &Settings) -> Policy {
+        let trust = (!self.unsigned_for_development).then(|| self.file(&settings.trust));
+        Policy { trust, ..settings.policy() }
+    }
+
     /// The file of the command line, else that of the configuration.
     pub(super) fn file(&self, configured: &TrustFile) -> TrustFile {
         match &self.trust {
@@ -318,7 +324,10 @@ pub(super) struct OverrideArgs {
     #[arg(long)]
     allow_downgrade: bool,
 
-    /// Accept an epoch lower than the running one: a release with a known hole
+    /// Accept an epoch that is too low: a release with a known hole
+    ///
+    /// Lower than the highest that was ever marked good on this machine. Also lets
+    /// a bundle follow a running slot that cannot say what it is.
     #[arg(long)]
     allow_epoch_rollback: bool,
 
@@ -338,6 +347,16 @@ impl OverrideArgs {
             ..policy
         }
     }
+}
+
+/// `--allow-epoch-rollback`, for verbs that need none of the other overrides.
+#[derive(Debug, Args)]
+pub(super) struct EpochArgs {
+    /// Accept an epoch that is too low: a release with a known hole
+    ///
+    /// Lower than the highest that was ever marked good on this machine.
+    #[arg(long)]
+    pub(super) allow_epoch_rollback: bool,
 }
 
 /// `--jobs`.

@@ -65,7 +65,7 @@ impl ServeArgs {
             efivars: settings.efivars.clone(),
             assume_unused: settings.assume_unused,
             state_dir: settings.state_dir.clone(),
-            policy: settings.policy(),
+            policy: self.trust.policy(&settings),
         };
         let (after_commit, container): (Arc<dyn AfterCommit>, Arc<dyn ContainerRestart>) =
             match settings.container.clone() {

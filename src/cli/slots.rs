@@ -74,7 +74,12 @@ fn row(slot: &SlotReport, flag: BootFlag) -> Vec<Cell> {
         slot.partition.to_string().into(),
         size::human(slot.size).into(),
         state(slot.state),
-        slot.version.as_deref().unwrap_or("-").into(),
+        format!(
+            "{}{}",
+            slot.version.as_deref().unwrap_or("-"),
+            if slot.unsigned { " (unsigned)" } else { "" }
+        )
+        .into(),
         boot.into(),
     ];
     match flag {
@@ -127,6 +132,7 @@ mod tests {
             boots_next: true,
             reason: None,
             version: Some("1.0".into()),
+            unsigned: false,
             product: None,
             created: None,
             blake3: None,

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::answers::answers;
-use super::args::MachineArgs;
+use super::args::{EpochArgs, MachineArgs, TrustArgs};
 use super::container;
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
@@ -53,6 +53,12 @@ pub(super) struct CommitArgs {
     #[arg(long)]
     no_restart: bool,
 
+    #[command(flatten)]
+    epoch: EpochArgs,
+
+    #[command(flatten)]
+    trust: TrustArgs,
+
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
@@ -91,7 +97,11 @@ impl CommitArgs {
     }
 
     fn policy(&self, settings: &Settings) -> Policy {
-        Policy { retry: self.retry, ..settings.policy() }
+        Policy {
+            retry: self.retry,
+            allow_epoch_rollback: self.epoch.allow_epoch_rollback,
+            ..self.trust.policy(settings)
+        }
     }
 }
 
@@ -105,6 +115,9 @@ pub(super) struct MarkGoodArgs {
     #[arg(long, value_name = "SLOT")]
     slot: Option<Slot>,
 
+    #[command(flatten)]
+    epoch: EpochArgs,
+
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
@@ -115,19 +128,23 @@ pub(super) struct MarkGoodArgs {
 
 impl MarkGoodArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.mark_good(self.slot))
+        switch(&self.machine, self.json, Some(&self.epoch), |engine| engine.mark_good(self.slot))
     }
 }
 
 /// Go back to the other slot, if it is still good
 ///
 /// Selects the slot that ran before; the slot that is left is not selected again. A
-/// platform takes a reboot.
+/// platform takes a reboot. A release whose epoch is lower than the highest that was ever
+/// good here does not come back.
 #[derive(Debug, Args)]
 pub(super) struct RollBackArgs {
     /// Why: kept in the slot that is left, whose bundle is not tried again by itself
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+
+    #[command(flatten)]
+    epoch: EpochArgs,
 
     /// Print one JSON object
     #[arg(long)]
@@ -139,7 +156,7 @@ pub(super) struct RollBackArgs {
 
 impl RollBackArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, Host::open_to_change, |engine| {
+        switch(&self.machine, self.json, Some(&self.epoch), |engine| {
             engine.roll_back_because(self.reason.as_deref())
         })
     }
@@ -162,20 +179,22 @@ pub(super) struct CancelArgs {
 impl CancelArgs {
     pub(super) fn run(&self) -> Result<()> {
         answers(&self.machine.settings()?)?;
-        switch(&self.machine, self.json, Host::open_to_change, |engine| engine.cancel())
+        switch(&self.machine, self.json, None, |engine| engine.cancel())
     }
 }
 
 fn switch(
     arguments: &MachineArgs,
     json: bool,
-    open: fn(&Settings) -> Result<Host>,
+    epoch: Option<&EpochArgs>,
     verb: impl FnOnce(&Engine<'_>) -> Result<SwitchReport>,
 ) -> Result<()> {
     let settings = arguments.settings()?;
-    let host = open(&settings)?;
+    let host = Host::open_to_change(&settings)?;
     let cancel = machine::defer_signals()?;
-    let report = verb(&host.engine(settings.policy()).cancelled_by(&cancel))?;
+    let allow_epoch_rollback = epoch.is_some_and(|epoch| epoch.allow_epoch_rollback);
+    let policy = Policy { allow_epoch_rollback, ..settings.policy() };
+    let report = verb(&host.engine(policy).cancelled_by(&cancel))?;
     // Released before the report: whoever reads it may take its time.
     drop(host);
     output::outcome(Format::object_if(json), &report, human)

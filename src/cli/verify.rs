@@ -17,7 +17,8 @@ use crate::units::{Group, Slot};
 ///
 /// With BUNDLE: checks the signature, decompresses every frame and compares it with the
 /// manifest; nothing is written. With --slot: reads an installed slot past the page
-/// cache and compares it with its own signed record ("scrub"); nothing is repaired.
+/// cache and compares it with its own signed record ("scrub"), whose signature is judged
+/// by the trusted keys of now; nothing is repaired.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Bundle to check; '-' is standard input
@@ -55,13 +56,20 @@ impl VerifyArgs {
         let progress = Reporter::new(format);
         if let Some(slot) = self.slot {
             let host = Host::open_to_look(&settings)?;
-            let report = host.engine(settings.policy()).scrub(slot, self.group, jobs, &cancel, &progress)?;
+            let report = host
+                .engine(self.trust.policy(&settings))
+                .scrub(slot, self.group, jobs, &cancel, &progress)?;
             drop(progress);
             return output::result(format, &report, |report, palette| {
                 let sound = palette.good("sound");
                 let (size, seconds) = (size::human(report.bytes), report.seconds);
+                let signature = match (&report.signed_by, report.unsigned) {
+                    (Some(signer), _) => palette.good(&format!("signed by {signer}")),
+                    (None, true) => palette.warn("unsigned"),
+                    (None, false) => palette.warn("signature not checked"),
+                };
                 format!(
-                    "slot {} ({}) is {sound}: {size} read in {seconds:.1} s\n",
+                    "slot {} ({}) is {sound}, {signature}: {size} read in {seconds:.1} s\n",
                     report.slot, report.version
                 )
             });

@@ -50,6 +50,7 @@ pub(crate) struct Config {
     tries: Option<u8>,
     #[serde(default, deserialize_with = "sector_size")]
     sector_size: Option<BlockSize>,
+    prevent_late_fallback: Option<bool>,
     state_dir: Option<PathBuf>,
     jobs: Option<NonZeroUsize>,
     #[serde(default, deserialize_with = "rate")]
@@ -106,6 +107,7 @@ impl Config {
             booted: None,
             assume_unused: false,
             tries: self.tries.unwrap_or(3),
+            prevent_late_fallback: self.prevent_late_fallback.unwrap_or(false),
             sector_size: self.sector_size,
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),
             jobs: self.jobs,

@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     /// The slot that runs; `None`: ask the kernel. On the command line only: a file would not change at a switch.
     pub(crate) booted: Option<Slot>,
     pub(crate) assume_unused: bool,
+    /// Whether nothing falls back to the other slot once one is good.
+    pub(crate) prevent_late_fallback: bool,
     /// Boot attempts of a slot on trial.
     pub(crate) tries: u8,
     /// Logical block size of an image file.
@@ -73,6 +75,8 @@ impl Settings {
             product: self.product.clone(),
             efi_loader: self.efi_loader.clone(),
             tries: self.tries,
+            prevent_late_fallback: self.prevent_late_fallback,
+            trust: Some(self.trust.clone()),
             ..Policy::default()
         }
     }

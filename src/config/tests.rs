@@ -32,6 +32,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
         "keys whose default is automatic"
     );
     assert!(all.threshold == Some(NonZeroUsize::MIN) && all.principal.is_some(), "a default and an example");
+    assert_eq!(all.prevent_late_fallback, Some(false));
     assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
     let ServiceConfig {
         listen,

@@ -10,6 +10,8 @@ use crate::units::Guid;
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
 /// The vendor of the variables by which boot loaders speak to systemd.
 const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// The vendor of the variable that is ours alone.
+const OWN: &str = "0d1e5bd3-6a6c-4b55-8f6e-6a0a2f7c2b19";
 /// NON_VOLATILE, BOOTSERVICE_ACCESS, RUNTIME_ACCESS: what the specification demands of all that we make.
 const ATTRIBUTES: u32 = 7;
 
@@ -37,11 +39,19 @@ impl Name {
         Self::global(&format!("Boot{number:04X}"))
     }
 
+    /// `QstageEpoch`: the highest epoch that was ever marked good, u64, little-endian.
+    pub fn epoch() -> Self {
+        Self(format!("QstageEpoch-{OWN}"))
+    }
+
     /// The name of a file, if the variable in it has to do with what boots.
     pub fn relevant(file: &str) -> Option<Self> {
         let known = ["BootOrder", "BootNext", "BootCurrent"].map(Self::global);
         let name = Self(file.to_owned());
-        let relevant = known.contains(&name) || name.number().is_some() || name == Self::loader();
+        let relevant = known.contains(&name)
+            || name.number().is_some()
+            || name == Self::loader()
+            || name == Self::epoch();
         relevant.then_some(name)
     }
 
@@ -113,6 +123,11 @@ impl Nvram {
     /// `BootOrder`, with all that it names, existing or not.
     pub fn order(&self) -> Vec<u16> {
         self.data(&Name::order()).chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
+    }
+
+    /// `QstageEpoch`; 0 where there is none that can be read.
+    pub fn epoch(&self) -> u64 {
+        self.data(&Name::epoch()).try_into().map_or(0, u64::from_le_bytes)
     }
 
     /// `BootNext`.

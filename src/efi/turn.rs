@@ -48,6 +48,16 @@ impl Turn {
         }
     }
 
+    /// The same, and `epoch` has been good on this machine; nothing where the variable says so already, or more.
+    #[must_use]
+    pub fn remember(mut self, epoch: u64) -> Self {
+        if epoch > self.after.nvram.epoch() {
+            let what = format!("epoch {epoch} has been good");
+            self.step(Name::epoch(), Some(epoch.to_le_bytes().to_vec()), what);
+        }
+        self
+    }
+
     /// The number of the slot's entry, which is made where it is missing, and is active afterwards.
     fn active(&mut self, slot: Slot) -> u16 {
         let (number, option, what) = match self.after.entry(slot) {

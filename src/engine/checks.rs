@@ -137,10 +137,13 @@ fn release_obstacles(view: &View, claims: &Claims, policy: &Policy) -> Vec<Error
             found.push(Error::MinVersion { running: newest.to_owned(), needed: min.clone() });
         }
     }
+    // What is on trial has not been good, but runs.
     let epoch = [running, software].into_iter().flatten().map(|claims| claims.epoch).max();
-    if let Some(running) = epoch.filter(|epoch| claims.epoch < *epoch && !policy.allow_epoch_rollback) {
-        found.push(Error::Epoch { bundle: claims.epoch, running });
-    }
+    let below = epoch.filter(|epoch| claims.epoch < *epoch && !policy.allow_epoch_rollback);
+    let below =
+        below.map(|floor| Error::Epoch { version: claims.version.clone(), epoch: claims.epoch, floor });
+    found.extend(view.above_floor(claims, policy).err().or(below));
+    found.extend(view.running_unknown(policy));
     found
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Engine;
 use super::checks::blocked;
+use super::trust::Voucher;
 use super::view::{Held, View};
 use crate::boot;
 use crate::bundle::frame::STORED_UNIT;
@@ -30,6 +31,11 @@ pub struct ScrubReport {
     pub slot: Slot,
     /// Version of what it holds.
     pub version: String,
+    /// Principals and fingerprints of the keys that have signed it, by the trusted keys of now; `None`: nobody was asked, or
+    /// it is unsigned.
+    pub signed_by: Option<String>,
+    /// Whether it was installed without a look at its signature.
+    pub unsigned: bool,
     /// The groups that were read.
     pub groups: Vec<Group>,
     /// Bytes that were read and verified.
@@ -96,7 +102,8 @@ impl Engine<'_> {
     /// platform slot, and the software slot where it has a record.
     ///
     /// # Errors
-    /// [`Error::NoRecord`], [`Error::SlotDamaged`]; class Io; [`Error::Interrupted`].
+    /// [`Error::NoRecord`], [`Error::SlotDamaged`]; class Trust where no trusted key has signed what it holds; class Io;
+    /// [`Error::Interrupted`].
     pub fn scrub(
         &self,
         slot: Slot,
@@ -119,12 +126,21 @@ impl Engine<'_> {
         let mut report = ScrubReport {
             slot,
             version: String::new(),
+            signed_by: None,
+            unsigned: false,
             groups: Vec::new(),
             bytes: 0,
             frames: 0,
             seconds: 0.0,
         };
         let records = held.iter().map(|held| Ok((*held, record(held)?))).collect::<Result<Vec<_>>>()?;
+        for (_, record) in &records {
+            match self.voucher(&[record])? {
+                Voucher::Signed(names) => report.signed_by = Some(names),
+                Voucher::Unsigned => report.unsigned = true,
+                Voucher::NotJudged => {}
+            }
+        }
         let lens = records.iter().flat_map(|(_, record)| &record.layout.places).map(|place| place.len);
         progress.begin(Phase::Scrub, lens.sum());
         for (held, record) in records {
@@ -229,7 +245,7 @@ fn record(held: &Held) -> Result<&Record> {
             slot: held.slot,
             found: "a prepare began and did not end".to_owned(),
         }),
-        Content::Nothing { why } => {
+        Content::Nothing { why, .. } => {
             Err(Error::NoRecord { group: held.group, slot: held.slot, found: why.clone() })
         }
     }

@@ -5,12 +5,15 @@
 
 mod checks;
 mod content;
+mod epoch;
 mod firmware;
+mod marks;
 mod prepare;
 mod report;
 mod software;
 mod switch;
 mod trial;
+mod trust;
 mod view;
 
 use std::num::NonZeroUsize;
@@ -22,6 +25,7 @@ pub use trial::FailedTrial;
 use crate::boot::BootFlag;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
 use crate::host::record::{Event, Journal, LastError, Record};
+use crate::host::trust::TrustFile;
 use crate::host::{DiskLock, Machine};
 use crate::progress::Cancel;
 use crate::units::{Downtime, Slot};
@@ -47,10 +51,14 @@ pub struct Policy {
     pub retry: bool,
     /// Accept a version older than the running one.
     pub allow_downgrade: bool,
-    /// Accept an epoch lower than the running one.
+    /// Accept an epoch lower than the highest that has been good here, and a running slot that cannot be compared with.
     pub allow_epoch_rollback: bool,
     /// Accept another product and a running version below the bundle's minimum.
     pub override_product: bool,
+    /// Whether the other platform slot loses its flags when one is marked good, so that nothing falls back to it any more.
+    pub prevent_late_fallback: bool,
+    /// The keys by which the signatures of installed releases are judged; `None`: they are not.
+    pub trust: Option<TrustFile>,
 }
 
 impl Default for Policy {
@@ -65,6 +73,8 @@ impl Default for Policy {
             allow_downgrade: false,
             allow_epoch_rollback: false,
             override_product: false,
+            prevent_late_fallback: false,
+            trust: None,
         }
     }
 }

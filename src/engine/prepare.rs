@@ -188,7 +188,8 @@ impl Engine<'_> {
             if let Some((held, record)) = held.and_then(|held| Some((held, held.record()?)))
                 && held.is_unjudged()
             {
-                let mark = Mark::new(Verdict::Bad, "being replaced");
+                let epoch = held.content.epoch();
+                let mark = Mark { epoch, ..Mark::new(Verdict::Bad, "being replaced") };
                 record.write_mark(&*target.device, Some(&mark), &target.partition)?;
             }
         }

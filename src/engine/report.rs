@@ -60,8 +60,7 @@ impl Engine<'_> {
             }
             (None, None, Some(held)) => {
                 status.state = UpgradeState::UpgradePrepared;
-                let version = held.record().map_or("", |record| record.manifest.version.as_str());
-                status.details = format!("{version} is prepared in {}", held.partition.name);
+                status.details = format!("{} is prepared in {}", version(held), held.partition.name);
                 status.install_path = origin(held);
             }
             (None, None, None) => {
@@ -132,6 +131,7 @@ impl Engine<'_> {
                 boots_next: view.next(held.group) == Some(held.slot),
                 reason: view.failure(held).or_else(|| trial_reason(held)),
                 version: claims.map(|claims| claims.version.clone()),
+                unsigned: held.record().is_some_and(|record| record.unsigned),
                 product: claims.map(|claims| claims.product.clone()),
                 created: claims.map(|claims| claims.created),
                 blake3: image.map(|(_, payload)| payload.blake3),
@@ -170,8 +170,16 @@ fn trial_reason(held: &Held) -> Option<String> {
     held.mark().filter(told).map(|mark| mark.reason.clone())
 }
 
+/// The version of what a slot holds, and that nobody vouches for it where that is so.
+fn version(held: &Held) -> String {
+    let record = held.record();
+    let version = record.map_or("", |record| record.manifest.version.as_str());
+    let unsigned = record.is_some_and(|record| record.unsigned);
+    format!("{version}{}", if unsigned { " (unsigned)" } else { "" })
+}
+
 fn trial_details(view: &View, held: &Held) -> String {
-    let version = held.record().map_or("", |record| record.manifest.version.as_str());
+    let version = version(held);
     let name = &held.partition.name;
     let runs = held.group != Group::Platform || view.running(Group::Platform) == Some(held.slot);
     if !runs && !view.is_selected(held) {

@@ -1,9 +1,9 @@
 //! The software group seen by whoever runs the container: which slot is to run, and the steps of its trial. Platform
 //! slots are left alone by all of it, so that a container that fails never costs a reboot.
 
-use super::Engine;
 use super::switch::{Effect, Switch};
 use super::view::{Held, View};
+use super::{Engine, epoch};
 use crate::boot::{self, Leave};
 use crate::bundle::manifest::Kind;
 use crate::error::{Error, NO_ERROR, Result};
@@ -129,7 +129,8 @@ impl Engine<'_> {
             }
             let table =
                 boot::mark_good(&view.table, &view.slots, Group::Software, slot, self.policy.boot_flag)?;
-            self.set_mark(held, Verdict::Good, "its container is healthy")?;
+            self.set_mark_at(held, Verdict::Good, "its container is healthy", epoch::with(&view, &[held]))?;
+            self.raise_floor(lock, &view, epoch::with(&view, &[held]), &[held])?;
             self.software_report(lock, &view, table, format!("{} proved good", held.partition.name))
         };
         self.change("mark-good", act, |report| report.done.clone())

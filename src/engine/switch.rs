@@ -1,9 +1,10 @@
 //! `commit`, `mark-good`, `roll-back`, `cancel`: each is one new table, written in one transaction; where EFI variables
 //! rule, with a turn of them beside it (see `firmware`).
 
-use super::Engine;
 use super::checks::needed;
+use super::marks::NO_LATE_FALLBACK;
 use super::view::{Held, View};
+use super::{Engine, epoch};
 use crate::boot::{self, BootFlag, Leave};
 use crate::commit;
 use crate::efi::Turn;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::{Access, DiskLock};
 use crate::progress::Silent;
-use crate::slot::{self, Mark, Verdict};
+use crate::slot::{self, Verdict};
 use crate::state::{SlotState, SwitchReport};
 use crate::units::{Group, Slot};
 
@@ -133,6 +134,11 @@ impl Engine<'_> {
         if prepared.iter().any(|(_, record)| record.manifest.bytes() != manifest.bytes()) {
             return not("platform and software were prepared from different bundles".to_owned());
         }
+        view.above_floor(manifest, &self.policy)?;
+        if let Some(obstacle) = view.running_unknown(&self.policy) {
+            return Err(obstacle);
+        }
+        let voucher = self.voucher(&prepared.iter().map(|(_, record)| *record).collect::<Vec<_>>())?;
         let needed = needed(view, manifest);
         if needed.is_empty() {
             return not(format!("{} runs already", manifest.version));
@@ -162,7 +168,8 @@ impl Engine<'_> {
             true => view.turn(|choice| choice.try_once(!booted)),
             false => None,
         };
-        let done = format!("{} is selected on trial in {}{from}", manifest.version, names.join(" and "));
+        let names = names.join(" and ");
+        let done = format!("{}{voucher} is selected on trial in {names}{from}", manifest.version);
         Ok(Switch { table, turn, effect, done })
     }
 
@@ -196,6 +203,9 @@ impl Engine<'_> {
                 let problem = format!("{} holds nothing whole", held.partition.name);
                 return Err(Error::NothingToMark { problem });
             }
+            if slot.is_some() {
+                view.slot_above_floor(held, &self.policy)?;
+            }
             table = boot::mark_good(&table, &view.slots, held.group, held.slot, self.policy.boot_flag)?;
             if held.group == Group::Platform {
                 turn = view.turn(|choice| choice.keep(held.slot));
@@ -205,13 +215,26 @@ impl Engine<'_> {
         if names.is_empty() && slot.is_none() {
             turn = view.unlisted().and_then(|slot| view.turn(|choice| choice.keep(slot)));
         }
+        let floor = epoch::with(&view, &candidates);
+        let late = self.late_fallback(&view, &candidates);
+        if let Some(late) = late {
+            let flag = self.policy.boot_flag;
+            table = boot::make_unbootable(&table, &view.slots, late.group, late.slot, flag)?;
+            turn = view.turn(|choice| choice.back(!late.slot, Leave::Bad));
+        }
+        turn = turn.map(|turn| turn.remember(floor));
         // BootOrder before all: a slot that is good and not in it would be left at the next boot.
         self.turn(lock, turn.as_ref())?;
         // The marks first: under legacy they are the only sign, and they say nothing before the slot is selected. In a trial
         // by kexec or BootNext nothing selects it: marked good before the flags it would look as if it had been left on purpose.
         let unselected = candidates.iter().any(|held| !view.is_selected(held));
-        let mark =
-            || candidates.iter().try_for_each(|held| self.set_mark(held, Verdict::Good, "marked good"));
+        let mark = || {
+            for held in &candidates {
+                self.set_mark_at(held, Verdict::Good, "marked good", floor)?;
+            }
+            let marked: Vec<&Held> = candidates.iter().copied().chain(late).collect();
+            self.raise_floor(lock, &view, floor, &marked)
+        };
         if !unselected {
             mark()?;
         }
@@ -224,6 +247,10 @@ impl Engine<'_> {
             (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),
             (false, None) => format!("{} proved good", names.join(" and ")),
         };
+        if let Some(late) = late {
+            // Before its flags go: without them and unmarked it looks like a prepared slot.
+            self.set_mark_at(late, Verdict::Bad, NO_LATE_FALLBACK, floor)?;
+        }
         let report = self.switch(lock, &view, &Switch { table, turn, effect: Effect::Nothing, done })?;
         if unselected {
             mark()?;
@@ -246,11 +273,16 @@ impl Engine<'_> {
     /// # Errors
     /// As [`roll_back`](Self::roll_back).
     pub fn roll_back_because(&self, reason: Option<&str>) -> Result<SwitchReport> {
-        let act = |lock: &DiskLock| self.roll_back_locked(lock, reason);
+        let act = |lock: &DiskLock| self.roll_back_locked(lock, reason, Asked::ByOperator);
         self.change("roll-back", act, |report| report.done.clone())
     }
 
-    pub(super) fn roll_back_locked(&self, lock: &DiskLock, reason: Option<&str>) -> Result<SwitchReport> {
+    pub(super) fn roll_back_locked(
+        &self,
+        lock: &DiskLock,
+        reason: Option<&str>,
+        asked: Asked,
+    ) -> Result<SwitchReport> {
         self.repair(lock, &Silent)?;
         let view = self.view()?;
         let trial = |group: Group| view.on_trial().any(|held| held.group == group);
@@ -266,6 +298,9 @@ impl Engine<'_> {
         let (mut names, mut left, mut turn) = (Vec::new(), Vec::new(), None);
         for group in groups {
             let (from, to) = self.way_back(&view, group)?;
+            if asked == Asked::ByOperator {
+                view.slot_above_floor(to, &self.policy)?;
+            }
             let leave = match from.state {
                 SlotState::Good => Leave::Fallback,
                 _ => Leave::Bad,
@@ -387,17 +422,6 @@ impl Engine<'_> {
         Ok(report)
     }
 
-    /// Writes the verdict on a slot into its mark. A slot without a record of ours has none.
-    pub(super) fn set_mark(&self, held: &Held, verdict: Verdict, reason: &str) -> Result<()> {
-        let Some(record) = held.record() else { return Ok(()) };
-        let mark = Mark::new(verdict, reason);
-        if held.mark().is_some_and(|old| old.verdict == verdict) {
-            return Ok(());
-        }
-        let device = self.machine.open_partition(&held.partition, Access::Record)?;
-        record.write_mark(&*device, Some(&mark), &held.partition.name)
-    }
-
     /// Writes the table of a switch, and tells of all of it. Its turn is made by the verb, which knows when.
     pub(super) fn switch(&self, lock: &DiskLock, view: &View, switch: &Switch) -> Result<SwitchReport> {
         let plan = commit::switch(&*self.machine.disk(), lock, &view.loaded, &switch.table)?;
@@ -447,6 +471,15 @@ impl Engine<'_> {
 
 /// How the platform is switched where EFI variables rule.
 const EFI_METHOD: &str = "EFI variables BootNext and BootOrder";
+
+/// Who asks for a roll-back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Somebody who wants the other release.
+    ByOperator,
+    /// A trial that fails: back to what ran before, as the boot loader would do by itself.
+    ByTrial,
+}
 
 /// What is told of a slot that firmware booted once and that did not come back.
 const ONCE: &str = "its one boot is over and it was not marked good: it crashed, hung, or was reset";

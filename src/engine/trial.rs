@@ -9,7 +9,7 @@
 //! ```
 
 use super::Engine;
-use super::switch::{Effect, Switch};
+use super::switch::{Asked, Effect, Switch};
 use super::view::{Held, View};
 use crate::boot::{self, BootFlag, Leave};
 use crate::commit;
@@ -179,13 +179,14 @@ impl Engine<'_> {
                 (None, Some(mark)) => mark.reason.clone(),
                 (None, None) => "it did not become healthy".to_owned(),
             };
-            let mark = Mark { verdict: Verdict::Failed, reason, tries_left };
+            let epoch = held.content.epoch();
+            let mark = Mark { verdict: Verdict::Failed, reason, tries_left, epoch };
             if let Some(record) = held.record().filter(|_| held.mark() != Some(&mark)) {
                 let device = self.machine.open_partition(&held.partition, Access::Record)?;
                 record.write_mark(&*device, Some(&mark), &held.partition.name)?;
             }
             if ended && self.policy.boot_flag != BootFlag::Priority && view.is_selected(held) {
-                self.roll_back_locked(lock, Some(&mark.reason))?;
+                self.roll_back_locked(lock, Some(&mark.reason), Asked::ByTrial)?;
             }
             Ok(format!("{} fails its trial: {}", held.partition.name, mark.reason))
         };

@@ -133,9 +133,12 @@ errors! {
     /// The bundle has the version of what runs, and is another one.
     SameVersion { version: String } => Refused, "SAME_VERSION",
         ("the bundle has version {version}, which runs already with other content; --allow-downgrade overrides");
-    /// The bundle's anti-rollback epoch is lower than what runs.
-    Epoch { bundle: u64, running: u64 } => Refused, "EPOCH",
-        ("the bundle has epoch {bundle}, lower than the running {running}: a release with a known hole; --allow-epoch-rollback overrides");
+    /// The anti-rollback epoch of a release is lower than what runs, or than the highest that was ever marked good here.
+    Epoch { version: String, epoch: u64, floor: u64 } => Refused, "EPOCH",
+        ("{version} has epoch {epoch}, lower than {floor}, which has been good on this machine: a release with a known hole; on the machine --allow-epoch-rollback overrides");
+    /// What runs does not say what it is: its record is damaged or missing, so that no rule can be checked against it.
+    RunningUnknown { partition: String, found: String } => Refused, "RUNNING_UNKNOWN",
+        ("what runs in {partition} cannot be told, so neither can what may follow it: {found}; where you know, --allow-epoch-rollback on the machine overrides, or install it again");
     /// The running version is too old for a direct upgrade.
     MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
         ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");

@@ -21,6 +21,11 @@ pub struct TrustFile {
 }
 
 impl TrustFile {
+    /// Whether anything is at its path.
+    pub fn is_there(&self) -> bool {
+        self.path.symlink_metadata().is_ok()
+    }
+
     /// Reads the keys of now.
     ///
     /// # Errors

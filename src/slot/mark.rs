@@ -13,16 +13,22 @@
 //! | 12 | 4 | verdict: 1 good, 2 bad, 3 failed, 4 trying |
 //! | 16 | 2 + 2048 | reason (length, UTF-8) |
 //! | 2068 | 4 | tries that were left when it was written |
+//! | 2072 | 8 | epoch: the highest that was ever marked good on this machine, as far as was known here |
 //! | 4092 | 4 | CRC-32 of all that |
+//!
+//! The epoch came later, in place of zeroes and under the same version: a mark without it reads as epoch 0, which forbids
+//! nothing, and a reader that does not know it takes the rest for what it is, within the same CRC. What such a reader
+//! writes has none; the other slots still hold it.
 //!
 //! A reader that knows verdicts 1 and 2 only takes 3 and 4 for bad, which is what they are once the slot does not run.
 
-use super::{UNIT, put_text, seal, sealed, text_at, u32_at};
+use super::{UNIT, put_text, seal, sealed, text_at, u32_at, u64_at};
 
 const MAGIC: &[u8; 8] = b"QSTGMARK";
 const VERSION: u32 = 1;
 const REASON_MAX: usize = 2048;
 const TRIES_AT: usize = 2068;
+const EPOCH_AT: usize = 2072;
 
 /// The outcome of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +53,14 @@ pub struct Mark {
     pub reason: String,
     /// The tries that were left: they tell one boot of the trial from the next.
     pub tries_left: u8,
+    /// The highest epoch that was ever marked good here; 0: none is known.
+    pub epoch: u64,
 }
 
 impl Mark {
     /// A mark for which the tries do not matter.
     pub fn new(verdict: Verdict, reason: impl Into<String>) -> Self {
-        Self { verdict, reason: reason.into(), tries_left: 0 }
+        Self { verdict, reason: reason.into(), tries_left: 0, epoch: 0 }
     }
 
     /// The block that says it.
@@ -69,6 +77,7 @@ impl Mark {
         block[12..16].copy_from_slice(&verdict.to_le_bytes());
         put_text(&mut block, 16, REASON_MAX, &self.reason);
         block[TRIES_AT..TRIES_AT + 4].copy_from_slice(&u32::from(self.tries_left).to_le_bytes());
+        block[EPOCH_AT..EPOCH_AT + 8].copy_from_slice(&self.epoch.to_le_bytes());
         seal(&mut block);
         block
     }
@@ -88,7 +97,8 @@ impl Mark {
         };
         // Four bits in the partition table; whatever else stands here is nobody's tries.
         let tries_left = u8::try_from(u32_at(block, TRIES_AT)).unwrap_or_default();
-        Some(Self { verdict, reason: text_at(block, 16, REASON_MAX), tries_left })
+        let epoch = u64_at(block, EPOCH_AT);
+        Some(Self { verdict, reason: text_at(block, 16, REASON_MAX), tries_left, epoch })
     }
 }
 
@@ -100,7 +110,7 @@ mod tests {
     fn round_trip_and_void() {
         for verdict in [Verdict::Good, Verdict::Bad, Verdict::Failed, Verdict::Trying] {
             let reason = "health check 'disk' failed".to_owned();
-            let mark = Mark { verdict, reason, tries_left: 15 };
+            let mark = Mark { verdict, reason, tries_left: 15, epoch: u64::MAX };
             let mut block = mark.encode();
             assert_eq!(Mark::decode(&block), Some(mark));
             block[20] ^= 1;
@@ -115,11 +125,21 @@ mod tests {
         assert_eq!(Mark::decode(&vec![0; 4096]), None);
     }
 
+    /// What version 0.1.0 wrote, and what it reads of a mark of now: the same fields at the same places.
+    #[test]
+    fn a_mark_without_an_epoch_is_read_and_one_with_it_differs_nowhere_else() {
+        let with = Mark { epoch: 7, ..Mark::new(Verdict::Good, "marked good") }.encode();
+        let without = Mark::new(Verdict::Good, "marked good").encode();
+        assert_eq!(Mark::decode(&without).unwrap().epoch, 0);
+        let differs: Vec<usize> = (0..4096).filter(|at| with[*at] != without[*at]).collect();
+        assert!(differs.iter().all(|at| *at == EPOCH_AT || *at >= 4092), "{differs:?}");
+    }
+
     /// Of a block that already holds a mark a cut may leave any mixture with the next one: bad, or one of the two.
     #[test]
     fn a_mark_over_a_mark_is_old_or_new_or_bad() {
-        let old = Mark { verdict: Verdict::Failed, reason: "x".repeat(2048), tries_left: 2 };
-        let new = Mark { verdict: Verdict::Failed, reason: "y".repeat(1000), tries_left: 1 };
+        let old = Mark { verdict: Verdict::Failed, reason: "x".repeat(2048), tries_left: 2, epoch: 1 };
+        let new = Mark { verdict: Verdict::Failed, reason: "y".repeat(1000), tries_left: 1, epoch: 2 };
         for set in 0_u32..256 {
             let mut block = old.encode();
             let next = new.encode();

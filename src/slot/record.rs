@@ -43,15 +43,29 @@ pub enum Content {
         origin: String,
         /// BLAKE3 of its manifest.
         manifest: Blake3,
+        /// The epoch of the mark, which a prepare leaves alone until its end.
+        epoch: u64,
     },
     /// Nothing, or nothing that qstage wrote; `why` is a sentence.
     Nothing {
         /// What was found instead.
         why: String,
+        /// Whether the place of a record holds anything but zeroes: a record that was damaged, say.
+        traces: bool,
+        /// The epoch of the mark, where there is a whole one.
+        epoch: u64,
     },
 }
 
 impl Content {
+    /// The highest epoch that was ever marked good, as far as the mark says; 0: it says none.
+    pub fn epoch(&self) -> u64 {
+        match self {
+            Self::Whole(_, mark) => mark.as_ref().map_or(0, |mark| mark.epoch),
+            Self::Torn { epoch, .. } | Self::Nothing { epoch, .. } => *epoch,
+        }
+    }
+
     /// The record, where the slot is whole.
     pub fn record(&self) -> Option<&Record> {
         match self {
@@ -66,20 +80,23 @@ impl Content {
     /// # Errors
     /// [`Error::Read`](crate::Error::Read) only: a damaged record is no error but [`Content::Nothing`].
     pub fn read(slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<Self> {
-        let nothing = |why: &str| Ok(Self::Nothing { why: why.to_owned() });
         let Some(footer_at) = Layout::footer_at(slot.len()) else {
-            return nothing("the partition is too small");
+            let why = "the partition is too small".to_owned();
+            return Ok(Self::Nothing { why, traces: false, epoch: 0 });
         };
         let mut block = AlignedBuf::zeroed(2 * UNIT as usize);
         let what = format!("the record of {partition}");
         device::read(slot, &what, &mut block, ByteOffset(footer_at - UNIT))?;
+        let traces = block.iter().any(|byte| *byte != 0);
         let (mark, footer) = block.split_at(UNIT as usize);
+        let epoch = Mark::decode(mark).map_or(0, |mark| mark.epoch);
+        let nothing = |why: &str| Ok(Self::Nothing { why: why.to_owned(), traces, epoch });
         let Some(footer) = Footer::decode(footer) else { return nothing("there is no footer") };
         if footer.group != group {
             return nothing("the footer is of another group");
         }
         if footer.condition == Condition::Torn {
-            return Ok(Self::Torn { origin: footer.origin, manifest: footer.manifest });
+            return Ok(Self::Torn { origin: footer.origin, manifest: footer.manifest, epoch });
         }
         let lengths = [footer.manifest_len, footer.signature_len, footer.index_len].map(u64::from);
         let limits = [MANIFEST_MAX, SIGNATURE_MAX, INDEX_MAX];

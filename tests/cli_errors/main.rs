@@ -15,6 +15,7 @@ mod elsewhere;
 mod in_use;
 mod rules;
 mod services;
+mod trust;
 mod usage;
 
 use support::Bench;

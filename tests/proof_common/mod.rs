@@ -99,7 +99,8 @@ impl Release {
             product: "demo".to_owned(),
             version: self.version.to_owned(),
             min_version: None,
-            epoch: 0,
+            // The one that raises the floor.
+            epoch: if self.version == "9.0" { 9 } else { 0 },
             created: 1_700_000_000,
         };
         let input = |kind, name: &str, image| Input {

@@ -27,6 +27,8 @@ pub struct Releases {
     /// The platform of 2.0 with other software.
     pub v21: Arc<Vec<u8>>,
     pub v3: Arc<Vec<u8>>,
+    /// Of a higher epoch, and small.
+    pub v9: Arc<Vec<u8>>,
 }
 
 pub fn releases() -> Releases {
@@ -37,6 +39,7 @@ pub fn releases() -> Releases {
         v2: v2.pack(),
         v21: v21.pack(),
         v3: Release::new("3.0", 30, FRAMES + 9).pack(),
+        v9: Release::new("9.0", 90, 9).pack(),
     }
 }
 
@@ -124,6 +127,7 @@ pub struct Scene {
 pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
     let (v2, v21, v3) =
         (|| Verb::Prepare(r.v2.clone()), || Verb::Prepare(r.v21.clone()), || Verb::Prepare(r.v3.clone()));
+    let v9 = || Verb::Prepare(r.v9.clone());
     let (a, b) = (at(A), at(B));
     let scene = |name, from, site, verb, choices: &[Choice], next: &[(Site, Verb)], end| Scene {
         name,
@@ -194,6 +198,28 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         Scene {
             marked: vec!["platform_b", "software_b"],
             ..scene("mark good", "commit", b, MarkGood, &[BB], &[(b, MarkGood)], BB)
+        },
+        // An epoch that is marked good is written into the marks of all slots.
+        Scene {
+            prepared: vec!["9.0"],
+            targets: vec!["platform_b", "software_b"],
+            ..scene(
+                "prepare a higher epoch",
+                "",
+                a,
+                v9(),
+                &[AA],
+                &[(a, v9()), (a, Commit), (b, MarkGood)],
+                BB,
+            )
+        },
+        Scene {
+            prepared: vec!["9.0"],
+            ..scene("commit a higher epoch", "prepare a higher epoch", a, Commit, &[AA, BB], &good_b, BB)
+        },
+        Scene {
+            marked: vec!["platform_a", "software_a", "platform_b", "software_b"],
+            ..scene("raise the floor", "commit a higher epoch", b, MarkGood, &[BB], &[(b, MarkGood)], BB)
         },
         Scene {
             marked: vec!["platform_b", "software_b"],

@@ -132,8 +132,8 @@ fn the_old_slot_is_back_after_the_tries() {
 
 #[test]
 fn what_a_slot_says_of_itself() {
-    let torn = Content::Torn { origin: String::new(), manifest: crate::units::Blake3([0; 32]) };
-    let nothing = Content::Nothing { why: String::new() };
+    let torn = Content::Torn { origin: String::new(), manifest: crate::units::Blake3([0; 32]), epoch: 0 };
+    let nothing = Content::Nothing { why: String::new(), traces: false, epoch: 0 };
     let standing = |attributes, content: Option<&Content>| Candidate::new(attributes, content).standing;
     for attributes in every_bits() {
         assert_eq!(standing(attributes, Some(&torn)), Standing::Torn);

@@ -1,0 +1,109 @@
+//! The epoch floor: the highest epoch that was ever marked good on this machine. Nothing below it is prepared, committed or
+//! rolled back to without a flag that only a local root can give ([`Policy::allow_epoch_rollback`]).
+//!
+//! It is remembered in the marks of the slots, each of which survives what happens to the other one and to `/var`, and in an
+//! EFI variable where EFI variables rule, which survives a new installation of both. The highest of all counts. A mark
+//! that cannot be read any more, or one that an older release has written, says nothing, and takes nothing away.
+
+use super::view::{Held, View};
+use super::{Engine, Policy};
+use crate::bundle::manifest::Claims;
+use crate::error::{Error, Result};
+use crate::host::{Access, DiskLock};
+use crate::slot::{Content, Mark, Verdict};
+use crate::state::SlotState;
+use crate::units::Group;
+
+impl Held {
+    /// The epoch that this slot testifies to: that of its mark, and its own where it is good.
+    fn testifies(&self) -> u64 {
+        let own = self.record().filter(|_| self.state == SlotState::Good);
+        self.content.epoch().max(own.map_or(0, |record| record.manifest.epoch))
+    }
+}
+
+impl View {
+    /// The highest epoch that was ever marked good here, as far as slots and firmware remember; 0 where none does.
+    pub(super) fn floor(&self) -> u64 {
+        let variable = self.efi.as_ref().map_or(0, |choice| choice.nvram().epoch());
+        self.all().iter().map(Held::testifies).fold(variable, u64::max)
+    }
+
+    /// Whether a release may come to run here.
+    ///
+    /// # Errors
+    /// [`Error::Epoch`].
+    pub(super) fn above_floor(&self, claims: &Claims, policy: &Policy) -> Result<()> {
+        let (epoch, floor) = (claims.epoch, self.floor());
+        if epoch >= floor || policy.allow_epoch_rollback {
+            return Ok(());
+        }
+        Err(Error::Epoch { version: claims.version.clone(), epoch, floor })
+    }
+
+    /// The same for what a slot holds; one without a record is of no epoch.
+    ///
+    /// # Errors
+    /// [`Error::Epoch`].
+    pub(super) fn slot_above_floor(&self, held: &Held, policy: &Policy) -> Result<()> {
+        if let Some(record) = held.record() {
+            return self.above_floor(&record.manifest, policy);
+        }
+        let floor = self.floor();
+        if floor == 0 || policy.allow_epoch_rollback {
+            return Ok(());
+        }
+        Err(Error::Epoch { version: held.partition.name.clone(), epoch: 0, floor })
+    }
+
+    /// What keeps the running slots from being compared with: an obstacle of its own, never a licence. A slot whose end was
+    /// never written was installed by other means, and is no obstacle as long as nothing here remembers a release of ours.
+    pub(super) fn running_unknown(&self, policy: &Policy) -> Option<Error> {
+        let found = |group: Group| {
+            let held = self.held(group, self.running(group)?)?;
+            let found = match &held.content {
+                Content::Whole(..) => return None,
+                Content::Torn { .. } => "a prepare has begun to overwrite it".to_owned(),
+                // Software that nothing selects does not run; it is only where the first image will go.
+                Content::Nothing { .. } if group == Group::Software && held.state == SlotState::Empty => {
+                    return None;
+                }
+                Content::Nothing { why, traces, .. } if *traces || self.floor() > 0 => why.clone(),
+                Content::Nothing { .. } => return None,
+            };
+            Some(Error::RunningUnknown { partition: held.partition.name.clone(), found })
+        };
+        if policy.allow_epoch_rollback { None } else { Group::BOTH.into_iter().find_map(found) }
+    }
+}
+
+impl Engine<'_> {
+    /// Raises the floor in the marks of all slots that have one, but for those that are about to be marked themselves. Where
+    /// all say so already, nothing is written.
+    ///
+    /// Each is one write of one block. A cut within it costs that mark, which is that of a slot below the floor: what it
+    /// could be used for is what the floor forbids.
+    pub(super) fn raise_floor(&self, _lock: &DiskLock, view: &View, epoch: u64, but: &[&Held]) -> Result<()> {
+        for held in view.all() {
+            let written = but.iter().any(|other| (other.group, other.slot) == (held.group, held.slot));
+            let mark = match (held.mark(), held.state) {
+                (Some(mark), _) => mark.clone(),
+                // Good by its flags alone: a mark says the same.
+                (None, SlotState::Good) => Mark::new(Verdict::Good, "marked good"),
+                (None, _) => continue,
+            };
+            if let Some(record) = held.record().filter(|_| !written && held.testifies() < epoch) {
+                let device = self.machine.open_partition(&held.partition, Access::Record)?;
+                let mark = Mark { epoch, ..mark };
+                record.write_mark(&*device, Some(&mark), &held.partition.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The floor after these slots have been marked good.
+pub(super) fn with(view: &View, good: &[&Held]) -> u64 {
+    let epochs = good.iter().filter_map(|held| Some(held.record()?.manifest.epoch));
+    epochs.fold(view.floor(), u64::max)
+}

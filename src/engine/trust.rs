@@ -1,0 +1,55 @@
+//! Signatures of what is installed, judged by the trusted keys of now: a key that was withdrawn after a prepare vouches for
+//! nothing any more.
+
+use std::fmt;
+use std::path::Path;
+
+use super::Engine;
+use crate::error::Result;
+use crate::host::trust::DEFAULT_TRUST;
+use crate::slot::Record;
+
+/// Who vouches for what is installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Voucher {
+    /// Principals and fingerprints of the keys.
+    Signed(String),
+    /// Nobody: it was installed without a look at its signature.
+    Unsigned,
+    /// Nobody was asked: no trusted keys are configured.
+    NotJudged,
+}
+
+/// As it stands behind a version in a sentence.
+impl fmt::Display for Voucher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsigned => f.write_str(" (unsigned)"),
+            Self::Signed(_) | Self::NotJudged => Ok(()),
+        }
+    }
+}
+
+impl Engine<'_> {
+    /// Who vouches for these records, of one release. Nobody is asked where no file of keys was named and the default one is
+    /// not there, on a disk image for example.
+    ///
+    /// # Errors
+    /// [`Error::TrustFile`](crate::Error::TrustFile) where the keys cannot be read; those of
+    /// [`Trust::judge`](crate::Trust::judge) where no trusted key has signed.
+    pub(super) fn voucher(&self, records: &[&Record]) -> Result<Voucher> {
+        if records.iter().any(|record| record.unsigned) {
+            return Ok(Voucher::Unsigned);
+        }
+        let Some(file) = &self.policy.trust else { return Ok(Voucher::NotJudged) };
+        if file.path == Path::new(DEFAULT_TRUST) && !file.is_there() {
+            return Ok(Voucher::NotJudged);
+        }
+        let trust = file.read()?;
+        let mut names = Voucher::NotJudged;
+        for record in records {
+            names = Voucher::Signed(trust.judge(record.manifest.bytes(), record.manifest.signature())?);
+        }
+        Ok(names)
+    }
+}
