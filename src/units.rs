@@ -1,6 +1,7 @@
 //! Quantities that must not be confused: a byte offset with a block number, slot `a` with slot `b`.
 
 pub(crate) mod size;
+pub(crate) mod text;
 
 use std::fmt;
 use std::ops::Not;

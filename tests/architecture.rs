@@ -19,12 +19,11 @@ const DISKS: Allowed = &[("device/direct.rs", "the only opener of disks, partiti
 const FILES: Allowed = &[
     ("bench/sample.rs", "makes and removes scratch files"),
     ("cli/bench.rs", "makes the scratch slot"),
-    ("cli/firmware.rs", "writes an extracted blob"),
     ("cli/remote/", "reads the token"),
     ("container/", "mount points, sockets of the gate, what is remembered of a running container"),
     ("device/", "opens disks; asks sysfs for their sectors"),
     ("host/efivars.rs", "the variables of the firmware are files"),
-    ("host/files/", "how lock files, and files that are trusted, are opened"),
+    ("host/files/", "how lock files, output and files that are trusted are opened"),
     ("host/load.rs", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel/", "reads /proc and /sys"),

@@ -1,6 +1,5 @@
 //! `qstage firmware`: the blobs behind the platform image of a slot.
 
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use super::machine::Host;
 use super::output::{self, Format, Stdout};
 use super::table;
 use crate::error::{Error, Result};
+use crate::host::files::OutputFile;
 use crate::units::Slot;
 use crate::units::size;
 
@@ -108,23 +108,15 @@ impl ExtractArgs {
 /// not find half of it.
 fn write_whole(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let failed = |source: io::Error| Error::Output { path: path.to_owned(), source };
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let mut file = File::create(&part).map_err(failed)?;
-    let written = fill(&mut file).and_then(|()| {
-        file.sync_all().map_err(failed)?;
-        fs::rename(&part, path).map_err(failed)
-    });
-    if written.is_err() {
-        // The first error is the one to tell; a left-over part would only be in the way.
-        let _ = fs::remove_file(&part);
-    }
-    written
+    let mut file = OutputFile::create(path, 0o666).map_err(failed)?;
+    fill(&mut file)?;
+    file.publish().map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::outlet;
 
 use crate::error::{Class, Error, Result, sentence};
+use crate::units::text;
 
 /// How a verb prints what came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,7 @@ struct Failure {
 pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
     let mut text = serde_json::to_string(value)
         .map_err(|problem| Error::Internal { what: format!("a report is no JSON: {problem}") })?;
+    text = text::json(&text).into_owned();
     text.push('\n');
     Ok(text)
 }
@@ -75,7 +77,7 @@ pub(super) fn result<T: Serialize>(
     human: impl FnOnce(&T, Palette) -> String,
 ) -> Result<()> {
     print(&match format {
-        Format::Human => human(report, Palette::of_stdout()),
+        Format::Human => Palette::of_stdout().clean(|palette| human(report, palette)),
         Format::Object => json_line(report)?,
         Format::Lines => json_line(&Event::new("result", report))?,
     })
@@ -92,11 +94,14 @@ pub(super) fn outcome<T: Serialize>(
     human: impl Fn(&T, Palette) -> String,
 ) -> Result<()> {
     let text = match format {
-        Format::Human => human(report, Palette::of_stdout()),
+        Format::Human => Palette::of_stdout().clean(|palette| human(report, palette)),
         Format::Object => json_line(report)?,
         Format::Lines => json_line(&Event::new("result", report))?,
     };
-    let lost = |source| Error::ReportLost { done: first_line(&human(report, Palette::PLAIN)), source };
+    let lost = |source| Error::ReportLost {
+        done: first_line(&Palette::PLAIN.clean(|palette| human(report, palette))),
+        source,
+    };
     deliver(&text, Some(outlet::PATIENCE)).map_err(lost)
 }
 
@@ -151,8 +156,11 @@ pub fn print_error(error: &Error, json: bool) {
 
 /// Tells people something although nothing failed. What cannot be printed is lost.
 pub(super) fn note(message: &str) {
-    outlet::err().offer(format!("qstage: note: {message}\n").as_bytes());
+    outlet::err().offer(format!("qstage: note: {}\n", text::shown(message)).as_bytes());
 }
+
+/// The codes that [`Palette`] writes.
+const CODES: [&str; 5] = ["0", "1", "31", "32", "33"];
 
 /// Colours, or none: only on a terminal, and not where `NO_COLOR` (<https://no-color.org>) is set.
 #[derive(Debug, Clone, Copy)]
@@ -175,6 +183,24 @@ impl Palette {
 
     fn paint(self, code: &str, text: &str) -> String {
         if self.coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Text for people, of which only our own colours may act on the terminal. What tables show was made harmless before it was
+    /// painted.
+    fn clean(self, human: impl FnOnce(Self) -> String) -> String {
+        let text = human(self);
+        let mut parts = text.split('\x1b');
+        let mut out = text::shown(parts.next().unwrap_or_default()).into_owned();
+        for part in parts {
+            let ours = CODES.iter().any(|code| {
+                part.strip_prefix('[')
+                    .and_then(|rest| rest.strip_prefix(code))
+                    .is_some_and(|rest| rest.starts_with('m'))
+            });
+            out.push_str(if self.coloured && ours { "\x1b" } else { "\\u{1b}" });
+            out.push_str(&text::shown(part));
+        }
+        out
     }
 
     /// For what is as it should be.
@@ -242,6 +268,15 @@ mod tests {
             sentence(&error),
             "flushing platform_b: disk on fire; what was written may be lost, check the disk"
         );
+    }
+
+    #[test]
+    fn only_our_own_colours_reach_the_terminal() {
+        let text = |palette: Palette| format!("{} \x1b[2J\x1b[32;1mx\u{202e}\n", palette.good("y"));
+        assert_eq!(Palette::PLAIN.clean(text), "y \\u{1b}[2J\\u{1b}[32;1mx\\u{202e}\n");
+        assert_eq!(Palette::COLOURED.clean(text), "\x1b[32my\x1b[0m \\u{1b}[2J\\u{1b}[32;1mx\\u{202e}\n");
+        let line = json_line(&"\u{9b}2J").unwrap();
+        assert_eq!(line, "\"\\u009b2J\"\n");
     }
 
     #[test]

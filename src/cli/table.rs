@@ -1,6 +1,7 @@
 //! Aligned columns for people.
 
 use super::output::Palette;
+use crate::units::text;
 
 /// A cell: its text and how it is painted. Painting comes after padding, since escape codes have no width.
 pub(super) struct Cell {
@@ -11,7 +12,7 @@ pub(super) struct Cell {
 impl Cell {
     /// A cell that is painted.
     pub(super) fn painted(text: impl Into<String>, paint: fn(Palette, &str) -> String) -> Self {
-        Self { text: text.into(), paint }
+        Self { text: one_line(&text.into()), paint }
     }
 }
 
@@ -19,6 +20,11 @@ impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
         Self::painted(text, |_, text| text.to_owned())
     }
+}
+
+/// What strangers wrote, made harmless, on the one line that it has.
+fn one_line(value: &str) -> String {
+    text::shown(value).replace('\n', "\\n")
 }
 
 /// A table with headings. A heading that begins with `>` has its column aligned to the right.

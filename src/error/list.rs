@@ -135,10 +135,10 @@ errors! {
         ("the bundle has version {version}, which runs already with other content; --allow-downgrade overrides");
     /// The anti-rollback epoch of a release is lower than what runs, or than the highest that was ever marked good here.
     Epoch { version: String, epoch: u64, floor: u64 } => Refused, "EPOCH",
-        ("{version} has epoch {epoch}, lower than {floor}, which has been good on this machine: a release with a known hole; on the machine --allow-epoch-rollback overrides");
+        ("{version} has epoch {epoch}, lower than {floor}, which has been good on this machine: a release with a known hole; --allow-epoch-rollback overrides");
     /// What runs does not say what it is: its record is damaged or missing, so that no rule can be checked against it.
     RunningUnknown { partition: String, found: String } => Refused, "RUNNING_UNKNOWN",
-        ("what runs in {partition} cannot be told, so neither can what may follow it: {found}; where you know, --allow-epoch-rollback on the machine overrides, or install it again");
+        ("what runs in {partition} cannot be told, so neither can what may follow it: {found}; --allow-epoch-rollback overrides");
     /// The running version is too old for a direct upgrade.
     MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
         ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");

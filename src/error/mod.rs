@@ -7,6 +7,8 @@ use std::io;
 
 pub use list::Error;
 
+use crate::units::text;
+
 /// The result of anything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -95,7 +97,8 @@ impl Error {
     }
 }
 
-/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice.
+/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice. Nothing in it acts on
+/// a terminal.
 pub fn sentence(error: &Error) -> String {
     use std::error::Error as _;
     let mut text = error.to_string();
@@ -108,7 +111,7 @@ pub fn sentence(error: &Error) -> String {
         }
         cause = error.source();
     }
-    text
+    text::shown(&text).into_owned()
 }
 
 #[cfg(test)]

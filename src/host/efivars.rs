@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::sys::statfs::{FsType, statfs};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
-use super::record::replace;
+use super::files::replace;
 use crate::efi::{Name, Nvram, Step, Variable};
 use crate::error::{Error, Result};
 
@@ -100,7 +100,7 @@ impl Variables for Directory {
         let bytes = value.map(|value| [&value.attributes.to_le_bytes()[..], &value.data].concat());
         let done = match bytes {
             _ if self.is_firmware() => set_firmware(&path, bytes.as_deref()),
-            Some(bytes) => replace(&self.path, name.as_str(), &bytes),
+            Some(bytes) => replace(&self.path, name.as_str(), &bytes, 0o644),
             None => remove(&path).and_then(|()| File::open(&self.path)?.sync_all()),
         };
         done.map_err(|source| Error::EfiWrite { name: name.to_string(), source })

@@ -14,7 +14,8 @@ use std::time::Duration;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::files::{lock_file, private_directory};
+use super::files::{lock_file, private_directory, replace};
+use crate::units::text;
 
 /// Where [`FileJournal`] keeps its files unless the configuration says otherwise.
 pub const DEFAULT_DIR: &str = "/var/lib/qstage";
@@ -62,6 +63,7 @@ pub struct Event {
 impl Event {
     /// What has just ended.
     pub fn new(verb: &str, code: &str, message: String) -> Self {
+        let message = text::shown(&message).into_owned();
         Self { time: now(), verb: verb.to_owned(), code: code.to_owned(), message, downtime_ms: None }
     }
 }
@@ -237,7 +239,7 @@ impl Journal for FileJournal {
             if record == before {
                 return Ok(());
             }
-            replace(dir, STATE, &serde_json::to_vec_pretty(&record)?)
+            replace(dir, STATE, &serde_json::to_vec_pretty(&record)?, 0o600)
         });
     }
 
@@ -247,7 +249,8 @@ impl Journal for FileJournal {
             if fs::metadata(&path).is_ok_and(|meta| meta.len() > HISTORY_LIMIT) {
                 fs::rename(&path, dir.join(OLD_HISTORY))?;
             }
-            let mut file = regular(&path, OpenOptions::new().create(true).read(true).append(true))?;
+            let mut file =
+                regular(&path, OpenOptions::new().create(true).read(true).append(true).mode(0o600))?;
             let mut line = Vec::new();
             // A power cut may have left half a line; it must not swallow this one.
             if file.seek(SeekFrom::End(0))? > 0 {
@@ -269,18 +272,6 @@ impl Journal for FileJournal {
         let text = self.text(disk, OLD_HISTORY) + "\n" + &self.text(disk, HISTORY);
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
-}
-
-/// Replaces a file as a whole: old or new is there at any time, after a power cut as well.
-pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    // One name for all: the caller holds the lock, and what a power cut leaves is overwritten next time.
-    let temporary = dir.join(format!("{name}.new"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(name))?;
-    // The rename is durable only with the directory that holds it.
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

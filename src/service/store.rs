@@ -9,8 +9,7 @@ use nix::fcntl::Flock;
 
 use super::upgrade::Upgrade;
 use crate::error::{Error, Result};
-use crate::host::files::{lock_file, private_directory};
-use crate::host::record::replace;
+use crate::host::files::{lock_file, private_directory, replace};
 
 const FILE: &str = "service.json";
 const LOCK: &str = "service.lock";
@@ -66,7 +65,7 @@ impl Store {
             return;
         }
         let written = serde_json::to_vec_pretty(&kept).map_err(std::io::Error::from).and_then(|bytes| {
-            private_directory(&self.dir, false).and_then(|()| replace(&self.dir, FILE, &bytes))
+            private_directory(&self.dir, false).and_then(|()| replace(&self.dir, FILE, &bytes, 0o600))
         });
         match written {
             Ok(()) => self.last = Some(kept),

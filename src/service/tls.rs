@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ServerConfig, crypto};
 
 use crate::error::{Error, Result};
-use crate::host::record::replace;
+use crate::host::files::replace;
 
 /// Where the self-signed certificate lies below the state directory.
 pub const CERTIFICATE: &str = "tls/certificate.pem";
@@ -66,7 +66,8 @@ fn make(certificate: &Path, key: &Path) -> Result<()> {
         secret.sync_all()?;
         let whole = certificate.parent().zip(certificate.file_name().and_then(|name| name.to_str()));
         let (dir, name) = whole.ok_or(io::ErrorKind::InvalidFilename)?;
-        replace(dir, name, made.cert.pem().as_bytes())
+        // Clients may read it: they pin it.
+        replace(dir, name, made.cert.pem().as_bytes(), 0o644)
     };
     write().map_err(|error: io::Error| problem(error.to_string()))
 }

@@ -28,7 +28,8 @@ mod tests {
     use super::*;
 
     /// What stays, and why: it is nothing that a request could say.
-    const KEPT: [(&str, &str); 12] = [
+    const KEPT: [(&str, &str); 13] = [
+        ("--assume-unused", "how the service was started"),
         ("--booted", "how the service was started"),
         ("--disk", "how the service was started"),
         ("--efivars DIR", "how the service was started"),

@@ -131,3 +131,40 @@ fn a_late_fallback_can_be_prevented() {
         bench.at(&["prepare", "v3.qimg", "--booted", "b"]).good();
     }
 }
+
+/// Anybody can put a link where root is about to write; and text of strangers gives no orders to a terminal.
+#[test]
+fn output_follows_no_link_and_shows_no_orders() {
+    let bench = Bench::new();
+    bench.image("nic.bin", 5000, 9);
+    bench.image("v1.img", MIB, 1);
+    bench.pack("v1", "1.0", &["--platform", "v1.img", "--firmware", "nic=nic.bin"]);
+    bench.at(&["init", "disk.img", "--slot-size", "8M", "--bundle", "v1.qimg"]).good();
+    fs::write(bench.path("victim"), "root's").unwrap();
+    for link in ["out", "out.part"] {
+        std::os::unix::fs::symlink("victim", bench.path(link)).unwrap();
+    }
+    bench.at(&["firmware", "extract", "nic", "--slot", "a", "-o", "out"]).good();
+    assert_eq!(fs::read(bench.path("victim")).unwrap(), b"root's");
+    assert_eq!(fs::read(bench.path("out")).unwrap(), fs::read(bench.path("nic.bin")).unwrap());
+
+    let mut stranger = fs::read(bench.path("v1.qimg")).unwrap();
+    stranger[..25].copy_from_slice(b"\x1b[2J\x1b[32mall is well\x1b[0m\r");
+    fs::write(bench.path("stranger.qimg"), stranger).unwrap();
+    let text = bench.run(&["inspect", "stranger.qimg"]).bad("BUNDLE_TAR_HEADER");
+    assert!(!text.contains("well") && !text.contains('\x1b'), "{text}");
+    let reason = "\x1b[2Jfine\u{202e}\nfine";
+    bench.pack("v2", "2.0", &["--platform", "nic.bin"]);
+    bench.at(&["prepare", "v2.qimg", "--booted", "a"]).good();
+    bench.at(&["commit", "--booted", "a"]).good();
+    bench.at(&["roll-back", "--booted", "b", "--reason", reason]).good();
+    for verb in [
+        &["slots", "--booted", "a"][..],
+        &["slots", "--booted", "a", "--json"],
+        &["status", "--booted", "a"],
+        &["history"],
+    ] {
+        let text = bench.at(verb).good();
+        assert!(!text.contains(['\x1b', '\u{202e}']), "{verb:?}: {text:?}");
+    }
+}

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{Method, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -152,6 +152,11 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
             (from.unwrap_or_default(), Failed::from(error).into_response())
         }
     };
+    let mut response = response;
+    // What is shown is true for a moment only, and it is JSON, whatever it looks like.
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let status = response.status();
     if let Some(counter) = api.answers.get(usize::from(status.as_u16() / 100).saturating_sub(1)) {
         counter.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,113 @@
+//! Output files. Each is made under a name of its own, which nothing has that was there before, and gets its name when it is
+//! whole: a link in its place is replaced, never followed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::fcntl::OFlag;
+
+/// Files of this process that were begun, for names that no two of them share.
+static BEGUN: AtomicU32 = AtomicU32::new(0);
+
+/// A file that is being written. Dropped before [`publish`](Self::publish) it leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct OutputFile {
+    file: File,
+    part: PathBuf,
+    path: PathBuf,
+}
+
+impl OutputFile {
+    /// Begins the file that `path` is to become, with the rights of `mode` (less the umask), beside it.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub(crate) fn create(path: &Path, mode: u32) -> io::Result<Self> {
+        let mut part = path.as_os_str().to_owned();
+        part.push(format!(".{}-{}.part", std::process::id(), BEGUN.fetch_add(1, Ordering::Relaxed)));
+        Self::begin(PathBuf::from(part), path, mode)
+    }
+
+    fn begin(part: PathBuf, path: &Path, mode: u32) -> io::Result<Self> {
+        // create_new is O_EXCL: whatever lies there, also a link to nowhere, is not opened.
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(mode).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let file = options.open(&part)?;
+        Ok(Self { file, part, path: path.to_owned() })
+    }
+
+    /// Makes it durable, and gives it its name: old or new is there at any time, after a power cut as well.
+    ///
+    /// # Errors
+    /// What fsync(2) and rename(2) say; nothing is left behind then.
+    pub(crate) fn publish(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.part, &self.path)?;
+        // The rename is durable only with the directory that holds it.
+        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        // Gone already where it has been published.
+        let _ = fs::remove_file(&self.part);
+    }
+}
+
+/// Replaces a file of ours as a whole, in a directory of ours. `mode` as for [`OutputFile::create`].
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    // One name for all: the caller holds the lock, and what a power cut left is in nobody's way.
+    let part = dir.join(format!("{name}.new"));
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OutputFile::begin(part, &dir.join(name), mode)?;
+    file.write_all(bytes)?;
+    file.publish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_replaced_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, out) = (dir.path().join("victim"), dir.path().join("out"));
+        fs::write(&victim, "root's").unwrap();
+        symlink(&victim, &out).unwrap();
+        symlink(&victim, dir.path().join("out.new")).unwrap();
+        let mut file = OutputFile::create(&out, 0o600).unwrap();
+        file.write_all(b"new").unwrap();
+        file.publish().unwrap();
+        assert_eq!(
+            (fs::read(&out).unwrap(), fs::read(&victim).unwrap()),
+            (b"new".to_vec(), b"root's".to_vec())
+        );
+        replace(dir.path(), "out", b"newer", 0o600).unwrap();
+        assert_eq!(fs::read(&out).unwrap(), b"newer");
+        assert_eq!(fs::read(&victim).unwrap(), b"root's");
+        let about = fs::symlink_metadata(&out).unwrap();
+        assert!(about.is_file() && about.permissions().mode() & 0o777 == 0o600);
+        drop(OutputFile::create(&out, 0o600).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a part is left");
+    }
+}

@@ -1,0 +1,85 @@
+//! Text of strangers as it is shown: names in a bundle, marks and footers of a disk, answers of servers and checks. On a
+//! terminal a control character is an order, and one that turns the direction of writing makes text say what it does not.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Whether a character does something other than to be seen: Unicode's categories Cc but for the line feed, Cf, Zl and Zp
+/// (UnicodeData.txt, version 16).
+pub(crate) fn acts(c: char) -> bool {
+    match c {
+        '\n' => false,
+        ' '..='~' => false,
+        _ if c.is_control() => true,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' => true,
+        '\u{8e2}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' => true,
+        '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' => true,
+        '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' => true,
+        '\u{e0000}'..='\u{e007f}' => true,
+        _ => false,
+    }
+}
+
+/// The text with every character that [`acts`] written as `\u{…}`.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) {
+            let _ = write!(out, "{}", c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// JSON with every character that [`acts`] in the escapes of JSON (RFC 8259, section 7); it means the same.
+pub(crate) fn json(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_acts_is_left() {
+        assert_eq!(shown("plain \u{e9} \u{4e2d}\n"), "plain \u{e9} \u{4e2d}\n");
+        assert_eq!(shown("\u{1b}[2Jall is well\r\u{202e}x"), "\\u{1b}[2Jall is well\\u{d}\\u{202e}x");
+        for c in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let text = shown(c.encode_utf8(&mut [0; 4])).into_owned();
+            assert!(!text.contains(acts), "{c:?}");
+            // The standard library's list of what cannot be printed is the judge, but for what is not assigned, private, or
+            // belongs to the letter before it.
+            if c != '\n' && acts(c) {
+                assert!(c.escape_debug().count() > 1 || c == '\u{e0000}', "{c:?} is only a letter");
+            }
+        }
+    }
+
+    #[test]
+    fn json_means_the_same() {
+        for text in ["a\u{1b}b", "\u{7f}\u{9b}", "\u{202e}", "\u{e0041}", "\"\\\n"] {
+            let plain = serde_json::to_string(text).unwrap();
+            let escaped = json(&plain);
+            assert!(!escaped.contains(acts), "{escaped}");
+            assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        }
+    }
+}
