@@ -18,7 +18,7 @@
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes; `config`: the configuration file; [`service`]: the same verbs over REST |
 //! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`bench`]: measurements |
-//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`]: files and blank disks; [`selector`]: what an initramfs starts |
+//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`], [`mod@delta`]: files and blank disks; [`selector`]: what an initramfs starts |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
@@ -34,6 +34,7 @@ pub mod cli;
 pub mod commit;
 pub(crate) mod config;
 pub mod container;
+pub mod delta;
 pub mod device;
 pub mod efi;
 pub mod engine;

@@ -160,7 +160,7 @@ pub fn sign(bundle: &Path, signer: Signer<'_>, out: Option<&Path>) -> Result<Sig
     let source =
         PlainFile { len: file.metadata().map_err(open)?.len(), file: file.try_clone().map_err(open)? };
     // Adding a signature is not trusting those that are there.
-    let opened = Bundle::open(Source::File(Arc::new(source)), &Trust::dangerously_unsigned())?;
+    let opened = Bundle::open(Source::File(Arc::new(source)), &Trust::dangerously_unsigned())?.whole()?;
     let manifest = opened.manifest();
     let (added, path) = match signer {
         Signer::Key(path) => (signer::sign(manifest.bytes(), path)?, path),
@@ -212,7 +212,7 @@ fn part_of(out: &Path) -> PathBuf {
 }
 
 /// A file without a name beside `out`: it is gone with the process, however that ends.
-fn unnamed_file(out: &Path) -> Result<File> {
+pub(crate) fn unnamed_file(out: &Path) -> Result<File> {
     let path = part_of(out);
     let failed = |source| Error::Output { path: path.clone(), source };
     let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
@@ -222,7 +222,7 @@ fn unnamed_file(out: &Path) -> Result<File> {
 
 /// Writes a file under a temporary name, makes it durable, and gives it its name. Returns its size in bytes. On
 /// failure nothing is left behind, and a file that already had the name is as it was.
-fn publish(out: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<u64> {
+pub(crate) fn publish(out: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<u64> {
     let part = part_of(out);
     let failed = |source| Error::Output { path: out.to_owned(), source };
     let result = (|| {

@@ -34,6 +34,7 @@ const FILES: Allowed = &[
     ("host/signer.rs", "reads the private key"),
     ("host/signals.rs", "asks which signals are ignored"),
     ("init.rs", "makes the image file that it lays out"),
+    ("delta.rs", "reads and writes bundles and deltas, unpacks the base to a file without a name"),
     ("pack.rs", "writes bundles"),
     ("source/file.rs", "opens bundles"),
     ("source/mapped.rs", "maps images that are packed"),
@@ -76,6 +77,7 @@ const STOPWATCHES: Allowed = &[
     ("bundle/verify.rs", "seconds in its report"),
     ("cli/answers.rs", "how long a disk may take to answer"),
     ("cli/progress.rs", "rate and remaining time"),
+    ("delta.rs", "seconds in its report"),
     ("cli/remote/", "how often the service is asked"),
     ("container/", "downtime, deadlines"),
     ("device/watch.rs", "how long a device has not answered"),
@@ -178,6 +180,8 @@ const PURE: &[&str] = &[
 
 /// What of it is not, and why.
 const IMPURE: Allowed = &[
+    ("bundle/delta/index.rs", "runs workers"),
+    ("bundle/delta/maker.rs", "runs workers, writes a delta"),
     ("bundle/feed.rs", "hands frames of a source to workers"),
     ("bundle/reader.rs", "reads a source"),
     ("bundle/verify.rs", "runs workers"),
@@ -199,7 +203,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["stage/", "host/", "source/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
     (
-        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs"],
+        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs", "delta.rs"],
         &["cli", "bench", "container", "service"],
     ),
     (&["bench/", "config/", "container/", "service/"], &["cli"]),

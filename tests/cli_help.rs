@@ -9,9 +9,10 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 24] = [
+const VERBS: [&str; 25] = [
     "pack",
     "sign",
+    "delta",
     "inspect",
     "verify",
     "init",

@@ -75,6 +75,11 @@ pub fn check_header(bytes: &[u8; BLOCK], name: &str, size: u64, mtime: u64, at: 
     })
 }
 
+/// Whether a header names this member; nothing else of it is looked at.
+pub fn is_named(bytes: &[u8; BLOCK], name: &str) -> bool {
+    Header::from_byte_slice(bytes).path_bytes().as_ref() == name.as_bytes()
+}
+
 /// How many zero bytes follow a member of `size` bytes.
 pub const fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64

@@ -82,31 +82,30 @@ impl<'a> Feed<'a> {
                 return Ok(None);
             };
             let number = position.payload;
-            let size = || release.compressed_size(number);
             if position.frame == 0 {
                 // Entering a member. Those of a file were checked when it was opened.
+                let (member, size) = self.bundle.member(number);
                 if self.seekable {
                     position.at += super::archive::BLOCK as u64;
                 } else {
-                    self.bundle
-                        .with_input(|input| input.header(&payload.member(), size(), manifest.created))?;
+                    self.bundle.with_input(|input| input.header(&member, size, manifest.created))?;
                 }
                 if !self.wanted[number] {
-                    let member = payload.member();
                     if self.seekable {
-                        position.at += size();
+                        position.at += size;
                     } else {
-                        self.bundle.with_input(|input| input.skip(size(), &member, || abort.check()))?;
+                        self.bundle.with_input(|input| input.skip(size, &member, || abort.check()))?;
                     }
                     position.frame = payload.frames();
                 }
             }
             if position.frame == payload.frames() {
                 // Leaving it.
+                let (member, size) = self.bundle.member(number);
                 if self.seekable {
-                    position.at += super::archive::padding(size());
+                    position.at += super::archive::padding(size);
                 } else {
-                    self.bundle.with_input(|input| input.padding(&payload.member(), size()))?;
+                    self.bundle.with_input(|input| input.padding(&member, size))?;
                 }
                 position.payload += 1;
                 position.frame = 0;
@@ -114,7 +113,7 @@ impl<'a> Feed<'a> {
             }
             let frame = release.frame(number, position.frame);
             let claim = Claim { frame, ordinal: position.ordinal, at: position.at };
-            let len = frame.entry().compressed;
+            let len = self.bundle.packed(&frame);
             compressed.clear();
             if !self.seekable {
                 compressed.resize(len as usize, 0);
@@ -130,7 +129,11 @@ impl<'a> Feed<'a> {
     /// Fetches the compressed bytes of a claimed frame into `compressed`, unless they are there already.
     pub fn load(&self, claim: &Claim<'_>, compressed: &mut Vec<u8>) -> Result<()> {
         let Some(file) = self.bundle.file() else { return Ok(()) };
-        compressed.resize(claim.entry().compressed as usize, 0);
+        let len = self.bundle.packed(claim);
+        compressed.resize(len as usize, 0);
+        if len == 0 {
+            return Ok(());
+        }
         // The size was right when it was opened: where it ends early now, somebody is truncating it.
         file.read_exact_at(compressed, claim.at)
             .map_err(|source| read_failed(&claim.payload().member(), claim.at, source))?;

@@ -128,6 +128,12 @@ impl<'a> Frame<'a> {
         Err(Error::FrameDigest { payload, frame: self.number, at, expected, got })
     }
 
+    /// The error for compressed bytes that cannot be this frame.
+    pub(super) fn malformed(&self, problem: String) -> Error {
+        let (payload, at) = (self.payload().to_string(), self.extent().at.0);
+        Error::Frame { payload, frame: self.number, at, problem }
+    }
+
     /// The value that `bytes` have at its place.
     fn value_of(&self, bytes: &[u8]) -> Blake3 {
         chaining_value(bytes, self.extent().at.0, self.payload().frames() == 1)
@@ -183,6 +189,22 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(1024).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
+/// Refuses what is not exactly one zstd frame that declares exactly the size of `frame`, before it is decompressed.
+pub(super) fn check_declared(frame: &Frame<'_>, compressed: &[u8]) -> Result<()> {
+    let bad = |problem| Err(frame.malformed(problem));
+    match find_frame_compressed_size(compressed) {
+        Ok(size) if size == compressed.len() => {}
+        Ok(size) => return bad(format!("a zstd frame of {size} bytes in a member of {}", compressed.len())),
+        Err(code) => return bad(format!("not a zstd frame: {}", zstd::zstd_safe::get_error_name(code))),
+    }
+    let len = frame.len();
+    match get_frame_content_size(compressed) {
+        Ok(Some(size)) if size == len as u64 => Ok(()),
+        Ok(Some(size)) => bad(format!("declares {size} bytes, the manifest implies {len}")),
+        Ok(None) | Err(_) => bad("does not declare its size".to_owned()),
+    }
+}
+
 /// Decompresses frames; holds zstd's working memory so that it is allocated once for each worker.
 pub struct FrameDecoder(Decompressor<'static>);
 
@@ -216,27 +238,8 @@ impl FrameDecoder {
     /// # Errors
     /// [`Error::Frame`].
     pub(crate) fn decompress(&mut self, frame: &Frame<'_>, compressed: &[u8], out: &mut [u8]) -> Result<()> {
-        let len = frame.len();
-        let bad = |problem: String| Error::Frame {
-            payload: frame.payload().to_string(),
-            frame: frame.number(),
-            at: frame.extent().at.0,
-            problem,
-        };
-        match find_frame_compressed_size(compressed) {
-            Ok(size) if size == compressed.len() => {}
-            Ok(size) => {
-                return Err(bad(format!("a zstd frame of {size} bytes in a member of {}", compressed.len())));
-            }
-            Err(code) => {
-                return Err(bad(format!("not a zstd frame: {}", zstd::zstd_safe::get_error_name(code))));
-            }
-        }
-        match get_frame_content_size(compressed) {
-            Ok(Some(size)) if size == len as u64 => {}
-            Ok(Some(size)) => return Err(bad(format!("declares {size} bytes, the manifest implies {len}"))),
-            Ok(None) | Err(_) => return Err(bad("does not declare its size".to_owned())),
-        }
+        check_declared(frame, compressed)?;
+        let (len, bad) = (frame.len(), |problem| frame.malformed(problem));
         let room = out.get_mut(..len);
         let room = room.ok_or_else(|| Error::Internal { what: "frame buffer too short".to_owned() })?;
         match self.0.decompress_to_buffer(compressed, room) {

@@ -88,6 +88,11 @@ impl Payload {
             Kind::Firmware => format!("firmware/{}.zst", self.name),
         }
     }
+
+    /// Name of its member in a delta.
+    pub fn delta_member(&self) -> String {
+        format!("{}.delta", self.member().trim_end_matches(".zst"))
+    }
 }
 
 /// Bytes of the largest frame among some payloads; 0 without any.

@@ -4,8 +4,10 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
 use super::archive::{self, BLOCK, END_LEN};
+use super::delta::{self, DELTA_MAX, Delta};
+use super::frame::Frame;
 use super::index::Index;
-use super::manifest::{MANIFEST_MAX, Manifest, limit};
+use super::manifest::{MANIFEST_MAX, Manifest, Payload, limit};
 use super::release::Release;
 use super::signature::SIGNATURE_MAX;
 use super::source::{ReadAt, Source, read_failed};
@@ -13,9 +15,11 @@ use super::trust::Trust;
 use crate::error::{Error, Result};
 use crate::workers::lock;
 
-/// An opened bundle: its manifest is vouched for, its index fits the manifest.
+/// An opened bundle, or delta: its manifest is vouched for, its index fits the manifest.
 pub struct Bundle {
     release: Release,
+    /// How the frames are had, where it is a delta.
+    delta: Option<Delta>,
     /// The same input where it is a file: workers read it side by side.
     file: Option<Arc<dyn ReadAt>>,
     input: Mutex<Input>,
@@ -31,7 +35,7 @@ impl Bundle {
     /// # Errors
     /// Any of the classes Bundle and Trust; [`Error::Source`].
     pub fn open(source: Source, trust: &Trust) -> Result<Self> {
-        let mut input = Input { source, at: 0 };
+        let mut input = Input { source, at: 0, ahead: None };
         let (bytes, mtime) = input.front_member("manifest.json", MANIFEST_MAX)?;
         let (signature, signature_time) = input.front_member("manifest.json.sig", SIGNATURE_MAX)?;
         let manifest = trust.verify(bytes, signature)?;
@@ -54,7 +58,8 @@ impl Bundle {
             Source::File(file) => Some(Arc::clone(file)),
             Source::Stream(_) => None,
         };
-        let bundle = Self { payloads_at: input.at, release, file, input: Mutex::new(input) };
+        let delta = input.delta(&release)?;
+        let bundle = Self { payloads_at: input.at, release, delta, file, input: Mutex::new(input) };
         bundle.check_skeleton()?;
         Ok(bundle)
     }
@@ -62,6 +67,41 @@ impl Bundle {
     /// What it brings: manifest and index.
     pub fn release(&self) -> &Release {
         &self.release
+    }
+
+    /// Itself, unless it is a delta: for those who need every byte of the images.
+    ///
+    /// # Errors
+    /// [`Error::Delta`].
+    pub fn whole(self) -> Result<Self> {
+        if self.delta.is_none() {
+            return Ok(self);
+        }
+        Err(Error::Delta { problem: "only prepare, plan and inspect take a delta".to_owned() })
+    }
+
+    /// Whether it can be read anywhere, again and again.
+    pub fn is_seekable(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// How the frames are had, where it is a delta.
+    pub fn delta(&self) -> Option<&Delta> {
+        self.delta.as_ref()
+    }
+
+    /// Name and size in bytes of the member with the frames of a payload.
+    pub(super) fn member(&self, payload: usize) -> (String, u64) {
+        let described = &self.manifest().payloads[payload];
+        match &self.delta {
+            Some(delta) => (described.delta_member(), delta.packed_size(&self.release, payload)),
+            None => (described.member(), self.release.compressed_size(payload)),
+        }
+    }
+
+    /// Bytes that the member has for a frame.
+    pub fn packed(&self, frame: &Frame<'_>) -> u32 {
+        self.delta.as_ref().map_or_else(|| frame.entry().compressed, |delta| delta.recipe(frame).packed)
     }
 
     /// What it says of itself.
@@ -79,7 +119,7 @@ impl Bundle {
         let too_large = || Error::Manifest { problem: "the payloads exceed 2^64 bytes".to_owned() };
         let members = 0..self.manifest().payloads.len();
         let len = members
-            .map(|number| archive::member_len(self.release.compressed_size(number)))
+            .map(|number| archive::member_len(self.member(number).1))
             .try_fold(END_LEN as u64, |sum, len| sum.checked_add(len?));
         len.ok_or_else(too_large)
     }
@@ -114,12 +154,12 @@ impl Bundle {
         if got > expected {
             return Err(Error::TrailingBytes { at: expected });
         }
-        let mut input = Input { source: Source::File(Arc::clone(file)), at: self.payloads_at };
-        for (number, payload) in self.manifest().payloads.iter().enumerate() {
-            let size = self.release.compressed_size(number);
-            input.header(&payload.member(), size, self.manifest().created)?;
+        let mut input = Input { source: Source::File(Arc::clone(file)), at: self.payloads_at, ahead: None };
+        for number in 0..self.manifest().payloads.len() {
+            let (member, size) = self.member(number);
+            input.header(&member, size, self.manifest().created)?;
             input.at += size;
-            input.padding(&payload.member(), size)?;
+            input.padding(&member, size)?;
         }
         input.end()
     }
@@ -143,6 +183,8 @@ fn read_counted(stream: &mut dyn Read, buf: &mut [u8]) -> Result<(), (u64, io::E
 pub(super) struct Input {
     source: Source,
     pub(super) at: u64,
+    /// The block at `at`, where a stream has been read one further to see what comes.
+    ahead: Option<[u8; BLOCK]>,
 }
 
 impl Input {
@@ -175,11 +217,37 @@ impl Input {
         Ok((bytes, mtime))
     }
 
+    /// `delta.bin`, where the member that follows the index is that; else the position stays where it is.
+    fn delta(&mut self, release: &Release) -> Result<Option<Delta>> {
+        let at = self.at;
+        let mut header = [0; BLOCK];
+        let first = release.manifest.payloads.first().map(Payload::member).unwrap_or_default();
+        self.fill(&mut header, &format!("the tar header of {first}"))?;
+        if !archive::is_named(&header, delta::MEMBER) {
+            self.at = at;
+            self.ahead = Some(header);
+            return Ok(None);
+        }
+        let (size, _) = archive::read_header(&header, delta::MEMBER, at)?;
+        archive::check_header(&header, delta::MEMBER, size, release.manifest.created, at)?;
+        limit("delta.bin in bytes", size, DELTA_MAX)?;
+        let mut bytes = vec![0; size as usize];
+        self.fill(&mut bytes, delta::MEMBER)?;
+        self.padding(delta::MEMBER, size)?;
+        Delta::parse(bytes, release).map(Some)
+    }
+
     /// The header of a member of which all is known.
     pub(super) fn header(&mut self, name: &str, size: u64, mtime: u64) -> Result<()> {
         let at = self.at;
         let mut header = [0; BLOCK];
-        self.fill(&mut header, &format!("the tar header of {name}"))?;
+        match self.ahead.take() {
+            Some(ahead) => {
+                header = ahead;
+                self.at += BLOCK as u64;
+            }
+            None => self.fill(&mut header, &format!("the tar header of {name}"))?,
+        }
         archive::check_header(&header, name, size, mtime, at)
     }
 

@@ -261,8 +261,16 @@ pub fn write_front(
         signature.len() as u64,
         super::signature::SIGNATURE_MAX,
     )?;
-    for (name, bytes) in [("manifest.json", manifest), ("manifest.json.sig", signature), ("index.bin", index)]
-    {
+    let members = [("manifest.json", manifest), ("manifest.json.sig", signature), ("index.bin", index)];
+    write_members(out, &members, created)
+}
+
+/// Writes whole members.
+///
+/// # Errors
+/// [`Error::Output`].
+pub(crate) fn write_members(out: &mut impl Write, members: &[(&str, &[u8])], created: u64) -> Result<()> {
+    for (name, bytes) in members {
         let size = bytes.len() as u64;
         out.write_all(&archive::header(name, size, created)?).map_err(output)?;
         out.write_all(bytes).map_err(output)?;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    answers, bench, container, firmware, health, history, init, inspect, manual, pack, plan, prepare, remote,
-    select, serve, sign, slots, status, switch, verify,
+    answers, bench, container, delta, firmware, health, history, init, inspect, manual, pack, plan, prepare,
+    remote, select, serve, sign, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -48,6 +48,7 @@ pub struct Cli {
 enum Verb {
     Pack(pack::PackArgs),
     Sign(sign::SignArgs),
+    Delta(delta::DeltaArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Init(init::InitArgs),
@@ -80,6 +81,7 @@ impl Cli {
         match &self.verb {
             Verb::Pack(args) => args.run(),
             Verb::Sign(args) => args.run(),
+            Verb::Delta(args) => args.run(),
             Verb::Inspect(args) => args.run(),
             Verb::Verify(args) => args.run(),
             Verb::Init(args) => args.run(),
@@ -111,6 +113,7 @@ impl Cli {
         match &self.verb {
             Verb::Pack(args) => args.json,
             Verb::Sign(args) => args.json,
+            Verb::Delta(args) => args.json,
             Verb::Inspect(args) => args.json,
             Verb::Verify(args) => args.json,
             Verb::Init(args) => args.json,

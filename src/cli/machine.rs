@@ -56,6 +56,11 @@ pub(super) fn source(from: &Path, web: &Web, cancel: &Cancel) -> Result<Source> 
 
 /// Opens a bundle, which includes its signature.
 pub(super) fn bundle(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
+    bundle_or_delta(from, trust, web, cancel)?.whole()
+}
+
+/// Opens a bundle, or a delta that stands for one.
+pub(super) fn bundle_or_delta(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
     Bundle::open(source(from, web, cancel)?, trust)
 }
 

@@ -15,6 +15,7 @@ mod answers;
 mod args;
 mod bench;
 mod container;
+mod delta;
 mod firmware;
 mod health;
 mod history;

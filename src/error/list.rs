@@ -93,6 +93,9 @@ errors! {
     FrameDigest { payload: String, frame: u64, at: u64, expected: Blake3, got: Blake3 } => Bundle,
         "BUNDLE_FRAME_DIGEST",
         ("{payload}, frame {frame} (image offset {at}): BLAKE3 chaining value {got}, the index says {expected}; transfer the bundle again");
+    /// `delta.bin` is malformed or for another release.
+    Delta { problem: String } => Bundle, "DELTA",
+        ("delta.bin: {problem}; make the delta again, or use the whole bundle");
     /// A whole image does not have the SHA-256 of the manifest although every frame has its BLAKE3.
     ImageDigest { payload: String, expected: Sha256, got: Sha256 } => Bundle, "BUNDLE_IMAGE_DIGEST",
         ("{payload}: SHA-256 {got}, the manifest says {expected}; the bundle was packed wrongly");
@@ -148,6 +151,9 @@ errors! {
     /// Another qstage holds the lock of the disk.
     Busy { disk: String, holder: String } => Refused, "BUSY",
         ("{disk} is locked by {holder}; wait for it to end");
+    /// A delta saves too little.
+    DeltaGain { delta: u64, bundle: u64 } => Refused, "DELTA_GAIN",
+        ("the delta has {delta} bytes, the bundle {bundle}: it saves less than a fifth; ship the bundle, or insist with --force");
     /// The target slot is mounted or claimed.
     SlotInUse { partition: String, by: String } => Refused, "SLOT_IN_USE",
         ("{partition} is in use: {by}; it must be idle to be written");

@@ -28,10 +28,15 @@ impl MappedFile {
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(failed(std::io::Error::other("not a regular file, so it cannot be mapped")));
         }
-        let map = map(&file).map_err(failed)?;
+        let mapped = Self::of(file).map_err(failed)?;
         // Advice only.
-        let _ = map.advise(Advice::Sequential);
-        let mut mapped = Self { map, file, data: Vec::new() };
+        let _ = mapped.map.advise(Advice::Sequential);
+        Ok(mapped)
+    }
+
+    /// Maps a regular file that is open, to be read in any order.
+    pub(crate) fn of(file: File) -> std::io::Result<Self> {
+        let mut mapped = Self { map: map(&file)?, file, data: Vec::new() };
         mapped.data = mapped.find_data();
         Ok(mapped)
     }

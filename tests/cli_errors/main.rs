@@ -9,6 +9,7 @@ mod support;
 
 mod bundles;
 mod coverage;
+mod deltas;
 mod devices;
 mod disks;
 mod elsewhere;

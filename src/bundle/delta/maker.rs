@@ -1,0 +1,234 @@
+//! Making deltas. Frames are decompressed, compared with the base and compressed again on all cores, and appended in order.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::num::NonZeroUsize;
+
+use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
+
+use super::parse::{push_entry, push_payload};
+use super::{BaseIndex, BaseRef, Delta, Kind, MAGIC, PREFIX_FRAMES};
+use crate::bundle::archive::{self, BLOCK, END_LEN};
+use crate::bundle::feed::Feed;
+use crate::bundle::frame::{FrameDecoder, is_zero};
+use crate::bundle::manifest::{Payload, largest_frame};
+use crate::bundle::{Bundle, Release};
+use crate::device::AlignedBuf;
+use crate::error::{Error, Result};
+use crate::progress::{Cancel, Phase, Progress};
+use crate::units::{ByteOffset, Extent};
+use crate::workers::{self, Abort, Queue};
+
+/// Ranges that a frame is made of at most: half of what may be read. More did not make deltas smaller.
+const RANGES: usize = 8;
+/// Bytes of frames that may wait for an earlier one, at most.
+const WAITING_MAX: usize = 64 << 20;
+
+/// The image that a payload's delta starts from.
+pub struct Base<'a> {
+    /// All its bytes.
+    pub bytes: &'a [u8],
+    /// Its size and hash.
+    pub of: BaseRef,
+}
+
+/// How to make a delta.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// zstd level.
+    pub level: i32,
+    /// Leave out what no base makes smaller, so that the delta is of use only beside the bundle.
+    pub lean: bool,
+    /// Number of workers; `None`: as many as are useful.
+    pub jobs: Option<NonZeroUsize>,
+}
+
+/// How the frames of a delta are had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Tally {
+    /// Frames of zeroes.
+    pub zero: u64,
+    /// Frames that are in the base at the same offset.
+    pub in_place: u64,
+    /// Frames that are in the base at another offset.
+    pub copied: u64,
+    /// Frames that are compressed with ranges of the base.
+    pub patched: u64,
+    /// Frames that are compressed without.
+    pub plain: u64,
+    /// Frames that are left to the bundle.
+    pub from_bundle: u64,
+}
+
+impl Tally {
+    /// How the frames of a payload are had.
+    pub(crate) fn add(&mut self, delta: &Delta, release: &Release, payload: usize) {
+        for frame in release.frames(payload) {
+            let recipe = delta.recipe(&frame);
+            let count = match recipe.kind {
+                Kind::Zero => &mut self.zero,
+                Kind::InPlace => &mut self.in_place,
+                Kind::Copy => &mut self.copied,
+                Kind::Patch if recipe.base_len() > 0 => &mut self.patched,
+                Kind::Patch => &mut self.plain,
+                Kind::Bundle => &mut self.from_bundle,
+            };
+            *count += 1;
+        }
+    }
+}
+
+/// One frame, made.
+struct Piece {
+    kind: Kind,
+    ranges: Vec<Extent>,
+    packed: Vec<u8>,
+    len: u64,
+}
+
+/// Makes the delta from `bases`, one for each payload of `bundle` that has one, and writes its members, the end of the
+/// archive included, to `out`. Returns the bytes of `delta.bin`, which stands before them. Same input, same bytes,
+/// whatever the number of workers. The base need not be trusted, nor the bundle: whoever applies the delta checks.
+///
+/// # Errors
+/// Those of the frames of the bundle; [`Error::TooLarge`], [`Error::Output`], [`Error::Interrupted`].
+pub fn make<W: Write + Seek + Send>(
+    bundle: &Bundle,
+    bases: &[Option<Base<'_>>],
+    options: Options,
+    out: &mut W,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Vec<u8>> {
+    let manifest = bundle.manifest();
+    let mut head = MAGIC.to_vec();
+    head.extend_from_slice(blake3::hash(manifest.bytes()).as_bytes());
+    for (payload, base) in manifest.payloads.iter().zip(bases) {
+        push_payload(&mut head, payload.frame_size, base.as_ref().map(|base| base.of));
+    }
+    progress.begin(Phase::Pack, manifest.payloads.iter().map(|payload| payload.size).sum());
+    for (number, (payload, base)) in manifest.payloads.iter().zip(bases).enumerate() {
+        let header_at = out.stream_position().map_err(output)?;
+        out.write_all(&[0; BLOCK]).map_err(output)?;
+        let maker = Maker { bundle, number, base: base.as_ref(), options, cancel, progress };
+        let written = maker.payload(payload, &mut head, out)?;
+        out.write_all(&[0; BLOCK][..archive::padding(written) as usize]).map_err(output)?;
+        let end = out.stream_position().map_err(output)?;
+        out.seek(SeekFrom::Start(header_at)).map_err(output)?;
+        let header = archive::header(&payload.delta_member(), written, manifest.created)?;
+        out.write_all(&header).map_err(output)?;
+        out.seek(SeekFrom::Start(end)).map_err(output)?;
+    }
+    out.write_all(&[0; END_LEN]).map_err(output)?;
+    // What a reader would refuse, the maker does not return.
+    Delta::parse(head.clone(), bundle.release())?;
+    Ok(head)
+}
+
+fn output(source: std::io::Error) -> Error {
+    Error::Output { path: "the delta".into(), source }
+}
+
+/// What all workers on a payload share.
+struct Maker<'a> {
+    bundle: &'a Bundle,
+    number: usize,
+    base: Option<&'a Base<'a>>,
+    options: Options,
+    cancel: &'a Cancel,
+    progress: &'a dyn Progress,
+}
+
+impl Maker<'_> {
+    /// Appends a payload's frames to `out` and their entries to `head`; returns the bytes of its member.
+    fn payload<W: Write + Send>(&self, payload: &Payload, head: &mut Vec<u8>, out: &mut W) -> Result<u64> {
+        let abort = Abort::new(self.cancel, "making a delta");
+        let jobs = self.options.jobs.unwrap_or_else(workers::default_jobs);
+        let index = self.base.map(|base| BaseIndex::new(base.bytes, jobs, &abort)).transpose()?;
+        let feed = Feed::new(self.bundle, |other| std::ptr::eq(other, payload));
+        let ahead = (WAITING_MAX / payload.frame_size as usize).max(jobs.get()) as u64;
+        let queue = Queue::new((head, out, 0), ahead);
+        let append = |(head, out, written): &mut (&mut Vec<u8>, &mut W, u64), piece: Piece| {
+            push_entry(head, piece.kind, &piece.ranges, piece.packed.len() as u32);
+            out.write_all(&piece.packed).map_err(output)?;
+            *written += piece.packed.len() as u64;
+            self.progress.advance(piece.len);
+            Ok(())
+        };
+        let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
+        workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
+            let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
+            while let Some(claim) = feed.claim(&mut compressed, &abort)? {
+                feed.load(&claim, &mut compressed)?;
+                let frame = decoder.decode(&claim, &compressed, buffer)?;
+                let piece = self.frame(&frame, claim.extent(), &compressed, index.as_ref())?;
+                queue.put(claim.ordinal, piece, &abort, append)?;
+            }
+            Ok(())
+        })?;
+        Ok(queue.into_inner().2)
+    }
+
+    /// The smallest way to have one frame.
+    fn frame(&self, frame: &[u8], at: Extent, compressed: &[u8], index: Option<&BaseIndex>) -> Result<Piece> {
+        let had = |kind, ranges| Piece { kind, ranges, packed: Vec::new(), len: at.len };
+        if is_zero(frame) {
+            return Ok(had(Kind::Zero, Vec::new()));
+        }
+        if let (Some(base), Some(index)) = (self.base, index) {
+            let has =
+                |from: u64| slice(base.bytes, Extent { at: ByteOffset(from), len: at.len }) == Some(frame);
+            if has(at.at.0) {
+                return Ok(had(Kind::InPlace, Vec::new()));
+            }
+            let matches = index.matches(frame);
+            if let Some(from) = moved(&matches).filter(|from| has(*from)) {
+                return Ok(had(Kind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
+            }
+            let budget = PREFIX_FRAMES * u64::from(self.bundle.manifest().payloads[self.number].frame_size);
+            // What lies at the same offset is the last guess: a table that changed everywhere a little has no match.
+            let ranges = index.with(index.ranges(&matches, RANGES, budget), at, RANGES, budget);
+            let prefix: Vec<u8> =
+                ranges.iter().filter_map(|range| slice(base.bytes, *range)).flatten().copied().collect();
+            let packed = compress(frame, &prefix, self.options.level)?;
+            if packed.len() + ranges.len() * super::RANGE_LEN < compressed.len() {
+                return Ok(Piece { kind: Kind::Patch, ranges, packed, len: at.len });
+            }
+        }
+        if self.options.lean {
+            return Ok(had(Kind::Bundle, Vec::new()));
+        }
+        Ok(Piece { kind: Kind::Patch, ranges: Vec::new(), packed: compressed.to_vec(), len: at.len })
+    }
+}
+
+fn slice(bytes: &[u8], range: Extent) -> Option<&[u8]> {
+    let from = usize::try_from(range.at.0).ok()?;
+    bytes.get(from..from.checked_add(range.len as usize)?)
+}
+
+/// Where the whole frame would begin in the base, by the first match.
+fn moved(matches: &[(u64, u64)]) -> Option<u64> {
+    let (at, base) = matches.iter().min()?;
+    base.checked_sub(*at)
+}
+
+/// One zstd frame with a raw prefix. It has no checksum: the index has a better one.
+fn compress(frame: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
+    let failed = |code| Error::Internal { what: format!("zstd: {}", get_error_name(code)) };
+    let mut context =
+        CCtx::try_create().ok_or_else(|| Error::Internal { what: "zstd: no memory".to_owned() })?;
+    // Everything of the prefix is within reach from the last byte of the frame.
+    let window = (frame.len() + prefix.len()).next_power_of_two().trailing_zeros().max(10);
+    for parameter in [CParameter::CompressionLevel(level), CParameter::WindowLog(window)] {
+        context.set_parameter(parameter).map_err(failed)?;
+    }
+    context.ref_prefix(prefix).map_err(failed)?;
+    let mut packed = Vec::with_capacity(compress_bound(frame.len()));
+    context.compress2(&mut packed, frame).map_err(failed)?;
+    packed.shrink_to_fit();
+    Ok(packed)
+}
+
+#[cfg(test)]
+#[path = "maker_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+//! Deltas that are made and applied again: the bytes come back, the same on any number of workers.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use super::*;
+use crate::bundle::delta::tests::{bundle, noise};
+use crate::bundle::delta::{MEMBER, patch};
+use crate::bundle::writer::{write_front, write_members};
+use crate::bundle::{Source, Trust};
+use crate::progress::Silent;
+
+const FRAME: u32 = 64 << 10;
+
+fn text(seed: u64, len: usize) -> Vec<u8> {
+    noise(seed, len).iter().map(|byte| b"etaoinshrdlu cm\n"[usize::from(byte % 16)]).collect()
+}
+
+/// An old image and a new one with everything that a delta knows: moved, changed, in place, new, zero.
+fn pair() -> (Vec<u8>, Vec<u8>) {
+    let old = [noise(1, 3 * 65_536), text(2, 4 * 65_536), vec![0; 65_536], text(3, 100_000)].concat();
+    let mut new = old[..2 * 65_536].to_vec();
+    new.extend_from_slice(&[0; 65_536]);
+    // As it was, but at another offset.
+    new.extend_from_slice(&old[200_001..][..2 * 65_536]);
+    // Moved, and every 700th byte is another one.
+    let mut changed = text(2, 4 * 65_536)[30_000..][..100_000].to_vec();
+    changed.iter_mut().step_by(700).for_each(|byte| *byte ^= 1);
+    new.extend_from_slice(&changed);
+    new.extend_from_slice(&noise(9, 65_536));
+    (old, new)
+}
+
+fn made(bundle: &Bundle, old: &[u8], jobs: usize, lean: bool) -> Vec<u8> {
+    let of = BaseRef::of(old);
+    let options = Options { level: 9, lean, jobs: NonZeroUsize::new(jobs) };
+    let mut members = Cursor::new(Vec::new());
+    let bases = [Some(Base { bytes: old, of })];
+    let head = make(bundle, &bases, options, &mut members, &Cancel::default(), &Silent).unwrap();
+    let mut bytes = Vec::new();
+    let (manifest, release) = (bundle.manifest(), bundle.release());
+    write_front(&mut bytes, manifest.bytes(), b"", release.index().bytes(), manifest.created).unwrap();
+    write_members(&mut bytes, &[(MEMBER, &head)], manifest.created).unwrap();
+    bytes.extend_from_slice(members.get_ref());
+    bytes
+}
+
+#[test]
+fn what_is_made_gives_the_new_image() {
+    let (old, new) = pair();
+    let bundle = bundle(&new, FRAME);
+    let bytes = made(&bundle, &old, 3, false);
+    assert_eq!(bytes, made(&bundle, &old, 1, false), "on one worker");
+    for stream in [false, true] {
+        let source = if stream {
+            Source::Stream(Box::new(Cursor::new(bytes.clone())))
+        } else {
+            Source::File(Arc::new(bytes.clone()))
+        };
+        let opened = Bundle::open(source, &Trust::dangerously_unsigned()).unwrap();
+        assert_eq!(opened.size().unwrap(), bytes.len() as u64);
+        let delta = opened.delta().unwrap();
+        let mut tally = Tally::default();
+        tally.add(delta, opened.release(), 0);
+        assert!(tally.zero == 1 && tally.in_place == 2 && tally.copied == 2, "{tally:?}");
+        assert!(tally.patched >= 2 && tally.plain >= 1 && tally.from_bundle == 0, "{tally:?}");
+        let (cancel, feed) = (Cancel::default(), Feed::new(&opened, |_| true));
+        let (abort, mut packed) = (Abort::new(&cancel, ""), Vec::new());
+        let mut buffer = vec![0; FRAME as usize];
+        let mut patched = 0;
+        while let Some(claim) = feed.claim(&mut packed, &abort).unwrap() {
+            feed.load(&claim, &mut packed).unwrap();
+            let recipe = delta.recipe(&claim);
+            let prefix: Vec<u8> =
+                recipe.ranges().flat_map(|range| slice(&old, range).unwrap()).copied().collect();
+            match recipe.kind {
+                Kind::Zero => buffer.fill(0),
+                Kind::InPlace | Kind::Copy => buffer[..claim.len()].copy_from_slice(&prefix),
+                Kind::Patch => {
+                    patch(&claim, &prefix, &packed, &mut buffer).unwrap();
+                    patched += packed.len();
+                }
+                Kind::Bundle => panic!("nothing was left out"),
+            }
+            claim.verify(&mut buffer).unwrap();
+        }
+        // The new noise, and some bytes for each change.
+        assert!((65_536..65_536 + 3000).contains(&patched), "{patched}");
+    }
+}
+
+#[test]
+fn a_lean_delta_leaves_out_what_is_new() {
+    let (old, new) = pair();
+    let bundle = bundle(&new, FRAME);
+    let bytes = made(&bundle, &old, 2, true);
+    let opened = Bundle::open(Source::File(Arc::new(bytes.clone())), &Trust::dangerously_unsigned()).unwrap();
+    assert!(opened.delta().unwrap().needs_bundle(opened.release(), 0));
+    let (lean, whole) = (bytes.len(), made(&bundle, &old, 2, false).len());
+    assert!(lean + 30_000 < whole, "{lean} {whole}");
+}
+
+#[test]
+fn without_a_base_it_is_the_bundle_again() {
+    let (_, new) = pair();
+    let bundle = bundle(&new, FRAME);
+    let options = Options { level: 9, lean: false, jobs: None };
+    let mut members = Cursor::new(Vec::new());
+    let head = make(&bundle, &[None], options, &mut members, &Cancel::default(), &Silent).unwrap();
+    let delta = Delta::parse(head, bundle.release()).unwrap();
+    assert!(delta.packed_size(bundle.release(), 0) <= bundle.release().compressed_size(0));
+}

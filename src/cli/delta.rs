@@ -1,0 +1,92 @@
+//! `qstage delta`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::JobsArgs;
+use super::machine;
+use super::output::{self, Format, Palette};
+use super::progress::Reporter;
+use crate::delta::{self, DeltaReport, DeltaSpec};
+use crate::error::Result;
+use crate::units::size;
+
+/// Make a delta: a small file that stands for a bundle where OLD runs
+///
+/// 'qstage prepare' takes it like the bundle NEW, whose signed manifest and index it
+/// carries unchanged, on a machine that runs OLD. It needs no key and no trust: every
+/// frame is verified against the signed index before it is written. The same input
+/// gives the same bytes.
+#[derive(Debug, Args)]
+pub(super) struct DeltaArgs {
+    /// What runs before: its bundle, or the image of its platform
+    old: PathBuf,
+
+    /// Bundle that it becomes
+    new: PathBuf,
+
+    /// Delta to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+
+    /// zstd level: 1 is fastest, 19 smallest
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+
+    /// Leave out what OLD does not make smaller
+    ///
+    /// Smaller, but of use only where 'qstage prepare' can read the bundle as well (its
+    /// option --bundle).
+    #[arg(long)]
+    lean: bool,
+
+    /// Write the delta also if it saves less than a fifth of the bundle
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    jobs: JobsArgs,
+
+    /// Print progress and result as JSON lines
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl DeltaArgs {
+    pub(super) fn run(&self) -> Result<()> {
+        let format = Format::lines_if(self.json);
+        let spec = DeltaSpec {
+            old: self.old.clone(),
+            new: self.new.clone(),
+            level: self.level,
+            lean: self.lean,
+            force: self.force,
+            jobs: self.jobs.jobs,
+        };
+        let progress = Reporter::new(format);
+        let report = delta::make(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
+        drop(progress);
+        output::result(format, &report, human)
+    }
+}
+
+fn human(report: &DeltaReport, palette: Palette) -> String {
+    let percent = 100.0 * report.delta_bytes as f64 / report.bundle_bytes as f64;
+    let frames = &report.frames;
+    format!(
+        "{}: {} instead of {} ({} %) in {:.1} s\n\
+         frames: {} in place, {} copied, {} patched, {} new, {} zero, {} left to the bundle\n",
+        report.path.display(),
+        palette.good(&size::human(report.delta_bytes)),
+        size::human(report.bundle_bytes),
+        format_args!("{percent:.1}"),
+        report.seconds,
+        frames.in_place,
+        frames.copied,
+        frames.patched,
+        frames.plain,
+        frames.zero,
+        frames.from_bundle,
+    )
+}

@@ -1,0 +1,183 @@
+//! Files in, delta file out: `qstage delta`. Neither the key nor the trust of the release is needed for it.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::bundle::delta::{self, Base, BaseRef, MEMBER, Options, Tally};
+use crate::bundle::feed::Feed;
+use crate::bundle::frame::FrameDecoder;
+use crate::bundle::manifest::{Kind, Payload, largest_frame};
+use crate::bundle::writer::{Image, write_front, write_members};
+use crate::bundle::{Bundle, Trust, archive};
+use crate::device::AlignedBuf;
+use crate::error::{Error, Result};
+use crate::pack::{publish, unnamed_file};
+use crate::progress::{Cancel, Phase, Progress};
+use crate::source::mapped::MappedFile;
+use crate::source::open_source;
+use crate::workers::{self, Abort};
+
+/// What to make a delta of.
+#[derive(Debug, Clone)]
+pub struct DeltaSpec {
+    /// What runs before: a bundle, or the image of its platform.
+    pub old: PathBuf,
+    /// The bundle that it becomes.
+    pub new: PathBuf,
+    /// zstd level.
+    pub level: i32,
+    /// Leave out what no base makes smaller; see [`Options::lean`].
+    pub lean: bool,
+    /// Make a delta that saves little, too.
+    pub force: bool,
+    /// Number of workers; `None`: as many as are useful.
+    pub jobs: Option<NonZeroUsize>,
+}
+
+/// What was made.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeltaReport {
+    /// The delta.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub delta_bytes: u64,
+    /// Size in bytes of the bundle that it stands for.
+    pub bundle_bytes: u64,
+    /// How its frames are had.
+    pub frames: Tally,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// Above this many tenths of the bundle a delta is not worth its trouble.
+const WORTH_TENTHS: u64 = 8;
+
+/// Makes a delta. It appears under its name only when it is whole and durable.
+///
+/// # Errors
+/// [`Error::Open`] and those of the bundles; [`Error::DeltaGain`]; [`Error::Output`], [`Error::Interrupted`].
+pub fn make(spec: &DeltaSpec, out: &Path, progress: &dyn Progress, cancel: &Cancel) -> Result<DeltaReport> {
+    let start = Instant::now();
+    let bundle = open(&spec.new, cancel)?;
+    let images = images(spec, &bundle, out, progress, cancel)?;
+    let bases: Vec<Option<Base<'_>>> = images
+        .iter()
+        .map(|image| {
+            let bytes = image.as_ref()?.bytes();
+            Some(Base { bytes, of: BaseRef::of(bytes) })
+        })
+        .collect();
+    let failed = |source| Error::Output { path: out.to_owned(), source };
+    let mut members = unnamed_file(out)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, &mut members);
+    let options = Options { level: spec.level, lean: spec.lean, jobs: spec.jobs };
+    let head = delta::make(&bundle, &bases, options, &mut writer, cancel, progress)?;
+    writer.flush().map_err(failed)?;
+    drop(writer);
+
+    let (manifest, bundle_bytes) = (bundle.manifest(), bundle.size()?);
+    let mut front = Vec::new();
+    let index = bundle.release().index().bytes();
+    write_front(&mut front, manifest.bytes(), manifest.signature(), index, manifest.created)?;
+    write_members(&mut front, &[(MEMBER, &head)], manifest.created)?;
+    let delta_bytes = front.len() as u64 + members.stream_position().map_err(failed)?;
+    if delta_bytes > bundle_bytes / 10 * WORTH_TENTHS && !spec.force {
+        return Err(Error::DeltaGain { delta: delta_bytes, bundle: bundle_bytes });
+    }
+    let delta_bytes = publish(out, |file| {
+        file.write_all(&front).map_err(failed)?;
+        members.seek(SeekFrom::Start(0)).map_err(failed)?;
+        std::io::copy(&mut members, file).map_err(failed)?;
+        Ok(())
+    })?;
+    let mut frames = Tally::default();
+    let made = delta::Delta::parse(head, bundle.release())?;
+    (0..manifest.payloads.len()).for_each(|payload| frames.add(&made, bundle.release(), payload));
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(DeltaReport { path: out.to_owned(), delta_bytes, bundle_bytes, frames, seconds })
+}
+
+/// Opens a whole bundle in a file. Whoever applies the delta checks the signature; here nothing rests on it.
+fn open(path: &Path, cancel: &Cancel) -> Result<Bundle> {
+    let bundle = Bundle::open(open_source(path, cancel)?, &Trust::dangerously_unsigned())?.whole()?;
+    if bundle.is_seekable() {
+        return Ok(bundle);
+    }
+    let problem = "is no regular file; a delta is made of bundles that can be read anywhere".to_owned();
+    Err(Error::Argument { what: path.display().to_string(), problem })
+}
+
+/// The image that each payload of the bundle starts from, where there is one: of an old bundle the payload of the same
+/// kind and name, unpacked to a file without a name beside `out`; of an image the platform.
+fn images(
+    spec: &DeltaSpec,
+    bundle: &Bundle,
+    out: &Path,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Vec<Option<MappedFile>>> {
+    let payloads = &bundle.manifest().payloads;
+    if !is_bundle(&spec.old)? {
+        let mut image = Some(MappedFile::open(&spec.old)?);
+        let of = |payload: &Payload| if payload.kind == Kind::Platform { image.take() } else { None };
+        return Ok(payloads.iter().map(of).collect());
+    }
+    let old = open(&spec.old, cancel)?;
+    let same = |one: &Payload, other: &Payload| (one.kind, &one.name) == (other.kind, &other.name);
+    let wanted = |base: &Payload| payloads.iter().any(|payload| same(payload, base));
+    progress.begin(Phase::Verify, old.manifest().payloads.iter().filter(|p| wanted(p)).map(|p| p.size).sum());
+    payloads
+        .iter()
+        .map(|payload| {
+            let base = old.manifest().payloads.iter().find(|base| same(payload, base));
+            base.map(|base| unpack(&old, base, out, spec.jobs, progress, cancel)).transpose()
+        })
+        .collect()
+}
+
+/// Whether a file begins as a bundle does. An image may begin with anything but the name of that member.
+fn is_bundle(path: &Path) -> Result<bool> {
+    let failed = |source| Error::Open { path: path.to_owned(), source };
+    let mut block = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(archive::BLOCK as u64).read_to_end(&mut block).map_err(failed)?;
+    Ok(block.first_chunk().is_some_and(|header| archive::is_named(header, "manifest.json")))
+}
+
+/// The image of a payload, in a file that is gone with the process.
+fn unpack(
+    bundle: &Bundle,
+    payload: &Payload,
+    out: &Path,
+    jobs: Option<NonZeroUsize>,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<MappedFile> {
+    let failed = |source| Error::Output { path: out.to_owned(), source };
+    let file = unnamed_file(out)?;
+    file.set_len(payload.size).map_err(failed)?;
+    let (abort, feed) =
+        (Abort::new(cancel, "unpacking the base"), Feed::new(bundle, |other| std::ptr::eq(other, payload)));
+    let jobs = jobs.unwrap_or_else(workers::default_jobs);
+    let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
+    workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
+        let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
+        while let Some(claim) = feed.claim(&mut compressed, &abort)? {
+            feed.load(&claim, &mut compressed)?;
+            let frame = decoder.decode(&claim, &compressed, buffer)?;
+            // Zeroes stay holes.
+            if !frame.is_zero() {
+                file.write_all_at(&frame, claim.extent().at.0).map_err(failed)?;
+            }
+            progress.advance(frame.len() as u64);
+        }
+        Ok(())
+    })?;
+    MappedFile::of(file).map_err(failed)
+}
