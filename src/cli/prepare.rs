@@ -64,6 +64,13 @@ pub(super) struct PrepareArgs {
     #[arg(long)]
     background: bool,
 
+    /// In the background, write at least this many bytes per second, such as 5M
+    ///
+    /// Below it no pause is made, whoever waits. Without it work goes on for 250 ms after
+    /// each pause of 2 s: a machine that is always busy gets its upgrade too.
+    #[arg(long, value_name = "RATE", value_parser = size::parse_rate)]
+    min_rate: Option<u64>,
+
     /// Stop when standard input is closed: for a program that starts this one
     ///
     /// However that program ends, this one does not go on alone.
@@ -110,6 +117,7 @@ impl PrepareArgs {
         let options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),
             max_rate: self.max_rate.or(settings.max_rate),
+            min_rate: self.min_rate.or(settings.min_rate),
             background: self.background,
             read_back: !self.no_read_back,
             sha256: self.sha256,

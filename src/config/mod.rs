@@ -55,6 +55,8 @@ pub(crate) struct Config {
     jobs: Option<NonZeroUsize>,
     #[serde(default, deserialize_with = "rate")]
     max_rate: Option<u64>,
+    #[serde(default, deserialize_with = "rate")]
+    min_rate: Option<u64>,
     container: Option<container::Config>,
     #[serde(default)]
     kexec: kexec::Config,
@@ -112,6 +114,7 @@ impl Config {
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/qstage".into()),
             jobs: self.jobs,
             max_rate: self.max_rate,
+            min_rate: self.min_rate,
             container: self.container,
             kexec: self.kexec,
             web: Web { ca: self.web_ca, insecure: self.web_insecure.unwrap_or(false) },

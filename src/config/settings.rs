@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) jobs: Option<NonZeroUsize>,
     /// Bytes per second written at most.
     pub(crate) max_rate: Option<u64>,
+    /// Bytes per second written at least in the background, whoever waits.
+    pub(crate) min_rate: Option<u64>,
     /// How the software image is run; `None`: by others.
     pub(crate) container: Option<container::Config>,
     /// How the kernel of a slot is started without the boot loader.

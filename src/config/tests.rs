@@ -22,13 +22,29 @@ fn the_sample_changes_nothing_as_it_is() {
 fn the_sample_shows_every_key_and_the_true_defaults() {
     let sample = sample_in_force();
     let all = Config::parse(&sample).unwrap();
-    let Config { disk, product, trust, boot_flag, tries, sector_size, state_dir, jobs, max_rate, .. } = all;
+    let Config {
+        disk,
+        product,
+        trust,
+        boot_flag,
+        tries,
+        sector_size,
+        state_dir,
+        jobs,
+        max_rate,
+        min_rate,
+        ..
+    } = all;
     let (web_ca, web_insecure, service) = (all.web_ca, all.web_insecure, all.service);
     assert!(all.efivars.is_some() && all.efi_loader.is_some(), "keys whose default is the machine's");
     check_container(all.container.unwrap(), &sample);
     assert!(disk.is_some() && product.is_some(), "keys without a default");
     assert!(
-        jobs.is_some() && max_rate.is_some() && sector_size.is_some() && web_ca.is_some(),
+        jobs.is_some()
+            && max_rate.is_some()
+            && min_rate.is_some()
+            && sector_size.is_some()
+            && web_ca.is_some(),
         "keys whose default is automatic"
     );
     assert!(all.threshold == Some(NonZeroUsize::MIN) && all.principal.is_some(), "a default and an example");

@@ -86,6 +86,8 @@ pub struct PrepareOptions {
     pub jobs: Option<NonZeroUsize>,
     /// At most so many bytes per second are written.
     pub max_rate: Option<u64>,
+    /// In the background nobody is given way to while fewer bytes per second have been written; `None`: no such floor.
+    pub min_rate: Option<u64>,
     /// Whether to give way to other processes that wait for the disk; see [`Courtesy`](crate::host::load::Courtesy).
     pub background: bool,
     /// Whether to read the slot back from the medium.
@@ -103,6 +105,7 @@ impl Default for PrepareOptions {
         Self {
             jobs: None,
             max_rate: None,
+            min_rate: None,
             background: false,
             read_back: true,
             sha256: false,

@@ -135,9 +135,12 @@ impl Engine<'_> {
         }
         self.withdraw(lock, &view, &upgrade, &targets)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
-        let courtesy = options.background.then(Courtesy::new).flatten();
+        let courtesy = options.background.then(|| Courtesy::new(options.min_rate.unwrap_or(0))).flatten();
         let pace = |bytes: u64| {
-            courtesy.as_ref().map_or(Ok(()), |courtesy| courtesy.give_way(&options.cancel))?;
+            if let Some(courtesy) = &courtesy {
+                courtesy.give_way(bytes, &options.cancel)?;
+                courtesy.report().into_iter().for_each(|report| progress.notice(&report));
+            }
             // Reading is not limited.
             let limit = limit.as_ref().filter(|_| bytes > 0);
             limit.map_or(Ok(()), |limit| limit.take(bytes, &options.cancel))

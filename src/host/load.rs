@@ -1,6 +1,7 @@
 //! How busy the machine is, and giving way to those who are waiting.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -107,7 +108,28 @@ const STALLED: f64 = 0.1;
 pub struct Courtesy {
     dir: PathBuf,
     phase: Mutex<Phase>,
+    floor: Floor,
+    waited: Mutex<Waited>,
 }
+
+/// A rate that is reached whoever waits.
+#[derive(Debug)]
+struct Floor {
+    bytes_per_second: u64,
+    begun: Instant,
+    written: AtomicU64,
+}
+
+/// How long work has paused.
+#[derive(Debug)]
+struct Waited {
+    all: Duration,
+    said: Duration,
+    said_at: Instant,
+}
+
+/// How often it is said that work pauses.
+const SAID_EVERY: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
@@ -118,23 +140,51 @@ enum Phase {
 
 impl Courtesy {
     /// `None` where the kernel has no such figures (CONFIG_PSI, or `psi=0` on its command line).
-    pub fn new() -> Option<Self> {
-        Self::with(Path::new("/proc/pressure"))
+    ///
+    /// While fewer than `min_rate` bytes per second have been written since now, nobody is given way to; 0: no such floor.
+    pub fn new(min_rate: u64) -> Option<Self> {
+        Self::with(Path::new("/proc/pressure"), min_rate)
     }
 
-    fn with(dir: &Path) -> Option<Self> {
+    fn with(dir: &Path, min_rate: u64) -> Option<Self> {
         stalled(dir)?;
-        let phase = Mutex::new(Phase::Work { until: Instant::now() + WORK });
-        Some(Self { dir: dir.to_owned(), phase })
+        let now = Instant::now();
+        let phase = Mutex::new(Phase::Work { until: now + WORK });
+        let floor = Floor { bytes_per_second: min_rate, begun: now, written: AtomicU64::new(0) };
+        let waited = Mutex::new(Waited { all: Duration::ZERO, said: Duration::ZERO, said_at: now });
+        Some(Self { dir: dir.to_owned(), phase, floor, waited })
     }
 
-    /// Returns when it is time to go on. Each worker calls it before each transfer.
+    /// A sentence for whoever looks on, now and then: for how long work has paused for others.
+    pub fn report(&self) -> Option<String> {
+        let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, paused) = (waited.said_at.elapsed(), waited.all.saturating_sub(waited.said));
+        if since < SAID_EVERY {
+            return None;
+        }
+        (waited.said, waited.said_at) = (waited.all, Instant::now());
+        // The pauses for listening alone are 6 %.
+        (paused.as_secs_f64() > 0.1 * since.as_secs_f64()).then(|| {
+            format!(
+                "gave way to other processes for {:.0} of the last {:.0} s ({:.0} s in all); --min-rate sets a floor",
+                paused.as_secs_f64(),
+                since.as_secs_f64(),
+                waited.all.as_secs_f64()
+            )
+        })
+    }
+
+    /// Returns when it is time to go on. Each worker calls it before each transfer, with the bytes that it writes.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
-    pub fn give_way(&self, cancel: &Cancel) -> Result<()> {
+    pub fn give_way(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
+        let written = self.floor.written.fetch_add(bytes, Ordering::Relaxed);
         loop {
             let now = Instant::now();
+            if self.floor.is_above(written, now) {
+                return Ok(());
+            }
             let Some(until) = self.step(now) else { return Ok(()) };
             cancel.check("giving way to other processes")?;
             std::thread::sleep(until.saturating_duration_since(now).min(LISTEN));
@@ -150,6 +200,9 @@ impl Courtesy {
             Phase::Settle { until, .. } | Phase::Listen { until, .. } if now < until => return Some(until),
             Phase::Settle { paused, .. } => *phase = self.listen(paused, now),
             Phase::Listen { paused, since, heard, .. } => {
+                let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+                waited.all += now.saturating_duration_since(since.max(paused));
+                drop(waited);
                 // What cannot be read any more cannot hold anybody up.
                 let stalled = stalled(&self.dir).unwrap_or_default().saturating_sub(heard);
                 let others = stalled.as_secs_f64() > STALLED * (now - since).as_secs_f64();
@@ -169,6 +222,14 @@ impl Courtesy {
     fn listen(&self, paused: Instant, now: Instant) -> Phase {
         let heard = stalled(&self.dir).unwrap_or_default();
         Phase::Listen { paused, since: now, until: now + LISTEN, heard }
+    }
+}
+
+impl Floor {
+    /// Whether less has been written than was to be by now.
+    fn is_above(&self, written: u64, now: Instant) -> bool {
+        let due = now.saturating_duration_since(self.begun).as_secs_f64() * self.bytes_per_second as f64;
+        self.bytes_per_second > 0 && (written as f64) < due
     }
 }
 
@@ -208,7 +269,7 @@ mod tests {
     fn play(part: f64, millis: u64) -> u64 {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
-        let courtesy = Courtesy::with(dir.path()).unwrap();
+        let courtesy = Courtesy::with(dir.path(), 0).unwrap();
         let start = Instant::now();
         let mut work = 0;
         for ms in (0..millis).step_by(10) {
@@ -232,24 +293,58 @@ mod tests {
     }
 
     #[test]
+    fn below_the_floor_nobody_is_given_way_to() {
+        let dir = tempfile::tempdir().unwrap();
+        say(dir.path(), 0);
+        let courtesy = Courtesy::with(dir.path(), 1_000_000).unwrap();
+        let after = |ms: u64| courtesy.floor.begun + Duration::from_millis(ms);
+        assert!(courtesy.floor.is_above(0, after(1)));
+        assert!(courtesy.floor.is_above(499_000, after(500)));
+        assert!(!courtesy.floor.is_above(501_000, after(500)));
+        assert!(!Courtesy::with(dir.path(), 0).unwrap().floor.is_above(0, after(5_000)), "no floor");
+        *courtesy.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
+        let cancel = Cancel::default();
+        cancel.request();
+        std::thread::sleep(Duration::from_millis(5));
+        // It does not even look at the request to stop, which its caller does.
+        courtesy.give_way(1, &cancel).unwrap();
+    }
+
+    #[test]
+    fn pauses_are_said() {
+        let dir = tempfile::tempdir().unwrap();
+        say(dir.path(), 0);
+        let courtesy = Courtesy::with(dir.path(), 0).unwrap();
+        assert_eq!(courtesy.report(), None, "not yet");
+        let mut waited = courtesy.waited.lock().unwrap();
+        waited.all = Duration::from_secs(9);
+        waited.said_at -= Duration::from_secs(20);
+        drop(waited);
+        let said = courtesy.report().unwrap();
+        assert!(said.contains("for 9 of the last 20 s (9 s in all)"), "{said}");
+        courtesy.waited.lock().unwrap().said_at -= Duration::from_secs(20);
+        assert_eq!(courtesy.report(), None, "none since");
+    }
+
+    #[test]
     fn without_figures_there_is_no_courtesy() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Courtesy::with(dir.path()).is_none());
+        assert!(Courtesy::with(dir.path(), 0).is_none());
         // EOPNOTSUPP with psi=0: the files are there and cannot be read.
         std::fs::create_dir(dir.path().join("io")).unwrap();
-        assert!(Courtesy::with(dir.path()).is_none());
+        assert!(Courtesy::with(dir.path(), 0).is_none());
         std::fs::write(dir.path().join("memory"), "some avg10=0.00 total=7\n").unwrap();
-        assert!(Courtesy::with(dir.path()).is_some());
+        assert!(Courtesy::with(dir.path(), 0).is_some());
     }
 
     #[test]
     fn a_pause_ends_on_request() {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
-        let courtesy = Courtesy::with(dir.path()).unwrap();
+        let courtesy = Courtesy::with(dir.path(), 0).unwrap();
         *courtesy.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
         let cancel = Cancel::default();
         cancel.request();
-        assert_eq!(courtesy.give_way(&cancel).unwrap_err().code(), "UPGRADE_ERROR_INTERRUPTED");
+        assert_eq!(courtesy.give_way(0, &cancel).unwrap_err().code(), "UPGRADE_ERROR_INTERRUPTED");
     }
 }
