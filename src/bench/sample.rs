@@ -1,5 +1,6 @@
 //! A bundle and a place to write to, for when there is neither.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::device::{self, AlignedBuf, BlockDevice};
@@ -11,18 +12,42 @@ use crate::slot::Layout;
 use crate::source::drop_from_cache;
 use crate::units::{ByteOffset, MIB};
 
-/// A directory that is gone when this is dropped.
-pub struct Scratch(PathBuf);
+/// A directory that is gone when this is dropped, or, if the process is killed, when the next one is made.
+pub struct Scratch(PathBuf, File);
+
+/// How its name begins; the process follows.
+const SCRATCH: &str = "qstage-bench.";
 
 impl Scratch {
-    /// Makes one in `parent`.
+    /// Makes one in `parent`, and removes those there whose process is gone: its lock is.
     ///
     /// # Errors
     /// [`Error::Output`].
     pub fn new(parent: &Path) -> Result<Self> {
-        let path = parent.join(format!("qstage-bench.{}", std::process::id()));
-        std::fs::create_dir(&path).map_err(|source| Error::Output { path: path.clone(), source })?;
-        Ok(Self(path))
+        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            let stale = entry.file_name().to_str().is_some_and(|name| name.starts_with(SCRATCH))
+                && File::open(entry.path()).is_ok_and(|dir| dir.try_lock().is_ok());
+            if stale {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = parent.join(format!("{SCRATCH}{}", std::process::id()));
+        let output = |source| Error::Output { path: path.clone(), source };
+        // Under its name when it is locked: nobody takes it for a stale one before.
+        let new = parent.join(format!(".{SCRATCH}{}", std::process::id()));
+        std::fs::create_dir(&new).map_err(output)?;
+        let lock = File::open(&new).and_then(|dir| {
+            dir.try_lock()?;
+            std::fs::rename(&new, &path)?;
+            Ok(dir)
+        });
+        match lock {
+            Ok(lock) => Ok(Self(path, lock)),
+            Err(error) => {
+                let _ = std::fs::remove_dir(&new);
+                Err(output(error))
+            }
+        }
     }
 
     /// A path in it.
@@ -35,6 +60,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Nothing can be done about a failure here, and nothing depends on it.
         let _ = std::fs::remove_dir_all(&self.0);
+        let _ = self.1.unlock();
     }
 }
 
@@ -145,4 +171,27 @@ pub(super) fn spoil(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
         }
     }
     device::sync(slot, "the target")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_another_uses_is_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let left = parent.path().join(format!("{SCRATCH}4194305"));
+        std::fs::create_dir(&left).unwrap();
+        std::fs::write(left.join("image"), "x").unwrap();
+        let used = parent.path().join(format!("{SCRATCH}4194306"));
+        std::fs::create_dir(&used).unwrap();
+        let lock = File::open(&used).unwrap();
+        lock.try_lock().unwrap();
+        let scratch = Scratch::new(parent.path()).unwrap();
+        assert!(!left.exists() && used.exists() && scratch.join("").exists());
+        drop(scratch);
+        drop(lock);
+        drop(Scratch::new(parent.path()).unwrap());
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
 }

@@ -197,6 +197,28 @@ impl BlockDevice for Direct {
         if len == 0 {
             return Ok(());
         }
+        if self.number.is_none() {
+            // Of a sparse file only what holds data has to be zeroed: an image of zeroes must not fill the disk below.
+            if let Some((from, to)) = data_within(&self.file, at.0, at.0.saturating_add(len))? {
+                let unit = u64::from(self.block.bytes());
+                let (from, to) =
+                    (from - from % unit, to.next_multiple_of(unit).min(at.0.saturating_add(len)));
+                return self.zero_range(ByteOffset(from.max(at.0)), to - from.max(at.0));
+            }
+            return Ok(());
+        }
+        self.zero_range(at, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let _entry = watch::begin(&self.path, "flush");
+        self.barrier.sync(|| retry(|| self.file.sync_data()))
+    }
+}
+
+impl Direct {
+    /// Zeroes by the file system's or the device's own means, else by writing.
+    fn zero_range(&self, at: ByteOffset, len: u64) -> io::Result<()> {
         // Both lie within the device, whose length fits an off_t.
         let (Ok(from), Ok(count)) = (at.0.try_into(), len.try_into()) else {
             return Err(invalid("a range beyond 2^63 bytes"));
@@ -220,11 +242,23 @@ impl BlockDevice for Direct {
         }
         write_zeroes_by_writing(self, at, len)
     }
+}
 
-    fn sync(&self) -> io::Result<()> {
-        let _entry = watch::begin(&self.path, "flush");
-        self.barrier.sync(|| retry(|| self.file.sync_data()))
+/// The least range within `from..to` that holds all data of a file, by its file system (lseek(2), `SEEK_DATA`); `None` where
+/// it is one hole. A file system that does not know says that all is data.
+fn data_within(file: &File, from: u64, to: u64) -> io::Result<Option<(u64, u64)>> {
+    let seek = |at: u64, whence| match lseek64(file, i64::try_from(at).unwrap_or(i64::MAX), whence) {
+        Ok(found) => Ok(u64::try_from(found).ok()),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    let Some(first) = seek(from, Whence::SeekData)?.filter(|first| *first < to) else { return Ok(None) };
+    let (mut last, mut at) = (first, first);
+    while let Some(data) = seek(at, Whence::SeekData)?.filter(|data| *data < to) {
+        last = seek(data, Whence::SeekHole)?.unwrap_or(to).min(to);
+        at = last.max(data.saturating_add(1));
     }
+    Ok(Some((first, last)))
 }
 
 /// Opens a disk or an image only to lock it, without `O_DIRECT` and without the right to write: a writer's
@@ -301,6 +335,32 @@ mod tests {
         device.write_zeroes(ByteOffset(0), 4096).unwrap_err();
         device.sync().unwrap_err();
         device.read_at(&mut buf, ByteOffset(0)).unwrap();
+    }
+
+    /// Before: `init` of a tiny image with slots of 30 GiB allocated 60 GiB.
+    #[test]
+    fn holes_stay_holes_and_data_becomes_zero() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
+        let path = dir.path().join("sparse");
+        File::create(&path).unwrap().set_len(64 << 20).unwrap();
+        let device = Direct::open(&path, Mode::Write, BlockSize::B512).unwrap();
+        let allocated = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        device.write_zeroes(ByteOffset(0), 64 << 20).unwrap();
+        assert_eq!(allocated(), 0);
+        let mut ones = AlignedBuf::zeroed(4096);
+        ones.fill(1);
+        for at in [8 << 20, (9 << 20) + 512, 32 << 20] {
+            device.write_at(&ones, ByteOffset(at)).unwrap();
+        }
+        device.write_zeroes(ByteOffset((8 << 20) + 512), 24 << 20).unwrap();
+        device.sync().unwrap();
+        let mut all = AlignedBuf::zeroed(64 << 20);
+        device.read_at(&mut all, ByteOffset(0)).unwrap();
+        let left = |at: usize| {
+            (8 << 20..(8 << 20) + 512).contains(&at) || ((32 << 20) + 512..(32 << 20) + 4096).contains(&at)
+        };
+        assert!(all.iter().enumerate().all(|(at, byte)| (*byte == 1) == left(at)));
+        assert!(allocated() < 40 << 20, "{}", allocated());
     }
 
     /// tmpfs refuses `ZERO_RANGE` (EOPNOTSUPP).

@@ -133,6 +133,8 @@ impl Engine<'_> {
             frames: 0,
             seconds: 0.0,
         };
+        let whole = |held: &&Held| self.record_of(held).map(|_| ());
+        held.iter().try_for_each(whole)?;
         let records = held.iter().map(|held| Ok((*held, record(held)?))).collect::<Result<Vec<_>>>()?;
         for (_, record) in &records {
             match self.voucher(&[record])? {
@@ -159,7 +161,15 @@ impl Engine<'_> {
                 cancel,
                 doing: "verifying the slot",
             };
-            if let Some(damage) = stage::read_back(&job, progress)? {
+            let mut damage = stage::read_back(&job, progress)?;
+            if damage.is_some() {
+                // A prepare that has begun meanwhile tears the record before its first byte. Only what differs twice under
+                // one record is damage.
+                self.still_there(held)?;
+                damage = stage::read_back(&job, &Silent)?;
+                self.still_there(held)?;
+            }
+            if let Some(damage) = damage {
                 return Err(Error::SlotDamaged {
                     group: held.group,
                     slot,
@@ -178,6 +188,30 @@ impl Engine<'_> {
         }
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// An error if a slot holds no longer what it held.
+    fn still_there(&self, before: &Held) -> Result<()> {
+        let view = self.view()?;
+        let now = view.held(before.group, before.slot);
+        match now.map(|now| self.record_of(now)).transpose()? {
+            Some(record)
+                if before
+                    .record()
+                    .is_some_and(|before| before.manifest.bytes() == record.manifest.bytes()) =>
+            {
+                Ok(())
+            }
+            _ => Err(being_written(before)),
+        }
+    }
+
+    /// The record of a slot; that it is being written is another answer than that it has none.
+    fn record_of<'h>(&self, held: &'h Held) -> Result<&'h Record> {
+        if matches!(held.content, Content::Torn { .. }) && self.machine.is_locked()? {
+            return Err(being_written(held));
+        }
+        record(held)
     }
 
     /// The firmware blobs of a platform slot.
@@ -235,6 +269,10 @@ impl Engine<'_> {
 fn platform(view: &View, slot: Slot) -> Result<&Held> {
     view.held(Group::Platform, slot)
         .ok_or_else(|| Error::Internal { what: "a platform slot was resolved but not read".to_owned() })
+}
+
+fn being_written(held: &Held) -> Error {
+    Error::UpgradeBusy { doing: format!("{} is being written", held.partition.name) }
 }
 
 fn record(held: &Held) -> Result<&Record> {
