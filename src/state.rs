@@ -259,6 +259,8 @@ pub struct PlanReport {
     pub payloads: Vec<PlannedPayload>,
     /// How the switch will be written.
     pub switch_method: String,
+    /// BLAKE3 of the bundle's `manifest.json`: `prepare --manifest` takes no other bundle.
+    pub manifest: Blake3,
     /// Whether the very bundle is already prepared.
     pub already_prepared: bool,
     /// Code and sentence of each thing that forbids the upgrade now; empty when it may go ahead.

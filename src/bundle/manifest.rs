@@ -305,6 +305,11 @@ impl Manifest {
         &self.bytes
     }
 
+    /// BLAKE3 of `manifest.json`: which release this is, to the bit.
+    pub fn digest(&self) -> Blake3 {
+        Blake3(*blake3::hash(&self.bytes).as_bytes())
+    }
+
     /// The exact bytes of `manifest.json.sig`.
     pub fn signature(&self) -> &[u8] {
         &self.signature

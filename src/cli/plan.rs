@@ -110,6 +110,7 @@ mod tests {
                 PlannedPayload { name: "software".into(), version: "7".into(), size: 1, target: None },
             ],
             switch_method: "second array".into(),
+            manifest: crate::units::Blake3([0; 32]),
             already_prepared: false,
             blocked_by: Vec::new(),
         };

@@ -9,13 +9,14 @@ use super::args::{JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
+use crate::bundle::Bundle;
 use crate::engine::PrepareOptions;
 use crate::error::{Error, Result};
 use crate::host::load;
 use crate::progress::Cancel;
 use crate::source::address::Address;
 use crate::state::{PrepareReport, UpgradeType};
-use crate::units::size;
+use crate::units::{Blake3, size};
 use crate::workers;
 
 /// Write a bundle into the slot that does not run, and verify it
@@ -70,6 +71,12 @@ pub(super) struct PrepareArgs {
     /// each pause of 2 s: a machine that is always busy gets its upgrade too.
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate)]
     min_rate: Option<u64>,
+
+    /// Take no bundle but the one whose manifest has this BLAKE3
+    ///
+    /// 'qstage plan --json' names it ('manifest'): what was looked at is what is prepared.
+    #[arg(long, value_name = "BLAKE3")]
+    manifest: Option<Blake3>,
 
     /// Stop when standard input is closed: for a program that starts this one
     ///
@@ -131,11 +138,25 @@ impl PrepareArgs {
             .trust
             .open(&settings.trust, &progress)
             .and_then(|trust| machine::bundle(&self.bundle, &trust, &settings.web, &options.cancel))
+            .and_then(|bundle| self.expected(bundle))
             .map_err(|error| engine.bundle_refused(&options.origin, error))?;
         let report = engine.prepare(bundle, &options, &progress)?;
         // The lock and the slot are released before the report: whoever reads it may take its time.
         drop((progress, host));
         output::outcome(format, &report, human)
+    }
+}
+
+impl PrepareArgs {
+    /// The bundle, if it is the one that was asked for.
+    fn expected(&self, bundle: Bundle) -> Result<Bundle> {
+        let found = bundle.manifest().digest();
+        match self.manifest.filter(|expected| *expected != found) {
+            Some(expected) => {
+                Err(Error::OtherBundle { expected: expected.to_string(), found: found.to_string() })
+            }
+            None => Ok(bundle),
+        }
     }
 }
 

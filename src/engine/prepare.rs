@@ -53,6 +53,7 @@ impl Engine<'_> {
             booted: upgrade.booted,
             payloads: payloads.collect(),
             switch_method: self.switch_method(&view)?,
+            manifest: manifest.digest(),
             already_prepared: is_prepared(&view, &upgrade, manifest.bytes()),
             blocked_by: obstacles
                 .iter()

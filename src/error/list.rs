@@ -142,6 +142,9 @@ errors! {
     /// What runs does not say what it is: its record is damaged or missing, so that no rule can be checked against it.
     RunningUnknown { partition: String, found: String } => Refused, "RUNNING_UNKNOWN",
         ("what runs in {partition} cannot be told, so neither can what may follow it: {found}; --allow-epoch-rollback overrides");
+    /// The bundle is not the one that was asked for, by its manifest.
+    OtherBundle { expected: String, found: String } => Refused, "OTHER_BUNDLE",
+        ("the bundle has manifest {found}, not {expected}: it was exchanged since it was looked at; look at it again");
     /// The running version is too old for a direct upgrade.
     MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
         ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");

@@ -281,7 +281,15 @@ impl Owner {
         match self.upgrade.phase {
             Phase::Preparing if self.child.is_none() => {
                 self.snapshot.counts.prepares += 1;
-                match worker::prepare(&self.service.arguments, &path, lifted, self.reports.0.clone()).await {
+                match worker::prepare(
+                    &self.service.arguments,
+                    &path,
+                    &planned.manifest,
+                    lifted,
+                    self.reports.0.clone(),
+                )
+                .await
+                {
                     Ok(child) => self.child = Some(child),
                     Err(error) => {
                         self.fail("prepare", &error).await;

@@ -51,6 +51,8 @@ pub(super) struct Planned {
     pub(super) target_version: String,
     pub(super) upgrade_type: UpgradeType,
     pub(super) already_prepared: bool,
+    /// BLAKE3 of the manifest: what was looked at is what is prepared, whatever lies at the path by then.
+    pub(super) manifest: String,
     pub(super) blocked_by: Vec<Failure>,
     /// The whole report, as it was printed.
     #[serde(skip)]
@@ -144,11 +146,13 @@ pub(super) async fn plan(arguments: &Arguments, path: &str, lifted: Lifted) -> R
 pub(super) async fn prepare(
     arguments: &Arguments,
     path: &str,
+    manifest: &str,
     lifted: Lifted,
     reports: mpsc::Sender<Report>,
 ) -> Result<Preparing> {
     let mut command = Command::new(PROGRAM);
     command.arg("prepare").args(["--json", "--background", "--while-stdin-open", "--die-with-parent"]);
+    command.args(["--manifest", manifest]);
     command.args(lifted.flags()).args(&arguments.prepare).args(&arguments.machine).arg("--").arg(path);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let child = fork(command).await.map_err(|error| Error::Worker {
