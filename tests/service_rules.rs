@@ -332,14 +332,14 @@ server.serve_forever()
     };
     let config = std::fs::read_to_string(bench.path("config")).unwrap();
     let (code, said) = plan("/v2.qimg");
-    assert!(code == Some(7) && said.to_lowercase().contains("certificate"), "{said}");
+    assert!(code == Some(10) && said.to_lowercase().contains("certificate"), "{said}");
     for trust in [format!("web_ca = {certificate:?}\n"), "web_insecure = true\n".to_owned()] {
         std::fs::write(bench.path("config"), format!("{trust}{config}")).unwrap();
         assert_eq!(plan("/v2.qimg").0, Some(0), "{}", plan("/v2.qimg").1);
         assert_eq!(plan("/same").0, Some(0), "a redirect");
         let (code, said) = plan("/again");
-        assert!(code == Some(7) && said.contains("redirect"), "round and round: {said}");
+        assert!(code == Some(10) && said.contains("redirect"), "round and round: {said}");
         let (code, said) = plan("/open");
-        assert!(code == Some(7) && said.contains("https only"), "to where everybody can look: {said}");
+        assert!(code == Some(10) && said.contains("https only"), "to where everybody can look: {said}");
     }
 }
