@@ -61,6 +61,8 @@ pub enum Leave {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slots {
     disk: String,
+    /// The partitions that the table has, as a sentence.
+    found: String,
     platform: [Partition; 2],
     software: Option<[Partition; 2]>,
 }
@@ -75,7 +77,7 @@ impl Slots {
         };
         let any = Slot::BOTH.iter().any(|&slot| !table.find(Group::Software.partition_name(slot)).is_empty());
         let software = if any { Some(pair(Group::Software)?) } else { None };
-        Ok(Self { disk: disk.to_owned(), platform: pair(Group::Platform)?, software })
+        Ok(Self { disk: disk.to_owned(), found: listing(table), platform: pair(Group::Platform)?, software })
     }
 
     /// The partition of a slot, or `None` where the disk has no software slots.
@@ -90,13 +92,34 @@ impl Slots {
     /// The partition of a slot, or [`Error::SlotMissing`].
     pub fn require(&self, group: Group, slot: Slot) -> Result<&Partition> {
         let name = || group.partition_name(slot).to_owned();
-        self.get(group, slot).ok_or_else(|| Error::SlotMissing { disk: self.disk.clone(), name: name() })
+        self.get(group, slot).ok_or_else(|| Error::SlotMissing {
+            disk: self.disk.clone(),
+            name: name(),
+            found: self.found.clone(),
+        })
     }
 
     /// The slot that a partition is, by its number.
     pub fn slot_of(&self, group: Group, number: u32) -> Option<Slot> {
         Slot::BOTH.into_iter().find(|&slot| self.get(group, slot).is_some_and(|p| p.number == number))
     }
+}
+
+/// Most partitions that a message lists.
+const MOST_LISTED: usize = 32;
+
+/// The partitions of a table by number and name, for whoever looks for one of another name or spelling.
+pub fn listing(table: &Table) -> String {
+    let partitions = table.partitions();
+    let mut listed: Vec<String> = partitions
+        .iter()
+        .take(MOST_LISTED)
+        .map(|p| format!("{} '{}'", p.number, p.name.escape_debug()))
+        .collect();
+    if partitions.len() > MOST_LISTED {
+        listed.push(format!("{} more", partitions.len() - MOST_LISTED));
+    }
+    if listed.is_empty() { "it has none".to_owned() } else { format!("it has {}", listed.join(", ")) }
 }
 
 fn one(table: &Table, disk: &str, group: Group, slot: Slot) -> Result<Partition> {
@@ -107,10 +130,15 @@ fn one(table: &Table, disk: &str, group: Group, slot: Slot) -> Result<Partition>
         let name = name.to_owned();
         let numbers: Vec<String> = found.iter().map(|p| p.number.to_string()).collect();
         return Err(match numbers.as_slice() {
-            [] => Error::SlotMissing { disk, name },
+            [] => Error::SlotMissing { disk, name, found: listing(table) },
             _ => Error::SlotAmbiguous { disk, name, numbers: numbers.join(", ") },
         });
     };
+    let twins = table.partitions().into_iter().filter(|p| p.guid == partition.guid);
+    let twins: Vec<String> = twins.map(|p| p.number.to_string()).collect();
+    if twins.len() > 1 {
+        return Err(Error::PartuuidAmbiguous { disk, partuuid: partition.guid, numbers: twins.join(", ") });
+    }
     let (header, at) = (table.header(), partition.extent);
     let block = u64::from(header.block().bytes());
     let usable = header.first_usable.0.saturating_mul(block)..=header.last_usable.0.saturating_mul(block);

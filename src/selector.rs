@@ -99,6 +99,7 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
     let none = || Error::SlotMissing {
         disk: machine.name().to_owned(),
         name: "platform_a' or 'platform_b".to_owned(),
+        found: boot::listing(table),
     };
     let mut choice = decide(Counting::Possible).ok_or_else(none)?;
     if let Some(attributes) = choice.count {
@@ -189,7 +190,15 @@ impl Found {
                     note(&format!("{} partitions are named '{name}'; none of them is taken", found.len()));
                     return None;
                 }
-                found.pop()
+                let partition = found.pop()?;
+                let twins = table.partitions().iter().filter(|p| p.guid == partition.guid).count();
+                if twins > 1 {
+                    note(&format!(
+                        "{twins} partitions have the PARTUUID {} of '{name}'; mount it by its node",
+                        partition.guid
+                    ));
+                }
+                Some(partition)
             })
         }))
     }

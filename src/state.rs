@@ -150,8 +150,11 @@ pub struct SlotReport {
     pub size: u64,
     /// What it is.
     pub state: SlotState,
-    /// Whether this machine runs from it now.
+    /// Whether this machine runs from it now. Of an image file that is so only where somebody says it.
     pub booted: bool,
+    /// Whether the verbs take it as the platform that runs: of an image file the one that boots next.
+    #[serde(skip)]
+    pub is_current: bool,
     /// Whether the next boot takes it.
     pub boots_next: bool,
     /// Why a slot is bad, or what its trial has brought so far.
@@ -213,6 +216,9 @@ pub struct SlotsReport {
     /// Foreign boot entries that the firmware takes before those of the slots, where EFI variables rule.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub boot_before: Vec<String>,
+    /// Why it is not known which slot runs; `None` where it is, and for image files.
+    #[serde(skip)]
+    pub booted_unknown: Option<String>,
     /// The slots: platform a, b, then software a, b where they exist.
     pub slots: Vec<SlotReport>,
 }
@@ -253,8 +259,11 @@ pub struct PlanReport {
     pub target_version: String,
     /// The type of the upgrade.
     pub upgrade_type: UpgradeType,
-    /// The slot that runs.
+    /// The slot that runs; of an image file the one that boots next.
     pub booted: Slot,
+    /// Whether it runs, and is not only what boots next.
+    #[serde(skip)]
+    pub is_running: bool,
     /// The payloads, in the order of the bundle.
     pub payloads: Vec<PlannedPayload>,
     /// How the switch will be written.

@@ -55,7 +55,15 @@ fn human(report: &PlanReport, palette: Palette) -> String {
         UpgradeType::SoftwareAndPlatform => format!("platform: reboot into slot {}", !report.booted),
     };
     let mut text = table::facts(&[
-        ("disk", format!("{}, slot {} runs", report.disk, report.booted)),
+        (
+            "disk",
+            format!(
+                "{}, slot {} {}",
+                report.disk,
+                report.booted,
+                if report.is_running { "runs" } else { "boots next" }
+            ),
+        ),
         ("product", report.product.clone()),
         ("from", report.running_version.clone().unwrap_or_else(|| "unknown".to_owned())),
         ("to", report.target_version.clone()),
@@ -100,6 +108,7 @@ mod tests {
             target_version: "1.1".into(),
             upgrade_type: UpgradeType::SoftwareAndPlatform,
             booted: Slot::A,
+            is_running: true,
             payloads: vec![
                 PlannedPayload {
                     name: "platform".into(),

@@ -38,6 +38,9 @@ fn human(report: &SlotsReport, palette: Palette) -> String {
         ("table", report.table.clone()),
         ("switch", report.switch_method.clone()),
     ];
+    if let Some(why) = &report.booted_unknown {
+        facts.push(("runs", format!("unknown: {why}; --booted a or b says it")));
+    }
     if !report.boot_before.is_empty() {
         facts.push(("before", format!("{} (the firmware takes it first)", report.boot_before.join(", "))));
     }
@@ -129,6 +132,7 @@ mod tests {
             size: 1 << 30,
             state: SlotState::Good,
             booted: true,
+            is_current: true,
             boots_next: true,
             reason: None,
             version: Some("1.0".into()),
@@ -150,6 +154,7 @@ mod tests {
             partition: 12,
             state: SlotState::Empty,
             booted: false,
+            is_current: false,
             boots_next: false,
             version: None,
             priority: 0,
@@ -162,6 +167,7 @@ mod tests {
             table: "sound".into(),
             switch_method: "second array".into(),
             boot_before: Vec::new(),
+            booted_unknown: None,
             slots: vec![slot(Slot::A), b],
         }
     }

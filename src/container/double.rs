@@ -10,7 +10,7 @@ use crate::device::{BlockDevice, MemoryDevice, Region};
 use crate::engine::SoftwareImage;
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
-use crate::host::{Access, DiskLock, Machine, MountSource};
+use crate::host::{Access, Booted, DiskLock, Machine, MountSource};
 use crate::units::{BlockSize, Group, Slot};
 
 /// What happens at the chosen step.
@@ -215,8 +215,8 @@ impl Machine for FaultyDisk {
         Ok(self.containers.lock().unwrap().iter().find(runs).map(|one| one.id.clone()))
     }
 
-    fn booted_from(&self, _candidates: &[Partition]) -> Result<Option<usize>> {
-        Ok(None)
+    fn booted_from(&self, _candidates: &[Partition]) -> Result<Booted> {
+        Ok(Booted::Unknown { why: "it is in memory".to_owned() })
     }
 
     fn is_image(&self) -> bool {

@@ -50,13 +50,16 @@ impl Name {
         let name = Self(file.to_owned());
         let relevant = known.contains(&name)
             || name.number().is_some()
-            || name == Self::loader()
-            || name == Self::epoch();
+            || [Self::loader(), Self::stub(), Self::epoch()].contains(&name);
         relevant.then_some(name)
     }
 
     fn loader() -> Self {
         Self(format!("LoaderDevicePartUUID-{LOADER}"))
+    }
+
+    fn stub() -> Self {
+        Self(format!("StubDevicePartUUID-{LOADER}"))
     }
 
     /// The number in `Boot####`: four upper-case digits; to firmware the same in lower case is another variable.
@@ -144,10 +147,19 @@ impl Nvram {
         self.data(name).try_into().ok().map(u16::from_le_bytes)
     }
 
-    /// The partition from which the kernel image was loaded, as systemd-stub says it: text in UTF-16.
+    /// The partition from which the boot loader was loaded, or the kernel image where there is none but systemd-stub.
     pub fn loaded_from(&self) -> Option<Guid> {
-        let units =
-            self.data(&Name::loader()).chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+        self.partition(&Name::loader())
+    }
+
+    /// The partition from which systemd-stub, and the kernel with it, was loaded.
+    pub fn stub(&self) -> Option<Guid> {
+        self.partition(&Name::stub())
+    }
+
+    /// A PARTUUID as systemd's boot loaders write it: text in UTF-16.
+    fn partition(&self, name: &Name) -> Option<Guid> {
+        let units = self.data(name).chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
         let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
         String::from_utf16(&units).ok()?.parse().ok()
     }

@@ -51,6 +51,7 @@ impl Engine<'_> {
             target_version: manifest.version.clone(),
             upgrade_type: upgrade.kind,
             booted: upgrade.booted,
+            is_running: view.runs(upgrade.booted),
             payloads: payloads.collect(),
             switch_method: self.switch_method(&view)?,
             manifest: manifest.digest(),

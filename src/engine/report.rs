@@ -90,6 +90,9 @@ impl Engine<'_> {
         if let Some(obstacle) = blocked(view) {
             return Ok(Some(obstacle.to_string()));
         }
+        if let Err(error) = view.check_known() {
+            return Ok(Some(error.to_string()));
+        }
         if locked {
             return Ok(None);
         }
@@ -127,7 +130,8 @@ impl Engine<'_> {
                 partuuid: held.partition.guid.to_string(),
                 size: held.partition.extent.len,
                 state: held.state,
-                booted: held.group == Group::Platform && view.running(held.group) == Some(held.slot),
+                booted: held.group == Group::Platform && view.runs(held.slot),
+                is_current: held.group == Group::Platform && view.running(held.group) == Some(held.slot),
                 boots_next: view.next(held.group) == Some(held.slot),
                 reason: view.failure(held).or_else(|| trial_reason(held)),
                 version: claims.map(|claims| claims.version.clone()),
@@ -154,6 +158,7 @@ impl Engine<'_> {
             table: view.loaded.state().to_string(),
             switch_method: self.switch_method(&view)?,
             boot_before: view.boot_before(),
+            booted_unknown: view.unknown().map(str::to_owned),
             slots: slots.collect(),
         })
     }
@@ -181,6 +186,9 @@ fn version(held: &Held) -> String {
 fn trial_details(view: &View, held: &Held) -> String {
     let version = version(held);
     let name = &held.partition.name;
+    if view.unknown().is_some() {
+        return format!("{version} is on trial in {name}; whether it runs already is not known");
+    }
     let runs = held.group != Group::Platform || view.running(Group::Platform) == Some(held.slot);
     if !runs && !view.is_selected(held) {
         format!("{version} in {name} is about to be started by kexec")

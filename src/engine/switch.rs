@@ -285,6 +285,7 @@ impl Engine<'_> {
     ) -> Result<SwitchReport> {
         self.repair(lock, &Silent)?;
         let view = self.view()?;
+        view.check_known()?;
         let trial = |group: Group| view.on_trial().any(|held| held.group == group);
         let groups = if trial(Group::Software) && !trial(Group::Platform) {
             vec![Group::Software]

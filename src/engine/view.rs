@@ -6,7 +6,7 @@ use crate::commit::{self, Loaded};
 use crate::efi::Choice;
 use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
-use crate::host::{Access, Machine};
+use crate::host::{Access, Booted, Machine};
 use crate::slot::{Content, Mark, Record, Verdict};
 use crate::state::{Evidence, SlotState, slot_state};
 use crate::units::{Group, Slot};
@@ -18,10 +18,13 @@ pub(super) struct View {
     pub(super) slots: Slots,
     /// What the firmware chooses, where it rules.
     pub(super) efi: Option<Choice>,
-    /// The platform slot that runs; `None`: none does, or [`ambiguous`](Self::ambiguous).
+    /// The platform slot that runs; of an image file the one that boots next. `None`: none does, or
+    /// [`unknown`](Self::unknown).
     booted: Option<Slot>,
-    /// Why it is not known which slot runs.
-    ambiguous: Option<String>,
+    /// Whether that is more than what boots next.
+    is_evident: bool,
+    /// On a live machine: why it is not known which slot runs.
+    unknown: Option<String>,
     /// The software slot that runs on its last try, so that its flags do not select it any more.
     last_try: Option<Slot>,
     /// The software slot beside the platform that runs, where that is not the one that the flags select.
@@ -69,24 +72,28 @@ impl View {
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
         let efi = firmware::read(machine, policy, &table, &slots)?;
-        let booted = booted(machine, policy, &slots)?.or_else(|| efi.as_ref()?.booted());
+        let (evident, why) = match booted(machine, policy, &slots)? {
+            Ok(slot) => (Some(slot), None),
+            Err(why) => (efi.as_ref().and_then(Choice::booted), Some(why)),
+        };
         let last_try = last_try(machine, &table, &slots)?;
         let mut view = Self {
             loaded,
             table,
             slots,
             efi,
-            booted: None,
-            ambiguous: None,
+            booted: evident,
+            is_evident: evident.is_some(),
+            unknown: why.filter(|_| evident.is_none() && !machine.is_image()),
             last_try,
             beside: None,
             name,
             policy: policy.clone(),
             holds: Vec::new(),
         };
-        let guessed = booted.is_none();
-        // Disk images, disks of another machine: what would boot.
-        view.booted = booted.or_else(|| view.next(Group::Platform));
+        if machine.is_image() {
+            view.booted = evident.or_else(|| view.next(Group::Platform));
+        }
         let kexec = policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded();
         for group in Group::BOTH {
             for slot in Slot::BOTH {
@@ -106,15 +113,6 @@ impl View {
             }
         }
         view.follow_platform();
-        let trial = view.on_trial().find(|held| held.group == Group::Platform).map(|held| held.slot);
-        if let Some(slot) = trial.filter(|_| guessed && !machine.is_image()) {
-            // It is selected, but the reboot may be ahead: to take it for the running one would let a health check
-            // mark good what never booted.
-            view.booted = None;
-            view.ambiguous = Some(format!(
-                "slot {slot} is selected on trial, and neither the mount of / nor the kernel command line tells whether it runs already"
-            ));
-        }
         Ok(view)
     }
 
@@ -178,13 +176,26 @@ impl View {
 
     /// The platform slot that runs.
     pub(super) fn booted(&self) -> Result<Slot> {
-        self.booted.ok_or_else(|| {
-            let disk = self.name.clone();
-            match self.ambiguous.clone() {
-                Some(problem) => Error::BootedUnknown { disk, problem },
-                None => Error::NothingBoots { disk },
-            }
-        })
+        self.check_known()?;
+        self.booted.ok_or_else(|| Error::NothingBoots { disk: self.name.clone() })
+    }
+
+    /// Refuses a live machine of which it is not known what runs: to go by the flags could overwrite it.
+    pub(super) fn check_known(&self) -> Result<()> {
+        match self.unknown.clone() {
+            Some(problem) => Err(Error::BootedUnknown { disk: self.name.clone(), problem }),
+            None => Ok(()),
+        }
+    }
+
+    /// Why it is not known what runs, where this is a live machine.
+    pub(super) fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
+    }
+
+    /// Whether a platform slot runs, and is not only the one that an image file would boot.
+    pub(super) fn runs(&self, slot: Slot) -> bool {
+        self.is_evident && self.booted == Some(slot)
     }
 
     /// The slot of a group that an upgrade writes: the one that does not run.
@@ -259,13 +270,20 @@ fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Result<Optio
     Ok(None)
 }
 
-/// What the caller says, else what the kernel knows.
-fn booted(machine: &dyn Machine, policy: &Policy, slots: &Slots) -> Result<Option<Slot>> {
-    if policy.booted.is_some() {
-        return Ok(policy.booted);
+/// What the caller says, else what is evident; else why nothing is.
+fn booted(
+    machine: &dyn Machine,
+    policy: &Policy,
+    slots: &Slots,
+) -> Result<std::result::Result<Slot, String>> {
+    if let Some(slot) = policy.booted {
+        return Ok(Ok(slot));
     }
     let candidates = [Slot::A, Slot::B].map(|slot| slots.require(Group::Platform, slot).cloned());
     let [a, b] = candidates;
-    let found = machine.booted_from(&[a?, b?])?;
-    Ok(found.map(|index| if index == 0 { Slot::A } else { Slot::B }))
+    Ok(match machine.booted_from(&[a?, b?])? {
+        Booted::Known { index: 0, .. } => Ok(Slot::A),
+        Booted::Known { .. } => Ok(Slot::B),
+        Booted::Unknown { why } => Err(why),
+    })
 }

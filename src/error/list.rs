@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Class;
-use crate::units::{Blake3, Downtime, Group, Sha256, Slot};
+use crate::units::{Blake3, Downtime, Group, Guid, Sha256, Slot};
 
 /// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be forgotten.
 macro_rules! errors {
@@ -171,7 +171,7 @@ errors! {
         ("slot {slot} is selected to boot next and would be overwritten; reboot into it, or stay in slot {running} with 'qstage cancel'");
     /// Which slot is running cannot be told.
     BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
-        ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b");
+        ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b, or have the boot loader or the initramfs put qstage.partuuid=GUID (or root=PARTUUID=GUID) of that slot on the kernel command line");
     /// There is nothing prepared to commit.
     NotPrepared { problem: String } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; run 'qstage prepare' first");
     /// The very bundle has already failed its trial on this machine.
@@ -238,11 +238,14 @@ errors! {
     GptVerify { disk: String, problem: String } => Disk, "GPT_VERIFY",
         ("{disk}: the partition table does not read back as written: {problem}; do not power off, check the disk");
     /// A slot's partition does not exist.
-    SlotMissing { disk: String, name: String } => Disk, "SLOT_MISSING",
-        ("{disk} has no partition named '{name}'; name one so (sgdisk --change-name) or lay the disk out with 'qstage init'");
+    SlotMissing { disk: String, name: String, found: String } => Disk, "SLOT_MISSING",
+        ("{disk} has no partition named '{name}', in this very spelling; {found}; name one so (sgdisk --change-name=NUMBER:{name}) or lay the disk out with 'qstage init'");
     /// Several partitions carry the name of one slot.
     SlotAmbiguous { disk: String, name: String, numbers: String } => Disk, "SLOT_AMBIGUOUS",
         ("{disk}: partitions {numbers} are all named '{name}'; the name must be unique");
+    /// A slot shares its PARTUUID with another partition of its disk: what boots by it could be either.
+    PartuuidAmbiguous { disk: String, partuuid: Guid, numbers: String } => Disk, "PARTUUID_AMBIGUOUS",
+        ("{disk}: partitions {numbers} all have the PARTUUID {partuuid}; give each its own (sgdisk --partition-guid=NUMBER:R)");
     /// A slot's partition cannot be written directly.
     Unaligned { partition: String, at: u64, unit: u64 } => Disk, "UNALIGNED",
         ("{partition} begins at byte {at}, not at a multiple of {unit}; move it (partitions are best aligned to 1 MiB)");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::booted::{Booted, Facts};
 use super::efivars::{Directory, EFIVARS, Variables};
 use super::kernel::{Kernel, Node};
 use super::usage::{self, Devices, Disk, Usage};
@@ -10,7 +11,7 @@ use super::{Access, DiskLock, Machine, MountSource, booted, lock};
 use crate::device::{self, AlignedBuf, BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
-use crate::units::{BlockSize, ByteOffset, Extent};
+use crate::units::{BlockSize, ByteOffset, Extent, Guid};
 
 /// A whole disk that Linux knows, or an image file.
 pub struct LocalDisk {
@@ -256,11 +257,16 @@ impl Machine for LocalDisk {
         matches!(self.disk, Disk::File(_))
     }
 
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>> {
-        match &self.disk {
-            Disk::File(_) => Ok(None),
-            Disk::Block(node) => booted::index(&self.kernel, node, candidates).map_err(|e| self.asking(e)),
-        }
+    fn booted_from(&self, candidates: &[Partition]) -> Result<Booted> {
+        let Disk::Block(disk) = &self.disk else {
+            return Ok(Booted::Unknown { why: "it is an image file, which no machine runs from".to_owned() });
+        };
+        // Where there is no firmware that tells, it tells nothing.
+        let variables = self.efivars.as_ref().and_then(|dir| dir.read().ok()).unwrap_or_default();
+        let loaded_from: Vec<Guid> = variables.loaded_from().into_iter().chain(variables.stub()).collect();
+        let ask = Devices { holds_disk: self.mode == Mode::Claim };
+        let facts = Facts { kernel: &self.kernel, ask: &ask, disk, candidates, loaded_from: &loaded_from };
+        Ok(booted::find(&facts))
     }
 }
 
@@ -301,7 +307,6 @@ fn label(partition: &Partition) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Guid;
 
     #[test]
     fn a_node_is_taken_only_where_kernel_and_table_agree() {

@@ -22,6 +22,7 @@ pub mod throttle;
 pub mod trust;
 mod usage;
 
+pub use booted::Booted;
 pub use local::LocalDisk;
 
 use std::any::Any;
@@ -90,9 +91,9 @@ pub trait Machine: Send + Sync {
     /// [`Error::UseUnknown`] where that cannot be told.
     fn in_use(&self, partition: &Partition) -> Result<Option<String>>;
 
-    /// The index of the partition among `candidates` from which this machine runs, as far as the kernel
-    /// command line and the mount of `/` tell. `None` on disk images and on disks that this machine did not boot from.
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>>;
+    /// From which partition among `candidates` this machine runs, where anything says so. Unknown on disk images and on
+    /// disks that this machine did not boot from.
+    fn booted_from(&self, candidates: &[Partition]) -> Result<Booted>;
 
     /// Whether a kernel is loaded that kexec is about to start.
     fn kexec_is_loaded(&self) -> bool {
@@ -108,6 +109,7 @@ pub trait Machine: Send + Sync {
         Err(Error::NoEfi { dir: efivars::EFIVARS.into(), problem })
     }
 
-    /// Whether this is an image file: no machine runs from it, so its flags alone say what "runs".
+    /// Whether this is an image file: no machine runs from it, and verbs take the slot that boots next as the one that
+    /// would run.
     fn is_image(&self) -> bool;
 }

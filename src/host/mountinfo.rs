@@ -14,6 +14,39 @@ pub struct Mount {
     pub fs_type: String,
     /// What was mounted: a path of a device, or any word.
     pub source: String,
+    /// Options of the file system itself, comma-separated.
+    pub options: String,
+}
+
+impl Mount {
+    /// The lower directories of an overlay, as paths of the time when it was mounted. In the kernel's spelling a colon or a
+    /// comma in a path has a backslash before it (Documentation/filesystems/overlayfs.rst).
+    pub fn lower_directories(&self) -> Vec<String> {
+        let option = |option: &String| {
+            let (key, paths) = option.split_once('=')?;
+            matches!(key, "lowerdir" | "lowerdir+").then(|| paths.to_owned())
+        };
+        let lists: Vec<String> = split(&self.options, ',').iter().filter_map(option).collect();
+        lists.iter().flat_map(|list| split(list, ':')).filter(|path| !path.is_empty()).collect()
+    }
+}
+
+/// Splits at `separator`, but not where a backslash stands before it, which is taken off there.
+fn split(text: &str, separator: char) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut escaped = false;
+    for c in text.chars() {
+        if c == separator && !escaped {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            if c == separator {
+                part.pop();
+            }
+            part.push(c);
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    parts
 }
 
 /// The mounts, in the order of the file: of two on one target the later hides the earlier. Lines that are
@@ -30,7 +63,8 @@ fn mount(line: &str) -> Option<Mount> {
     let target = unescape(fields.nth(1)?);
     fields.by_ref().skip(1).find(|&field| field == "-")?;
     let fs_type = unescape(fields.next()?);
-    Some(Mount { number, target, fs_type, source: unescape(fields.next()?) })
+    let source = unescape(fields.next()?);
+    Some(Mount { number, target, fs_type, source, options: fields.next().map(unescape).unwrap_or_default() })
 }
 
 /// The devices and files that are swapped on, from `/proc/swaps` (proc_swaps(5)).
@@ -81,6 +115,18 @@ short line
         ]
         .map(|(n, t, f, s)| (n.to_owned(), t.to_owned(), f.to_owned(), s.to_owned()));
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn lower_directories_of_every_spelling() {
+        let of = |options: &str| {
+            let line = format!("21 1 0:20 / / rw - overlay o rw,{options}\n");
+            mounts(&line).remove(0).lower_directories()
+        };
+        assert_eq!(of("lowerdir=/a:/b,upperdir=/u,workdir=/w"), ["/a", "/b"]);
+        assert_eq!(of("lowerdir+=/a,lowerdir+=/b\\040c,datadir+=/d"), ["/a", "/b c"]);
+        assert_eq!(of("lowerdir=/a\\134:x:/b\\134,y::/data"), ["/a:x", "/b,y", "/data"]);
+        assert!(of("upperdir=/u").is_empty() && of("lowerdir").is_empty() && of("").is_empty());
     }
 
     #[test]

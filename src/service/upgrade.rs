@@ -183,13 +183,14 @@ impl Disk {
             slots().find(|s| s.state == state).map(|s| s.version.clone().unwrap_or_default())
         };
         let torn = slots().any(|s| s.state == SlotState::Torn);
-        let booted = slots().find(|s| s.booted);
+        let booted = slots().find(|s| s.is_current);
         Self {
             prepared: version(SlotState::Prepared)
                 .filter(|_| !torn)
                 .map(|version| (origin.to_owned(), version, kind(SlotState::Prepared))),
             trial: version(SlotState::Trial).map(|version| (version, kind(SlotState::Trial))),
-            pending: slots().any(|s| s.state == SlotState::Trial && s.group == Group::Platform && !s.booted),
+            pending: slots()
+                .any(|s| s.state == SlotState::Trial && s.group == Group::Platform && !s.is_current),
             running: booted.and_then(|s| s.version.clone()),
             software: slots()
                 .find(|s| s.group == Group::Software && s.boots_next && s.state == SlotState::Good)

@@ -326,12 +326,15 @@ impl Snapshot {
     }
 
     /// What runs: the platform, or the software where that is newer. A software slot that was selected together with
-    /// a platform that has not booted yet does not run.
+    /// a platform that has not booted yet does not run, and where the platform is unknown flags tell nothing.
     pub(super) fn version(&self) -> Version {
         let slots = || self.slots.iter().flat_map(|report| report.slots.iter());
-        let platform = slots().find(|slot| slot.booted);
-        let pending = slots()
-            .any(|slot| slot.group == Group::Platform && slot.state == SlotState::Trial && !slot.booted);
+        let platform = slots().find(|slot| slot.is_current);
+        let unknown = self.slots.iter().any(|report| report.booted_unknown.is_some());
+        let pending = unknown
+            || slots().any(|slot| {
+                slot.group == Group::Platform && slot.state == SlotState::Trial && !slot.is_current
+            });
         // Nor does one that fell back with its platform, which its flags select until that is put down.
         let runs = |slot: &&SlotReport| slot.boots_next && !pending && slot.state != SlotState::Bad;
         let software = slots().find(|slot| slot.group == Group::Software && runs(slot));

@@ -134,17 +134,45 @@ fn a_disk_of_which_nobody_knows_what_runs() {
     let bench = Bench::installed();
     let disk = Loop::new(&bench.disk(), 512, &[]);
     let at = |args: &[&str]| bench.at(&[args, &["--disk", text(&disk.0)]].concat());
-    at(&["prepare", "v2.qimg"]).good();
-    at(&["commit"]).good();
-    for verb in ["mark-good", "commit", "cancel"] {
-        let message = at(&[verb]).bad("BOOTED_UNKNOWN");
-        assert!(message.contains("--booted a"), "{message}");
-    }
-    assert_eq!(at(&["status"]).json()["state"], "UPGRADE_TRIAL");
-    at(&["slots"]).good();
+    let refused = |verbs: &[&[&str]]| {
+        let before = bench.hash();
+        for verb in verbs {
+            let message = at(verb).bad("BOOTED_UNKNOWN");
+            assert!(message.contains("--booted a") && message.contains("qstage.partuuid="), "{message}");
+        }
+        let status = at(&["status"]).json();
+        let reason = status["blocked_reason"].as_str().unwrap();
+        assert!(reason.contains("which slot is running") || reason.contains("on trial"), "{status}");
+        let rows = at(&["slots", "--json"]).json();
+        assert!(rows["slots"].as_array().unwrap().iter().all(|slot| slot["booted"] == false), "{rows}");
+        let table = at(&["slots"]).good();
+        assert!(table.contains("runs    unknown: /"), "{table}");
+        assert_eq!(bench.hash(), before);
+        status["state"].as_str().unwrap().to_owned()
+    };
+    // That slot a alone boots by its flags tells nothing of what runs.
+    let verbs: &[&[&str]] = &[
+        &["prepare", "v2.qimg"],
+        &["plan", "v2.qimg"],
+        &["commit"],
+        &["mark-good"],
+        &["roll-back"],
+        &["cancel"],
+    ];
+    assert_eq!(refused(verbs), "UPGRADE_IDLE");
+    at(&["prepare", "v2.qimg", "--booted", "a"]).good();
+    assert_eq!(refused(verbs), "UPGRADE_PREPARED");
+    at(&["commit", "--booted", "a"]).good();
+    assert_eq!(refused(&verbs[2..]), "UPGRADE_TRIAL");
     at(&["mark-good", "--booted", "b"]).good();
-    // Now there is one answer only.
-    at(&["mark-good"]).good();
+    assert_eq!(refused(verbs), "UPGRADE_IDLE");
+    let rows = at(&["slots", "--json", "--booted", "b"]).json();
+    assert_eq!((&rows["slots"][0]["booted"], &rows["slots"][1]["booted"]), (&false.into(), &true.into()));
+    // No machine runs from an image file: there the one that boots next is taken, and called so.
+    let table = bench.at(&["slots"]).good();
+    assert!(!table.contains("runs,") && table.contains("next"), "{table}");
+    let plan = bench.at(&["plan", "v1.qimg"]).good();
+    assert!(plan.contains("slot b boots next"), "{plan}");
 }
 
 #[test]

@@ -109,7 +109,25 @@ fn slots_that_are_not_there_or_there_twice() {
     rename("platform_a");
     let text = refused(&bench, "v2.qimg", "SLOT_AMBIGUOUS");
     assert!(text.contains("1, 2"), "{text}");
+    // In another spelling: what is there is listed.
+    rename("PLATFORM_B");
+    let text = refused(&bench, "v2.qimg", "SLOT_MISSING");
+    assert!(text.contains("1 'platform_a', 2 'PLATFORM_B'"), "{text}");
     rename("platform_b");
+    recovers(&bench);
+    // As image tools that copy a partition make it; the selector boots and says so.
+    let guid = |number: &str, guid: &str| {
+        tool("sgdisk", &["--partition-guid", &format!("{number}:{guid}"), &disk]);
+    };
+    let (own, other) = ("aaaaaaaa-0000-4000-8000-000000000001", "aaaaaaaa-0000-4000-8000-000000000002");
+    guid("1", own);
+    guid("2", own);
+    let text = refused(&bench, "v2.qimg", "PARTUUID_AMBIGUOUS");
+    assert!(text.contains("partitions 1, 2") && text.contains("--partition-guid"), "{text}");
+    let run = bench.at(&["select"]);
+    assert!(run.err.contains("2 partitions have the PARTUUID"), "{}", run.err);
+    run.good();
+    guid("2", other);
     recovers(&bench);
 
     // Two partitions over the same bytes: writing one would destroy the other.

@@ -162,6 +162,10 @@ impl Machine {
         let config = self.dir.path().join("config.toml");
         let mut line: Vec<String> = verb.iter().map(|&word| word.to_owned()).collect();
         line.extend(["--config".to_owned(), text(&config).to_owned()]);
+        // A live disk that this machine did not boot from.
+        if self.loop_device.is_some() && !verb.contains(&"--service") {
+            line.extend(["--booted", "a"].map(str::to_owned));
+        }
         line
     }
 

@@ -15,7 +15,7 @@ use qstage::error::Result;
 use qstage::gpt::Partition;
 use qstage::host::efivars::{MemoryVariables, Variables};
 use qstage::host::record::MemoryJournal;
-use qstage::host::{Access, DiskLock, Machine, MountSource};
+use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
 use qstage::units::Slot::{self, A, B};
 
 use crate::gpt_common::Op;
@@ -112,7 +112,7 @@ impl Machine for Uefi {
     fn in_use(&self, partition: &Partition) -> Result<Option<String>> {
         self.bench.in_use(partition)
     }
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Option<usize>> {
+    fn booted_from(&self, candidates: &[Partition]) -> Result<Booted> {
         self.bench.booted_from(candidates)
     }
     fn firmware(&self) -> Result<&dyn Variables> {

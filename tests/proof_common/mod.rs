@@ -22,7 +22,7 @@ use qstage::error::{Error, Result};
 use qstage::gpt::Partition;
 use qstage::host::kexec::SlotKernel;
 use qstage::host::record::MemoryJournal;
-use qstage::host::{Access, DiskLock, Machine, MountSource};
+use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
 use qstage::init;
 use qstage::progress::{Cancel, Silent};
 use qstage::selector;
@@ -239,8 +239,8 @@ impl Machine for Bench {
     fn in_use(&self, _: &Partition) -> Result<Option<String>> {
         Ok(None)
     }
-    fn booted_from(&self, _: &[Partition]) -> Result<Option<usize>> {
-        Ok(None)
+    fn booted_from(&self, _: &[Partition]) -> Result<Booted> {
+        Ok(Booted::Unknown { why: "it is in memory".to_owned() })
     }
 }
 

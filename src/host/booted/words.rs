@@ -1,0 +1,136 @@
+//! What the kernel command line says of the slot that runs.
+
+use super::Facts;
+use super::layers::Layers;
+use crate::device::DeviceNumber;
+use crate::host::cmdline;
+use crate::host::kernel::Node;
+
+/// Words that name the partition of the root.
+const ROOT: &[&str] = &["root", "systemd.verity_root_data"];
+/// Words that name the partition of `/usr`: systemd, Container Linux and its heirs.
+const USR: &[&str] = &["mount.usr", "verity.usr", "systemd.verity_usr_data", "usr"];
+/// Root hashes of verity: the GUID of the data partition is their first half (systemd-veritysetup-generator(8)).
+const ROOT_HASH: &[&str] = &["roothash"];
+const USR_HASH: &[&str] = &["usrhash", "mount.usrhash"];
+/// Device mapper set up by the kernel itself: ChromeOS, Bottlerocket (admin-guide/device-mapper/dm-init.rst).
+const TABLES: &[&str] = &["dm-mod.create", "dm"];
+
+/// The slots that words of the line name, each with the word. Words of a root or a `/usr` that lies on another device
+/// were not followed by whoever mounted it.
+pub(super) fn named(
+    facts: &Facts,
+    line: &str,
+    root_elsewhere: bool,
+    usr_elsewhere: bool,
+) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut ask = |keys: &[&str], index: &dyn Fn(&str) -> Option<usize>| {
+        for key in keys {
+            let value = cmdline::last(line, key);
+            found.extend(value.and_then(index).map(|index| (index, (*key).to_owned())));
+        }
+    };
+    if !root_elsewhere {
+        ask(ROOT, &|value| by_name(facts, value));
+        ask(ROOT_HASH, &|value| by_hash(facts, value));
+        ask(TABLES, &|value| by_table(facts, value));
+    }
+    if !usr_elsewhere {
+        ask(USR, &|value| by_name(facts, value));
+        ask(USR_HASH, &|value| by_hash(facts, value));
+    }
+    found
+}
+
+/// The slot with this PARTUUID, where it alone has it.
+pub(super) fn by_guid(facts: &Facts, text: &str) -> Option<usize> {
+    let guid = text.parse().ok()?;
+    let index = only(facts.candidates.iter().enumerate().filter(|(_, slot)| slot.guid == guid))?.0;
+    alone(facts, "PARTUUID", "disk/by-partuuid", text).then_some(index)
+}
+
+/// A partition as `root=` names it (fs/init of the kernel, block/early-lookup.c) and as udev's links do. Labels and UUIDs
+/// of file systems are no names of slots: both may hold the same image.
+fn by_name(facts: &Facts, word: &str) -> Option<usize> {
+    let link = |dir: &str| word.strip_prefix("/dev/disk/").and_then(|rest| rest.strip_prefix(dir));
+    if let Some(text) = word.strip_prefix("PARTUUID=").or_else(|| link("by-partuuid/")) {
+        match text.split_once("/PARTNROFF=") {
+            None => by_guid(facts, text),
+            Some((text, offset)) => by_offset(facts, text, offset.parse().ok()?),
+        }
+    } else if let Some(label) = word.strip_prefix("PARTLABEL=").or_else(|| link("by-partlabel/")) {
+        let index = only(facts.candidates.iter().enumerate().filter(|(_, slot)| slot.name == label))?.0;
+        // A name is unique on one disk at best, so the kernel must know of no second one elsewhere.
+        alone(facts, "PARTNAME", "disk/by-partlabel", label).then_some(index)
+    } else if link("by-uuid/").or_else(|| link("by-label/")).is_some() {
+        None
+    } else if let Ok(number) = word.parse::<DeviceNumber>() {
+        by_device(facts, number)
+    } else if word.starts_with('/') {
+        by_device(facts, facts.kernel.number_of(word.as_ref())?)
+    } else {
+        None
+    }
+}
+
+/// The slot below a device: a partition, or a mapping over it.
+fn by_device(facts: &Facts, number: DeviceNumber) -> Option<usize> {
+    only(Layers::below_device(facts, number).slots(facts).into_iter())
+}
+
+/// The partition so many numbers after the one with this PARTUUID.
+fn by_offset(facts: &Facts, text: &str, offset: i64) -> Option<usize> {
+    let own = partitions(facts);
+    let known = facts.kernel.with_uevent("PARTUUID", text);
+    let number = match facts.candidates.iter().find(|slot| text.parse() == Ok(slot.guid)) {
+        Some(slot) => slot.number,
+        None => {
+            let link = facts.kernel.dev.join("disk/by-partuuid").join(text.to_lowercase());
+            let device = known.first().copied().or_else(|| facts.kernel.number_of(&link))?;
+            own.iter().find(|node| node.number == device)?.partition?.0
+        }
+    };
+    let wanted = u32::try_from(i64::from(number).checked_add(offset)?).ok()?;
+    let index = facts.candidates.iter().position(|slot| slot.number == wanted)?;
+    alone(facts, "PARTUUID", "disk/by-partuuid", text).then_some(index)
+}
+
+fn by_hash(facts: &Facts, hash: &str) -> Option<usize> {
+    let half = hash.get(..32).filter(|half| half.bytes().all(|c| c.is_ascii_hexdigit()))?;
+    let group = |from: usize, to: usize| &half[from..to];
+    let text =
+        [group(0, 8), group(8, 12), group(12, 16), group(16, 20), group(20, 32)].join("-").to_lowercase();
+    by_guid(facts, &text)
+}
+
+/// The one slot that a table of device mapper names, however often.
+fn by_table(facts: &Facts, table: &str) -> Option<usize> {
+    let words = table.split([' ', ',', ';']);
+    let values =
+        words.map(|word| word.split_once("=PARTUUID=").map_or(word, |(key, _)| &word[key.len() + 1..]));
+    let mut found: Vec<usize> = values.filter_map(|value| by_name(facts, value)).collect();
+    found.dedup();
+    only(found.into_iter())
+}
+
+/// Whether no partition of another disk carries the value: a cloned disk has the same names and GUIDs. Kernels before 6.10
+/// do not tell PARTUUID; then there is the link of udev, which leads to one of several.
+fn alone(facts: &Facts, key: &str, links: &str, wanted: &str) -> bool {
+    let own = partitions(facts);
+    let ours = |number: &DeviceNumber| own.iter().any(|node| node.number == *number);
+    let link = facts.kernel.dev.join(links).join(wanted.to_lowercase());
+    let linked = link.exists().then(|| facts.kernel.number_of(&link)).flatten();
+    facts.kernel.with_uevent(key, wanted).iter().all(ours) && linked.iter().all(ours)
+}
+
+fn partitions(facts: &Facts) -> Vec<Node> {
+    let mut own = facts.kernel.partitions(facts.disk.number).unwrap_or_default();
+    own.extend(facts.kernel.mapped_partitions(facts.disk.number).into_iter().map(|(_, node)| node));
+    own
+}
+
+/// The only item; `None` where there is none, or more.
+fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
+    items.next().filter(|_| items.next().is_none())
+}
