@@ -4,56 +4,20 @@
 //! What is decided is pure and lies in [`boot::choose`](crate::boot::choose); here the disk is found, a damaged copy of
 //! the table is repaired, the try is counted in the same transaction as every switch, and the choice is told.
 
+mod disks;
 mod told;
 
-use std::path::PathBuf;
-
+pub use disks::{Origin, find_disk};
 pub use told::{Place, Selection};
 
 use crate::boot::{self, Candidate, Choice, Companion, Counting};
 use crate::commit;
-use crate::device::{BlockDevice, Direct, Mode, Region};
+use crate::device::{BlockDevice, Region};
 use crate::error::{Error, Result};
 use crate::gpt::{CopyState, Partition, Table};
-use crate::host::kernel::Kernel;
 use crate::host::{DiskLock, Machine, MountSource};
 use crate::slot::Content;
-use crate::units::{BlockSize, Group, Slot};
-
-/// The disk whose partitions bear the names of slots, where nobody names one: each disk of the kernel is read, since
-/// Linux shows no partitions where the primary copy of the table is damaged, and a selector is there for that day too.
-///
-/// # Errors
-/// [`Error::NoDisk`], [`Error::SeveralDisks`].
-pub fn find_disk(kernel: &Kernel) -> Result<PathBuf> {
-    let (mut pairs, mut halves, mut read) = (Vec::new(), Vec::new(), Vec::new());
-    for disk in kernel.disks() {
-        let named = |slot: Slot, table: &Table| !table.find(Group::Platform.partition_name(slot)).is_empty();
-        let slots = || -> Result<usize> {
-            let device = Direct::open(&disk, Mode::Read, BlockSize::B512)?;
-            let loaded = commit::load(&device, "")?;
-            let table = loaded.table()?;
-            Ok(Slot::BOTH.into_iter().filter(|&slot| named(slot, table)).count())
-        };
-        // A drive without medium, a disk without table: not ours.
-        match slots() {
-            Ok(2) => pairs.push(disk.clone()),
-            Ok(1) => halves.push(disk.clone()),
-            _ => {}
-        }
-        read.push(disk.display().to_string());
-    }
-    let mut found = if pairs.is_empty() { halves } else { pairs };
-    match (found.pop(), found.is_empty()) {
-        (Some(disk), true) => Ok(disk),
-        (Some(disk), false) => {
-            found.push(disk);
-            let disks: Vec<String> = found.iter().map(|disk| disk.display().to_string()).collect();
-            Err(Error::SeveralDisks { disks: disks.join(", ") })
-        }
-        (None, _) => Err(Error::NoDisk { read: read.join(", ") }),
-    }
-}
+use crate::units::{Group, Slot};
 
 /// Chooses a slot, counts the try of one that is on trial, and tells where it lies. `writable`: whether the disk was
 /// opened for writing. `note` is told, as a sentence each, what did not go as it should.

@@ -13,7 +13,7 @@ use std::process::Command;
 use host_support::{Loop, is_root, text};
 use qstage::Error;
 use qstage::host::kernel::Kernel;
-use qstage::selector::find_disk;
+use qstage::selector::{Origin, find_disk};
 use serde_json::{Value, json};
 use support::{Bench, Run, tool};
 
@@ -274,6 +274,7 @@ fn machine(bench: &Bench, disks: &[(&str, Option<&Path>)]) -> Kernel {
         let dir = sys.join("block").join(name);
         fs::create_dir_all(dir.join("holders")).unwrap();
         fs::write(dir.join("size"), "16384\n").unwrap();
+        fs::write(dir.join("removable"), if name.contains("stick") { "1\n" } else { "0\n" }).unwrap();
         fs::write(dir.join("dev"), "8:0\n").unwrap();
         fs::write(dir.join("uevent"), format!("DEVNAME={name}\n")).unwrap();
         file.map(|file| symlink(file, dev.join(name)).unwrap());
@@ -288,25 +289,34 @@ fn the_disk_is_found_by_its_partitions() {
     fs::copy(&disk, bench.path("clone.img")).unwrap();
     fs::write(bench.path("blank.img"), vec![0; 1 << 20]).unwrap();
     let (clone, blank) = (bench.path("clone.img"), bench.path("blank.img"));
-    let find = |disks: &[(&str, Option<&Path>)]| find_disk(&machine(&bench, disks));
+    let notes = std::cell::RefCell::new(Vec::new());
+    let find = |disks: &[(&str, Option<&Path>)]| {
+        notes.borrow_mut().clear();
+        let note = |text: &str| notes.borrow_mut().push(text.to_owned());
+        find_disk(&machine(&bench, disks), &Origin::default(), &note)
+    };
     let found = find(&[("sda", Some(&blank)), ("sr0", None), ("vda", Some(&disk))]).unwrap();
     assert!(found.ends_with("vda"), "{found:?}");
     match find(&[("sda", Some(&blank)), ("sr0", None)]).unwrap_err() {
         Error::NoDisk { read } => assert!(read.contains("sda") && read.contains("sr0"), "{read}"),
         other => panic!("{other}"),
     }
-    match find(&[("sda", Some(&disk)), ("sdb", Some(&clone))]).unwrap_err() {
-        Error::SeveralDisks { disks } => {
-            assert!(disks.contains("sda, ") && disks.ends_with("sdb"), "{disks}")
-        }
-        other => panic!("{other}"),
-    }
+    assert!(notes.borrow().is_empty(), "{notes:?}");
+    // A copy on a stick comes up first: the internal disk boots, and what was seen is said.
+    let found = find(&[("sda-stick", Some(&clone)), ("sdb", Some(&disk))]).unwrap();
+    assert!(found.ends_with("sdb"), "{found:?}");
+    let said = notes.borrow().join("; ");
+    assert!(
+        said.contains("sdb is taken: it is not removable") && said.contains("the same PARTUUID"),
+        "{said}"
+    );
+    assert!(find(&[("sda-stick", Some(&clone))]).unwrap().ends_with("sda-stick"));
     // The paths of one disk under multipath hold the same table; it stands for them.
     let kernel = machine(&bench, &[("dm-0", Some(&disk)), ("sda", Some(&disk)), ("sdb", Some(&disk))]);
     for path in ["sda", "sdb"] {
         fs::create_dir(bench.path(&format!("sys/block/{path}/holders/dm-0"))).unwrap();
     }
-    assert!(find_disk(&kernel).unwrap().ends_with("dm-0"));
+    assert!(find_disk(&kernel, &Origin::default(), &|_| ()).unwrap().ends_with("dm-0"));
     // With the primary table gone Linux shows no partitions; the disk is found all the same.
     let mut bytes = fs::read(&clone).unwrap();
     bytes[512..1024].fill(0);

@@ -11,16 +11,19 @@ use crate::boot::BootFlag;
 use crate::device::Mode;
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
+use crate::host::efivars::{Directory, EFIVARS, Variables};
 use crate::host::kernel::Kernel;
-use crate::selector::{self, Selection};
-use crate::units::BlockSize;
+use crate::selector::{self, Origin, Selection};
+use crate::units::{BlockSize, Guid};
 
 /// Choose the slot that an initramfs starts, and count its try
 ///
 /// For machines whose boot loader always starts the same kernel and initramfs: by
 /// priority, tries and successful as ChromeOS, Flatcar and Bottlerocket do it. Where no
-/// slot may boot by its flags, the best one is named all the same. Without a disk, the
-/// one disk is taken that holds partitions named platform_a and platform_b.
+/// slot may boot by its flags, the best one is named all the same. Without a disk, one is
+/// taken that holds partitions named platform_a and platform_b: of several that from
+/// which the boot loader came, then the one whose GUID --disk names, then one that is
+/// not removable; what was seen is said.
 ///
 /// Where the boot loader itself reads the flags (--boot-flag legacy) there is nothing to
 /// select. The program qstage-select does the same and is small.
@@ -51,7 +54,17 @@ impl SelectArgs {
 
 /// Opens the disk, for reading only where it cannot be written, and selects.
 fn on(disk: Option<&Path>, sector_size: Option<BlockSize>) -> Result<Selection> {
-    let disk = disk.map_or_else(|| selector::find_disk(&Kernel::default()), |disk| Ok(disk.to_owned()))?;
+    let guid = disk.and_then(|disk| disk.to_str()?.parse::<Guid>().ok());
+    let disk = match disk {
+        Some(path) if guid.is_none() => path.to_owned(),
+        // A GUID is a word for what the rules of the selector decide: that disk may have been replaced.
+        _ => {
+            let variables = Directory::new(EFIVARS.into()).read().unwrap_or_default();
+            let loaded_from = variables.loaded_from().into_iter().chain(variables.stub()).collect();
+            let origin = Origin { loaded_from, disk: guid };
+            selector::find_disk(&Kernel::default(), &origin, &output::note)?
+        }
+    };
     let (machine, writable) = match LocalDisk::open(&disk, Mode::Write, sector_size) {
         Ok(machine) => (machine, true),
         Err(error) => {
@@ -72,8 +85,10 @@ const USAGE: &str = "\
 Usage: qstage-select [--disk DISK] [--json | --shell]
 
 Chooses the A/B slot that an initramfs starts, counts its try, and prints where it
-lies: as lines KEY='value' for a shell (the default), or as JSON. Without --disk the
-one disk is taken that holds partitions named platform_a and platform_b.
+lies: as lines KEY='value' for a shell (the default), or as JSON. Without --disk a
+disk is taken that holds partitions named platform_a and platform_b: of several that
+from which the boot loader came, then the one whose GUID --disk names, then one that
+is not removable.
 ";
 
 /// The program `qstage-select`: the same without configuration, and with arguments read by hand, so that little is

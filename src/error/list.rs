@@ -223,9 +223,6 @@ errors! {
     /// No disk holds slots.
     NoDisk { read: String } => Disk, "NO_DISK",
         ("no disk holds partitions named 'platform_a' and 'platform_b' (looked at: {read}); name the disk with --disk");
-    /// More than one disk holds slots.
-    SeveralDisks { disks: String } => Disk, "SEVERAL_DISKS",
-        ("{disks} all hold partitions named 'platform_a' and 'platform_b'; name the right one with --disk");
     /// There is no GPT on the disk.
     NotGpt { disk: String } => Disk, "NOT_GPT",
         ("{disk} has no GUID partition table; lay one out with 'qstage init'");

@@ -28,10 +28,9 @@ mod tests {
     use super::*;
 
     /// What stays, and why: it is nothing that a request could say.
-    const KEPT: [(&str, &str); 15] = [
+    const KEPT: [(&str, &str); 14] = [
         ("--assume-unused", "how the service was started"),
         ("--partition-guid", "a flag of sgdisk"),
-        ("--assume-unused", "how the service was started"),
         ("--booted", "how the service was started"),
         ("--disk", "how the service was started"),
         ("--efivars DIR", "how the service was started"),

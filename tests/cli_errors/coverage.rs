@@ -47,12 +47,6 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "the_disk_is_found_by_its_partitions",
     ),
     (
-        "SEVERAL_DISKS",
-        "a machine whose disks can be counted on is made by the test",
-        "tests/cli_select.rs",
-        "the_disk_is_found_by_its_partitions",
-    ),
-    (
         "COMMAND",
         "takes a command of the configuration that fails",
         "src/service/hooks.rs",

@@ -46,6 +46,17 @@ pub struct Node {
     pub partition: Option<(u32, Extent)>,
 }
 
+/// A disk as a selector meets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drive {
+    /// Its file below `/dev`.
+    pub path: PathBuf,
+    /// Whether it is a stick, a card, or another medium that somebody may have put in.
+    pub is_removable: bool,
+    /// Its directory below `/sys/devices`: where it is attached.
+    pub place: PathBuf,
+}
+
 /// A loop device that is attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loop {
@@ -79,14 +90,22 @@ impl Kernel {
 
     /// The disks that hold anything and are not a part of another one (of a RAID, of multipath), in the order of their
     /// names.
-    pub fn disks(&self) -> Vec<PathBuf> {
+    pub fn drives(&self) -> Vec<Drive> {
         let block = self.sys.join("block");
         let own = |dir: &Path| {
             value::<u64>(&dir.join("size")).is_ok_and(|size| size > 0)
                 && names(&dir.join("holders")).is_empty()
         };
         let dirs = names(&block).into_iter().map(|name| block.join(name)).filter(|dir| own(dir));
-        dirs.filter_map(|dir| self.node_in(&dir).ok()).map(|node| node.path).collect()
+        dirs.filter_map(|dir| {
+            let place = dir.canonicalize().ok()?;
+            // Many a stick says that it is fixed, and a card that it is not removable from its reader.
+            let usb = place.iter().any(|part| part.to_string_lossy().starts_with("usb"));
+            let card = fs::read_to_string(dir.join("device/type")).is_ok_and(|kind| kind.trim() == "SD");
+            let is_removable = usb || card || value::<u8>(&dir.join("removable")).is_ok_and(|yes| yes == 1);
+            Some(Drive { path: self.node_in(&dir).ok()?.path, is_removable, place })
+        })
+        .collect()
     }
 
     /// The partitions of a disk for which the kernel has nodes.
