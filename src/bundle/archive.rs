@@ -36,8 +36,9 @@ pub fn header(name: &str, size: u64, mtime: u64) -> Result<[u8; BLOCK]> {
 pub fn read_header(bytes: &[u8; BLOCK], name: &str, at: u64) -> Result<(u64, u64)> {
     let bad = |problem: String| Error::TarHeader { member: name.to_owned(), at, problem };
     let found = Header::from_byte_slice(bytes);
-    let size = found.entry_size().map_err(|problem| bad(format!("size: {problem}")))?;
-    let mtime = found.mtime().map_err(|problem| bad(format!("mtime: {problem}")))?;
+    // The library's own words repeat the field and the name: those are a stranger's.
+    let size = found.entry_size().map_err(|_| bad("the size is no number".to_owned()))?;
+    let mtime = found.mtime().map_err(|_| bad("the time is no number".to_owned()))?;
     check_header(bytes, name, size, mtime, at)?;
     Ok((size, mtime))
 }
