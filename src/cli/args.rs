@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     answers, bench, container, delta, firmware, health, history, init, inspect, manual, pack, plan, prepare,
-    remote, select, serve, sign, slots, status, switch, verify,
+    remote, repair, select, serve, sign, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -58,6 +58,7 @@ enum Verb {
     MarkGood(switch::MarkGoodArgs),
     RollBack(switch::RollBackArgs),
     Cancel(switch::CancelArgs),
+    Repair(repair::RepairArgs),
     Status(status::StatusArgs),
     Slots(slots::SlotsArgs),
     History(history::HistoryArgs),
@@ -91,6 +92,7 @@ impl Cli {
             Verb::MarkGood(args) => args.run(),
             Verb::RollBack(args) => args.run(),
             Verb::Cancel(args) => args.run(),
+            Verb::Repair(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Slots(args) => args.run(),
             Verb::History(args) => args.run(),
@@ -123,6 +125,7 @@ impl Cli {
             Verb::MarkGood(args) => args.json,
             Verb::RollBack(args) => args.json,
             Verb::Cancel(args) => args.json,
+            Verb::Repair(args) => args.json,
             Verb::Slots(args) => args.json,
             Verb::History(args) => args.json,
             Verb::Select(args) => args.json,

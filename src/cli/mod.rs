@@ -31,6 +31,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod remote;
+mod repair;
 mod select;
 mod serve;
 mod sign;

@@ -21,6 +21,7 @@ use crate::bundle::trust::Demand;
 use crate::container;
 use crate::efi;
 use crate::error::{Error, Result};
+use crate::gpt::TableMethod;
 use crate::host::files::read_trusted_text;
 use crate::host::kexec;
 use crate::host::trust::{DEFAULT_TRUST, TrustFile};
@@ -43,6 +44,7 @@ pub(crate) struct Config {
     threshold: Option<NonZeroUsize>,
     principal: Option<String>,
     boot_flag: Option<BootFlag>,
+    table: Option<TableMethod>,
     efivars: Option<PathBuf>,
     #[serde(default, deserialize_with = "loader")]
     efi_loader: Option<String>,
@@ -104,6 +106,7 @@ impl Config {
                 },
             },
             boot_flag: self.boot_flag.unwrap_or_default(),
+            table: self.table.unwrap_or_default(),
             efivars: self.efivars,
             efi_loader: self.efi_loader.unwrap_or_else(|| efi::default_loader().to_owned()),
             booted: None,

@@ -8,6 +8,7 @@ use crate::boot::BootFlag;
 use crate::container;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
+use crate::gpt::TableMethod;
 use crate::host::kexec;
 use crate::host::trust::TrustFile;
 use crate::source::web::Web;
@@ -24,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) trust: TrustFile,
     /// Which bits rule.
     pub(crate) boot_flag: BootFlag,
+    /// How the partition table is changed.
+    pub(crate) table: TableMethod,
     /// Where the EFI variables are; `None`: those of this machine's firmware.
     pub(crate) efivars: Option<PathBuf>,
     /// The file that a boot entry starts.
@@ -73,6 +76,7 @@ impl Settings {
     pub(crate) fn policy(&self) -> Policy {
         Policy {
             boot_flag: self.boot_flag,
+            table: self.table,
             booted: self.booted,
             product: self.product.clone(),
             efi_loader: self.efi_loader.clone(),

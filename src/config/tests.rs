@@ -27,6 +27,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
         product,
         trust,
         boot_flag,
+        table,
         tries,
         sector_size,
         state_dir,
@@ -49,7 +50,9 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     );
     assert!(all.threshold == Some(NonZeroUsize::MIN) && all.principal.is_some(), "a default and an example");
     assert_eq!(all.prevent_late_fallback, Some(false));
-    assert!(trust.is_some() && boot_flag.is_some() && tries.is_some() && state_dir.is_some());
+    assert!(
+        trust.is_some() && boot_flag.is_some() && table.is_some() && tries.is_some() && state_dir.is_some()
+    );
     let ServiceConfig {
         listen,
         socket,
@@ -70,7 +73,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     let kexec::Config { command_line, .. } = all.kexec.clone();
     assert!(command_line.is_some(), "an example");
     assert_eq!(kexec::Config { command_line: None, ..all.kexec }, kexec::Config::default());
-    let shown = Config { trust, boot_flag, tries, state_dir, web_insecure, ..Config::default() };
+    let shown = Config { trust, boot_flag, table, tries, state_dir, web_insecure, ..Config::default() };
     assert!(web_insecure.is_some());
     assert_eq!(shown.into_settings(), Config::default().into_settings());
     assert_eq!(listen, Some(ServiceConfig::default().listen()));

@@ -9,6 +9,7 @@ mod epoch;
 mod firmware;
 mod marks;
 mod prepare;
+mod repair;
 mod report;
 mod software;
 mod switch;
@@ -19,11 +20,13 @@ mod view;
 use std::num::NonZeroUsize;
 
 pub use content::{FirmwareReport, ScrubReport};
+pub use repair::RepairReport;
 pub use software::{SoftwareImage, SoftwareSwap};
 pub use trial::FailedTrial;
 
 use crate::boot::BootFlag;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
+use crate::gpt::TableMethod;
 use crate::host::record::{Event, Journal, LastError, Record};
 use crate::host::trust::TrustFile;
 use crate::host::{DiskLock, Machine};
@@ -39,6 +42,8 @@ pub const DEFAULT_TRIES: u8 = 3;
 pub struct Policy {
     /// Which bits say what boots.
     pub boot_flag: BootFlag,
+    /// How the partition table is changed.
+    pub table: TableMethod,
     /// The slot that runs, where the caller knows better than the kernel.
     pub booted: Option<Slot>,
     /// The compatibility string of this machine; where it is not given, the running slot's record says it.
@@ -65,6 +70,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             boot_flag: BootFlag::default(),
+            table: TableMethod::default(),
             booted: None,
             product: None,
             efi_loader: crate::efi::default_loader().to_owned(),

@@ -465,7 +465,9 @@ impl Engine<'_> {
         let attributes = view.table.attributes(partition.number);
         let changed = attributes.with_priority(attributes.priority() ^ 1);
         let table = view.table.with_attributes(partition.number, changed);
-        let method = commit::plan(&view.loaded, &table)?.method.to_string();
+        // A table that cannot be changed can still be looked at.
+        let plan = commit::plan(&view.loaded, &table);
+        let method = plan.map_or_else(|error| error.to_string(), |plan| plan.method.to_string());
         Ok(if view.efi.is_some() { format!("{EFI_METHOD}; software: {method}") } else { method })
     }
 }

@@ -68,7 +68,7 @@ impl Held {
 impl View {
     pub(super) fn read(machine: &dyn Machine, policy: &Policy) -> Result<Self> {
         let name = machine.name().to_owned();
-        let loaded = commit::load(&*machine.disk(), &name)?;
+        let loaded = commit::load(&*machine.disk(), &name)?.with_method(policy.table);
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
         let efi = firmware::read(machine, policy, &table, &slots)?;

@@ -229,6 +229,27 @@ errors! {
     /// There is a GPT, but neither copy is whole.
     GptDamaged { disk: String, primary: String, backup: String } => Disk, "GPT_DAMAGED",
         ("{disk}: both copies of the partition table are damaged (primary: {primary}; backup: {backup}); restore it from a saved copy (sgdisk --load-backup) before anything else");
+    /// The disk has an MBR partition table.
+    MbrDisk { disk: String, partitions: usize } => Disk, "MBR_DISK",
+        ("{disk} has an MBR partition table with {partitions} partitions, no GUID partition table; convert it (sgdisk --mbrtogpt, after a backup) or use another disk");
+    /// The table was made for another sector size.
+    TableSectorSize { disk: String, here: u32, table: u32 } => Disk, "TABLE_SECTOR_SIZE",
+        ("{disk} has sectors of {here} bytes, its partition table was made for {table}; write the image to a disk with {table}-byte sectors, or give --sector-size {table} if it is an image file");
+    /// The table describes a larger disk than this one.
+    TableLargerDisk { disk: String, usable: u64, last: u64 } => Disk, "TABLE_LARGER_DISK",
+        ("{disk}: the partition table has usable blocks up to LBA {usable}, the disk ends at LBA {last}: it was copied from a larger disk; 'sgdisk -e' corrects that if all partitions lie within this disk");
+    /// Only a backup is valid, and nothing shows that it is this disk's.
+    TableDoubtful { disk: String } => Disk, "TABLE_DOUBTFUL",
+        ("{disk}: the primary partition table is lost, and nothing shows that the backup at the end is this disk's: it may be that of an earlier use; look at it ('qstage slots'), then 'qstage repair --from backup', or restore a saved table");
+    /// The primary is marked to be ignored.
+    TableIgnored { disk: String } => Disk, "TABLE_IGNORED",
+        ("{disk}: the primary partition table is marked IGNOREME, which leaves the backup only: no change of that is safe; 'cgpt legacy -e' takes the mark off");
+    /// A block that the table needs holds something that is not ours.
+    TableOccupied { disk: String, what: String, at: u64 } => Disk, "TABLE_OCCUPIED",
+        ("{disk}: the {what} cannot be written, since LBA {at} holds something else, a boot loader perhaps; nothing was written; move that, or move the table's array ('sgdisk -j')");
+    /// The table cannot be changed so that a power cut harms nothing.
+    TableUnsafe { disk: String, why: String } => Disk, "TABLE_UNSAFE",
+        ("{disk}: the partition table cannot be changed safely: {why}");
     /// The GPT does something qstage does not support.
     GptUnsupported { disk: String, problem: String } => Disk, "GPT_UNSUPPORTED", ("{disk}: {problem}");
     /// After a change the table is not what was intended, or an independent reader disagrees.
@@ -254,7 +275,7 @@ errors! {
         ("{disk} has {size} bytes, the layout needs {needed}");
     /// The kernel's idea of a partition is not the table's.
     KernelTable { partition: String, problem: String } => Disk, "KERNEL_TABLE",
-        ("{partition}: {problem}; make the kernel read the table again (partx --update) or reboot");
+        ("{partition}: {problem}; make the kernel read the table again ('partx -d' the disk, then 'partx -a') or reboot");
     /// A slot holds no record: it never was installed whole.
     NoRecord { group: Group, slot: Slot, found: String } => Disk, "NO_RECORD",
         ("{group} slot {slot} has no record of a whole installation ({found}); run 'qstage prepare'");

@@ -45,6 +45,9 @@ pub enum Fault {
     /// No header begins here.
     #[error("no header signature (found {})", .got.escape_ascii())]
     Signature { got: [u8; 8] },
+    /// The header is marked to be ignored, on purpose (`cgpt legacy -p`).
+    #[error("the header is marked IGNOREME")]
+    Ignored,
     /// A revision that is not 1.x.
     #[error("header revision {got:#010x}, expected 0x00010000")]
     Revision { got: u32 },
@@ -115,6 +118,9 @@ impl Header {
         let block = block.ok_or(Fault::BlockSize { got: raw.len() })?;
         // From here on raw has at least 512 bytes: the fixed offsets below are within.
         let got = field(raw, 0);
+        if got == *b"IGNOREME" {
+            return Err(Fault::Ignored);
+        }
         if got != SIGNATURE {
             return Err(Fault::Signature { got });
         }

@@ -122,7 +122,9 @@ fn plan(ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
         Table::new(header, entries).map_err(|fault| fault.to_string())
     };
     let (primary, backup) = (copy(Lba(1))?, copy(geometry.last_lba())?);
-    let write = |lba: Lba, bytes: Vec<u8>, what| Step::Write { at: ByteOffset(lba.0 * unit), bytes, what };
+    let write = |lba: Lba, bytes: Vec<u8>, what| {
+        Step::Write(super::plan::Write::to_blank(ByteOffset(lba.0 * unit), bytes, what))
+    };
     let mbr = ends.slice(0, unit as usize).unwrap_or_default().to_vec();
     let steps = vec![
         write(backup.header().entries_lba, backup.entries().to_vec(), "backup array"),
@@ -133,7 +135,7 @@ fn plan(ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
         write(Lba(0), mbr, "protective MBR"),
         Step::Barrier,
     ];
-    Ok(Plan { steps, method: Method::Layout, primary, backup })
+    Ok(Plan { steps, method: Method::Layout, primary, backup: Some(backup) })
 }
 
 /// Both ends of a disk in memory, so that the crate can lay out a large disk in little. The middle does not
@@ -237,8 +239,9 @@ mod tests {
             assert_eq!(plan.primary.attributes(2), Attributes(1 << 50));
             assert_eq!(plan.primary.header().disk_guid, Guid([7; 16]));
             assert_eq!(plan.primary.header().first_usable.0 * u64::from(block.bytes()), MIB);
-            assert!(plan.primary.agrees_with(&plan.backup));
-            assert_eq!(plan.backup.header().my_lba.0, len / u64::from(block.bytes()) - 1);
+            let backup = plan.backup.unwrap();
+            assert!(plan.primary.agrees_with(&backup));
+            assert_eq!(backup.header().my_lba.0, len / u64::from(block.bytes()) - 1);
         }
     }
 

@@ -4,27 +4,32 @@
 //! ```text
 //! LBA 0        protective MBR        read to tell a GPT disk, never written
 //! LBA 1        primary header        names the entry array: this one sector is the commit of a switch
-//! gap          entry array           at LBA 2, or in one of two places between header and first partition
+//! home         entry array           usually at LBA 2; during a switch in a spare place before the first partition
 //!              ...partitions...
 //! alternate-n  backup entry array
 //! alternate    backup header         usually the last block; where it is, the primary header says
 //! ```
 //!
 //! Only the attribute field of an entry is ever edited (8 of its bytes), and in the headers what follows from
-//! that: CRCs, the place of the array, where needed the first usable LBA. All else stays byte for byte. Writers
+//! that: CRCs, and for a moment the place of the array. All else stays byte for byte. Writers
 //! that decode a table and encode it again were rejected: the `gpt` crate 4.1.0 renumbers partitions behind a hole.
 
 pub mod attrs;
+mod claim;
 pub mod codec;
 pub mod layout;
 pub mod place;
 pub mod plan;
+pub mod reading;
 pub mod second;
+pub mod sectors;
 pub mod table;
 
 pub use attrs::Attributes;
 pub use codec::{Fault, Header};
-pub use plan::{Copies, CopyState, Damaged, Geometry, Head, Method, Plan, Step};
+pub use plan::{Copy, Method, Obstacle, Plan, Step, TableMethod};
+pub use reading::{Copies, CopyState, Damaged, Reading};
+pub use sectors::{Geometry, Sectors};
 pub use table::Table;
 
 use crate::units::{Extent, Guid};
@@ -48,6 +53,16 @@ pub struct Partition {
 pub fn has_protective_mbr(block0: &[u8]) -> bool {
     block0.get(510..512) == Some(&[0x55, 0xaa])
         && (0..4).any(|record| block0.get(446 + 16 * record + 4) == Some(&0xee))
+}
+
+/// How many partitions an MBR table in block 0 has; 0: there is none. A boot sector has the same signature; in a
+/// table each record has a status of 00 or 80.
+pub fn mbr_partitions(block0: &[u8]) -> usize {
+    let records = || (0..4).filter_map(|record| block0.get(446 + 16 * record..462 + 16 * record));
+    if block0.get(510..512) != Some(&[0x55, 0xaa]) || records().any(|record| record[0] & 0x7f != 0) {
+        return 0;
+    }
+    records().filter(|record| record[4] != 0).count()
 }
 
 #[cfg(test)]

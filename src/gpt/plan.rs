@@ -2,113 +2,98 @@
 //! printed, run, and cut at every sector in a test.
 //!
 //! ```text
-//! second array                          in place (no room for a second array)
-//! 1  array at the other place           1  changed sectors of the backup array
-//! -- barrier, read back                 -- barrier
-//! 2  THE SECTOR of the primary header   2  backup header
-//! -- barrier, read back                 -- barrier
-//! 3  backup array                       3  changed sectors of the primary array   <- a cut from here on
-//! -- barrier                            -- barrier                                    leaves a primary that
-//! 4  backup header                      4  primary header                         <- Linux does not accept
-//! -- barrier, read back all             -- barrier, read back all
+//! spare place                            in place (no room for it, or as configured)
+//! 1  array at the spare place            1  changed sectors of the backup array
+//! -- barrier, read back                  -- barrier
+//! 2  THE SECTOR of the primary header    2  backup header
+//! -- barrier, read back                  -- barrier
+//! 3  backup array                        3  changed sectors of the primary array   <- a cut from here on
+//! -- barrier                             -- barrier                                    leaves a primary that
+//! 4  backup header; array at home        4  primary header                         <- Linux does not accept
+//! -- barrier, read back                  -- barrier, read back all
+//! 5  primary header names home
+//! -- barrier
+//! 6  spare place cleared, read back all
 //! ```
 //!
-//! Rejected: the whole array in place (80 of its cut states leave some real reader without a slot in 35), and
-//! backup first with a second array (a cut then leaves two valid copies that differ before the commit).
+//! Each array is written where it differs from what lies there. Step 3 and 4 are missing where the table has no backup.
+//!
+//! Rejected: the whole array in place (80 of its cut states leave some real reader without a slot in 35); backup
+//! first (a cut then leaves two valid copies that differ before the commit); an array that stays at its second
+//! place (loaders that are written later meet it, and firmware that reads LBA 2 whatever the header says keeps the
+//! flags of the first day).
 
 mod repair;
+mod restore;
 mod steps;
 mod switch;
 
 use std::fmt;
 
+pub(super) use repair::mirror;
 pub use repair::plan_repair;
+pub use restore::plan_restore;
 pub use switch::plan_switch;
 
+use super::Attributes;
+pub use super::claim::Write;
 use super::codec::{Fault, Header};
 use super::place::NoPlace;
-pub use super::place::{Geometry, Head};
-use super::table::Table;
+use super::reading::{CopyState, Reading};
+use super::sectors::{Geometry, Sectors};
+use super::table::{ATTRIBUTES, Table};
 use crate::units::{ByteOffset, Lba};
 
-/// A copy that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damaged {
-    /// What is wrong.
-    pub fault: Fault,
-    /// Its header, if at least that is whole.
-    pub header: Option<Header>,
+/// How a table is to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableMethod {
+    /// By way of a spare place, switched by one sector; in place only where there is none.
+    #[default]
+    Spare,
+    /// In place, for firmware that must never see a header that names another place than the usual one.
+    InPlace,
 }
 
-/// Both copies as they were read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copies {
+/// A copy of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copy {
     /// The one at LBA 1.
-    pub primary: Result<Table, Box<Damaged>>,
-    /// The one at the primary's alternate LBA, or at the end of the disk.
-    pub backup: Result<Table, Box<Damaged>>,
+    Primary,
+    /// The one at the end.
+    Backup,
 }
 
-/// How sound the two copies are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CopyState {
-    /// Both valid, and they say the same.
-    Equal,
-    /// Both valid, but they say different things; the primary rules.
-    Differ,
-    /// Only the primary is valid.
-    PrimaryOnly,
-    /// Only the backup is valid.
-    BackupOnly,
-    /// Neither is.
-    None,
-}
-
-impl fmt::Display for CopyState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Equal => "equal",
-            Self::Differ => "differ",
-            Self::PrimaryOnly => "primary only",
-            Self::BackupOnly => "backup only",
-            Self::None => "none",
-        })
-    }
-}
-
-impl Copies {
-    /// Compares them.
-    pub fn state(&self) -> CopyState {
-        match (&self.primary, &self.backup) {
-            (Ok(primary), Ok(backup)) => {
-                let (p, b) = (primary.header(), backup.header());
-                let linked = p.alternate_lba == b.my_lba && b.alternate_lba == p.my_lba;
-                if linked && primary.agrees_with(backup) { CopyState::Equal } else { CopyState::Differ }
-            }
-            (Ok(_), Err(_)) => CopyState::PrimaryOnly,
-            (Err(_), Ok(_)) => CopyState::BackupOnly,
-            (Err(_), Err(_)) => CopyState::None,
-        }
-    }
-
-    /// The table that rules: the primary where it is valid, else the backup. U-Boot, OVMF and Linux decide so.
-    pub fn ruling(&self) -> Option<&Table> {
-        self.primary.as_ref().or(self.backup.as_ref()).ok()
-    }
+/// Why nothing can be planned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A block that would have to be written holds something that is not ours.
+    Foreign {
+        /// What would be written.
+        what: &'static str,
+        /// The block.
+        at: Lba,
+    },
+    /// There is no place for the array of a new primary.
+    NoPlace(NoPlace),
+    /// There is neither a spare place nor a backup: a cut would leave no table.
+    Unsafe {
+        /// Why there is no spare place.
+        why: NoPlace,
+    },
+    /// Only a backup is valid, and nothing shows that it is this disk's.
+    Doubtful,
+    /// The primary is marked to be ignored.
+    Ignored,
+    /// The copy that is asked for is not whole, or cannot lie on this disk.
+    Fault(Fault),
 }
 
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Writes whole blocks.
-    Write {
-        /// Where.
-        at: ByteOffset,
-        /// What.
-        bytes: Vec<u8>,
-        /// What it is.
-        what: &'static str,
-    },
+    /// Writes whole blocks, which were claimed.
+    Write(Write),
     /// All before is durable before anything after.
     Barrier,
     /// Reads from the medium and compares.
@@ -163,8 +148,8 @@ pub struct Plan {
     pub method: Method,
     /// The primary copy afterwards.
     pub primary: Table,
-    /// The backup copy afterwards.
-    pub backup: Table,
+    /// The backup copy afterwards; `None`: the table has none.
+    pub backup: Option<Table>,
 }
 
 impl Plan {
@@ -176,15 +161,15 @@ impl Plan {
     /// The steps for people, one line each.
     pub fn describe(&self) -> Vec<String> {
         let block = u64::from(self.primary.header().block().bytes());
-        let line = |verb: &str, at: &ByteOffset, bytes: &[u8], what: &str| {
+        let line = |verb: &str, at: ByteOffset, bytes: &[u8], what: &str| {
             let (first, blocks) = (at.0 / block, bytes.len() as u64 / block);
             let last = first + blocks.saturating_sub(1);
             format!("{verb} LBA {first}-{last} ({blocks} x {block} bytes): {what}")
         };
         let text = |step: &Step| match step {
-            Step::Write { at, bytes, what } => line("write", at, bytes, what),
+            Step::Write(write) => line("write", write.at(), write.bytes(), write.what()),
             Step::Barrier => "barrier".to_owned(),
-            Step::ReadBack { at, bytes, what } => line("read back", at, bytes, what),
+            Step::ReadBack { at, bytes, what } => line("read back", *at, bytes, what),
         };
         self.steps.iter().map(text).collect()
     }
@@ -196,18 +181,54 @@ impl Plan {
         Self { steps: self.steps, ..next }
     }
 
-    /// The head of the disk after this plan.
-    pub(crate) fn apply(&self, mut head: Head, geometry: &Geometry) -> Head {
+    /// What is known of the disk after this plan.
+    pub(crate) fn apply(&self, mut sectors: Sectors) -> Sectors {
         for step in &self.steps {
-            if let Step::Write { at, bytes, .. } = step {
-                head.overlay(*at, bytes, geometry.block);
+            if let Step::Write(write) = step {
+                sectors.overlay(write.at(), write.bytes());
             }
         }
-        head
+        sectors
     }
 }
 
-/// Whether header and array lie where a copy of this kind may lie on this disk.
+/// The plan that brings `new` onto the disk: what is due to be repaired first, then the switch. Does not write to the
+/// disk.
+///
+/// # Errors
+/// As [`plan_repair`] and [`plan_switch`].
+pub fn plan(reading: &Reading, new: &Table, how: TableMethod) -> Result<Plan, Obstacle> {
+    let geometry = &reading.geometry;
+    if let Some(repair) = plan_repair(reading)? {
+        let sectors = repair.apply(reading.sectors.clone());
+        let switch = plan_switch(&repair.primary, repair.backup.as_ref(), new, (geometry, &sectors), how)?;
+        return Ok(if switch.is_empty() { repair } else { repair.then(switch) });
+    }
+    let primary =
+        reading.copies.primary.as_ref().map_err(|damaged| Obstacle::Fault(damaged.fault.clone()))?;
+    let backup = reading.copies.backup.as_ref().ok().filter(|_| reading.no_backup().is_none());
+    plan_switch(primary, backup, new, (geometry, &reading.sectors), how)
+}
+
+/// Whether a slot becomes bootable, or comes before another, by what changes in this block of an array. Attributes of
+/// entries that are no slots do not change.
+fn gains(old: &[u8], new: &[u8], entry_size: usize) -> bool {
+    let step = entry_size.clamp(1, old.len().max(1));
+    let attributes = |block: &[u8], at: usize| {
+        let bytes = block.get(at + ATTRIBUTES.start..at + ATTRIBUTES.end);
+        Attributes(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
+    };
+    // What a loader goes by: the priority of what may boot, and the flag of the legacy BIOS.
+    let rank =
+        |bits: Attributes| (if bits.will_boot() { bits.priority() } else { 0 }, bits.legacy_bootable());
+    (0..old.len()).step_by(step).any(|at| {
+        let (old, new) = (rank(attributes(old, at)), rank(attributes(new, at)));
+        new.0 > old.0 || new.1 && !old.1
+    })
+}
+
+/// Whether header and array lie where a copy of this kind may lie on this disk. Where a primary has its backup is no
+/// question of whether it is valid, nor is a usable area that ends beyond the disk.
 pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
     let end = geometry.last_lba();
     let inside = |what, lba: Lba, blocks: u64, from: Lba, to: Lba| {
@@ -217,15 +238,11 @@ pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
         }
         Err(Fault::Outside { what, lba, blocks, from, to })
     };
-    inside("the last usable block", header.last_usable, 1, Lba(0), end)?;
     let blocks = header.array_blocks();
     if header.my_lba == Lba(1) {
-        // One that named itself or a place within the partitions would have us write a backup there. That it
-        // may lie beyond the end (a disk image cut short) is the backup's fault, not the primary's.
-        let behind = Lba(header.last_usable.0 + 1);
-        inside("the alternate header", header.alternate_lba, 1, behind, Lba(u64::MAX))?;
         return inside("the primary entry array", header.entries_lba, blocks, Lba(2), end);
     }
+    inside("the last usable block", header.last_usable, 1, Lba(0), end)?;
     // Behind the usable area and before its header (UEFI 2.10, 5.3.1): elsewhere it may be anything, the
     // primary array included.
     let (from, to) = (Lba(header.last_usable.0 + 1), Lba(header.my_lba.0.saturating_sub(1)));

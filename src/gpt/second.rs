@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{Read, Seek, Write};
 
 use super::Table;
-use super::place::Geometry;
+use super::sectors::Geometry;
 use crate::units::{BlockSize, ByteOffset, Extent, Guid};
 
 /// How much of a table the second reader can judge.
@@ -17,7 +17,7 @@ use crate::units::{BlockSize, ByteOffset, Extent, Guid};
 pub enum Scope {
     /// Both copies.
     Both,
-    /// The primary: the backup is not in the last block of the disk.
+    /// The primary: there is no backup, or it is not in the last block of the disk.
     PrimaryOnly,
     /// Nothing: entries are not of 128 bytes.
     NothingEntrySize,
@@ -38,11 +38,11 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What the second reader can judge of this table.
-pub fn scope(primary: &Table, geometry: &Geometry) -> Scope {
+/// What the second reader can judge of this table, which has a backup or not.
+pub fn scope(primary: &Table, has_backup: bool, geometry: &Geometry) -> Scope {
     let header = primary.header();
     match (header.entry_size(), header.header_size()) {
-        (128, 92) if header.alternate_lba == geometry.last_lba() => Scope::Both,
+        (128, 92) if has_backup && header.alternate_lba == geometry.last_lba() => Scope::Both,
         (128, 92) => Scope::PrimaryOnly,
         (128, _) => Scope::NothingHeaderSize,
         _ => Scope::NothingEntrySize,
@@ -51,11 +51,11 @@ pub fn scope(primary: &Table, geometry: &Geometry) -> Scope {
 
 /// Reads the table anew from `disk` and compares it with `primary`, as far as [`scope`] goes. The error says
 /// what differs. `Write` is asked for by the crate's trait; nothing is written.
-pub fn check<D>(mut disk: D, primary: &Table, geometry: &Geometry) -> Result<Scope, String>
+pub fn check<D>(mut disk: D, primary: &Table, has_backup: bool, geometry: &Geometry) -> Result<Scope, String>
 where
     D: Read + Write + Seek + fmt::Debug,
 {
-    let scope = scope(primary, geometry);
+    let scope = scope(primary, has_backup, geometry);
     if matches!(scope, Scope::NothingEntrySize | Scope::NothingHeaderSize) {
         return Ok(scope);
     }
@@ -163,8 +163,9 @@ mod tests {
         let plan = create("x", len, block, &[part("platform_a"), part("platform_b")], None).unwrap();
         let mut bytes = vec![0; len as usize];
         for step in &plan.steps {
-            if let Step::Write { at, bytes: part, .. } = step {
-                bytes[at.0 as usize..at.0 as usize + part.len()].copy_from_slice(part);
+            if let Step::Write(write) = step {
+                let at = write.at().0 as usize;
+                bytes[at..at + write.bytes().len()].copy_from_slice(write.bytes());
             }
         }
         (plan.primary, bytes, Geometry::new(len, block, block.bytes()))
@@ -174,10 +175,10 @@ mod tests {
     fn it_agrees_with_what_is_there_and_with_nothing_else() {
         for block in [BlockSize::B512, BlockSize::B4096] {
             let (table, bytes, geometry) = disk(block);
-            assert_eq!(check(Cursor::new(bytes.clone()), &table, &geometry), Ok(Scope::Both));
+            assert_eq!(check(Cursor::new(bytes.clone()), &table, true, &geometry), Ok(Scope::Both));
             for number in [1, 2] {
                 let other = table.with_attributes(number, Attributes(6 << 48));
-                let refusal = check(Cursor::new(bytes.clone()), &other, &geometry).unwrap_err();
+                let refusal = check(Cursor::new(bytes.clone()), &other, true, &geometry).unwrap_err();
                 assert!(refusal.contains("primary"), "{refusal}");
             }
             // One bit of the backup alone: in its array, in its header.
@@ -185,7 +186,7 @@ mod tests {
             for at in [backup - 16384 + 48, backup + 41] {
                 let mut rotten = bytes.clone();
                 rotten[at] ^= 1;
-                let refusal = check(Cursor::new(rotten), &table, &geometry).unwrap_err();
+                let refusal = check(Cursor::new(rotten), &table, true, &geometry).unwrap_err();
                 assert!(refusal.contains("fails"), "{refusal}");
             }
         }
@@ -197,6 +198,6 @@ mod tests {
         let mut header = table.header().clone();
         (header.count, header.entry_size) = (64, 256);
         let large = Table::new(header, table.entries().to_vec()).unwrap();
-        assert_eq!(check(Cursor::new(bytes), &large, &geometry), Ok(Scope::NothingEntrySize));
+        assert_eq!(check(Cursor::new(bytes), &large, true, &geometry), Ok(Scope::NothingEntrySize));
     }
 }

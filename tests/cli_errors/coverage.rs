@@ -71,6 +71,48 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "a_window_lies_inside_the_disk_on_whole_sectors",
     ),
     (
+        "MBR_DISK",
+        "takes a disk with another kind of table",
+        "tests/gpt_cuts.rs",
+        "what_is_no_gpt_is_told_apart_from_a_lost_one",
+    ),
+    (
+        "TABLE_SECTOR_SIZE",
+        "takes an image of a disk with other sectors",
+        "tests/gpt_foreign.rs",
+        "tables_for_other_disks_are_refused_by_what_they_are",
+    ),
+    (
+        "TABLE_LARGER_DISK",
+        "takes an image of a larger disk",
+        "tests/gpt_foreign.rs",
+        "tables_for_other_disks_are_refused_by_what_they_are",
+    ),
+    (
+        "TABLE_DOUBTFUL",
+        "takes a disk with a stranger's backup and no primary",
+        "tests/gpt_foreign.rs",
+        "the_backup_of_another_disk_never_speaks",
+    ),
+    (
+        "TABLE_IGNORED",
+        "takes a table that cgpt has marked",
+        "tests/gpt_foreign.rs",
+        "a_lone_backup_needs_evidence",
+    ),
+    (
+        "TABLE_OCCUPIED",
+        "takes a disk whose table cannot be repaired for what lies there",
+        "tests/gpt_foreign.rs",
+        "a_backup_place_that_is_taken_is_refused",
+    ),
+    (
+        "TABLE_UNSAFE",
+        "takes a disk without room and without backup",
+        "tests/gpt_foreign.rs",
+        "a_loader_in_the_array_survives_repair_and_every_switch",
+    ),
+    (
         "READ_BACK",
         "takes a disk that acknowledges a write and forgets it",
         "tests/cli_errors/elsewhere.rs",

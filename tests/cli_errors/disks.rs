@@ -68,9 +68,9 @@ fn damaged_tables() {
     let array = u64::from_le_bytes(pristine[512 + 72..512 + 80].try_into().unwrap()) * 512;
     let backup_array = len - 33 * 512;
     // One copy is damaged in any way: repaired, said so, and the upgrade goes on.
-    for at in [512, array, len - 512, backup_array] {
+    for (at, rot) in [(512, 0x5a), (array, 0x5a), (len - 512, 0), (backup_array, 0)] {
         fs::write(bench.disk(), &pristine).unwrap();
-        bench.poke(at, &[0x5a; 300]);
+        bench.poke(at, &[rot; 512]);
         assert_ne!(bench.at(&["slots", "--json"]).json()["table"], "both copies sound and equal", "at {at}");
         let run = bench.at(&["prepare", "v2.qimg"]);
         assert!(run.err.contains("repaired"), "{}", run.err);
@@ -78,6 +78,21 @@ fn damaged_tables() {
         assert_eq!(bench.vital(), vital, "at {at}");
         let text = tool("sgdisk", &["--verify", &bench.text("disk.img")]);
         assert!(text.contains("No problems found"), "{text}");
+    }
+    // Where a backup was lies something else: it stays there, the upgrade goes on, and 'repair' says how to get a backup.
+    for at in [len - 512, backup_array] {
+        fs::write(bench.disk(), &pristine).unwrap();
+        bench.poke(at, &[0x5a; 512]);
+        let shown = bench.at(&["slots", "--json"]).json()["table"].to_string();
+        assert!(shown.contains("no backup") && shown.contains("qstage repair --from primary"), "{shown}");
+        bench.at(&["prepare", "v2.qimg"]).good();
+        assert!(fs::read(bench.disk()).unwrap()[at as usize..][..512] == [0x5a; 512], "at {at}");
+        let dry = bench.at(&["repair", "--from", "primary", "--dry-run"]).good();
+        assert!(dry.contains("backup header") || dry.contains("backup array"), "{dry}");
+        assert!(fs::read(bench.disk()).unwrap()[at as usize..][..512] == [0x5a; 512], "at {at}");
+        bench.at(&["repair", "--from", "primary"]).good();
+        assert_eq!(bench.at(&["slots", "--json"]).json()["table"], "equal");
+        bench.at(&["repair"]).good();
     }
     // Both are: nothing is guessed and nothing is written.
     for (first, second) in [(512, len - 512), (array, backup_array), (512, backup_array), (array, len - 512)]

@@ -1,6 +1,8 @@
 //! Disk images and a reader for the GPT tests, written from UEFI 2.10 and not with the code under test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
+pub mod cuts;
 
 use std::io;
 use std::sync::Mutex;
@@ -169,7 +171,7 @@ impl BlockDevice for Recorder {
 /// The writes and barriers of a plan, as a device would see them.
 pub fn ops_of(plan: &Plan) -> Vec<Op> {
     let op = |step: &Step| match step {
-        Step::Write { at, bytes, .. } => Some(Op::Write(at.0, bytes.clone())),
+        Step::Write(write) => Some(Op::Write(write.at().0, write.bytes().to_vec())),
         Step::Barrier => Some(Op::Sync),
         Step::ReadBack { .. } => None,
     };
@@ -188,6 +190,8 @@ pub enum Reader {
     Strict,
     /// syslinux' gptmbr, GRUB: the primary, whatever its CRCs say.
     Lenient,
+    /// EEPROM loaders of some boards: the entries at LBA 2, whatever the header says.
+    Blind,
 }
 
 /// The entry array that a reader of this kind finds on this disk, and the size of its entries.
@@ -197,6 +201,15 @@ pub fn entries(image: &[u8], block: u32, reader: Reader) -> Option<(&[u8], usize
         Reader::Fallback => copy(image, block, 1, true).or_else(|| copy(image, block, last, true)),
         Reader::Strict => copy(image, block, 1, true),
         Reader::Lenient => copy(image, block, 1, false),
+        Reader::Blind => {
+            let from = 2 * block as usize;
+            let field = |at: usize| {
+                let at = block as usize + at;
+                u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize
+            };
+            let (count, size) = (field(80), field(84));
+            Some((image.get(from..from + count * size)?, size))
+        }
     }
 }
 

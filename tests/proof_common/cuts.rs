@@ -261,7 +261,9 @@ fn shown(state: &[u8], rules: &Rules<'_>) -> Vec<String> {
 /// Every write is within the target slots, the records of marked slots, or the table's places.
 fn stays_inside(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Result<(), String> {
     let block = rules.block as usize;
-    let mut allowed = vec![block..65536, image.len() - block - 16384..image.len()];
+    // The header with its physical block, the array at home, the spare place; both parts of the backup.
+    let mut allowed =
+        vec![block..2 * block + 16384, 65536 - 16384..65536, image.len() - block - 16384..image.len()];
     allowed.extend(rules.targets.iter().map(|name| extent(image, rules.block, name)));
     allowed.extend(rules.marked.iter().map(|name| {
         let end = extent(image, rules.block, name).end;

@@ -1,90 +1,181 @@
-//! Puts steps together: whole blocks, whole physical blocks around a header, changed blocks only.
+//! Puts steps together: blocks that differ only, and only such as were claimed.
 
-use super::{Geometry, Head, Step};
-use crate::gpt::Table;
-use crate::units::{ByteOffset, Lba};
+use std::ops::Range;
 
-/// Collects steps, knowing what each leaves at the head of the disk.
+use super::{Geometry, Step};
+use crate::gpt::claim::{Claims, Holds};
+use crate::gpt::plan::Obstacle;
+use crate::gpt::sectors::{Known, Sectors};
+use crate::gpt::{Header, Table};
+use crate::units::Lba;
+
+/// Collects steps, knowing what each leaves on the disk.
 pub(super) struct Steps<'a> {
-    geometry: &'a Geometry,
-    head: Head,
+    pub(super) claims: Claims<'a>,
     pub(super) done: Vec<Step>,
 }
 
 impl<'a> Steps<'a> {
-    pub(super) fn new(geometry: &'a Geometry, head: &Head) -> Self {
-        Self { geometry, head: head.clone(), done: Vec::new() }
+    pub(super) fn new(table: &'a Table, geometry: &'a Geometry, sectors: &'a Sectors) -> Self {
+        Self { claims: Claims::new(table, geometry, sectors), done: Vec::new() }
     }
 
+    /// With the word of somebody who wants the copy of `replaced` overwritten.
+    pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
+        self.claims = self.claims.by_order(replaced);
+        self
+    }
+
+    /// A barrier, unless nothing was written since the last one.
     pub(super) fn barrier(&mut self) {
-        self.done.push(Step::Barrier);
+        let writes = self.done.iter().rev().take_while(|step| !matches!(step, Step::Barrier));
+        if writes.into_iter().any(|step| matches!(step, Step::Write(_))) {
+            self.done.push(Step::Barrier);
+        }
     }
 
-    fn write(&mut self, at: u64, bytes: Vec<u8>, what: &'static str) {
-        self.head.overlay(ByteOffset(at), &bytes, self.geometry.block);
-        self.done.push(Step::Write { at: ByteOffset(at), bytes, what });
+    fn write(&mut self, write: Option<super::Write>) {
+        if let Some(write) = write {
+            self.claims.sectors.to_mut().overlay(write.at(), write.bytes());
+            self.done.push(Step::Write(write));
+        }
     }
 
-    /// Where a block lies. The places were checked against the size of the disk, so nothing saturates.
-    fn offset(&self, lba: Lba) -> u64 {
-        lba.0.saturating_mul(self.geometry.block_len())
-    }
-
-    /// The array in whole blocks. An array that ends within a block is followed by zeroes.
-    fn padded(&self, table: &Table) -> Vec<u8> {
+    /// The array in whole blocks, as it would lie at `lba`. Where it ends within a block, what follows it there stays.
+    fn padded(&self, table: &Table, lba: Lba) -> Vec<u8> {
+        let block = self.claims.geometry.block.bytes() as usize;
         let mut bytes = table.entries().to_vec();
-        bytes.resize(bytes.len().next_multiple_of(self.geometry.block.bytes() as usize), 0);
+        let within = bytes.len() % block;
+        if within > 0 {
+            let last = lba.0 + (bytes.len() / block) as u64;
+            match self.claims.sectors.get(last) {
+                Known::Bytes(found) => bytes.extend_from_slice(&found[within..]),
+                Known::Lost | Known::Unknown => bytes.resize(bytes.len().next_multiple_of(block), 0),
+            }
+        }
         bytes
     }
 
-    pub(super) fn array(&mut self, table: &Table, what: &'static str) {
-        self.write(self.offset(table.header().entries_lba), self.padded(table), what);
-    }
-
-    /// The blocks of the array in which `old` and `new` differ, neighbours in one write.
-    pub(super) fn changed(&mut self, old: &Table, new: &Table, what: &'static str) {
-        let start = self.offset(new.header().entries_lba);
-        let block = self.geometry.block.bytes() as usize;
-        let (old, new) = (self.padded(old), self.padded(new));
-        let mut run: Option<(u64, Vec<u8>)> = None;
-        for (i, (was, is)) in old.chunks(block).zip(new.chunks(block)).enumerate() {
-            if was != is {
-                let (_, bytes) = run.get_or_insert((start + (i * block) as u64, Vec::new()));
-                bytes.extend_from_slice(is);
-            } else if let Some((at, bytes)) = run.take() {
-                self.write(at, bytes, what);
+    /// Runs of neighbouring blocks of the array that are not on the disk as they should be.
+    fn differing(&self, table: &Table) -> Vec<(u64, Vec<u8>)> {
+        let first = table.header().entries_lba;
+        let block = self.claims.geometry.block.bytes() as usize;
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (lba, bytes) in (first.0..).zip(self.padded(table, first).chunks(block)) {
+            if self.claims.sectors.get(lba) == Known::Bytes(bytes) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((start, run)) if *start + (run.len() / block) as u64 == lba => {
+                    run.extend_from_slice(bytes)
+                }
+                _ => runs.push((lba, bytes.to_vec())),
             }
         }
-        if let Some((at, bytes)) = run {
-            self.write(at, bytes, what);
-        }
+        runs
     }
 
-    /// The header's block; for the primary the whole physical block around it, the other bytes as they are, so
-    /// that the medium has nothing to read and merge. Where they cannot be read only the header's own.
-    pub(super) fn header(&mut self, table: &Table, what: &'static str) {
-        let at = self.offset(table.header().my_lba);
-        let bytes = table.header().encode();
-        let physical = u64::from(self.geometry.physical);
-        let from = at / physical * physical;
-        match self.head.readable(from as usize, physical as usize, self.geometry.block) {
-            Some(around) if physical > self.geometry.block_len() => {
-                let mut around = around.to_vec();
-                let within = (at - from) as usize;
-                around[within..within + bytes.len()].copy_from_slice(&bytes);
-                self.write(from, around, what);
-            }
-            _ => self.write(at, bytes, what),
+    /// The array where the table's header has it: the blocks that are not there as they should be.
+    pub(super) fn array(&mut self, table: &Table, what: &'static str) -> Result<(), Obstacle> {
+        for (lba, bytes) in self.differing(table) {
+            self.blocks(lba, bytes, what)?;
         }
+        Ok(())
+    }
+
+    fn blocks(&mut self, lba: u64, bytes: Vec<u8>, what: &'static str) -> Result<(), Obstacle> {
+        let count = (bytes.len() / self.claims.geometry.block.bytes() as usize) as u64;
+        let claimed = self.claims.array(lba..lba + count).map_err(|at| Obstacle::Foreign { what, at })?;
+        let write = claimed.write(bytes, what);
+        self.write(write);
+        Ok(())
+    }
+
+    /// The same for a reader that takes these blocks whatever the header says: those in which a slot becomes bootable
+    /// are durable before those in which one stops to be.
+    pub(super) fn array_for_blind_readers(
+        &mut self,
+        table: &Table,
+        what: &'static str,
+    ) -> Result<(), Obstacle> {
+        let block = self.claims.geometry.block.bytes() as usize;
+        let blocks: Vec<(u64, Vec<u8>)> = self
+            .differing(table)
+            .into_iter()
+            .flat_map(|(lba, bytes)| (lba..).zip(bytes.chunks(block).map(<[u8]>::to_vec).collect::<Vec<_>>()))
+            .collect();
+        let size = table.header().entry_size() as usize;
+        let gains = |(lba, new): &(u64, Vec<u8>)| {
+            let Known::Bytes(old) = self.claims.sectors.get(*lba) else { return false };
+            super::gains(old, new, size)
+        };
+        let (first, rest): (Vec<_>, Vec<_>) = blocks.into_iter().partition(gains);
+        let both = !first.is_empty() && !rest.is_empty();
+        for (lba, bytes) in first {
+            self.blocks(lba, bytes, what)?;
+        }
+        if both {
+            self.barrier();
+        }
+        for (lba, bytes) in rest {
+            self.blocks(lba, bytes, what)?;
+        }
+        Ok(())
+    }
+
+    /// The primary header with its whole physical block, the other bytes as they are, so that the medium has nothing to
+    /// read and merge.
+    pub(super) fn primary_header(&mut self, table: &Table, what: &'static str) {
+        let write = self.claims.primary_header(&table.header().encode()).map(|write| write.called(what));
+        self.write(write);
+    }
+
+    pub(super) fn backup_header(&mut self, table: &Table) -> Result<(), Obstacle> {
+        let (at, what) = (table.header().my_lba, "backup header");
+        let claimed = self.claims.backup_header(at).map_err(|at| Obstacle::Foreign { what, at })?;
+        let write = claimed.write(table.header().encode(), what);
+        self.write(write);
+        Ok(())
+    }
+
+    /// Zeroes over former copies of the array in the gap: those at `spare` and those behind `home`.
+    pub(super) fn clear(&mut self, spare: Option<Range<u64>>, home: Range<u64>) {
+        let zero = vec![0; self.claims.geometry.block.bytes() as usize];
+        let goes = |lba: &u64| *lba >= home.end || spare.as_ref().is_some_and(|spare| spare.contains(lba));
+        let is_copy = |lba: &u64| self.claims.holds(*lba) == Holds::Copy;
+        let copies: Vec<u64> =
+            self.claims.gap.clone().filter(|lba| !home.contains(lba) && goes(lba)).filter(is_copy).collect();
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for lba in copies {
+            match runs.last_mut() {
+                Some((start, run)) if *start + (run.len() / zero.len()) as u64 == lba => {
+                    run.extend_from_slice(&zero)
+                }
+                _ => runs.push((lba, zero.clone())),
+            }
+        }
+        let mut cleared = Vec::new();
+        for (lba, bytes) in runs {
+            let what = "former array: cleared";
+            let at = self.claims.geometry.offset(lba);
+            // A copy of ours is claimed by what it is.
+            if self.blocks(lba, bytes.clone(), what).is_ok() {
+                cleared.push(Step::ReadBack { at, bytes, what });
+            }
+        }
+        self.barrier();
+        self.done.append(&mut cleared);
     }
 
     pub(super) fn read_back_array(&mut self, table: &Table, what: &'static str) {
-        let at = ByteOffset(self.offset(table.header().entries_lba));
-        self.done.push(Step::ReadBack { at, bytes: self.padded(table), what });
+        let lba = table.header().entries_lba;
+        let at = self.claims.geometry.offset(lba.0);
+        let bytes = self.padded(table, lba);
+        self.done.push(Step::ReadBack { at, bytes, what });
     }
 
     pub(super) fn read_back_header(&mut self, table: &Table, what: &'static str) {
-        let at = ByteOffset(self.offset(table.header().my_lba));
+        let at = self.claims.geometry.offset(table.header().my_lba.0);
         self.done.push(Step::ReadBack { at, bytes: table.header().encode(), what });
     }
 

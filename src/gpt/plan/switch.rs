@@ -1,57 +1,104 @@
 //! A table with other attributes brought onto the disk.
 
 use super::steps::Steps;
-use super::{Geometry, Head, Method, Plan};
-use crate::gpt::{Table, place};
+use super::{Method, Obstacle, Plan, TableMethod};
+use crate::gpt::place::{self, NoPlace};
+use crate::gpt::sectors::{Geometry, Sectors};
+use crate::gpt::{Header, Table};
 use crate::units::Lba;
 
-/// The plan that brings `new`, which is `primary` with other attributes, onto a disk whose copies `primary`
-/// and `backup` are equal. Empty where nothing changes. Does not write to the disk.
-pub fn plan_switch(primary: &Table, backup: &Table, new: &Table, geometry: &Geometry, head: &Head) -> Plan {
-    let place = place::second(primary, Some(primary.header().entries_lba), geometry, head);
-    let mut steps = Steps::new(geometry, head);
-    let mut header = primary.header().clone();
-    if let Ok(lba) = place {
-        // `sgdisk -v` and UEFI want the usable area behind the array, and the next switch comes back to the
-        // place in use now. An array that someone put behind the first partition is no reason to go there.
-        let ends = [header.entries_lba, lba].map(|lba| Lba(lba.0.saturating_add(header.array_blocks())));
-        let limit = primary.first_partition();
-        let behind = ends.into_iter().filter(|end| limit.is_none_or(|first| *end <= first)).max();
-        header.first_usable = header.first_usable.max(behind.unwrap_or_default());
-        header.entries_lba = lba;
+/// The plan that brings `new`, which is `primary` with other attributes, onto a disk whose copies are equal or that has
+/// no backup. Empty where nothing changes and the array lies at home. Does not write to the disk.
+///
+/// # Errors
+/// [`Obstacle::Unsafe`]: there is neither a spare place nor a backup; [`Obstacle::Foreign`]: a block that has to be
+/// written is not ours.
+pub fn plan_switch(
+    primary: &Table,
+    backup: Option<&Table>,
+    new: &Table,
+    (geometry, sectors): (&Geometry, &Sectors),
+    how: TableMethod,
+) -> Result<Plan, Obstacle> {
+    let mut steps = Steps::new(primary, geometry, sectors);
+    let named = primary.header().entries_lba;
+    let home = place::home(&steps.claims, primary);
+    let spare = match how {
+        TableMethod::InPlace => Err(NoPlace::Configured),
+        TableMethod::Spare => place::spare(&steps.claims, primary, &[named, home]),
+    };
+    let at = |lba: Lba| new.with_header(Header { entries_lba: lba, ..primary.header().clone() });
+    let mirrored = backup.map(|backup| new.with_header(backup.header().clone()));
+    let apart = place::blocks(primary, home).end <= named.0;
+    let method = match spare {
+        Ok(_) => Method::SecondArray,
+        // Away from home already: home is as good a place as any, and the last.
+        Err(_) if apart => Method::SecondArray,
+        Err(why) => Method::InPlace { why },
+    };
+    let rest = if method == Method::SecondArray { home } else { named };
+    let after = at(rest);
+    if new.entries() == primary.entries() && rest == named {
+        return Ok(Plan { steps: Vec::new(), method, primary: primary.clone(), backup: backup.cloned() });
     }
-    let method = place.map_or_else(|why| Method::InPlace { why }, |_| Method::SecondArray);
-    if new.entries() == primary.entries() {
-        return Plan { steps: Vec::new(), method, primary: primary.clone(), backup: backup.clone() };
-    }
-    let mut other = backup.header().clone();
-    other.first_usable = header.first_usable;
-    let (after, mirrored) = (new.with_header(header), new.with_header(other));
-    match method {
-        Method::InPlace { .. } | Method::Repair { .. } | Method::Layout => {
-            steps.changed(backup, &mirrored, "backup array, changed part");
+    match (method, spare) {
+        (Method::SecondArray, Ok(spare)) => {
+            let meanwhile = at(spare);
+            steps.array(&meanwhile, "spare array")?;
             steps.barrier();
-            steps.header(&mirrored, "backup header");
+            steps.read_back_array(&meanwhile, "spare array");
+            steps.primary_header(&meanwhile, "primary header: the commit");
             steps.barrier();
-            steps.changed(primary, &after, "primary array, changed part");
+            steps.read_back_header(&meanwhile, "primary header");
+            back_up(&mut steps, mirrored.as_ref())?;
+            steps.array_for_blind_readers(&after, "array at home")?;
             steps.barrier();
-            steps.header(&after, "primary header: the commit");
+            steps.read_back_array(&after, "array at home");
+            steps.primary_header(&after, "primary header: the array is home");
             steps.barrier();
         }
-        Method::SecondArray => {
-            steps.array(&after, "new primary array");
+        (Method::SecondArray, Err(_)) => {
+            steps.array_for_blind_readers(&after, "array at home")?;
             steps.barrier();
-            steps.read_back_array(&after, "new primary array");
-            steps.header(&after, "primary header: the commit");
+            steps.read_back_array(&after, "array at home");
+            steps.primary_header(&after, "primary header: the commit");
             steps.barrier();
             steps.read_back_header(&after, "primary header");
-            steps.array(&mirrored, "backup array");
+            back_up(&mut steps, mirrored.as_ref())?;
             steps.barrier();
-            steps.header(&mirrored, "backup header");
+        }
+        _ => {
+            let (Method::InPlace { why }, Some(mirrored)) = (method, &mirrored) else {
+                let why = if let Method::InPlace { why } = method { why } else { NoPlace::Configured };
+                return Err(Obstacle::Unsafe { why });
+            };
+            let _ = why;
+            steps.array(mirrored, "backup array")?;
+            steps.barrier();
+            steps.backup_header(mirrored)?;
+            steps.barrier();
+            steps.array_for_blind_readers(&after, "primary array, changed part")?;
+            steps.barrier();
+            steps.primary_header(&after, "primary header: the commit");
             steps.barrier();
         }
     }
+    // Nothing refers to it any more, so a cut that loses this is harmless. The barrier is for what the verb writes next.
+    if method == Method::SecondArray {
+        steps.clear(spare.ok().map(|spare| place::blocks(primary, spare)), place::blocks(primary, home));
+    }
     steps.read_back(&after, "primary");
-    steps.read_back(&mirrored, "backup");
-    Plan { steps: steps.done, method, primary: after, backup: mirrored }
+    if let Some(mirrored) = &mirrored {
+        steps.read_back(mirrored, "backup");
+    }
+    Ok(Plan { steps: steps.done, method, primary: after, backup: mirrored })
+}
+
+/// The backup copy. Its header shares the barrier of what comes next: nothing that is written there is referred to by
+/// either copy yet.
+fn back_up(steps: &mut Steps<'_>, mirrored: Option<&Table>) -> Result<(), Obstacle> {
+    let Some(mirrored) = mirrored else { return Ok(()) };
+    steps.array(mirrored, "backup array")?;
+    steps.barrier();
+    steps.backup_header(mirrored)
 }

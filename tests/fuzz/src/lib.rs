@@ -11,7 +11,8 @@ use qstage::bundle::manifest::{FORMAT, IndexRef, Payload};
 use qstage::bundle::{Bundle, Claims, Kind, Source, Trust, verify};
 use qstage::commit;
 use qstage::device::{BlockDevice, MemoryDevice};
-use qstage::gpt::plan::plan_repair;
+use qstage::gpt::plan::{plan_repair, plan_restore};
+use qstage::gpt::{Copy, CopyState};
 use qstage::progress::{Cancel, Silent};
 use qstage::slot::Content;
 use qstage::units::{Blake3, BlockSize, ByteOffset, Group, Sha256};
@@ -129,12 +130,15 @@ pub fn gpt(data: &[u8]) {
     let Ok(table) = loaded.table() else { return };
     let _ = Slots::resolve(table, "disk");
     let _ = commit::plan(&loaded, table);
-    let _ = plan_repair(loaded.copies(), loaded.geometry(), &Default::default());
+    let _ = plan_repair(loaded.reading());
+    for from in [Copy::Primary, Copy::Backup] {
+        let _ = plan_restore(loaded.reading(), from);
+    }
     // A repair that succeeds leaves two equal copies that say what the ruling one said.
     let ruling = table.clone();
     if commit::repair(&device, &qstage::host::DiskLock::new(()), &loaded).is_ok() {
         let again = commit::load(&device, "disk").expect("a repaired disk can be read");
-        assert_eq!(again.state(), qstage::gpt::CopyState::Equal);
+        assert!(matches!(again.state(), CopyState::Equal | CopyState::NoBackup));
         assert!(again.table().is_ok_and(|table| table.same_partitions(&ruling)));
     }
 }

@@ -1,0 +1,297 @@
+//! Which blocks outside of slots are ours to write, and the only way to make a write of them.
+//!
+//! Boot loaders of many boards lie outside of partitions: Amlogic at LBA 1, i.MX at 2 or 66, Allwinner at 16 and
+//! 256, Rockchip at 64 and 16384, some of them within the unused end of the entry array, some written after the
+//! first upgrade. So a block is claimed by what it holds *now*:
+//!
+//! | where | ours if it holds |
+//! |---|---|
+//! | LBA 1 and the rest of its physical block | anything: a GPT disk has its header there, and the other bytes are written as they are |
+//! | between the header and the first partition | zeroes, or a block of this table's array with whatever attributes, torn or not |
+//! | between the last usable block and the end of the disk, in no partition | the same, or a header with this disk's GUID, or what the medium lost |
+//!
+//! [`Step::Write`](super::Step) takes a [`Write`], and only [`Claimed::write`] makes one: a plan cannot be built
+//! from a block that was not claimed. Rejected: to trust what a valid header names as its array. Allwinner's
+//! loader lies there.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::sectors::{Geometry, Known, Sectors};
+use super::table::ATTRIBUTES;
+use super::{Header, Table};
+use crate::units::{ByteOffset, Guid, Lba};
+
+/// A write of whole blocks that are ours. Only a claim makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    at: ByteOffset,
+    bytes: Vec<u8>,
+    what: &'static str,
+}
+
+impl Write {
+    /// Where, in bytes from the start of the disk.
+    pub const fn at(&self) -> ByteOffset {
+        self.at
+    }
+
+    /// The blocks.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it is, for people.
+    pub const fn what(&self) -> &'static str {
+        self.what
+    }
+
+    /// The same under another name.
+    pub(super) fn called(self, what: &'static str) -> Self {
+        Self { what, ..self }
+    }
+
+    /// A write to a disk without a table, which is laid out anew: nothing there is anybody's any more.
+    pub(super) const fn to_blank(at: ByteOffset, bytes: Vec<u8>, what: &'static str) -> Self {
+        Self { at, bytes, what }
+    }
+}
+
+/// Blocks that were claimed.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    at: ByteOffset,
+    len: usize,
+}
+
+impl Claimed {
+    /// The write of these bytes to the claimed blocks; `None` where they are not as many.
+    pub(super) fn write(self, bytes: Vec<u8>, what: &'static str) -> Option<Write> {
+        (bytes.len() == self.len).then_some(Write { at: self.at, bytes, what })
+    }
+}
+
+/// What a block holds, as far as ownership goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Zeroes: nobody's.
+    Nothing,
+    /// A block of this table's array, attributes aside, perhaps torn.
+    Copy,
+    /// Something else.
+    Foreign,
+    /// The medium lost it.
+    Lost,
+    /// It was not read.
+    Unknown,
+}
+
+/// Whose word allows a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Warrant {
+    /// What the blocks hold now.
+    Evidence,
+    /// Somebody asked for this very copy to be replaced: `qstage repair --from`. Behind the usable area, where
+    /// UEFI has backups and nothing else, whatever lies there may go.
+    Order,
+}
+
+/// The claims on a disk with this table.
+#[derive(Debug, Clone)]
+pub(super) struct Claims<'a> {
+    pub(super) geometry: &'a Geometry,
+    pub(super) sectors: Cow<'a, Sectors>,
+    table: &'a Table,
+    warrant: Warrant,
+    /// Blocks between the header and the first partition, as far as they may be used.
+    pub(super) gap: Range<u64>,
+    /// An array of the table that is to be replaced by order.
+    replaced: Option<Range<u64>>,
+}
+
+impl<'a> Claims<'a> {
+    pub(super) fn new(table: &'a Table, geometry: &'a Geometry, sectors: &'a Sectors) -> Self {
+        let header = table.header();
+        let first = table.first_partition().map_or(u64::MAX, |lba| lba.0);
+        let end = first.min(header.last_usable.0.saturating_add(1)).min(geometry.blocks);
+        let gap = 2..end.max(2);
+        Self {
+            geometry,
+            sectors: Cow::Borrowed(sectors),
+            table,
+            warrant: Warrant::Evidence,
+            gap,
+            replaced: None,
+        }
+    }
+
+    /// With the word of somebody who wants the array of `replaced` overwritten too.
+    pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
+        self.warrant = Warrant::Order;
+        self.replaced = replaced.map(|h| h.entries_lba.0..h.entries_lba.0.saturating_add(h.array_blocks()));
+        self
+    }
+
+    /// LBA 1 with its physical block; the bytes around the header, as they are, come with it.
+    pub(super) fn primary_header(&self, header: &[u8]) -> Option<Write> {
+        let around = self.geometry.physical_block(Lba(1));
+        let (range, bytes) = match self.sectors.bytes(around.clone()) {
+            Some(mut bytes) => {
+                let at = (1 - around.start) as usize * header.len();
+                bytes.get_mut(at..at + header.len())?.copy_from_slice(header);
+                (around, bytes)
+            }
+            // Where they cannot be read only the header's own: better the medium merges than that we guess.
+            None => (1..2, header.to_vec()),
+        };
+        self.claimed(&range).write(bytes, "primary header")
+    }
+
+    /// One block for a backup header; the LBA where it is not ours.
+    pub(super) fn backup_header(&self, at: Lba) -> Result<Claimed, Lba> {
+        let ours = self.rear(at.0)
+            && match self.sectors.get(at.0) {
+                Known::Bytes(bytes) => {
+                    self.warrant == Warrant::Order
+                        || bytes.iter().all(|byte| *byte == 0)
+                        || disk_guid(bytes) == Some(self.table.header().disk_guid)
+                }
+                Known::Lost => true,
+                Known::Unknown => false,
+            };
+        if ours { Ok(self.claimed(&(at.0..at.0 + 1))) } else { Err(at) }
+    }
+
+    /// Blocks of an array, before the first partition or behind the usable area; the first LBA that is not ours.
+    pub(super) fn array(&self, blocks: Range<u64>) -> Result<Claimed, Lba> {
+        match blocks.clone().find(|lba| !self.is_ours(*lba)) {
+            Some(foreign) => Err(Lba(foreign)),
+            None => Ok(self.claimed(&blocks)),
+        }
+    }
+
+    fn is_ours(&self, lba: u64) -> bool {
+        let replaced = self.replaced.as_ref().is_some_and(|replaced| replaced.contains(&lba));
+        if self.rear(lba) {
+            return match self.holds(lba) {
+                Holds::Nothing | Holds::Copy | Holds::Lost => true,
+                Holds::Foreign => self.warrant == Warrant::Order,
+                Holds::Unknown => false,
+            };
+        }
+        self.gap.contains(&lba)
+            && match self.holds(lba) {
+                Holds::Nothing | Holds::Copy => true,
+                // A lost block of the gap may have been a loader's; one of our own array is that array's.
+                Holds::Lost => replaced || self.own_array(lba),
+                Holds::Foreign => replaced,
+                Holds::Unknown => false,
+            }
+    }
+
+    fn own_array(&self, lba: u64) -> bool {
+        let header = self.table.header();
+        let first = header.entries_lba.0;
+        (first..first.saturating_add(header.array_blocks())).contains(&lba)
+    }
+
+    /// Whether a block lies behind the usable area, on the disk, and in no partition.
+    fn rear(&self, lba: u64) -> bool {
+        let at = self.geometry.offset(lba).0;
+        lba > self.table.header().last_usable.0
+            && lba < self.geometry.blocks
+            && !self
+                .table
+                .partitions()
+                .iter()
+                .any(|p| (p.extent.at.0..p.extent.at.0 + p.extent.len).contains(&at))
+    }
+
+    fn claimed(&self, blocks: &Range<u64>) -> Claimed {
+        let len = (blocks.end - blocks.start) as usize * self.geometry.block.bytes() as usize;
+        Claimed { at: self.geometry.offset(blocks.start), len }
+    }
+
+    /// What a block holds.
+    pub(super) fn holds(&self, lba: u64) -> Holds {
+        match self.sectors.get(lba) {
+            Known::Unknown => Holds::Unknown,
+            Known::Lost => Holds::Lost,
+            Known::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0) => Holds::Nothing,
+            Known::Bytes(bytes) if self.is_copy(lba, bytes) => Holds::Copy,
+            Known::Bytes(_) => Holds::Foreign,
+        }
+    }
+
+    /// Whether these bytes are a block of the array, whichever.
+    fn is_copy(&self, lba: u64, bytes: &[u8]) -> bool {
+        let (block, size) = (bytes.len(), self.table.header().entry_size() as usize);
+        // At its own place a block needs no proof by GUID: whatever the CRC covers there is the array.
+        let own = lba.checked_sub(self.table.header().entries_lba.0).filter(|_| self.own_array(lba));
+        self.table.entries().chunks(block).enumerate().any(|(i, ours)| {
+            let is_own = own == Some(i as u64) && same(bytes, ours, i * block, size) == block;
+            is_own || is_torn_copy(bytes, ours, i * block, size)
+        })
+    }
+}
+
+impl Claims<'_> {
+    /// Whether the block at `lba` is block `i` of the array, attributes aside.
+    pub(super) fn is_block(&self, lba: u64, i: usize) -> bool {
+        let Known::Bytes(bytes) = self.sectors.get(lba) else { return false };
+        let size = self.table.header().entry_size() as usize;
+        let ours = self.table.entries().chunks(bytes.len()).nth(i);
+        ours.is_some_and(|ours| same(bytes, ours, i * bytes.len(), size) == bytes.len())
+    }
+}
+
+/// The disk GUID of a header, whole or not; `None`: there is no header here.
+pub(super) fn disk_guid(block: &[u8]) -> Option<Guid> {
+    let signature = block.get(..8)?;
+    let known = signature == b"EFI PART" || signature == b"IGNOREME";
+    let guid = block.get(56..72).filter(|_| known)?;
+    Some(Guid(guid.try_into().ok()?))
+}
+
+/// How many bytes from the start are the same, attributes of used entries aside; `ours` lies at `at` of the array.
+fn same(there: &[u8], ours: &[u8], at: usize, size: usize) -> usize {
+    (0..there.len()).position(|i| !same_byte(there, ours, at, size, i)).unwrap_or(there.len())
+}
+
+/// Byte `i` of both; what lies behind the end of the array in its last block counts as zero.
+fn same_byte(there: &[u8], ours: &[u8], at: usize, size: usize, i: usize) -> bool {
+    let mine = ours.get(i).copied().unwrap_or(0);
+    if there.get(i) == Some(&mine) {
+        return true;
+    }
+    let entry = (at + i) / size * size;
+    let used = |entry: usize| {
+        // An entry begins in this block or, where entries are larger than blocks, before it: then it is not seen
+        // whole, and counts as used if this part of it holds anything.
+        entry.checked_sub(at).and_then(|from| ours.get(from..from + 16)).is_none_or(|kind| kind != [0; 16])
+    };
+    i < ours.len() && ATTRIBUTES.contains(&(at + i - entry)) && used(entry)
+}
+
+/// Whether a block is one of ours, or was when a cut tore it: the one part ours, the other zero. One partition GUID
+/// has to be there whole: a few bytes that happen to fit prove nothing.
+fn is_torn_copy(there: &[u8], ours: &[u8], at: usize, size: usize) -> bool {
+    let eq = |i: usize| same_byte(there, ours, at, size, i);
+    let prefix = same(there, ours, at, size);
+    let suffix = (0..there.len()).rev().position(|i| !eq(i)).unwrap_or(there.len());
+    let zero = |part: Option<&[u8]>| part.is_some_and(|part| part.iter().all(|byte| *byte == 0));
+    let covered = if zero(there.get(prefix..)) {
+        0..prefix
+    } else if zero(there.get(..there.len() - suffix)) {
+        there.len() - suffix..there.len()
+    } else {
+        return false;
+    };
+    let first = at.next_multiple_of(size) - at;
+    (first..there.len()).step_by(size.min(there.len()).max(1)).any(|entry| {
+        let guid = entry + 16..entry + 32;
+        covered.start <= guid.start
+            && guid.end <= covered.end
+            && ours.get(guid).is_some_and(|guid| guid.iter().any(|byte| *byte != 0))
+    })
+}

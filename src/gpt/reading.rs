@@ -1,0 +1,227 @@
+//! What was read of a disk's table, and which copy of it is believed.
+//!
+//! | primary | backup | state | the table |
+//! |---|---|---|---|
+//! | whole | whole, says the same | equal | both |
+//! | whole | of this disk, says something else | differ | primary; the backup is repaired |
+//! | whole | of this disk, torn | primary only | primary; the backup is repaired |
+//! | whole | no place on this disk, or somebody else's | no backup | primary; all works, nothing is repaired |
+//! | not whole | whole, with evidence | backup only | backup; the primary is repaired |
+//! | not whole | whole, without evidence | doubtful | backup, for reading; nothing is written |
+//! | marked to be ignored | whole | ignored | backup, for reading; nothing is written |
+//! | not whole | not whole | none | |
+//!
+//! A medium keeps the backup of its former life at its end, and a new image seldom reaches so far. So a backup speaks
+//! only where there is no valid primary, and repairs the primary only with [`Evidence`] that it is this disk's.
+
+use std::fmt;
+
+use super::claim::{Claims, disk_guid};
+use super::codec::{Fault, Header};
+use super::sectors::{Geometry, Known, Sectors};
+use super::{Table, place};
+use crate::units::{Guid, Lba};
+
+/// A copy that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// What is wrong.
+    pub fault: Fault,
+    /// Its header, if at least that is whole.
+    pub header: Option<Header>,
+}
+
+/// Both copies as they were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copies {
+    /// The one at LBA 1.
+    pub primary: Result<Table, Box<Damaged>>,
+    /// The one at the primary's alternate LBA, or at the end of the disk.
+    pub backup: Result<Table, Box<Damaged>>,
+}
+
+/// How sound the two copies are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CopyState {
+    /// Both valid, and they say the same.
+    Equal,
+    /// Both valid and of this disk, but they say different things; the primary rules.
+    Differ,
+    /// Only the primary is valid; the backup can be made from it.
+    PrimaryOnly,
+    /// Only the primary is valid, and there is no place of ours for a backup.
+    NoBackup,
+    /// Only the backup is valid, and it is this disk's.
+    BackupOnly,
+    /// Only a backup is valid, and nothing shows that it is this disk's.
+    Doubtful,
+    /// Only the backup is valid, since the primary is marked to be ignored.
+    Ignored,
+    /// Neither is.
+    None,
+}
+
+impl fmt::Display for CopyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Equal => "equal",
+            Self::Differ => "differ",
+            Self::PrimaryOnly => "primary only",
+            Self::NoBackup => "no backup",
+            Self::BackupOnly => "backup only",
+            Self::Doubtful => "backup only, doubtful",
+            Self::Ignored => "backup only, primary ignored on purpose",
+            Self::None => "none",
+        })
+    }
+}
+
+/// Why a primary has no backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoBackup {
+    /// The primary says that it is at a place where none can be.
+    NoPlace {
+        /// What the primary says.
+        alternate: Lba,
+        /// The last block of the disk.
+        last: Lba,
+    },
+    /// There is the backup of another disk.
+    OtherDisk {
+        /// Where.
+        at: Lba,
+        /// The GUID of that disk.
+        guid: Guid,
+    },
+    /// Something that is no backup lies at its place.
+    Foreign {
+        /// The first block of it.
+        at: Lba,
+    },
+}
+
+impl fmt::Display for NoBackup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPlace { alternate, last } => {
+                write!(
+                    f,
+                    "the table has its backup at LBA {alternate}, which is no place for it on a disk that ends at LBA {last}"
+                )
+            }
+            Self::OtherDisk { at, guid } => write!(f, "at LBA {at} lies the backup of another disk ({guid})"),
+            Self::Foreign { at } => write!(f, "what lies at LBA {at} is no backup of this table"),
+        }
+    }
+}
+
+/// What shows that a lone backup is this disk's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// The damaged primary header carries the same disk GUID.
+    Guid,
+    /// What is left of the primary array is the backup's but for some blocks.
+    Array,
+    /// A slot that it lays out holds a whole record.
+    Record,
+}
+
+/// What was read of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// Its block sizes and length.
+    pub geometry: Geometry,
+    /// Both copies of the table.
+    pub copies: Copies,
+    /// The blocks around them.
+    pub sectors: Sectors,
+    /// Whether a slot that a lone backup lays out holds a whole record. Not asked for otherwise.
+    pub record: bool,
+}
+
+impl Reading {
+    /// The table that is believed: the primary where it is valid, else the backup. U-Boot, OVMF and Linux with `gpt`
+    /// decide so too.
+    pub fn ruling(&self) -> Option<&Table> {
+        self.copies.primary.as_ref().or(self.copies.backup.as_ref()).ok()
+    }
+
+    /// How sound the copies are.
+    pub fn state(&self) -> CopyState {
+        match (&self.copies.primary, &self.copies.backup) {
+            (Ok(_), _) if self.no_backup().is_some() => CopyState::NoBackup,
+            (Ok(primary), Ok(backup)) => {
+                let (p, b) = (primary.header(), backup.header());
+                let linked = p.alternate_lba == b.my_lba && b.alternate_lba == p.my_lba;
+                if linked && primary.agrees_with(backup) { CopyState::Equal } else { CopyState::Differ }
+            }
+            (Ok(_), Err(_)) => CopyState::PrimaryOnly,
+            (Err(damaged), Ok(_)) if damaged.fault == Fault::Ignored => CopyState::Ignored,
+            (Err(_), Ok(_)) if self.evidence().is_some() => CopyState::BackupOnly,
+            (Err(_), Ok(_)) => CopyState::Doubtful,
+            (Err(_), Err(_)) => CopyState::None,
+        }
+    }
+
+    /// Why a valid primary has no backup; `None`: it has one, sound or not, or there is no valid primary.
+    pub fn no_backup(&self) -> Option<NoBackup> {
+        let primary = self.copies.primary.as_ref().ok()?;
+        let (header, last) = (primary.header(), self.geometry.last_lba());
+        let alternate = header.alternate_lba;
+        let block = match self.sectors.get(alternate.0) {
+            Known::Bytes(block) => Some(block),
+            Known::Lost | Known::Unknown => None,
+        };
+        let guid = block.and_then(disk_guid);
+        let claims = Claims::new(primary, &self.geometry, &self.sectors);
+        if alternate <= header.last_usable || alternate > last {
+            return Some(NoBackup::NoPlace { alternate, last });
+        }
+        if let Some(guid) = guid.filter(|guid| *guid != header.disk_guid) {
+            return Some(NoBackup::OtherDisk { at: alternate, guid });
+        }
+        match &self.copies.backup {
+            Ok(_) => None,
+            Err(_) => match super::plan::mirror(primary, self.copies.backup_header(), &claims) {
+                Ok(_) => None,
+                Err(at) => Some(NoBackup::Foreign { at }),
+            },
+        }
+    }
+
+    /// What shows that a backup without a valid primary is this disk's.
+    pub fn evidence(&self) -> Option<Evidence> {
+        let (Err(_), Ok(backup)) = (&self.copies.primary, &self.copies.backup) else { return None };
+        if let Known::Bytes(header) = self.sectors.get(1)
+            && disk_guid(header) == Some(backup.header().disk_guid)
+        {
+            return Some(Evidence::Guid);
+        }
+        let claims = Claims::new(backup, &self.geometry, &self.sectors);
+        // Where partitioners put it, and where version 0.1 and transactions do: anywhere in the gap.
+        if claims.gap.clone().any(|lba| claims.holds(lba) == super::claim::Holds::Copy) {
+            return Some(Evidence::Array);
+        }
+        self.record.then_some(Evidence::Record)
+    }
+
+    /// Where the primary array lies and where it belongs: equal but for a table that a cut or version 0.1 left away from
+    /// home.
+    pub fn home(&self) -> Option<Lba> {
+        let primary = self.copies.primary.as_ref().ok()?;
+        Some(place::home(&Claims::new(primary, &self.geometry, &self.sectors), primary))
+    }
+
+    /// The last usable block of a table that describes a larger disk than this one.
+    pub fn describes_larger(&self) -> Option<Lba> {
+        let last = self.ruling()?.header().last_usable;
+        (last > self.geometry.last_lba()).then_some(last)
+    }
+}
+
+impl Copies {
+    /// The header of the backup, if it is whole.
+    pub(super) fn backup_header(&self) -> Option<&Header> {
+        self.backup.as_ref().map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()))
+    }
+}
