@@ -22,7 +22,7 @@
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
-//! | ground | [`error`], [`units`], [`version`], [`progress`], [`workers`] |
+//! | ground | [`sandbox`]: giving up rights; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
 
 // Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -44,6 +44,7 @@ pub mod host;
 pub mod init;
 pub mod pack;
 pub mod progress;
+pub mod sandbox;
 pub mod selector;
 pub mod service;
 pub mod slot;

@@ -274,6 +274,9 @@ pub struct PlanReport {
     pub already_prepared: bool,
     /// Code and sentence of each thing that forbids the upgrade now; empty when it may go ahead.
     pub blocked_by: Vec<Obstacle>,
+    /// What of the host is open to the container of the software; `None`: nothing here runs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_open: Option<Vec<String>>,
 }
 
 /// Something that forbids an upgrade.

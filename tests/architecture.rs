@@ -59,6 +59,7 @@ const SOCKETS: Allowed = &[
     ("cli/", "the client of the service"),
     ("config/", "the address that the service listens at"),
     ("container/nspawn/gate.rs", "the gate that a new container waits at"),
+    ("container/nspawn/prober.rs", "asks a process inside a container to run the command of its probe"),
     ("container/probe.rs", "asks a container over TCP or HTTP whether it is well"),
     ("service/", "it serves"),
 ];
@@ -119,7 +120,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["cli/remote/", "service/listen.rs"]),
     ("rcgen", &["service/tls.rs"]),
     ("reqwest", &["source/"]),
-    ("rustix", &["cli/prepare.rs", "host/efivars.rs", "host/load.rs"]),
+    ("rustix", &["cli/prepare.rs", "container/nspawn/gate.rs", "host/efivars.rs", "host/load.rs"]),
     ("subtle", &["service/auth.rs"]),
     ("tokio", &["cli/remote/", "service/"]),
     ("tokio_rustls", &["service/"]),
@@ -136,7 +137,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
     ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
-    ("nix", &["cli/outlet.rs", "container/", "device/", "host/", "service/", "source/", "workers/"]),
+    ("nix", &["cli/outlet.rs", "container/", "device/", "host/", "sandbox/", "service/", "source/", "workers/"]),
+    ("seccompiler", &["sandbox/"]),
     (
         "serde_json",
         &[

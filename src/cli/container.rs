@@ -45,6 +45,10 @@ enum ContainerVerb {
     Status(Common),
 
     Gate(GateArgs),
+
+    /// Inside of a container: run what the health probe asks for
+    #[command(hide = true)]
+    Prober,
 }
 
 impl ContainerArgs {
@@ -55,8 +59,14 @@ impl ContainerArgs {
             ContainerVerb::Stop(args) => args.stop(),
             ContainerVerb::Status(args) => args.status(),
             ContainerVerb::Gate(args) => {
-                container::nspawn::gate::wait_inside(args.console.as_deref(), &args.command)
+                container::nspawn::gate::wait_inside(&container::nspawn::gate::Orders {
+                    console: args.console.as_deref(),
+                    prober: args.prober,
+                    no_user_namespaces: args.no_user_namespaces,
+                    command: &args.command,
+                })
             }
+            ContainerVerb::Prober => container::nspawn::prober::serve(),
         }
     }
 
@@ -66,7 +76,7 @@ impl ContainerArgs {
             | ContainerVerb::Restart(common)
             | ContainerVerb::Stop(common)
             | ContainerVerb::Status(common) => common.json,
-            ContainerVerb::Gate(_) => false,
+            ContainerVerb::Gate(_) | ContainerVerb::Prober => false,
         }
     }
 }
@@ -88,6 +98,14 @@ struct GateArgs {
     /// File that takes the output
     #[arg(long)]
     console: Option<PathBuf>,
+
+    /// Start what runs the commands of the health probe
+    #[arg(long)]
+    prober: bool,
+
+    /// Forbid user namespaces
+    #[arg(long)]
+    no_user_namespaces: bool,
 
     /// The command
     #[arg(required = true, last = true)]
@@ -146,7 +164,12 @@ fn human(status: &ContainerStatus, palette: Palette) -> String {
         (Some(slot), Some(state)) => format!("slot {slot}, {}", state.word()),
         _ => "nothing".to_owned(),
     };
-    table::facts(&[("runs", runs), ("healthy", health), ("selected", selected)])
+    let open = if status.open.is_empty() {
+        palette.good("nothing of the host")
+    } else {
+        palette.warn(&status.open.join("\n          "))
+    };
+    table::facts(&[("runs", runs), ("healthy", health), ("selected", selected), ("open", open)])
 }
 
 /// The swap of a commit.
@@ -173,10 +196,11 @@ mod tests {
             problem: "no container runs".to_owned(),
             selected: None,
             state: None,
+            open: Vec::new(),
         };
         assert_eq!(
             human(&status, Palette::PLAIN),
-            "runs      nothing\nhealthy   no: no container runs\nselected  nothing\n"
+            "runs      nothing\nhealthy   no: no container runs\nselected  nothing\nopen      nothing of the host\n"
         );
     }
 }

@@ -9,6 +9,7 @@ use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
+use crate::container::nspawn;
 use crate::error::Result;
 use crate::progress::Cancel;
 use crate::state::{PlanReport, UpgradeType};
@@ -45,6 +46,8 @@ impl PlanArgs {
         let trust = self.trust.open(&settings.trust, &Reporter::new(format))?;
         let bundle = machine::bundle(&self.bundle, &trust, &settings.web, &Cancel::default())?;
         let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle)?;
+        let container_open = settings.container.as_ref().map(nspawn::openings);
+        let report = PlanReport { container_open, ..report };
         output::result(format, &report, human)
     }
 }
@@ -70,6 +73,9 @@ fn human(report: &PlanReport, palette: Palette) -> String {
         ("upgrade", kind),
         ("switch", report.switch_method.clone()),
     ]);
+    for open in report.container_open.iter().flatten() {
+        text += &format!("{} {open}\n", palette.warn("Open to the container:"));
+    }
     let rows = report.payloads.iter().map(|payload| {
         vec![
             payload.name.as_str().into(),
@@ -122,6 +128,7 @@ mod tests {
             manifest: crate::units::Blake3([0; 32]),
             already_prepared: false,
             blocked_by: Vec::new(),
+            container_open: Some(Vec::new()),
         };
         let facts = "disk     disk.img, slot a runs\n\
              product  appliance\n\

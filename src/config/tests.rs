@@ -107,6 +107,8 @@ fn check_container(shown: container::Config, sample: &str) {
         options,
         console,
         probe,
+        system_calls,
+        devices,
         ..
     } = shown.clone();
     assert!(stop_signal.is_some() && state.is_some() && preread.is_some() && console.is_some(), "examples");
@@ -120,6 +122,8 @@ fn check_container(shown: container::Config, sample: &str) {
         options,
         console,
         probe,
+        system_calls,
+        devices,
         ..defaults
     };
     assert_eq!(shown, same, "what the sample shows is not the default");

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::isolation::{self, Cgroups, Users};
+
 /// How the software image is run.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,6 +42,24 @@ pub struct Config {
     /// Its network.
     #[serde(default)]
     pub network: Network,
+    /// Whose users its users are.
+    #[serde(default)]
+    pub users: Users,
+    /// Whether set-user-ID programs and file capabilities work.
+    #[serde(default)]
+    pub new_privileges: bool,
+    /// The capabilities that it keeps; all others are gone for good.
+    #[serde(default = "isolation::capabilities", deserialize_with = "isolation::named")]
+    pub capabilities: Vec<String>,
+    /// System calls that are permitted beyond the usual, as in systemd.exec(5), `SystemCallFilter=`.
+    #[serde(default, deserialize_with = "isolation::calls")]
+    pub system_calls: Vec<String>,
+    /// Device nodes of the host that it may use.
+    #[serde(default, deserialize_with = "isolation::nodes")]
+    pub devices: Vec<PathBuf>,
+    /// What it may do with its control groups.
+    #[serde(default)]
+    pub cgroups: Cgroups,
     /// The file systems that an image may have, by their names in mount(8).
     #[serde(default = "file_systems")]
     pub file_systems: Vec<String>,
@@ -73,9 +93,9 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Network {
     /// That of the host.
-    #[default]
     Host,
     /// One of its own, with nothing but `lo`.
+    #[default]
     Private,
     /// The one at this path, such as `/run/netns/NAME`.
     Path(PathBuf),
@@ -109,6 +129,12 @@ impl Config {
             bind_ro: Vec::new(),
             overlay: false,
             network: Network::default(),
+            users: Users::default(),
+            new_privileges: false,
+            capabilities: isolation::capabilities(),
+            system_calls: Vec::new(),
+            devices: Vec::new(),
+            cgroups: Cgroups::default(),
             file_systems: file_systems(),
             preread: None,
             probe: Probe::default(),

@@ -141,6 +141,10 @@ impl Runtime for Double {
         if runs { Ok(()) } else { Err("it does not run".to_owned()) }
     }
 
+    fn openings(&self, _running: Option<&Running>) -> Vec<String> {
+        Vec::new()
+    }
+
     fn clock(&self) -> Duration {
         *self.clock.lock().unwrap()
     }

@@ -23,6 +23,7 @@
 pub mod config;
 #[cfg(test)]
 mod double;
+mod isolation;
 pub mod nspawn;
 mod probe;
 mod runtime;
@@ -33,6 +34,7 @@ mod swap;
 mod tests;
 
 pub use config::{Config, Network, Probe};
+pub use isolation::{Cgroups, Users};
 pub use nspawn::Nspawn;
 pub use runtime::{Running, Runtime, Stopped};
 pub use start::{ContainerStatus, StartReport, restart, start, status, stop};

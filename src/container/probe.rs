@@ -51,37 +51,6 @@ pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), S
     }
 }
 
-/// Whether a command inside the container of process `pid` ends with 0.
-pub(super) fn command(
-    pid: u32,
-    words: &[String],
-    environment: &[String],
-    timeout: Duration,
-) -> Result<(), String> {
-    let shown = words.join(" ");
-    let mut nsenter = Command::new("nsenter");
-    nsenter.args([
-        "--target",
-        &pid.to_string(),
-        "--mount",
-        "--uts",
-        "--ipc",
-        "--net",
-        "--pid",
-        "--root",
-        "--wd",
-    ]);
-    nsenter.arg("--").args(words);
-    nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    nsenter.envs(environment.iter().filter_map(|pair| pair.split_once('=')));
-    match run(&mut nsenter, timeout) {
-        Ok(None) => Err(format!("{shown}: no answer within {:.1} s", timeout.as_secs_f64())),
-        Ok(Some(status)) if status.success() => Ok(()),
-        Ok(Some(status)) => Err(format!("{shown}: {status}")),
-        Err(e) => Err(format!("nsenter: {e}")),
-    }
-}
-
 /// Runs a program without input or output; `None` where it did not end in time: it and its children are killed.
 pub(crate) fn run(
     command: &mut Command,
@@ -102,7 +71,7 @@ pub(crate) fn run(
     }
 }
 
-/// A process group that does not outlive its value: nsenter forks, and its child would go on.
+/// A process group that does not outlive its value: what the program started would go on.
 struct Group(Child);
 
 impl Drop for Group {

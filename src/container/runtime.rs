@@ -79,6 +79,9 @@ pub trait Runtime: Send + Sync {
     /// Asks once whether it is healthy; the error says why not.
     fn probe(&self, running: &Running) -> std::result::Result<(), String>;
 
+    /// What of the host is open to this container, one sentence each; with `None`, to one that is started next.
+    fn openings(&self, running: Option<&Running>) -> Vec<String>;
+
     /// Time since some fixed point.
     fn clock(&self) -> Duration;
 

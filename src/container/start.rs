@@ -50,6 +50,8 @@ pub struct ContainerStatus {
     pub selected: Option<Slot>,
     /// How the trial of that slot stands.
     pub state: Option<SlotState>,
+    /// What of the host is open to the container that runs, or would be to one that is started; empty: nothing.
+    pub open: Vec<String>,
 }
 
 /// Makes the container of the selected slot run, whatever runs now: at boot, after a crash in the middle of a swap, or
@@ -246,12 +248,14 @@ pub fn status(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<ContainerSta
     let running = runtime.running()?.into_iter().next();
     let health =
         running.as_ref().map_or_else(|| Err("no container runs".to_owned()), |one| runtime.probe(one));
+    let open = runtime.openings(running.as_ref());
     Ok(ContainerStatus {
         running,
         healthy: health.is_ok(),
         problem: health.err().unwrap_or_default(),
         selected: selected.as_ref().map(|image| image.slot),
         state: selected.map(|image| image.state),
+        open,
     })
 }
 

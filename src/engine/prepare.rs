@@ -60,6 +60,7 @@ impl Engine<'_> {
                 .iter()
                 .map(|error| Obstacle { code: error.code().to_owned(), message: error.to_string() })
                 .collect(),
+            container_open: None,
         })
     }
 

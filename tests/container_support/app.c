@@ -1,5 +1,6 @@
 /* The service in the container: answers every HTTP request with the version of its image. /mode says how it behaves:
- * good, sick (answers 503), crash (ends at once), deaf (ignores SIGTERM and SIGHUP), slow (listens after 2 s). */
+ * good, sick (answers 503), crash (ends at once), deaf (ignores SIGTERM and SIGHUP), slow (listens after 2 s), hostile
+ * (tries to get out first; see tries.c). */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -8,6 +9,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+void tries(const char *report);
 
 static void text(const char *path, char *into, size_t size) {
     int fd = open(path, O_RDONLY);
@@ -24,12 +27,14 @@ int main(int argc, char **argv) {
     text("/mode", mode, sizeof mode);
     /* As a probe inside: ends with 0 where all is well. */
     if (argc > 1 && !strcmp(argv[1], "--check")) return strcmp(mode, "good") != 0;
+    if (argc > 1 && !strcmp(argv[1], "--tries")) { tries("/state/probe.report"); return 0; }
     text("/version", version, sizeof version);
     FILE *log = fopen("/state/starts", "a");
     if (log) { fprintf(log, "%s\n", version); fclose(log); }
     if (!strcmp(mode, "crash")) return 7;
     if (!strcmp(mode, "deaf")) { signal(SIGTERM, SIG_IGN); signal(SIGHUP, SIG_IGN); }
     if (!strcmp(mode, "slow")) sleep(2);
+    if (!strcmp(mode, "hostile")) tries("/state/report");
     setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(server, (struct sockaddr *)&at, sizeof at) || listen(server, 128)) { perror("bind"); return 8; }
     for (;;) {

@@ -31,10 +31,13 @@ pub(crate) fn can_run() -> bool {
 
 /// Builds the service into a directory. For each machine anew, so that nothing stays behind.
 fn app(dir: &Path) -> PathBuf {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container_support/app.c");
+    let [source, tries] = [
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container_support/app.c"),
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container_support/tries.c"),
+    ];
     let program = dir.join("service");
     if !program.exists() {
-        run("cc", &["-O1", "-static", "-o", text(&program), source]);
+        run("cc", &["-O1", "-static", "-o", text(&program), source, tries]);
     }
     program
 }
@@ -90,10 +93,12 @@ impl Machine {
         let probe = if more.contains("probe =") { "" } else { &probe };
         let deadline = if more.contains("deadline =") { "" } else { "deadline = 5\n" };
         let stop = if more.contains("stop_timeout =") { "" } else { "stop_timeout = 1\n" };
+        // Clients of these tests are on the host.
+        let network = if more.contains("network =") { "" } else { "network = \"host\"\n" };
         let more = more.replace("PORT", &port.to_string());
         let config = format!(
             "disk = \"{}\"\ntrust = \"{}\"\nstate_dir = \"{}\"\n[container]\ncommand = [\"/app\", \"{port}\"]\n\
-             {probe}state = \"{}:/state\"\nrun_dir = \"{}\"\n{stop}\
+             {probe}{network}state = \"{}:/state\"\nrun_dir = \"{}\"\n{stop}\
              {deadline}options = [\"--resolv-conf=off\", \"--timezone=off\"]\n{more}\n",
             path.display(),
             at("trusted").display(),

@@ -1,38 +1,49 @@
 //! The gate in front of the program of a container: namespaces, mounts and init are made while the old container
 //! serves, and the one execve(2) that is left is done on a word.
 //!
-//! qstage itself is bound into the container and is the first thing that runs there. It connects to a socket of the
+//! A copy of qstage (see [`room`](super::room)) is the first thing that runs there. It connects to a socket of the
 //! process that arranges the container, and waits:
 //!
 //! | inside | outside |
 //! |---|---|
+//! | | with `--prober`: `l`, and the socket at which [`prober`](super::prober) shall listen |
 //! | `r`: here I am | |
 //! | | `g`: go. End of stream instead (that process died, or changed its mind): the gate ends, and the container |
 //! | end of stream by execve (the socket is close-on-exec): it runs. Text instead: why it does not | |
 //!
 //! Nothing of that needs the image: it may hold a single static program. Where qstage is linked dynamically, its
-//! loader and its libraries are bound too, and the loader is called by name. Rejected: a shell that reads from a FIFO
+//! loader and its libraries are copied too, and the loader is called by name. Rejected: a shell that reads from a FIFO
 //! (images without a shell); stopping the program by a signal (it must not have begun); fanotify permission events on
 //! its execve (when their owner dies the kernel lets the program run).
 
 use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use super::room;
 use crate::error::{Error, Result};
+use crate::sandbox;
 
-/// Where all of it lies in the container: below a tmpfs that nspawn makes.
+/// Where its directory lies in the container: below a tmpfs that nspawn makes.
 pub(super) const INSIDE: &str = "/run/qstage-gate";
-/// The directory of the socket, within [`INSIDE`] and within the run directory of the container.
-pub(super) const IO: &str = "io";
-const SOCKET: &str = "socket";
-/// The file for output, within [`INSIDE`].
-pub(super) const CONSOLE: &str = "console";
+/// The file for output, in the container.
+pub(super) const CONSOLE: &str = "/run/qstage-console";
+/// The loader of dynamic programs, in [`INSIDE`].
+const LOADER: &str = "loader";
+const PROGRAM: &str = "qstage";
 
+const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
 const GO: u8 = b'g';
 /// How long a program may take from the word to its execve: page faults of a slow disk.
@@ -40,24 +51,34 @@ const EXEC_LIMIT: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(1);
 
 /// The side outside, before anybody has come.
-pub(super) struct Gate(UnixListener);
+pub(super) struct Gate {
+    gate: UnixListener,
+    /// What is handed to the prober.
+    prober: Option<UnixListener>,
+}
 
 /// A gate at which a container waits. Dropped, the container ends.
 pub(super) struct Waiting(UnixStream);
 
 impl Gate {
-    /// Makes the socket in the directory `io`.
-    pub(super) fn new(io: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(io.join(SOCKET))?;
-        listener.set_nonblocking(true)?;
-        Ok(Self(listener))
+    /// Makes the sockets in the directory of the gate.
+    pub(super) fn new(dir: &Path, prober: bool) -> io::Result<Self> {
+        let socket = |name: &str| {
+            let listener = UnixListener::bind(dir.join(name))?;
+            room::let_in(&dir.join(name))?;
+            Ok::<_, io::Error>(listener)
+        };
+        let gate = socket(room::GATE)?;
+        gate.set_nonblocking(true)?;
+        let prober = prober.then(|| UnixListener::bind(dir.join(room::PROBER))).transpose()?;
+        Ok(Self { gate, prober })
     }
 
     /// Waits for the container. `alive` says whether it can still come.
     pub(super) fn wait(self, limit: Duration, alive: impl Fn() -> bool) -> Result<Waiting, String> {
         let until = Instant::now() + limit;
         let mut stream = loop {
-            match self.0.accept() {
+            match self.gate.accept() {
                 Ok((stream, _)) => break stream,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Err(format!("its gate: {e}")),
@@ -73,6 +94,7 @@ impl Gate {
         let mut word = [0];
         let read = stream
             .set_nonblocking(false)
+            .and_then(|()| self.prober.as_ref().map_or(Ok(()), |listener| send(&stream, listener)))
             .and_then(|()| stream.set_read_timeout(Some(limit)))
             .and_then(|()| stream.read_exact(&mut word));
         match (read, word) {
@@ -84,6 +106,12 @@ impl Gate {
 }
 
 impl Waiting {
+    /// The number of the process that waits: the program, as soon as it is released.
+    pub(super) fn pid(&self) -> io::Result<u32> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.0)?;
+        Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
     /// Lets the program start, and returns when it has been executed.
     pub(super) fn open(mut self) -> Result<(), String> {
         let mut said = Vec::new();
@@ -100,23 +128,76 @@ impl Waiting {
     }
 }
 
+/// Hands a descriptor over.
+fn send(stream: &UnixStream, listener: &UnixListener) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [listener.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(stream, &[IoSlice::new(&[LISTENER])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Takes one.
+fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut word = [0];
+    recvmsg(stream, &mut [IoSliceMut::new(&mut word)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptors.next().ok_or_else(|| io::Error::other("no socket for the prober"))
+}
+
+/// Starts [`prober`](super::prober) and returns when it stands on its own.
+fn start_prober(listener: OwnedFd) -> io::Result<()> {
+    let inside = Path::new(INSIDE);
+    let words = prefix(inside.join(LOADER).exists());
+    let (program, words) = words.split_first().ok_or_else(|| io::Error::other("no program"))?;
+    let mut prober = Command::new(program);
+    prober.args(words).args(["container", "prober"]);
+    let status = prober.stdin(listener).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("the prober: {status}"))) }
+}
+
+/// What the side inside is told by its arguments.
+#[derive(Debug)]
+pub struct Orders<'a> {
+    /// File that takes the output of the program.
+    pub console: Option<&'a Path>,
+    /// Whether to start what runs the commands of the health probe.
+    pub prober: bool,
+    /// Whether to forbid user namespaces, to the prober too.
+    pub no_user_namespaces: bool,
+    /// The program and its arguments.
+    pub command: &'a [String],
+}
+
 /// The side inside: waits for the word and becomes the program. Returns only where that fails.
 ///
 /// # Errors
 /// [`Error::Internal`], which nobody but a log sees: the reason has been told outside.
-pub fn wait_inside(console: Option<&Path>, command: &[String]) -> Result<()> {
-    let socket = Path::new(INSIDE).join(IO).join(SOCKET);
+pub fn wait_inside(orders: &Orders<'_>) -> Result<()> {
+    let socket = Path::new(INSIDE).join(room::GATE);
     let failed = |problem: io::Error| Error::Internal { what: format!("the gate of a container: {problem}") };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
+    if orders.no_user_namespaces {
+        sandbox::forbid_user_namespaces().map_err(failed)?;
+    }
+    if orders.prober {
+        receive(&stream).and_then(start_prober).map_err(failed)?;
+    }
     stream.write_all(&[READY]).map_err(failed)?;
     let mut word = [0];
     stream.read_exact(&mut word).map_err(failed)?;
-    let [program, arguments @ ..] = command else {
+    let [program, arguments @ ..] = orders.command else {
         return Err(Error::Internal { what: "the gate of a container has no program".to_owned() });
     };
     let mut program = Command::new(program);
     program.args(arguments).stdin(Stdio::null());
-    let redirected = console.map(|path| {
+    let redirected = orders.console.map(|path| {
         let out = OpenOptions::new().append(true).open(path)?;
         program.stdout(out.try_clone()?).stderr(out);
         Ok::<_, io::Error>(())
@@ -125,8 +206,18 @@ pub fn wait_inside(console: Option<&Path>, command: &[String]) -> Result<()> {
         Some(Err(problem)) => problem,
         _ => program.exec(),
     };
-    stream.write_all(format!("{}: {problem}", command.join(" ")).as_bytes()).map_err(failed)?;
+    stream.write_all(format!("{}: {problem}", orders.command.join(" ")).as_bytes()).map_err(failed)?;
     Err(failed(problem))
+}
+
+/// The words in front of the arguments of qstage, inside.
+fn prefix(dynamic: bool) -> Vec<String> {
+    let inside = |name: &str| format!("{INSIDE}/{name}");
+    if dynamic {
+        vec![inside(LOADER), "--library-path".to_owned(), INSIDE.to_owned(), inside(PROGRAM)]
+    } else {
+        vec![inside(PROGRAM)]
+    }
 }
 
 /// What the gate needs inside.
@@ -147,17 +238,13 @@ impl Tools {
             .env("LD_TRACE_LOADED_OBJECTS", "1")
             .stdin(Stdio::null())
             .output()?;
-        let inside = |name: &str| format!("{INSIDE}/{name}");
-        let mut files = vec![(qstage.to_owned(), "qstage".to_owned())];
-        let mut prefix = Vec::new();
+        let mut files = vec![(qstage.to_owned(), PROGRAM.to_owned())];
         for (name, path) in libraries(&String::from_utf8_lossy(&output.stdout)) {
-            if name.starts_with("ld-") || name.starts_with("ld.") {
-                prefix = vec![inside(&name), "--library-path".to_owned(), INSIDE.to_owned()];
-            }
-            files.push((path, name));
+            let loader = name.starts_with("ld-") || name.starts_with("ld.");
+            files.push((path, if loader { LOADER.to_owned() } else { name }));
         }
-        prefix.push(inside("qstage"));
-        Ok(Self { files, prefix })
+        let dynamic = files.iter().any(|(_, name)| name == LOADER);
+        Ok(Self { files, prefix: prefix(dynamic) })
     }
 }
 
@@ -191,8 +278,8 @@ mod tests {
     fn a_gate_reports_what_comes_through_it() {
         let pair = |answer: &'static [u8]| {
             let dir = tempfile::tempdir().unwrap();
-            let gate = Gate::new(dir.path()).unwrap();
-            let path = dir.path().join(SOCKET);
+            let gate = Gate::new(dir.path(), false).unwrap();
+            let path = dir.path().join(room::GATE);
             let inside = std::thread::spawn(move || {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(&[READY]).unwrap();
@@ -218,10 +305,10 @@ mod tests {
     fn nobody_is_waited_for_in_vain() {
         let dir = tempfile::tempdir().unwrap();
         let begun = Instant::now();
-        let gate = Gate::new(dir.path()).unwrap();
+        let gate = Gate::new(dir.path(), false).unwrap();
         assert!(gate.wait(Duration::from_secs(60), || false).is_err_and(|e| e.contains("before")));
-        std::fs::remove_file(dir.path().join(SOCKET)).unwrap();
-        let gate = Gate::new(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join(room::GATE)).unwrap();
+        let gate = Gate::new(dir.path(), false).unwrap();
         assert!(gate.wait(Duration::from_millis(50), || true).is_err_and(|e| e.contains("within")));
         assert!(begun.elapsed() < Duration::from_secs(10));
     }

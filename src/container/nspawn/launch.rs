@@ -3,16 +3,38 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::gate::{CONSOLE, INSIDE, IO, Tools};
+use super::gate::{CONSOLE, INSIDE, Tools};
+use super::idmap;
 use super::process::Process;
 use crate::container::{Config, Network};
 
 /// How long systemd may take to start a unit.
 const UNIT_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the configuration asks of those who start nspawn.
+pub(super) struct Outside<'a> {
+    /// Devices that a closed policy lets through.
+    pub(super) devices: &'a [PathBuf],
+    /// The network namespace that nspawn is started in; `None`: this one.
+    pub(super) network: Option<&'a Path>,
+}
+
+impl<'a> Outside<'a> {
+    pub(super) fn of(config: &'a Config, private: bool) -> Self {
+        let network = match &config.network {
+            Network::Path(path) if private => Some(path.as_path()),
+            _ => None,
+        };
+        Self { devices: &config.devices, network }
+    }
+}
+
+/// The directory of the gate, within that of the container.
+pub(super) const ROOM: &str = "gate";
 
 /// A container on its way to its gate.
 pub(super) struct Launched {
@@ -27,7 +49,13 @@ pub(super) struct Launched {
 /// `--keep-unit --register=no`: who starts it looks after it, and machined would want a bus. `--as-pid2`: process 1
 /// ignores every signal that it has no handler for, so a program that is 1 and knows no SIGTERM would have to be killed
 /// each time; as 2 it dies of it.
-pub(super) fn arguments(config: &Config, dir: &Path, id: &str, tools: &Tools) -> Vec<OsString> {
+pub(super) fn arguments(
+    config: &Config,
+    dir: &Path,
+    id: &str,
+    tools: &Tools,
+    private: bool,
+) -> Vec<OsString> {
     let mut args: Vec<OsString> =
         ["--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe"]
             .map(OsString::from)
@@ -45,19 +73,19 @@ pub(super) fn arguments(config: &Config, dir: &Path, id: &str, tools: &Tools) ->
     match &config.network {
         Network::Host => {}
         Network::Private => args.push("--private-network".into()),
+        // From within its user namespace nspawn may not enter one of the host: it is started there.
+        Network::Path(_) if private => {}
         Network::Path(path) => option("network-namespace-path", &path.display().to_string()),
     }
     let mut option = |name: &str, value: &str| args.push(format!("--{name}={value}").into());
-    for (file, name) in &tools.files {
-        option("bind-ro", &format!("{}:{INSIDE}/{name}", escaped(file)));
-    }
-    // Read-only: a socket can be connected to all the same, and the program must not fill the host's /run.
-    option("bind-ro", &format!("{}:{INSIDE}/{IO}", escaped(&dir.join(IO))));
+    // Read-only: a socket can be connected to all the same, and nothing of it is the program's to change.
+    option("bind-ro", &format!("{}:{INSIDE}", escaped(&dir.join(ROOM))));
+    let mapped = |bind: &str| if private { idmap::mapped(bind) } else { bind.to_owned() };
     if let Some(console) = &config.console {
-        option("bind", &format!("{}:{INSIDE}/{CONSOLE}", escaped(console)));
+        option("bind", &mapped(&format!("{}:{CONSOLE}", escaped(console))));
     }
-    config.state.iter().chain(&config.bind).for_each(|bind| option("bind", bind));
-    config.bind_ro.iter().for_each(|bind| option("bind-ro", bind));
+    config.state.iter().chain(&config.bind).for_each(|bind| option("bind", &mapped(bind)));
+    config.bind_ro.iter().for_each(|bind| option("bind-ro", &mapped(bind)));
     config.environment.iter().for_each(|pair| option("setenv", pair));
     if config.pid1 {
         option("kill-signal", config.stop_signal.as_deref().unwrap_or("SIGRTMIN+3"));
@@ -67,6 +95,7 @@ pub(super) fn arguments(config: &Config, dir: &Path, id: &str, tools: &Tools) ->
     if !config.overlay {
         args.push("--read-only".into());
     }
+    args.extend(config.boundary(private).into_iter().map(OsString::from));
     args.extend(config.options.iter().map(OsString::from));
     args.push("--".into());
     args.extend(tools.prefix.iter().map(OsString::from));
@@ -80,8 +109,8 @@ fn escaped(path: &Path) -> String {
 }
 
 /// The words that start it as a transient unit: it must not end with the session or the service that started it.
-fn unit_arguments(unit: &str, nspawn: &[OsString]) -> Vec<OsString> {
-    // As systemd-nspawn@.service has them.
+fn unit_arguments(unit: &str, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec<OsString> {
+    // As systemd-nspawn@.service has them, but for its devices: no loop devices, no tunnels.
     let mut args: Vec<OsString> = [
         "--quiet",
         "--collect",
@@ -90,9 +119,15 @@ fn unit_arguments(unit: &str, nspawn: &[OsString]) -> Vec<OsString> {
         "--property=KillMode=mixed",
         "--property=Delegate=yes",
         "--property=TasksMax=16384",
+        "--property=DevicePolicy=closed",
+        "--property=DeviceAllow=char-pts rw",
     ]
     .map(OsString::from)
     .to_vec();
+    let property = |name: &str, value: &str| format!("--property={name}={value}").into();
+    let devices = outside.devices.iter().map(|node| format!("{} rw", node.display()));
+    args.extend(devices.map(|device| property("DeviceAllow", &device)));
+    args.extend(outside.network.map(|path| property("NetworkNamespacePath", &path.display().to_string())));
     args.extend([OsString::from(format!("--unit={unit}")), "--".into(), "systemd-nspawn".into()]);
     args.extend(nspawn.iter().cloned());
     args
@@ -100,10 +135,19 @@ fn unit_arguments(unit: &str, nspawn: &[OsString]) -> Vec<OsString> {
 
 /// Starts nspawn: where systemd runs as a unit, else as a session of its own. `log` takes what nspawn itself has to
 /// say where there is no journal.
-pub(super) fn launch(id: &str, nspawn: &[OsString], systemd: bool, log: File) -> io::Result<Launched> {
+pub(super) fn launch(
+    id: &str,
+    outside: &Outside<'_>,
+    nspawn: &[OsString],
+    systemd: bool,
+    log: File,
+) -> io::Result<Launched> {
     if !systemd {
-        // setsid(1): without --fork it becomes nspawn, so the number is nspawn's.
+        // setsid(1) without --fork and nsenter(1) become nspawn, so the number is nspawn's.
+        let enter = outside.network.map(|path| format!("--net={}", path.display()));
+        let enter = enter.iter().flat_map(|network| ["nsenter", network.as_str(), "--"]);
         let mut child = Command::new("setsid")
+            .args(enter)
             .arg("systemd-nspawn")
             .args(nspawn)
             .stdin(Stdio::null())
@@ -117,7 +161,7 @@ pub(super) fn launch(id: &str, nspawn: &[OsString], systemd: bool, log: File) ->
         return Ok(Launched { process, unit: None });
     }
     let unit = format!("qstage-container-{id}.service");
-    run("systemd-run", &unit_arguments(&unit, nspawn))?;
+    run("systemd-run", &unit_arguments(&unit, outside, nspawn))?;
     let until = std::time::Instant::now() + UNIT_LIMIT;
     loop {
         let shown = run("systemctl", &["show", "--property=MainPID", "--value", &unit].map(OsString::from))?;
@@ -145,9 +189,8 @@ mod tests {
     use super::*;
 
     fn line(config: &Config) -> Vec<String> {
-        let tools =
-            Tools { files: vec![("/usr/bin/qstage".into(), "qstage".into())], prefix: vec!["Q".into()] };
-        arguments(config, Path::new("/run/q:s/x"), "b-1", &tools)
+        let tools = Tools { files: Vec::new(), prefix: vec!["Q".into()] };
+        arguments(config, Path::new("/run/q:s/x"), "b-1", &tools, true)
             .into_iter()
             .map(|word| word.into_string().unwrap())
             .collect()
@@ -158,11 +201,11 @@ mod tests {
         let mut config = Config::new(vec!["/app".to_owned()]);
         let plain = line(&config);
         for word in
-            ["--directory=/run/q:s/x/root", "--as-pid2", "--read-only", "--settings=no", "--keep-unit"]
+            ["--directory=/run/q:s/x/root", "--as-pid2", "--read-only", "--settings=no", "--private-network"]
         {
             assert!(plain.iter().any(|one| one == word), "{word}: {plain:?}");
         }
-        assert!(plain.contains(&"--bind-ro=/run/q\\:s/x/io:/run/qstage-gate/io".to_owned()), "{plain:?}");
+        assert!(plain.contains(&"--bind-ro=/run/q\\:s/x/gate:/run/qstage-gate".to_owned()), "{plain:?}");
         assert_eq!(plain[plain.len() - 4..], ["--", "Q", "container", "gate"]);
         config.pid1 = true;
         config.overlay = true;
@@ -175,27 +218,38 @@ mod tests {
         let full = line(&config);
         for word in [
             "--volatile=overlay",
-            "--network-namespace-path=/run/netns/x",
-            "--bind=/var/lib/app:/state",
-            "--bind-ro=/etc/x:/etc/x",
+            "--bind=/var/lib/app:/state:idmap",
+            "--bind-ro=/etc/x:/etc/x:idmap",
             "--setenv=A=b c",
             "--capability=CAP_NET_ADMIN",
             "--kill-signal=SIGRTMIN+3",
-            "--bind=/var/log/app:/run/qstage-gate/console",
+            "--bind=/var/log/app:/run/qstage-console:idmap",
         ] {
             assert!(full.iter().any(|one| one == word), "{word}: {full:?}");
         }
         assert!(!full.iter().any(|word| word == "--as-pid2" || word == "--read-only"), "{full:?}");
-        config.network = Network::Private;
-        assert!(line(&config).contains(&"--private-network".to_owned()));
+        let outside = Outside::of(&config, true);
+        assert_eq!(outside.network, Some(Path::new("/run/netns/x")));
+        assert!(Outside::of(&config, false).network.is_none());
+        config.network = Network::Host;
+        assert!(!line(&config).iter().any(|word| word.contains("network")));
     }
 
     #[test]
     fn under_systemd_it_is_a_unit_of_its_own() {
-        let words = unit_arguments("x.service", &["--quiet".into()]);
+        let outside = Outside { devices: &["/dev/ttyS0".into()], network: Some(Path::new("/run/netns/x")) };
+        let words = unit_arguments("x.service", &outside, &["--quiet".into()]);
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
         let split = words.iter().position(|word| *word == "--").unwrap();
-        assert!(words[..split].contains(&"--unit=x.service") && words[..split].contains(&"--collect"));
+        for word in [
+            "--unit=x.service",
+            "--collect",
+            "--property=DevicePolicy=closed",
+            "--property=DeviceAllow=/dev/ttyS0 rw",
+            "--property=NetworkNamespacePath=/run/netns/x",
+        ] {
+            assert!(words[..split].contains(&word), "{word}: {words:?}");
+        }
         assert_eq!(words[split + 1..], ["systemd-nspawn", "--quiet"]);
     }
 }

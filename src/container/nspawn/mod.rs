@@ -6,7 +6,7 @@
 //!   lock                        held by who starts or stops
 //!   b-4711-0/                   one start
 //!     root/                     the slot, mounted read-only
-//!     io/socket                 the gate
+//!     gate/                     a tmpfs: copies of qstage and its libraries, sockets; see room
 //!     instance.json             its processes; written before its gate is opened
 //!     log                       what nspawn says
 //! ```
@@ -15,9 +15,12 @@
 //! any more is removed by the next start.
 
 pub mod gate;
+mod idmap;
 mod launch;
 mod mount;
+pub mod prober;
 mod process;
+mod room;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -26,14 +29,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gate::{Gate, Tools, Waiting};
+use launch::{Outside, ROOM};
 use nix::sys::signal::Signal;
 use process::Process;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Config, Network, Probe};
+use super::isolation::Users;
 use super::probe;
 use super::runtime::{Running, Runtime, Stopped};
 use crate::engine::SoftwareImage;
@@ -63,6 +69,8 @@ pub struct Nspawn {
     begun: Instant,
     waiting: Mutex<HashMap<String, (Waiting, Instance)>>,
     released: Mutex<HashMap<String, Instant>>,
+    /// What goes on while the probe is asked already; ended before this value is gone.
+    aside: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What is known of a container that was started.
@@ -77,6 +85,14 @@ struct Instance {
     /// The program; the same as `init` under `pid1`.
     program: Process,
     unit: Option<String>,
+    /// What of the host is open to it, by the configuration of its start.
+    #[serde(default = "of_old")]
+    open: Vec<String>,
+}
+
+/// What is open to a container whose start did not write that down.
+fn of_old() -> Vec<String> {
+    vec!["it was started by an earlier version of qstage, with the rights of the host's root".to_owned()]
 }
 
 impl Nspawn {
@@ -110,6 +126,7 @@ impl Nspawn {
             begun: Instant::now(),
             waiting: Mutex::default(),
             released: Mutex::default(),
+            aside: Mutex::default(),
         }
     }
 
@@ -150,31 +167,45 @@ impl Nspawn {
             let what = what.to_owned();
             move |e: io::Error| format!("{what}: {e}")
         };
-        for part in ["root", gate::IO] {
+        for part in ["root", ROOM] {
             fs::create_dir_all(dir.join(part)).map_err(named("its run directory"))?;
         }
         let root = dir.join("root");
         mount::attach(&image.source, &root, &self.config.file_systems)
             .map_err(named(&format!("mounting {}", image.partition)))?;
         self.make_outside().map_err(named("what is bound into it"))?;
+        let unmapped = idmap::obstacle(&self.config, Some(&root));
+        if let (Users::Private, Some(why)) = (self.config.users, &unmapped) {
+            return Err(format!("{why}; permit the users of the host by 'users' in [container]"));
+        }
+        let private = self.config.users != Users::Host && unmapped.is_none();
+        let open = self.config.openings(unmapped.as_deref());
         let tools = Tools::of(&self.qstage).map_err(named(&self.qstage.display().to_string()))?;
-        let mut args = launch::arguments(&self.config, dir, id, &tools);
+        room::furnish(&dir.join(ROOM), &tools).map_err(named("the directory of its gate"))?;
+        let mut args = launch::arguments(&self.config, dir, id, &tools, private);
+        if self.has_prober() {
+            args.push("--prober".into());
+        }
+        if self.config.forbids_user_namespaces() {
+            args.push("--no-user-namespaces".into());
+        }
         if self.config.console.is_some() || !self.systemd {
-            let console = self.config.console.as_ref().map(|_| format!("{}/{}", gate::INSIDE, gate::CONSOLE));
             args.push("--console".into());
-            args.push(console.as_deref().unwrap_or("/dev/null").into());
+            args.push(self.config.console.as_ref().map_or("/dev/null", |_| gate::CONSOLE).into());
         }
         args.push("--".into());
         args.extend(self.config.command.iter().map(Into::into));
-        let gate = Gate::new(&dir.join(gate::IO)).map_err(named("its gate"))?;
+        let gate = Gate::new(&dir.join(ROOM), self.has_prober()).map_err(named("its gate"))?;
         let log = File::create(dir.join("log")).map_err(named("its log"))?;
-        let launched = launch::launch(id, &args, self.systemd, log).map_err(named("systemd-nspawn"))?;
+        let launched = launch::launch(id, &Outside::of(&self.config, private), &args, self.systemd, log)
+            .map_err(named("systemd-nspawn"))?;
         let known = serde_json::to_vec(&launched.process).map_err(io::Error::from);
         let known = known.and_then(|text| fs::write(dir.join(LAUNCHED), text));
         // Whatever goes wrong from here on, nothing of it stays.
         let begun = known
             .map_err(named("its run directory"))
-            .and_then(|()| self.reach_gate(image, id, &launched, gate));
+            .and_then(|()| self.reach_gate(image, id, &launched, gate))
+            .map(|(waiting, instance)| (waiting, Instance { open, ..instance }));
         if begun.is_err() {
             end(launched.process, None);
         }
@@ -199,15 +230,18 @@ impl Nspawn {
         mount::preread(&self.base.join(id).join("root"), &paths);
         let waiting = gate.wait(ARRANGE_LIMIT, || nspawn.is_alive())?;
         let init = nspawn.only_child().ok_or("its first process was not found")?;
-        let program = if self.config.pid1 { Some(init) } else { init.only_child() };
-        let program = program.ok_or("its program was not found")?;
+        // Whoever waits at the gate: process 1 may have another child, the prober.
+        let program = waiting.pid().ok().and_then(Process::of).ok_or("its program was not found")?;
         let running = Running {
             id: id.to_owned(),
             slot: image.slot,
             version: image.version.clone(),
             blake3: image.blake3,
         };
-        Ok((waiting, Instance { running, nspawn, init, program, unit: launched.unit.clone() }))
+        Ok((
+            waiting,
+            Instance { running, nspawn, init, program, unit: launched.unit.clone(), open: Vec::new() },
+        ))
     }
 
     /// The state directory and the file for output, where they are missing.
@@ -221,9 +255,21 @@ impl Nspawn {
         Ok(())
     }
 
+    const fn has_prober(&self) -> bool {
+        matches!(self.config.probe, Probe::Command(_))
+    }
+
     fn stop_signal(&self) -> Signal {
         let named = self.config.stop_signal.as_deref().and_then(|name| name.parse().ok());
         named.unwrap_or(Signal::SIGTERM)
+    }
+}
+
+impl Drop for Nspawn {
+    fn drop(&mut self) {
+        for thread in self.aside.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -288,6 +334,11 @@ impl Runtime for Nspawn {
             Ok(()) => {
                 let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
                 all.insert(arranged.id.clone(), Instant::now());
+                drop(all);
+                // An unmount waits for all processors, and this is the gap.
+                let (room, prober) = (dir.join(ROOM), self.has_prober());
+                let leaving = std::thread::spawn(move || room::leave(&room, prober));
+                self.aside.lock().unwrap_or_else(PoisonError::into_inner).push(leaving);
                 Ok(())
             }
             Err(problem) => {
@@ -332,7 +383,8 @@ impl Runtime for Nspawn {
 
     fn probe(&self, running: &Running) -> Result<(), String> {
         let instance = self.instance(&running.id).filter(|one| one.program.is_alive());
-        let pid = instance.ok_or("its program has ended")?.program.pid;
+        let instance = instance.ok_or("its program has ended")?;
+        let pid = instance.program.pid;
         let timeout = self.config.probe_timeout;
         let ask = || match &self.config.probe {
             Probe::Alive => {
@@ -342,7 +394,10 @@ impl Runtime for Nspawn {
             }
             Probe::Tcp(address) => probe::tcp(address, timeout),
             Probe::Http(address, path) => probe::http(address, path, timeout),
-            Probe::Command(words) => probe::command(pid, words, &self.config.environment, timeout),
+            Probe::Command(words) => {
+                let socket = self.base.join(&running.id).join(ROOM).join(room::PROBER);
+                prober::ask(&socket, words, &self.config.environment, timeout)
+            }
         };
         match (&self.config.network, &self.config.probe) {
             (Network::Private | Network::Path(_), Probe::Tcp(_) | Probe::Http(..)) => {
@@ -352,6 +407,11 @@ impl Runtime for Nspawn {
         }
     }
 
+    fn openings(&self, running: Option<&Running>) -> Vec<String> {
+        let known = running.and_then(|one| self.instance(&one.id)).map(|one| one.open);
+        known.unwrap_or_else(|| openings(&self.config))
+    }
+
     fn clock(&self) -> Duration {
         self.begun.elapsed()
     }
@@ -359,6 +419,12 @@ impl Runtime for Nspawn {
     fn pause(&self, time: Duration) {
         std::thread::sleep(time);
     }
+}
+
+/// What of the host is open to a container that is started by this configuration, as far as it can be told without its
+/// image.
+pub fn openings(config: &Config) -> Vec<String> {
+    config.openings(idmap::obstacle(config, None).as_deref())
 }
 
 /// Ends a container by force, if it is still there; whether it is gone. Process 1 takes all others of it along, and
@@ -381,11 +447,11 @@ fn end(nspawn: Process, init: Option<Process>) -> bool {
 /// Unmounts and removes the directory of a container. Never what is mounted: only empty directories are removed.
 fn remove(dir: &Path) -> io::Result<()> {
     mount::detach(&dir.join("root"))?;
-    let files = [dir.join(INSTANCE), dir.join(LAUNCHED), dir.join("log"), dir.join(gate::IO).join("socket")];
-    for file in files {
-        let _ = fs::remove_file(file);
+    mount::detach(&dir.join(ROOM))?;
+    for file in [INSTANCE, LAUNCHED, "log"] {
+        let _ = fs::remove_file(dir.join(file));
     }
-    for sub in ["root", gate::IO] {
+    for sub in ["root", ROOM] {
         let _ = fs::remove_dir(dir.join(sub));
     }
     let _ = fs::remove_dir(dir);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ const PREREAD_MAX: u64 = 256 << 20;
 /// the copies along. systemd makes all mounts so; where it does not run they are private.
 pub(super) fn share(base: &Path) -> io::Result<()> {
     fs::create_dir_all(base)?;
+    // The gates of containers wait below it.
+    fs::set_permissions(base, fs::Permissions::from_mode(0o700))?;
     let base = base.canonicalize()?;
     if !is_mounted(&base)? {
         mount(Some(&base), &base, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;

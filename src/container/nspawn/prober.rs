@@ -1,0 +1,134 @@
+//! Probes that are commands run where the container runs: a process inside starts them, so they have its namespaces,
+//! capabilities, system calls and control group, and nothing that the container has not.
+//!
+//! It is started by the gate, only where the probe is a command, and listens at a socket that the gate was handed.
+//! One connection is one question: a line of JSON; the answer is a text, empty where the command ended with 0.
+//! Rejected: nsenter(1) from outside, which has all rights of the host's root while the image's program runs.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::container::probe;
+use crate::error::{Error, Result};
+
+/// Longest question and answer in bytes.
+const LONGEST: u64 = 64 << 10;
+/// How long who has connected may take to ask.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
+/// What an answer may take longer than the command.
+const SLACK: Duration = Duration::from_secs(2);
+
+#[derive(Serialize, Deserialize)]
+struct Question {
+    words: Vec<String>,
+    environment: Vec<String>,
+    timeout: Duration,
+}
+
+/// Has a command run inside; the error is why it did not succeed.
+pub(super) fn ask(
+    socket: &Path,
+    words: &[String],
+    environment: &[String],
+    timeout: Duration,
+) -> Result<(), String> {
+    let shown = words.join(" ");
+    let failed = |e: io::Error| format!("{shown}: the container cannot be asked: {e}");
+    let question = Question { words: words.to_vec(), environment: environment.to_vec(), timeout };
+    let mut line = serde_json::to_vec(&question).map_err(|e| failed(e.into()))?;
+    line.push(b'\n');
+    let mut stream = UnixStream::connect(socket).map_err(failed)?;
+    stream.set_write_timeout(Some(ASK_LIMIT)).map_err(failed)?;
+    // Several may ask at once, and are answered one after the other.
+    stream.set_read_timeout(Some(timeout * 2 + SLACK)).map_err(failed)?;
+    stream.write_all(&line).map_err(failed)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(LONGEST)).read_line(&mut answer).map_err(failed)?;
+    match answer.strip_suffix('\n') {
+        Some("") => Ok(()),
+        Some(problem) => Err(problem.to_owned()),
+        None => Err(format!("{shown}: the container ended while it was asked")),
+    }
+}
+
+/// The side inside: listens at standard input, for as long as the container lives.
+///
+/// # Errors
+/// [`Error::Internal`], which nobody but a log sees.
+pub fn serve() -> Result<()> {
+    let failed = |e: io::Error| Error::Internal { what: format!("the prober of a container: {e}") };
+    // A child of process 1 and not of the program, which may wait for all of its children.
+    nix::unistd::daemon(true, true).map_err(|errno| failed(errno.into()))?;
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?);
+    listener.set_nonblocking(false).map_err(failed)?;
+    for stream in listener.incoming() {
+        let stream = stream.map_err(failed)?;
+        // Who asks badly gets no answer; the next one does.
+        let _ = answer(&stream);
+    }
+    Ok(())
+}
+
+fn answer(mut stream: &UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(ASK_LIMIT))?;
+    stream.set_write_timeout(Some(ASK_LIMIT))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(LONGEST)).read_line(&mut line)?;
+    let question: Question = serde_json::from_str(&line)?;
+    let problem = run(&question).err().unwrap_or_default().replace('\n', " ");
+    stream.write_all(format!("{problem}\n").as_bytes())
+}
+
+fn run(question: &Question) -> Result<(), String> {
+    let shown = question.words.join(" ");
+    let (program, arguments) = question.words.split_first().ok_or("there is no command")?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command.envs(question.environment.iter().filter_map(|pair| pair.split_once('=')));
+    match probe::run(&mut command, question.timeout) {
+        Ok(None) => Err(format!("{shown}: no answer within {:.1} s", question.timeout.as_secs_f64())),
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => Err(format!("{shown}: {status}")),
+        Err(e) => Err(format!("{shown}: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn commands_are_run_and_their_ends_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let _ = answer(&stream.unwrap());
+            }
+        });
+        let environment = ["A=b".to_owned()];
+        let ask = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+            ask(&path, &words, &environment, LIMIT)
+        };
+        assert_eq!(ask(&["sh", "-c", "test $A = b && test -z $HOME"]), Ok(()));
+        assert!(ask(&["sh", "-c", "exit 7"]).unwrap_err().ends_with("exit status: 7"));
+        assert!(ask(&["/missing"]).unwrap_err().starts_with("/missing: No such file"));
+        assert!(ask(&["sleep", "60"]).unwrap_err().ends_with("no answer within 0.3 s"));
+        // Rubbish gets no answer, and the next one does.
+        UnixStream::connect(&path).unwrap().write_all(b"{}\n").unwrap();
+        assert_eq!(ask(&["true"]), Ok(()));
+        let gone = super::ask(&dir.path().join("none"), &["x".to_owned()], &[], LIMIT);
+        assert!(gone.unwrap_err().contains("cannot be asked"));
+    }
+}
