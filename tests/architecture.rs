@@ -120,7 +120,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["cli/remote/", "service/listen.rs"]),
     ("rcgen", &["service/tls.rs"]),
     ("reqwest", &["source/"]),
-    ("rustix", &["cli/prepare.rs", "container/nspawn/gate.rs", "host/efivars.rs", "host/load.rs"]),
+    (
+        "rustix",
+        &["cli/prepare.rs", "container/nspawn/gate.rs", "host/efivars.rs", "host/load.rs", "sandbox/"],
+    ),
     ("subtle", &["service/auth.rs"]),
     ("tokio", &["cli/remote/", "service/"]),
     ("tokio_rustls", &["service/"]),
@@ -137,7 +140,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
     ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
-    ("nix", &["cli/outlet.rs", "container/", "device/", "host/", "sandbox/", "service/", "source/", "workers/"]),
+    (
+        "nix",
+        &["cli/outlet.rs", "container/", "device/", "host/", "sandbox/", "service/", "source/", "workers/"],
+    ),
+    ("landlock", &["sandbox/"]),
     ("seccompiler", &["sandbox/"]),
     (
         "serde_json",

@@ -84,7 +84,8 @@ impl BenchArgs {
             Some(path) => path.clone(),
             None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
         };
-        let open = || machine::bundle(&path, &Trust::dangerously_unsigned(), &Web::default(), &cancel);
+        let open =
+            || machine::bundle_unconfined(&path, &Trust::dangerously_unsigned(), &Web::default(), &cancel);
         // Only a disk that is named here: one from the configuration is the machine's own.
         let report = if self.machine.names_disk() {
             if !self.yes {

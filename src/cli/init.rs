@@ -72,7 +72,7 @@ impl InitArgs {
         let progress = Reporter::new(format);
         // The bundle is opened first: a disk must not be wiped for one that cannot be installed.
         let bundle = match &self.bundle {
-            Some(from) => Some(machine::bundle(
+            Some(from) => Some(machine::bundle_unconfined(
                 from,
                 &self.trust.open(&settings.trust, &progress)?,
                 &settings.web,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::{self, Format, Palette};
+use super::progress::Reporter;
 use super::{machine, table};
 use crate::bundle::{Summary, Trust};
 use crate::error::Result;
@@ -38,9 +39,11 @@ impl InspectArgs {
             Some(file) => trust::read(file)?,
             None => Trust::dangerously_unsigned(),
         };
-        let summary =
-            machine::bundle(&self.bundle, &trust, &Web::default(), &Cancel::default())?.summary()?;
-        output::result(Format::object_if(self.json), &summary, human)
+        let format = Format::object_if(self.json);
+        let progress = Reporter::new(format);
+        let bundle = machine::bundle(&self.bundle, &trust, &Web::default(), &Cancel::default(), &progress)?;
+        drop(progress);
+        output::result(format, &bundle.summary()?, human)
     }
 }
 

@@ -3,14 +3,18 @@
 use std::path::Path;
 
 use super::output;
+use crate::boot::BootFlag;
 use crate::bundle::{Bundle, Source, Trust};
 use crate::config::Settings;
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
+use crate::host::efivars::EFIVARS;
+use crate::host::files::private_directory;
 use crate::host::record::FileJournal;
 use crate::host::{LocalDisk, signals};
-use crate::progress::Cancel;
+use crate::progress::{Cancel, Progress};
+use crate::sandbox::{self, Kept};
 use crate::source::address::Address;
 use crate::source::open_source;
 use crate::source::web::Web;
@@ -39,29 +43,96 @@ impl Host {
         Ok(Self { disk, journal: FileJournal::new(&settings.state_dir, output::note) })
     }
 
+    /// What a verb that only looks opens after it has read a bundle: the disk, its partitions, what else may show them.
+    pub(super) fn kept_to_look(&self, settings: &Settings) -> Kept {
+        let (own, others) = self.disk.nodes();
+        let state = [settings.state_dir.clone()];
+        let read = own.into_iter().chain(others).chain(state).chain(settings.efivars.clone()).collect();
+        Kept { read, ..Kept::default() }
+    }
+
+    /// The same for one that changes something: slots, table and EFI variables are written, and the journal.
+    pub(super) fn kept_to_change(&self, settings: &Settings) -> Kept {
+        let (own, others) = self.disk.nodes();
+        // Only what is there can be kept. Where it cannot be made, that is said when it is to be written.
+        let _ = private_directory(&settings.state_dir, true);
+        let write = own.into_iter().chain([settings.state_dir.clone()]).collect();
+        let efivars = || settings.efivars.clone().unwrap_or_else(|| EFIVARS.into());
+        let efivars = (settings.boot_flag == BootFlag::Efi).then(efivars);
+        Kept { read: others, write, efivars, network: false }
+    }
+
     /// The engine on this disk.
     pub(super) fn engine(&self, policy: Policy) -> Engine<'_> {
         Engine::new(&self.disk, &self.journal, policy)
     }
 }
 
-/// Opens a source of bundle bytes: a path, an http(s) or file URL, or `-` for standard input.
-pub(super) fn source(from: &Path, web: &Web, cancel: &Cancel) -> Result<Source> {
-    match Address::parse(from)? {
-        Address::Web(url) => web.open(&url, cancel),
-        Address::File(path) => open_source(&path, cancel),
-        Address::Stdin => open_source(Path::new("-"), cancel),
+/// Where a bundle comes from: what lies on this machine is open, a web server has not been asked.
+pub(super) enum Input {
+    /// A file, a pipe.
+    Open(Source),
+    /// A URL.
+    Web(Address),
+}
+
+/// The same in a process that has given up its rights: the only one that reads it.
+pub(super) struct ConfinedInput(Input);
+
+impl Input {
+    /// Opens a path, or `-` for standard input; of an http(s) URL nothing yet.
+    pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
+        match Address::parse(from)? {
+            address @ Address::Web(_) => Ok(Self::Web(address)),
+            Address::File(path) => open_source(&path, cancel).map(Self::Open),
+            Address::Stdin => open_source(Path::new("-"), cancel).map(Self::Open),
+        }
+    }
+
+    /// Gives up all rights but `kept`; before any thread is started, since those that exist keep theirs.
+    pub(super) fn confine(self, kept: Kept, web: &Web, progress: &dyn Progress) -> Result<ConfinedInput> {
+        let mut kept = kept;
+        kept.network = matches!(self, Self::Web(_));
+        kept.read.extend(web.ca.clone());
+        for missing in sandbox::enter(&kept)?.missing {
+            progress.notice(&format!("the bundle is read with more rights than it takes: {missing}"));
+        }
+        Ok(ConfinedInput(self))
+    }
+
+    fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
+        let source = match self {
+            Self::Open(source) => source,
+            Self::Web(Address::Web(url)) => web.open(&url, cancel)?,
+            Self::Web(other) => {
+                return Err(Error::Internal { what: format!("{other} is no web server") });
+            }
+        };
+        Bundle::open(source, trust)
     }
 }
 
-/// Opens a bundle, which includes its signature.
-pub(super) fn bundle(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
-    bundle_or_delta(from, trust, web, cancel)?.whole()
+/// Opens a bundle and keeps all rights: for verbs of a workshop, which make disks and measure.
+pub(super) fn bundle_unconfined(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
+    Input::open(from, cancel)?.bundle(trust, web, cancel)?.whole()
 }
 
-/// Opens a bundle, or a delta that stands for one.
-pub(super) fn bundle_or_delta(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
-    Bundle::open(source(from, web, cancel)?, trust)
+impl ConfinedInput {
+    /// Reads the head of the bundle, and checks its signature.
+    pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
+        self.0.bundle(trust, web, cancel)?.whole()
+    }
+}
+
+/// Opens a bundle by a verb that needs nothing else afterwards.
+pub(super) fn bundle(
+    from: &Path,
+    trust: &Trust,
+    web: &Web,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Bundle> {
+    Input::open(from, cancel)?.confine(Kept::default(), web, progress)?.bundle(trust, web, cancel)
 }
 
 /// A stop request that signals raise. Only verbs that look at it ask for it: those that change nothing and are short die

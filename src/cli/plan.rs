@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::args::{MachineArgs, OverrideArgs, TrustArgs};
-use super::machine::{self, Host};
+use super::machine::{Host, Input};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
@@ -43,8 +43,12 @@ impl PlanArgs {
         let format = Format::object_if(self.json);
         let settings = self.machine.settings()?;
         let host = Host::open_to_look(&settings)?;
-        let trust = self.trust.open(&settings.trust, &Reporter::new(format))?;
-        let bundle = machine::bundle(&self.bundle, &trust, &settings.web, &Cancel::default())?;
+        let (progress, cancel) = (Reporter::new(format), Cancel::default());
+        let trust = self.trust.open(&settings.trust, &progress)?;
+        let input = Input::open(&self.bundle, &cancel)?;
+        let input = input.confine(host.kept_to_look(&settings), &settings.web, &progress)?;
+        let bundle = input.bundle(&trust, &settings.web, &cancel)?;
+        drop(progress);
         let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle)?;
         let container_open = settings.container.as_ref().map(nspawn::openings);
         let report = PlanReport { container_open, ..report };

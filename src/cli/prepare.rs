@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::args::{JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
-use super::machine::{self, Host};
+use super::machine::{self, Host, Input};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::Bundle;
@@ -119,7 +119,6 @@ impl PrepareArgs {
                     problem: "the bundle comes from standard input".to_owned(),
                 });
             }
-            stop_with_stdin(&cancel)?;
         }
         let options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),
@@ -134,12 +133,17 @@ impl PrepareArgs {
         let progress = Reporter::new(format);
         let host = Host::open_to_change(&settings)?;
         let engine = host.engine(policy);
-        let bundle = self
-            .trust
-            .open(&settings.trust, &progress)
-            .and_then(|trust| machine::bundle(&self.bundle, &trust, &settings.web, &options.cancel))
+        let refused = |error| engine.bundle_refused(&options.origin, error);
+        let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
+        let input = Input::open(&self.bundle, &options.cancel).map_err(refused)?;
+        let input = input.confine(host.kept_to_change(&settings), &settings.web, &progress)?;
+        if self.while_stdin_open {
+            stop_with_stdin(&options.cancel)?;
+        }
+        let bundle = input
+            .bundle(&trust, &settings.web, &options.cancel)
             .and_then(|bundle| self.expected(bundle))
-            .map_err(|error| engine.bundle_refused(&options.origin, error))?;
+            .map_err(refused)?;
         let report = engine.prepare(bundle, &options, &progress)?;
         // The lock and the slot are released before the report: whoever reads it may take its time.
         drop((progress, host));

@@ -77,8 +77,8 @@ impl VerifyArgs {
         // clap has seen to it that one of the two is there.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let report =
-            verify(&machine::bundle(&from, &trust, &settings.web, &cancel)?, jobs, &cancel, &progress)?;
+        let bundle = machine::bundle(&from, &trust, &settings.web, &cancel, &progress)?;
+        let report = verify(&bundle, jobs, &cancel, &progress)?;
         drop(progress);
         output::result(format, &report, |report, palette| {
             let signature = report.signed_by.as_ref().map_or_else(

@@ -109,6 +109,26 @@ impl LocalDisk {
         usage::of(&self.kernel, &ask, &self.disk, number, extent)
     }
 
+    /// The files that the methods of [`Machine`] open later: those that are this disk and its partitions, and those that
+    /// are asked whether they show bytes of it (loop devices).
+    pub fn nodes(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let mut own = vec![PathBuf::from(&self.name), self.device.path().to_owned()];
+        let partitions = |disk| {
+            let direct = self.kernel.partitions(disk).unwrap_or_default();
+            let mapped = self.kernel.mapped_partitions(disk).into_iter().map(|(_, node)| node);
+            direct.into_iter().chain(mapped).map(|node| node.path)
+        };
+        if let Disk::Block(node) = &self.disk {
+            own.push(node.path.clone());
+            own.extend(partitions(node.number));
+        }
+        let loops = self.kernel.loops();
+        let others = loops
+            .into_iter()
+            .flat_map(|l| partitions(l.node.number).chain([l.node.path]).collect::<Vec<_>>());
+        (own, others.collect())
+    }
+
     /// The kernel's node of a partition; `None` where it has none of any partition: image files, loop
     /// devices, a table that it could not read. If it has others but not this one, or has it elsewhere,
     /// kernel and table disagree, and that is an error.
