@@ -26,6 +26,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -247,7 +248,12 @@ impl Nspawn {
     /// The state directory and the file for output, where they are missing.
     fn make_outside(&self) -> io::Result<()> {
         if let Some(bind) = &self.config.state {
-            fs::create_dir_all(bind.split_once(':').map_or(bind.as_str(), |(host, _)| host))?;
+            let host = idmap::host_of(bind);
+            if !host.exists() {
+                fs::create_dir_all(&host)?;
+                // Whatever the umask: its users, who are not all root, come in by it.
+                fs::set_permissions(&host, fs::Permissions::from_mode(0o755))?;
+            }
         }
         if let Some(console) = &self.config.console {
             File::options().create(true).append(true).open(console)?;
