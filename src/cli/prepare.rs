@@ -111,14 +111,10 @@ impl PrepareArgs {
         }
         let policy = self.overrides.policy(settings.policy());
         let cancel = machine::cancel_on_signals()?;
-        if self.while_stdin_open {
-            if self.bundle == Path::new("-") {
-                let what = "--while-stdin-open".to_owned();
-                return Err(Error::Argument {
-                    what,
-                    problem: "the bundle comes from standard input".to_owned(),
-                });
-            }
+        if self.while_stdin_open && self.bundle == Path::new("-") {
+            let what = "--while-stdin-open".to_owned();
+            let problem = "the bundle comes from standard input".to_owned();
+            return Err(Error::Argument { what, problem });
         }
         let options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),

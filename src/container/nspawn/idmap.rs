@@ -51,6 +51,7 @@ fn split(text: &str) -> (&str, Option<&str>) {
 }
 
 /// Why the container cannot have users of its own; `None`: it can. `root` is where its image is mounted, if it is.
+#[allow(clippy::useless_conversion, reason = "on 32-bit machines the number has 32 bits")]
 pub(super) fn obstacle(config: &Config, root: Option<&Path>) -> Option<String> {
     if config.users == Users::Host {
         return None;
