@@ -36,6 +36,7 @@ const FILES: Allowed = &[
     ("init.rs", "makes the image file that it lays out"),
     ("delta.rs", "reads and writes bundles and deltas, unpacks the base to a file without a name"),
     ("pack.rs", "writes bundles"),
+    ("sandbox/", "asks whose the files are that are kept"),
     ("source/file.rs", "opens bundles"),
     ("source/mapped.rs", "maps images that are packed"),
     ("source/web.rs", "reads the certificates of web servers"),

@@ -46,6 +46,7 @@ use super::runtime::{Running, Runtime, Stopped};
 use crate::engine::SoftwareImage;
 use crate::error::{Error, Result};
 use crate::host::files::lock_file;
+use crate::workers;
 
 /// How long nspawn may take to reach the gate: 0.2 s on an idle machine.
 const ARRANGE_LIMIT: Duration = Duration::from_secs(20);
@@ -343,8 +344,9 @@ impl Runtime for Nspawn {
                 drop(all);
                 // An unmount waits for all processors, and this is the gap.
                 let (room, prober) = (dir.join(ROOM), self.has_prober());
-                let leaving = std::thread::spawn(move || room::leave(&room, prober));
-                self.aside.lock().unwrap_or_else(PoisonError::into_inner).push(leaving);
+                // Without a thread it is left to the stop.
+                let leaving = workers::spawn("leaving a gate", move || room::leave(&room, prober));
+                self.aside.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving.ok());
                 Ok(())
             }
             Err(problem) => {
