@@ -1,11 +1,11 @@
-//! What boots next, and how that is changed: functions from a table to a table. Nothing here writes to the disk.
+//! What boots next, and how that is changed: [`Flags`], from a table to a table. Nothing here writes to the disk.
 //!
 //! Under [`BootFlag::Priority`] the loader takes the slot with the highest priority among those that are
 //! successful or have tries left, slot `a` where two are equal; the priorities of a pair are kept at 2 and 1, as
 //! update_engine of ChromeOS does. Under [`BootFlag::Legacy`] exactly one platform slot carries bit 2, and the
 //! priority bits are left as found. The software group always goes by priority: no loader reads it, and syslinux'
 //! gptmbr refuses a disk on which two partitions carry bit 2. Under [`BootFlag::Efi`] the platform's entries stay as they
-//! are in all of these functions: [`efi`](crate::efi) has its own, from variables to variables.
+//! are in all of these verbs: [`efi`](crate::efi) has its own, from variables to variables.
 //!
 //! | operation       | slot (priority/tries/successful) | the other one                | legacy platform |
 //! |-----------------|----------------------------------|------------------------------|-----------------|
@@ -13,6 +13,7 @@
 //! | select_trial    | 2 / n / 0                        | priority 1 if it was above 0 | bit 2 on it     |
 //! | mark_good       | 2 / 0 / 1                        | priority 1 if it was above 0 | bit 2 on it     |
 //! | roll_back       | to: 2 / as it is, made good if it could not boot | fallback: 1, bad: 0/0/0 | bit 2 on `to` |
+//! | count_try       | as it is / one less / as it is   | as it is                     | as it is        |
 
 mod choose;
 
@@ -159,125 +160,150 @@ fn one(table: &Table, disk: &str, group: Group, slot: Slot) -> Result<Partition>
     Ok(partition.clone())
 }
 
-/// Which bits rule a group.
-fn ruling(group: Group, flag: BootFlag) -> BootFlag {
-    match group {
-        Group::Platform => flag,
-        Group::Software => BootFlag::Priority,
-    }
-}
-
-/// The slot that boots next by these flags, or `None` where none does (legacy: also where both carry bit 2,
-/// which gptmbr refuses; efi: the table does not know).
-pub fn next_boot(table: &Table, slots: &Slots, group: Group, flag: BootFlag) -> Option<Slot> {
-    let attributes = |slot| slots.get(group, slot).map(|p| table.attributes(p.number));
-    let (a, b) = (attributes(Slot::A)?, attributes(Slot::B)?);
-    let pick = |a_can: bool, b_can: bool, a_first: bool| match (a_can, b_can) {
-        (true, true) => Some(if a_first { Slot::A } else { Slot::B }),
-        (true, false) => Some(Slot::A),
-        (false, true) => Some(Slot::B),
-        (false, false) => None,
-    };
-    match ruling(group, flag) {
-        BootFlag::Priority => pick(a.will_boot(), b.will_boot(), a.priority() >= b.priority()),
-        BootFlag::Legacy if a.legacy_bootable() && b.legacy_bootable() => None,
-        BootFlag::Legacy => pick(a.legacy_bootable(), b.legacy_bootable(), true),
-        BootFlag::Efi => None,
-    }
-}
-
-/// The table in which `slot` cannot boot, for before it is overwritten. Under legacy that is so when it does
-/// not carry bit 2; if it is the only one that does, the disk would boot nothing, and it is refused.
-pub fn make_unbootable(
-    table: &Table,
-    slots: &Slots,
-    group: Group,
-    slot: Slot,
+/// A table as far as it says what boots, under the flag that rules. Each verb gives the table in which it is done; nothing
+/// here writes to the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flags<'s> {
+    table: Table,
+    slots: &'s Slots,
     flag: BootFlag,
-) -> Result<Table> {
-    let target = slots.require(group, slot)?;
-    let other = slots.require(group, !slot)?;
-    match ruling(group, flag) {
-        BootFlag::Priority => Ok(edit(table, target, unbootable)),
-        BootFlag::Legacy => {
-            let carries = |p: &Partition| table.attributes(p.number).legacy_bootable();
-            if carries(target) && !carries(other) {
-                let by = "its legacy boot flag is the only one, it boots next".to_owned();
-                return Err(Error::SlotInUse { partition: target.name.clone(), by });
+}
+
+impl<'s> Flags<'s> {
+    /// The flags of a table whose slots have been found.
+    pub const fn new(table: Table, slots: &'s Slots, flag: BootFlag) -> Self {
+        Self { table, slots, flag }
+    }
+
+    /// The table.
+    pub const fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The table, for writing it.
+    pub fn into_table(self) -> Table {
+        self.table
+    }
+
+    /// Which bits rule a group.
+    const fn ruling(&self, group: Group) -> BootFlag {
+        match group {
+            Group::Platform => self.flag,
+            Group::Software => BootFlag::Priority,
+        }
+    }
+
+    /// The attributes of a slot; `None` where the disk has no such slot.
+    pub fn of(&self, group: Group, slot: Slot) -> Option<Attributes> {
+        self.slots.get(group, slot).map(|partition| self.table.attributes(partition.number))
+    }
+
+    /// The slot that boots next by these flags, or `None` where none does (legacy: also where both carry bit 2,
+    /// which gptmbr refuses; efi: the table does not know).
+    pub fn next(&self, group: Group) -> Option<Slot> {
+        let (a, b) = (self.of(group, Slot::A)?, self.of(group, Slot::B)?);
+        let pick = |a_can: bool, b_can: bool, a_first: bool| match (a_can, b_can) {
+            (true, true) => Some(if a_first { Slot::A } else { Slot::B }),
+            (true, false) => Some(Slot::A),
+            (false, true) => Some(Slot::B),
+            (false, false) => None,
+        };
+        match self.ruling(group) {
+            BootFlag::Priority => pick(a.will_boot(), b.will_boot(), a.priority() >= b.priority()),
+            BootFlag::Legacy if a.legacy_bootable() && b.legacy_bootable() => None,
+            BootFlag::Legacy => pick(a.legacy_bootable(), b.legacy_bootable(), true),
+            BootFlag::Efi => None,
+        }
+    }
+
+    /// `slot` cannot boot, for before it is overwritten. Under legacy that is so when it does not carry bit 2.
+    ///
+    /// # Errors
+    /// [`Error::SlotInUse`] where it is the only one that carries bit 2: the disk would boot nothing.
+    pub fn make_unbootable(self, group: Group, slot: Slot) -> Result<Self> {
+        let target = self.slots.require(group, slot)?;
+        let other = self.slots.require(group, !slot)?;
+        match self.ruling(group) {
+            BootFlag::Priority => Ok(self.edit(target, unbootable)),
+            BootFlag::Legacy => {
+                let carries = |p: &Partition| self.table.attributes(p.number).legacy_bootable();
+                if carries(target) && !carries(other) {
+                    let by = "its legacy boot flag is the only one, it boots next".to_owned();
+                    return Err(Error::SlotInUse { partition: target.name.clone(), by });
+                }
+                Ok(self.edit(target, |a| a.with_legacy_bootable(false)))
             }
-            Ok(edit(table, target, |a| a.with_legacy_bootable(false)))
+            BootFlag::Efi => Ok(self),
         }
-        BootFlag::Efi => Ok(table.clone()),
     }
-}
 
-/// The table in which `slot` boots next, on trial: `tries` times (1 to 15, others are brought there) unless it
-/// is marked good. The other slot stays a fallback if it was bootable.
-pub fn select_trial(
-    table: &Table,
-    slots: &Slots,
-    group: Group,
-    slot: Slot,
-    tries: u8,
-    flag: BootFlag,
-) -> Result<Table> {
-    let tries = tries.clamp(1, Attributes::MAX_NIBBLE);
-    select(table, slots, group, slot, flag, |a| a.with_tries(tries).with_successful(false))
-}
-
-/// The table in which `slot` is good and boots next.
-pub fn mark_good(table: &Table, slots: &Slots, group: Group, slot: Slot, flag: BootFlag) -> Result<Table> {
-    select(table, slots, group, slot, flag, |a| a.with_tries(0).with_successful(true))
-}
-
-/// The table in which `to` boots next and the other slot is left as `leave` says. `to` keeps its marks; where
-/// they would not let it boot it is made good, so whoever calls has made sure that it holds something whole.
-pub fn roll_back(
-    table: &Table,
-    slots: &Slots,
-    group: Group,
-    to: Slot,
-    leave: Leave,
-    flag: BootFlag,
-) -> Result<Table> {
-    let revive = |a: Attributes| if a.successful() || a.tries() > 0 { a } else { a.with_successful(true) };
-    let table = select(table, slots, group, to, flag, revive)?;
-    match (leave, ruling(group, flag)) {
-        (Leave::Bad, BootFlag::Priority) => Ok(edit(&table, slots.require(group, !to)?, unbootable)),
-        (Leave::Fallback, _) | (Leave::Bad, BootFlag::Legacy | BootFlag::Efi) => Ok(table),
+    /// `slot` boots next, on trial: `tries` times (1 to 15, others are brought there) unless it is marked good. The other
+    /// slot stays a fallback if it was bootable.
+    ///
+    /// # Errors
+    /// [`Error::SlotMissing`].
+    pub fn select_trial(self, group: Group, slot: Slot, tries: u8) -> Result<Self> {
+        let tries = tries.clamp(1, Attributes::MAX_NIBBLE);
+        self.select(group, slot, |a| a.with_tries(tries).with_successful(false))
     }
-}
 
-/// Puts `slot` first. `marks` sets its tries and successful bits where priority rules.
-fn select(
-    table: &Table,
-    slots: &Slots,
-    group: Group,
-    slot: Slot,
-    flag: BootFlag,
-    marks: impl Fn(Attributes) -> Attributes,
-) -> Result<Table> {
-    let (first, second) = (slots.require(group, slot)?, slots.require(group, !slot)?);
-    Ok(match ruling(group, flag) {
-        BootFlag::Priority => {
-            let table = edit(table, first, |a| marks(a).with_priority(2));
+    /// `slot` is good and boots next.
+    ///
+    /// # Errors
+    /// [`Error::SlotMissing`].
+    pub fn mark_good(self, group: Group, slot: Slot) -> Result<Self> {
+        self.select(group, slot, |a| a.with_tries(0).with_successful(true))
+    }
+
+    /// `to` boots next and the other slot is left as `leave` says. `to` keeps its marks; where they would not let it boot
+    /// it is made good, so whoever calls has made sure that it holds something whole.
+    ///
+    /// # Errors
+    /// [`Error::SlotMissing`].
+    pub fn roll_back(self, group: Group, to: Slot, leave: Leave) -> Result<Self> {
+        let revive =
+            |a: Attributes| if a.successful() || a.tries() > 0 { a } else { a.with_successful(true) };
+        let other = self.slots.require(group, !to)?;
+        let ruling = self.ruling(group);
+        let flags = self.select(group, to, revive)?;
+        match (leave, ruling) {
+            (Leave::Bad, BootFlag::Priority) => Ok(flags.edit(other, unbootable)),
+            (Leave::Fallback, _) | (Leave::Bad, BootFlag::Legacy | BootFlag::Efi) => Ok(flags),
+        }
+    }
+
+    /// One try of `slot` is taken, whatever its priority.
+    ///
+    /// # Errors
+    /// [`Error::SlotMissing`].
+    pub fn count_try(self, group: Group, slot: Slot) -> Result<Self> {
+        let partition = self.slots.require(group, slot)?;
+        Ok(self.edit(partition, |a| a.with_tries(a.tries().saturating_sub(1))))
+    }
+
+    /// Puts `slot` first. `marks` sets its tries and successful bits where priority rules.
+    fn select(self, group: Group, slot: Slot, marks: impl Fn(Attributes) -> Attributes) -> Result<Self> {
+        let (first, second) = (self.slots.require(group, slot)?, self.slots.require(group, !slot)?);
+        Ok(match self.ruling(group) {
             // Priority 0 means never: raising it could bring back what was ruled out.
-            edit(&table, second, |a| a.with_priority(a.priority().min(1)))
-        }
-        BootFlag::Legacy => {
-            let table = edit(table, first, |a| a.with_legacy_bootable(true));
-            edit(&table, second, |a| a.with_legacy_bootable(false))
-        }
-        BootFlag::Efi => table.clone(),
-    })
+            BootFlag::Priority => self
+                .edit(first, |a| marks(a).with_priority(2))
+                .edit(second, |a| a.with_priority(a.priority().min(1))),
+            BootFlag::Legacy => self
+                .edit(first, |a| a.with_legacy_bootable(true))
+                .edit(second, |a| a.with_legacy_bootable(false)),
+            BootFlag::Efi => self,
+        })
+    }
+
+    fn edit(self, partition: &Partition, change: impl Fn(Attributes) -> Attributes) -> Self {
+        let changed = change(self.table.attributes(partition.number));
+        Self { table: self.table.with_attributes(partition.number, changed), ..self }
+    }
 }
 
 fn unbootable(attributes: Attributes) -> Attributes {
     attributes.with_priority(0).with_tries(0).with_successful(false)
-}
-
-fn edit(table: &Table, partition: &Partition, change: impl Fn(Attributes) -> Attributes) -> Table {
-    table.with_attributes(partition.number, change(table.attributes(partition.number)))
 }
 
 #[cfg(test)]

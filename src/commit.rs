@@ -3,11 +3,12 @@
 //! All that decides is pure and lies in [`gpt`](crate::gpt) and [`boot`](crate::boot); here steps are run.
 //!
 //! ```no_run
-//! # use qstage::{boot, boot::BootFlag, commit, device::BlockDevice, error::Result, host::DiskLock, units::{Group, Slot}};
+//! # use qstage::{boot::{self, BootFlag, Flags}, commit, device::BlockDevice, error::Result, host::DiskLock, units::{Group, Slot}};
 //! # fn f(disk: &dyn BlockDevice, lock: &DiskLock) -> Result<()> {
 //! let loaded = commit::load(disk, "/dev/sda")?;
 //! let slots = boot::Slots::resolve(loaded.table()?, "/dev/sda")?;
-//! let new = boot::select_trial(loaded.table()?, &slots, Group::Platform, Slot::B, 3, BootFlag::Priority)?;
+//! let flags = Flags::new(loaded.table()?.clone(), &slots, BootFlag::Priority);
+//! let new = flags.select_trial(Group::Platform, Slot::B, 3)?.into_table();
 //! for line in commit::plan(&loaded, &new)?.describe() { println!("{line}") } // --dry-run
 //! commit::switch(disk, lock, &loaded, &new)?;
 //! # Ok(()) }
@@ -46,6 +47,20 @@ impl Loaded {
     /// How sound the copies are.
     pub fn state(&self) -> CopyState {
         self.reading.state()
+    }
+
+    /// What is read once a plan for this table was run.
+    #[must_use]
+    pub fn after(&self, plan: &Plan) -> Self {
+        let backup = plan.backup.clone().map_or_else(|| self.reading.copies.backup.clone(), Ok);
+        let copies = Copies { primary: Ok(plan.primary.clone()), backup };
+        let sectors = plan.apply(self.reading.sectors.clone());
+        Self { reading: Reading { copies, sectors, ..self.reading.clone() }, ..self.clone() }
+    }
+
+    /// How it is changed.
+    pub const fn method(&self) -> TableMethod {
+        self.how
     }
 
     /// Both copies.

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::boot::{self, BootFlag, Slots};
+use crate::boot::{BootFlag, Slots};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::{Kind, Vouched};
 use crate::commit;
 use crate::device::{self, AlignedBuf, BlockDevice, Mode, Region};
+use crate::engine::transition::{self, Site};
 use crate::error::{Error, Result};
 use crate::gpt::layout::{self, NewPartition};
 use crate::gpt::{Attributes, Partition};
 use crate::host::{DiskLock, LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
-use crate::slot::{self, Layout, Mark, Record, Verdict};
+use crate::slot::{Layout, Record};
 use crate::stage::{self, Target};
 use crate::units::{BlockSize, ByteOffset, Group, Guid, MIB, Slot};
 
@@ -162,7 +163,7 @@ fn lay_out(
         .collect();
     let plan = layout::create(machine.name(), disk.len(), disk.block_size(), &partitions, None)?;
     commit::lay_out(&*disk, machine.name(), &lock, &plan)?;
-    forget(&machine)?;
+    forget(&machine, &lock)?;
     let installed = match &spec.bundle {
         Some(bundle) => Some(install(&machine, &lock, bundle, spec.boot_flag, progress, cancel)?),
         None => None,
@@ -177,15 +178,18 @@ fn lay_out(
 
 /// Voids the records that slots of an earlier layout left at the same places: they would say "prepared" of what nobody
 /// prepared on this disk.
-fn forget(machine: &LocalDisk) -> Result<()> {
+fn forget(machine: &LocalDisk, lock: &DiskLock) -> Result<()> {
     let disk = machine.disk();
     let loaded = commit::load(&*disk, machine.name())?;
     let slots = Slots::resolve(loaded.table()?, machine.name())?;
+    let mut windows = Vec::new();
     for (group, slot) in Group::BOTH.into_iter().flat_map(|group| Slot::BOTH.map(|slot| (group, slot))) {
         let Some(partition) = slots.get(group, slot) else { continue };
-        slot::discard(&window(machine, partition)?, &partition.name)?;
+        windows.push((group, slot, window(machine, partition)?));
     }
-    Ok(())
+    let opened: Vec<(Group, Slot, &dyn BlockDevice)> =
+        windows.iter().map(|(group, slot, window)| (*group, *slot, window as &dyn BlockDevice)).collect();
+    Site { machine, loaded: &loaded, slots: &slots, opened: &opened }.run(lock, &transition::forget(&slots))
 }
 
 /// A new partition as a part of the disk. Not by the kernel's node: the disk is claimed as a whole, which shuts
@@ -229,8 +233,7 @@ pub fn install(
 ) -> Result<String> {
     let disk = machine.disk();
     let loaded = commit::load(&*disk, machine.name())?;
-    let mut table = loaded.table()?.clone();
-    let slots = Slots::resolve(&table, machine.name())?;
+    let slots = Slots::resolve(loaded.table()?, machine.name())?;
     let manifest = bundle.manifest();
     let body_len = bundle.release().record_len();
     let mut targets = Vec::new();
@@ -248,12 +251,6 @@ pub fn install(
                 unsigned: *manifest.voucher() == Vouched::Unsigned,
             },
         });
-        // Both ways of marking, so that the factory does not decide which loader the machine will have.
-        let flags =
-            if group == Group::Platform { vec![BootFlag::Legacy, boot_flag] } else { vec![boot_flag] };
-        for flag in flags {
-            table = boot::mark_good(&table, &slots, group, Slot::A, flag)?;
-        }
     }
     let options = stage::Options {
         jobs: stage::default_jobs(&bundle.manifest().payloads),
@@ -263,11 +260,10 @@ pub fn install(
         pace: &|_| Ok(()),
     };
     stage::stage(bundle, &targets, &options, progress)?;
-    let epoch = bundle.manifest().epoch;
-    let mark = Mark { epoch, ..Mark::new(Verdict::Good, "factory install") };
-    for target in &targets {
-        target.record.write_mark(&*target.device, Some(&mark), &target.partition)?;
-    }
-    commit::switch(&*disk, lock, &loaded, &table)?;
+    let groups: Vec<Group> = targets.iter().map(|target| target.group).collect();
+    let opened: Vec<(Group, Slot, &dyn BlockDevice)> =
+        targets.iter().map(|target| (target.group, Slot::A, &*target.device)).collect();
+    let install = transition::install(loaded.table()?, &slots, &groups, boot_flag, manifest.epoch)?;
+    Site { machine, loaded: &loaded, slots: &slots, opened: &opened }.run(lock, &install)?;
     Ok(manifest.version.clone())
 }

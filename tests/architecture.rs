@@ -174,6 +174,20 @@ const HOMES: &[(&str, &[&str])] = &[
     ("thiserror", &[""]),
 ];
 
+/// Who writes marks, records, tables and variables: one interpreter of acts, and what is no verb.
+const WRITERS: Allowed = &[
+    ("bench/mod.rs", "measures a switch, on a disk of its own"),
+    ("engine/transition/run.rs", "the interpreter"),
+    ("engine/repair.rs", "the repair of the table that somebody asks for"),
+    ("init.rs", "the layout of a blank disk"),
+    (
+        "selector.rs",
+        "counts a try in an initramfs, where no record of a running system is there to be viewed",
+    ),
+    ("slot/", "defines what a mark and a record are"),
+    ("stage/", "footers torn and whole, around the images"),
+];
+
 /// What is decided without a machine: bytes and values in, values out.
 const PURE: &[&str] = &[
     "bundle/",
@@ -334,6 +348,22 @@ fn threads_and_standard_streams_have_one_place() {
             assert_eq!(source.code.matches(word).count(), nonblocking, "{} waits for a lock", source.path);
         }
     }
+}
+
+#[test]
+fn what_is_written_is_an_act() {
+    only(
+        WRITERS,
+        &[
+            "commit::switch",
+            "commit::repair",
+            "commit::lay_out",
+            "write_mark",
+            "record.write_torn",
+            "record.write_whole",
+        ],
+    );
+    only(&WRITERS[1..2], &["slot::discard", "slot::write_mark", "efivars::run"]);
 }
 
 #[test]

@@ -99,7 +99,26 @@ fn a_platform_upgrade_from_pack_to_good() {
     assert!(early.contains("not been started yet"), "{early}");
     assert_eq!(bits(&bench, 2), (2, 3, 0, 0));
 
-    bench.at(&["mark-good", "--booted", "b"]).good();
+    // Each verb says beforehand what it would write: marks, records and the table.
+    let before = bench.hash();
+    for (verb, booted, says) in [
+        ("cancel", "a", "the footer of platform_b: void"),
+        ("roll-back", "b", "the mark of platform_b: bad, rolled back while on trial"),
+        ("mark-good", "b", "the mark of platform_b: good, marked good"),
+    ] {
+        let dry = bench.at(&[verb, "--dry-run", "--booted", booted, "--json"]).json();
+        let plan: Vec<&str> =
+            dry["plan"].as_array().unwrap().iter().filter_map(|line| line.as_str()).collect();
+        assert!(plan.iter().any(|line| line.starts_with("write LBA") && line.ends_with(says)), "{plan:#?}");
+        assert_eq!((bench.hash(), &dry["dry_run"]), (before, &json!(true)), "a dry run wrote");
+    }
+    let dry = bench.at(&["mark-good", "--dry-run", "--booted", "b", "--json"]).json();
+    let real = bench.at(&["mark-good", "--booted", "b", "--json"]).json();
+    assert_eq!(
+        (&real["plan"], &real["done"]),
+        (&dry["plan"], &dry["done"]),
+        "what was said is what was done"
+    );
     assert_eq!((bits(&bench, 1), bits(&bench, 2)), ((1, 0, 1, 1), (2, 0, 1, 0)));
     let before = bench.hash();
     for _ in 0..2 {

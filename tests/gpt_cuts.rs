@@ -8,8 +8,8 @@ mod gpt_common;
 use std::collections::BTreeMap;
 
 use gpt_common::cuts::{NEW, bad_states, both_to, each_state, lock, roomy, sown, switch, tight};
-use gpt_common::{Op, Reader, Spec, ops_of, selection};
-use qstage::boot::{self, BootFlag, Slots};
+use gpt_common::{Op, Reader, Spec, ops_of, selection, trial};
+use qstage::boot::Slots;
 use qstage::commit;
 use qstage::device::BlockDevice;
 use qstage::gpt::{Copy, CopyState, Method, Step};
@@ -86,15 +86,14 @@ fn mutants_are_caught() {
         assert!(bad.values().any(|&n| n > 0), "'{name}' was not noticed");
     }
     // And a header that names the new array while clearing only one of the groups' old slots.
-    let half = boot::select_trial(
+    let half = trial(
         loaded.table().unwrap(),
         &Slots::resolve(loaded.table().unwrap(), "disk").unwrap(),
         Group::Platform,
         Slot::B,
         3,
-        BootFlag::Priority,
     );
-    let ops = ops_of(&commit::plan(&loaded, &half.unwrap()).unwrap());
+    let ops = ops_of(&commit::plan(&loaded, &half).unwrap());
     assert!(bad_states(&spec, &image, &ops).1["fallback"] > 0, "groups that do not flip together");
 }
 

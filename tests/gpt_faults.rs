@@ -7,8 +7,8 @@ mod gpt_common;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gpt_common::{Op, Reader, Recorder, Spec, selection};
-use qstage::boot::{self, BootFlag, Slots};
+use gpt_common::{Op, Reader, Recorder, Spec, selection, trial};
+use qstage::boot::Slots;
 use qstage::commit;
 use qstage::device::BlockDevice;
 use qstage::error::Error;
@@ -94,8 +94,8 @@ impl BlockDevice for Faulty {
 
 fn both_to_b(table: &Table) -> Table {
     let slots = Slots::resolve(table, "disk").unwrap();
-    let one = boot::select_trial(table, &slots, Group::Platform, Slot::B, 3, BootFlag::Priority).unwrap();
-    boot::select_trial(&one, &slots, Group::Software, Slot::B, 3, BootFlag::Priority).unwrap()
+    let one = trial(table, &slots, Group::Platform, Slot::B, 3);
+    trial(&one, &slots, Group::Software, Slot::B, 3)
 }
 
 fn switch(device: &Faulty) -> Result<qstage::gpt::Plan, Error> {

@@ -9,8 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use gpt_common::{Reader, Spec, selection};
-use qstage::boot::{self, BootFlag, Slots};
+use gpt_common::{Reader, Spec, selection, trial};
+use qstage::boot::Slots;
 use qstage::commit;
 use qstage::device::{BlockDevice, MemoryDevice};
 use qstage::gpt::layout::{self, NewPartition};
@@ -92,8 +92,8 @@ fn cgpt_agrees(image: &Path, number: u32, ours: Attributes) {
 
 fn both_to(table: &qstage::gpt::Table, slot: Slot) -> qstage::gpt::Table {
     let slots = Slots::resolve(table, "disk").unwrap();
-    let one = boot::select_trial(table, &slots, Group::Platform, slot, 5, BootFlag::Priority).unwrap();
-    boot::select_trial(&one, &slots, Group::Software, slot, 5, BootFlag::Priority).unwrap()
+    let one = trial(table, &slots, Group::Platform, slot, 5);
+    trial(&one, &slots, Group::Software, slot, 5)
 }
 
 /// Switches in memory and puts the result into a file for the judges.

@@ -13,14 +13,16 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use efi_common::Event;
 use efi_common::scenes::play as play_efi;
+use efi_common::{Event, Uefi};
 use gpt_common::Op;
-use proof_common::Verb;
 use proof_common::acts::{Did, acts};
 use proof_common::scenes::{play, recorded, releases};
+use proof_common::{Tape, Verb};
 use qstage::boot::BootFlag;
 use qstage::efi::{Name, Variable};
+use qstage::engine::{Change, Engine};
+use qstage::units::{Group, Slot};
 
 /// Compares with `fixtures/orders/NAME.txt`.
 #[track_caller]
@@ -102,14 +104,18 @@ fn the_orders_by_legacy_flag() {
 fn the_orders_by_efi_variables() {
     let mut text = String::new();
     for take in play_efi(&releases()) {
-        let did = take.events.iter().map(|event| match event {
-            Event::Disk(op) => Did::Disk(op.clone()),
-            Event::Set(name, value) => Did::Variable(variable(name, value.as_ref())),
-        });
-        let did: Vec<Did> = did.collect();
-        paragraph(&mut text, take.scene.name, take.scene.from, &acts(&take.before.0, 512, &did));
+        let lines = acts(&take.before.0, 512, &did(&take.events));
+        paragraph(&mut text, take.scene.name, take.scene.from, &lines);
     }
     golden("efi", &text);
+}
+
+fn did(events: &[Event]) -> Vec<Did> {
+    let did = |event: &Event| match event {
+        Event::Disk(op) => Did::Disk(op.clone()),
+        Event::Set(name, value) => Did::Variable(variable(name, value.as_ref())),
+    };
+    events.iter().map(did).collect()
 }
 
 /// What a variable becomes, read from its bytes.
@@ -123,6 +129,122 @@ fn variable(name: &Name, value: Option<&Variable>) -> String {
     let active = if data[0] & 1 == 1 { "active" } else { "not active" };
     let hard_drive = data.windows(4).position(|four| four == [4, 1, 42, 0]).unwrap();
     format!("{name}: {active}, partition GUID {:02x}", data[hard_drive + 24])
+}
+
+/// A scene as a value: the acts of its transition, and the writes that a dry run prints.
+struct Planned {
+    name: &'static str,
+    acts: Vec<String>,
+    writes: Vec<(u64, u64)>,
+}
+
+const OVER: &str = "prepare over a formerly good slot";
+
+fn planned(name: &'static str, booted: Slot, verb: &Verb, engine: &Engine<'_>) -> Option<Planned> {
+    let targets = [(Group::Platform, !booted), (Group::Software, !booted)];
+    let change = verb.change().or_else(|| (name == OVER).then_some(Change::Withdraw(&targets)))?;
+    let transition = engine.transition(&change).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let acts = transition.acts().iter().flat_map(|act| {
+        let text = act.to_string();
+        text.split(", ").map(str::to_owned).collect::<Vec<_>>()
+    });
+    let dry = engine.dry_run(&change).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let writes = dry.plan.iter().filter_map(|line| {
+        let (range, rest) = line.strip_prefix("write LBA ")?.split_once(" (")?;
+        let (first, last) = range.split_once('-')?;
+        assert!(rest.contains("x 512 bytes"), "{line}");
+        Some((first.parse().unwrap(), last.parse().unwrap()))
+    });
+    Some(Planned { name, acts: acts.collect(), writes: writes.collect() })
+}
+
+/// What a line of the reader says, without values and reasons.
+fn brief(line: &str) -> String {
+    let line = line.trim_end_matches(" |");
+    match line.split_once(": ") {
+        Some(("table", _)) => "table".to_owned(),
+        Some((variable, _)) if variable.starts_with("Boot") => variable.to_owned(),
+        _ => line.split(", '").next().unwrap_or(line).to_owned(),
+    }
+}
+
+/// What is planned is a beginning of what was done: the whole of it, but for images.
+#[track_caller]
+fn done_is(planned: &Planned, acts: &[String], ops: &[Op]) {
+    let mut did: Vec<String> = acts.iter().map(|line| brief(line)).collect();
+    let end = did.iter().position(|line| line.contains("images") || line.contains("torn"));
+    did.truncate(end.unwrap_or(did.len()));
+    assert_eq!(planned.acts, did, "{}", planned.name);
+    let writes: Vec<(u64, u64)> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::Write(at, bytes) => Some((at / 512, (at + bytes.len() as u64) / 512 - 1)),
+            Op::Sync => None,
+        })
+        .collect();
+    let there = &writes[..planned.writes.len().min(writes.len())];
+    assert!(end.is_some() || writes.len() == planned.writes.len(), "{}: {writes:?}", planned.name);
+    assert_eq!(planned.writes, there, "{}", planned.name);
+}
+
+/// All scenes that are values, under each flag; each is compared with what reached the device when it was run.
+fn all_planned() -> [Vec<Planned>; 3] {
+    let by_flag = |flag| {
+        let takes = play(&releases(), 512, flag, 1);
+        let plan = takes.iter().filter_map(|take| {
+            let (scene, disk_before) = (&take.scene, Tape::new(take.before.clone(), 512));
+            let plan = scene
+                .site
+                .engine(disk_before, |engine| planned(scene.name, scene.site.booted, &scene.verb, engine))?;
+            done_is(&plan, &acts(&take.before, 512, &disk(&take.ops)), &take.ops);
+            Some(plan)
+        });
+        plan.collect()
+    };
+    let efi = play_efi(&releases()).into_iter().filter_map(|take| {
+        let machine = Uefi::new(take.before.0.clone(), &take.before.1);
+        let (name, booted) = (take.scene.name, take.scene.booted);
+        let plan = machine.engine(booted, |engine| planned(name, booted, &take.scene.verb, engine))?;
+        let ops: Vec<Op> = take
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Disk(op) => Some(op.clone()),
+                Event::Set(..) => None,
+            })
+            .collect();
+        done_is(&plan, &acts(&take.before.0, 512, &did(&take.events)), &ops);
+        Some(plan)
+    });
+    [by_flag(BootFlag::Priority), by_flag(BootFlag::Legacy), efi.collect()]
+}
+
+/// What a dry run says is what is done, act by act and sector by sector; and SAFETY.md shows those very values.
+#[test]
+fn dry_runs_and_the_manual_say_what_is_done() {
+    let all = all_planned();
+    let mut names: Vec<&str> = all[0].iter().map(|planned| planned.name).collect();
+    names.extend(all[1].iter().map(|planned| planned.name).filter(|name| name.contains("kexec")));
+    let mut table =
+        String::from("| scene | by priority | by legacy flag | by EFI variables |\n|---|---|---|---|\n");
+    for name in names {
+        let cell = |plans: &[Planned]| match plans.iter().find(|planned| planned.name == name) {
+            Some(planned) if planned.acts.is_empty() => "nothing".to_owned(),
+            Some(planned) => planned.acts.join(" → "),
+            None => "-".to_owned(),
+        };
+        writeln!(table, "| {name} | {} | {} | {} |", cell(&all[0]), cell(&all[1]), cell(&all[2])).unwrap();
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/SAFETY.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let (begin, end) = ("<!-- printed by tests/orders.rs -->\n\n", "\n<!-- end of what is printed -->");
+    let (before, rest) = text.split_once(begin).unwrap();
+    let (shown, after) = rest.split_once(end).unwrap();
+    if std::env::var_os("QSTAGE_RECORD").is_some() {
+        fs::write(&path, [before, begin, &table, end, after].concat()).unwrap();
+    } else {
+        assert!(shown == table, "SAFETY.md shows other orders; QSTAGE_RECORD=1 prints them:\n{table}");
+    }
 }
 
 /// The reader itself: it sees order, place and durability.

@@ -17,7 +17,7 @@ pub use ceilings::Ceiling;
 pub use processor::Processor;
 pub use sample::{Scratch, fill, synthetic_bundle};
 
-use crate::boot::{self, BootFlag, Slots};
+use crate::boot::{BootFlag, Flags, Slots};
 use crate::bundle::Bundle;
 use crate::commit;
 use crate::device::{BlockDevice, Direct, Mode, Region};
@@ -334,8 +334,8 @@ pub fn time_commit(scratch: &Scratch, rounds: usize) -> Result<Spread> {
         let loaded = commit::load(&*disk, machine.name())?;
         let slots = Slots::resolve(loaded.table()?, machine.name())?;
         let slot = if round % 2 == 0 { Slot::B } else { Slot::A };
-        let table =
-            boot::select_trial(loaded.table()?, &slots, Group::Platform, slot, 3, BootFlag::Priority)?;
+        let flags = Flags::new(loaded.table()?.clone(), &slots, BootFlag::Priority);
+        let table = flags.select_trial(Group::Platform, slot, 3)?.into_table();
         let start = Instant::now();
         commit::switch(&*disk, &lock, &loaded, &table)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);

@@ -8,7 +8,7 @@ use super::container;
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use crate::config::Settings;
-use crate::engine::{Engine, Policy};
+use crate::engine::{Change, Engine, Policy};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
@@ -46,7 +46,7 @@ pub(super) struct CommitArgs {
     /// legacy): the flag stays on the slot that runs, the kernel of the new slot is
     /// started without the loader, and 'qstage mark-good' there moves the flag. Whatever
     /// becomes of it, the next reset boots the old slot. See [kexec] in the configuration.
-    #[arg(long, value_name = "HOW", default_value = "reboot", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "HOW", default_value = "reboot")]
     trial: Trial,
 
     /// Do not swap the container: only select the slot
@@ -71,7 +71,7 @@ impl CommitArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
         let cancel = machine::defer_signals()?;
-        if self.trial == Trial::Kexec {
+        if self.trial == Trial::Kexec && !self.dry_run {
             let host = Host::open_to_change(&settings)?;
             let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
             let report = engine.commit_by_kexec(&settings.kexec)?;
@@ -88,12 +88,9 @@ impl CommitArgs {
                 _ => return container::swap(&engine, config, self.json),
             }
         }
-        // A dry run has no right to write, so it cannot, whatever the engine does.
-        let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
-        let host = open(&settings)?;
-        let report = host.engine(self.policy(&settings)).cancelled_by(&cancel).commit(self.dry_run)?;
-        drop(host);
-        output::outcome(Format::object_if(self.json), &report, human)
+        let change = if self.trial == Trial::Kexec { Change::CommitByKexec } else { Change::Commit };
+        let dry = self.dry_run.then_some(change);
+        switch(&settings, self.policy(&settings), self.json, dry, |engine| engine.commit(false))
     }
 
     fn policy(&self, settings: &Settings) -> Policy {
@@ -115,6 +112,10 @@ pub(super) struct MarkGoodArgs {
     #[arg(long, value_name = "SLOT")]
     slot: Option<Slot>,
 
+    /// Print the writes and barriers of the switch, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
     epoch: EpochArgs,
 
@@ -128,7 +129,9 @@ pub(super) struct MarkGoodArgs {
 
 impl MarkGoodArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, Some(&self.epoch), |engine| engine.mark_good(self.slot))
+        let settings = self.machine.settings()?;
+        let dry = self.dry_run.then_some(Change::MarkGood(self.slot));
+        switch(&settings, self.epoch.policy(&settings), self.json, dry, |engine| engine.mark_good(self.slot))
     }
 }
 
@@ -143,6 +146,10 @@ pub(super) struct RollBackArgs {
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
+    /// Print the writes and barriers of the switch, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
     epoch: EpochArgs,
 
@@ -156,8 +163,10 @@ pub(super) struct RollBackArgs {
 
 impl RollBackArgs {
     pub(super) fn run(&self) -> Result<()> {
-        switch(&self.machine, self.json, Some(&self.epoch), |engine| {
-            engine.roll_back_because(self.reason.as_deref())
+        let (settings, reason) = (self.machine.settings()?, self.reason.as_deref());
+        let dry = self.dry_run.then_some(Change::RollBack(reason));
+        switch(&settings, self.epoch.policy(&settings), self.json, dry, |engine| {
+            engine.roll_back_because(reason)
         })
     }
 }
@@ -168,6 +177,10 @@ impl RollBackArgs {
 /// prepared again.
 #[derive(Debug, Args)]
 pub(super) struct CancelArgs {
+    /// Print the writes and barriers of the switch, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
@@ -178,23 +191,35 @@ pub(super) struct CancelArgs {
 
 impl CancelArgs {
     pub(super) fn run(&self) -> Result<()> {
-        answers(&self.machine.settings()?)?;
-        switch(&self.machine, self.json, None, |engine| engine.cancel())
+        let settings = self.machine.settings()?;
+        answers(&settings)?;
+        let dry = self.dry_run.then_some(Change::Cancel);
+        switch(&settings, settings.policy(), self.json, dry, |engine| engine.cancel())
     }
 }
 
+impl EpochArgs {
+    fn policy(&self, settings: &Settings) -> Policy {
+        Policy { allow_epoch_rollback: self.allow_epoch_rollback, ..settings.policy() }
+    }
+}
+
+/// Runs a verb; where it is to be run `dry`, it has no right to write, so it cannot, whatever the engine does.
 fn switch(
-    arguments: &MachineArgs,
+    settings: &Settings,
+    policy: Policy,
     json: bool,
-    epoch: Option<&EpochArgs>,
+    dry: Option<Change<'_>>,
     verb: impl FnOnce(&Engine<'_>) -> Result<SwitchReport>,
 ) -> Result<()> {
-    let settings = arguments.settings()?;
-    let host = Host::open_to_change(&settings)?;
+    let open = if dry.is_some() { Host::open_to_look } else { Host::open_to_change };
+    let host = open(settings)?;
     let cancel = machine::defer_signals()?;
-    let allow_epoch_rollback = epoch.is_some_and(|epoch| epoch.allow_epoch_rollback);
-    let policy = Policy { allow_epoch_rollback, ..settings.policy() };
-    let report = verb(&host.engine(policy).cancelled_by(&cancel))?;
+    let engine = host.engine(policy).cancelled_by(&cancel);
+    let report = match dry {
+        Some(change) => engine.dry_run(&change)?,
+        None => verb(&engine)?,
+    };
     // Released before the report: whoever reads it may take its time.
     drop(host);
     output::outcome(Format::object_if(json), &report, human)

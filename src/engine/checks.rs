@@ -142,8 +142,8 @@ fn release_obstacles(view: &View, claims: &Claims, policy: &Policy) -> Vec<Error
     let below = epoch.filter(|epoch| claims.epoch < *epoch && !policy.allow_epoch_rollback);
     let below =
         below.map(|floor| Error::Epoch { version: claims.version.clone(), epoch: claims.epoch, floor });
-    found.extend(view.above_floor(claims, policy).err().or(below));
-    found.extend(view.running_unknown(policy));
+    found.extend(view.above_floor(claims).err().or(below));
+    found.extend(view.running_unknown());
     found
 }
 

@@ -9,17 +9,16 @@ use serde::Serialize;
 
 use super::Engine;
 use super::checks::blocked;
+use super::transition::{self, Change};
 use super::trust::Voucher;
 use super::view::{Held, View};
-use crate::boot;
 use crate::bundle::frame::STORED_UNIT;
 use crate::bundle::manifest::{Kind, largest_frame};
-use crate::commit;
 use crate::device::{AlignedBuf, BlockDevice, Region};
 use crate::error::{Error, Result};
 use crate::host::{Access, DiskLock};
 use crate::progress::{Cancel, Phase, Progress, Silent};
-use crate::slot::{self, Content, Record, Verdict};
+use crate::slot::{Content, Record};
 use crate::stage;
 use crate::units::{Blake3, ByteOffset, Extent, Group, MIB, Slot};
 use crate::workers;
@@ -83,16 +82,8 @@ impl Engine<'_> {
                 what: format!("slot {slot}"),
                 problem: format!("of its {} bytes the last {MIB} cannot be measured with", device.len()),
             })?;
-            let flag = self.policy.boot_flag;
-            let table = boot::make_unbootable(&view.table, &view.slots, Group::Platform, slot, flag)?;
-            // As before a prepare. The mark first: a whole slot without flags and marks would be taken for a prepared one.
-            // The record last: a slot that may still boot must not lose it.
-            if let Some(held) = view.held(Group::Platform, slot).filter(|held| held.is_unjudged()) {
-                self.set_mark(held, Verdict::Bad, "lent for a measurement")?;
-            }
-            self.turn(lock, view.turn(|choice| choice.withdraw(slot)).as_ref())?;
-            commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
-            slot::discard(&*device, &partition.name)?;
+            let away = transition::of(&Change::Lend, &view)?;
+            self.run(lock, &view, &away, &[(Group::Platform, slot, &*device)])?;
             use_it(&partition.name, Arc::new(lent))
         };
         self.change("bench", act, |_| "measured".to_owned())
@@ -137,7 +128,7 @@ impl Engine<'_> {
         held.iter().try_for_each(whole)?;
         let records = held.iter().map(|held| Ok((*held, record(held)?))).collect::<Result<Vec<_>>>()?;
         for (_, record) in &records {
-            match self.voucher(&[record])? {
+            match view.voucher(&[record])? {
                 Voucher::Signed(names) => report.signed_by = Some(names),
                 Voucher::Unsigned => report.unsigned = true,
                 Voucher::NotJudged => {}

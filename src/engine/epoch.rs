@@ -1,15 +1,14 @@
 //! The epoch floor: the highest epoch that was ever marked good on this machine. Nothing below it is prepared, committed or
-//! rolled back to without a flag that only a local root can give ([`Policy::allow_epoch_rollback`]).
+//! rolled back to without a flag that only a local root can give ([`Policy::allow_epoch_rollback`](super::Policy::allow_epoch_rollback)).
 //!
 //! It is remembered in the marks of the slots, each of which survives what happens to the other one and to `/var`, and in an
 //! EFI variable where EFI variables rule, which survives a new installation of both. The highest of all counts. A mark
 //! that cannot be read any more, or one that an older release has written, says nothing, and takes nothing away.
 
+use super::transition::Act;
 use super::view::{Held, View};
-use super::{Engine, Policy};
 use crate::bundle::manifest::Claims;
 use crate::error::{Error, Result};
-use crate::host::{Access, DiskLock};
 use crate::slot::{Content, Mark, Verdict};
 use crate::state::SlotState;
 use crate::units::Group;
@@ -33,9 +32,9 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Epoch`].
-    pub(super) fn above_floor(&self, claims: &Claims, policy: &Policy) -> Result<()> {
+    pub(super) fn above_floor(&self, claims: &Claims) -> Result<()> {
         let (epoch, floor) = (claims.epoch, self.floor());
-        if epoch >= floor || policy.allow_epoch_rollback {
+        if epoch >= floor || self.policy.allow_epoch_rollback {
             return Ok(());
         }
         Err(Error::Epoch { version: claims.version.clone(), epoch, floor })
@@ -45,12 +44,12 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Epoch`].
-    pub(super) fn slot_above_floor(&self, held: &Held, policy: &Policy) -> Result<()> {
+    pub(super) fn slot_above_floor(&self, held: &Held) -> Result<()> {
         if let Some(record) = held.record() {
-            return self.above_floor(&record.manifest, policy);
+            return self.above_floor(&record.manifest);
         }
         let floor = self.floor();
-        if floor == 0 || policy.allow_epoch_rollback {
+        if floor == 0 || self.policy.allow_epoch_rollback {
             return Ok(());
         }
         Err(Error::Epoch { version: held.partition.name.clone(), epoch: 0, floor })
@@ -58,7 +57,7 @@ impl View {
 
     /// What keeps the running slots from being compared with: an obstacle of its own, never a licence. A slot whose end was
     /// never written was installed by other means, and is no obstacle as long as nothing here remembers a release of ours.
-    pub(super) fn running_unknown(&self, policy: &Policy) -> Option<Error> {
+    pub(super) fn running_unknown(&self) -> Option<Error> {
         let found = |group: Group| {
             let held = self.held(group, self.running(group)?)?;
             let found = match &held.content {
@@ -73,33 +72,28 @@ impl View {
             };
             Some(Error::RunningUnknown { partition: held.partition.name.clone(), found })
         };
-        if policy.allow_epoch_rollback { None } else { Group::BOTH.into_iter().find_map(found) }
+        if self.policy.allow_epoch_rollback { None } else { Group::BOTH.into_iter().find_map(found) }
     }
 }
 
-impl Engine<'_> {
-    /// Raises the floor in the marks of all slots that have one, but for those that are about to be marked themselves. Where
-    /// all say so already, nothing is written.
-    ///
-    /// Each is one write of one block. A cut within it costs that mark, which is that of a slot below the floor: what it
-    /// could be used for is what the floor forbids.
-    pub(super) fn raise_floor(&self, _lock: &DiskLock, view: &View, epoch: u64, but: &[&Held]) -> Result<()> {
-        for held in view.all() {
-            let written = but.iter().any(|other| (other.group, other.slot) == (held.group, held.slot));
-            let mark = match (held.mark(), held.state) {
-                (Some(mark), _) => mark.clone(),
-                // Good by its flags alone: a mark says the same.
-                (None, SlotState::Good) => Mark::new(Verdict::Good, "marked good"),
-                (None, _) => continue,
-            };
-            if let Some(record) = held.record().filter(|_| !written && held.testifies() < epoch) {
-                let device = self.machine.open_partition(&held.partition, Access::Record)?;
-                let mark = Mark { epoch, ..mark };
-                record.write_mark(&*device, Some(&mark), &held.partition.name)?;
-            }
-        }
-        Ok(())
-    }
+/// The acts that raise the floor in the marks of all slots that have one, but for those that are about to be marked
+/// themselves. Where all say so already, there is none.
+///
+/// Each is one write of one block. A cut within it costs that mark, which is that of a slot below the floor: what it
+/// could be used for is what the floor forbids.
+pub(super) fn raised<'v>(view: &'v View, epoch: u64, but: &[&Held]) -> impl Iterator<Item = Act> + use<'v> {
+    let but: Vec<_> = but.iter().map(|held| (held.group, held.slot)).collect();
+    let below = move |held: &&Held| held.testifies() < epoch && !but.contains(&(held.group, held.slot));
+    view.all().iter().filter(below).filter_map(move |held| {
+        held.record()?;
+        let mark = match (held.mark(), held.state) {
+            (Some(mark), _) => mark.clone(),
+            // Good by its flags alone: a mark says the same.
+            (None, SlotState::Good) => Mark::new(Verdict::Good, "marked good"),
+            (None, _) => return None,
+        };
+        Some(Act::Mark(held.group, held.slot, Some(Mark { epoch, ..mark })))
+    })
 }
 
 /// The floor after these slots have been marked good.

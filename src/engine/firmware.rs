@@ -5,13 +5,13 @@
 //! table first, then BootNext; a software slot whose platform does not run is not started. All other verbs: the
 //! variables first. Either way the old pair runs, or the new one on trial, and the verb run again ends it.
 
+use super::Policy;
 use super::view::View;
-use super::{Engine, Policy};
 use crate::boot::{BootFlag, Slots};
 use crate::efi::{Choice, HardDrive, Turn};
 use crate::error::{Error, Result};
 use crate::gpt::Table;
-use crate::host::{DiskLock, Machine, efivars};
+use crate::host::Machine;
 use crate::state::{BootEntry, SlotState};
 use crate::units::{Group, Slot};
 
@@ -74,15 +74,5 @@ impl View {
     pub(super) fn boot_before(&self) -> Vec<String> {
         let before = self.efi.as_ref().map(Choice::before).unwrap_or_default();
         before.iter().map(|(number, option)| format!("Boot{number:04X} {}", option.description())).collect()
-    }
-}
-
-impl Engine<'_> {
-    /// Makes the steps of a turn, each read again.
-    pub(super) fn turn(&self, _lock: &DiskLock, turn: Option<&Turn>) -> Result<()> {
-        match turn {
-            Some(turn) if !turn.steps.is_empty() => efivars::run(self.machine.firmware()?, &turn.steps),
-            _ => Ok(()),
-        }
     }
 }

@@ -4,22 +4,21 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use super::checks::{Upgrade, is_prepared};
+use super::transition::{self, Change};
 use super::view::View;
 use super::{Engine, PrepareOptions};
-use crate::boot;
 use crate::bundle::Bundle;
 use crate::bundle::manifest::largest_frame;
-use crate::commit;
+use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::gpt::CopyState;
 use crate::host::load::Courtesy;
 use crate::host::throttle::RateLimit;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Phase, Progress};
-use crate::slot::{self, Mark, Record, Verdict};
+use crate::slot::Record;
 use crate::stage::{self, Outcome, Target};
-use crate::state::{Obstacle, PlanReport, PlannedPayload, PrepareReport, SlotState};
-use crate::units::Group;
+use crate::state::{Obstacle, PlanReport, PlannedPayload, PrepareReport};
+use crate::units::{Group, Slot};
 use crate::workers;
 
 impl Engine<'_> {
@@ -90,7 +89,7 @@ impl Engine<'_> {
         let start = Instant::now();
         self.repair(lock, progress)?;
         let mut view = self.view()?;
-        if self.settle(lock, &view)? {
+        if self.settle(lock, &view)?.is_some() {
             view = self.view()?;
         }
         if let Some(obstacle) = self.obstacles(&view, bundle)?.into_iter().next() {
@@ -136,7 +135,14 @@ impl Engine<'_> {
                 },
             });
         }
-        self.withdraw(lock, &view, &upgrade, &targets)?;
+        let slots: Vec<(Group, Slot)> =
+            upgrade.targets.iter().map(|(group, slot, _)| (*group, *slot)).collect();
+        let opened: Vec<(Group, Slot, &dyn BlockDevice)> = slots
+            .iter()
+            .zip(&targets)
+            .map(|((group, slot), target)| (*group, *slot, &*target.device))
+            .collect();
+        self.run(lock, &view, &transition::of(&Change::Withdraw(&slots), &view)?, &opened)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
         let courtesy = options.background.then(|| Courtesy::new(options.min_rate.unwrap_or(0))).flatten();
         let pace = |bytes: u64| {
@@ -162,57 +168,6 @@ impl Engine<'_> {
         };
         let outcome = stage::stage(bundle, &targets, &staging, progress)?;
         Ok(report(outcome, options.read_back))
-    }
-
-    /// Makes both copies of the table equal before anything else is changed: redundancy is repaired before it is spent.
-    pub(super) fn repair(&self, lock: &DiskLock, progress: &dyn Progress) -> Result<()> {
-        let disk = self.machine.disk();
-        let loaded = commit::load(&*disk, self.machine.name())?;
-        let state = loaded.state();
-        if state != CopyState::Equal && commit::repair(&*disk, lock, &loaded)?.is_some() {
-            progress.notice(&format!(
-                "{}: the copies of the partition table were not both sound ({state}); repaired",
-                self.machine.name()
-            ));
-        }
-        Ok(())
-    }
-
-    /// Takes what is about to be overwritten out of the game, durably and in one switch: the targets cannot boot, and what
-    /// an earlier bundle prepared in the other group will not be committed along with this one.
-    ///
-    /// Before that they are marked bad. Without its flags a slot that once booted, and is whole, looks as if it had just
-    /// been prepared; a power cut before its footer is torn would let `commit` select an old release.
-    fn withdraw(&self, lock: &DiskLock, view: &View, upgrade: &Upgrade, targets: &[Target]) -> Result<()> {
-        let mut table = view.table.clone();
-        for (group, slot, _) in &upgrade.targets {
-            table = boot::make_unbootable(&table, &view.slots, *group, *slot, self.policy.boot_flag)?;
-        }
-        for target in targets {
-            let slot = upgrade.targets.iter().find(|(group, ..)| *group == target.group);
-            let held = slot.and_then(|(group, slot, _)| view.held(*group, *slot));
-            if let Some((held, record)) = held.and_then(|held| Some((held, held.record()?)))
-                && held.is_unjudged()
-            {
-                let epoch = held.content.epoch();
-                let mark = Mark { epoch, ..Mark::new(Verdict::Bad, "being replaced") };
-                record.write_mark(&*target.device, Some(&mark), &target.partition)?;
-            }
-        }
-        if let Some((_, slot, _)) = upgrade.targets.iter().find(|(group, ..)| *group == Group::Platform) {
-            self.turn(lock, view.turn(|choice| choice.withdraw(*slot)).as_ref())?;
-        }
-        commit::switch(&*self.machine.disk(), lock, &view.loaded, &table)?;
-        let stale = |group: &Group| !upgrade.targets.iter().any(|(target, ..)| target == group);
-        for group in Group::BOTH.into_iter().filter(stale) {
-            let Ok(slot) = view.target(group) else { continue };
-            let Some(held) = view.held(group, slot) else { continue };
-            if matches!(held.state, SlotState::Prepared | SlotState::Torn) {
-                let device = self.machine.open_partition(&held.partition, Access::Exclusive)?;
-                slot::discard(&*device, &held.partition.name)?;
-            }
-        }
-        Ok(())
     }
 
     /// Whether the prepared slots still hold what their records say; the bytes that were read if so.

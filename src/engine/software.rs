@@ -1,18 +1,14 @@
 //! The software group seen by whoever runs the container: which slot is to run, and the steps of its trial. Platform
 //! slots are left alone by all of it, so that a container that fails never costs a reboot.
 
-use super::switch::{Effect, Switch};
-use super::view::{Held, View};
-use super::{Engine, epoch};
-use crate::boot::{self, Leave};
+use super::Engine;
+use super::transition::{self, Change, no_image, software};
+use super::view::View;
 use crate::bundle::manifest::Kind;
 use crate::error::{Error, NO_ERROR, Result};
-use crate::gpt::Table;
-use crate::host::DiskLock;
 use crate::host::MountSource;
 use crate::host::record::Event;
 use crate::progress::Silent;
-use crate::slot::Verdict;
 use crate::state::{SlotState, SwitchReport};
 use crate::units::{Blake3, Group, Slot};
 
@@ -51,7 +47,7 @@ impl Engine<'_> {
     /// [`Error::NotPrepared`]; [`Error::NeedsReboot`] where the platform changes too; class Disk and Io.
     pub fn software_swap(&self) -> Result<SoftwareSwap> {
         let view = self.view()?;
-        if self.commit_switch(&view)?.effect == Effect::Reboot {
+        if Self::needs_reboot(&view)? {
             return Err(Error::NeedsReboot);
         }
         let old = match view.running(Group::Software) {
@@ -100,19 +96,13 @@ impl Engine<'_> {
     /// # Errors
     /// Class Disk and Io.
     pub fn software_try(&self, slot: Slot) -> Result<Option<u8>> {
-        let act = |lock: &DiskLock| {
-            self.repair(lock, &Silent)?;
-            let view = self.view()?;
-            let held = software(&view, slot)?;
-            if held.attributes.successful() || held.attributes.tries() == 0 {
-                return Ok(None);
-            }
-            let left = held.attributes.tries() - 1;
-            let table = view.table.with_attributes(held.partition.number, held.attributes.with_tries(left));
-            self.switch(lock, &view, &Switch::of(table, Effect::Nothing, String::new()))?;
-            Ok(Some(left))
-        };
-        act(&self.machine.lock()?)
+        let lock = self.machine.lock()?;
+        self.repair(&lock, &Silent)?;
+        let view = self.view()?;
+        let counted = transition::of(&Change::SoftwareTry(slot), &view)?;
+        self.run(&lock, &view, &counted, &[])?;
+        let left = software(&view, slot)?.attributes.tries().checked_sub(1);
+        Ok(left.filter(|_| !counted.acts.is_empty()))
     }
 
     /// Marks one software slot good and selects it: its container is healthy. Writes nothing where that is so.
@@ -120,20 +110,7 @@ impl Engine<'_> {
     /// # Errors
     /// [`Error::NoSoftware`] where it holds nothing whole; class Disk and Io.
     pub fn software_good(&self, slot: Slot) -> Result<SwitchReport> {
-        let act = |lock: &DiskLock| {
-            self.repair(lock, &Silent)?;
-            let view = self.view()?;
-            let held = software(&view, slot)?;
-            if held.record().is_none() {
-                return Err(no_image(&view, slot));
-            }
-            let table =
-                boot::mark_good(&view.table, &view.slots, Group::Software, slot, self.policy.boot_flag)?;
-            self.set_mark_at(held, Verdict::Good, "its container is healthy", epoch::with(&view, &[held]))?;
-            self.raise_floor(lock, &view, epoch::with(&view, &[held]), &[held])?;
-            self.software_report(lock, &view, table, format!("{} proved good", held.partition.name))
-        };
-        self.change("mark-good", act, |report| report.done.clone())
+        self.switch("mark-good", &Change::SoftwareGood(slot))
     }
 
     /// Takes the selection away from software slot `from`, which becomes bad, and gives it to the other one, which must
@@ -142,24 +119,7 @@ impl Engine<'_> {
     /// # Errors
     /// [`Error::NoFallback`]; class Disk and Io.
     pub fn software_back(&self, from: Slot, reason: &str) -> Result<SwitchReport> {
-        let act = |lock: &DiskLock| {
-            self.repair(lock, &Silent)?;
-            let view = self.view()?;
-            let (left, to) = (software(&view, from)?, software(&view, !from)?);
-            if to.state != SlotState::Good {
-                let problem = format!("{} is {}, not known to be good", to.partition.name, to.state.word());
-                return Err(Error::NoFallback { problem });
-            }
-            let flag = self.policy.boot_flag;
-            let table =
-                boot::roll_back(&view.table, &view.slots, Group::Software, to.slot, Leave::Bad, flag)?;
-            let done = format!("rolled back to {}: {reason}", to.partition.name);
-            // The mark first: without its flags and unmarked a failed image looks like a prepared one, and a power cut in
-            // between would have it committed again.
-            self.set_mark(left, Verdict::Failed, reason)?;
-            self.software_report(lock, &view, table, done)
-        };
-        self.change("roll-back", act, |report| report.done.clone())
+        self.switch("roll-back", &Change::SoftwareBack(from, reason))
     }
 
     /// Keeps the outcome of a step that went on after its writes (a swap) for `status` and the history.
@@ -172,16 +132,6 @@ impl Engine<'_> {
         if let Ok(key) = self.journal_key() {
             self.journal.append(&key, &Event::new(verb, NO_ERROR, message));
         }
-    }
-
-    fn software_report(
-        &self,
-        lock: &DiskLock,
-        view: &View,
-        table: Table,
-        done: String,
-    ) -> Result<SwitchReport> {
-        self.switch(lock, view, &Switch::of(table, Effect::RestartSoftware, done))
     }
 
     fn image(&self, view: &View, slot: Slot) -> Result<Option<SoftwareImage>> {
@@ -198,17 +148,4 @@ impl Engine<'_> {
             selected: view.running(Group::Software) == Some(slot),
         }))
     }
-}
-
-fn software(view: &View, slot: Slot) -> Result<&Held> {
-    view.held(Group::Software, slot).ok_or_else(|| no_image(view, slot))
-}
-
-fn no_image(view: &View, slot: Slot) -> Error {
-    let name = Group::Software.partition_name(slot);
-    let problem = match view.held(Group::Software, slot) {
-        Some(held) => format!("{name} is {}", held.state.word()),
-        None => format!("the disk has no {name}"),
-    };
-    Error::NoSoftware { problem }
 }

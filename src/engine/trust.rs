@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::Engine;
+use super::view::View;
 use crate::error::Result;
 use crate::host::trust::DEFAULT_TRUST;
 use crate::slot::Record;
@@ -30,7 +30,7 @@ impl fmt::Display for Voucher {
     }
 }
 
-impl Engine<'_> {
+impl View {
     /// Who vouches for these records, of one release. Nobody is asked where no file of keys was named and the default one is
     /// not there, on a disk image for example.
     ///

@@ -1,5 +1,6 @@
 //! What is on the disk, read once at the beginning of a verb.
 
+use super::transition::Act;
 use super::{Policy, firmware};
 use crate::boot::{self, BootFlag, Companion, Slots};
 use crate::commit::{self, Loaded};
@@ -12,29 +13,43 @@ use crate::state::{Evidence, SlotState, slot_state};
 use crate::units::{Group, Slot};
 
 /// Table, slots and their records.
+#[derive(Debug, Clone)]
 pub(super) struct View {
     pub(super) loaded: Loaded,
     pub(super) table: Table,
     pub(super) slots: Slots,
     /// What the firmware chooses, where it rules.
     pub(super) efi: Option<Choice>,
+    pub(super) policy: Policy,
+    machine: Seen,
     /// The platform slot that runs; of an image file the one that boots next. `None`: none does, or
-    /// [`unknown`](Self::unknown).
+    /// [`unknown`](Seen::unknown).
     booted: Option<Slot>,
-    /// Whether that is more than what boots next.
-    is_evident: bool,
-    /// On a live machine: why it is not known which slot runs.
-    unknown: Option<String>,
     /// The software slot that runs on its last try, so that its flags do not select it any more.
     last_try: Option<Slot>,
     /// The software slot beside the platform that runs, where that is not the one that the flags select.
     beside: Option<Slot>,
-    name: String,
-    policy: Policy,
     holds: Vec<Held>,
 }
 
+/// What the machine knows beside the disk.
+#[derive(Debug, Clone)]
+struct Seen {
+    name: String,
+    /// The platform slot that the caller, the kernel or the firmware names as the one that runs.
+    booted: Option<Slot>,
+    /// On a live machine: why it is not known which slot runs.
+    unknown: Option<String>,
+    /// A disk image, or the disk of another machine: what would boot is taken for what runs.
+    is_image: bool,
+    /// A kernel is loaded for kexec.
+    kexec: bool,
+    /// The software slot that is used although its tries are spent.
+    last_try: Option<Slot>,
+}
+
 /// What one slot holds.
+#[derive(Debug, Clone)]
 pub(super) struct Held {
     pub(super) group: Group,
     pub(super) slot: Slot,
@@ -76,44 +91,99 @@ impl View {
             Ok(slot) => (Some(slot), None),
             Err(why) => (efi.as_ref().and_then(Choice::booted), Some(why)),
         };
-        let last_try = last_try(machine, &table, &slots)?;
-        let mut view = Self {
+        let seen = Seen {
+            name,
+            booted: evident,
+            unknown: why.filter(|_| evident.is_none() && !machine.is_image()),
+            is_image: machine.is_image(),
+            kexec: policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded(),
+            last_try: last_try(machine, &table, &slots)?,
+        };
+        let mut holds = Vec::new();
+        for group in Group::BOTH {
+            for slot in Slot::BOTH {
+                let Some(partition) = slots.get(group, slot).cloned() else { continue };
+                let device = machine.open_partition(&partition, Access::Read)?;
+                let content = Content::read(&*device, group, &partition.name)?;
+                let (attributes, state) = (table.attributes(partition.number), SlotState::Empty);
+                holds.push(Held { group, slot, partition, content, attributes, state, fell: false });
+            }
+        }
+        let view = Self {
             loaded,
             table,
             slots,
             efi,
-            booted: evident,
-            is_evident: evident.is_some(),
-            unknown: why.filter(|_| evident.is_none() && !machine.is_image()),
-            last_try,
-            beside: None,
-            name,
             policy: policy.clone(),
-            holds: Vec::new(),
+            machine: seen,
+            booted: None,
+            last_try: None,
+            beside: None,
+            holds,
         };
-        if machine.is_image() {
-            view.booted = evident.or_else(|| view.next(Group::Platform));
-        }
-        let kexec = policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded();
-        for group in Group::BOTH {
-            for slot in Slot::BOTH {
-                let Some(partition) = view.slots.get(group, slot).cloned() else { continue };
-                let device = machine.open_partition(&partition, Access::Read)?;
-                let content = Content::read(&*device, group, &partition.name)?;
-                let attributes = view.table.attributes(partition.number);
-                let state = slot_state(&Evidence {
-                    attributes,
-                    // No loader reads the software group: it goes by priority always.
-                    flag: if group == Group::Platform { policy.boot_flag } else { BootFlag::Priority },
-                    chosen: kexec || group == Group::Platform && view.is_chosen(slot),
-                    content: &content,
-                    running: view.running(group) == Some(slot),
-                });
-                view.holds.push(Held { group, slot, partition, content, attributes, state, fell: false });
+        Ok(view.concluded())
+    }
+
+    /// What is seen once these acts are done.
+    ///
+    /// # Errors
+    /// As [`commit::plan`].
+    pub(super) fn after(&self, acts: &[Act]) -> Result<Self> {
+        let mut view = self.clone();
+        for act in acts {
+            match act {
+                Act::Table(table) => {
+                    view.loaded = view.loaded.after(&commit::plan(&view.loaded, table)?);
+                    view.table = table.clone();
+                }
+                Act::Variables(turn) => view.efi = Some(turn.after.clone()),
+                Act::Mark(group, slot, mark) => {
+                    if let Some(Content::Whole(_, old)) = view.content(*group, *slot) {
+                        old.clone_from(mark);
+                    }
+                }
+                Act::Void(group, slot) => {
+                    if let Some(content) = view.content(*group, *slot) {
+                        let (why, epoch) = ("there is no footer".to_owned(), content.epoch());
+                        *content = Content::Nothing { why, traces: epoch > 0, epoch };
+                    }
+                }
             }
         }
-        view.follow_platform();
-        Ok(view)
+        Ok(view.concluded())
+    }
+
+    fn content(&mut self, group: Group, slot: Slot) -> Option<&mut Content> {
+        let held = self.holds.iter_mut().find(|held| held.group == group && held.slot == slot);
+        held.map(|held| &mut held.content)
+    }
+
+    /// What follows from table, variables and records: which slots run, and the state of each.
+    fn concluded(mut self) -> Self {
+        self.last_try = self.machine.last_try.filter(|slot| {
+            let flags = self.flags().of(Group::Software, *slot);
+            flags.is_some_and(is_spent)
+        });
+        self.beside = None;
+        // Disk images, disks of another machine: what would boot.
+        let next = if self.machine.is_image { self.next(Group::Platform) } else { None };
+        self.booted = self.machine.booted.or(next);
+        let mut holds = std::mem::take(&mut self.holds);
+        for held in &mut holds {
+            held.attributes = self.table.attributes(held.partition.number);
+            held.fell = false;
+            held.state = slot_state(&Evidence {
+                attributes: held.attributes,
+                // No loader reads the software group: it goes by priority always.
+                flag: if held.group == Group::Platform { self.policy.boot_flag } else { BootFlag::Priority },
+                chosen: self.machine.kexec || held.group == Group::Platform && self.is_chosen(held.slot),
+                content: &held.content,
+                running: self.running(held.group) == Some(held.slot),
+            });
+        }
+        self.holds = holds;
+        self.follow_platform();
+        self
     }
 
     /// Software goes where its platform goes: what was flipped together with a platform that fell back has fallen back as
@@ -161,7 +231,7 @@ impl View {
     pub(super) fn next(&self, group: Group) -> Option<Slot> {
         match &self.efi {
             Some(choice) if group == Group::Platform => choice.next(),
-            _ => boot::next_boot(&self.table, &self.slots, group, self.policy.boot_flag),
+            _ => self.flags().next(group),
         }
     }
 
@@ -177,25 +247,25 @@ impl View {
     /// The platform slot that runs.
     pub(super) fn booted(&self) -> Result<Slot> {
         self.check_known()?;
-        self.booted.ok_or_else(|| Error::NothingBoots { disk: self.name.clone() })
+        self.booted.ok_or_else(|| Error::NothingBoots { disk: self.machine.name.clone() })
     }
 
     /// Refuses a live machine of which it is not known what runs: to go by the flags could overwrite it.
     pub(super) fn check_known(&self) -> Result<()> {
-        match self.unknown.clone() {
-            Some(problem) => Err(Error::BootedUnknown { disk: self.name.clone(), problem }),
+        match self.machine.unknown.clone() {
+            Some(problem) => Err(Error::BootedUnknown { disk: self.machine.name.clone(), problem }),
             None => Ok(()),
         }
     }
 
     /// Why it is not known what runs, where this is a live machine.
     pub(super) fn unknown(&self) -> Option<&str> {
-        self.unknown.as_deref()
+        self.machine.unknown.as_deref()
     }
 
     /// Whether a platform slot runs, and is not only the one that an image file would boot.
     pub(super) fn runs(&self, slot: Slot) -> bool {
-        self.is_evident && self.booted == Some(slot)
+        self.machine.booted.is_some() && self.booted == Some(slot)
     }
 
     /// The slot of a group that an upgrade writes: the one that does not run.
@@ -227,6 +297,11 @@ impl View {
         self.running(held.group) != Some(held.slot) || held.group == Group::Software && self.pending()
     }
 
+    /// Whether a slot that has failed its trial may be tried once more.
+    pub(super) fn again(&self, held: &Held) -> bool {
+        self.policy.retry && held.state == SlotState::Bad && held.record().is_some()
+    }
+
     /// Whether the flags of its group, or the firmware, select a slot, or could.
     pub(super) fn is_selected(&self, held: &Held) -> bool {
         match (held.group, self.policy.boot_flag) {
@@ -255,15 +330,19 @@ impl View {
     }
 }
 
+/// Whether the flags of a software slot select it, and its last try is used up.
+fn is_spent(flags: Attributes) -> bool {
+    flags.priority() > 1 && flags.tries() == 0 && !flags.successful()
+}
+
 /// The software slot on trial whose last try was spent on the container that runs from it now. No loader counts these
 /// tries but `container start`, before it starts; that it runs is seen by its mount.
 fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Result<Option<Slot>> {
     for slot in Slot::BOTH {
         let Some(partition) = slots.get(Group::Software, slot) else { continue };
-        let attributes = table.attributes(partition.number);
-        let spent = attributes.priority() > 1 && attributes.tries() == 0 && !attributes.successful();
         // Where it cannot be told, none is known to run.
-        if spent && machine.in_use(partition).is_ok_and(|user| user.is_some()) {
+        let used = || machine.in_use(partition).is_ok_and(|user| user.is_some());
+        if is_spent(table.attributes(partition.number)) && used() {
             return Ok(Some(slot));
         }
     }

@@ -44,6 +44,18 @@ pub enum Verdict {
     Trying,
 }
 
+impl Verdict {
+    /// The word that people read.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Bad => "bad",
+            Self::Failed => "failed",
+            Self::Trying => "trying",
+        }
+    }
+}
+
 /// What the block says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {

@@ -22,7 +22,7 @@ pub use footer::{Condition, Footer};
 pub use frame::FrameAt;
 pub use layout::{Layout, Place};
 pub use mark::{Mark, Verdict};
-pub use record::{Content, Record, discard};
+pub use record::{Content, Record, discard, write_mark};
 
 /// The unit of everything in a record in bytes.
 pub const UNIT: u64 = 4096;

@@ -205,12 +205,16 @@ impl Record {
         let footer = self.footer(condition, group).encode();
         write_block(slot, &format!("the footer of {partition}"), &footer, self.layout.footer_at)
     }
+}
 
-    /// Writes the mark of an installed slot, durably. One block: a power cut leaves the old or the new one.
-    pub fn write_mark(&self, slot: &dyn BlockDevice, mark: Option<&Mark>, partition: &str) -> Result<()> {
-        let block = mark.map_or_else(|| vec![0; UNIT as usize], Mark::encode);
-        write_block(slot, &format!("the mark of {partition}"), &block, self.layout.mark_at)
-    }
+/// Writes the mark of an installed slot, durably; `None`: void. One block: a power cut leaves the old or the new one.
+///
+/// # Errors
+/// Class Io; [`Error::ReadBack`] where it is not there afterwards.
+pub fn write_mark(slot: &dyn BlockDevice, mark: Option<&Mark>, partition: &str) -> Result<()> {
+    let Some(at) = Layout::footer_at(slot.len()) else { return Ok(()) };
+    let block = mark.map_or_else(|| vec![0; UNIT as usize], Mark::encode);
+    write_block(slot, &format!("the mark of {partition}"), &block, at - UNIT)
 }
 
 /// Destroys the footer of a slot, durably: what it holds is no longer vouched for. The images stay, so that the

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use qstage::boot::{self, BootFlag, Slots};
+use qstage::boot::Slots;
 use qstage::commit;
 use qstage::gpt::{Method, Table};
 use qstage::host::DiskLock;
 use qstage::units::{Group, Slot};
 
-use super::{Op, Reader, Selection, Spec, ops_of, selection};
+use super::{Op, Reader, Selection, Spec, ops_of, selection, trial};
 
 pub const OLD: Selection = (Some('a'), Some('a'));
 pub const NEW: Selection = (Some('b'), Some('b'));
@@ -171,8 +171,7 @@ pub fn sown(spec: &Spec, room: u64) -> Vec<u8> {
 
 pub fn both_to(table: &Table, slot: Slot) -> Table {
     let slots = Slots::resolve(table, "disk").unwrap();
-    let select =
-        |table: &Table, group| boot::select_trial(table, &slots, group, slot, 3, BootFlag::Priority).unwrap();
+    let select = |table: &Table, group| trial(table, &slots, group, slot, 3);
     select(&select(table, Group::Platform), Group::Software)
 }
 

@@ -7,9 +7,10 @@ pub mod cuts;
 use std::io;
 use std::sync::Mutex;
 
+use qstage::boot::{BootFlag, Flags, Slots};
 use qstage::device::{BlockDevice, MemoryDevice};
-use qstage::gpt::{Plan, Step};
-use qstage::units::{BlockSize, ByteOffset};
+use qstage::gpt::{Plan, Step, Table};
+use qstage::units::{BlockSize, ByteOffset, Group, Slot};
 
 /// A disk to be made.
 #[derive(Clone)]
@@ -176,6 +177,12 @@ pub fn ops_of(plan: &Plan) -> Vec<Op> {
         Step::ReadBack { .. } => None,
     };
     plan.steps.iter().filter_map(op).collect()
+}
+
+/// The table in which a slot is selected on trial, by priority.
+pub fn trial(table: &Table, slots: &Slots, group: Group, slot: Slot, tries: u8) -> Table {
+    let flags = Flags::new(table.clone(), slots, BootFlag::Priority);
+    flags.select_trial(group, slot, tries).unwrap().into_table()
 }
 
 /// Which slots a reader takes: platform, software.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use qstage::boot::{self, BootFlag, Slots};
+use qstage::boot::{BootFlag, Flags, Slots};
 use qstage::bundle::feed::Feed;
 use qstage::bundle::frame::{FrameDecoder, chaining_value};
 use qstage::bundle::index::Index;
@@ -123,7 +123,8 @@ fn plan_a_switch(bencher: Bencher<'_, '_>) {
     let table = loaded.table().expect("has a table");
     let slots = Slots::resolve(table, "disk").expect("has slots");
     bencher.bench_local(|| {
-        let table = boot::select_trial(table, &slots, Group::Platform, Slot::B, 3, BootFlag::Priority);
+        let flags = Flags::new(table.clone(), &slots, BootFlag::Priority);
+        let table = flags.select_trial(Group::Platform, Slot::B, 3).map(Flags::into_table);
         commit::plan(&loaded, &table.expect("can be selected")).map(|plan| plan.steps.len())
     });
 }

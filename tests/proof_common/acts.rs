@@ -5,6 +5,7 @@
 //! question for gpt_cuts.rs. Of the images: how many writes and flushes they were, and one CRC over places and bytes.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::{SLOTS, Says, extent, record};
 use crate::gpt_common::{Op, Reader, entries, flags};
@@ -36,23 +37,32 @@ enum Kind {
 
 struct Act {
     kind: Kind,
+    /// The events that it consists of.
+    events: Range<usize>,
     /// Whether a flush came after its last write.
     durable: bool,
 }
 
+fn push(acts: &mut Vec<Act>, kind: Kind) {
+    acts.push(Act { kind, events: 0..0, durable: true });
+}
+
 /// The acts as lines; `|` where one is durable before the next begins. Acts that change nothing for anybody are left out.
 pub fn acts(before: &[u8], block: u32, events: &[Did]) -> Vec<String> {
+    spans(before, block, events).into_iter().map(|(line, _)| line).collect()
+}
+
+/// The acts, and the events that each consists of.
+pub fn spans(before: &[u8], block: u32, events: &[Did]) -> Vec<(String, Range<usize>)> {
     let mut image = before.to_vec();
     let mut acts: Vec<Act> = Vec::new();
-    for event in events {
+    for (i, event) in events.iter().enumerate() {
+        let known = acts.len();
         match event {
-            Did::Variable(text) => acts.push(Act { kind: Kind::Line(text.clone()), durable: true }),
+            Did::Variable(text) => push(&mut acts, Kind::Line(text.clone())),
             Did::Disk(Op::Sync) => {
-                if let Some(act) = acts.last_mut() {
-                    act.durable = true;
-                    if let Kind::Image { flushes, .. } = &mut act.kind {
-                        *flushes += 1;
-                    }
+                if let Some(Act { kind: Kind::Image { flushes, .. }, .. }) = acts.last_mut() {
+                    *flushes += 1;
                 }
             }
             Did::Disk(Op::Write(at, bytes)) => {
@@ -63,13 +73,16 @@ pub fn acts(before: &[u8], block: u32, events: &[Did]) -> Vec<String> {
                     image[at..at + bytes.len()].copy_from_slice(bytes);
                     slot(&mut acts, &image, block, at, bytes);
                 }
-                if let Some(act) = acts.last_mut() {
-                    act.durable = false;
-                }
             }
         }
+        let count = acts.len();
+        if let Some(act) = acts.last_mut() {
+            act.durable = !matches!(event, Did::Disk(Op::Write(..)));
+            let begins = if known < count { i } else { act.events.start };
+            act.events = begins..i + 1;
+        }
     }
-    acts.iter().filter_map(Act::line).collect()
+    acts.iter().filter_map(|act| Some((act.line()?, act.events.clone()))).collect()
 }
 
 impl Act {
@@ -127,7 +140,7 @@ fn table(acts: &mut Vec<Act>, image: &mut [u8], block: u32, at: usize, bytes: &[
     };
     if !open {
         let kind = Kind::Table { changed: Vec::new(), repaired: false, equal: false };
-        acts.push(Act { kind, durable: false });
+        push(acts, kind);
     }
     if let Some(Act { kind: Kind::Table { changed, repaired, equal: both }, .. }) = acts.last_mut() {
         *repaired |= ill && equal && changed.is_empty() && now.is_empty();
@@ -140,7 +153,7 @@ fn slot(acts: &mut Vec<Act>, image: &[u8], block: u32, at: usize, bytes: &[u8]) 
     let inside = |name: &&str| extent(image, block, name).contains(&at);
     let Some(name) = SLOTS.into_iter().find(inside) else {
         let text = format!("STRAY: {} bytes at {at}", bytes.len());
-        return acts.push(Act { kind: Kind::Line(text), durable: false });
+        return push(acts, Kind::Line(text));
     };
     let place = extent(image, block, name);
     let end = place.start + place.len() / 4096 * 4096;
@@ -154,11 +167,11 @@ fn slot(acts: &mut Vec<Act>, image: &[u8], block: u32, at: usize, bytes: &[u8]) 
         None
     };
     if let Some(text) = line {
-        return acts.push(Act { kind: Kind::Line(text), durable: false });
+        return push(acts, Kind::Line(text));
     }
     if !matches!(acts.last(), Some(Act { kind: Kind::Image { .. }, .. })) {
         let (slots, sum) = (BTreeSet::new(), crc32fast::Hasher::new());
-        acts.push(Act { kind: Kind::Image { slots, writes: 0, flushes: 0, sum }, durable: false });
+        push(acts, Kind::Image { slots, writes: 0, flushes: 0, sum });
     }
     if let Some(Act { kind: Kind::Image { slots, writes, sum, .. }, .. }) = acts.last_mut() {
         slots.insert(name);

@@ -8,10 +8,10 @@ pub mod acts;
 pub mod cuts;
 pub mod readers;
 pub mod scenes;
+mod verb;
 
 use std::io::{self, Cursor};
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use qstage::boot::BootFlag;
@@ -21,7 +21,6 @@ use qstage::device::{AlignedBuf, BlockDevice, MemoryDevice, Region};
 use qstage::engine::{Engine, Policy, PrepareOptions};
 use qstage::error::{Error, Result};
 use qstage::gpt::Partition;
-use qstage::host::kexec::SlotKernel;
 use qstage::host::record::MemoryJournal;
 use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
 use qstage::init;
@@ -32,6 +31,7 @@ use ssh_key::private::Ed25519Keypair;
 use ssh_key::{HashAlg, LineEnding, PrivateKey};
 
 pub use readers::*;
+pub use verb::Verb;
 
 use crate::gpt_common::{Op, Spec};
 
@@ -244,69 +244,6 @@ impl Machine for Bench {
     }
     fn booted_from(&self, _: &[Partition]) -> Result<Booted> {
         Ok(Booted::Unknown { why: "it is in memory".to_owned() })
-    }
-}
-
-/// What is done to a disk.
-#[derive(Clone, Debug)]
-pub enum Verb {
-    Prepare(Arc<Vec<u8>>),
-    Commit,
-    MarkGood,
-    RollBack,
-    Cancel,
-    /// The selector of an initramfs starts a slot and counts its try.
-    Select,
-    /// A health check fails on trial.
-    TrialFailed,
-    /// Commit by kexec.
-    Kexec,
-    /// What starts the container: which image, and its try counted.
-    Start,
-    /// The container of a software slot is healthy.
-    SoftwareGood(Slot),
-    /// The container of a software slot is not.
-    SoftwareBack(Slot),
-    /// The slot that does not run is measured with, so what it held is lost.
-    Lend,
-}
-
-impl Verb {
-    /// Runs it. `prepare` opens a bundle; `Select` is none of the engine.
-    pub fn run(&self, engine: &Engine<'_>, options: &PrepareOptions) -> Result<()> {
-        match self {
-            Self::Prepare(bundle) => engine.prepare(open(bundle)?, options, &Silent).map(drop),
-            Self::Commit => engine.commit(false).map(drop),
-            Self::MarkGood => engine.mark_good(None).map(drop),
-            Self::RollBack => engine.roll_back().map(drop),
-            Self::Cancel => engine.cancel().map(drop),
-            Self::TrialFailed => {
-                engine.trial_failed(Some("health check 'disk': it is full"))?;
-                engine.trial_failed(None).map(drop)
-            }
-            Self::Kexec => engine.commit_by_kexec(&Kernel).map(drop),
-            Self::Start => engine.software_try(engine.software_selected()?.slot).map(drop),
-            Self::SoftwareGood(slot) => engine.software_good(*slot).map(drop),
-            Self::SoftwareBack(slot) => engine.software_back(*slot, "its probe failed").map(drop),
-            Self::Lend => engine.lend_target(|name, device| {
-                let what = format!("a measurement in {name}");
-                qstage::device::write(&*device, &what, &AlignedBuf::zeroed(8192), ByteOffset(FRAME.into()))?;
-                qstage::device::sync(&*device, &what)
-            }),
-            Self::Select => Err(Error::NoTrial),
-        }
-    }
-}
-
-/// A kernel that loads and starts.
-struct Kernel;
-
-impl SlotKernel for Kernel {
-    fn load(&self, _: Slot, _: &Path, _: &str) -> Result<()> {
-        Ok(())
-    }
-    fn start(&self) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -1,0 +1,119 @@
+//! Acts as text: in one word each, and as sectors and variables.
+
+use std::fmt;
+
+use super::super::view::View;
+use super::{Act, Transition};
+use crate::commit;
+use crate::error::Result;
+use crate::slot::{Layout, UNIT};
+use crate::units::{Group, Slot};
+
+/// How the platform is switched where EFI variables rule.
+pub(in crate::engine) const EFI_METHOD: &str = "EFI variables BootNext and BootOrder";
+
+impl fmt::Display for Act {
+    /// What it is, without places and values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mark(group, slot, mark) => {
+                let verdict = mark.as_ref().map_or("void", |mark| mark.verdict.word());
+                write!(f, "mark of {}: {verdict}", group.partition_name(*slot))
+            }
+            Self::Variables(turn) => {
+                let steps: Vec<String> = turn.steps.iter().map(|step| step.name.to_string()).collect();
+                write!(f, "{}", steps.join(", "))
+            }
+            Self::Table(_) => write!(f, "table"),
+            Self::Void(group, slot) => write!(f, "footer of {}: void", group.partition_name(*slot)),
+        }
+    }
+}
+
+/// A transition as its writes, barriers and variables, one line each.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Printed {
+    pub(in crate::engine) lines: Vec<String>,
+    /// How the table is written, where it is.
+    table: Option<String>,
+    /// Whether variables are set.
+    variables: bool,
+}
+
+impl Printed {
+    /// What a transition writes to the disk that `view` shows, a repair that is due included. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`commit::plan`].
+    pub(in crate::engine) fn new(view: &View, transition: &Transition) -> Result<Self> {
+        let mut printed = Self::default();
+        let mut loaded = view.loaded.clone();
+        let mut switch = |printed: &mut Self, table: Option<&crate::gpt::Table>| -> Result<()> {
+            let plan = match table {
+                Some(table) => Some(commit::plan(&loaded, table)?),
+                None => commit::repair_plan(&loaded)?,
+            };
+            if let Some(plan) = plan.filter(|plan| !plan.is_empty()) {
+                printed.lines.extend(plan.describe());
+                printed.table = Some(plan.method.to_string());
+                loaded = loaded.after(&plan);
+            }
+            Ok(())
+        };
+        switch(&mut printed, None)?;
+        for act in &transition.acts {
+            match act {
+                Act::Table(table) => switch(&mut printed, Some(table))?,
+                Act::Variables(turn) => {
+                    printed.variables = true;
+                    printed.lines.extend(turn.steps.iter().map(ToString::to_string));
+                }
+                Act::Mark(group, slot, mark) => {
+                    let text = match mark {
+                        Some(mark) => format!("{}, {}", mark.verdict.word(), mark.reason),
+                        None => "void".to_owned(),
+                    };
+                    let name = group.partition_name(*slot);
+                    printed.block(view, *group, *slot, UNIT, &format!("the mark of {name}: {text}"))?;
+                }
+                Act::Void(group, slot) => {
+                    let name = group.partition_name(*slot);
+                    printed.block(view, *group, *slot, 0, &format!("the footer of {name}: void"))?;
+                }
+            }
+        }
+        Ok(printed)
+    }
+
+    /// A block `before` the footer of a slot.
+    fn block(&mut self, view: &View, group: Group, slot: Slot, before: u64, what: &str) -> Result<()> {
+        let (extent, block) = (view.slots.require(group, slot)?.extent, view.table.header().block().bytes());
+        let Some(footer) = Layout::footer_at(extent.len) else { return Ok(()) };
+        let (first, blocks) = ((extent.at.0 + footer - before) / u64::from(block), UNIT / u64::from(block));
+        let line = |verb: &str| {
+            format!("{verb} LBA {first}-{} ({blocks} x {block} bytes): {what}", first + blocks - 1)
+        };
+        self.lines.extend([line("write"), "barrier".to_owned(), line("read back")]);
+        Ok(())
+    }
+
+    /// What was printed before it, and this.
+    pub(in crate::engine) fn behind(self, mut before: Self) -> Self {
+        before.lines.extend(self.lines);
+        Self {
+            table: self.table.or(before.table),
+            variables: self.variables || before.variables,
+            lines: before.lines,
+        }
+    }
+
+    /// How it is written, for people.
+    pub(in crate::engine) fn method(&self) -> String {
+        match (&self.table, self.variables) {
+            (None, false) => "nothing to write".to_owned(),
+            (Some(table), false) => table.clone(),
+            (None, true) => EFI_METHOD.to_owned(),
+            (Some(table), true) => format!("{EFI_METHOD}; {table}"),
+        }
+    }
+}
