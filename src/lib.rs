@@ -21,7 +21,7 @@
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`], [`mod@delta`]: files and blank disks; [`selector`]: what an initramfs starts |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
-//! | pure | [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
+//! | pure | [`cluster`]: what nodes do together; [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
 //! | ground | [`sandbox`]: giving up rights; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
 
 // Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
@@ -31,6 +31,7 @@ pub mod bench;
 pub mod boot;
 pub mod bundle;
 pub mod cli;
+pub mod cluster;
 pub mod commit;
 pub(crate) mod config;
 pub mod container;

@@ -191,6 +191,7 @@ const WRITERS: Allowed = &[
 /// What is decided without a machine: bytes and values in, values out.
 const PURE: &[&str] = &[
     "bundle/",
+    "cluster/",
     "efi/",
     "gpt/",
     "slot/",

@@ -1,0 +1,306 @@
+//! What operators may ask for, and when. Each is checked on one view and becomes a transaction on it: what was refused or
+//! allowed is what is.
+
+use super::next::{put_reboot, put_upgrade};
+use super::rolling::told;
+use super::state::{NodeId, Ordered, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::store::{Key, Txn, Write};
+use super::upgrade::{all_now, first_stage, in_turn};
+use super::view::View;
+use crate::error::{Error, Result};
+use crate::state::UpgradeType;
+
+/// Orders the prepare of a bundle on all nodes.
+///
+/// # Errors
+/// [`Error::UpgradeBusy`], [`Error::Blocked`], [`Error::BadRequest`]: see [`admission`] and [`group`].
+pub fn prepare(view: &View, order: Ordered) -> Result<Txn> {
+    idle(view)?;
+    admission(view)?;
+    if order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform {
+        group(view, order.nodes)?;
+    }
+    let id = view.upgrade.id + 1;
+    let stage = Stage::Preparing;
+    let mut txn =
+        view.ordered(vec![put_upgrade(Upgrade { id, stage, order: Some(order), ..Upgrade::default() })]);
+    // Reports of the order before, which nobody asks for any more.
+    let old = view.outcomes.keys().map(|node| Write::Delete(Key::Outcome(view.upgrade.id, *node)));
+    txn.writes.extend(old);
+    txn.compare.extend(view.everybody());
+    Ok(txn)
+}
+
+/// Orders the commit of what is prepared. How many reboot at a time is decided now, by the protection that there is.
+///
+/// # Errors
+/// [`Error::NotPrepared`]; what forbids it otherwise.
+pub fn commit(view: &View) -> Result<Txn> {
+    let upgrade = &view.upgrade;
+    let (Stage::Prepared, Some(order)) = (upgrade.stage, &upgrade.order) else {
+        return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
+    };
+    admission(view)?;
+    let rolling = order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform;
+    let mut order = order.clone();
+    if rolling {
+        order.nodes = Some(group(view, order.nodes)?);
+    }
+    let stage = first_stage(order.upgrade_type, rolling);
+    let upgrade = Upgrade { stage, order: Some(order), error: None, kept: false, ..upgrade.clone() };
+    Ok(view.ordered(vec![put_upgrade(upgrade)]))
+}
+
+/// Ends a prepare, or discards what is prepared.
+///
+/// # Errors
+/// [`Error::NothingToCancel`]; [`Error::UpgradeBusy`] once it is committed.
+pub fn cancel(view: &View) -> Result<Txn> {
+    let upgrade = &view.upgrade;
+    let error = match upgrade.stage {
+        Stage::Preparing | Stage::Prepared => Some(Error::Cancelled.to_string()),
+        // Somebody has read it.
+        Stage::Idle if upgrade.error.is_some() => None,
+        Stage::Idle => return Err(Error::NothingToCancel { problem: "nothing is prepared".to_owned() }),
+        stage => return Err(Error::UpgradeBusy { doing: stage.word().to_lowercase() }),
+    };
+    Ok(view.ordered(vec![put_upgrade(Upgrade { stage: Stage::Idle, error, ..upgrade.clone() })]))
+}
+
+/// Orders a reboot that is no upgrade.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn reboot(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
+    match view.upgrade.stage {
+        Stage::Idle | Stage::Prepared => {}
+        stage => return Err(Error::UpgradeBusy { doing: stage.word().to_lowercase() }),
+    }
+    if view.reboot.state != RebootState::Idle {
+        return Err(Error::Blocked { reason: "a reboot is under way".to_owned() });
+    }
+    let mut reboot = Reboot { state: RebootState::InProgress, rolling, ..Reboot::default() };
+    if rolling {
+        admission(view)?;
+        reboot.group = group(view, nodes)?;
+        reboot.todo = in_turn(view);
+    } else if nodes.is_some() {
+        return Err(Error::BadRequest {
+            problem: "a number of nodes has a meaning with a rolling reboot only".to_owned(),
+        });
+    } else {
+        reboot.current = all_now(view);
+    }
+    Ok(view.ordered(vec![put_reboot(reboot)]))
+}
+
+/// Lets the group under way end, and begins no other one.
+///
+/// # Errors
+/// [`Error::NoReboot`].
+pub fn pause(view: &View) -> Result<Txn> {
+    let reboot = &view.reboot;
+    if !reboot.rolling || reboot.state != RebootState::InProgress {
+        return Err(Error::NoReboot);
+    }
+    Ok(view.ordered(vec![put_reboot(Reboot { state: RebootState::Paused, ..reboot.clone() })]))
+}
+
+/// Goes on. The nodes of the group that failed come first; one that is down already is waited for.
+///
+/// # Errors
+/// [`Error::NoReboot`].
+pub fn resume(view: &View) -> Result<Txn> {
+    let reboot = &view.reboot;
+    let mut next = Reboot { state: RebootState::InProgress, error: String::new(), ..reboot.clone() };
+    match reboot.state {
+        RebootState::Paused => {}
+        RebootState::PausedDueToError => again(&mut next),
+        RebootState::Idle | RebootState::InProgress => return Err(Error::NoReboot),
+    }
+    let mut writes = vec![put_reboot(next)];
+    writes.extend(told(view, None));
+    Ok(view.ordered(writes))
+}
+
+/// Takes the right to be down from a node that does not come back. The reboot is stopped then, until somebody resumes: it
+/// is for the operator to see to the node first.
+///
+/// # Errors
+/// [`Error::NoReboot`] where it is not that node's turn.
+pub fn take_back(view: &View, node: NodeId) -> Result<Txn> {
+    let reboot = &view.reboot;
+    if !reboot.rolling || !reboot.current.iter().any(|(current, _)| *current == node) {
+        return Err(Error::NoReboot);
+    }
+    let error = format!("the turn of {node} was taken back");
+    let mut next = Reboot { state: RebootState::PausedDueToError, error: error.clone(), ..reboot.clone() };
+    next.current.retain(|(current, _)| *current != node);
+    next.todo.insert(0, node);
+    let mut writes = vec![put_reboot(next)];
+    writes.extend(told(view, Some(error)));
+    Ok(view.ordered(writes))
+}
+
+/// The group that failed is to be tried again.
+fn again(reboot: &mut Reboot) {
+    let group = std::mem::take(&mut reboot.current);
+    reboot.todo.splice(0..0, group.into_iter().map(|(node, _)| node));
+}
+
+fn idle(view: &View) -> Result<()> {
+    match view.upgrade.stage {
+        Stage::Idle if view.reboot.state == RebootState::Idle => Ok(()),
+        Stage::Idle => Err(Error::Blocked { reason: "a reboot is under way".to_owned() }),
+        Stage::Prepared => {
+            let version = view.upgrade.order.as_ref().map(|order| order.target_version.clone());
+            Err(Error::OtherPrepared { version: version.unwrap_or_default() })
+        }
+        stage => Err(Error::UpgradeBusy { doing: stage.word().to_lowercase() }),
+    }
+}
+
+/// Whether the cluster is fit for an upgrade: all are there, all run the same, none is on trial, protection is whole.
+///
+/// # Errors
+/// [`Error::Blocked`] with the node and what it is.
+pub fn admission(view: &View) -> Result<()> {
+    let blocked = |reason: String| Err(Error::Blocked { reason });
+    if let Some(reason) = view.members.iter().find_map(|node| match view.alive.get(node) {
+        // What fell back may be tried again.
+        Some(alive) if matches!(alive.standing, Standing::FellBack(_)) && !alive.leaving => None,
+        _ => view.unfit(*node),
+    }) {
+        return blocked(reason);
+    }
+    let first = view.members.first().and_then(|node| view.alive.get(node));
+    for node in &view.members {
+        let Some((alive, first)) = view.alive.get(node).zip(first) else { continue };
+        if alive.runs != first.runs {
+            return blocked(format!("{node} runs {}, the cluster {}", alive.version, first.version));
+        }
+        if let Some(why) = &alive.blocked {
+            return blocked(format!("{node}: {why}"));
+        }
+    }
+    let protection = view.protection();
+    if !protection.whole() {
+        let (left, all) = (protection.remaining, protection.maximum);
+        return blocked(format!("the protection of data is not whole: {left} of {all} nodes may fail"));
+    }
+    Ok(())
+}
+
+/// How many nodes reboot at a time: what was asked for, or one less than may fail, and one at least.
+///
+/// # Errors
+/// [`Error::Blocked`] where none may go, [`Error::BadRequest`] where more were asked for than may.
+pub fn group(view: &View, asked: Option<u32>) -> Result<u32> {
+    let (may_fail, spare) = (view.protection().remaining, view.spare());
+    let permitted = may_fail.min(spare);
+    if permitted == 0 {
+        let count = view.members.len();
+        let reason = match spare {
+            0 => format!(
+                "{count} nodes cannot reboot one after the other: without one of them the store has no quorum"
+            ),
+            _ => "the protection of data lets no node go".to_owned(),
+        };
+        return Err(Error::Blocked { reason });
+    }
+    match asked {
+        None => Ok(permitted.saturating_sub(1).max(1)),
+        Some(n) if (1..=permitted).contains(&n) => Ok(n),
+        Some(n) => {
+            Err(Error::BadRequest { problem: format!("{n} nodes at a time: 1 to {permitted} may go") })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::state::{Alive, BootId, Protection};
+    use crate::units::Blake3;
+
+    fn view(nodes: u32, remaining: u32, maximum: u32) -> View {
+        let mut view = View::default();
+        for node in (1..=nodes).map(NodeId) {
+            view.members.insert(node);
+            let alive = Alive {
+                boot: BootId(1),
+                runs: Blake3([1; 32]),
+                version: "1".into(),
+                standing: Standing::Good,
+                protection: Protection { remaining, maximum },
+                progress: 0,
+                blocked: None,
+                leaving: false,
+            };
+            view.alive.insert(node, alive);
+        }
+        view
+    }
+
+    #[test]
+    fn how_many_go_at_a_time() {
+        for (nodes, may_fail, asked, wanted) in [
+            (3, 1, None, Some(1)),
+            (5, 2, None, Some(1)),
+            (7, 3, None, Some(2)),
+            (7, 3, Some(3), Some(3)),
+            (7, 3, Some(4), None),
+            (7, 3, Some(0), None),
+            // The store keeps its quorum, whatever the data bears.
+            (3, 2, Some(2), None),
+            (4, 2, None, Some(1)),
+            (2, 1, None, None),
+            (1, 1, None, None),
+            (5, 0, None, None),
+        ] {
+            let got = group(&view(nodes, may_fail, may_fail), asked);
+            assert_eq!(got.as_ref().ok().copied(), wanted, "{nodes} nodes, {may_fail} may fail: {got:?}");
+        }
+        let alone = group(&view(2, 1, 1), None).unwrap_err().to_string();
+        assert!(alone.contains("quorum"), "{alone}");
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_fit_is_told_by_the_node() {
+        let told = |view: &View| admission(view).map_err(|error| error.to_string());
+        assert!(told(&view(3, 1, 1)).is_ok());
+        assert!(told(&view(3, 0, 1)).unwrap_err().contains("0 of 1"));
+        let with = |act: &dyn Fn(&mut Alive)| {
+            let mut view = view(3, 1, 1);
+            view.alive.get_mut(&NodeId(3)).map(act);
+            told(&view).unwrap_err()
+        };
+        let other = with(&|alive| (alive.runs, alive.version) = (Blake3([2; 32]), "0.9".into()));
+        assert_eq!(other, "node 3 runs 0.9, the cluster 1");
+        assert!(with(&|alive| alive.standing = Standing::Trial).contains("node 3 is on trial"));
+        assert!(
+            with(&|alive| alive.blocked = Some("its slot is in use".into())).contains("node 3: its slot")
+        );
+        let mut away = view(3, 1, 1);
+        away.alive.remove(&NodeId(2));
+        assert_eq!(told(&away).unwrap_err(), "node 2 is away");
+    }
+
+    #[test]
+    fn pause_and_resume_are_for_a_rolling_reboot() {
+        let mut view = view(3, 1, 1);
+        let code = |result: Result<Txn>| result.map(|_| ()).map_err(|error| error.code());
+        for act in [pause as fn(&View) -> Result<Txn>, resume] {
+            assert_eq!(code(act(&view)), Err("UPGRADE_ERROR_NO_REBOOT"));
+        }
+        view.reboot = Reboot { state: RebootState::InProgress, ..Reboot::default() };
+        assert_eq!(code(pause(&view)), Err("UPGRADE_ERROR_NO_REBOOT"), "complete");
+        view.reboot.rolling = true;
+        assert_eq!((code(pause(&view)), code(resume(&view))), (Ok(()), Err("UPGRADE_ERROR_NO_REBOOT")));
+        assert_eq!(code(take_back(&view, NodeId(2))), Err("UPGRADE_ERROR_NO_REBOOT"), "it is not its turn");
+        view.reboot.current = vec![(NodeId(2), BootId(1))];
+        assert_eq!(code(take_back(&view, NodeId(2))), Ok(()));
+        view.upgrade.stage = Stage::Flip;
+        assert_eq!(code(reboot(&view, true, None)), Err("UPGRADE_ERROR_UPGRADE_BUSY"));
+    }
+}

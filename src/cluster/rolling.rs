@@ -1,0 +1,149 @@
+//! A rolling reboot: one group after the other, and never on after a failure.
+//!
+//! | event | state | then |
+//! |---|---|---|
+//! | start | in progress | the first group, when all others are there and good |
+//! | pause | paused | the group under way ends and counts, none begins |
+//! | resume | in progress | who failed is tried again, first |
+//! | a node falls back, is not healthy, does not return; another one is lost | paused due to error | nothing, until somebody resumes |
+//! | all have come back | idle | |
+
+use super::next::{Action, put_reboot, put_upgrade};
+use super::state::{BootId, NodeId, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::store::Write;
+use super::view::{View, names};
+
+pub(super) fn next(view: &View) -> Action {
+    let reboot = &view.reboot;
+    match reboot.state {
+        RebootState::Idle => Action::Rest,
+        RebootState::PausedDueToError => Action::Wait(format!("a resume: {}", reboot.error)),
+        RebootState::Paused if reboot.current.is_empty() => Action::Wait("a resume".to_owned()),
+        RebootState::InProgress | RebootState::Paused if !reboot.current.is_empty() => judge(view),
+        RebootState::InProgress | RebootState::Paused if reboot.todo.is_empty() => end(view),
+        RebootState::InProgress | RebootState::Paused => begin(view),
+    }
+}
+
+/// What became of a node whose turn it is.
+enum Verdict {
+    Back,
+    /// What is waited for.
+    Waits(String),
+    Failed(String),
+}
+
+fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    let Some(alive) = view.alive.get(&node) else { return Verdict::Waits(format!("{node} to come back")) };
+    if alive.boot == before {
+        return Verdict::Waits(format!("{node} to reboot"));
+    }
+    match &alive.standing {
+        Standing::FellBack(why) => Verdict::Failed(format!("{node} fell back: {why}")),
+        Standing::Unhealthy(why) => Verdict::Failed(format!("{node} is not healthy: {why}")),
+        Standing::Good | Standing::Trial if view.reboot.upgrade_initiated && Some(alive.runs) != target => {
+            Verdict::Failed(format!("{node} runs {} and not the new release", alive.version))
+        }
+        Standing::Trial => Verdict::Waits(format!("{node} to prove good")),
+        // The data that it holds must be whole before another node may go.
+        Standing::Good if !view.protection().whole() => {
+            Verdict::Waits(format!("the protection of data, which {node} joins again"))
+        }
+        Standing::Good => Verdict::Back,
+    }
+}
+
+/// The group under way.
+fn judge(view: &View) -> Action {
+    let reboot = &view.reboot;
+    let (mut back, mut waits, mut failed) = (Vec::new(), Vec::new(), None);
+    for (node, before) in &reboot.current {
+        match verdict(view, *node, *before) {
+            Verdict::Back => back.push(*node),
+            Verdict::Waits(what) => waits.push(what),
+            Verdict::Failed(why) => failed = failed.or(Some(why)),
+        }
+    }
+    let turn = |node: &NodeId| reboot.current.iter().any(|(current, _)| current == node);
+    let second = view.members.iter().find(|node| !turn(node) && !view.alive.contains_key(node));
+    let second = || {
+        let others = names(reboot.current.iter().map(|(node, _)| *node));
+        second.map(|node| format!("{node} is lost during the turn of {others}"))
+    };
+    let late =
+        || view.overdue.then(|| format!("not in time: {}", waits.join(", "))).filter(|_| !waits.is_empty());
+    if let Some(error) = failed.or_else(second).or_else(late) {
+        return fail(view, error);
+    }
+    if !waits.is_empty() {
+        return Action::Wait(waits.join(", "));
+    }
+    let mut next = Reboot { current: Vec::new(), ..reboot.clone() };
+    next.done.extend(back);
+    let mut txn = view.driven(vec![put_reboot(next)]);
+    txn.compare.extend(view.everybody());
+    Action::Write(txn)
+}
+
+/// The next group, if nothing speaks against it.
+fn begin(view: &View) -> Action {
+    let reboot = &view.reboot;
+    let size = reboot.group.min(view.spare());
+    if size == 0 {
+        let count = view.members.len();
+        return fail(view, format!("of {count} nodes none can go without the quorum of the store"));
+    }
+    let mut group: Vec<NodeId> = reboot.todo.iter().copied().take(size as usize).collect();
+    let leader = view.leader.map(|(node, _)| node);
+    group.retain(|node| Some(*node) != leader);
+    if group.is_empty() {
+        return Action::Resign;
+    }
+    let away =
+        group.iter().find(|node| !view.alive.contains_key(node)).map(|node| format!("{node} to come back"));
+    let unfit =
+        || view.members.iter().filter(|node| !group.contains(node)).find_map(|node| view.unfit(*node));
+    if let Some(what) = away.or_else(unfit) {
+        return Action::Wait(what);
+    }
+    let protection = view.protection();
+    if !protection.whole() || (protection.remaining as usize) < group.len() {
+        let (left, all) = (protection.remaining, protection.maximum);
+        return Action::Wait(format!("the protection of data: {left} of {all} nodes may fail"));
+    }
+    let boots = group.iter().filter_map(|node| Some((*node, view.alive.get(node)?.boot))).collect();
+    let mut next = Reboot { current: boots, ..reboot.clone() };
+    next.todo.retain(|node| !group.contains(node));
+    let mut txn = view.driven(vec![put_reboot(next)]);
+    txn.compare.extend(view.everybody());
+    Action::Write(txn)
+}
+
+/// Stops until somebody resumes, and says why where an upgrade is looked at too.
+fn fail(view: &View, error: String) -> Action {
+    let state = RebootState::PausedDueToError;
+    let mut writes = vec![put_reboot(Reboot { state, error: error.clone(), ..view.reboot.clone() })];
+    writes.extend(told(view, Some(error)));
+    Action::Write(view.driven(writes))
+}
+
+/// The same error in the status of the upgrade.
+pub(super) fn told(view: &View, error: Option<String>) -> Option<Write> {
+    let upgrade = Upgrade { error, ..view.upgrade.clone() };
+    view.reboot.upgrade_initiated.then(|| put_upgrade(upgrade))
+}
+
+fn end(view: &View) -> Action {
+    let reboot = Reboot { state: RebootState::Idle, error: String::new(), ..view.reboot.clone() };
+    let mut writes = vec![put_reboot(reboot)];
+    if view.reboot.upgrade_initiated {
+        writes.push(put_upgrade(Upgrade {
+            stage: Stage::Idle,
+            kept: true,
+            error: None,
+            ..view.upgrade.clone()
+        }));
+    }
+    Action::Write(view.driven(writes))
+}

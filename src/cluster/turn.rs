@@ -1,0 +1,172 @@
+//! What a node does: one step from what is seen and what it is, so that a node that was killed in the middle goes on.
+
+use super::state::{Alive, BootId, NodeId, Outcome, RebootState, Stage, Standing};
+use super::store::{Compare, Key, LeaseId, Txn, Value, Write};
+use super::view::View;
+use crate::units::Blake3;
+
+/// What a node knows of itself, by its disk and its kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Local {
+    /// Its boot.
+    pub boot: BootId,
+    /// The manifest of what runs.
+    pub runs: Blake3,
+    /// How that has proved itself.
+    pub standing: Standing,
+    /// The manifest that is prepared in the slots that do not run.
+    pub staged: Option<Blake3>,
+    /// The prepared slot is selected and waits for a reboot.
+    pub selected: bool,
+    /// The new container waits at its gate.
+    pub gated: bool,
+}
+
+/// What a node does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Nothing.
+    Rest,
+    /// Stages the ordered bundle.
+    Prepare,
+    /// Discards what was staged for an order that is over.
+    Discard,
+    /// Starts the new container up to its gate, beside the old one.
+    Gate,
+    /// Ends a container that waits at its gate for nothing.
+    Ungate,
+    /// Stops the old container and opens the gate.
+    Swap,
+    /// Runs the old container again.
+    SwapBack,
+    /// Selects the prepared slot.
+    Flip,
+    /// Selects the slot that runs again.
+    FlipBack,
+    /// Asks for its turn by [`take_turn`].
+    TakeTurn,
+    /// Has its turn: in a rolling upgrade it selects the prepared slot, and not before; then it reboots.
+    Reboot,
+    /// Marks what runs good.
+    MarkGood,
+    /// Returns to the release before, by a reboot.
+    RollBack,
+    /// Has nothing to do, and says so.
+    Report,
+    /// Cannot do it, and says why: its standing.
+    ReportFailure,
+}
+
+/// What `node` does next.
+pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    let outcome = view.outcomes.get(&node);
+    let on_target = Some(local.runs) == target;
+    if !view.members.contains(&node) {
+        return Step::Rest;
+    }
+    if local.gated && !matches!(view.upgrade.stage, Stage::Gate | Stage::Swap) {
+        return Step::Ungate;
+    }
+    match view.upgrade.stage {
+        Stage::Preparing => match outcome {
+            None => Step::Prepare,
+            Some(_) => Step::Rest,
+        },
+        Stage::Gate => match outcome {
+            Some(Outcome::Prepared) => Step::Gate,
+            _ => Step::Rest,
+        },
+        Stage::Swap => match outcome {
+            Some(Outcome::Ready) => Step::Swap,
+            _ => Step::Rest,
+        },
+        Stage::SwapBack => match outcome {
+            Some(Outcome::Undone | Outcome::Failed(_)) => Step::Rest,
+            _ if on_target => Step::SwapBack,
+            _ => Step::Report,
+        },
+        Stage::Flip => match outcome {
+            Some(Outcome::Prepared) => Step::Flip,
+            _ => Step::Rest,
+        },
+        Stage::FlipBack => match outcome {
+            Some(Outcome::Undone | Outcome::Failed(_)) => Step::Rest,
+            _ if local.selected => Step::FlipBack,
+            _ => Step::Report,
+        },
+        Stage::Keep => match (outcome, &local.standing) {
+            (Some(Outcome::Kept | Outcome::Failed(_)), _) => Step::Rest,
+            (_, Standing::Trial) => Step::MarkGood,
+            (_, Standing::Good) => Step::Report,
+            (_, Standing::Unhealthy(_) | Standing::FellBack(_)) => Step::ReportFailure,
+        },
+        Stage::Return => match outcome {
+            Some(Outcome::Undone | Outcome::Failed(_)) => Step::Rest,
+            _ if on_target => Step::RollBack,
+            _ if local.selected => Step::FlipBack,
+            _ => Step::Report,
+        },
+        // The verdict was given while it was away: it does what the others did.
+        Stage::Idle | Stage::Prepared if on_target && view.reboot.state == RebootState::Idle => {
+            match (&local.standing, view.upgrade.kept) {
+                (Standing::Trial, true) => Step::MarkGood,
+                (Standing::Trial | Standing::Unhealthy(_), false) => Step::RollBack,
+                _ => Step::Rest,
+            }
+        }
+        // A prepared slot that nobody wants: left by an order that was cancelled while this node was away.
+        Stage::Idle if local.staged.is_some() && view.reboot.state == RebootState::Idle => Step::Discard,
+        Stage::Prepared if local.selected => Step::FlipBack,
+        Stage::Idle | Stage::Prepared | Stage::Committed | Stage::Rebooting => turn(view, node, local),
+    }
+}
+
+/// The part of a reboot.
+fn turn(view: &View, node: NodeId, local: &Local) -> Step {
+    let reboot = &view.reboot;
+    let leaving = view.alive.get(&node).is_some_and(|alive| alive.leaving && alive.boot == local.boot);
+    let mine = reboot.current.contains(&(node, local.boot));
+    match reboot.state {
+        // It has been counted as down, and others wait for its return.
+        _ if leaving => Step::Reboot,
+        RebootState::InProgress | RebootState::Paused if mine => Step::TakeTurn,
+        // In a rolling reboot each decides for itself, since it is alone in its turn.
+        _ if reboot.rolling && reboot.upgrade_initiated && local.standing == Standing::Trial => {
+            Step::MarkGood
+        }
+        _ => Step::Rest,
+    }
+}
+
+/// The outcome of a step, for the upgrade that was seen and no other one.
+pub fn report(view: &View, node: NodeId, outcome: Outcome) -> Txn {
+    let key = Key::Outcome(view.upgrade.id, node);
+    Txn {
+        compare: vec![view.unchanged(Key::Upgrade)],
+        writes: vec![Write::Put(key, Value::Outcome(outcome), None)],
+    }
+}
+
+/// The right to be down, taken: it is this node's turn still, with this boot, and nothing has failed since. Without it a node
+/// that was slow would go down in the turn of another one.
+pub fn take_turn(view: &View, node: NodeId, alive: &Alive, lease: LeaseId) -> Txn {
+    let leaving = Alive { leaving: true, ..alive.clone() };
+    Txn {
+        compare: vec![view.unchanged(Key::Reboot)],
+        writes: vec![Write::Put(Key::Alive(node), Value::Alive(leaving), Some(lease))],
+    }
+}
+
+/// Leads, if nobody does. `None` for a node whose turn is next: it has just resigned for that, and another one is there that
+/// can lead meanwhile.
+pub fn campaign(view: &View, node: NodeId, lease: LeaseId) -> Option<Txn> {
+    let reboot = &view.reboot;
+    let next = reboot.state == RebootState::InProgress && reboot.current.is_empty();
+    let waits = next && reboot.todo.first() == Some(&node);
+    let other = view.alive.keys().any(|other| *other != node && view.members.contains(other));
+    (view.leader.is_none() && !(waits && other)).then(|| Txn {
+        compare: vec![Compare::Created(Key::Leader, 0)],
+        writes: vec![Write::Put(Key::Leader, Value::Leader(node), Some(lease))],
+    })
+}
