@@ -72,7 +72,9 @@ impl Spec {
             let e = &mut array[((number - 1) * self.entry_size) as usize..];
             // Linux filesystem data, 0FC63DAF-8483-4772-8E79-3D69D8477DE4.
             e[..16].copy_from_slice(b"\xaf\x3d\xc6\x0f\x83\x84\x72\x47\x8e\x79\x3d\x69\xd8\x47\x7d\xe4");
+            // Its number too: above 63 the first byte is that of another one.
             e[16..32].fill(0x40 | number as u8);
+            e[28..32].copy_from_slice(&number.to_le_bytes());
             e[32..40].copy_from_slice(&first.to_le_bytes());
             e[40..48].copy_from_slice(&last.to_le_bytes());
             e[48..56].copy_from_slice(&bits.to_le_bytes());
