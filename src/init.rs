@@ -34,6 +34,8 @@ pub struct InitSpec {
     pub slot_size: u64,
     /// Size of each software slot in bytes; `None`: none.
     pub software_size: Option<u64>,
+    /// Bytes before the first partition, for boot loaders; rounded up to 1 MiB.
+    pub reserve: u64,
     /// Sector size of an image file.
     pub sector_size: BlockSize,
     /// Which bits will say what boots.
@@ -127,8 +129,9 @@ fn make_file(spec: &InitSpec, slots: u64) -> Result<bool> {
             _ => Ok(false),
         };
     }
-    // 1 MiB in front for the table and its second array, 1 MiB behind for the backup.
-    let needed = slots.saturating_add(2 * MIB);
+    // What is reserved before the slots, and 1 MiB behind them for the backup.
+    let before = spec.reserve.max(1).checked_next_multiple_of(MIB).unwrap_or(u64::MAX);
+    let needed = slots.saturating_add(before).saturating_add(MIB);
     let size = spec.size.unwrap_or(needed).next_multiple_of(u64::from(spec.sector_size.bytes()));
     if size < needed {
         return Err(Error::DiskTooSmall { disk: spec.disk.display().to_string(), needed, size });
@@ -161,7 +164,8 @@ fn lay_out(
             attributes: Attributes::default(),
         })
         .collect();
-    let plan = layout::create(machine.name(), disk.len(), disk.block_size(), &partitions, None)?;
+    let plan =
+        layout::create_after(spec.reserve, machine.name(), disk.len(), disk.block_size(), &partitions, None)?;
     commit::lay_out(&*disk, machine.name(), &lock, &plan)?;
     forget(&machine, &lock)?;
     let installed = match &spec.bundle {

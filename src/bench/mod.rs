@@ -321,6 +321,7 @@ pub fn time_commit(scratch: &Scratch, rounds: usize) -> Result<Spread> {
         size: None,
         slot_size: crate::units::MIB,
         software_size: None,
+        reserve: crate::units::MIB,
         sector_size: BlockSize::B512,
         boot_flag: BootFlag::Priority,
         force: false,

@@ -39,6 +39,13 @@ pub(super) struct InitArgs {
     #[arg(long, value_name = "SIZE", value_parser = size::parse_size)]
     software_size: Option<u64>,
 
+    /// Space before the first slot, for the boot loader of the board
+    ///
+    /// Allwinner needs 2 MiB, i.MX 4 MiB, Rockchip 16 MiB; see the README. At least the
+    /// partition table and a spare place for it lie there too.
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size::parse_size)]
+    reserve: u64,
+
     /// Logical block size of an image file: 512 or 4096 [default: 512]
     ///
     /// In bytes. A block device says its own.
@@ -81,6 +88,7 @@ impl InitArgs {
             None => None,
         };
         let spec = InitSpec {
+            reserve: self.reserve,
             disk: self.disk.clone(),
             size: self.size,
             slot_size: self.slot_size,

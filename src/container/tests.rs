@@ -61,6 +61,7 @@ fn disks() -> &'static Disks {
             size: None,
             slot_size: MIB,
             software_size: Some(MIB),
+            reserve: crate::units::MIB,
             sector_size: BlockSize::B512,
             boot_flag: BootFlag::Priority,
             force: false,

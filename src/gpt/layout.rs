@@ -30,9 +30,10 @@ const TAIL: u64 = 64 << 10;
 /// Units that the name field of an entry holds.
 const NAME_UNITS: usize = 36;
 
-/// The plan that lays these partitions out on a blank disk of `disk_len` bytes: numbered from 1 in this order,
-/// from 1 MiB on, aligned to 1 MiB. The first usable LBA is at 1 MiB, so that there is room for a second entry
-/// array. `disk` is its name for errors; `disk_guid` `None`: a random one. Does not write to the disk.
+/// As [`create_after`], with 1 MiB before the first partition.
+///
+/// # Errors
+/// As [`create_after`].
 pub fn create(
     disk: &str,
     disk_len: u64,
@@ -40,10 +41,29 @@ pub fn create(
     partitions: &[NewPartition],
     disk_guid: Option<Guid>,
 ) -> Result<Plan> {
+    create_after(MIB, disk, disk_len, block, partitions, disk_guid)
+}
+
+/// The plan that lays these partitions out on a blank disk of `disk_len` bytes: numbered from 1 in this order,
+/// from `reserve` bytes on, rounded up to 1 MiB and aligned to 1 MiB. There the first usable LBA is, too: before it is
+/// room for boot loaders and for a spare entry array. `disk` is its name for errors; `disk_guid` `None`: a random one.
+/// Does not write to the disk.
+///
+/// # Errors
+/// [`Error::DiskTooSmall`]; [`Error::Argument`]: a name is too long, or there are more than 128 partitions.
+pub fn create_after(
+    reserve: u64,
+    disk: &str,
+    disk_len: u64,
+    block: BlockSize,
+    partitions: &[NewPartition],
+    disk_guid: Option<Guid>,
+) -> Result<Plan> {
+    let first = reserve.max(1).checked_next_multiple_of(MIB).unwrap_or(u64::MAX);
     let unit = u64::from(block.bytes());
     let geometry = Geometry::new(disk_len, block, block.bytes());
     let disk_len = geometry.blocks * unit;
-    let end = partitions.iter().try_fold(MIB, |end, p| {
+    let end = partitions.iter().try_fold(first, |end, p| {
         p.size.max(1).checked_next_multiple_of(MIB).and_then(|size| size.checked_add(end))
     });
     let needed = end.and_then(|end| end.checked_add(ARRAY + unit)).unwrap_or(u64::MAX);
@@ -58,12 +78,14 @@ pub fn create(
         let problem = format!("{} asked for, the table holds {}", partitions.len(), ARRAY / 128);
         return Err(Error::Argument { what: "partitions".to_owned(), problem });
     }
-    let ends = build(disk_len, block, partitions, disk_guid).map_err(|what| Error::Internal { what })?;
-    plan(&ends, &geometry).map_err(|what| Error::Internal { what })
+    let ends =
+        build(first, disk_len, block, partitions, disk_guid).map_err(|what| Error::Internal { what })?;
+    plan(first, &ends, &geometry).map_err(|what| Error::Internal { what })
 }
 
 /// Has the `gpt` crate write its table to both [`Ends`] of the disk.
 fn build(
+    first: u64,
     disk_len: u64,
     block: BlockSize,
     partitions: &[NewPartition],
@@ -87,7 +109,7 @@ fn build(
         .logical_block_size(lb_size)
         .create_from_device(&mut ends, disk_guid.map_err(|error| failed("disk GUID", &error))?)
         .map_err(|error| failed("headers", &error))?;
-    let mut at = MIB;
+    let mut at = first;
     for (number, new) in (1..).zip(partitions) {
         let size = new.size.max(1).next_multiple_of(MIB);
         let kind = new.type_guid.to_string().parse().map_err(|error| failed("type", &error))?;
@@ -111,13 +133,13 @@ fn build(
 
 /// Reads both copies with our codec, raises the first usable LBA, and orders the writes: what makes the disk a
 /// GPT disk comes last.
-fn plan(ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
+fn plan(first: u64, ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
     let unit = u64::from(geometry.block.bytes());
     let copy = |lba: Lba| -> Result<Table, String> {
         let read = |at: u64, len| ends.slice(at, len).ok_or_else(|| format!("byte {at} was not laid out"));
         let mut header =
             Header::decode(read(lba.0 * unit, unit as usize)?, lba).map_err(|fault| fault.to_string())?;
-        header.first_usable = Lba(MIB / unit);
+        header.first_usable = Lba(first / unit);
         let entries = read(header.entries_lba.0 * unit, header.array_len())?.to_vec();
         Table::new(header, entries).map_err(|fault| fault.to_string())
     };
@@ -243,6 +265,17 @@ mod tests {
             assert!(plan.primary.agrees_with(&backup));
             assert_eq!(backup.header().my_lba.0, len / u64::from(block.bytes()) - 1);
         }
+    }
+
+    #[test]
+    fn what_is_reserved_lies_before_the_first_partition() {
+        for (reserve, first) in [(0, MIB), (MIB, MIB), (MIB + 1, 2 * MIB), (16 * MIB, 16 * MIB)] {
+            let plan = create_after(reserve, "x", 32 * MIB, BlockSize::B512, &parts(), None).unwrap();
+            assert_eq!(plan.primary.partitions()[0].extent.at.0, first);
+            assert_eq!(plan.primary.header().first_usable.0 * 512, first);
+        }
+        let refused = create_after(u64::MAX, "x", 32 * MIB, BlockSize::B512, &parts(), None);
+        assert!(matches!(refused, Err(Error::DiskTooSmall { .. })));
     }
 
     #[test]
