@@ -33,6 +33,20 @@ pub trait Progress: Sync {
     fn notice(&self, _message: &str) {}
 }
 
+impl<P: Progress + Send + ?Sized> Progress for Arc<P> {
+    fn begin(&self, phase: Phase, total: u64) {
+        (**self).begin(phase, total);
+    }
+
+    fn advance(&self, bytes: u64) {
+        (**self).advance(bytes);
+    }
+
+    fn notice(&self, message: &str) {
+        (**self).notice(message);
+    }
+}
+
 /// A progress that nobody watches.
 pub struct Silent;
 

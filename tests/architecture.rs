@@ -39,7 +39,7 @@ const FILES: Allowed = &[
     ("sandbox/", "asks whose the files are that are kept"),
     ("source/file.rs", "opens bundles"),
     ("source/mapped.rs", "maps images that are packed"),
-    ("source/web.rs", "reads the certificates of web servers"),
+    ("source/http/", "reads certificates, keys, and passwords by host"),
     ("workers/memory.rs", "asks for the limits of memory"),
     ("service/", "its socket, certificate, tokens and state; the identity of the boot"),
 ];
@@ -63,6 +63,7 @@ const SOCKETS: Allowed = &[
     ("container/nspawn/prober.rs", "asks a process inside a container to run the command of its probe"),
     ("container/probe.rs", "asks a container over TCP or HTTP whether it is well"),
     ("service/", "it serves"),
+    ("source/http/", "the client of web servers"),
 ];
 
 /// Who asks for the date. No decision depends on it but one that its user wrote down.
@@ -91,6 +92,7 @@ const STOPWATCHES: Allowed = &[
     ("host/throttle.rs", "the maximum rate"),
     ("pack.rs", "seconds in its report"),
     ("service/", "deadlines, how often is looked"),
+    ("source/http/", "for how long nothing came, and how fast it comes"),
 ];
 
 /// Who starts threads: one place, where a refusal is an error or fewer workers, and never a panic.
@@ -120,17 +122,20 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper", &["cli/remote/", "service/listen.rs"]),
     ("hyper_util", &["cli/remote/", "service/listen.rs"]),
     ("rcgen", &["service/tls.rs"]),
+    ("bytes", &["source/http/"]),
+    ("rustls_native_certs", &["source/http/tls.rs"]),
+    ("webpki_roots", &["source/http/tls.rs"]),
     ("reqwest", &["source/"]),
     (
         "rustix",
         &["cli/prepare.rs", "container/nspawn/gate.rs", "host/efivars.rs", "host/load.rs", "sandbox/"],
     ),
     ("subtle", &["service/auth.rs"]),
-    ("tokio", &["cli/remote/", "service/"]),
-    ("tokio_rustls", &["service/"]),
+    ("tokio", &["cli/remote/", "service/", "source/http/"]),
+    ("tokio_rustls", &["service/", "source/http/"]),
     ("tracing", &["cli/serve.rs", "service/"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
-    ("ureq", &["cli/remote/", "source/web.rs"]),
+    ("ureq", &["cli/remote/"]),
     ("base64ct", &["bundle/"]),
     ("blake3", &["bundle/", "slot/"]),
     ("clap", &["cli/", "boot.rs", "main.rs"]),
@@ -139,7 +144,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
-    ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs"]),
+    ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs", "source/http/header.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
     (
         "nix",
@@ -161,8 +166,8 @@ const HOMES: &[(&str, &[&str])] = &[
             "service/",
         ],
     ),
-    // The second by the module of rustls that has its name.
-    ("ring", &["bundle/sha256.rs", "service/tls.rs"]),
+    // The last two by the module of rustls that has its name.
+    ("ring", &["bundle/sha256.rs", "service/tls.rs", "source/http/tls.rs"]),
     ("sha2", &["service/auth.rs"]),
     ("signal_hook", &["host/signals.rs"]),
     ("ssh_key", &["bundle/", "host/signer.rs"]),

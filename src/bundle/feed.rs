@@ -66,6 +66,35 @@ impl<'a> Feed<'a> {
         payloads.zip(&self.wanted).filter(|(_, wanted)| **wanted).map(|(payload, _)| payload.size).sum()
     }
 
+    /// Says that all of it will be loaded, so that it may be fetched ahead of the workers.
+    pub fn expect_all(&self) {
+        let Some(file) = self.bundle.file() else { return };
+        let mut at = self.bundle.payloads_at();
+        for (number, wanted) in self.wanted.iter().enumerate() {
+            let (_, size) = self.bundle.member(number);
+            let end = at + super::archive::BLOCK as u64 + size + super::archive::padding(size);
+            let last = number + 1 == self.wanted.len();
+            if *wanted {
+                // Without the first header: it was read when the bundle was opened.
+                let at = if number == 0 { at + super::archive::BLOCK as u64 } else { at };
+                file.will_read(at, end - at + if last { super::archive::END_LEN as u64 } else { 0 });
+            }
+            at = end;
+        }
+    }
+
+    /// Says that a claimed frame will not be loaded: it is in its place.
+    pub fn pass(&self, claim: &Claim<'_>) {
+        if let Some(file) = self.bundle.file() {
+            file.will_not_read(claim.at, u64::from(claim.entry().compressed));
+        }
+    }
+
+    /// Says that the bytes of a claimed frame were wrong. Whether loading it again may bring other ones.
+    pub fn distrust(&self, claim: &Claim<'_>) -> bool {
+        self.bundle.file().is_some_and(|file| file.distrust(claim.at))
+    }
+
     /// Takes the next frame. A stream's bytes are put into `compressed`; a file's are fetched by [`load`](Self::load).
     /// `None` after the last one; by then the end of the archive has been checked.
     pub fn claim(&self, compressed: &mut Vec<u8>, abort: &Abort<'_>) -> Result<Option<Claim<'a>>> {
@@ -77,6 +106,11 @@ impl<'a> Feed<'a> {
             let Some(payload) = manifest.payloads.get(position.payload) else {
                 if !position.ended && !self.seekable {
                     self.bundle.with_input(super::reader::Input::end)?;
+                } else if !position.ended
+                    && self.wanted.last() == Some(&true)
+                    && let Some(mut input) = self.bundle.remote_at(position.at)
+                {
+                    input.end()?;
                 }
                 position.ended = true;
                 return Ok(None);
@@ -86,6 +120,16 @@ impl<'a> Feed<'a> {
                 // Entering a member. Those of a file were checked when it was opened.
                 let (member, size) = self.bundle.member(number);
                 if self.seekable {
+                    if self.wanted[number]
+                        && let Some(mut input) = self.bundle.remote_at(position.at)
+                    {
+                        // The first one was read when the bundle was opened, to tell a delta from a bundle.
+                        if number == 0 {
+                            self.bundle.with_input(|input| input.header(&member, size, manifest.created))?;
+                        } else {
+                            input.header(&member, size, manifest.created)?;
+                        }
+                    }
                     position.at += super::archive::BLOCK as u64;
                 } else {
                     self.bundle.with_input(|input| input.header(&member, size, manifest.created))?;
@@ -103,6 +147,11 @@ impl<'a> Feed<'a> {
                 // Leaving it.
                 let (member, size) = self.bundle.member(number);
                 if self.seekable {
+                    if self.wanted[number]
+                        && let Some(mut input) = self.bundle.remote_at(position.at)
+                    {
+                        input.padding(&member, size)?;
+                    }
                     position.at += super::archive::padding(size);
                 } else {
                     self.bundle.with_input(|input| input.padding(&member, size))?;

@@ -56,11 +56,12 @@ impl Bundle {
         let release = Release::new(manifest, index)?;
         let file = match &input.source {
             Source::File(file) => Some(Arc::clone(file)),
-            Source::Stream(_) => None,
+            Source::Stream(_) | Source::Sized(..) => None,
         };
         let delta = input.delta(&release)?;
         let bundle = Self { payloads_at: input.at, release, delta, file, input: Mutex::new(input) };
         bundle.check_skeleton()?;
+        bundle.check_announced()?;
         Ok(bundle)
     }
 
@@ -144,10 +145,29 @@ impl Bundle {
         work(&mut lock(&self.input))
     }
 
+    /// The input at a place of its own, where it is a file whose headers were not read when it was opened.
+    pub(super) fn remote_at(&self, at: u64) -> Option<Input> {
+        let file = self.file.as_ref().filter(|file| file.is_remote())?;
+        Some(Input { source: Source::File(Arc::clone(file)), at, ahead: None })
+    }
+
+    /// Of a stream whose size was announced: that size, before anything is written.
+    fn check_announced(&self) -> Result<()> {
+        let expected = self.size()?;
+        match lock(&self.input).source {
+            Source::Sized(_, got) if got != expected => Err(Error::SourceLength { expected, got }),
+            _ => Ok(()),
+        }
+    }
+
     /// Of a file: its size, every member's header, every byte of padding, and the end.
     fn check_skeleton(&self) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let (expected, got) = (self.size()?, file.len());
+        if file.is_remote() {
+            // The headers are read with what follows them: each would be a round trip here.
+            return if got == expected { Ok(()) } else { Err(Error::SourceLength { expected, got }) };
+        }
         if got < expected {
             return Err(Error::Truncated { what: "a payload".to_owned(), at: got });
         }
@@ -193,7 +213,9 @@ impl Input {
         let at = self.at;
         let result = match &mut self.source {
             Source::File(file) => file.read_exact_at(buf, at).map_err(|source| (at.max(file.len()), source)),
-            Source::Stream(stream) => read_counted(stream, buf).map_err(|(got, source)| (at + got, source)),
+            Source::Stream(stream) | Source::Sized(stream, _) => {
+                read_counted(stream, buf).map_err(|(got, source)| (at + got, source))
+            }
         };
         // A second worker that comes to the end must find the same end.
         result.map_err(|(at, source)| {
@@ -282,7 +304,7 @@ impl Input {
         match &mut self.source {
             // The size of a file was compared when it was opened.
             Source::File(_) => Ok(()),
-            Source::Stream(stream) => {
+            Source::Stream(stream) | Source::Sized(stream, _) => {
                 let more = stream.read(&mut [0]).map_err(|source| read_failed("the end", self.at, source))?;
                 if more == 0 { Ok(()) } else { Err(Error::TrailingBytes { at: self.at }) }
             }

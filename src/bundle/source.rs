@@ -20,6 +20,22 @@ pub trait ReadAt: Send + Sync {
 
     /// Says that a range will not be needed again: the page cache may forget it.
     fn done_with(&self, _at: u64, _len: u64) {}
+
+    /// Says that all of a range will be read soon, so that it may be fetched ahead of the readers.
+    fn will_read(&self, _at: u64, _len: u64) {}
+
+    /// Says that a range that was declared, or lies between such, will not be read after all.
+    fn will_not_read(&self, _at: u64, _len: u64) {}
+
+    /// Whether reading here and there costs round trips, and whether the size is what a server says it is.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Says that the bytes at `at` were wrong. Whether they may be other ones when they are read again, from elsewhere.
+    fn distrust(&self, _at: u64) -> bool {
+        false
+    }
 }
 
 impl ReadAt for Vec<u8> {
@@ -41,6 +57,8 @@ pub enum Source {
     File(Arc<dyn ReadAt>),
     /// A pipe or a connection: read once, from front to back.
     Stream(Box<dyn Read + Send>),
+    /// The same where the other end has said how many bytes will come.
+    Sized(Box<dyn Read + Send>, u64),
 }
 
 /// The inner error of a read that was stopped on request. Not `ErrorKind::Interrupted`: `read_exact` and its kin
@@ -55,6 +73,11 @@ pub fn read_failed(what: &str, at: u64, source: io::Error) -> Error {
     if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
         return Error::Interrupted { doing: "reading the bundle".to_owned() };
     }
+    // A transfer knows best what became of it.
+    let source = match source.downcast::<Error>() {
+        Ok(error) => return error,
+        Err(source) => source,
+    };
     match source.kind() {
         io::ErrorKind::UnexpectedEof => Error::Truncated { what: what.to_owned(), at },
         _ => Error::Source { at, source },

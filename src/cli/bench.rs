@@ -17,7 +17,7 @@ use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
 use crate::slot::Layout;
-use crate::source::web::Web;
+use crate::source::http::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Group, MIB};
 
@@ -84,8 +84,15 @@ impl BenchArgs {
             Some(path) => path.clone(),
             None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
         };
-        let open =
-            || machine::bundle_unconfined(&path, &Trust::dangerously_unsigned(), &Web::default(), &cancel);
+        let open = || {
+            machine::bundle_unconfined(
+                &path,
+                &Trust::dangerously_unsigned(),
+                &Web::default(),
+                &cancel,
+                machine::notes(),
+            )
+        };
         // Only a disk that is named here: one from the configuration is the machine's own.
         let report = if self.machine.names_disk() {
             if !self.yes {

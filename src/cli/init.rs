@@ -1,6 +1,7 @@
 //! `qstage init`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -76,7 +77,7 @@ impl InitArgs {
         let format = Format::object_if(self.json);
         let settings = self.config.settings()?;
         let cancel = machine::cancel_on_signals()?;
-        let progress = Reporter::new(format);
+        let progress = Arc::new(Reporter::new(format));
         // The bundle is opened first: a disk must not be wiped for one that cannot be installed.
         let bundle = match &self.bundle {
             Some(from) => Some(machine::bundle_unconfined(
@@ -84,6 +85,7 @@ impl InitArgs {
                 &self.trust.open(&settings.trust, &progress)?,
                 &settings.web,
                 &cancel,
+                machine::notices(&progress),
             )?),
             None => None,
         };

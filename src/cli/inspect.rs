@@ -1,6 +1,7 @@
 //! `qstage inspect`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -11,7 +12,7 @@ use crate::bundle::{Summary, Trust};
 use crate::error::Result;
 use crate::host::trust;
 use crate::progress::Cancel;
-use crate::source::web::Web;
+use crate::source::http::Web;
 use crate::units::size;
 
 /// Show what a bundle holds
@@ -40,7 +41,7 @@ impl InspectArgs {
             None => Trust::dangerously_unsigned(),
         };
         let format = Format::object_if(self.json);
-        let progress = Reporter::new(format);
+        let progress = Arc::new(Reporter::new(format));
         let bundle = machine::bundle(&self.bundle, &trust, &Web::default(), &Cancel::default(), &progress)?;
         drop(progress);
         output::result(format, &bundle.summary()?, human)

@@ -1,8 +1,10 @@
 //! The one place of the command line that knows how the machine's parts are had.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::output;
+use super::progress::Reporter;
 use crate::boot::BootFlag;
 use crate::bundle::{Bundle, Source, Trust};
 use crate::config::Settings;
@@ -16,8 +18,8 @@ use crate::host::{LocalDisk, signals};
 use crate::progress::{Cancel, Progress};
 use crate::sandbox::{self, Kept};
 use crate::source::address::Address;
+use crate::source::http::{Notice, Web};
 use crate::source::open_source;
-use crate::source::web::Web;
 
 /// The disk and the state file of this run.
 pub(super) struct Host {
@@ -93,17 +95,17 @@ impl Input {
     pub(super) fn confine(self, kept: Kept, web: &Web, progress: &dyn Progress) -> Result<ConfinedInput> {
         let mut kept = kept;
         kept.network = matches!(self, Self::Web(_));
-        kept.read.extend(web.ca.clone());
+        kept.read.extend(web.files().cloned());
         for missing in sandbox::enter(&kept)?.missing {
             progress.notice(&format!("the bundle is read with more rights than it takes: {missing}"));
         }
         Ok(ConfinedInput(self))
     }
 
-    fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
+    fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: Notice) -> Result<Bundle> {
         let source = match self {
             Self::Open(source) => source,
-            Self::Web(Address::Web(url)) => web.open(&url, cancel)?,
+            Self::Web(Address::Web(url)) => web.open(&url, cancel, notice)?,
             Self::Web(other) => {
                 return Err(Error::Internal { what: format!("{other} is no web server") });
             }
@@ -113,14 +115,20 @@ impl Input {
 }
 
 /// Opens a bundle and keeps all rights: for verbs of a workshop, which make disks and measure.
-pub(super) fn bundle_unconfined(from: &Path, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
-    Input::open(from, cancel)?.bundle(trust, web, cancel)?.whole()
+pub(super) fn bundle_unconfined(
+    from: &Path,
+    trust: &Trust,
+    web: &Web,
+    cancel: &Cancel,
+    notice: Notice,
+) -> Result<Bundle> {
+    Input::open(from, cancel)?.bundle(trust, web, cancel, notice)?.whole()
 }
 
 impl ConfinedInput {
     /// Reads the head of the bundle, and checks its signature.
-    pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel) -> Result<Bundle> {
-        self.0.bundle(trust, web, cancel)?.whole()
+    pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: Notice) -> Result<Bundle> {
+        self.0.bundle(trust, web, cancel, notice)?.whole()
     }
 }
 
@@ -130,9 +138,25 @@ pub(super) fn bundle(
     trust: &Trust,
     web: &Web,
     cancel: &Cancel,
-    progress: &dyn Progress,
+    progress: &Arc<Reporter>,
 ) -> Result<Bundle> {
-    Input::open(from, cancel)?.confine(Kept::default(), web, progress)?.bundle(trust, web, cancel)
+    let input = Input::open(from, cancel)?.confine(Kept::default(), web, progress)?;
+    input.bundle(trust, web, cancel, notices(progress))
+}
+
+/// Notices of a transfer as lines on standard error, for verbs that show no progress.
+pub(super) fn notes() -> Notice {
+    Arc::new(output::note)
+}
+
+/// Notices of a transfer among the progress of a verb, as long as that is shown.
+pub(super) fn notices(progress: &Arc<Reporter>) -> Notice {
+    let progress = Arc::downgrade(progress);
+    Arc::new(move |message| {
+        if let Some(progress) = progress.upgrade() {
+            progress.notice(message);
+        }
+    })
 }
 
 /// A stop request that signals raise. Only verbs that look at it ask for it: those that change nothing and are short die

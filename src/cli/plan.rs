@@ -1,11 +1,12 @@
 //! `qstage plan`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::args::{MachineArgs, OverrideArgs, TrustArgs};
-use super::machine::{Host, Input};
+use super::machine::{self, Host, Input};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
@@ -43,11 +44,11 @@ impl PlanArgs {
         let format = Format::object_if(self.json);
         let settings = self.machine.settings()?;
         let host = Host::open_to_look(&settings)?;
-        let (progress, cancel) = (Reporter::new(format), Cancel::default());
+        let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = self.trust.open(&settings.trust, &progress)?;
         let input = Input::open(&self.bundle, &cancel)?;
         let input = input.confine(host.kept_to_look(&settings), &settings.web, &progress)?;
-        let bundle = input.bundle(&trust, &settings.web, &cancel)?;
+        let bundle = input.bundle(&trust, &settings.web, &cancel, machine::notices(&progress))?;
         drop(progress);
         let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle)?;
         let container_open = settings.container.as_ref().map(nspawn::openings);

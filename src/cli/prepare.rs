@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -126,7 +127,7 @@ impl PrepareArgs {
             cancel,
             origin: Address::parse(&self.bundle)?.origin(),
         };
-        let progress = Reporter::new(format);
+        let progress = Arc::new(Reporter::new(format));
         let host = Host::open_to_change(&settings)?;
         let engine = host.engine(policy);
         let refused = |error| engine.bundle_refused(&options.origin, error);
@@ -137,7 +138,7 @@ impl PrepareArgs {
             stop_with_stdin(&options.cancel)?;
         }
         let bundle = input
-            .bundle(&trust, &settings.web, &options.cancel)
+            .bundle(&trust, &settings.web, &options.cancel, machine::notices(&progress))
             .and_then(|bundle| self.expected(bundle))
             .map_err(refused)?;
         let report = engine.prepare(bundle, &options, &progress)?;

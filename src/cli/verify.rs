@@ -1,6 +1,7 @@
 //! `qstage verify`: a bundle before it is used, or a slot that is installed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -53,7 +54,7 @@ impl VerifyArgs {
         let settings = self.machine.settings()?;
         let jobs = self.jobs.jobs.or(settings.jobs);
         let cancel = machine::cancel_on_signals()?;
-        let progress = Reporter::new(format);
+        let progress = Arc::new(Reporter::new(format));
         if let Some(slot) = self.slot {
             let host = Host::open_to_look(&settings)?;
             let report = host

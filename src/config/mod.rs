@@ -1,6 +1,7 @@
 //! The configuration file, `/etc/qstage/config.toml`. Every key is optional; `fixtures/config.toml` explains
 //! them. Precedence: command line, file, default.
 
+mod network;
 mod service;
 mod settings;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use network::NetworkConfig;
 use serde::Deserialize;
 use values::{loader, rate, sector_size, tries};
 
@@ -25,7 +27,6 @@ use crate::gpt::TableMethod;
 use crate::host::files::read_trusted_text;
 use crate::host::kexec;
 use crate::host::trust::{DEFAULT_TRUST, TrustFile};
-use crate::source::web::Web;
 use crate::units::BlockSize;
 
 /// Where the file is looked for unless `--config` names one.
@@ -64,6 +65,8 @@ pub(crate) struct Config {
     kexec: kexec::Config,
     web_ca: Option<PathBuf>,
     web_insecure: Option<bool>,
+    #[serde(default)]
+    network: NetworkConfig,
     #[serde(default)]
     service: ServiceConfig,
 }
@@ -120,7 +123,7 @@ impl Config {
             min_rate: self.min_rate,
             container: self.container,
             kexec: self.kexec,
-            web: Web { ca: self.web_ca, insecure: self.web_insecure.unwrap_or(false) },
+            web: self.network.into_web(self.web_ca, self.web_insecure.unwrap_or(false)),
             service: self.service,
         }
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpt::TableMethod;
 use crate::host::kexec;
 use crate::host::trust::TrustFile;
-use crate::source::web::Web;
+use crate::source::http::Web;
 use crate::units::{BlockSize, Slot};
 
 /// What holds after command line, file and defaults.

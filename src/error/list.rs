@@ -356,6 +356,27 @@ errors! {
     /// A web server gave an answer that no retry will change.
     Http { url: String, problem: String } => Network, "HTTP", ("{url}: {problem}");
 
+    /// No connection to a web server or its proxy came about.
+    NetworkConnect { url: String, problem: String } => Network, "NETWORK_CONNECT", ("{url}: {problem}");
+    /// A server did not prove who it is, or did not accept who we are.
+    NetworkTls { url: String, problem: String } => Network, "NETWORK_TLS",
+        ("{url}: {problem}; see 'web_ca' and [network] in the configuration");
+    /// A transfer of which nothing came for too long.
+    NetworkStalled { url: String, at: u64, seconds: u64 } => Network, "NETWORK_STALLED",
+        ("{url}: nothing came for {seconds} s at byte {at}; run it again to go on");
+    /// A transfer that went on, but too slowly.
+    NetworkSlow { url: String, at: u64, rate: u64, least: u64, seconds: u64 } => Network, "NETWORK_SLOW",
+        ("{url}: {rate} bytes a second over {seconds} s at byte {at}, {least} were asked for; run it again to go on");
+    /// A transfer that broke more often than it may.
+    NetworkBroken { url: String, at: u64, problem: String, retries: u32 } => Network, "NETWORK_BROKEN",
+        ("{url}: broken at byte {at} after {retries} retries: {problem}; run it again to go on");
+    /// The file on the server is another one than at the beginning of the transfer.
+    SourceChanged { url: String, problem: String } => Network, "SOURCE_CHANGED",
+        ("{url} has changed during the transfer: {problem}; run it again with the new file");
+    /// The file on the server does not have the size of the bundle whose signed index it begins with.
+    SourceLength { expected: u64, got: u64 } => Network, "SOURCE_LENGTH",
+        ("the server has {got} bytes, the bundle has {expected}: the file there is not whole; nothing was written");
+
     // ---- Interrupted ----
     /// Somebody cancelled the upgrade.
     Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and what was prepared is discarded");

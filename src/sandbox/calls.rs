@@ -180,6 +180,8 @@ const NETWORK: &[i64] = &[
     libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
+    // Two ends in this process: how tokio hears of signals.
+    libc::SYS_socketpair,
 ];
 
 /// Netlink: the C library asks the kernel for addresses before it sorts those of a name. No AF_UNIX: services of the

@@ -4,7 +4,7 @@
 
 pub mod address;
 mod file;
+pub mod http;
 pub mod mapped;
-pub mod web;
 
 pub use file::{drop_from_cache, open_source};

@@ -51,6 +51,10 @@ pub(super) fn write_frames<'a>(
     let abort = Abort::new(options.cancel, "writing the slot");
     progress.begin(Phase::Write, feed.total());
     let probing = probe::Probing::sample(bundle.release(), targets, &abort)?;
+    // Where some of it may be in place, only what turns out not to be is asked for.
+    if !probing.resembles() {
+        feed.expect_all();
+    }
     let zeroes = zero::make(bundle, targets, options, probing.resembles(), ledger, &abort)?;
     let run = Run {
         targets,
@@ -134,13 +138,20 @@ impl<'a> Run<'_, 'a> {
     fn frame(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
         let frame = frame_at(self.targets, self.zeroes.get(&claim.ordinal).copied().unwrap_or(**claim))?;
         if let Some(verified) = self.in_place(claim.ordinal, &frame, scratch.buffer)? {
+            self.feed.pass(claim);
             self.reused.fetch_add(frame.len() as u64, Ordering::Relaxed);
             return self.hash(claim.ordinal, &frame, &verified);
         }
-        self.feed.load(claim, &mut scratch.compressed)?;
-        let verified = scratch.decoder.decode(&frame, &scratch.compressed, scratch.buffer)?;
-        self.write(&frame, &verified)?;
-        self.hash(claim.ordinal, &frame, &verified)
+        loop {
+            self.feed.load(claim, &mut scratch.compressed)?;
+            let verified = match scratch.decoder.decode(&frame, &scratch.compressed, scratch.buffer) {
+                // Of several servers one may send something else: the others are asked.
+                Err(_) if self.feed.distrust(claim) => continue,
+                verified => verified?,
+            };
+            self.write(&frame, &verified)?;
+            return self.hash(claim.ordinal, &frame, &verified);
+        }
     }
 
     /// The frame, where the slot holds it already and it is worth while to look.

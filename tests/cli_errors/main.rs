@@ -14,6 +14,7 @@ mod devices;
 mod disks;
 mod elsewhere;
 mod in_use;
+mod network;
 mod rules;
 mod services;
 mod trust;

@@ -1,0 +1,257 @@
+//! One request and its answer: proxies, redirects, credentials, and what an answer means. No retry here.
+
+use std::error::Error as _;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, IF_RANGE, LOCATION, RANGE,
+};
+use reqwest::{Client, Proxy, Response, StatusCode, Url, redirect};
+use tokio_rustls::rustls;
+
+use super::credentials::{Credentials, Proof};
+use super::header::{ContentRange, Validator, retry_after, text};
+use super::trouble::{Hope, Trouble, of_status};
+use super::{Web, proxy, tls};
+use crate::error::Result;
+use crate::source::address::shown;
+
+/// Redirects that are followed one after the other.
+const REDIRECTS: usize = 10;
+
+/// The clients of one transfer, one for each proxy: connections are kept and used again.
+pub(super) struct Clients {
+    web: Web,
+    tls: rustls::ClientConfig,
+    credentials: Credentials,
+    made: Mutex<Vec<(Option<String>, Client)>>,
+}
+
+/// An answer that bytes come with.
+pub(super) struct Answer {
+    /// The rest of the body.
+    pub(super) response: Response,
+    /// Which byte of the file comes first.
+    pub(super) start: u64,
+    /// The byte behind the last one that comes, if the server says it.
+    pub(super) end: Option<u64>,
+    /// Size of the whole file, if the server says it.
+    pub(super) total: Option<u64>,
+    /// Whether other ranges can be had.
+    pub(super) ranges: bool,
+    pub(super) validator: Validator,
+    /// Where redirects led.
+    pub(super) url: Url,
+}
+
+impl Clients {
+    /// Reads the files that the settings name.
+    pub(super) fn new(web: &Web) -> Result<Self> {
+        let credentials = web.credentials.as_deref().map(Credentials::load).transpose()?.unwrap_or_default();
+        let clients = Self { tls: tls::config(web)?, web: web.clone(), credentials, made: Mutex::default() };
+        // A proxy that nothing here speaks is a mistake of the configuration, not of the network.
+        if let Some(proxy) = web.proxy.as_deref().filter(|proxy| *proxy != "none") {
+            clients.client(Some(proxy)).map_err(|trouble| trouble.error("proxy", 0, 0))?;
+        }
+        Ok(clients)
+    }
+
+    fn client(&self, proxy: Option<&str>) -> Result<Client, Trouble> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = made.iter().find(|(known, _)| known.as_deref() == proxy) {
+            return Ok(client.clone());
+        }
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured(self.tls.clone())
+            .connect_timeout(self.web.limits.connect)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .http1_only()
+            .user_agent(concat!("qstage/", env!("CARGO_PKG_VERSION")));
+        if let Some(proxy) = proxy {
+            let failed = |problem: &str| {
+                Trouble::Connect(format!("proxy {}: {problem}", shown(proxy)), Hope::OnceItAnswered)
+            };
+            let scheme = proxy.split_once("://").map_or("http", |(scheme, _)| scheme).to_ascii_lowercase();
+            if !["http", "https", "socks4", "socks4a", "socks5", "socks5h"].contains(&scheme.as_str()) {
+                return Err(failed("its scheme is none of http, https, socks4, socks4a, socks5, socks5h"));
+            }
+            let mut through = Proxy::all(proxy).map_err(|_| failed("not the URL of a proxy"))?;
+            let url =
+                if proxy.contains("://") { proxy.parse() } else { format!("http://{proxy}").parse::<Url>() };
+            if let Ok(url) = &url
+                && let Some(Proof::Basic(user, password)) = self.credentials.of(url).next()
+            {
+                through = through.basic_auth(user, password);
+            }
+            builder = builder.proxy(through);
+        }
+        let client = builder.build().map_err(|error| Trouble::Answer(chain(&error)))?;
+        made.push((proxy.map(str::to_owned), client.clone()));
+        Ok(client)
+    }
+
+    /// Asks for the bytes from `start`, to before `end` where that is given, of the file whose version `validator` is.
+    pub(super) async fn get(
+        &self,
+        url: &Url,
+        start: u64,
+        end: Option<u64>,
+        validator: Option<&Validator>,
+    ) -> Result<Answer, Trouble> {
+        let mut url = url.clone();
+        for _ in 0..=REDIRECTS {
+            let through = proxy::select(&url, self.web.proxy.as_deref(), |name| std::env::var(name).ok());
+            let mut request =
+                self.client(through.as_deref())?.get(url.clone()).header(ACCEPT_ENCODING, "identity");
+            let last = end.map_or(String::new(), |end| end.saturating_sub(1).to_string());
+            request = request.header(RANGE, format!("bytes={start}-{last}"));
+            if let Some(value) =
+                validator.and_then(Validator::if_range).and_then(|value| HeaderValue::from_str(value).ok())
+            {
+                request = request.header(IF_RANGE, value);
+            }
+            for proof in self.credentials.of(&url) {
+                request = match proof {
+                    Proof::Basic(user, password) => request.basic_auth(user, Some(password)),
+                    Proof::Header(name, value) => request.header(name, value),
+                };
+            }
+            let response = request.send().await.map_err(|error| of_error(&error))?;
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+                return answer(response, start, url);
+            }
+            let to = text(response.headers(), &LOCATION).unwrap_or_default();
+            url = follow(&url, to).map_err(Trouble::Answer)?;
+        }
+        Err(Trouble::Answer(format!("more than {REDIRECTS} redirects")))
+    }
+}
+
+/// Where a redirect leads. User and password go along to the same host only; who asked for a private transfer does not get
+/// an open one because a server says so.
+fn follow(from: &Url, to: &str) -> Result<Url, String> {
+    let shown = |url: &Url| shown(url.as_str()).into_owned();
+    let mut url = from.join(to).map_err(|error| format!("a redirect to what is no URL: {error}"))?;
+    if !["http", "https"].contains(&url.scheme()) || from.scheme() == "https" && url.scheme() != "https" {
+        return Err(format!("a redirect to {}, which is not {}", shown(&url), from.scheme()));
+    }
+    if url.origin() == from.origin() {
+        if url.username().is_empty() && url.password().is_none() {
+            let _ = url.set_username(from.username());
+            let _ = url.set_password(from.password());
+        }
+    } else if !to.contains('@') {
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+    }
+    Ok(url)
+}
+
+/// What an answer to a request for bytes from `start` on means.
+fn answer(response: Response, start: u64, url: Url) -> Result<Answer, Trouble> {
+    let headers = response.headers();
+    let status = response.status();
+    if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+        return Err(of_status(status, retry_after(headers)));
+    }
+    if text(headers, &CONTENT_TYPE)
+        .is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
+    {
+        return Err(Trouble::Answer(
+            "the answer is a web page, not a bundle: a portal or an error page".to_owned(),
+        ));
+    }
+    if let Some(encoding) =
+        text(headers, &CONTENT_ENCODING).filter(|encoding| !encoding.eq_ignore_ascii_case("identity"))
+    {
+        return Err(Trouble::Answer(format!("the server sends it as {encoding}, which was not asked for")));
+    }
+    let (validator, length) = (Validator::of(headers), response.content_length());
+    if status == StatusCode::PARTIAL_CONTENT {
+        let Some(range) = ContentRange::of(headers).filter(|range| range.start == start) else {
+            let got =
+                text(headers, &reqwest::header::CONTENT_RANGE).unwrap_or("none").escape_default().to_string();
+            return Err(Trouble::Answer(format!(
+                "bytes from {start} were asked for, the server answers with range '{got}'"
+            )));
+        };
+        if length.is_some_and(|length| length != range.end - range.start) {
+            return Err(Trouble::Answer("Content-Length and Content-Range contradict each other".to_owned()));
+        }
+        let (end, total) = (Some(range.end), Some(range.total));
+        return Ok(Answer { response, start, end, total, ranges: true, validator, url });
+    }
+    let ranges =
+        text(headers, &reqwest::header::ACCEPT_RANGES).is_some_and(|unit| unit.eq_ignore_ascii_case("bytes"));
+    Ok(Answer {
+        response,
+        start: 0,
+        end: length,
+        total: length,
+        ranges: ranges && length.is_some(),
+        validator,
+        url,
+    })
+}
+
+/// What went wrong before a header came.
+fn of_error(error: &reqwest::Error) -> Trouble {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    let mut refused = error.is_dns();
+    while let Some(inner) = cause {
+        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
+            return Trouble::Tls(tls.to_string());
+        }
+        // An io::Error passes over what it wraps when it is asked for its source.
+        let mut wrapped = inner.downcast_ref::<io::Error>();
+        while let Some(io) = wrapped {
+            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                return Trouble::Tls(tls.to_string());
+            }
+            refused |= io.kind() == io::ErrorKind::ConnectionRefused;
+            wrapped = io.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>());
+        }
+        cause = inner.source();
+    }
+    let hope = if refused { Hope::OnceItAnswered } else { Hope::Always };
+    match error {
+        _ if error.is_connect() => Trouble::Connect(chain(error), hope),
+        _ if error.is_builder() => Trouble::Answer(chain(error)),
+        _ => Trouble::Broken(chain(error)),
+    }
+}
+
+/// The innermost causes of an error: the outer ones name the URL, with all that is secret in it.
+pub(super) fn chain(error: &reqwest::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !texts.iter().any(|known| known.contains(&text)) {
+            texts.push(text);
+        }
+        cause = inner.source();
+    }
+    if texts.is_empty() { "the request failed".to_owned() } else { texts.join(": ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_follow_to_the_same_host_only() {
+        let follow = |from: &str, to: &str| follow(&from.parse().unwrap(), to).map(|url| url.to_string());
+        assert_eq!(follow("http://u:p@h/x", "/y").unwrap(), "http://u:p@h/y");
+        assert_eq!(follow("http://u:p@h/x", "http://h/y").unwrap(), "http://u:p@h/y");
+        assert_eq!(follow("http://u:p@h/x", "http://h:81/y").unwrap(), "http://h:81/y");
+        assert_eq!(follow("http://u:p@h/x", "//other/y").unwrap(), "http://other/y");
+        assert_eq!(follow("http://u:p@h/x", "https://h/y").unwrap(), "https://h/y");
+        assert!(follow("https://h/x", "http://u:hunter2@h/y").unwrap_err().contains("http://h/y"));
+        assert!(follow("http://h/x", "file:///etc/shadow").is_err());
+        assert!(follow("http://h/x", "http://").is_err());
+    }
+}

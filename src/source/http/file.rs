@@ -1,0 +1,117 @@
+//! A file on a server, as readers see it: at any place by [`ReadAt`], or from front to back by [`Read`].
+
+use std::io::{self, Read};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::shared::{Shared, State};
+use crate::bundle::source::{ReadAt, Stopped};
+use crate::progress::Cancel;
+
+/// How soon a request to stop is seen.
+const STEP: Duration = Duration::from_millis(100);
+
+/// The transfer, as its readers hold it: it ends with them.
+pub(super) struct Transfer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) cancel: Cancel,
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.shared.closed.notify_one();
+    }
+}
+
+impl Transfer {
+    /// Waits until `look` finds something.
+    pub(super) fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> io::Result<T> {
+        let mut state = self.shared.state();
+        loop {
+            if let Some(found) = look(&mut state) {
+                return Ok(found);
+            }
+            if self.cancel.requested() {
+                return Err(io::Error::other(Stopped));
+            }
+            if let Some(failed) = &state.failed {
+                return Err(io::Error::other(failed.error()));
+            }
+            // Changes are announced; the time is for requests to stop.
+            let waited = self.shared.changed.wait_timeout(state, STEP);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Reads from `at`: all of `buf`, or, if `some` is enough, what is there of it.
+    fn read(&self, buf: &mut [u8], at: u64, some: bool) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        let demand = self.shared.state().plan.begin(at..at.saturating_add(buf.len() as u64));
+        self.shared.work.notify_one();
+        let mut copied = 0;
+        let result = self.wait(|state| {
+            copied += state.plan.take(demand, buf.get_mut(copied..).unwrap_or_default());
+            let ended = state.ended.is_some_and(|end| end <= at.saturating_add(copied as u64));
+            (copied == buf.len() || some && copied > 0 || ended).then_some(copied)
+        });
+        self.shared.state().plan.end(demand);
+        // What was taken makes room.
+        self.shared.work.notify_one();
+        result
+    }
+}
+
+/// A file whose server knows ranges.
+pub(super) struct WebFile {
+    pub(super) transfer: Transfer,
+    pub(super) len: u64,
+}
+
+impl ReadAt for WebFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        if at.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.transfer.read(buf, at, false).map(drop)
+    }
+
+    fn will_not_read(&self, at: u64, len: u64) {
+        self.transfer.shared.state().plan.pass(&(at..at.saturating_add(len)));
+    }
+
+    fn will_read(&self, at: u64, len: u64) {
+        self.transfer.shared.state().plan.declare(at..at.saturating_add(len).min(self.len));
+        self.transfer.shared.work.notify_one();
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn distrust(&self, at: u64) -> bool {
+        self.transfer.shared.distrust(at)
+    }
+}
+
+/// A file whose server knows no ranges, or not how long it is.
+pub(super) struct WebStream {
+    pub(super) transfer: Transfer,
+    pub(super) len: Option<u64>,
+    pub(super) at: u64,
+}
+
+impl Read for WebStream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.len.map_or(u64::MAX, |len| len.saturating_sub(self.at));
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let read = self.transfer.read(buf.get_mut(..len).unwrap_or_default(), self.at, true)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,165 @@
+//! Bundles on web servers: read at any place by ranges, or from front to back, never stored. What protects the machine is
+//! the signature of the bundle; TLS keeps the transfer private and whole.
+//!
+//! ```text
+//!   readers ──▶ file: WebFile, WebStream ──▶ plan (pure) ◀── fetch: one task, one answer after the other ──▶ client: reqwest
+//!      ▲                                       │                 │
+//!      └──────────── blocks, each taken once ◀─┘                 └── trouble (pure): what may pass, how long to wait
+//! ```
+//!
+//! The HTTP is that of `reqwest`, on the hyper and rustls that the service has already: proxies in absolute form, by CONNECT
+//! and SOCKS, Happy Eyeballs, kept connections. `ureq`, which was here before, speaks to proxies by CONNECT only (Squid
+//! refuses that for http) and ignores SOCKS; a read of it cannot be stopped. `curl` would bring a C library and its TLS.
+//! Ours is what a stream of frames needs: what to read next, which version of a file, when to try again, and when not to.
+
+mod client;
+mod credentials;
+mod fetch;
+mod file;
+mod header;
+mod plan;
+mod proxy;
+mod shared;
+mod tls;
+mod trouble;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Url;
+use serde::Deserialize;
+
+use self::client::Clients;
+use self::fetch::{Fetcher, host};
+use self::file::{Transfer, WebFile, WebStream};
+use self::shared::Shared;
+use crate::bundle::source::{Source, read_failed};
+use crate::error::{Error, Result};
+use crate::progress::Cancel;
+use crate::workers;
+
+/// Takes what a person should know of a transfer that goes on.
+pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How web servers are reached and trusted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Web {
+    /// Certificates of servers, or that may sign those of servers, as PEM.
+    pub ca: Option<PathBuf>,
+    /// Accept any certificate.
+    pub insecure: bool,
+    /// Authorities that are trusted besides [`ca`](Self::ca); none named: Mozilla's, unless `ca` is given.
+    pub roots: Vec<Roots>,
+    /// Our own certificate chain and its key, as PEM.
+    pub client_certificate: Option<PathBuf>,
+    /// See [`client_certificate`](Self::client_certificate).
+    pub client_key: Option<PathBuf>,
+    /// File with passwords and tokens by host.
+    pub credentials: Option<PathBuf>,
+    /// URL of a proxy, or `none`; `None`: what the environment says.
+    pub proxy: Option<String>,
+    /// Addresses below which the same file may lie, each with a slash at its end.
+    pub mirrors: Vec<String>,
+    /// How much patience a transfer gets.
+    pub limits: Limits,
+}
+
+/// A store of certificate authorities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Roots {
+    /// Those of Mozilla, as this program was built.
+    Mozilla,
+    /// Those of the operating system.
+    System,
+}
+
+/// How much patience a transfer gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For a connection, name and TLS included.
+    pub connect: Duration,
+    /// For the next byte.
+    pub stall: Duration,
+    /// Bytes per second that must come, while they are waited for, over [`least_rate_time`](Self::least_rate_time).
+    pub least_rate: u64,
+    /// See [`least_rate`](Self::least_rate).
+    pub least_rate_time: Duration,
+    /// Tries in a row, after the first one, that bring less than 64 KiB.
+    pub retries: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(20),
+            stall: Duration::from_secs(30),
+            least_rate: 1024,
+            least_rate_time: Duration::from_secs(60),
+            retries: 8,
+        }
+    }
+}
+
+impl Web {
+    /// The files that a transfer reads.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.ca, &self.client_certificate, &self.client_key, &self.credentials].into_iter().flatten()
+    }
+
+    /// Begins a transfer; of several addresses the first is asked first, and the others where it fails. Its reads end
+    /// within 200 ms of a request to stop.
+    ///
+    /// # Errors
+    /// Class Network, [`Error::Interrupted`], [`Error::Config`] for files that cannot be used.
+    pub fn open(&self, url: &Url, cancel: &Cancel, notice: Notice) -> Result<Source> {
+        let mut urls = vec![url.clone()];
+        let name = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
+        for mirror in &self.mirrors {
+            let problem =
+                || Error::Argument { what: "mirror".to_owned(), problem: format!("'{mirror}' is no URL") };
+            let url = Url::parse(mirror).and_then(|base| base.join(name)).map_err(|_| problem())?;
+            urls.push(url);
+        }
+        let shared = Shared::new(Clients::new(self)?, self.limits, notice, host(url), urls.len());
+        start(&shared, urls)?;
+        let transfer = Transfer { shared, cancel: cancel.clone() };
+        let head =
+            transfer.wait(|state| state.head).map_err(|error| read_failed("its beginning", 0, error))?;
+        Ok(match head.len {
+            Some(len) if head.ranges => Source::File(Arc::new(WebFile { transfer, len })),
+            len => {
+                transfer.shared.state().plan.declare(0..len.unwrap_or(u64::MAX));
+                transfer.shared.work.notify_one();
+                let stream = Box::new(WebStream { transfer, len, at: 0 });
+                match len {
+                    Some(len) => Source::Sized(stream, len),
+                    None => Source::Stream(stream),
+                }
+            }
+        })
+    }
+}
+
+/// Starts the thread of the transfer. It is not waited for: a name that is being looked up cannot be stopped.
+fn start(shared: &Arc<Shared>, urls: Vec<Url>) -> Result<()> {
+    let failed = |error: io::Error| Error::Internal { what: format!("the thread of a transfer: {error}") };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let shared = Arc::clone(shared);
+    let work = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = Fetcher::new(Arc::clone(&shared), urls).run() => {}
+                () = shared.watch() => {}
+                () = shared.closed.notified() => {}
+            }
+        });
+        runtime.shutdown_background();
+    };
+    workers::spawn("reading from the web", work).map(drop)
+}

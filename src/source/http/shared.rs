@@ -1,0 +1,223 @@
+//! What the task that fetches and the threads that read have in common.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::client::Clients;
+use super::plan::{Plan, Want};
+use super::trouble::Trouble;
+use super::{Limits, Notice};
+use crate::error::Error;
+
+/// Bytes after which waiting readers are woken although a block is not full.
+const WAKE: usize = 128 << 10;
+/// Silence after which a person is told, and how often again.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// What the first answer says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    /// Size of the file, if the server says it.
+    pub(super) len: Option<u64>,
+    /// Whether it can be read at any place.
+    pub(super) ranges: bool,
+}
+
+/// Why it ended.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    pub(super) trouble: Trouble,
+    pub(super) url: String,
+    pub(super) at: u64,
+    pub(super) retries: u32,
+}
+
+impl Failed {
+    pub(super) fn error(&self) -> Error {
+        self.trouble.clone().error(&self.url, self.at, self.retries)
+    }
+}
+
+/// Behind the lock.
+pub(super) struct State {
+    pub(super) plan: Plan,
+    pub(super) head: Option<Head>,
+    pub(super) failed: Option<Failed>,
+    /// Where a file of unknown length ended.
+    pub(super) ended: Option<u64>,
+    /// Addresses that sent wrong bytes, and all that are not asked any more.
+    liars: Vec<usize>,
+    left: Vec<usize>,
+    /// Bytes since readers were woken last.
+    quiet: usize,
+    /// When something came last, and when somebody was told that nothing does.
+    alive: Instant,
+    told: Duration,
+    /// The host that is asked, and what is being tried.
+    trying: (String, String),
+}
+
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// Readers wait for it.
+    pub(super) changed: Condvar,
+    /// The task waits for it.
+    pub(super) work: Notify,
+    /// Ends the task.
+    pub(super) closed: Notify,
+    pub(super) clients: Clients,
+    pub(super) limits: Limits,
+    notice: Notice,
+    /// How many addresses there are.
+    mirrors: usize,
+}
+
+impl Shared {
+    pub(super) fn new(
+        clients: Clients,
+        limits: Limits,
+        notice: Notice,
+        host: String,
+        mirrors: usize,
+    ) -> Arc<Self> {
+        let state = State {
+            plan: Plan::default(),
+            head: None,
+            failed: None,
+            ended: None,
+            liars: Vec::new(),
+            left: Vec::new(),
+            quiet: 0,
+            alive: Instant::now(),
+            told: Duration::ZERO,
+            trying: (host, String::new()),
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            work: Notify::new(),
+            closed: Notify::new(),
+            clients,
+            limits,
+            notice,
+            mirrors,
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn next(&self, mirror: usize) -> Option<Want> {
+        self.state().plan.next(mirror)
+    }
+
+    pub(super) fn missing(&self, start: u64) -> Option<u64> {
+        self.state().plan.missing(start)
+    }
+
+    pub(super) fn give_up(&self, start: u64) {
+        self.state().plan.give_up(start);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn fill(&self, start: u64, bytes: &[u8]) -> usize {
+        let mut state = self.state();
+        let used = state.plan.fill(start, bytes);
+        state.quiet += used;
+        if state.quiet >= WAKE || state.plan.missing(start).is_none() {
+            state.quiet = 0;
+            self.changed.notify_all();
+        }
+        used
+    }
+
+    pub(super) fn answered(&self, head: Head) {
+        self.state().head = Some(head);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn len(&self) -> Option<u64> {
+        self.state().head.and_then(|head| head.len)
+    }
+
+    pub(super) fn end_at(&self, at: u64) {
+        let mut state = self.state();
+        state.ended = Some(at);
+        state.plan.pass(&(at..u64::MAX));
+        self.changed.notify_all();
+    }
+
+    pub(super) fn fail(&self, failed: Failed) {
+        self.state().failed.get_or_insert(failed);
+        self.changed.notify_all();
+    }
+
+    /// Whoever sent the bytes at `at` is not to be believed. Whether somebody else can be asked.
+    pub(super) fn distrust(&self, at: u64) -> bool {
+        let mut state = self.state();
+        let Some(mirror) = state.plan.sender(at) else { return false };
+        if !state.left.contains(&mirror) {
+            if state.left.len() + 1 >= self.mirrors {
+                return false;
+            }
+            state.left.push(mirror);
+            state.liars.push(mirror);
+        }
+        state.plan.distrust(mirror);
+        self.work.notify_one();
+        true
+    }
+
+    /// An address is asked no more.
+    pub(super) fn left(&self, mirror: usize) {
+        let mut state = self.state();
+        if !state.left.contains(&mirror) {
+            state.left.push(mirror);
+        }
+    }
+
+    pub(super) fn liars(&self) -> Vec<usize> {
+        std::mem::take(&mut self.state().liars)
+    }
+
+    /// Something came.
+    pub(super) fn alive(&self) {
+        let mut state = self.state();
+        (state.alive, state.told) = (Instant::now(), Duration::ZERO);
+        state.trying.1.clear();
+    }
+
+    pub(super) fn retrying(&self, host: &str, problem: &str, retry: u32, most: u32, wait: Duration) {
+        self.state().trying = (host.to_owned(), format!(", retry {retry} of {most}"));
+        // A connection that is taken up again at once is nobody's concern.
+        if retry > 1 {
+            self.notice(&format!("{problem}; retry {retry} of {most} in {:.1} s", wait.as_secs_f64()));
+        }
+    }
+
+    pub(super) fn notice(&self, message: &str) {
+        (self.notice)(message);
+    }
+
+    /// Says now and then that nothing comes although somebody waits.
+    pub(super) async fn watch(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let mut state = self.state();
+            if state.head.is_some() && !state.plan.is_waited_for() {
+                state.alive = Instant::now();
+            }
+            let silent = state.alive.elapsed();
+            if silent.saturating_sub(state.told) < SILENCE {
+                continue;
+            }
+            state.told = silent;
+            let (host, trying) = state.trying.clone();
+            drop(state);
+            self.notice(&format!("waiting for {host}, nothing for {} s{trying}", silent.as_secs()));
+        }
+    }
+}
