@@ -261,6 +261,7 @@ pub fn install(
         read_back: true,
         sha256: true,
         cancel,
+        delta: None,
         pace: &|_| Ok(()),
     };
     stage::stage(bundle, &targets, &options, progress)?;

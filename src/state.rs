@@ -266,6 +266,9 @@ pub struct PlanReport {
     pub is_running: bool,
     /// The payloads, in the order of the bundle.
     pub payloads: Vec<PlannedPayload>,
+    /// Of a delta: bytes that will be read of it at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfer_bytes: Option<u64>,
     /// How the switch will be written.
     pub switch_method: String,
     /// BLAKE3 of the bundle's `manifest.json`: `prepare --manifest` takes no other bundle.
@@ -277,6 +280,21 @@ pub struct PlanReport {
     /// What of the host is open to the container of the software; `None`: nothing here runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_open: Option<Vec<String>>,
+}
+
+/// What a delta was worth.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct DeltaReport {
+    /// Bytes that were read of the delta and, where frames were taken from it, of the whole bundle.
+    pub downloaded_bytes: u64,
+    /// Bytes of images copied from the slot that runs.
+    pub copied_bytes: u64,
+    /// Bytes of images made of ranges of it and of the delta.
+    pub patched_bytes: u64,
+    /// Bytes of images taken from the whole bundle after all.
+    pub fallen_back_bytes: u64,
+    /// Offset in bytes in the slot that runs at which it is not what its record says, where that was met.
+    pub base_damaged: Option<u64>,
 }
 
 /// Something that forbids an upgrade.
@@ -305,6 +323,9 @@ pub struct PrepareReport {
     pub zeroed_bytes: u64,
     /// Of these, bytes that already were in place.
     pub reused_bytes: u64,
+    /// What a delta was worth, where it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<DeltaReport>,
     /// Whether the slot was read back past the page cache and verified.
     pub read_back: bool,
     /// Wall time in seconds.

@@ -262,8 +262,14 @@ fn prepare(
             unsigned: true,
         },
     };
-    let staging =
-        Options { jobs, read_back: kind.read_back, sha256: false, cancel: options.cancel, pace: &|_| Ok(()) };
+    let staging = Options {
+        jobs,
+        read_back: kind.read_back,
+        sha256: false,
+        cancel: options.cancel,
+        delta: None,
+        pace: &|_| Ok(()),
+    };
     let (start, cpu, kernel) = (Instant::now(), CpuTime::now(), kernel_seconds());
     let outcome = stage::stage(&bundle, &[target], &staging, progress)?;
     let seconds = start.elapsed().as_secs_f64();

@@ -1,5 +1,6 @@
 //! Opening a bundle: everything in front of the payloads is read, bounded, and proved before any payload byte.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +26,13 @@ pub struct Bundle {
     input: Mutex<Input>,
     /// Where the header of the first payload begins, in bytes.
     payloads_at: u64,
+}
+
+impl fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let manifest = self.manifest();
+        write!(f, "Bundle({} {})", manifest.product, manifest.version)
+    }
 }
 
 impl Bundle {

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use ssh_key::{HashAlg, PublicKey};
 
+use super::archive::{self, END_LEN};
+use super::delta::Tally;
 use super::manifest::Vouched;
 use super::reader::Bundle;
 use super::signature::{self, Candidate};
@@ -30,6 +32,20 @@ pub struct Summary {
     pub bundle_bytes: u64,
     /// Its payloads.
     pub payloads: Vec<PayloadSummary>,
+    /// How the frames are had, where it is a delta.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<DeltaSummary>,
+}
+
+/// What is special about a delta. Nobody vouches for it: it only says where bytes come from.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeltaSummary {
+    /// For each payload the BLAKE3 of the image that it starts from, where there is one.
+    pub bases: Vec<Option<Blake3>>,
+    /// How the frames are had.
+    pub frames: Tally,
+    /// Bytes of the bundle that it stands for.
+    pub stands_for: u64,
 }
 
 /// A payload at a glance.
@@ -92,6 +108,25 @@ impl Bundle {
             signatures: signatures.iter().map(signed).collect(),
             bundle_bytes: self.size()?,
             payloads: payloads.collect(),
+            delta: self.delta_summary(),
+        })
+    }
+}
+
+impl Bundle {
+    fn delta_summary(&self) -> Option<DeltaSummary> {
+        let (delta, release) = (self.delta()?, self.release());
+        let payloads = 0..release.manifest.payloads.len();
+        let mut frames = Tally::default();
+        payloads.clone().for_each(|payload| frames.add(delta, release, payload));
+        let index = release.index().bytes().len() as u64;
+        let front = [release.manifest.bytes().len() as u64, release.manifest.signature().len() as u64, index];
+        let members =
+            front.into_iter().chain(payloads.clone().map(|payload| release.compressed_size(payload)));
+        Some(DeltaSummary {
+            bases: payloads.map(|payload| delta.base(payload).map(|base| base.blake3)).collect(),
+            frames,
+            stands_for: members.filter_map(archive::member_len).sum::<u64>() + END_LEN as u64,
         })
     }
 }

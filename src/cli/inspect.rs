@@ -21,7 +21,7 @@ use crate::units::size;
 /// here may be forged. The images themselves are not read: 'qstage verify' does that.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Bundle to look at; '-' is standard input
+    /// Bundle or delta to look at; '-' is standard input
     bundle: PathBuf,
 
     /// Check the signature against this OpenSSH allowed_signers file
@@ -87,6 +87,21 @@ fn human(summary: &Summary, palette: Palette) -> String {
         rows.collect(),
         palette,
     );
+    if let Some(delta) = &summary.delta {
+        let frames = &delta.frames;
+        text += &format!(
+            "\nA delta of {}, for a bundle of {}. Frames: {} in place, {} copied, {} patched, {} new, {} zero, \
+             {} left to the bundle.\n",
+            size::human(summary.bundle_bytes),
+            size::human(delta.stands_for),
+            frames.in_place,
+            frames.copied,
+            frames.patched,
+            frames.plain,
+            frames.zero,
+            frames.from_bundle,
+        );
+    }
     text
 }
 

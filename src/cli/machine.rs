@@ -126,13 +126,34 @@ pub(super) fn bundle_unconfined(
 }
 
 impl ConfinedInput {
-    /// Reads the head of the bundle, and checks its signature.
+    /// Reads the head of the bundle or delta, and checks its signature.
     pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: Notice) -> Result<Bundle> {
-        self.0.bundle(trust, web, cancel, notice)?.whole()
+        self.0.bundle(trust, web, cancel, notice)
     }
 }
 
-/// Opens a bundle by a verb that needs nothing else afterwards.
+/// The whole bundle beside a delta: a file, opened before rights are given up and read only afterwards.
+pub(super) struct WholeInput(Source);
+
+impl WholeInput {
+    /// Opens a file.
+    pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
+        match Address::parse(from)? {
+            Address::File(path) => open_source(&path, cancel).map(Self),
+            other => {
+                let problem = format!("{other} is no file; frames are taken from any place of it");
+                Err(Error::Argument { what: "--bundle".to_owned(), problem })
+            }
+        }
+    }
+
+    /// Reads its head and checks its signature.
+    pub(super) fn bundle(self, trust: &Trust) -> Result<Bundle> {
+        Bundle::open(self.0, trust)?.whole()
+    }
+}
+
+/// Opens a bundle or delta by a verb that needs nothing else afterwards.
 pub(super) fn bundle(
     from: &Path,
     trust: &Trust,

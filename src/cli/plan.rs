@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{MachineArgs, OverrideArgs, TrustArgs};
-use super::machine::{self, Host, Input};
+use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
@@ -22,8 +22,12 @@ use crate::units::size;
 /// reboot), what would be written where, and every obstacle with its remedy.
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    /// Bundle to upgrade to: a file or http(s) URL; '-' is standard input
+    /// Bundle or delta to upgrade to: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
+
+    /// Whole bundle, where BUNDLE is a delta that needs it
+    #[arg(long = "bundle", value_name = "WHOLE")]
+    whole: Option<PathBuf>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -47,10 +51,12 @@ impl PlanArgs {
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = self.trust.open(&settings.trust, &progress)?;
         let input = Input::open(&self.bundle, &cancel)?;
+        let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &cancel)).transpose()?;
         let input = input.confine(host.kept_to_look(&settings), &settings.web, &progress)?;
         let bundle = input.bundle(&trust, &settings.web, &cancel, machine::notices(&progress))?;
+        let whole = whole.map(|whole| whole.bundle(&trust)).transpose()?;
         drop(progress);
-        let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle)?;
+        let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle, whole.as_ref())?;
         let container_open = settings.container.as_ref().map(nspawn::openings);
         let report = PlanReport { container_open, ..report };
         output::result(format, &report, human)
@@ -92,6 +98,9 @@ fn human(report: &PlanReport, palette: Palette) -> String {
     text.push('\n');
     text += &table::render(&["PAYLOAD", "VERSION", ">SIZE", "TARGET"], rows.collect(), palette);
     text.push('\n');
+    if let Some(bytes) = report.transfer_bytes {
+        text += &format!("A delta: {} come over the line at most.\n", size::human(bytes));
+    }
     if report.already_prepared {
         text += "This bundle is prepared already; 'qstage commit' switches to it.\n";
     }
@@ -129,6 +138,7 @@ mod tests {
                 },
                 PlannedPayload { name: "software".into(), version: "7".into(), size: 1, target: None },
             ],
+            transfer_bytes: None,
             switch_method: "second array".into(),
             manifest: crate::units::Blake3([0; 32]),
             already_prepared: false,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
-use super::machine::{self, Host, Input};
+use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::Bundle;
@@ -28,8 +28,15 @@ use crate::workers;
 /// does that. If it is interrupted, run it again: it goes on where it stopped.
 #[derive(Debug, Args)]
 pub(super) struct PrepareArgs {
-    /// Bundle to install: a file or http(s) URL; '-' is standard input
+    /// Bundle or delta to install: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
+
+    /// Whole bundle, where BUNDLE is a delta: for frames that cannot be made
+    ///
+    /// A file. Frames are taken from it that the delta leaves out, or whose
+    /// part of the running slot is damaged.
+    #[arg(long = "bundle", value_name = "WHOLE")]
+    whole: Option<PathBuf>,
 
     #[command(flatten)]
     jobs: JobsArgs,
@@ -117,7 +124,7 @@ impl PrepareArgs {
             let problem = "the bundle comes from standard input".to_owned();
             return Err(Error::Argument { what, problem });
         }
-        let options = PrepareOptions {
+        let mut options = PrepareOptions {
             jobs: self.jobs.jobs.or(settings.jobs),
             max_rate: self.max_rate.or(settings.max_rate),
             min_rate: self.min_rate.or(settings.min_rate),
@@ -126,6 +133,7 @@ impl PrepareArgs {
             sha256: self.sha256,
             cancel,
             origin: Address::parse(&self.bundle)?.origin(),
+            whole: None,
         };
         let progress = Arc::new(Reporter::new(format));
         let host = Host::open_to_change(&settings)?;
@@ -133,6 +141,8 @@ impl PrepareArgs {
         let refused = |error| engine.bundle_refused(&options.origin, error);
         let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
         let input = Input::open(&self.bundle, &options.cancel).map_err(refused)?;
+        let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
+        let whole = whole.map_err(refused)?;
         let input = input.confine(host.kept_to_change(&settings), &settings.web, &progress)?;
         if self.while_stdin_open {
             stop_with_stdin(&options.cancel)?;
@@ -141,6 +151,8 @@ impl PrepareArgs {
             .bundle(&trust, &settings.web, &options.cancel, machine::notices(&progress))
             .and_then(|bundle| self.expected(bundle))
             .map_err(refused)?;
+        let whole = whole.map(|whole| whole.bundle(&trust)).transpose().map_err(refused)?;
+        options.whole = whole.map(Arc::new);
         let report = engine.prepare(bundle, &options, &progress)?;
         // The lock and the slot are released before the report: whoever reads it may take its time.
         drop((progress, host));
@@ -191,9 +203,18 @@ fn human(report: &PrepareReport, palette: Palette) -> String {
         UpgradeType::SoftwareOnly => "software only, no reboot needed",
         UpgradeType::SoftwareAndPlatform => "takes a reboot",
     };
+    let delta = report.delta.map_or_else(String::new, |delta| {
+        format!(
+            "Of a delta of {}: {} copied from what runs, {} patched, {} taken from the whole bundle.\n",
+            size::human(delta.downloaded_bytes),
+            size::human(delta.copied_bytes),
+            size::human(delta.patched_bytes),
+            size::human(delta.fallen_back_bytes),
+        )
+    });
     format!(
         "{} {} in {}, {verified} ({effect}): {} written, {} zeroed, {} in place already, {:.1} s\n\
-         'qstage commit' switches to it.\n",
+         {delta}'qstage commit' switches to it.\n",
         report.version,
         palette.good("prepared"),
         report.targets.join(" and "),
@@ -218,6 +239,7 @@ mod tests {
             written_bytes: 1 << 20,
             zeroed_bytes: 1 << 20,
             reused_bytes: 1 << 20,
+            delta: None,
             read_back: true,
             seconds: 1.25,
         };

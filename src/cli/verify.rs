@@ -78,7 +78,7 @@ impl VerifyArgs {
         // clap has seen to it that one of the two is there.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&from, &trust, &settings.web, &cancel, &progress)?;
+        let bundle = machine::bundle(&from, &trust, &settings.web, &cancel, &progress)?.whole()?;
         let report = verify(&bundle, jobs, &cancel, &progress)?;
         drop(progress);
         output::result(format, &report, |report, palette| {

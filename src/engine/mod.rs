@@ -5,6 +5,7 @@
 
 mod checks;
 mod content;
+mod delta;
 mod epoch;
 mod firmware;
 mod prepare;
@@ -18,6 +19,7 @@ mod trust;
 mod view;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 pub use content::{FirmwareReport, ScrubReport};
 pub use repair::RepairReport;
@@ -26,6 +28,7 @@ pub use transition::{Act, Change, Transition};
 pub use trial::FailedTrial;
 
 use crate::boot::BootFlag;
+use crate::bundle::Bundle;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
 use crate::gpt::TableMethod;
 use crate::host::record::{Event, Journal, LastError, Record};
@@ -105,6 +108,8 @@ pub struct PrepareOptions {
     pub cancel: Cancel,
     /// Where the bundle comes from: `install_path` of the status.
     pub origin: String,
+    /// Of a delta: the whole bundle, for frames that cannot be made.
+    pub whole: Option<Arc<Bundle>>,
 }
 
 impl Default for PrepareOptions {
@@ -118,6 +123,7 @@ impl Default for PrepareOptions {
             sha256: false,
             cancel: Cancel::default(),
             origin: String::new(),
+            whole: None,
         }
     }
 }

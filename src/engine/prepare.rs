@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use super::checks::{Upgrade, is_prepared};
+use super::delta::transfer_bytes;
 use super::transition::{self, Change};
 use super::view::View;
 use super::{Engine, PrepareOptions};
@@ -26,12 +27,13 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// Class Disk and Io; obstacles are not errors here but part of the report.
-    pub fn plan(&self, bundle: &Bundle) -> Result<PlanReport> {
+    pub fn plan(&self, bundle: &Bundle, whole: Option<&Bundle>) -> Result<PlanReport> {
         let view = self.view()?;
         let manifest = bundle.manifest();
         let body_len = bundle.release().record_len();
-        let obstacles = self.obstacles(&view, bundle)?;
+        let mut obstacles = self.obstacles(&view, bundle)?;
         let upgrade = Upgrade::new(&view, manifest, body_len)?;
+        obstacles.extend(self.sources(&view, &upgrade, bundle, whole).err());
         let payloads = manifest.payloads.iter().map(|payload| {
             let target = upgrade.targets.iter().find(|(group, ..)| *group == payload.kind.group());
             PlannedPayload {
@@ -52,6 +54,7 @@ impl Engine<'_> {
             booted: upgrade.booted,
             is_running: view.runs(upgrade.booted),
             payloads: payloads.collect(),
+            transfer_bytes: bundle.delta().map(|_| transfer_bytes(&upgrade, bundle)),
             switch_method: self.switch_method(&view)?,
             manifest: manifest.digest(),
             already_prepared: is_prepared(&view, &upgrade, manifest.bytes()),
@@ -110,6 +113,7 @@ impl Engine<'_> {
             written_bytes: outcome.written,
             zeroed_bytes: outcome.zeroed,
             reused_bytes: outcome.reused,
+            delta: outcome.made.map(Into::into),
             read_back,
             seconds: start.elapsed().as_secs_f64(),
         };
@@ -120,6 +124,7 @@ impl Engine<'_> {
             progress.notice("the prepared slot is damaged; it is written again");
         }
 
+        let sources = self.sources(&view, &upgrade, bundle, options.whole.as_deref())?;
         let mut targets = Vec::new();
         for (group, slot, layout) in &upgrade.targets {
             let partition = view.slots.require(*group, *slot)?;
@@ -164,6 +169,7 @@ impl Engine<'_> {
             read_back: options.read_back,
             sha256: options.sha256,
             cancel: &options.cancel,
+            delta: sources.as_ref(),
             pace: &pace,
         };
         let outcome = stage::stage(bundle, &targets, &staging, progress)?;

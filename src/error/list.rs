@@ -96,6 +96,9 @@ errors! {
     /// `delta.bin` is malformed or for another release.
     Delta { problem: String } => Bundle, "DELTA",
         ("delta.bin: {problem}; make the delta again, or use the whole bundle");
+    /// A frame of a delta cannot be made, and no whole bundle is known to take it from.
+    DeltaFrame { payload: String, frame: u64, at: u64, problem: String } => Bundle, "DELTA_FRAME",
+        ("{payload}, frame {frame} (image offset {at}) cannot be made from the delta: {problem}; give the whole bundle too (--bundle), or prepare that one");
     /// A whole image does not have the SHA-256 of the manifest although every frame has its BLAKE3.
     ImageDigest { payload: String, expected: Sha256, got: Sha256 } => Bundle, "BUNDLE_IMAGE_DIGEST",
         ("{payload}: SHA-256 {got}, the manifest says {expected}; the bundle was packed wrongly");
@@ -154,6 +157,12 @@ errors! {
     /// Another qstage holds the lock of the disk.
     Busy { disk: String, holder: String } => Refused, "BUSY",
         ("{disk} is locked by {holder}; wait for it to end");
+    /// A delta starts from another image than the one that runs.
+    DeltaBase { payload: String, expected: Blake3, running: String } => Refused, "DELTA_BASE",
+        ("the delta of {payload} starts from the image with BLAKE3 {expected}, but {running}; use the delta from that one, or the whole bundle");
+    /// The slot that a delta starts from can change while it is read.
+    BaseWritable { partition: String, by: String } => Refused, "BASE_WRITABLE",
+        ("{partition}, which the delta starts from, is writable ({by}) and no longer what was installed; use the whole bundle");
     /// A delta saves too little.
     DeltaGain { delta: u64, bundle: u64 } => Refused, "DELTA_GAIN",
         ("the delta has {delta} bytes, the bundle {bundle}: it saves less than a fifth; ship the bundle, or insist with --force");
@@ -282,6 +291,9 @@ errors! {
     /// A slot's content is not what its record says.
     SlotDamaged { group: Group, slot: Slot, payload: String, bad: u64, frames: u64, first: u64 } => Disk, "SLOT_DAMAGED",
         ("{group} slot {slot}, {payload}: {bad} of {frames} frames differ from the record, the first at image offset {first}; run 'qstage prepare' again");
+    /// The running slot, which a delta starts from, is not what its record says, and no whole bundle is known.
+    BaseDamaged { partition: String, at: u64 } => Disk, "BASE_DAMAGED",
+        ("{partition}, which the delta starts from, is not what its record says at offset {at}; give the whole bundle too (--bundle), or prepare that one");
     /// Neither slot may boot.
     NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
         ("{disk}: no platform slot is bootable by its flags; 'qstage roll-back' or 'qstage mark-good --slot' can repair that");

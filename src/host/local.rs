@@ -261,6 +261,12 @@ impl Machine for LocalDisk {
         }
     }
 
+    fn written_by(&self, partition: &Partition) -> Result<Option<String>> {
+        let Some(node) = self.node(partition)? else { return Ok(None) };
+        let target = self.kernel.writable_mount(node.number).map_err(|e| self.asking(e))?;
+        Ok(target.map(|target| format!("mounted at {target}")))
+    }
+
     fn kexec_is_loaded(&self) -> bool {
         !self.is_image() && self.kernel.kexec_is_loaded()
     }

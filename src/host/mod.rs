@@ -91,6 +91,11 @@ pub trait Machine: Send + Sync {
     /// [`Error::UseUnknown`] where that cannot be told.
     fn in_use(&self, partition: &Partition) -> Result<Option<String>>;
 
+    /// Where the file system in a partition is mounted so that it can be written, if it is.
+    fn written_by(&self, _partition: &Partition) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// From which partition among `candidates` this machine runs, where anything says so. Unknown on disk images and on
     /// disks that this machine did not boot from.
     fn booted_from(&self, candidates: &[Partition]) -> Result<Booted>;

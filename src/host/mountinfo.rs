@@ -67,6 +67,18 @@ fn mount(line: &str) -> Option<Mount> {
     Some(Mount { number, target, fs_type, source, options: fields.next().map(unescape).unwrap_or_default() })
 }
 
+/// Where the file system on a device is mounted so that it can be written: the superblock, not only the mount, is "rw".
+pub fn writable(text: &str, number: DeviceNumber) -> Option<String> {
+    let is_writable = |line: &str| {
+        let options = line.split(" - ").nth(1)?.split(' ').nth(2)?;
+        options.split(',').any(|option| option == "rw").then_some(())
+    };
+    text.lines().find_map(|line| {
+        let found = mount(line).filter(|found| found.number == number)?;
+        is_writable(line).map(|()| found.target)
+    })
+}
+
 /// The devices and files that are swapped on, from `/proc/swaps` (proc_swaps(5)).
 pub fn swaps(text: &str) -> Vec<String> {
     text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(unescape).collect()

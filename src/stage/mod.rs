@@ -8,6 +8,9 @@
 //!                          └── read back, verify ◀── durable ◀── a flush each batch, by one worker ◀── ledger
 //! ```
 //!
+//! For a [delta](crate::bundle::delta) only the step after the claim is another: the frame is copied from the running slot,
+//! or decompressed with ranges of it, and then verified as any other.
+//!
 //! Each worker runs a frame to completion: take the next one (a stream is read under the lock), decompress into its own
 //! aligned buffer, verify, write. No channels and no pool: back-pressure is by construction, memory is workers x 2
 //! frames.
@@ -26,6 +29,7 @@
 //! | pinning workers to processors | not done: they block on the device, and whoever is ready should run |
 
 mod ledger;
+mod patch;
 mod probe;
 mod readback;
 mod write;
@@ -33,6 +37,7 @@ mod zero;
 
 use std::num::NonZeroUsize;
 
+pub use patch::{Base, Made, Sources};
 pub use readback::{Damage, ReadBack, read_back};
 
 use crate::bundle::Bundle;
@@ -73,6 +78,8 @@ pub struct Options<'a> {
     pub sha256: bool,
     /// Raised to stop.
     pub cancel: &'a Cancel,
+    /// Where the frames of a delta come from besides itself; `None` for a bundle.
+    pub delta: Option<&'a Sources<'a>>,
     /// Slows down where a rate was asked for, or others wait for the disk. Called before each transfer.
     pub pace: &'a Pace<'a>,
 }
@@ -86,6 +93,8 @@ pub struct Outcome {
     pub zeroed: u64,
     /// Already in place.
     pub reused: u64,
+    /// How much of it a delta gave, where it was one.
+    pub made: Option<Made>,
 }
 
 /// Bytes between two flushes, and so the distance between writing and reading back: large, so that the cache of the

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::ledger::{Duty, Ledger};
+use super::patch::{self, Patcher};
 use super::{Options, Outcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
@@ -11,7 +12,7 @@ use crate::bundle::frame::{Frame, FrameDecoder, Known, VerifiedFrame};
 use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
-use crate::error::Result;
+use crate::error::{Class, Error, Result};
 use crate::progress::{Phase, Progress};
 use crate::slot::FrameAt;
 use crate::workers::{self, Abort, Sequencer};
@@ -21,11 +22,13 @@ struct Run<'r, 'a> {
     targets: &'a [Target],
     options: &'r Options<'r>,
     feed: Feed<'a>,
+    patcher: Option<Patcher<'r>>,
     zeroes: BTreeMap<u64, Frame<'a>>,
     probing: probe::Probing,
     hashes: Option<Sequencer<ImageHashes>>,
     ledger: Option<&'r Ledger<FrameAt<'a>>>,
     abort: &'r Abort<'r>,
+    progress: &'r dyn Progress,
     written: AtomicU64,
     zeroed: AtomicU64,
     reused: AtomicU64,
@@ -36,6 +39,7 @@ struct Scratch<'a> {
     compressed: Vec<u8>,
     buffer: &'a mut [u8],
     decoder: FrameDecoder,
+    patch: patch::Scratch,
 }
 
 /// Writes all frames; flushes and reads back, by the way, what `ledger` asks for.
@@ -50,6 +54,11 @@ pub(super) fn write_frames<'a>(
     let feed = Feed::new(bundle, |payload| wanted(targets, payload));
     let abort = Abort::new(options.cancel, "writing the slot");
     progress.begin(Phase::Write, feed.total());
+    let patcher = match (bundle.delta(), options.delta) {
+        (None, _) => None,
+        (Some(delta), Some(sources)) => Some(Patcher::new(delta, sources)),
+        (Some(_), None) => return Err(Error::Internal { what: "a delta without its base".to_owned() }),
+    };
     let probing = probe::Probing::sample(bundle.release(), targets, &abort)?;
     // Where some of it may be in place, only what turns out not to be is asked for.
     if !probing.resembles() {
@@ -60,18 +69,25 @@ pub(super) fn write_frames<'a>(
         targets,
         options,
         feed,
+        patcher,
         zeroes,
         probing,
         hashes: options.sha256.then(|| Sequencer::new(ImageHashes::new(payloads.len()))),
         ledger,
         abort: &abort,
+        progress,
         written: AtomicU64::new(0),
         zeroed: AtomicU64::new(0),
         reused: AtomicU64::new(0),
     };
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest_frame(payloads));
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-        let mut scratch = Scratch { compressed: Vec::new(), buffer, decoder: FrameDecoder::new()? };
+        let mut scratch = Scratch {
+            compressed: Vec::new(),
+            buffer,
+            decoder: FrameDecoder::new()?,
+            patch: patch::Scratch::default(),
+        };
         loop {
             run.duties(scratch.buffer)?;
             let Some(claim) = run.feed.claim(&mut scratch.compressed, run.abort)? else { return Ok(()) };
@@ -86,6 +102,7 @@ pub(super) fn write_frames<'a>(
         written: run.written.into_inner(),
         zeroed: run.zeroed.into_inner(),
         reused: run.reused.into_inner(),
+        made: run.patcher.map(Patcher::made),
     })
 }
 
@@ -142,15 +159,30 @@ impl<'a> Run<'_, 'a> {
             self.reused.fetch_add(frame.len() as u64, Ordering::Relaxed);
             return self.hash(claim.ordinal, &frame, &verified);
         }
-        loop {
-            self.feed.load(claim, &mut scratch.compressed)?;
-            let verified = match scratch.decoder.decode(&frame, &scratch.compressed, scratch.buffer) {
-                // Of several servers one may send something else: the others are asked.
-                Err(_) if self.feed.distrust(claim) => continue,
-                verified => verified?,
+        let problem = loop {
+            let loaded = self.load(claim, scratch);
+            let problem = match loaded.and_then(|()| frame.verify(scratch.buffer)) {
+                Ok(verified) => return self.write(claim.ordinal, &frame, &verified),
+                Err(problem) => problem,
             };
-            self.write(&frame, &verified)?;
-            return self.hash(claim.ordinal, &frame, &verified);
+            // Of several servers one may send something else: the others are asked.
+            if problem.class() != Class::Bundle || !self.feed.distrust(claim) {
+                break problem;
+            }
+        };
+        // A delta only proposes; a bundle that is wrong has nothing to fall back to.
+        let Some(patcher) = &self.patcher else { return Err(problem) };
+        patcher.fall_back(&frame, problem, &mut scratch.decoder, scratch.buffer, self.progress)?;
+        let verified = frame.verify(scratch.buffer)?;
+        self.write(claim.ordinal, &frame, &verified)
+    }
+
+    /// Puts what bundle or delta say that a frame is into the buffer, to be verified.
+    fn load(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
+        self.feed.load(claim, &mut scratch.compressed)?;
+        match &self.patcher {
+            None => scratch.decoder.decompress(claim, &scratch.compressed, scratch.buffer),
+            Some(patcher) => patcher.fill(claim, &scratch.compressed, &mut scratch.patch, scratch.buffer),
         }
     }
 
@@ -172,11 +204,11 @@ impl<'a> Run<'_, 'a> {
     }
 
     /// Writes a frame, unless its zeroes are there already: then the bundle has been checked all the same.
-    fn write(&self, frame: &FrameAt<'a>, verified: &VerifiedFrame<'_>) -> Result<()> {
+    fn write(&self, ordinal: u64, frame: &FrameAt<'a>, verified: &VerifiedFrame<'_>) -> Result<()> {
         let len = verified.len() as u64;
         if frame.known() != Known::Nothing {
             self.zeroed.fetch_add(len, Ordering::Relaxed);
-            return Ok(());
+            return self.hash(ordinal, frame, verified);
         }
         (self.options.pace)(len)?;
         let target = target_of(self.targets, frame.payload().kind.group())?;
@@ -190,7 +222,7 @@ impl<'a> Run<'_, 'a> {
         if let Some(ledger) = self.ledger {
             ledger.wrote([*frame], len);
         }
-        Ok(())
+        self.hash(ordinal, frame, verified)
     }
 
     /// SHA-256 is sequential by nature: each worker waits for its turn.

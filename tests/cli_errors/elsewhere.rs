@@ -69,6 +69,7 @@ fn a_write_that_the_disk_lost_is_found_by_reading_back() {
             read_back,
             sha256: false,
             cancel: &Cancel::default(),
+            delta: None,
             pace: &|_| Ok(()),
         };
         let outcome = stage::stage(&bundle, &[target], &options, &Silent);

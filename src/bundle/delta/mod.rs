@@ -58,7 +58,7 @@ pub const RANGES_MAX: usize = 16;
 pub const PREFIX_FRAMES: u64 = 2;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Cursor;
     use std::num::NonZeroUsize;
     use std::sync::Arc;
@@ -68,7 +68,7 @@ mod tests {
     use crate::bundle::{Bundle, Release, Source, Trust};
     use crate::progress::{Cancel, Silent};
 
-    pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
         let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
         let mut bytes = vec![0; len];
         reader.fill(&mut bytes);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     /// A bundle of one image.
-    pub(super) fn bundle(image: &[u8], frame_size: u32) -> Bundle {
+    pub(crate) fn bundle(image: &[u8], frame_size: u32) -> Bundle {
         let (version, image) = ("2".to_owned(), image.to_vec());
         let identity = Identity { product: "p".to_owned(), version, min_version: None, epoch: 0, created: 5 };
         let (name, version) = ("platform".to_owned(), "2".to_owned());

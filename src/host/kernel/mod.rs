@@ -145,6 +145,11 @@ impl Kernel {
         fs::read_to_string(self.proc.join("self/mountinfo")).map(|text| mountinfo::mounts(&text))
     }
 
+    /// Where the file system on a device is mounted so that it can be written, as this process sees it.
+    pub fn writable_mount(&self, number: DeviceNumber) -> io::Result<Option<String>> {
+        fs::read_to_string(self.proc.join("self/mountinfo")).map(|text| mountinfo::writable(&text, number))
+    }
+
     /// The devices and files that are swapped on; none where the kernel has no swap.
     pub fn swaps(&self) -> Vec<PathBuf> {
         let text = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
