@@ -56,6 +56,8 @@ pub fn plan_switch(
             steps.read_back_array(&after, "array at home");
             steps.primary_header(&after, "primary header: the array is home");
             steps.barrier();
+            // A disk that lost this write still names the spare place, which must not be cleared then.
+            steps.read_back_header(&after, "primary header");
         }
         (Method::SecondArray, Err(_)) => {
             steps.array_for_blind_readers(&after, "array at home")?;
