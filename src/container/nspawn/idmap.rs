@@ -56,6 +56,9 @@ pub(super) fn obstacle(config: &Config, root: Option<&Path>) -> Option<String> {
     if config.users == Users::Host {
         return None;
     }
+    if config.overlay {
+        return Some("Linux cannot map the owners of an overlay (overlay = true)".to_owned());
+    }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = version(&release);
     // Those with options of their own have said how they want it.

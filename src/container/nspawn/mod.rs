@@ -149,6 +149,10 @@ impl Nspawn {
         for (dir, instance) in self.instances() {
             let lives = instance.is_some_and(|one| one.init.is_alive() || one.nspawn.is_alive());
             let waits = dir.file_name().is_some_and(|id| waiting.contains_key(&*id.to_string_lossy()));
+            if lives && !waits {
+                // Whoever opened its gate was killed before it had cleared away what it started from.
+                room::leave(&dir.join(ROOM), self.has_prober());
+            }
             if !lives && !waits {
                 // Whoever launched it was killed before it had reached its gate. There it ends by itself; until then it
                 // would keep its slot busy.
