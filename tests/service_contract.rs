@@ -312,7 +312,7 @@ fn a_bundle_is_streamed_from_a_web_server() {
     assert_eq!(server.get("/v1/upgrade/status")["install_path"], json!(url));
     assert_eq!(server.slot("platform", "b")["version"], "2.0");
     let nowhere = "http://127.0.0.1:9/x.qimg";
-    assert_eq!(code(&server.try_prepare(nowhere, false)), (502, "UPGRADE_ERROR_HTTP"));
+    assert_eq!(code(&server.try_prepare(nowhere, false)), (502, "UPGRADE_ERROR_NETWORK_CONNECT"));
     assert_eq!(server.state(), "PREPARED");
 }
 

@@ -38,7 +38,8 @@ impl Reader {
 
 fn prepare(server: &Server, path: &str) -> Duration {
     let begun = Instant::now();
-    server.prepare(path, false);
+    // The other bundle, which the round before has prepared, goes.
+    assert_eq!(server.prepare_with(path, "replace=true").0, 202);
     server.reach("PREPARED");
     begun.elapsed()
 }

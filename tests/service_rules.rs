@@ -340,6 +340,6 @@ server.serve_forever()
         let (code, said) = plan("/again");
         assert!(code == Some(10) && said.contains("redirect"), "round and round: {said}");
         let (code, said) = plan("/open");
-        assert!(code == Some(10) && said.contains("https only"), "to where everybody can look: {said}");
+        assert!(code == Some(10) && said.contains("not https"), "to where everybody can look: {said}");
     }
 }

@@ -238,6 +238,15 @@ fn a_service_does_not_need_its_log() {
     }
 }
 
+/// The same, for a test that was started with signals ignored, as by nohup: a program that inherits that respects it.
+fn hearing(command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=HUP,INT,QUIT,TERM").arg(command.get_program()).args(command.get_args());
+    command.get_current_dir().map(|dir| env.current_dir(dir));
+    env.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    env
+}
+
 const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
 #[test]
@@ -245,9 +254,8 @@ fn signals_are_alike_in_every_verb() {
     let bench = Bench::installed();
     for signal in ENDING {
         // Long: 1 MiB/s.
-        let mut command =
-            bench.command(&["prepare", "v2.qimg", "--max-rate", "1M", "--config", "config.toml"]);
-        let mut prepare = Started::new(&mut command);
+        let command = bench.command(&["prepare", "v2.qimg", "--max-rate", "1M", "--config", "config.toml"]);
+        let mut prepare = Started::new(&mut hearing(&command));
         let begun = Instant::now();
         while bench.at(&["status"]).json()["state"] != "UPGRADE_PREPARING" {
             assert!(begun.elapsed() < Duration::from_secs(30));
@@ -266,7 +274,7 @@ fn signals_are_alike_in_every_verb() {
     for signal in ENDING {
         let lock = File::open(bench.disk()).unwrap();
         let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
-        let mut commit = Started::new(&mut bench.command(&["commit", "--config", "config.toml"]));
+        let mut commit = Started::new(&mut hearing(&bench.command(&["commit", "--config", "config.toml"])));
         // It waits for the lock, for 3 s: long after it has its handlers.
         std::thread::sleep(Duration::from_millis(700));
         (0..3).for_each(|_| commit.signal(signal));
