@@ -104,6 +104,22 @@ impl Slots {
     pub fn slot_of(&self, group: Group, number: u32) -> Option<Slot> {
         Slot::BOTH.into_iter().find(|&slot| self.get(group, slot).is_some_and(|p| p.number == number))
     }
+
+    /// Refuses a partition that is no platform slot and carries the flag that rules: by [`BootFlag::Legacy`] gptmbr
+    /// stops at "Multiple active partitions" then, whatever the slots carry.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBootFlag`].
+    pub fn check_foreign_flags(&self, table: &Table, flag: BootFlag, disk: &str) -> Result<()> {
+        let carries = |p: &Partition| table.attributes(p.number).legacy_bootable();
+        let ours = |p: &Partition| self.slot_of(Group::Platform, p.number).is_some();
+        match table.partitions().into_iter().find(|p| carries(p) && !ours(p)) {
+            Some(p) if flag == BootFlag::Legacy => {
+                Err(Error::ForeignBootFlag { disk: disk.to_owned(), number: p.number, name: p.name })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Most partitions that a message lists.

@@ -80,6 +80,7 @@ impl Engine<'_> {
     pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
         let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
         found.extend(blocked(view));
+        found.extend(view.check_foreign_flags().err());
         let body_len = bundle.release().record_len();
         match Upgrade::new(view, bundle.manifest(), body_len) {
             Ok(upgrade) if upgrade.targets.is_empty() => {

@@ -155,7 +155,10 @@ impl Engine<'_> {
         Ok(SlotsReport {
             disk: self.machine.name().to_owned(),
             boot_flag: self.policy.boot_flag,
-            table: view.loaded.describe(),
+            table: match view.check_foreign_flags() {
+                Ok(()) => view.loaded.describe(),
+                Err(error) => format!("{}; {error}", view.loaded.describe()),
+            },
             switch_method: self.switch_method(&view)?,
             boot_before: view.boot_before(),
             booted_unknown: view.unknown().map(str::to_owned),

@@ -81,6 +81,14 @@ impl Held {
 }
 
 impl View {
+    /// Refuses the flag that rules on a partition that is no slot.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBootFlag`].
+    pub(super) fn check_foreign_flags(&self) -> Result<()> {
+        self.slots.check_foreign_flags(&self.table, self.policy.boot_flag, &self.machine.name)
+    }
+
     pub(super) fn read(machine: &dyn Machine, policy: &Policy) -> Result<Self> {
         let name = machine.name().to_owned();
         let loaded = commit::load(&*machine.disk(), &name)?.with_method(policy.table);

@@ -186,6 +186,9 @@ errors! {
     /// The very bundle has already failed its trial on this machine.
     FailedBefore { version: String, partition: String, why: String } => Refused, "FAILED_BEFORE",
         ("{version} has failed its trial in {partition} ({why}); install another release, or try it again with --retry");
+    /// A partition that is no slot carries the legacy boot flag.
+    ForeignBootFlag { disk: String, number: u32, name: String } => Refused, "FOREIGN_BOOT_FLAG",
+        ("{disk}: partition {number} '{name}' carries the legacy boot flag too, and a boot loader that finds two starts none; take it off: sgdisk --attributes={number}:clear:2");
     /// Nothing runs on trial whose failure could be kept.
     NoTrial => Refused, "NO_TRIAL", ("what runs is not on trial");
     /// A trial by kexec is not possible, or makes no sense.

@@ -28,7 +28,8 @@ mod tests {
     use super::*;
 
     /// What stays, and why: it is nothing that a request could say.
-    const KEPT: [(&str, &str); 17] = [
+    const KEPT: [(&str, &str); 18] = [
+        ("--attributes", "a flag of sgdisk"),
         ("--mbrtogpt", "a flag of sgdisk"),
         ("--sector-size", "how the service was started"),
         ("'qstage repair --from backup'", "somebody has to look at the disk first"),

@@ -110,6 +110,30 @@ fn damaged_tables() {
     recovers(&bench);
 }
 
+/// gptmbr starts nothing where two partitions carry bit 2: said before anything is written.
+#[test]
+fn the_legacy_flag_on_a_partition_of_others() {
+    let bench = Bench::installed();
+    bench.config("boot_flag = \"legacy\"\n");
+    let disk = bench.text("disk.img");
+    tool("sgdisk", &["-n", "3:0:+256K", "-c", "3:data", "-A", "3:set:2", &disk]);
+    let text = refused(&bench, "v2.qimg", "FOREIGN_BOOT_FLAG");
+    assert!(text.contains("3 'data'") && text.contains("sgdisk --attributes=3:clear:2"), "{text}");
+    let shown = bench.at(&["slots", "--json"]).json()["table"].to_string();
+    assert!(shown.contains("partition 3 'data'"), "{shown}");
+    let plan = bench.at(&["plan", "v2.qimg", "--json"]).json()["blocked_by"].to_string();
+    assert!(plan.contains("FOREIGN_BOOT_FLAG"), "{plan}");
+    tool("sgdisk", &["-A", "3:clear:2", &disk]);
+    bench.at(&["prepare", "v2.qimg"]).good();
+    tool("sgdisk", &["-A", "3:set:2", &disk]);
+    let before = bench.hash();
+    bench.at(&["commit"]).bad("FOREIGN_BOOT_FLAG");
+    assert_eq!(bench.hash(), before);
+    tool("sgdisk", &["-A", "3:clear:2", &disk]);
+    bench.at(&["commit"]).good();
+    assert!(tool("sgdisk", &["-A", "2:show", &disk]).contains("2:2:1"));
+}
+
 #[test]
 fn slots_that_are_not_there_or_there_twice() {
     let bench = Bench::installed();

@@ -35,6 +35,7 @@ type Recorded<'v> = Vec<(&'v Held, &'v Record)>;
 fn selection(view: &View) -> Result<Selection<'_>> {
     let not = |problem: String| Err(Error::NotPrepared { problem });
     let booted = view.booted()?;
+    view.check_foreign_flags()?;
     let (mut prepared, mut half): (Recorded<'_>, Recorded<'_>) = (Vec::new(), Vec::new());
     for group in Group::BOTH {
         let Ok(slot) = view.target(group) else { continue };
