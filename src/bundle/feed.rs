@@ -104,15 +104,16 @@ impl<'a> Feed<'a> {
         loop {
             abort.check()?;
             let Some(payload) = manifest.payloads.get(position.payload) else {
-                if !position.ended && !self.seekable {
+                // Asked once, whatever comes of it: a second worker would find the stream at its end and say that it is cut.
+                let ended = std::mem::replace(&mut position.ended, true);
+                if !ended && !self.seekable {
                     self.bundle.with_input(super::reader::Input::end)?;
-                } else if !position.ended
+                } else if !ended
                     && self.wanted.last() == Some(&true)
                     && let Some(mut input) = self.bundle.remote_at(position.at)
                 {
                     input.end()?;
                 }
-                position.ended = true;
                 return Ok(None);
             };
             let number = position.payload;
