@@ -28,7 +28,7 @@
 //! | [`turn`] | what a node does |
 //! | [`orders`] | what operators may ask for, and when |
 //!
-//! `tests/cluster_model` explores every interleaving of small clusters with a fault at every step.
+//! `tests/cluster` explores every interleaving of small clusters with a fault at every step.
 
 pub mod memory;
 pub mod next;

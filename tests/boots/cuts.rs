@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::procedures::{self, Cut, cuts};
-use crate::gpt_common::{Reader, entries};
-use crate::harness::{readers, ready};
-use crate::proof_common::scenes::recorded;
-use crate::proof_common::{Release, Site, Verb, boots, extent, factory, noise, spec};
+use crate::guests::{readers, ready};
+use crate::harness::proof::scenes::recorded;
+use crate::harness::proof::{Release, Site, Verb, boots, extent, factory, noise, spec};
+use crate::harness::tables::{Reader, entries};
 use qstage::boot::BootFlag;
 use qstage::units::Slot;
 

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::harness::uefi::{LIMIT, Uefi, ready};
-use crate::harness::{Vm, tool};
+use crate::guests::uefi::{LIMIT, Uefi, ready};
+use crate::guests::{Vm, tool};
 
 const A: &str = "system 1.0 runs from platform_a";
 const B: &str = "system 2.0 runs from platform_b";

@@ -1,7 +1,7 @@
 //! Whole upgrades over real boots: stock boot loaders read what was committed, Debian's kernel starts from it.
 
-use crate::harness::slots::Loader;
-use crate::harness::{Appliance, Machine, Tree, Vm, ready};
+use crate::guests::slots::Loader;
+use crate::guests::{Appliance, Machine, Tree, Vm, ready};
 
 /// The harness by itself: Debian's kernel, an initramfs, the program in it.
 #[test]
@@ -47,7 +47,7 @@ fn u_boot_follows_the_legacy_flag_there_and_back() {
 #[test]
 #[ignore = "full: 80 s; the quick set boots with gptmbr once"]
 fn syslinux_follows_the_legacy_flag_there_and_back() {
-    let Some(inputs) = ready().filter(|_| crate::support::is_root()) else { return };
+    let Some(inputs) = ready().filter(|_| crate::harness::machine::is_root()) else { return };
     let appliance = Appliance::new(inputs, Loader::Syslinux, &[("1.0", ""), ("2.0", "")]);
     upgrade_and_back(appliance.machine().start());
 }
@@ -55,7 +55,7 @@ fn syslinux_follows_the_legacy_flag_there_and_back() {
 /// What was committed to an image on a bench boots by gptmbr and syslinux.
 #[test]
 fn syslinux_boots_what_was_committed_to_an_image() {
-    let Some(inputs) = ready().filter(|_| crate::support::is_root()) else { return };
+    let Some(inputs) = ready().filter(|_| crate::harness::machine::is_root()) else { return };
     let appliance = Appliance::new(inputs, Loader::Syslinux, &[("1.0", ""), ("2.0", "")]);
     let bench = &appliance.bench;
     bench.at(&["prepare", "2.0.qimg", "--booted", "a"]).good();

@@ -1,16 +1,19 @@
-//! Real boots in QEMU: boot loaders, firmware and kernels that nobody here wrote say what a commit was worth. One program
-//! of tests, so that the machines run side by side.
+//! Real boots in QEMU: boot loaders, firmware and kernels that nobody here wrote judge what a commit was worth. The long
+//! ones are marked as ignored and run by `scripts/test --full`.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
-mod cuts;
-mod efi;
-#[path = "../gpt_common/mod.rs"]
-mod gpt_common;
+#[path = "../harness/mod.rs"]
 mod harness;
+
+/// States of the power-cut proof, as real loaders read them.
+mod cuts;
+/// UEFI firmware.
+mod efi;
+/// Virtual machines and what they boot.
+mod guests;
+/// Stock boot loaders.
 mod loaders;
+/// Functions of the kernel's and the firmware's readers.
 mod procedures;
-#[path = "../proof_common/mod.rs"]
-mod proof_common;
+/// The selector in an initramfs.
 mod select;
-#[path = "../support/mod.rs"]
-mod support;

@@ -3,7 +3,7 @@
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 
-use crate::gpt_common::{Op, Reader, entries};
+use crate::harness::tables::{Op, Reader, entries};
 
 const SECTOR: usize = 512;
 

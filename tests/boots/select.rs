@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::harness::slots::{self, Loader};
-use crate::harness::{Appliance, Bus, Inputs, Machine, Vm, ready, tool, which};
-use crate::support::Bench;
+use crate::guests::slots::{self, Loader};
+use crate::guests::{Appliance, Bus, Inputs, Machine, Vm, ready, tool, which};
+use crate::harness::machine::Bench;
 
 /// The repository.
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -95,7 +95,7 @@ fn start(inputs: &Inputs, bench: &Bench, initrd: &Path, words: &str) -> Vm {
 
 /// Root is needed to make an initramfs; where a tool is missing, that is said.
 fn maker(program: &str) -> Option<&'static Inputs> {
-    let inputs = ready().filter(|_| crate::support::is_root())?;
+    let inputs = ready().filter(|_| crate::harness::machine::is_root())?;
     if which(program).is_some() {
         return Some(inputs);
     }

@@ -3,8 +3,9 @@
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up has nothing to say")]
 
-#[path = "../gpt_common/mod.rs"]
-mod gpt_common;
+#[path = "../harness/tables/mod.rs"]
+#[allow(missing_docs)]
+mod tables;
 
 use std::io::Cursor;
 use std::num::NonZeroUsize;
@@ -118,7 +119,7 @@ fn parse_and_merge_an_index(bencher: Bencher<'_, '_>) {
 /// The plan of a switch, from a table in memory: what commit computes, without the disk.
 #[divan::bench]
 fn plan_a_switch(bencher: Bencher<'_, '_>) {
-    let disk = MemoryDevice::new(gpt_common::Spec::slots(512, 16384, 2048, 2048).image(), BlockSize::B512);
+    let disk = MemoryDevice::new(tables::Spec::slots(512, 16384, 2048, 2048).image(), BlockSize::B512);
     let loaded = commit::load(&disk, "disk").expect("has a table");
     let table = loaded.table().expect("has a table");
     let slots = Slots::resolve(table, "disk").expect("has slots");

@@ -1,6 +1,6 @@
 //! One line of an `allowed_signers` file, byte for byte as OpenSSH reads it (sshsig.c,
 //! `parse_principals_key_and_options`). Where the manual is silent its source decides, and a generated table of lines is put
-//! before ssh-keygen too (tests/allowed_signers.rs).
+//! before ssh-keygen too (tests/bundle/allowed_signers.rs).
 
 use base64ct::{Base64, Encoding};
 use ssh_key::public::KeyData;

@@ -2,8 +2,8 @@
 //!
 //! What is written in which order is the product. So it is built by pure functions of the view and the policy (the other
 //! files of this folder), and run by one interpreter (`run`); nothing else in the engine writes marks, tables, variables or
-//! records. What is a value can be printed (`--dry-run`, SAFETY.md), cut after each act and mutated (tests/orders.rs,
-//! tests/power_mutants.rs).
+//! records. What is a value can be printed (`--dry-run`, SAFETY.md), cut after each act and mutated (tests/power/orders.rs,
+//! tests/power/mutants.rs).
 //!
 //! The rules that all orders follow:
 //!

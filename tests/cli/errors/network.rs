@@ -1,0 +1,328 @@
+//! A server that does what servers do in the field, and what becomes of a prepare from it.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::harness::machine::{Bench, MIB};
+
+/// One request: its number, from 1, and the first byte that it asks for.
+struct Asked {
+    number: usize,
+    at: usize,
+}
+
+/// What a server does with a request, with its file at hand.
+type Manners = dyn Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync;
+
+struct Server {
+    url: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// Serves one file on loopback, until the test ends.
+    fn new(
+        file: Vec<u8>,
+        manners: impl Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/x.qimg", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (seen, file, manners): (_, _, Arc<Manners>) =
+            (Arc::clone(&asked), Arc::new(file), Arc::new(manners));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (seen, file, manners) = (Arc::clone(&seen), Arc::clone(&file), Arc::clone(&manners));
+                let serve = move |mut stream: TcpStream| -> std::io::Result<()> {
+                    let mut text = Vec::new();
+                    while !text.ends_with(b"\r\n\r\n") {
+                        let mut byte = [0];
+                        stream.read_exact(&mut byte)?;
+                        text.push(byte[0]);
+                    }
+                    let text = String::from_utf8_lossy(&text).into_owned();
+                    let range =
+                        text.to_lowercase().split_once("range: bytes=").map(|(_, rest)| rest.to_owned());
+                    let at = range.and_then(|rest| rest.split('-').next()?.parse().ok()).unwrap_or(0);
+                    let number = {
+                        let mut seen = seen.lock().unwrap();
+                        seen.push(text);
+                        seen.len()
+                    };
+                    manners(&Asked { number, at }, &file, &mut stream)
+                };
+                std::thread::spawn(move || stream.and_then(serve));
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn requests(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+/// The header of a good answer with a range; the connection ends with it.
+fn partial(asked: &Asked, file: &[u8], more: &str) -> String {
+    let (at, len) = (asked.at, file.len());
+    format!(
+        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {at}-{}/{len}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\r\n",
+        len - 1,
+        len - at
+    )
+}
+
+fn ranges(asked: &Asked, file: &[u8], stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(partial(asked, file, "ETag: \"1\"\r\n").as_bytes())?;
+    stream.write_all(&file[asked.at..])
+}
+
+fn whole(file: &[u8], stream: &mut TcpStream, more: &str) -> std::io::Result<()> {
+    let len = file.len();
+    stream.write_all(
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: close\r\n{more}\r\n").as_bytes(),
+    )?;
+    stream.write_all(file)
+}
+
+fn file(bench: &Bench) -> Vec<u8> {
+    std::fs::read(bench.path("v2.qimg")).unwrap()
+}
+
+/// Fast limits, so that what takes minutes in the field takes a second here.
+const FAST: &str = "[network]\nconnect_timeout = 1\nstall_timeout = 1\nleast_rate = \"1M\"\nleast_rate_time = 1\nretries = 0\n";
+
+#[test]
+fn each_failure_of_a_server_has_its_code_and_writes_nothing_wrong() {
+    let bench = Bench::installed();
+    bench.config(FAST);
+    let vital = bench.vital();
+    let fails = |code: &str, server: &Server| {
+        let message = bench.at(&["prepare", &server.url]).bad(code);
+        assert_eq!(bench.vital(), vital, "{code}");
+        message
+    };
+    for status in ["401 Unauthorized", "403 Forbidden", "404 Not Found", "410 Gone"] {
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let server = Server::new(file(&bench), move |_, _, stream| stream.write_all(answer.as_bytes()));
+        assert!(fails("HTTP", &server).contains(status), "{status}");
+        assert_eq!(server.requests(), 1, "{status} was tried again");
+    }
+    let server =
+        Server::new(file(&bench), |_, file, stream| whole(file, stream, "Content-Type: text/html\r\n"));
+    assert!(fails("HTTP", &server).contains("web page"));
+    let server =
+        Server::new(file(&bench), |_, file, stream| whole(file, stream, "Content-Encoding: gzip\r\n"));
+    assert!(fails("HTTP", &server).contains("gzip"));
+    let server = Server::new(file(&bench), |asked, file, stream| {
+        let wrong = partial(asked, file, "").replace("bytes 0-", "bytes 1-");
+        stream.write_all(wrong.as_bytes())
+    });
+    assert!(fails("HTTP", &server).contains("were asked for"));
+    let server = Server::new(file(&bench), |_, _, _| {
+        std::thread::sleep(Duration::from_secs(30));
+        Ok(())
+    });
+    fails("NETWORK_STALLED", &server);
+    let server = Server::new(file(&bench), |asked, file, stream| {
+        stream.write_all(partial(asked, file, "").as_bytes())?;
+        for byte in file {
+            stream.write_all(&[*byte])?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    });
+    fails("NETWORK_SLOW", &server);
+    let server = Server::new(file(&bench), |asked, file, stream| {
+        stream.write_all(partial(asked, file, "").as_bytes())?;
+        stream.write_all(&file[asked.at..][..1000])
+    });
+    fails("NETWORK_BROKEN", &server);
+    bench.at(&["prepare", "http://127.0.0.1:9/x.qimg"]).bad("NETWORK_CONNECT");
+    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("https://{}/x.qimg", plain.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = plain.accept().unwrap();
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let _ = stream.read(&mut [0; 4096]);
+    });
+    bench.at(&["prepare", &address]).bad("NETWORK_TLS");
+    bench.config("[network]\nproxy = \"ftp://127.0.0.1:9\"\n");
+    bench.at(&["prepare", "http://127.0.0.1:9/x.qimg"]).bad("NETWORK_CONNECT");
+}
+
+/// A size that does not fit the signed index is seen before the slot, which may be a good fallback, is touched.
+#[test]
+fn a_wrong_length_is_seen_before_anything_is_written() {
+    let bench = Bench::installed();
+    for answer in
+        [ranges as fn(&Asked, &[u8], &mut TcpStream) -> _, |_, file, stream| whole(file, stream, "")]
+    {
+        let mut short = file(&bench);
+        short.truncate(short.len() - 512);
+        let server = Server::new(short, answer);
+        let before = bench.hash();
+        bench.at(&["prepare", &server.url]).bad("SOURCE_LENGTH");
+        assert_eq!(bench.hash(), before);
+    }
+}
+
+#[test]
+fn a_file_that_changes_during_the_transfer_is_said_to() {
+    let bench = Bench::installed();
+    let server = Server::new(file(&bench), |asked, file, stream| {
+        let tag = format!("ETag: \"{}\"\r\n", asked.number);
+        stream.write_all(partial(asked, file, &tag).as_bytes())?;
+        let end = if asked.number == 1 { file.len() / 2 } else { file.len() };
+        stream.write_all(&file[asked.at..end])
+    });
+    let message = bench.at(&["prepare", &server.url]).bad("SOURCE_CHANGED");
+    assert!(message.contains("ETag was \"1\", is \"2\""), "{message}");
+}
+
+/// Fifty connections that break: all is fetched once.
+#[test]
+fn fifty_cuts_cost_nothing_but_their_requests() {
+    let bench = Bench::installed();
+    bench.image("big.img", 12 * MIB, 7);
+    bench.pack("big", "3.0", &["--platform", "big.img", "--frame-size", "256K"]);
+    bench.at(&["init", "big.disk", "--slot-size", "16M", "--bundle", "v1.qimg"]).good();
+    let whole = std::fs::read(bench.path("big.qimg")).unwrap();
+    let (len, sent) = (whole.len(), Arc::new(AtomicU64::new(0)));
+    let count = Arc::clone(&sent);
+    let server = Server::new(whole, move |asked, file, stream| {
+        stream.write_all(partial(asked, file, "").as_bytes())?;
+        let end = file.len().min(asked.at + file.len() / 50);
+        stream.write_all(&file[asked.at..end])?;
+        count.fetch_add((end - asked.at) as u64, Ordering::Relaxed);
+        Ok(())
+    });
+    bench.at(&["prepare", &server.url, "--disk", "big.disk", "--booted", "a"]).good();
+    assert!(server.requests() >= 50, "{}", server.requests());
+    let sent = sent.load(Ordering::Relaxed) as f64;
+    assert!(sent <= 1.01 * len as f64, "{sent} of {len}");
+}
+
+/// A server that gives a file out once, and one that knows no ranges and breaks once.
+#[test]
+fn one_answer_is_enough_and_no_ranges_are_needed() {
+    for knows_ranges in [true, false] {
+        let bench = Bench::installed();
+        let server = Server::new(file(&bench), move |asked, file, stream| match asked.number {
+            1 if knows_ranges => ranges(asked, file, stream),
+            1 => whole(file, stream, ""),
+            _ => {
+                stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            }
+        });
+        bench.at(&["prepare", &server.url]).good();
+        assert!(bench.holds("platform_b", "v2.img"));
+        assert_eq!(server.requests(), 1);
+    }
+    let bench = Bench::installed();
+    let server = Server::new(file(&bench), |asked, file, stream| match asked.number {
+        1 => {
+            stream
+                .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", file.len()).as_bytes())?;
+            stream.write_all(&file[..file.len() / 2])
+        }
+        2 => stream.write_all(
+            b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        ),
+        _ => whole(file, stream, ""),
+    });
+    bench.at(&["prepare", &server.url]).good();
+    assert!(bench.holds("platform_b", "v2.img") && server.requests() == 3);
+}
+
+#[test]
+fn a_mirror_that_lies_or_dies_is_left_and_the_others_go_on() {
+    let bench = Bench::installed();
+    let good = Server::new(file(&bench), ranges);
+    let mut wrong = file(&bench);
+    let middle = wrong.len() * 2 / 3;
+    wrong[middle..middle + 5000].fill(0x55);
+    let mirror = good.url.trim_end_matches("x.qimg");
+    bench.config(&format!("[network]\nmirrors = [\"{mirror}\"]\nretries = 2\n"));
+    let liar = Server::new(wrong, ranges);
+    let dead = Server::new(file(&bench), |asked, file, stream| {
+        stream.write_all(partial(asked, file, "").as_bytes())?;
+        let end = file.len().min(asked.at + file.len() / 3);
+        stream.write_all(&file[asked.at..end])
+    });
+    for server in [liar, dead] {
+        bench.at(&["prepare", &server.url]).good();
+        assert!(bench.holds("platform_b", "v2.img"));
+        bench.at(&["cancel"]).good();
+        bench.blank("platform_b");
+    }
+    assert!(good.requests() >= 2);
+}
+
+#[test]
+fn a_signal_ends_it_within_a_second_whatever_is_waited_for() {
+    let bench = Bench::installed();
+    let silent = |_: &Asked, _: &[u8], _: &mut TcpStream| {
+        std::thread::sleep(Duration::from_secs(60));
+        Ok(())
+    };
+    let header = Server::new(file(&bench), silent);
+    let body = Server::new(file(&bench), |asked, file, stream| {
+        stream.write_all(partial(asked, file, "").as_bytes())?;
+        stream.write_all(&file[..100])?;
+        std::thread::sleep(Duration::from_secs(60));
+        Ok(())
+    });
+    // A handshake of TLS that nobody answers.
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connecting = format!("https://{}/x.qimg", deaf.local_addr().unwrap());
+    for url in [header.url, body.url, connecting] {
+        let child = bench
+            .command(&["prepare", &url, "--config", "config.toml"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        let begun = Instant::now();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let run: crate::harness::machine::Run = child.wait_with_output().unwrap().into();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{url}: {:?}", begun.elapsed());
+        run.bad("INTERRUPTED");
+    }
+}
+
+/// What is secret goes to the host that it is for, and is shown nowhere.
+#[test]
+fn credentials_reach_their_host_and_nobody_else() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::installed();
+    let target = Server::new(file(&bench), ranges);
+    let to = target.url.replace("127.0.0.1", "localhost");
+    let server = Server::new(file(&bench), move |_, _, stream| {
+        let answer =
+            format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes())
+    });
+    let host = server.url.trim_start_matches("http://").trim_end_matches("/x.qimg").to_owned();
+    std::fs::write(bench.path("secrets"), format!("{host} bearer hunter2\n")).unwrap();
+    std::fs::set_permissions(bench.path("secrets"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    bench.config(&format!("[network]\ncredentials = \"{}\"\n", bench.text("secrets")));
+    let out = bench.at(&["prepare", &format!("{}?hunter2", server.url)]).good();
+    assert!(!out.contains("hunter2"));
+    assert!(server.asked.lock().unwrap()[0].contains("Bearer hunter2"));
+    assert!(!target.asked.lock().unwrap()[0].contains("hunter2"));
+    assert!(!bench.at(&["status"]).good().contains("hunter2"));
+    // A proxy gets the whole address for http.
+    let proxy = Server::new(file(&bench), ranges);
+    let through = proxy.url.trim_end_matches("/x.qimg").to_owned();
+    bench.config(&format!("[network]\nproxy = \"{through}\"\n"));
+    bench.blank("platform_b");
+    bench.at(&["prepare", "http://nowhere.invalid/x.qimg"]).good();
+    let first = proxy.asked.lock().unwrap()[0].clone();
+    assert!(first.starts_with("GET http://nowhere.invalid/x.qimg HTTP/1.1"), "{first}");
+}

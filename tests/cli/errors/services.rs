@@ -1,0 +1,34 @@
+//! What runs beside the upgrade: the container, the health checks, a service far away.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::harness::machine::Bench;
+
+#[test]
+fn a_container_needs_a_configuration_and_an_image() {
+    let bench = Bench::installed();
+    bench.at(&["container", "status"]).bad("NO_CONTAINER");
+    bench.config("[container]\ncommand = [\"/app\"]\n");
+    bench.at(&["container", "start"]).bad("NO_SOFTWARE");
+}
+
+#[test]
+fn a_failing_health_check_is_named() {
+    let bench = Bench::installed();
+    let check = bench.path("10-disk");
+    std::fs::write(&check, "#!/bin/sh\necho disk is dying >&2; exit 1\n").unwrap();
+    let dir = bench.path("health.d");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::rename(&check, dir.join("10-disk")).unwrap();
+    std::fs::set_permissions(dir.join("10-disk"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let message = bench.run(&["health", "--dir", dir.to_str().unwrap()]).bad("UNHEALTHY");
+    assert!(message.contains("10-disk") && message.contains("disk is dying"), "{message}");
+}
+
+#[test]
+fn a_service_that_does_not_answer_is_named() {
+    let bench = Bench::installed();
+    // Port 1 of this machine: nobody listens there.
+    let message = bench.run(&["status", "--service", "https://127.0.0.1:1"]).bad("SERVICE_UNREACHABLE");
+    assert!(message.contains("127.0.0.1:1"), "{message}");
+}

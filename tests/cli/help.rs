@@ -1,0 +1,188 @@
+//! Help is the documentation: it is complete, fits a terminal, and the manual pages made from it are sound.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use clap::CommandFactory;
+use qstage::cli::Cli;
+use qstage::error::Class;
+
+/// The verbs of the design; renaming one breaks scripts.
+const VERBS: [&str; 26] = [
+    "pack",
+    "sign",
+    "delta",
+    "inspect",
+    "verify",
+    "init",
+    "plan",
+    "prepare",
+    "commit",
+    "mark-good",
+    "roll-back",
+    "cancel",
+    "repair",
+    "status",
+    "slots",
+    "history",
+    "select",
+    "firmware",
+    "bench",
+    "container",
+    "health",
+    "serve",
+    "upgrade",
+    "watch",
+    "completions",
+    "man",
+];
+
+fn qstage(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_qstage")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Each verb as the words of its command line, those of `firmware` included. A hidden one has no page: only qstage
+/// calls it.
+fn verbs() -> Vec<Vec<String>> {
+    fn walk(command: &clap::Command, path: &[String], all: &mut Vec<Vec<String>>) {
+        all.push(path.to_vec());
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            walk(verb, &[path, &[verb.get_name().to_owned()]].concat(), all);
+        }
+    }
+    let mut all = Vec::new();
+    walk(&Cli::command(), &[], &mut all);
+    all
+}
+
+#[test]
+fn the_verbs_are_those_of_the_design() {
+    let command = Cli::command();
+    let shown = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let names: Vec<_> = shown.map(|verb| verb.get_name().to_owned()).collect();
+    assert_eq!(names, VERBS);
+}
+
+#[test]
+fn every_verb_and_every_flag_has_help() {
+    fn check(command: &clap::Command) {
+        let name = command.get_name();
+        let about = command.get_about().unwrap_or_else(|| panic!("{name} has no about text")).to_string();
+        assert!(
+            about.len() <= 70 && !about.ends_with('.'),
+            "{name}: one short line without a stop: {about:?}"
+        );
+        for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str()))
+        {
+            let help =
+                arg.get_help().unwrap_or_else(|| panic!("{name} {} has no help", arg.get_id())).to_string();
+            assert!(help.len() <= 80 && !help.ends_with('.'), "{name} {}: {help:?}", arg.get_id());
+        }
+        command.get_subcommands().for_each(check);
+    }
+    check(&Cli::command());
+}
+
+#[test]
+fn no_line_of_help_is_wider_than_a_terminal() {
+    for verb in verbs() {
+        for flag in ["-h", "--help"] {
+            let mut line: Vec<&str> = verb.iter().map(String::as_str).collect();
+            line.push(flag);
+            for text in stdout(qstage(&line)).lines() {
+                assert!(text.chars().count() <= 80, "{line:?}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_help_lists_every_exit_code() {
+    let text = stdout(qstage(&["--help"])).replace('\n', " ");
+    for code in [
+        Class::Internal,
+        Class::Usage,
+        Class::Bundle,
+        Class::Trust,
+        Class::Refused,
+        Class::Disk,
+        Class::Io,
+        Class::Interrupted,
+        Class::Service,
+        Class::Network,
+        Class::Report,
+    ]
+    .map(Class::exit_code)
+    {
+        assert!(text.contains(&format!("{code} ")), "{code} is not in: {text}");
+    }
+}
+
+/// The README repeats what the code says; here is who notices when only one of them changes.
+#[test]
+fn the_readme_lists_exit_codes_verbs_and_keys() {
+    let readme = include_str!("../../README.md");
+    for (_, class) in qstage::error::Error::ALL {
+        let name = serde_json::to_value(class).unwrap();
+        let row = format!("| {} | `{}` |", class.exit_code(), name.as_str().unwrap());
+        assert!(readme.contains(&row), "{row}");
+    }
+    for verb in VERBS {
+        assert!(readme.contains(&format!("`{verb}")), "{verb}");
+    }
+    let sample = include_str!("../../fixtures/config.toml");
+    let keys: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).collect();
+    let split = sample.lines().position(|line| line == "#[kexec]").unwrap();
+    let own = sample.lines().take(split).filter(|line| line.starts_with('#') && line.contains(" = ")).count();
+    assert_eq!(own, 39);
+    // Those of [kexec] and [container] are explained in the sample alone.
+    for (key, _) in keys.into_iter().take(own) {
+        assert!(readme.contains(&format!("| `{key}` |")), "{key}");
+    }
+}
+
+#[test]
+fn completions_are_accepted_by_their_shells() {
+    for (shell, check) in [("bash", "bash -n"), ("zsh", "zsh -n"), ("fish", "fish -n")] {
+        let script = stdout(qstage(&["completions", shell]));
+        for verb in VERBS {
+            assert!(script.contains(verb), "{shell}: {verb}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("script");
+        std::fs::write(&file, script).unwrap();
+        if let Some(output) = run(check, &file) {
+            assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn manual_pages_are_complete_and_render_without_warnings() {
+    let dir = tempfile::tempdir().unwrap();
+    stdout(qstage(&["man", dir.path().to_str().unwrap()]));
+    for verb in verbs() {
+        let name = [&["qstage".to_owned()], verb.as_slice()].concat().join("-");
+        let page = dir.path().join(format!("{name}.1"));
+        assert!(page.is_file(), "{name}.1 is missing");
+        for judge in ["groff -ww -man -Tutf8 -z", "man --warnings -E UTF-8 -l -Tutf8 -Z"] {
+            if let Some(output) = run(judge, &page) {
+                let complaints = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success() && complaints.is_empty(), "{judge} {name}.1: {complaints}");
+            }
+        }
+    }
+    assert!(stdout(qstage(&["man"])).contains(".TH qstage 1"));
+}
+
+/// Runs a tool on a file; `None` where it is not installed (scripts/test installs those that must be there).
+fn run(tool: &str, file: &Path) -> Option<Output> {
+    let mut words = tool.split(' ');
+    Command::new(words.next()?).args(words).arg(file).env("MANWIDTH", "80").output().ok()
+}

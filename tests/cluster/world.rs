@@ -1,0 +1,472 @@
+//! A small cluster with everything that can happen to it, as values: nodes, their slots, a store, and a driver that may be
+//! slow.
+
+mod happens;
+
+use qstage::cluster::memory::Memory;
+use qstage::cluster::next::{Action, next_action};
+use qstage::cluster::orders;
+use qstage::cluster::state::{
+    Alive, BootId, Member, NodeId, Ordered, Outcome, Protection, Reboot, RebootState, Stage, Standing,
+    Upgrade,
+};
+use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
+use qstage::cluster::turn::{self, Local, Step};
+use qstage::cluster::view::View;
+use qstage::state::UpgradeType;
+use qstage::units::Blake3;
+
+pub(crate) const OLD: Blake3 = Blake3([1; 32]);
+pub(crate) const NEW: Blake3 = Blake3([2; 32]);
+
+/// A rule that is broken on purpose: the rules below must find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Mutant {
+    None,
+    /// Whoever once led writes on.
+    NoFence,
+    /// The right to be down ends with the lease of who has it.
+    TtlLock,
+    /// A reboot that failed goes on by itself.
+    GoesOn,
+    /// A node counts as back before the data that it holds is protected again.
+    Unprotected,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Node {
+    pub(crate) up: bool,
+    /// Does not come up again before somebody sees to it.
+    pub(crate) dead: bool,
+    pub(crate) connected: bool,
+    pub(crate) boot: u8,
+    /// It runs the new release.
+    pub(crate) new: bool,
+    /// The next boot takes it.
+    pub(crate) next_new: bool,
+    pub(crate) standing: Standing,
+    pub(crate) staged: bool,
+    pub(crate) gated: bool,
+    pub(crate) progress: u8,
+    /// It took its turn and has not been counted as back: what the rules count.
+    pub(crate) turn: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) store: Memory,
+    pub(crate) nodes: Vec<Node>,
+    /// The data is protected.
+    pub(crate) whole: bool,
+    /// It is not since a node took its turn: the driver must know that. Of a crash a moment ago nobody can know.
+    exposed: bool,
+    /// A driver that has decided and not written yet.
+    slow: Option<(NodeId, Txn)>,
+    /// Things that may still go wrong.
+    pub(crate) faults: u8,
+    /// How often a driver may be slow.
+    slows: u8,
+    /// Times may run out.
+    late: bool,
+    pub(crate) pauses: u8,
+    pub(crate) mutant: Mutant,
+    /// The reboot has failed and nobody has resumed it.
+    stopped: bool,
+    /// The highest progress that was shown.
+    shown: u8,
+    /// What rule was broken.
+    pub(crate) broken: Option<&'static str>,
+}
+
+/// What is explored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) nodes: u32,
+    pub(crate) upgrade_type: UpgradeType,
+    pub(crate) rolling: bool,
+    /// From the prepare, or from PREPARED.
+    pub(crate) prepare: bool,
+    pub(crate) faults: u8,
+    pub(crate) slows: u8,
+    pub(crate) late: bool,
+    pub(crate) pauses: u8,
+    pub(crate) mutant: Mutant,
+}
+
+fn id(index: usize) -> NodeId {
+    NodeId(index as u32 + 1)
+}
+
+impl World {
+    pub(crate) fn new(scenario: Scenario) -> Self {
+        let node = Node {
+            up: true,
+            dead: false,
+            connected: true,
+            boot: 1,
+            new: false,
+            next_new: false,
+            standing: Standing::Good,
+            staged: !scenario.prepare,
+            gated: false,
+            progress: 0,
+            turn: false,
+        };
+        let mut world = Self {
+            store: Memory::default(),
+            nodes: vec![node; scenario.nodes as usize],
+            whole: true,
+            exposed: false,
+            slow: None,
+            faults: scenario.faults,
+            slows: scenario.slows,
+            late: scenario.late,
+            pauses: scenario.pauses,
+            mutant: scenario.mutant,
+            stopped: false,
+            shown: 0,
+            broken: None,
+        };
+        for index in 0..world.nodes.len() {
+            let member = Member { uuid: index.to_string(), address: String::new() };
+            world.put(Key::Member(id(index)), Value::Member(member));
+            world.publish(index);
+        }
+        let order = Ordered {
+            digest: NEW,
+            install_path: "/x".into(),
+            target_version: "2".into(),
+            upgrade_type: scenario.upgrade_type,
+            auto_commit: false,
+            rolling: scenario.rolling,
+            nodes: None,
+        };
+        let txn = orders::prepare(&world.view(), order).unwrap();
+        assert!(world.store.transact(&txn).unwrap());
+        assert!(world.apply(&turn::campaign(&world.view(), id(0), Self::lease(0)).unwrap()));
+        if !scenario.prepare {
+            for index in 0..world.nodes.len() {
+                world.put(Key::Outcome(1, id(index)), Value::Outcome(Outcome::Prepared));
+            }
+            let upgrade = Upgrade { stage: Stage::Prepared, progress: 100, ..world.view().upgrade };
+            world.put(Key::Upgrade, Value::Upgrade(upgrade));
+            let txn = orders::commit(&world.view()).unwrap();
+            assert!(world.store.transact(&txn).unwrap());
+        }
+        world.canonical()
+    }
+
+    fn put(&mut self, key: Key, value: Value) {
+        self.store.transact(&Txn { compare: vec![], writes: vec![Write::Put(key, value, None)] }).unwrap();
+    }
+
+    pub(crate) fn view(&self) -> View {
+        View::new(self.store.entries())
+    }
+
+    fn lease(index: usize) -> i64 {
+        index as i64 + 1
+    }
+
+    fn alive(&self, index: usize) -> Alive {
+        let node = &self.nodes[index];
+        let boot = BootId(u128::from(node.boot));
+        let before = match self.store.entries().get(&Key::Alive(id(index))) {
+            Some(Entry { value: Value::Alive(before), .. }) => Some(before),
+            _ => None,
+        };
+        Alive {
+            boot,
+            runs: if node.new { NEW } else { OLD },
+            version: if node.new { "2" } else { "1" }.into(),
+            standing: node.standing.clone(),
+            protection: Protection { remaining: u32::from(self.whole), maximum: 1 },
+            progress: node.progress,
+            blocked: None,
+            leaving: before.is_some_and(|before| before.leaving && before.boot == boot),
+        }
+    }
+
+    fn publish(&mut self, index: usize) {
+        let (alive, lease) = (self.alive(index), self.store.grant_as(Self::lease(index)));
+        let write = Write::Put(Key::Alive(id(index)), Value::Alive(alive), Some(lease));
+        self.store.transact(&Txn { compare: vec![], writes: vec![write] }).unwrap();
+    }
+
+    /// See [`Memory::canonical`].
+    fn canonical(mut self) -> Self {
+        let mut slow = self.slow.take();
+        let held = slow.as_mut().map_or(&mut [][..], |(_, txn)| &mut txn.compare);
+        self.store = self.store.canonical(held);
+        Self { slow, ..self }
+    }
+
+    fn can_act(&self, index: usize) -> bool {
+        self.nodes[index].up && self.nodes[index].connected
+    }
+
+    fn with(&self, act: impl FnOnce(&mut Self)) -> Self {
+        let mut next = self.clone();
+        act(&mut next);
+        next.look(self);
+        next.canonical()
+    }
+
+    /// A transaction that nobody drives.
+    fn apply(&mut self, txn: &Txn) -> bool {
+        self.store.transact(txn).unwrap()
+    }
+
+    fn goes_down(&mut self, index: usize, dead: bool) {
+        let node = &mut self.nodes[index];
+        (node.up, node.dead, node.gated) = (false, dead, false);
+        self.whole = false;
+    }
+
+    fn lease_ends(&self, index: usize) -> Self {
+        self.with(|w| {
+            w.store.revoke(Self::lease(index)).unwrap();
+            if w.mutant == Mutant::TtlLock {
+                let mut reboot = w.view().reboot;
+                reboot.current.retain(|(node, _)| *node != id(index));
+                if reboot != w.view().reboot {
+                    reboot.todo.push(id(index));
+                    w.put(Key::Reboot, Value::Reboot(reboot));
+                }
+            }
+        })
+    }
+
+    fn boots(&self, index: usize, comes_up: bool) -> Self {
+        self.with(|w| {
+            let node = &mut w.nodes[index];
+            (node.up, node.boot) = (true, node.boot + 1);
+            match (node.next_new, node.new) {
+                (true, false) if comes_up => (node.new, node.standing) = (true, Standing::Trial),
+                (true, false) => {
+                    (node.next_new, node.standing) = (false, Standing::FellBack("x".into()));
+                }
+                (false, true) => (node.new, node.standing) = (false, Standing::Good),
+                // Somebody has seen to it.
+                (true, true) if node.standing != Standing::Good => node.standing = Standing::Trial,
+                _ => {}
+            }
+        })
+    }
+
+    fn local(&self, index: usize) -> Local {
+        let node = &self.nodes[index];
+        Local {
+            boot: BootId(u128::from(node.boot)),
+            runs: if node.new { NEW } else { OLD },
+            standing: node.standing.clone(),
+            staged: (node.staged && !node.new).then_some(NEW),
+            selected: node.next_new && !node.new,
+            gated: node.gated,
+        }
+    }
+
+    fn node_step(&self, view: &View, index: usize) -> Option<(String, Self)> {
+        let name = id(index);
+        let step = turn::step(view, name, &self.local(index));
+        let report = |w: &mut Self, outcome| {
+            let txn = turn::report(view, name, outcome);
+            w.apply(&txn);
+        };
+        let undone = matches!(view.upgrade.stage, Stage::SwapBack | Stage::FlipBack | Stage::Return);
+        let next = self.with(|w| match step {
+            Step::Rest => {}
+            Step::Prepare if w.nodes[index].progress == 0 => w.nodes[index].progress = 50,
+            Step::Prepare => {
+                w.nodes[index].staged = true;
+                report(w, Outcome::Prepared);
+            }
+            Step::Discard => (w.nodes[index].staged, w.nodes[index].next_new) = (false, false),
+            Step::Gate => {
+                w.nodes[index].gated = true;
+                report(w, Outcome::Ready);
+            }
+            Step::Ungate => w.nodes[index].gated = false,
+            Step::Swap => {
+                (w.nodes[index].new, w.nodes[index].next_new, w.nodes[index].gated) = (true, true, false);
+                report(w, Outcome::Switched);
+            }
+            Step::SwapBack => {
+                (w.nodes[index].new, w.nodes[index].next_new) = (false, false);
+                report(w, Outcome::Undone);
+            }
+            Step::Flip => {
+                w.nodes[index].next_new = true;
+                report(w, Outcome::Switched);
+            }
+            Step::FlipBack => {
+                w.nodes[index].next_new = false;
+                if undone {
+                    report(w, Outcome::Undone);
+                }
+            }
+            Step::TakeTurn => w.takes_turn(view, index),
+            Step::Reboot => {
+                if view.reboot.rolling && view.reboot.upgrade_initiated {
+                    w.nodes[index].next_new = true;
+                }
+                w.goes_down(index, false);
+                w.exposed = true;
+            }
+            Step::MarkGood => {
+                w.nodes[index].standing = Standing::Good;
+                if view.upgrade.stage == Stage::Keep {
+                    report(w, Outcome::Kept);
+                }
+            }
+            Step::RollBack => {
+                w.nodes[index].next_new = false;
+                w.goes_down(index, false);
+            }
+            Step::ReportFailure => report(w, Outcome::Failed("x".into())),
+            Step::Report => report(w, if undone { Outcome::Undone } else { Outcome::Kept }),
+        });
+        (step != Step::Rest).then(|| (format!("{name}: {step:?}"), next))
+    }
+
+    fn takes_turn(&mut self, view: &View, index: usize) {
+        let txn = turn::take_turn(view, id(index), &self.alive(index), Self::lease(index));
+        if self.apply(&txn) {
+            if self.stopped {
+                self.broken = Some("a node begins after a failure");
+            }
+            self.nodes[index].turn = true;
+        }
+    }
+
+    fn decision(&self, view: &View, index: usize, late: bool) -> Action {
+        let mut view = view.clone();
+        if late {
+            view.lost = view.members.iter().filter(|node| !view.alive.contains_key(node)).copied().collect();
+            view.overdue = (0..self.nodes.len()).any(|index| !self.can_act(index));
+        }
+        if self.mutant == Mutant::Unprotected {
+            for alive in view.alive.values_mut() {
+                alive.protection.remaining = alive.protection.maximum;
+            }
+        }
+        debug_assert!(view.leader.is_some_and(|(leader, _)| leader == id(index)));
+        next_action(&view)
+    }
+
+    fn drive(&self, view: &View, index: usize, late: bool) -> Option<(String, Self)> {
+        let word = if late { "late" } else { "" };
+        match self.decision(view, index, late) {
+            Action::Rest => None,
+            Action::Wait(what) if what.is_empty() => Some((
+                "waits for nothing".into(),
+                Self { broken: Some("a wait without a name"), ..self.clone() },
+            )),
+            Action::Wait(_) => None,
+            Action::Resign => {
+                let txn = Txn { compare: vec![], writes: vec![Write::Delete(Key::Leader)] };
+                Some((
+                    format!("{} resigns", id(index)),
+                    self.with(|w| {
+                        w.apply(&txn);
+                    }),
+                ))
+            }
+            Action::Write(txn) => {
+                let written = self.with(|w| w.write(id(index), &txn));
+                let reboot = written.reboot();
+                let (stage, current) =
+                    (written.stage(), reboot.current.iter().map(|turn| turn.0.0).collect::<Vec<_>>());
+                Some((
+                    format!("{} drives {word} {stage:?} {:?} {current:?}", id(index), reboot.state),
+                    written,
+                ))
+            }
+        }
+    }
+
+    /// A write of the driver.
+    fn write(&mut self, node: NodeId, txn: &Txn) {
+        let mut txn = txn.clone();
+        if self.mutant == Mutant::NoFence {
+            txn.compare.retain(|compare| !matches!(compare, Compare::Created(Key::Leader, _)));
+        }
+        let before = self.view();
+        if !self.apply(&txn) {
+            return;
+        }
+        let after = self.view();
+        if before.leader.is_none_or(|(leader, _)| leader != node) {
+            self.broken = Some("somebody writes who does not lead");
+        }
+        if before.upgrade.stage == Stage::Preparing
+            && after.upgrade.stage == Stage::Prepared
+            && !self.nodes.iter().all(|node| node.staged)
+        {
+            self.broken = Some("PREPARED before all are");
+        }
+        if before.reboot.current.is_empty() && !after.reboot.current.is_empty() && after.reboot.rolling {
+            let turn = |node: &NodeId| after.reboot.current.iter().any(|(current, _)| current == node);
+            let fit = |node: &NodeId| {
+                before.alive.get(node).is_some_and(|alive| alive.standing == Standing::Good && !alive.leaving)
+            };
+            if !before.members.iter().all(|node| turn(node) || fit(node)) {
+                self.broken = Some("a group begins while another node is away or not good");
+            }
+            let another = after.reboot.current.iter().any(|(node, _)| !self.nodes[node.0 as usize - 1].turn);
+            if self.exposed && another {
+                self.broken = Some("a group begins before the data is protected again");
+            }
+        }
+        for node in &after.reboot.done {
+            self.nodes[node.0 as usize - 1].turn = false;
+        }
+    }
+
+    /// What holds after every step.
+    fn look(&mut self, before: &Self) {
+        let (after, old) = (self.reboot(), before.reboot());
+        if after.state == RebootState::PausedDueToError {
+            self.stopped = true;
+        } else if old.state == RebootState::PausedDueToError && self.mutant != Mutant::GoesOn {
+            self.stopped = false;
+        }
+        let down = self.nodes.iter().filter(|node| node.turn).count();
+        if after.rolling && down > after.group as usize {
+            self.broken = Some("more nodes are down than may be");
+        }
+        if let Some(Entry { value: Value::Upgrade(upgrade), .. }) = self.store.entries().get(&Key::Upgrade) {
+            if upgrade.progress < before.shown {
+                self.broken = Some("progress falls");
+            }
+            self.shown = upgrade.progress;
+        }
+    }
+
+    /// An operator sees to all nodes, and resumes what failed.
+    pub(crate) fn seen_to(&self) -> Self {
+        self.with(|w| {
+            w.faults = 0;
+            for node in &mut w.nodes {
+                (node.dead, node.connected) = (false, true);
+            }
+            if let Ok(txn) = orders::resume(&w.view()) {
+                w.apply(&txn);
+            }
+        })
+    }
+
+    fn stage(&self) -> Stage {
+        match self.store.entries().get(&Key::Upgrade) {
+            Some(Entry { value: Value::Upgrade(upgrade), .. }) => upgrade.stage,
+            _ => Stage::Idle,
+        }
+    }
+
+    pub(crate) fn reboot(&self) -> Reboot {
+        match self.store.entries().get(&Key::Reboot) {
+            Some(Entry { value: Value::Reboot(reboot), .. }) => reboot.clone(),
+            _ => Reboot::default(),
+        }
+    }
+}

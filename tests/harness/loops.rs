@@ -1,0 +1,121 @@
+//! Real loop devices, partition nodes and mounts for tests, removed again however the test ends.
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Whether loop devices may be made. Says so loudly if not; in CI that is a failure.
+pub(crate) fn is_root() -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "CI runs the tests of real devices as root");
+    eprintln!("SKIPPED: needs root");
+    false
+}
+
+/// Runs a tool and gives what it prints; its failure is the test's.
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    attempt(program, args).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn attempt(program: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Tries again for some seconds. A mount lives on in every mount namespace that was copied while it stood;
+/// tests that make such run in parallel, and containers start at any time.
+pub(crate) fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(e) => assert!(begun.elapsed().as_secs() < 5, "still after 5 s: {e}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Path as text.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A directory on a real file system: on tmpfs the page cache *is* the medium.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Makes a sparse file.
+pub(crate) fn sparse(path: &Path, len: u64) -> PathBuf {
+    File::create(path).unwrap().set_len(len).unwrap();
+    path.to_owned()
+}
+
+/// Pages of a file that the page cache holds, in bytes, by an independent judge (util-linux).
+pub(crate) fn cached(path: &Path) -> u64 {
+    run("fincore", &["--bytes", "--noheadings", "--output", "RES", text(path)]).parse().unwrap()
+}
+
+/// A loop device.
+pub(crate) struct Loop(pub(crate) PathBuf);
+
+impl Loop {
+    /// Attaches `file`, with further options of losetup(8).
+    pub(crate) fn new(file: &Path, sector: u32, more: &[&str]) -> Self {
+        let sector = sector.to_string();
+        let mut args = vec!["--find", "--show", "--sector-size", &sector];
+        args.extend(more);
+        args.push(text(file));
+        Self(run("losetup", &args).into())
+    }
+
+    /// Makes nodes for its partitions, which `losetup -P` does not do on every kernel.
+    pub(crate) fn nodes(&self) {
+        run("partx", &["-a", text(&self.0)]);
+    }
+
+    /// The node of a partition.
+    pub(crate) fn node(&self, number: u32) -> PathBuf {
+        format!("{}p{number}", self.0.display()).into()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // Without nodes the first one fails; that is as good.
+        let _ = Command::new("partx").args(["-d", text(&self.0)]).output();
+        let _ = Command::new("losetup").args(["-d", text(&self.0)]).output();
+        // It is detached when the last descriptor is closed, somebody's probe included; until then the
+        // file system of its image is busy.
+        let attached = Path::new("/sys/block").join(self.0.file_name().unwrap_or_default()).join("loop");
+        for _ in 0..100 {
+            if !attached.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+/// A mount.
+pub(crate) struct Mount(PathBuf);
+
+impl Mount {
+    /// Mounts `device` at `at`, which is made.
+    pub(crate) fn new(device: &Path, at: &Path, options: &str) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        // A claim lives on for an instant in a child that another thread has forked.
+        eventually(|| attempt("mount", &["-o", options, text(device), text(at)]));
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).output();
+    }
+}

@@ -1,0 +1,26 @@
+//! What the houses share: machines to upgrade, disks to cut, independent readers, models of firmware. A house declares
+//! this folder as one module; nothing in it is a test.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "shared helpers of tests; each house uses some of them"
+)]
+
+/// Machines with containers.
+pub mod containers;
+/// Loop devices and mounts that are gone afterwards.
+pub mod loops;
+/// A machine on a disk image, driven by the command line.
+pub mod machine;
+/// Scenes, recorder and oracles of the power-cut proofs.
+pub mod proof;
+/// A service and a client of its own.
+pub mod server;
+/// GPT disks, and readers of them that share no code with the product.
+pub mod tables;
+/// A model of UEFI firmware.
+pub mod uefi;

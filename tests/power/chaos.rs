@@ -1,0 +1,359 @@
+//! Many verbs by many processes, ended, stopped and started at random, while the disk fails, hangs and fills: what stands
+//! on the disk must hold, by the word of sgdisk and of `verify --slot`.
+//!
+//! What each actor does follows from the seed, so a run can be repeated: `QSTAGE_CHAOS_SEED=n` and `QSTAGE_CHAOS_SECONDS=n`
+//! (scripts/proof runs an hour). When signals arrive within a verb is up to the machine, as it is out there.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use crate::harness::machine;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use machine::{Bench, Noise, is_root, tool};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// What must never be said of a disk that only processes and power have been cruel to.
+const NEVER: &[&str] = &[
+    "INTERNAL",
+    "WORKER",
+    "GPT_DAMAGED",
+    "NOT_GPT",
+    "GPT_VERIFY",
+    "NOTHING_BOOTS",
+    "SLOT_DAMAGED",
+    "READ_BACK",
+];
+
+/// A disk and those who work on it.
+struct Scene {
+    bench: Bench,
+    disk: PathBuf,
+    /// Whether the device itself fails: then a verb may say that, too.
+    failing: bool,
+    log: Mutex<Vec<String>>,
+}
+
+impl Scene {
+    fn say(&self, text: String) {
+        self.log.lock().unwrap().push(text);
+    }
+
+    fn verb(&self, args: &[&str]) -> Command {
+        let disk = self.disk.to_str().unwrap();
+        self.bench.command(&[args, &["--config", "config.toml", "--disk", disk]].concat())
+    }
+
+    /// One verb by one process, and what befalls it.
+    fn act(&self, actor: u64, random: &mut Noise) {
+        let jobs = (1 + random.below(6)).to_string();
+        let verbs: &[&[&str]] = &[
+            &["prepare", "v2.qimg", "--jobs", &jobs],
+            &["prepare", "v3.qimg", "--background", "--jobs", &jobs],
+            &["prepare", "v2.qimg", "--max-rate", "8M", "--json"],
+            &["commit"],
+            &["mark-good"],
+            &["roll-back"],
+            &["cancel"],
+            &["status"],
+            &["slots"],
+            &["history"],
+            &["verify", "--slot", "b"],
+        ];
+        let verb = verbs[random.below(verbs.len() as u64) as usize];
+        let changes = ["prepare", "commit", "mark-good", "roll-back"].contains(&verb[0]);
+        let own: &[&str] = if changes { &["--booted", "a"] } else { &[] };
+        let fate = random.below(6);
+        let after = Duration::from_millis(random.below(250));
+        let pause = Duration::from_millis(random.below(300));
+        let mut child = Ended(self.verb(&[verb, own].concat()).spawn().unwrap());
+        let pid = Pid::from_raw(child.0.id() as i32);
+        // Both are read to their ends, so that no pipe fills.
+        let (mut out, mut err) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
+        let (printed, said) = std::thread::scope(|scope| {
+            let read = scope.spawn(move || {
+                let (mut bytes, mut text) = (Vec::new(), Vec::new());
+                let _ = err.read_to_end(&mut text);
+                let _ = out.read_to_end(&mut bytes);
+                (bytes, String::from_utf8_lossy(&text).into_owned())
+            });
+            std::thread::sleep(after);
+            match fate {
+                0 => drop(kill(pid, Signal::SIGKILL)),
+                1 => drop(kill(pid, Signal::SIGTERM)),
+                2 => {
+                    let _ = kill(pid, Signal::SIGSTOP);
+                    std::thread::sleep(pause);
+                    let _ = kill(pid, Signal::SIGCONT);
+                }
+                _ => {}
+            }
+            read.join().unwrap()
+        });
+        let status = child.0.wait().unwrap();
+        self.say(format!("actor {actor}: {verb:?}, fate {fate} after {after:?}: {status}"));
+        let told = said.lines().last().unwrap_or_default();
+        // By a signal, of a class that is no defect, or well.
+        if let Some(code) = status.code() {
+            assert!(
+                (0..=9).contains(&code) && code != 1 && code != 2,
+                "{verb:?} ended with {code}: {said}{}",
+                String::from_utf8_lossy(&printed)
+            );
+        }
+        for word in NEVER.iter().filter(|_| !self.failing) {
+            assert!(!told.contains(&format!("UPGRADE_ERROR_{word}]")), "{verb:?}: {said}");
+        }
+    }
+
+    /// When all is quiet: what runs is untouched, one slot boots, and the next upgrade works.
+    fn judge(&self, running: blake3::Hash) {
+        let (at, len) = self.bench.extent("platform_a");
+        assert_eq!(self.bench.hash_of(at, len), running, "the running slot");
+        let run = |args: &[&str]| -> machine::Run { self.verb(args).output().unwrap().into() };
+        let slots = run(&["slots", "--json"]).json();
+        let boots =
+            slots["slots"].as_array().unwrap().iter().filter(|slot| slot["boots_next"] == true).count();
+        assert_eq!(boots, 1, "{slots}");
+        // Whatever was under way: back to the start, and an upgrade.
+        let undone = run(&["roll-back", "--booted", "a"]);
+        self.say(format!("roll-back: {undone:?}"));
+        run(&["prepare", "v2.qimg", "--booted", "a"]).good();
+        run(&["verify", "--slot", "b"]).good();
+        assert!(self.bench.holds("platform_b", "v2.img"));
+        let verdict = tool("sgdisk", &["--verify", self.bench.disk().to_str().unwrap()]);
+        assert!(verdict.contains("No problems found"), "{verdict}");
+    }
+
+    fn play(&self, seed: u64, seconds: u64) {
+        let (at, len) = self.bench.extent("platform_a");
+        let running = self.bench.hash_of(at, len);
+        let end = Instant::now() + Duration::from_secs(seconds);
+        for round in 0.. {
+            if Instant::now() >= end {
+                break;
+            }
+            std::thread::scope(|scope| {
+                for actor in 0..4 {
+                    scope.spawn(move || {
+                        let mut random = Noise(seed ^ (round << 8) ^ actor);
+                        (0..6).for_each(|_| self.act(actor, &mut random));
+                    });
+                }
+            });
+            self.judge(running);
+            self.say(format!("round {round} held"));
+        }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            eprintln!("---- the last of what was done\n{}", log[log.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// Ends with its value.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn installed() -> Bench {
+    let bench = Bench::installed();
+    bench.image("v3.img", 3 * machine::MIB, 3);
+    bench.pack("v3", "3.0", &["--platform", "v3.img", "--frame-size", "256K"]);
+    bench
+}
+
+fn seed() -> u64 {
+    let seed = setting("QSTAGE_CHAOS_SEED", 1);
+    eprintln!("QSTAGE_CHAOS_SEED={seed}");
+    seed
+}
+
+/// A small file system for the state directory, which fills and empties.
+struct Tight(PathBuf);
+
+impl Tight {
+    fn new(place: &Path) -> Self {
+        fs::create_dir_all(place).unwrap();
+        tool("mount", &["-t", "tmpfs", "-o", "size=256k,mode=700", "none", place.to_str().unwrap()]);
+        Self(place.to_owned())
+    }
+
+    fn fill(&self, full: bool) {
+        let file = self.0.join("filler");
+        if full {
+            let mut file = File::create(file).unwrap();
+            while file.write_all(&[0; 4096]).is_ok() {}
+        } else {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+impl Drop for Tight {
+    fn drop(&mut self) {
+        // Lazily: what still has a file open in it ends soon.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn processes_die_at_random_beside_a_full_state_directory() {
+    let bench = installed();
+    let tight = is_root().then(|| Tight::new(&bench.path("state")));
+    let disk = bench.disk();
+    let scene = Scene { bench, disk, failing: false, log: Mutex::default() };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut full = false;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                full = !full;
+                tight.iter().for_each(|tight| tight.fill(full));
+                std::thread::sleep(Duration::from_millis(400));
+            }
+        });
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            scene.play(seed(), setting("QSTAGE_CHAOS_SECONDS", 10));
+        }));
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        played.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// A loop device over nbdkit, by FUSE, which fails where a file says so and hangs when it is told to.
+struct Cruel {
+    kit: Child,
+    fuse: Child,
+    device: PathBuf,
+    mount: PathBuf,
+    control: PathBuf,
+    trigger: PathBuf,
+}
+
+impl Cruel {
+    fn new(bench: &Bench) -> Self {
+        let (socket, mount) = (bench.path("nbd"), bench.path("mounted"));
+        let (control, trigger) = (bench.path("control"), bench.path("trigger"));
+        File::create(&mount).unwrap();
+        let until = |what: &str, holds: &dyn Fn() -> bool| {
+            let begun = Instant::now();
+            while !holds() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let mut kit = Command::new("nbdkit");
+        kit.args(["--foreground", "--filter=pause", "--filter=error", "-U"]).arg(&socket);
+        kit.arg("file").arg(bench.disk()).arg(format!("pause-control={}", control.display()));
+        kit.args(["error=EIO", "error-rate=3%"]).arg(format!("error-file={}", trigger.display()));
+        let kit = kit.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("nbdkit", &|| socket.exists());
+        let mut fuse = Command::new("nbdfuse");
+        // One connection: with four this nbdkit (1.32) shuts down after a flush.
+        fuse.args(["-C", "1"]).arg(&mount).arg("--unix").arg(&socket);
+        let fuse = fuse.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("nbdfuse", &|| fs::metadata(&mount).is_ok_and(|meta| meta.len() > 0));
+        let device = tool("losetup", &["--find", "--show", mount.to_str().unwrap()]).trim().into();
+        Self { kit, fuse, device, mount, control, trigger }
+    }
+
+    fn pause(&self, hangs: bool) {
+        let mut control = std::os::unix::net::UnixStream::connect(&self.control).unwrap();
+        control.write_all(if hangs { b"p" } else { b"r" }).unwrap();
+        control.read_exact(&mut [0]).unwrap();
+    }
+
+    fn fail(&self, fails: bool) {
+        if fails {
+            File::create(&self.trigger).unwrap();
+        } else {
+            let _ = fs::remove_file(&self.trigger);
+        }
+    }
+}
+
+impl Drop for Cruel {
+    fn drop(&mut self) {
+        self.fail(false);
+        self.pause(false);
+        let ends = |command: &mut Command| {
+            let begun = Instant::now();
+            while !command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+                && begun.elapsed() < Duration::from_secs(10)
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        ends(Command::new("losetup").arg("--detach").arg(&self.device));
+        ends(Command::new("umount").arg(&self.mount));
+        for child in [&mut self.fuse, &mut self.kit] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn processes_die_at_random_on_a_disk_that_fails_and_hangs() {
+    if !is_root() {
+        return;
+    }
+    let bench = installed();
+    let cruel = Cruel::new(&bench);
+    let disk = cruel.device.clone();
+    let scene = Scene { bench, disk, failing: true, log: Mutex::default() };
+    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(setting("QSTAGE_CHAOS_SECONDS", 10)));
+    let (at, len) = scene.bench.extent("platform_a");
+    let running = scene.bench.hash_of(at, len);
+    let mut weather = Noise(seed);
+    for round in 0.. {
+        if Instant::now() >= end {
+            break;
+        }
+        let calm = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for actor in 0..3 {
+                let (scene, calm) = (&scene, &calm);
+                scope.spawn(move || {
+                    let mut random = Noise(seed ^ (round << 8) ^ actor ^ 0x5a5a);
+                    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        (0..3).for_each(|_| scene.act(actor, &mut random));
+                    }));
+                    calm.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    acted.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                });
+            }
+            while calm.load(std::sync::atomic::Ordering::Relaxed) < 3 {
+                let (fails, hangs) = (weather.below(3) == 0, weather.below(4) == 0);
+                cruel.fail(fails);
+                cruel.pause(hangs);
+                std::thread::sleep(Duration::from_millis(100 + weather.below(700)));
+                cruel.fail(false);
+                cruel.pause(false);
+                std::thread::sleep(Duration::from_millis(weather.below(300)));
+            }
+        });
+        scene.judge(running);
+        scene.say(format!("round {round} held"));
+    }
+}

@@ -1,0 +1,7 @@
+//! The source tree itself: what it promises about its structure, and whether its scripts run. A rule about who may do what
+//! goes to `architecture`; a test that starts a script of `scripts/` goes to `scripts`.
+
+/// Imports, who opens what, dependencies and their homes, lengths, unsafe blocks.
+mod architecture;
+/// The scripts of the repository, run as a user runs them.
+mod scripts;

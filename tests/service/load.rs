@@ -1,0 +1,149 @@
+//! Hundreds of readers during a prepare: what they are shown never goes back, and the prepare does not wait for them.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use crate::harness::server;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use server::{Bench, MIB, Server, noise};
+
+const READERS: usize = 300;
+
+/// One request after the other on one connection, as a client that polls.
+struct Reader(BufReader<UnixStream>);
+
+impl Reader {
+    fn status(&mut self) -> Value {
+        self.0.get_mut().write_all(b"GET /v3/upgrade/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let (mut len, mut line) = (0, String::new());
+        loop {
+            line.clear();
+            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "hung up");
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                len = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; len];
+        self.0.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+}
+
+fn prepare(server: &Server, path: &str) -> Duration {
+    let begun = Instant::now();
+    // The other bundle, which the round before has prepared, goes.
+    assert_eq!(server.prepare_with(path, "replace=true").0, 202);
+    server.reach("PREPARED");
+    begun.elapsed()
+}
+
+/// What a crowd has seen.
+#[derive(Default)]
+struct Seen {
+    reads: AtomicU64,
+    moved: AtomicU64,
+}
+
+/// Runs `act` while hundreds of clients poll, and others connect and say nothing, or do not read what they asked for.
+fn crowded<T>(server: &Server, every: Duration, seen: &Seen, act: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    let silent: Vec<_> = (0..50).map(|_| UnixStream::connect(&server.socket).unwrap()).collect();
+    let mut deaf = Vec::new();
+    for _ in 0..20 {
+        let mut stream = UnixStream::connect(&server.socket).unwrap();
+        stream.write_all(b"GET /v1/qstage/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        deaf.push(stream);
+    }
+    let done = std::thread::scope(|scope| {
+        for number in 0..READERS {
+            let stop = &stop;
+            scope.spawn(move || {
+                let stream = UnixStream::connect(&server.socket).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+                let mut reader = Reader(BufReader::new(stream));
+                let mut last = None;
+                // Not all at once: clients do not know of each other.
+                std::thread::sleep(every * number as u32 / READERS as u32);
+                while !stop.load(Ordering::Relaxed) {
+                    let status = reader.status();
+                    seen.reads.fetch_add(1, Ordering::Relaxed);
+                    let preparing = status["state"] == "UPGRADE_STATE_PREPARING";
+                    let now = status["progress"].as_u64().filter(|_| preparing);
+                    if let (Some(last), Some(now)) = (last, now) {
+                        assert!(now >= last, "progress fell from {last} to {now}");
+                        seen.moved.fetch_add(u64::from(now > last), Ordering::Relaxed);
+                    }
+                    last = now;
+                    std::thread::sleep(every);
+                }
+            });
+        }
+        // A reader that failed must not leave the others waiting for the end.
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+        stop.store(true, Ordering::Relaxed);
+        done
+    });
+    drop((silent, deaf));
+    done.unwrap_or_else(|problem| std::panic::resume_unwind(problem))
+}
+
+/// A second bundle of the same size with other bytes: what is in place already would not be written again.
+fn other(bench: &Bench, size: usize) -> String {
+    std::fs::write(bench.path("p4"), noise(size * MIB, 8)).unwrap();
+    std::fs::write(bench.path("s3"), noise(2 * MIB, 9)).unwrap();
+    bench.pack("v4.qimg", "4.0", "p4", "s3");
+    bench.text("v4.qimg")
+}
+
+/// Far below what the machine can do, so that what readers cost shows only where something waits for them.
+#[test]
+fn hundreds_of_readers_see_progress_and_nothing_waits_for_them() {
+    let bench = Bench::new(Some("2M"));
+    let server = bench.serve();
+    let (v2, v4) = (bench.text("v2.qimg"), other(&bench, 4));
+    let (mut alone, mut crowd) = (Vec::new(), Vec::new());
+    let seen = Seen::default();
+    // In turns, and the best of each: the machine does other things as well.
+    for _ in 0..3 {
+        alone.push(prepare(&server, &v2));
+        crowd.push(crowded(&server, Duration::from_millis(200), &seen, || prepare(&server, &v4)));
+    }
+    let (reads, moved) = (seen.reads.into_inner(), seen.moved.into_inner());
+    println!(
+        "limited to 2 MiB/s: alone {alone:?}, with {READERS} readers {crowd:?}; {reads} reads, {moved} moves"
+    );
+    assert!(reads > 1000 && moved > 300, "{reads} reads, {moved} moves");
+    let (best, worse) = (alone.iter().min().unwrap(), crowd.iter().min().unwrap());
+    assert!(*worse < best.mul_f64(1.25) + Duration::from_millis(300), "{best:?} became {worse:?}");
+}
+
+/// As fast as the machine can, with clients that poll each second, as they do: the share of the throughput that they
+/// cost, measured as a ratio in one run, each side in turns, since the machine does other things as well. What is aimed at
+/// is a few percent of an optimised program; here service and clients are neither, and share two processors with it.
+#[test]
+fn the_throughput_of_a_prepare_is_not_the_readers() {
+    const SIZE: usize = 96;
+    let bench = Bench::sized(None, SIZE);
+    let server = bench.serve();
+    let bundles = [bench.text("v2.qimg"), other(&bench, SIZE)];
+    let (mut alone, mut crowd) = (Vec::new(), Vec::new());
+    let seen = Seen::default();
+    for _ in 0..3 {
+        alone.push(prepare(&server, &bundles[0]));
+        crowd.push(crowded(&server, Duration::from_secs(1), &seen, || prepare(&server, &bundles[1])));
+    }
+    let best = |times: &[Duration]| times.iter().min().unwrap().as_secs_f64();
+    let ratio = best(&crowd) / best(&alone);
+    println!(
+        "{SIZE} MiB: alone {alone:?}, with {READERS} readers {crowd:?}: {ratio:.3}; {} reads",
+        seen.reads.into_inner()
+    );
+    assert!(ratio < 1.5, "{READERS} readers make a prepare {ratio:.2} times as long: {alone:?} {crowd:?}");
+}
