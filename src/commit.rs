@@ -191,7 +191,7 @@ pub fn restore(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, from: 
 /// Brings `new` onto the disk: the loaded table with other attributes. Returns what was done; the plan is empty,
 /// and nothing was written, where the disk already was so. On return the table has been re-read from the
 /// device and by a second reader. After an error the disk holds the old table or the new one (except in place,
-/// as [`Method`](crate::gpt::Method) says), and the next [`load`] tells which.
+/// as [`Method`](crate::gpt::Method) says), and the next [`load()`] tells which.
 pub fn switch(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, new: &Table) -> Result<Plan> {
     unchanged(disk, loaded)?;
     let plan = plan(loaded, new)?;

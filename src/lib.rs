@@ -12,12 +12,12 @@
 //!   boot: table in, table out ──▶ gpt::plan: writes and barriers ──▶ commit: apply, re-read, second reader
 //! ```
 //!
-//! Modules by layer; each knows those below it only.
+//! The manual is in [`manual`]. Modules by layer; each knows those below it only.
 //!
 //! | layer | modules |
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes; `config`: the configuration file; [`service`]: the same verbs over REST |
-//! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`bench`]: measurements |
+//! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`mod@bench`]: measurements |
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`], [`mod@delta`]: files and blank disks; [`selector`]: what an initramfs starts |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
@@ -43,6 +43,7 @@ pub mod error;
 pub mod gpt;
 pub mod host;
 pub mod init;
+pub mod manual;
 pub mod pack;
 pub mod progress;
 pub mod sandbox;

@@ -1,7 +1,7 @@
 //! `qstage select`: which slot an initramfs starts. The one verb that may not fail: where a disk can be read at all it
 //! names a slot, and what went wrong on the way is a note.
 //!
-//! What is decided is pure and lies in [`boot::choose`](crate::boot::choose); here the disk is found, a damaged copy of
+//! What is decided is pure and lies in [`boot::choose`]; here the disk is found, a damaged copy of
 //! the table is repaired, the try is counted in the same transaction as every switch, and the choice is told.
 
 mod disks;

@@ -218,7 +218,7 @@ impl FrameDecoder {
     /// Decompresses `frame` into the start of `out` and verifies it.
     ///
     /// # Errors
-    /// Those of [`decompress`](Self::decompress); [`Error::FrameDigest`].
+    /// Those of decompression, such as [`Error::Frame`]; [`Error::FrameDigest`].
     pub fn decode<'a>(
         &mut self,
         frame: &Frame<'_>,

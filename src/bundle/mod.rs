@@ -12,7 +12,7 @@
 //! | `firmware/<name>.zst` | the same for each blob, by name | exact size by the index |
 //! | end | two blocks of zeroes, then nothing | |
 //!
-//! A [delta](delta) has other members in place of the payloads, and before them `delta.bin`.
+//! A [`delta`] has other members in place of the payloads, and before them `delta.bin`.
 //!
 //! Order of trust: bounds, then signature, then index (its hash stands in the manifest, and its values merge to
 //! the image hashes there), then frame by frame. No payload byte is decompressed before the signature held.

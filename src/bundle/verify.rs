@@ -35,7 +35,7 @@ pub struct VerifyReport {
 /// Decompresses and verifies every frame and both whole-image hashes.
 ///
 /// # Errors
-/// Any of the class Bundle; [`Error::Source`], [`Error::Interrupted`].
+/// Any of the class Bundle; [`Error::Source`](crate::Error::Source), [`Error::Interrupted`](crate::Error::Interrupted).
 pub fn verify(
     bundle: &Bundle,
     jobs: Option<NonZeroUsize>,

@@ -1,18 +1,20 @@
 //! `qstage man` and `qstage completions`: made from the same definition as `--help`, so they cannot differ.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::args::Cli;
-use super::output;
+use super::{config_page, output};
 use crate::error::{Error, Result};
+use crate::host::files::OutputFile;
 
 /// Write the manual pages
 ///
 /// Without DIR, qstage(1) goes to standard output. With DIR, one page per verb is
-/// written into it, such as qstage-prepare.1.
+/// written into it, such as qstage-prepare.1, and qstage.toml.5 about the configuration.
 #[derive(Debug, Args)]
 pub(super) struct ManArgs {
     /// Existing directory to write the pages into
@@ -23,7 +25,14 @@ impl ManArgs {
     pub(super) fn run(&self) -> Result<()> {
         if let Some(dir) = &self.dir {
             let failed = |source| Error::Output { path: dir.clone(), source };
-            return clap_mangen::generate_to(Cli::command(), dir).map_err(failed);
+            let pages = clap_mangen::generate_to(Cli::command(), dir);
+            let config = dir.join("qstage.toml.5");
+            let written = pages.and_then(|()| {
+                let mut file = OutputFile::create(&config, 0o644)?;
+                file.write_all(config_page::render().as_bytes())?;
+                file.publish()
+            });
+            return written.map_err(failed);
         }
         let mut page = Vec::new();
         // A vector takes all; what fails here is the generator.

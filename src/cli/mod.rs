@@ -8,12 +8,13 @@
 //! ```
 //!
 //! One file per verb holds its flags, its help and its printing; a verb's documentation comment *is* its help
-//! and its manual page. `args` has the flags that several verbs share, [`config`](crate::config) the file behind them, and
+//! and its manual page. `args` has the flags that several verbs share, `config` the file behind them, and
 //! `machine` is the one place that knows how a disk, a bundle source and the signals are had.
 
 mod answers;
 mod args;
 mod bench;
+mod config_page;
 mod container;
 mod delta;
 mod firmware;

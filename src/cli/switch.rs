@@ -45,7 +45,7 @@ pub(super) struct CommitArgs {
     /// kexec is for boot loaders that know one flag and count nothing (--boot-flag
     /// legacy): the flag stays on the slot that runs, the kernel of the new slot is
     /// started without the loader, and 'qstage mark-good' there moves the flag. Whatever
-    /// becomes of it, the next reset boots the old slot. See [kexec] in the configuration.
+    /// becomes of it, the next reset boots the old slot. See the table kexec of the configuration.
     #[arg(long, value_name = "HOW", default_value = "reboot")]
     trial: Trial,
 

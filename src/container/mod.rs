@@ -11,13 +11,13 @@
 //! All that takes long (mounting, namespaces, pre-reading: 0.2 s) and all that waits for the disk (the partition table)
 //! is done while the old container serves. What is left in the gap is the end of the old process and one execve(2).
 //!
-//! | cut | what a boot finds | what [`start`] does |
+//! | cut | what a boot finds | what [`start()`] does |
 //! |---|---|---|
 //! | before the flip | old selected, good | starts the old one |
 //! | between flip and mark-good | new selected, on trial | counts a try, starts the new one; healthy: good; not: the old one |
 //! | while that crashes again and again | no tries left | starts the old one |
 //!
-//! [`swap`](fn@swap), [`start`], [`stop`], [`restart`] and [`status`] decide, and know containers by the [`Runtime`] only. It has
+//! [`swap`](fn@swap), [`start()`], [`stop`], [`restart`] and [`status`] decide, and know containers by the [`Runtime`] only. It has
 //! two homes: [`nspawn`] and the double of the tests.
 
 pub mod config;

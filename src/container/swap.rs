@@ -39,7 +39,7 @@ pub struct SwapReport {
 /// and its slot is selected again. The outcome is kept for `status` and the history.
 ///
 /// Before the flip every failure leaves all as it was. Whatever happens after it, what is on the disk leads
-/// [`start`](super::start) to a slot that is whole and, after its tries, to the good one.
+/// [`start`](fn@super::start) to a slot that is whole and, after its tries, to the good one.
 ///
 /// # Errors
 /// [`Error::NotPrepared`], [`Error::NeedsReboot`], [`Error::Busy`]; [`Error::ContainerStart`] before the flip;

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | descriptors | what was opened before: bundle, disk, standard streams | |
 //! | landlock(7) | the files of [`Kept`], by path; no TCP ports; no signals to others | Linux 5.13; ports 6.7; signals 6.12 |
-//! | seccomp(2) | the list of [`calls`]: no programs, no processes, no sockets but for a URL | Linux 3.17; x86-64, ARM64, RISC-V |
+//! | seccomp(2) | the list in `calls`: no programs, no processes, no sockets but for a URL | Linux 3.17; x86-64, ARM64, RISC-V |
 //! | capabilities(7) | none, but the few that [`enter`] explains | |
 //!
 //! It holds for the calling thread and all that it starts. So it is entered before there are others that matter: one that

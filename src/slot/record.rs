@@ -78,7 +78,7 @@ impl Content {
     /// against the manifest, the layout against both. The images are not read.
     ///
     /// # Errors
-    /// [`Error::Read`](crate::Error::Read) only: a damaged record is no error but [`Content::Nothing`].
+    /// [`Error::Read`] only: a damaged record is no error but [`Content::Nothing`].
     pub fn read(slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<Self> {
         let Some(footer_at) = Layout::footer_at(slot.len()) else {
             let why = "the partition is too small".to_owned();

@@ -51,8 +51,8 @@ pub struct Damage {
 /// longer than everything else together; so it is for those who must report that very number.
 ///
 /// # Errors
-/// [`Error::Read`](crate::Error::Read), [`Error::ImageDigest`](crate::Error::ImageDigest),
-/// [`Error::Interrupted`](crate::Error::Interrupted).
+/// [`Error::Read`], [`Error::ImageDigest`],
+/// [`Error::Interrupted`].
 pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<Damage>> {
     let manifest = &job.record.manifest;
     let places = &job.record.layout.places;

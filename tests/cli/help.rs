@@ -124,18 +124,20 @@ fn the_help_lists_every_exit_code() {
     }
 }
 
-/// The README repeats what the code says; here is who notices when only one of them changes.
+/// The manual repeats what the code says; here is who notices when only one of them changes.
 #[test]
-fn the_readme_lists_exit_codes_verbs_and_keys() {
-    let readme = include_str!("../../README.md");
+fn the_manual_lists_exit_codes_verbs_and_keys() {
+    let errors = include_str!("../../src/manual/errors.md");
     for (_, class) in qstage::error::Error::ALL {
         let name = serde_json::to_value(class).unwrap();
         let row = format!("| {} | `{}` |", class.exit_code(), name.as_str().unwrap());
-        assert!(readme.contains(&row), "{row}");
+        assert!(errors.contains(&row), "{row}");
     }
+    let page = include_str!("../../src/manual/verbs.md");
     for verb in VERBS {
-        assert!(readme.contains(&format!("`{verb}")), "{verb}");
+        assert!(page.contains(&format!("`{verb}")), "{verb}");
     }
+    let table = include_str!("../../src/manual/configuration.md");
     let sample = include_str!("../../fixtures/config.toml");
     let keys: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).collect();
     let split = sample.lines().position(|line| line == "#[kexec]").unwrap();
@@ -143,8 +145,29 @@ fn the_readme_lists_exit_codes_verbs_and_keys() {
     assert_eq!(own, 39);
     // Those of [kexec] and [container] are explained in the sample alone.
     for (key, _) in keys.into_iter().take(own) {
-        assert!(readme.contains(&format!("| `{key}` |")), "{key}");
+        assert!(table.contains(&format!("| `{key}` |")), "{key}");
     }
+}
+
+/// The pages of the manual and the documents at the root point at files that exist.
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<_> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "src/SAFETY.md"]
+        .map(|name| root.join(name))
+        .into();
+    pages.extend(std::fs::read_dir(root.join("src/manual")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut links = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if page.extension().is_some_and(|ext| ext == "md") && !link.is_empty() && !link.contains("://") {
+                links += 1;
+                assert!(page.parent().unwrap().join(link).exists(), "{}: {link}", page.display());
+            }
+        }
+    }
+    assert!(links > 15, "{links} links were found");
 }
 
 #[test]
@@ -176,6 +199,22 @@ fn manual_pages_are_complete_and_render_without_warnings() {
                 let complaints = String::from_utf8_lossy(&output.stderr);
                 assert!(output.status.success() && complaints.is_empty(), "{judge} {name}.1: {complaints}");
             }
+        }
+    }
+    let config = dir.path().join("qstage.toml.5");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let sample = include_str!("../../fixtures/config.toml");
+    for line in sample
+        .lines()
+        .filter(|line| line.strip_prefix('#').is_some_and(|key| key.contains(" = ") && !key.starts_with(' ')))
+    {
+        let key = line[1..].split(" = ").next().unwrap();
+        assert!(text.contains(&format!("\\fB{key} = ")), "{key}");
+    }
+    for judge in ["groff -ww -man -Tutf8 -z", "man --warnings -E UTF-8 -l -Tutf8 -Z"] {
+        if let Some(output) = run(judge, &config) {
+            let complaints = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && complaints.is_empty(), "{judge} qstage.toml.5: {complaints}");
         }
     }
     assert!(stdout(qstage(&["man"])).contains(".TH qstage 1"));

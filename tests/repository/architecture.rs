@@ -141,6 +141,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["cli/", "boot.rs", "main.rs"]),
     ("clap_complete", &["cli/manual.rs"]),
     ("clap_mangen", &["cli/manual.rs"]),
+    ("roff", &["cli/config_page.rs"]),
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),

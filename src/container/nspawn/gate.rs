@@ -1,7 +1,7 @@
 //! The gate in front of the program of a container: namespaces, mounts and init are made while the old container
 //! serves, and the one execve(2) that is left is done on a word.
 //!
-//! A copy of qstage (see [`room`](super::room)) is the first thing that runs there. It connects to a socket of the
+//! A copy of qstage (see `room`) is the first thing that runs there. It connects to a socket of the
 //! process that arranges the container, and waits:
 //!
 //! | inside | outside |

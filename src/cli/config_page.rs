@@ -1,0 +1,56 @@
+//! qstage.toml(5), made from the annotated sample configuration, so that the two cannot differ.
+
+use roff::{Roff, bold, roman};
+
+/// The sample: each key as a comment, with its explanation above it.
+const SAMPLE: &str = include_str!("../../fixtures/config.toml");
+
+/// The manual page in roff, as man(7) defines it.
+pub(super) fn render() -> String {
+    let mut page = Roff::new();
+    page.control("TH", ["qstage.toml", "5", "", concat!("qstage ", env!("CARGO_PKG_VERSION"))]);
+    page.control("SH", ["NAME"]).text([roman("qstage.toml - configuration of qstage")]);
+    page.control("SH", ["SYNOPSIS"]).text([bold("/etc/qstage/config.toml")]);
+    page.control("SH", ["DESCRIPTION"]);
+    let mut blocks = SAMPLE.split("\n\n");
+    // The first line is the title of the sample.
+    let (_, about) = blocks.next().and_then(|first| first.split_once('\n')).unwrap_or_default();
+    explanation(&mut page, about.lines());
+    page.control("SH", ["KEYS"]);
+    for block in blocks {
+        let (keys, text): (Vec<&str>, Vec<&str>) = block.lines().partition(|line| !is_text(line));
+        let keys: Vec<&str> = keys.iter().map(|line| line.trim_start_matches('#')).collect();
+        match keys.first() {
+            Some(table) if table.starts_with('[') => {
+                page.control("SS", [*table]);
+                explanation(&mut page, text.into_iter());
+            }
+            Some(_) => {
+                for (n, key) in keys.iter().enumerate() {
+                    page.control(if n == 0 { "TP" } else { "TQ" }, []).text([bold(*key)]);
+                }
+                explanation(&mut page, text.into_iter());
+            }
+            None => explanation(&mut page, text.into_iter()),
+        }
+    }
+    page.control("SH", ["SEE ALSO"]).text([bold("qstage"), roman("(1)")]);
+    page.render()
+}
+
+/// Whether a line explains: `# text`, or an empty comment. A key is `#key = value` or its continuation.
+fn is_text(line: &str) -> bool {
+    line == "#" || line.starts_with("# ")
+}
+
+/// Running text; what is indented stands as it is, line by line.
+fn explanation<'a>(page: &mut Roff, lines: impl Iterator<Item = &'a str>) {
+    for line in lines {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if let Some(literal) = line.strip_prefix("   ") {
+            page.control("br", []).text([bold(literal)]).control("br", []);
+        } else if !line.trim().is_empty() {
+            page.text([roman(line.trim_start())]);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The manual: one page for each subject, the same text as in `src/manual/*.md`.
+//!
+//! Start with [`verbs`] and [`configuration`]; [`safety`] is the argument why an upgrade cannot cost the old system.
+
+#![allow(rustdoc::broken_intra_doc_links, reason = "the pages link to each other as files")]
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+#[doc = include_str!("boot.md")]
+pub mod boot {}
+#[doc = include_str!("cluster.md")]
+pub mod cluster {}
+#[doc = include_str!("configuration.md")]
+pub mod configuration {}
+#[doc = include_str!("containers.md")]
+pub mod containers {}
+#[doc = include_str!("errors.md")]
+pub mod errors {}
+#[doc = include_str!("format.md")]
+pub mod format {}
+#[doc = include_str!("glossary.md")]
+pub mod glossary {}
+#[doc = include_str!("network.md")]
+pub mod network {}
+#[doc = include_str!("performance.md")]
+pub mod performance {}
+#[doc = include_str!("../SAFETY.md")]
+pub mod safety {}
+#[doc = include_str!("service.md")]
+pub mod service {}
+#[doc = include_str!("verbs.md")]
+pub mod verbs {}
