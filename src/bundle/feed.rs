@@ -7,7 +7,7 @@ use super::frame::Frame;
 use super::manifest::Payload;
 use super::reader::Bundle;
 use super::source::read_failed;
-use crate::error::Result;
+use crate::error::{Class, Error, Result};
 use crate::workers::{Abort, lock};
 
 /// Hands out frames in the order of the bundle; every worker holds one at a time. A stream is read under the
@@ -83,16 +83,33 @@ impl<'a> Feed<'a> {
         }
     }
 
+    /// Whether to load a frame costs a round trip, unless it was declared before.
+    pub fn is_remote(&self) -> bool {
+        self.bundle.file().is_some_and(super::source::ReadAt::is_remote)
+    }
+
+    /// Says that a claimed frame will be loaded, so that it may be fetched meanwhile. Its size in the bundle in bytes.
+    pub fn expect(&self, claim: &Claim<'_>) -> u64 {
+        let len = u64::from(self.bundle.packed(claim));
+        if let Some(file) = self.bundle.file() {
+            file.will_read(claim.at, len);
+        }
+        len
+    }
+
     /// Says that a claimed frame will not be loaded: it is in its place.
     pub fn pass(&self, claim: &Claim<'_>) {
         if let Some(file) = self.bundle.file() {
-            file.will_not_read(claim.at, u64::from(claim.entry().compressed));
+            file.will_not_read(claim.at, u64::from(self.bundle.packed(claim)));
         }
     }
 
-    /// Says that the bytes of a claimed frame were wrong. Whether loading it again may bring other ones.
-    pub fn distrust(&self, claim: &Claim<'_>) -> bool {
-        self.bundle.file().is_some_and(|file| file.distrust(claim.at))
+    /// Says what was wrong with the bytes of a claimed frame. Whether loading it again may bring other ones: of several
+    /// servers one may send something else, and then the others are asked.
+    pub fn has_another(&self, claim: &Claim<'_>, problem: &Error) -> bool {
+        let len = u64::from(self.bundle.packed(claim));
+        problem.class() == Class::Bundle
+            && self.bundle.file().is_some_and(|file| file.distrust(claim.at, len))
     }
 
     /// Takes the next frame. A stream's bytes are put into `compressed`; a file's are fetched by [`load`](Self::load).

@@ -32,8 +32,8 @@ pub trait ReadAt: Send + Sync {
         false
     }
 
-    /// Says that the bytes at `at` were wrong. Whether they may be other ones when they are read again, from elsewhere.
-    fn distrust(&self, _at: u64) -> bool {
+    /// Says that the bytes of a range were wrong. Whether they may be other ones when they are read again, from elsewhere.
+    fn distrust(&self, _at: u64, _len: u64) -> bool {
         false
     }
 }

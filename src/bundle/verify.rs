@@ -56,13 +56,21 @@ pub fn verify(
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
         let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
-            feed.load(&claim, &mut compressed)?;
-            let frame = decoder.decode(&claim, &compressed, buffer)?;
-            hashes.turn(claim.ordinal, &abort, |hashes| {
-                hashes.update(claim.payload_number(), &frame);
-                Ok(())
-            })?;
-            progress.advance(frame.len() as u64);
+            loop {
+                let loaded = feed.load(&claim, &mut compressed);
+                match loaded.and_then(|()| decoder.decode(&claim, &compressed, buffer)) {
+                    Ok(frame) => {
+                        hashes.turn(claim.ordinal, &abort, |hashes| {
+                            hashes.update(claim.payload_number(), &frame);
+                            Ok(())
+                        })?;
+                        progress.advance(frame.len() as u64);
+                        break;
+                    }
+                    Err(problem) if feed.has_another(&claim, &problem) => {}
+                    Err(problem) => return Err(problem),
+                }
+            }
         }
         Ok(())
     })?;

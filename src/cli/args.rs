@@ -17,6 +17,7 @@ use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::trust::TrustFile;
 use crate::progress::Progress;
+use crate::source::http::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Slot};
 
@@ -170,6 +171,27 @@ impl ConfigArgs {
     /// The configuration with its defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
         Ok(Config::load(self.config.as_deref())?.into_settings())
+    }
+}
+
+/// `--mirror`: for verbs that read a bundle from a web server.
+#[derive(Debug, Args)]
+pub(super) struct MirrorArgs {
+    /// Another URL of the bundle, asked where the first one fails; may be repeated
+    ///
+    /// With a slash at its end, a place below which the bundle lies by its name. Asked
+    /// before the mirrors of the configuration. One that dies, stalls, is much slower, or
+    /// sends something else is left; what is written is proved in any case.
+    #[arg(long = "mirror", value_name = "URL")]
+    mirrors: Vec<String>,
+}
+
+impl MirrorArgs {
+    /// The settings of the network with these mirrors.
+    pub(super) fn web(&self, settings: &Settings) -> Web {
+        let mut web = settings.web.clone();
+        web.mirrors.splice(..0, self.mirrors.iter().cloned());
+        web
     }
 }
 

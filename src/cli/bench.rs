@@ -90,7 +90,7 @@ impl BenchArgs {
                 &Trust::dangerously_unsigned(),
                 &Web::default(),
                 &cancel,
-                machine::notes(),
+                &machine::notes(),
             )
         };
         // Only a disk that is named here: one from the configuration is the machine's own.

@@ -85,7 +85,7 @@ impl InitArgs {
                 &self.trust.open(&settings.trust, &progress)?,
                 &settings.web,
                 &cancel,
-                machine::notices(&progress),
+                &machine::notices(&progress),
             )?),
             None => None,
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::args::{ConfigArgs, MirrorArgs};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::{machine, table};
@@ -12,7 +13,6 @@ use crate::bundle::{Summary, Trust};
 use crate::error::Result;
 use crate::host::trust;
 use crate::progress::Cancel;
-use crate::source::http::Web;
 use crate::units::size;
 
 /// Show what a bundle holds
@@ -21,7 +21,7 @@ use crate::units::size;
 /// here may be forged. The images themselves are not read: 'qstage verify' does that.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Bundle or delta to look at; '-' is standard input
+    /// Bundle or delta to look at: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
     /// Check the signature against this OpenSSH allowed_signers file
@@ -31,6 +31,12 @@ pub(super) struct InspectArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
+
+    #[command(flatten)]
+    mirrors: MirrorArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 impl InspectArgs {
@@ -42,7 +48,9 @@ impl InspectArgs {
         };
         let format = Format::object_if(self.json);
         let progress = Arc::new(Reporter::new(format));
-        let bundle = machine::bundle(&self.bundle, &trust, &Web::default(), &Cancel::default(), &progress)?;
+        // Of the configuration only how servers are reached.
+        let web = self.mirrors.web(&self.config.settings()?);
+        let bundle = machine::bundle(&self.bundle, &trust, &web, &Cancel::default(), &progress)?;
         drop(progress);
         output::result(format, &bundle.summary()?, human)
     }

@@ -102,15 +102,14 @@ impl Input {
         Ok(ConfinedInput(self))
     }
 
-    fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: Notice) -> Result<Bundle> {
-        let source = match self {
-            Self::Open(source) => source,
-            Self::Web(Address::Web(url)) => web.open(&url, cancel, notice)?,
-            Self::Web(other) => {
-                return Err(Error::Internal { what: format!("{other} is no web server") });
+    fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: &Notice) -> Result<Bundle> {
+        match self {
+            Self::Open(source) => Bundle::open(source, trust),
+            Self::Web(Address::Web(url)) => {
+                web.read(&url, cancel, notice, |source| Bundle::open(source, trust))
             }
-        };
-        Bundle::open(source, trust)
+            Self::Web(other) => Err(Error::Internal { what: format!("{other} is no web server") }),
+        }
     }
 }
 
@@ -120,14 +119,14 @@ pub(super) fn bundle_unconfined(
     trust: &Trust,
     web: &Web,
     cancel: &Cancel,
-    notice: Notice,
+    notice: &Notice,
 ) -> Result<Bundle> {
     Input::open(from, cancel)?.bundle(trust, web, cancel, notice)?.whole()
 }
 
 impl ConfinedInput {
     /// Reads the head of the bundle or delta, and checks its signature.
-    pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: Notice) -> Result<Bundle> {
+    pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: &Notice) -> Result<Bundle> {
         self.0.bundle(trust, web, cancel, notice)
     }
 }
@@ -162,7 +161,7 @@ pub(super) fn bundle(
     progress: &Arc<Reporter>,
 ) -> Result<Bundle> {
     let input = Input::open(from, cancel)?.confine(Kept::default(), web, progress)?;
-    input.bundle(trust, web, cancel, notices(progress))
+    input.bundle(trust, web, cancel, &notices(progress))
 }
 
 /// Notices of a transfer as lines on standard error, for verbs that show no progress.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{MachineArgs, OverrideArgs, TrustArgs};
+use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
@@ -37,6 +37,9 @@ pub(super) struct PlanArgs {
     overrides: OverrideArgs,
 
     #[command(flatten)]
+    mirrors: MirrorArgs,
+
+    #[command(flatten)]
     pub(super) trust: TrustArgs,
 
     #[command(flatten)]
@@ -47,13 +50,14 @@ impl PlanArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::object_if(self.json);
         let settings = self.machine.settings()?;
+        let web = self.mirrors.web(&settings);
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = self.trust.open(&settings.trust, &progress)?;
         let input = Input::open(&self.bundle, &cancel)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &cancel)).transpose()?;
-        let input = input.confine(host.kept_to_look(&settings), &settings.web, &progress)?;
-        let bundle = input.bundle(&trust, &settings.web, &cancel, machine::notices(&progress))?;
+        let input = input.confine(host.kept_to_look(&settings), &web, &progress)?;
+        let bundle = input.bundle(&trust, &web, &cancel, &machine::notices(&progress))?;
         let whole = whole.map(|whole| whole.bundle(&trust)).transpose()?;
         drop(progress);
         let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle, whole.as_ref())?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
+use super::args::{JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
@@ -100,6 +100,9 @@ pub(super) struct PrepareArgs {
     overrides: OverrideArgs,
 
     #[command(flatten)]
+    mirrors: MirrorArgs,
+
+    #[command(flatten)]
     trust: TrustArgs,
 
     #[command(flatten)]
@@ -114,6 +117,7 @@ impl PrepareArgs {
         }
         let format = Format::lines_if(self.json);
         let settings = self.machine.settings()?;
+        let web = self.mirrors.web(&settings);
         if self.background {
             lower_priority(self.while_stdin_open);
         }
@@ -143,12 +147,12 @@ impl PrepareArgs {
         let input = Input::open(&self.bundle, &options.cancel).map_err(refused)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
         let whole = whole.map_err(refused)?;
-        let input = input.confine(host.kept_to_change(&settings), &settings.web, &progress)?;
+        let input = input.confine(host.kept_to_change(&settings), &web, &progress)?;
         if self.while_stdin_open {
             stop_with_stdin(&options.cancel)?;
         }
         let bundle = input
-            .bundle(&trust, &settings.web, &options.cancel, machine::notices(&progress))
+            .bundle(&trust, &web, &options.cancel, &machine::notices(&progress))
             .and_then(|bundle| self.expected(bundle))
             .map_err(refused)?;
         let whole = whole.map(|whole| whole.bundle(&trust)).transpose().map_err(refused)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{JobsArgs, MachineArgs, TrustArgs};
+use super::args::{JobsArgs, MachineArgs, MirrorArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format};
 use super::progress::Reporter;
@@ -22,7 +22,7 @@ use crate::units::{Group, Slot};
 /// by the trusted keys of now; nothing is repaired.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Bundle to check; '-' is standard input
+    /// Bundle to check: a file or http(s) URL; '-' is standard input
     #[arg(required_unless_present = "slot", conflicts_with_all = ["slot", "group"])]
     bundle: Option<PathBuf>,
 
@@ -42,6 +42,9 @@ pub(super) struct VerifyArgs {
     pub(super) json: bool,
 
     #[command(flatten)]
+    mirrors: MirrorArgs,
+
+    #[command(flatten)]
     trust: TrustArgs,
 
     #[command(flatten)]
@@ -52,6 +55,7 @@ impl VerifyArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::lines_if(self.json);
         let settings = self.machine.settings()?;
+        let web = self.mirrors.web(&settings);
         let jobs = self.jobs.jobs.or(settings.jobs);
         let cancel = machine::cancel_on_signals()?;
         let progress = Arc::new(Reporter::new(format));
@@ -78,7 +82,7 @@ impl VerifyArgs {
         // clap has seen to it that one of the two is there.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&from, &trust, &settings.web, &cancel, &progress)?.whole()?;
+        let bundle = machine::bundle(&from, &trust, &web, &cancel, &progress)?.whole()?;
         let report = verify(&bundle, jobs, &cancel, &progress)?;
         drop(progress);
         output::result(format, &report, |report, palette| {

@@ -12,6 +12,10 @@ use crate::workers::{Abort, lock};
 
 /// Frames of each payload that are looked at before anything is written.
 const SAMPLES: u64 = 8;
+/// The same where a frame that is not in place costs a transfer: a read of the slot is cheap beside it.
+const REMOTE_SAMPLES: u64 = 64;
+/// A frame that is packed into a smaller part than this may be all zeroes.
+const SURELY_NOT_ZERO: u64 = 256;
 /// After so many frames in a row that did not match, only one in [`STRIDE`] is looked at.
 const PATIENCE: u32 = 16;
 /// See [`PATIENCE`].
@@ -22,30 +26,44 @@ const STRIDE: u64 = 16;
 pub(super) struct Probing {
     /// Misses since the last match; `None` where the samples matched nothing.
     misses: Option<Mutex<u32>>,
+    /// Whether each frame is looked at, whatever came before it.
+    every: bool,
 }
 
 impl Probing {
-    /// Looks at a few frames of every payload: the first ones, where an interrupted run has been, and others spread
-    /// evenly. Zeroes that match prove nothing: blank space matches them too.
-    pub(super) fn sample(release: &Release, targets: &[Target], abort: &Abort<'_>) -> Result<Self> {
+    /// Looks at a few frames of every payload: the first one that holds something, where an interrupted run has been, and
+    /// others spread evenly. Zeroes that match prove nothing: blank space matches them too. `remote`: frames that are not
+    /// in place come over a network.
+    pub(super) fn sample(
+        release: &Release,
+        targets: &[Target],
+        remote: bool,
+        abort: &Abort<'_>,
+    ) -> Result<Self> {
+        let samples = if remote { REMOTE_SAMPLES } else { SAMPLES };
         let payloads = &release.manifest.payloads;
         let mut buffer = AlignedBuf::zeroed(largest_frame(payloads));
         for (number, payload) in payloads.iter().enumerate().filter(|(_, payload)| wanted(targets, payload)) {
             let frames = payload.frames();
-            let spread = (1..SAMPLES).map(|i| i * frames / SAMPLES);
+            let spread = (1..samples).map(|i| i * frames / samples);
+            let holds = |frame: &u64| {
+                let frame = release.frame(number, *frame);
+                u64::from(frame.entry().compressed) >= frame.len() as u64 / SURELY_NOT_ZERO
+            };
+            let first = (0..frames).find(holds);
             let mut last = None;
-            for frame in [0].into_iter().chain(spread).filter(|frame| *frame < frames) {
+            for frame in [0].into_iter().chain(first).chain(spread).filter(|frame| *frame < frames) {
                 abort.check()?;
                 if last.replace(frame) == Some(frame) {
                     continue;
                 }
                 let frame = frame_at(targets, release.frame(number, frame))?;
                 if frame.find(&mut buffer).is_some_and(|found| !found.is_zero()) {
-                    return Ok(Self { misses: Some(Mutex::new(0)) });
+                    return Ok(Self { misses: Some(Mutex::new(0)), every: remote });
                 }
             }
         }
-        Ok(Self { misses: None })
+        Ok(Self { misses: None, every: remote })
     }
 
     /// Whether the slot seems to hold something of this bundle.
@@ -56,7 +74,7 @@ impl Probing {
     /// Calls `look` if frame number `ordinal` is worth it, and learns from the answer.
     pub(super) fn look<T>(&self, ordinal: u64, look: impl FnOnce() -> Option<T>) -> Option<T> {
         let misses = self.misses.as_ref()?;
-        if *lock(misses) >= PATIENCE && !ordinal.is_multiple_of(STRIDE) {
+        if !self.every && *lock(misses) >= PATIENCE && !ordinal.is_multiple_of(STRIDE) {
             return None;
         }
         let found = look();
@@ -72,7 +90,7 @@ mod tests {
 
     #[test]
     fn patience_ends_and_returns() {
-        let probing = Probing { misses: Some(Mutex::new(0)) };
+        let probing = Probing { misses: Some(Mutex::new(0)), every: false };
         let looks = |range: std::ops::Range<u64>, found: bool| {
             let mut looked = 0;
             for number in range {
@@ -87,7 +105,10 @@ mod tests {
         assert_eq!(looks(16..160, false), 9, "one in sixteen");
         assert_eq!(looks(160..161, true), 1, "a match at the next sample");
         assert_eq!(looks(161..177, true), 16, "brings full probing back");
-        let blind = Probing { misses: None };
+        let every = Probing { misses: Some(Mutex::new(0)), every: true };
+        assert!((0..100).all(|number| every.look(number, || None::<()>).is_none()));
+        assert_eq!(*lock(every.misses.as_ref().unwrap()), 100, "each is looked at");
+        let blind = Probing { misses: None, every: false };
         assert!(blind.look(0, || Some(())).is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! What the workers do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::ledger::{Duty, Ledger};
@@ -12,7 +12,7 @@ use crate::bundle::frame::{Frame, FrameDecoder, Known, VerifiedFrame};
 use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result};
 use crate::progress::{Phase, Progress};
 use crate::slot::FrameAt;
 use crate::workers::{self, Abort, Sequencer};
@@ -32,6 +32,36 @@ struct Run<'r, 'a> {
     written: AtomicU64,
     zeroed: AtomicU64,
     reused: AtomicU64,
+}
+
+/// Bytes of a bundle on a server that all workers together may look past, so that they are fetched side by side meanwhile.
+const AHEAD: u64 = 8 << 20;
+/// Frames that one worker may look past.
+const LATE: usize = 256;
+
+/// Frames that a worker has looked for in vain, and that are on their way.
+#[derive(Default)]
+struct Late<'a> {
+    frames: VecDeque<(Claim<'a>, u64)>,
+    bytes: u64,
+}
+
+impl<'a> Late<'a> {
+    fn push(&mut self, claim: Claim<'a>, len: u64) {
+        self.frames.push_back((claim, len));
+        self.bytes += len;
+    }
+
+    fn pop(&mut self) -> Option<Claim<'a>> {
+        let (claim, len) = self.frames.pop_front()?;
+        self.bytes -= len;
+        Some(claim)
+    }
+
+    /// Whether another one may be added: at least one, further ones up to `most` bytes in all.
+    fn has_room(&self, most: u64) -> bool {
+        self.frames.is_empty() || self.bytes < most && self.frames.len() < LATE
+    }
 }
 
 /// What one worker owns.
@@ -59,7 +89,7 @@ pub(super) fn write_frames<'a>(
         (Some(delta), Some(sources)) => Some(Patcher::new(delta, sources)),
         (Some(_), None) => return Err(Error::Internal { what: "a delta without its base".to_owned() }),
     };
-    let probing = probe::Probing::sample(bundle.release(), targets, &abort)?;
+    let probing = probe::Probing::sample(bundle.release(), targets, feed.is_remote(), &abort)?;
     // Where some of it may be in place, only what turns out not to be is asked for.
     if !probing.resembles() {
         feed.expect_all();
@@ -80,6 +110,12 @@ pub(super) fn write_frames<'a>(
         zeroed: AtomicU64::new(0),
         reused: AtomicU64::new(0),
     };
+    // Where some frames are in place, the others are looked for first and waited for afterwards. Not where images are hashed,
+    // in their order: a worker would wait for its turn with the frame before in its own hands.
+    let ahead = match run.feed.is_remote() && run.hashes.is_none() && run.probing.resembles() {
+        true => AHEAD / options.jobs.get() as u64,
+        false => 0,
+    };
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest_frame(payloads));
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
         let mut scratch = Scratch {
@@ -88,10 +124,22 @@ pub(super) fn write_frames<'a>(
             decoder: FrameDecoder::new()?,
             patch: patch::Scratch::default(),
         };
+        let (mut late, mut ended) = (Late::default(), false);
         loop {
             run.duties(scratch.buffer)?;
-            let Some(claim) = run.feed.claim(&mut scratch.compressed, run.abort)? else { return Ok(()) };
-            run.frame(&claim, &mut scratch)?;
+            if !ended && late.has_room(ahead) {
+                match run.feed.claim(&mut scratch.compressed, run.abort)? {
+                    None => ended = true,
+                    Some(claim) if run.is_in_place(&claim, &mut scratch)? => {
+                        progress.advance(claim.len() as u64)
+                    }
+                    // What is not looked past is loaded at once, and declared already.
+                    Some(claim) => late.push(claim, if ahead > 0 { run.feed.expect(&claim) } else { 0 }),
+                }
+                continue;
+            }
+            let Some(claim) = late.pop() else { return Ok(()) };
+            run.bring(&claim, &mut scratch)?;
             progress.advance(claim.len() as u64);
         }
     })?;
@@ -151,22 +199,30 @@ impl<'a> Run<'_, 'a> {
         Ok(())
     }
 
+    /// Whether a frame is in its place already; then it is done with.
+    fn is_in_place(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<bool> {
+        let frame = self.frame_at(claim)?;
+        let Some(verified) = self.in_place(claim.ordinal, &frame, scratch.buffer)? else { return Ok(false) };
+        self.feed.pass(claim);
+        self.reused.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        self.hash(claim.ordinal, &frame, &verified)?;
+        Ok(true)
+    }
+
+    fn frame_at(&self, claim: &Claim<'a>) -> Result<FrameAt<'a>> {
+        frame_at(self.targets, self.zeroes.get(&claim.ordinal).copied().unwrap_or(**claim))
+    }
+
     /// Brings one frame into its place.
-    fn frame(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let frame = frame_at(self.targets, self.zeroes.get(&claim.ordinal).copied().unwrap_or(**claim))?;
-        if let Some(verified) = self.in_place(claim.ordinal, &frame, scratch.buffer)? {
-            self.feed.pass(claim);
-            self.reused.fetch_add(frame.len() as u64, Ordering::Relaxed);
-            return self.hash(claim.ordinal, &frame, &verified);
-        }
+    fn bring(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
+        let frame = self.frame_at(claim)?;
         let problem = loop {
             let loaded = self.load(claim, scratch);
             let problem = match loaded.and_then(|()| frame.verify(scratch.buffer)) {
                 Ok(verified) => return self.write(claim.ordinal, &frame, &verified),
                 Err(problem) => problem,
             };
-            // Of several servers one may send something else: the others are asked.
-            if problem.class() != Class::Bundle || !self.feed.distrust(claim) {
+            if !self.feed.has_another(claim, &problem) {
                 break problem;
             }
         };

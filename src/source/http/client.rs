@@ -216,6 +216,8 @@ fn of_error(error: &reqwest::Error) -> Trouble {
         }
         cause = inner.source();
     }
+    // The error of a SOCKS proxy that nobody runs has the cause in its fields only.
+    refused |= error.is_connect() && format!("{error:?}").contains("ConnectionRefused");
     let hope = if refused { Hope::OnceItAnswered } else { Hope::Always };
     match error {
         _ if error.is_connect() => Trouble::Connect(chain(error), hope),

@@ -1,7 +1,11 @@
-//! The one task that talks to servers: takes blocks off the plan, one after the other, and survives what a link does.
+//! The tasks that talk to servers: each takes blocks off the plan, one after the other, and survives what a link does.
 //!
 //! One answer is read for as long as what is wanted follows where it stands; only a hole costs another request. So a server
-//! that gives a file out once, or knows no ranges, serves a transfer from front to back with the very first answer.
+//! that gives a file out once, or knows no ranges, serves a transfer from front to back with the very first answer. More
+//! lanes than the first one join only once a server has answered a second request: then holes are fetched side by side.
+//!
+//! The first lane decides what becomes of the transfer. The others only help: what fails there is left to the first one, which
+//! will see for itself. So a server that takes one connection of each client serves a transfer too.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -9,28 +13,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::Url;
+use tokio::task::JoinSet;
 
 use super::client::{Answer, chain};
-use super::header::Validator;
-use super::plan::{GAP, Want};
+use super::mirrors::Mirrors;
+use super::plan::{GAP, LANES, Want};
 use super::shared::{Failed, Head, Shared};
 use super::trouble::{RateMeter, Trouble, pause};
-use crate::source::address::shown;
 
 /// Progress after which the retries count from the beginning again.
 const PROGRESS: u64 = 64 << 10;
-
-/// What is known of one address.
-struct Mirror {
-    /// As it was given.
-    url: Url,
-    /// Where redirects led last; asked first, until it fails.
-    led: Option<Url>,
-    /// The version of the file there.
-    validator: Option<Validator>,
-    /// Not asked again.
-    left: bool,
-}
+/// Failures in a row after which a lane that only helps helps no more.
+const PATIENCE: u32 = 3;
 
 /// An answer that is being read.
 struct Body {
@@ -39,12 +33,16 @@ struct Body {
     rest: bytes::Bytes,
     /// The byte of the file that comes next.
     at: u64,
+    /// Which address sends it.
+    mirror: usize,
 }
 
-pub(super) struct Fetcher {
+/// One connection after the other.
+pub(super) struct Lane {
     shared: Arc<Shared>,
-    mirrors: Vec<Mirror>,
-    current: usize,
+    mirrors: Arc<Mirrors>,
+    /// 0 is the first one.
+    number: usize,
     body: Option<Body>,
     /// Tries in a row that brought nothing.
     retry: u32,
@@ -55,13 +53,25 @@ pub(super) struct Fetcher {
     chance: RandomState,
 }
 
-impl Fetcher {
-    pub(super) fn new(shared: Arc<Shared>, urls: Vec<Url>) -> Self {
-        let mirror = |url| Mirror { url, led: None, validator: None, left: false };
+/// Works until it fails; the failure is left for the readers.
+pub(super) async fn run(shared: Arc<Shared>, urls: Vec<Url>) {
+    let mirrors = Arc::new(Mirrors::new(urls));
+    let lane = |number| Lane::new(Arc::clone(&shared), Arc::clone(&mirrors), number);
+    // Dropped, and so ended, with this one.
+    let mut helpers = JoinSet::new();
+    for number in 1..LANES {
+        helpers.spawn(lane(number).help());
+    }
+    let failed = lane(0).lead().await;
+    shared.fail(failed);
+}
+
+impl Lane {
+    fn new(shared: Arc<Shared>, mirrors: Arc<Mirrors>, number: usize) -> Self {
         Self {
             shared,
-            mirrors: urls.into_iter().map(mirror).collect(),
-            current: 0,
+            mirrors,
+            number,
             body: None,
             retry: 0,
             gained: 0,
@@ -71,13 +81,32 @@ impl Fetcher {
         }
     }
 
-    /// Works until it fails; the failure is left for the readers.
-    pub(super) async fn run(mut self) {
-        let failed = match self.head().await {
+    /// The first lane, until it fails.
+    async fn lead(mut self) -> Failed {
+        match self.head().await {
             Ok(()) => self.blocks().await,
             Err(failed) => failed,
-        };
-        self.shared.fail(failed);
+        }
+    }
+
+    /// Another lane, for as long as it is of use.
+    async fn help(mut self) {
+        self.mirrors.known_to_answer_again().await;
+        let mut failures = 0;
+        while failures < PATIENCE {
+            let want = self.want().await;
+            let start = want.block.start;
+            match self.block(&want).await {
+                Ok(()) => failures = 0,
+                Err(_) => {
+                    self.drop_body();
+                    self.shared.give_up(start);
+                    failures += 1;
+                    tokio::time::sleep(pause(failures + 1, self.chance.hash_one(failures), None)).await;
+                }
+            }
+        }
+        self.shared.stands(self.number, None);
     }
 
     /// The first answer: what there is to be had, and its first bytes.
@@ -86,8 +115,10 @@ impl Fetcher {
             match self.request(0, None).await {
                 Ok(body) => {
                     let (len, ranges) = (body.answer.total, body.answer.ranges);
+                    let mirror = body.mirror;
+                    self.shared.stands(self.number, Some(0..len.unwrap_or(u64::MAX)));
                     self.body = Some(body);
-                    self.shared.answered(Head { len, ranges });
+                    self.shared.answered(Head { len, ranges, mirror });
                     return Ok(());
                 }
                 Err(trouble) => self.recover(trouble, 0).await?,
@@ -97,20 +128,16 @@ impl Fetcher {
 
     async fn blocks(&mut self) -> Failed {
         loop {
-            let shared = Arc::clone(&self.shared);
-            let change = shared.work.notified();
             for liar in self.shared.liars() {
                 if let Err(failed) = self.leave(liar, "it sent other bytes than the bundle has") {
                     return failed;
                 }
             }
-            let Some(want) = self.shared.next(self.current) else {
-                change.await;
-                continue;
-            };
+            let want = self.want().await;
             let start = want.block.start;
             if let Err(trouble) = self.block(&want).await {
                 let at = self.shared.missing(start).unwrap_or(start);
+                self.drop_body();
                 self.shared.give_up(start);
                 if let Err(failed) = self.recover(trouble, at).await {
                     return failed;
@@ -119,20 +146,49 @@ impl Fetcher {
         }
     }
 
+    /// Waits for something to fetch.
+    async fn want(&mut self) -> Want {
+        loop {
+            let shared = Arc::clone(&self.shared);
+            // Made first: a change between the look and the wait is not missed.
+            let change = shared.work.notified();
+            if self.body.as_ref().is_some_and(|body| self.shared.is_left(body.mirror)) {
+                self.drop_body();
+            }
+            match self.shared.next(self.number) {
+                Some(want) => return want,
+                None => change.await,
+            }
+        }
+    }
+
+    fn drop_body(&mut self) {
+        self.body = None;
+        self.shared.stands(self.number, None);
+    }
+
     async fn block(&mut self, want: &Want) -> Result<(), Trouble> {
         let start = want.block.start;
         while let Some(at) = self.shared.missing(start) {
+            if self.body.as_ref().is_some_and(|body| self.shared.is_left(body.mirror)) {
+                return Err(Trouble::Broken("the address is asked no more".to_owned()));
+            }
             self.seek(at, want.until).await?;
+            let mirror = self.body.as_ref().map_or(0, |body| body.mirror);
             let Some(chunk) = self.chunk().await? else {
                 // The end of a file of unknown length.
                 self.shared.end_at(at);
                 return Ok(());
             };
-            let used = self.shared.fill(start, &chunk);
+            let used = self.shared.fill(start, &chunk, mirror);
             self.gained += used as u64;
             if let Some(body) = &mut self.body {
                 body.rest = chunk.slice(used..);
                 body.at += used as u64;
+            }
+            if let Some((slow, faster)) = self.mirrors.compare(mirror) {
+                self.shared.notice(&format!("{slow}; {faster} is asked instead"));
+                self.body = None;
             }
         }
         Ok(())
@@ -147,7 +203,10 @@ impl Fetcher {
             // Kept until the new one is accepted: a server may give a file out once only.
             let leads = open.is_some();
             match self.request(at, (until != u64::MAX).then_some(until)).await {
-                Ok(body) => self.body = Some(body),
+                Ok(body) => {
+                    self.mirrors.answered_again();
+                    self.body = Some(body);
+                }
                 Err(Trouble::Answer(_)) if leads => self.once = true,
                 Err(trouble) => return Err(trouble),
             }
@@ -167,16 +226,17 @@ impl Fetcher {
 
     /// The next bytes of the open answer; `None` at the end of a file whose length nobody said.
     async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, Trouble> {
-        let limits = self.shared.limits;
+        let (limits, patience) = (self.shared.limits, self.patience());
         let Some(body) = &mut self.body else { return Err(Trouble::Broken("no answer is open".to_owned())) };
         if !body.rest.is_empty() {
             return Ok(Some(std::mem::take(&mut body.rest)));
         }
         let begun = Instant::now();
-        let chunk = within(limits.stall, body.answer.response.chunk()).await?;
+        let chunk = within(patience, body.answer.response.chunk()).await?;
         match chunk.map_err(|error| Trouble::Broken(chain(&error)))? {
             Some(chunk) => {
                 self.shared.alive();
+                self.mirrors.took(body.mirror, chunk.len() as u64, begun.elapsed());
                 let slow = self.meter.too_slow(
                     chunk.len() as u64,
                     begun.elapsed(),
@@ -198,117 +258,87 @@ impl Fetcher {
         }
     }
 
+    /// How long to wait for the next byte: less where somebody else can be asked.
+    fn patience(&self) -> Duration {
+        let stall = self.shared.limits.stall;
+        if self.mirrors.state().alive > 1 { stall / 3 } else { stall }
+    }
+
     async fn request(&mut self, at: u64, until: Option<u64>) -> Result<Body, Trouble> {
         let limits = self.shared.limits;
-        let Some(mirror) = self.mirrors.get(self.current) else {
-            return Err(Trouble::Answer("no address".to_owned()));
-        };
-        let url = mirror.led.as_ref().unwrap_or(&mirror.url);
-        let asked = self.shared.clients.get(url, at, until, mirror.validator.as_ref());
+        let asked = self.mirrors.current();
+        let get = self.shared.clients.get(&asked.url, at, until, asked.validator.as_ref());
         // Of the two limits the connection has its own; the header may take as long as any byte.
-        let result = within(limits.stall + limits.connect, asked).await.and_then(|answer| answer);
-        let len = self.shared.len();
-        let Some(mirror) = self.mirrors.get_mut(self.current) else {
-            return Err(Trouble::Answer("no address".to_owned()));
-        };
+        let result = within(self.patience() + limits.connect, get).await.and_then(|answer| answer);
         let answer = match result {
             // The address that a redirect led to may have been for one time.
-            Err(Trouble::Answer(_)) if mirror.led.is_some() => {
-                mirror.led = None;
+            Err(Trouble::Answer(_)) if asked.led => {
+                self.mirrors.forget_redirect(asked.mirror);
                 return Err(Trouble::Broken("the address that a redirect led to is gone".to_owned()));
             }
             result => result?,
         };
         self.shared.alive();
-        if let Some(known) = &mirror.validator
-            && let Some(problem) = known.differs(&answer.validator)
-        {
+        if let Some(problem) = asked.validator.as_ref().and_then(|known| known.differs(&answer.validator)) {
             return Err(Trouble::Changed(problem));
         }
-        if let (Some(len), Some(total)) = (len, answer.total)
+        if let (Some(len), Some(total)) = (self.shared.len(), answer.total)
             && len != total
         {
             let problem = format!("it had {len} bytes, it has {total}");
-            let same = mirror.validator.is_some();
-            return Err(if same {
+            return Err(if asked.validator.is_some() {
                 Trouble::Changed(problem)
             } else {
                 Trouble::Answer(format!("another file: {problem}"))
             });
         }
-        mirror.validator = Some(answer.validator.clone());
-        mirror.led = (answer.url != mirror.url).then(|| answer.url.clone());
-        Ok(Body { at: answer.start, rest: bytes::Bytes::new(), answer })
+        self.mirrors.answered(asked.mirror, &answer);
+        Ok(Body { at: answer.start, rest: bytes::Bytes::new(), answer, mirror: asked.mirror })
     }
 
     /// After a failure: waits and tries again, leaves for another address, or ends.
     async fn recover(&mut self, trouble: Trouble, at: u64) -> Result<(), Failed> {
-        self.body = None;
+        self.drop_body();
         if self.gained >= PROGRESS {
             self.retry = 0;
         }
         self.gained = 0;
         self.meter = RateMeter::default();
-        let Some(mirror) = self.mirrors.get(self.current) else { return Ok(()) };
-        let url = shown(mirror.url.as_str()).into_owned();
-        let answered = mirror.validator.is_some();
-        let failed = |trouble: Trouble, retries| Failed { trouble, url: url.clone(), at, retries };
-        if !trouble.may_pass(answered) {
+        let state = self.mirrors.state();
+        let failed = |trouble: Trouble, retries| Failed { trouble, url: state.shown.clone(), at, retries };
+        if !trouble.may_pass(state.answered) {
             let problem = trouble.problem();
-            return self.leave(self.current, &problem).map_err(|_| failed(trouble, self.retry));
+            return self.leave(state.current, &problem).map_err(|_| failed(trouble, self.retry));
         }
-        let alive =
-            u32::try_from(self.mirrors.iter().filter(|mirror| !mirror.left).count()).unwrap_or(1).max(1);
         self.retry += 1;
-        let most = self.shared.limits.retries.saturating_mul(alive);
+        let most = self.shared.limits.retries.saturating_mul(state.alive);
         if self.retry > most {
             return Err(failed(trouble, most));
         }
         let asked = if let Trouble::Busy(_, asked) = &trouble { *asked } else { None };
-        let host = host(&mirror.url);
-        self.next_mirror();
-        let wait = if self.retry.is_multiple_of(alive) {
-            pause(self.retry / alive, self.chance.hash_one(self.retry), asked)
+        self.mirrors.go_on();
+        let wait = if self.retry.is_multiple_of(state.alive) {
+            pause(self.retry / state.alive, self.chance.hash_one(self.retry), asked)
         } else {
             Duration::ZERO
         };
-        let problem = format!("{host}, byte {at}: {}", trouble.problem());
-        self.shared.retrying(&host, &problem, self.retry, most, wait);
+        let problem = format!("{}, byte {at}: {}", state.host, trouble.problem());
+        self.shared.retrying(&state.host, &problem, self.retry, most, wait);
         tokio::time::sleep(wait).await;
         Ok(())
     }
 
-    fn next_mirror(&mut self) {
-        let count = self.mirrors.len();
-        let next = (1..=count).map(|step| (self.current + step) % count.max(1));
-        let alive = |at: &usize| self.mirrors.get(*at).is_some_and(|mirror| !mirror.left);
-        if let Some(next) = next.into_iter().find(alive) {
-            self.current = next;
-        }
-    }
-
     /// Asks an address no more; an error if it was the last one.
     fn leave(&mut self, which: usize, problem: &str) -> Result<(), Failed> {
-        let Some(mirror) = self.mirrors.get_mut(which) else { return Ok(()) };
-        mirror.left = true;
+        let Some(shown) = self.mirrors.leave(which) else { return Ok(()) };
         self.shared.left(which);
-        let url = shown(mirror.url.as_str()).into_owned();
-        if self.mirrors.iter().all(|mirror| mirror.left) {
-            return Err(Failed { trouble: Trouble::Answer(problem.to_owned()), url, at: 0, retries: 0 });
+        if self.mirrors.state().alive == 0 {
+            let trouble = Trouble::Answer(problem.to_owned());
+            return Err(Failed { trouble, url: shown, at: 0, retries: 0 });
         }
-        self.shared.notice(&format!("{url} is asked no more: {problem}"));
-        if which == self.current {
-            self.body = None;
-            self.next_mirror();
-        }
+        self.shared.notice(&format!("{shown} is asked no more: {problem}"));
         Ok(())
     }
-}
-
-/// The host as it is shown.
-pub(super) fn host(url: &Url) -> String {
-    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
-    format!("{}{port}", url.host_str().unwrap_or_default())
 }
 
 /// The result, unless it takes too long.

@@ -49,7 +49,7 @@ impl Transfer {
             return Ok(0);
         }
         let demand = self.shared.state().plan.begin(at..at.saturating_add(buf.len() as u64));
-        self.shared.work.notify_one();
+        self.shared.work.notify_waiters();
         let mut copied = 0;
         let result = self.wait(|state| {
             copied += state.plan.take(demand, buf.get_mut(copied..).unwrap_or_default());
@@ -58,7 +58,7 @@ impl Transfer {
         });
         self.shared.state().plan.end(demand);
         // What was taken makes room.
-        self.shared.work.notify_one();
+        self.shared.work.notify_waiters();
         result
     }
 }
@@ -87,15 +87,15 @@ impl ReadAt for WebFile {
 
     fn will_read(&self, at: u64, len: u64) {
         self.transfer.shared.state().plan.declare(at..at.saturating_add(len).min(self.len));
-        self.transfer.shared.work.notify_one();
+        self.transfer.shared.work.notify_waiters();
     }
 
     fn is_remote(&self) -> bool {
         true
     }
 
-    fn distrust(&self, at: u64) -> bool {
-        self.transfer.shared.distrust(at)
+    fn distrust(&self, at: u64, len: u64) -> bool {
+        self.transfer.shared.distrust(&(at..at.saturating_add(len)))
     }
 }
 

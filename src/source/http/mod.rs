@@ -2,8 +2,8 @@
 //! the signature of the bundle; TLS keeps the transfer private and whole.
 //!
 //! ```text
-//!   readers ──▶ file: WebFile, WebStream ──▶ plan (pure) ◀── fetch: one task, one answer after the other ──▶ client: reqwest
-//!      ▲                                       │                 │
+//!   readers ──▶ file: WebFile, WebStream ──▶ plan (pure) ◀── fetch: a few lanes, each one answer after the other ──▶ client: reqwest
+//!      ▲                                       │                 ├── mirrors: whom to ask
 //!      └──────────── blocks, each taken once ◀─┘                 └── trouble (pure): what may pass, how long to wait
 //! ```
 //!
@@ -17,6 +17,8 @@ mod credentials;
 mod fetch;
 mod file;
 mod header;
+mod list;
+mod mirrors;
 mod plan;
 mod proxy;
 mod shared;
@@ -35,12 +37,13 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use self::client::Clients;
-use self::fetch::{Fetcher, host};
 use self::file::{Transfer, WebFile, WebStream};
+use self::mirrors::host;
 use self::shared::Shared;
 use crate::bundle::source::{Source, read_failed};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::progress::Cancel;
+use crate::source::address::shown;
 use crate::workers;
 
 /// Takes what a person should know of a transfer that goes on.
@@ -63,7 +66,7 @@ pub struct Web {
     pub credentials: Option<PathBuf>,
     /// URL of a proxy, or `none`; `None`: what the environment says.
     pub proxy: Option<String>,
-    /// Addresses below which the same file may lie, each with a slash at its end.
+    /// Addresses of the same file, or, with a slash at the end, below which it lies by its name.
     pub mirrors: Vec<String>,
     /// How much patience a transfer gets.
     pub limits: Limits,
@@ -112,41 +115,74 @@ impl Web {
         [&self.ca, &self.client_certificate, &self.client_key, &self.credentials].into_iter().flatten()
     }
 
-    /// Begins a transfer; of several addresses the first is asked first, and the others where it fails. Its reads end
-    /// within 200 ms of a request to stop.
+    /// Has a file read by `open`, from `url` or from where a list of addresses at `url` leads; of several addresses the first
+    /// is asked first, and the others where it fails. Where `open` finds that what came is no bundle, or not one that is
+    /// trusted, it is called again with what the other addresses have. Its reads end within 200 ms of a request to stop.
     ///
     /// # Errors
-    /// Class Network, [`Error::Interrupted`], [`Error::Config`] for files that cannot be used.
-    pub fn open(&self, url: &Url, cancel: &Cancel, notice: Notice) -> Result<Source> {
-        let mut urls = vec![url.clone()];
-        let name = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
+    /// Class Network, [`Error::Interrupted`], [`Error::Config`] for files that cannot be used; those of `open`.
+    pub fn read<T>(
+        &self,
+        url: &Url,
+        cancel: &Cancel,
+        notice: &Notice,
+        open: impl Fn(Source) -> Result<T>,
+    ) -> Result<T> {
+        let mut urls = if list::is_one(url) { self.list(url, cancel, notice)? } else { vec![url.clone()] };
         for mirror in &self.mirrors {
-            let problem =
-                || Error::Argument { what: "mirror".to_owned(), problem: format!("'{mirror}' is no URL") };
-            let url = Url::parse(mirror).and_then(|base| base.join(name)).map_err(|_| problem())?;
-            urls.push(url);
+            let mirror = list::mirror_of(mirror, urls.first().unwrap_or(url))?;
+            if !urls.contains(&mirror) {
+                urls.push(mirror);
+            }
         }
-        let shared = Shared::new(Clients::new(self)?, self.limits, notice, host(url), urls.len());
+        loop {
+            let (source, first) = self.begin(urls.clone(), cancel, notice)?;
+            match open(source) {
+                Err(problem) if urls.len() > 1 && tells_of_the_server(&problem) => {
+                    let liar = urls.remove(first.min(urls.len() - 1));
+                    notice(&format!("{} is asked no more: {problem}", shown(liar.as_str())));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Begins a transfer. Which of the addresses answered is the other result.
+    fn begin(&self, urls: Vec<Url>, cancel: &Cancel, notice: &Notice) -> Result<(Source, usize)> {
+        let asked = urls.first().map(host).unwrap_or_default();
+        let shared = Shared::new(Clients::new(self)?, self.limits, Arc::clone(notice), asked, urls.len());
         start(&shared, urls)?;
         let transfer = Transfer { shared, cancel: cancel.clone() };
         let head =
             transfer.wait(|state| state.head).map_err(|error| read_failed("its beginning", 0, error))?;
-        Ok(match head.len {
+        let source = match head.len {
             Some(len) if head.ranges => Source::File(Arc::new(WebFile { transfer, len })),
             len => {
                 transfer.shared.state().plan.declare(0..len.unwrap_or(u64::MAX));
-                transfer.shared.work.notify_one();
+                transfer.shared.work.notify_waiters();
                 let stream = Box::new(WebStream { transfer, len, at: 0 });
                 match len {
                     Some(len) => Source::Sized(stream, len),
                     None => Source::Stream(stream),
                 }
             }
-        })
+        };
+        Ok((source, head.mirror))
+    }
+
+    /// The addresses in the list at `url`.
+    fn list(&self, url: &Url, cancel: &Cancel, notice: &Notice) -> Result<Vec<Url>> {
+        let (source, _) = self.begin(vec![url.clone()], cancel, notice)?;
+        list::read(source, url)
     }
 }
 
-/// Starts the thread of the transfer. It is not waited for: a name that is being looked up cannot be stopped.
+/// Whether another server may have something better than what this is about.
+fn tells_of_the_server(problem: &Error) -> bool {
+    matches!(problem.class(), Class::Bundle | Class::Trust) || matches!(problem, Error::SourceLength { .. })
+}
+
+/// Starts the thread of the transfer, on which all its tasks run. It is not waited for: a name that is being looked up cannot be stopped.
 fn start(shared: &Arc<Shared>, urls: Vec<Url>) -> Result<()> {
     let failed = |error: io::Error| Error::Internal { what: format!("the thread of a transfer: {error}") };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -154,7 +190,7 @@ fn start(shared: &Arc<Shared>, urls: Vec<Url>) -> Result<()> {
     let work = move || {
         runtime.block_on(async {
             tokio::select! {
-                () = Fetcher::new(Arc::clone(&shared), urls).run() => {}
+                () = fetch::run(Arc::clone(&shared), urls) => {}
                 () = shared.watch() => {}
                 () = shared.closed.notified() => {}
             }

@@ -8,6 +8,9 @@
 //!
 //! What a reader waits for comes first. What somebody declared comes ahead of the readers, as far as the budget allows. Bytes
 //! that nobody asked for or declared are never part of a request, but for gaps too small to be worth one.
+//!
+//! Several connections, the lanes, take blocks side by side. What follows where the answer of a lane stands is left to that
+//! lane, so a bundle without holes comes by one answer, and each further hole costs a request of whoever is free.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,7 +29,30 @@ struct Block {
     len: u64,
     taken: u64,
     ahead: bool,
+    lane: usize,
     mirror: usize,
+}
+
+/// Where the answer of a lane stands, and where it will end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reach {
+    at: u64,
+    end: u64,
+}
+
+impl Reach {
+    /// Whether a block from `start` on comes by this answer.
+    fn leads_to(self, start: u64) -> bool {
+        self.at <= start && start - self.at <= GAP && start < self.end
+    }
+}
+
+/// A connection, as the plan sees it.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lane {
+    reach: Option<Reach>,
+    /// It found nothing to do.
+    idle: bool,
 }
 
 /// What to fetch.
@@ -48,8 +74,11 @@ pub(super) struct Plan {
     buffered: u64,
     /// Which mirror sent what, of the last blocks.
     sent: Vec<(Range<u64>, usize)>,
+    lanes: [Lane; LANES],
 }
 
+/// Connections at the same time. More would be unkind to servers; at 100 ms these have 40 MiB under way each second.
+pub(super) const LANES: usize = 4;
 /// How many blocks are remembered: more than workers hold frames.
 const REMEMBERED: usize = 64;
 
@@ -134,24 +163,21 @@ impl Plan {
         }
     }
 
-    /// The next block to fetch from `mirror`. It counts as on its way until [`fill`](Self::fill) or
+    /// Says where the answer of a lane stands and ends; `None`: it has none.
+    pub(super) fn stands(&mut self, lane: usize, answer: Option<Range<u64>>) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.reach = answer.map(|range| Reach { at: range.start, end: range.end });
+        }
+    }
+
+    /// The next block for a lane to fetch. It counts as on its way until [`fill`](Self::fill) or
     /// [`give_up`](Self::give_up) has ended it.
-    pub(super) fn next(&mut self, mirror: usize) -> Option<Want> {
-        let waited = self
-            .demands
-            .values()
-            .filter_map(|range| self.uncovered(range.clone()))
-            .min_by_key(|range| range.start);
-        let first = match waited {
-            // Workers take frames in order and ask for them out of order: what is declared comes from front to back.
-            Some(range) => {
-                let around =
-                    |ahead: &&Range<u64>| ahead.contains(&range.start) && range.start - ahead.start <= BUDGET;
-                self.ahead.iter().find(around).cloned().unwrap_or(range)
-            }
-            None if self.buffered < BUDGET => self.ahead.first()?.clone(),
-            None => return None,
-        };
+    pub(super) fn next(&mut self, lane: usize) -> Option<Want> {
+        let first = self.candidate(lane);
+        if let Some(known) = self.lanes.get_mut(lane) {
+            known.idle = first.is_none();
+        }
+        let first = first?;
         let until = self.run_from(first.start);
         let mut block = first.start..until.min(first.start + BLOCK);
         if let Some((&next, _)) = self.blocks.range(block.start..).next() {
@@ -162,8 +188,45 @@ impl Plan {
         let len = block.end - block.start;
         self.buffered += len;
         let data = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-        self.blocks.insert(block.start, Block { data, len, taken: 0, ahead, mirror });
-        Some(Want { until: until.max(block.end), block })
+        let until = until.max(block.end);
+        if let Some(known) = self.lanes.get_mut(lane) {
+            let open = known.reach.filter(|reach| reach.leads_to(block.start));
+            known.reach = Some(Reach { at: block.end, end: open.map_or(until, |reach| reach.end) });
+        }
+        self.blocks.insert(block.start, Block { data, len, taken: 0, ahead, lane, mirror: 0 });
+        Some(Want { until, block })
+    }
+
+    /// What a lane should take: first what a reader waits for, but nothing that is left to another lane.
+    fn candidate(&self, lane: usize) -> Option<Range<u64>> {
+        let others = |start: u64| {
+            let leads = |other: &Lane| other.reach.is_some_and(|reach| reach.leads_to(start));
+            self.lanes.iter().enumerate().any(|(number, other)| number != lane && leads(other))
+        };
+        let mut waited: Vec<Range<u64>> =
+            self.demands.values().filter_map(|range| self.uncovered(range.clone())).collect();
+        waited.sort_by_key(|range| range.start);
+        // Workers take frames in order and ask for them out of order: what is declared comes from front to back.
+        let declared = |range: Range<u64>| {
+            let around =
+                |ahead: &&Range<u64>| ahead.contains(&range.start) && range.start - ahead.start <= BUDGET;
+            self.ahead.iter().find(around).cloned().unwrap_or(range)
+        };
+        let room = self.buffered < BUDGET;
+        let mut free = (waited.into_iter().map(declared))
+            .chain(self.ahead.iter().filter(|_| room).cloned())
+            .filter(|range| !others(range.start))
+            .peekable();
+        let own = self.lanes.get(lane).and_then(|lane| lane.reach);
+        let idle = self.lanes.iter().enumerate().any(|(number, other)| number != lane && other.idle);
+        match own.filter(|_| idle) {
+            // Another lane is free for what comes first; to leave an answer costs a request.
+            Some(own) => {
+                let first = free.peek().cloned();
+                free.find(|range| own.leads_to(range.start)).or(first)
+            }
+            None => free.next(),
+        }
     }
 
     /// The first part of a range that no block covers.
@@ -191,18 +254,16 @@ impl Plan {
         until
     }
 
-    /// Takes bytes that came for the block at `start`; how many belonged to it.
-    pub(super) fn fill(&mut self, start: u64, bytes: &[u8]) -> usize {
+    /// Takes bytes that came from `mirror` for the block at `start`; how many belonged to it.
+    pub(super) fn fill(&mut self, start: u64, bytes: &[u8], mirror: usize) -> usize {
         let Some(block) = self.blocks.get_mut(&start) else { return 0 };
+        block.mirror = mirror;
         let room = usize::try_from(block.len).unwrap_or(usize::MAX).saturating_sub(block.data.len());
         let len = room.min(bytes.len());
         block.data.extend_from_slice(bytes.get(..len).unwrap_or_default());
         if len == room {
-            let (range, mirror) = (start..start + block.len, block.mirror);
-            if self.sent.len() >= REMEMBERED {
-                self.sent.remove(0);
-            }
-            self.sent.push((range, mirror));
+            let range = start..start + block.len;
+            self.remember(range, mirror);
         }
         self.drop_if_taken(start);
         len
@@ -218,10 +279,11 @@ impl Plan {
     /// Ends the block at `start` where it is: the rest is wanted again.
     pub(super) fn give_up(&mut self, start: u64) {
         let Some(block) = self.blocks.get_mut(&start) else { return };
-        let (got, len, ahead) = (block.data.len() as u64, block.len, block.ahead);
+        let (got, len, ahead, lane) = (block.data.len() as u64, block.len, block.ahead, block.lane);
         self.buffered -= len - got;
         block.len = got;
-        self.sent.push((start..start + got, block.mirror));
+        let mirror = block.mirror;
+        self.remember(start..start + got, mirror);
         if got == 0 {
             self.blocks.remove(&start);
         } else {
@@ -230,145 +292,39 @@ impl Plan {
         if ahead {
             self.declare(start + got..start + len);
         }
+        self.stands(lane, None);
     }
 
-    /// Which mirror sent the bytes at `at`, if it is remembered.
-    pub(super) fn sender(&self, at: u64) -> Option<usize> {
-        self.sent.iter().rev().find(|(range, _)| range.contains(&at)).map(|(_, mirror)| *mirror)
+    fn remember(&mut self, range: Range<u64>, mirror: usize) {
+        if range.is_empty() {
+            return;
+        }
+        if self.sent.len() >= REMEMBERED {
+            self.sent.remove(0);
+        }
+        self.sent.push((range, mirror));
     }
 
-    /// Drops all that a mirror sent and nobody has taken: it lied once.
+    /// Which mirrors sent the bytes of a range, as far as it is remembered; forgets it, since they are fetched again or
+    /// never.
+    pub(super) fn senders(&mut self, range: &Range<u64>) -> Vec<usize> {
+        let overlaps = |sent: &Range<u64>| sent.start < range.end && range.start < sent.end;
+        let mut senders: Vec<usize> =
+            self.sent.extract_if(.., |(sent, _)| overlaps(sent)).map(|(_, mirror)| mirror).collect();
+        senders.sort_unstable();
+        senders.dedup();
+        senders
+    }
+
+    /// Drops all that a mirror sent and nobody has taken: it lied once. Readers ask for it when they need it.
     pub(super) fn distrust(&mut self, mirror: usize) {
         let whole = |block: &Block| block.mirror == mirror && block.data.len() as u64 >= block.len;
-        let starts: Vec<u64> =
-            self.blocks.iter().filter(|(_, block)| whole(block)).map(|(at, _)| *at).collect();
-        for start in starts {
-            if let Some(block) = self.blocks.remove(&start) {
-                self.buffered -= block.len;
-                if block.ahead {
-                    self.declare(start..start + block.len);
-                }
-            }
+        for (_, block) in self.blocks.extract_if(.., |_, block| whole(block)) {
+            self.buffered -= block.len;
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    /// Fills what is next with what lies there: byte n is n % 251.
-    fn fetch(plan: &mut Plan) -> Option<Range<u64>> {
-        let want = plan.next(0)?;
-        let bytes: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
-        assert_eq!(plan.fill(want.block.start, &bytes), bytes.len());
-        Some(want.block)
-    }
-
-    #[test]
-    fn only_what_is_wanted_is_asked_for_and_readers_come_first() {
-        let mut plan = Plan::default();
-        assert_eq!(plan.next(0), None);
-        plan.declare(10 * MIB..30 * MIB);
-        assert_eq!(plan.next(0), Some(Want { block: 10 * MIB..11 * MIB, until: 30 * MIB }));
-        let reader = plan.begin(50 * MIB..50 * MIB + 100);
-        assert_eq!(plan.next(0), Some(Want { block: 50 * MIB..50 * MIB + 100, until: 50 * MIB + 100 }));
-        let near = plan.begin(60 * MIB..60 * MIB + 50);
-        let nearer = plan.begin(60 * MIB + 60..60 * MIB + 70);
-        assert_eq!(plan.next(0).unwrap().until, 60 * MIB + 70, "a small hole is read through");
-        for demand in [reader, near, nearer] {
-            plan.end(demand);
-        }
-        let reader = plan.begin(13 * MIB..14 * MIB);
-        assert_eq!(plan.next(0).unwrap().block, 11 * MIB..12 * MIB, "declared: from front to back");
-        plan.end(reader);
-        while plan.next(0).is_some() {}
-        assert!(plan.buffered <= BUDGET + BLOCK, "{}", plan.buffered);
-        plan.pass(&(0..100 * MIB));
-        assert!(!plan.is_waited_for());
-    }
-
-    #[test]
-    fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
-        let mut plan = Plan::default();
-        plan.declare(0..3000);
-        assert_eq!(plan.next(0).unwrap().block, 0..3000);
-        assert_eq!(plan.fill(0, &[7; 1000]), 1000);
-        assert_eq!(plan.missing(0), Some(1000));
-        plan.give_up(0);
-        assert_eq!(plan.next(1).unwrap().block, 1000..3000);
-        assert_eq!((plan.sender(5), plan.fill(1000, &[8; 5000])), (Some(0), 2000));
-        assert_eq!(plan.sender(1500), Some(1));
-        let reader = plan.begin(0..3000);
-        let mut buf = [0; 3000];
-        assert_eq!(plan.take(reader, &mut buf), 3000);
-        assert!(buf[..1000].iter().all(|&b| b == 7) && buf[1000..].iter().all(|&b| b == 8));
-        assert!(plan.blocks.is_empty() && plan.buffered == 0);
-    }
-
-    #[test]
-    fn what_a_liar_sent_is_fetched_again() {
-        let mut plan = Plan::default();
-        plan.declare(0..2 * MIB);
-        assert_eq!(fetch(&mut plan), Some(0..MIB));
-        plan.distrust(1);
-        assert_eq!(plan.blocks.len(), 1);
-        plan.distrust(0);
-        assert!(plan.blocks.is_empty());
-        assert_eq!(plan.next(1).unwrap().block, 0..MIB);
-    }
-
-    proptest::proptest! {
-        /// Whatever is declared, passed, read and given up in whatever order: readers get the right bytes, nothing that was
-        /// passed is fetched again, the budget holds, and nothing is left over.
-        #[test]
-        fn any_order_of_reads_ends_with_the_right_bytes(
-            steps in proptest::collection::vec((0..6u8, 0..64u64, 1..9u64), 1..80),
-        ) {
-            const UNIT: u64 = 50_000;
-            let mut plan = Plan::default();
-            let mut reads: Vec<(u64, u64, Vec<u8>, usize)> = Vec::new();
-            for (kind, at, len) in steps {
-                let range = at * UNIT..(at + len) * UNIT;
-                match kind {
-                    0 => plan.declare(range),
-                    1 => {
-                        let buf = vec![0; (range.end - range.start) as usize];
-                        reads.push((plan.begin(range.clone()), range.start, buf, 0));
-                    }
-                    2 if reads.is_empty() => plan.pass(&range),
-                    3 => {
-                        if let Some(want) = plan.next(0) {
-                            let half: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
-                            plan.fill(want.block.start, &half[..half.len() / 2]);
-                            plan.give_up(want.block.start);
-                        }
-                    }
-                    _ => drop(fetch(&mut plan)),
-                }
-                for (demand, _, buf, done) in &mut reads {
-                    *done += plan.take(*demand, &mut buf[*done..]);
-                }
-                proptest::prop_assert!(plan.buffered <= BUDGET + BLOCK + 64 * 9 * UNIT);
-            }
-            for _ in 0..2000 {
-                for (demand, _, buf, done) in &mut reads {
-                    *done += plan.take(*demand, &mut buf[*done..]);
-                }
-                if !plan.is_waited_for() || fetch(&mut plan).is_none() {
-                    break;
-                }
-            }
-            for (demand, at, buf, done) in &reads {
-                proptest::prop_assert_eq!(*done, buf.len());
-                proptest::prop_assert!(buf.iter().zip(*at..).all(|(byte, at)| *byte == (at % 251) as u8));
-                plan.end(*demand);
-            }
-            plan.pass(&(0..1000 * UNIT));
-            let held: u64 = plan.blocks.values().map(|block| block.len).sum();
-            proptest::prop_assert_eq!(held, plan.buffered);
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,5 +1,6 @@
-//! What the task that fetches and the threads that read have in common.
+//! What the tasks that fetch and the threads that read have in common.
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub(super) struct Head {
     pub(super) len: Option<u64>,
     /// Whether it can be read at any place.
     pub(super) ranges: bool,
+    /// Which address it is of.
+    pub(super) mirror: usize,
 }
 
 /// Why it ended.
@@ -63,9 +66,9 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Readers wait for it.
     pub(super) changed: Condvar,
-    /// The task waits for it.
+    /// Tasks that have nothing to do wait for it.
     pub(super) work: Notify,
-    /// Ends the task.
+    /// Ends the tasks.
     pub(super) closed: Notify,
     pub(super) clients: Clients,
     pub(super) limits: Limits,
@@ -110,8 +113,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn next(&self, mirror: usize) -> Option<Want> {
-        self.state().plan.next(mirror)
+    pub(super) fn next(&self, lane: usize) -> Option<Want> {
+        let want = self.state().plan.next(lane);
+        if want.is_some() {
+            // What this one leaves, or leaves open, may be for another.
+            self.work.notify_waiters();
+        }
+        want
+    }
+
+    /// Says where the answer of a lane stands and ends; `None`: it has none.
+    pub(super) fn stands(&self, lane: usize, answer: Option<Range<u64>>) {
+        self.state().plan.stands(lane, answer);
+        self.work.notify_waiters();
     }
 
     pub(super) fn missing(&self, start: u64) -> Option<u64> {
@@ -121,11 +135,12 @@ impl Shared {
     pub(super) fn give_up(&self, start: u64) {
         self.state().plan.give_up(start);
         self.changed.notify_all();
+        self.work.notify_waiters();
     }
 
-    pub(super) fn fill(&self, start: u64, bytes: &[u8]) -> usize {
+    pub(super) fn fill(&self, start: u64, bytes: &[u8], mirror: usize) -> usize {
         let mut state = self.state();
-        let used = state.plan.fill(start, bytes);
+        let used = state.plan.fill(start, bytes, mirror);
         state.quiet += used;
         if state.quiet >= WAKE || state.plan.missing(start).is_none() {
             state.quiet = 0;
@@ -155,20 +170,36 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Whoever sent the bytes at `at` is not to be believed. Whether somebody else can be asked.
-    pub(super) fn distrust(&self, at: u64) -> bool {
+    /// The bytes of a range were wrong: the address that sent them is left, if it is known which, and not the last one.
+    /// Whether other bytes may come when the range is read again.
+    pub(super) fn distrust(&self, range: &Range<u64>) -> bool {
         let mut state = self.state();
-        let Some(mirror) = state.plan.sender(at) else { return false };
-        if !state.left.contains(&mirror) {
-            if state.left.len() + 1 >= self.mirrors {
-                return false;
+        let senders = state.plan.senders(range);
+        let known = senders.iter().any(|sender| state.left.contains(sender));
+        match senders[..] {
+            [] => return false,
+            // Read again it comes from one of them alone, or without the one that is known to lie.
+            _ if known || senders.len() > 1 => {}
+            [only] => {
+                if state.left.len() + 1 >= self.mirrors {
+                    return false;
+                }
+                state.left.push(only);
+                state.liars.push(only);
             }
-            state.left.push(mirror);
-            state.liars.push(mirror);
+            [..] => {}
         }
-        state.plan.distrust(mirror);
-        self.work.notify_one();
+        for sender in senders {
+            state.plan.distrust(sender);
+        }
+        drop(state);
+        self.work.notify_waiters();
         true
+    }
+
+    /// Whether an address is asked no more.
+    pub(super) fn is_left(&self, mirror: usize) -> bool {
+        self.state().left.contains(&mirror)
     }
 
     /// An address is asked no more.

@@ -1,0 +1,263 @@
+//! The addresses of one file: which is asked, what is known of each, and which is left for a better one.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reqwest::Url;
+use tokio::sync::watch;
+
+use super::client::Answer;
+use super::header::Validator;
+use crate::source::address::shown;
+use crate::units::size;
+
+/// How long an address is waited for before its rate says something.
+const TRIAL: Duration = Duration::from_secs(2);
+/// How many times faster another one must have been.
+const FASTER: u64 = 2;
+
+/// What is known of one address.
+#[derive(Debug)]
+struct Mirror {
+    /// As it was given.
+    url: Url,
+    /// Where redirects led last; asked first, until it fails.
+    led: Option<Url>,
+    /// The version of the file there; `None`: it has not answered yet.
+    validator: Option<Validator>,
+    /// Not asked again.
+    left: bool,
+    /// Bytes that came, and the time that was spent on waiting for them, since it was last turned to.
+    came: (u64, Duration),
+    /// Bytes per second of its last trial; `None`: not tried.
+    rate: Option<u64>,
+}
+
+/// Whom to ask now.
+pub(super) struct Asked {
+    /// Its number.
+    pub(super) mirror: usize,
+    /// The address to ask.
+    pub(super) url: Url,
+    /// Whether that is where a redirect led.
+    pub(super) led: bool,
+    /// The version of the file there.
+    pub(super) validator: Option<Validator>,
+}
+
+/// What a failure is judged by.
+pub(super) struct State {
+    /// The number of the one that is asked.
+    pub(super) current: usize,
+    /// Its address, as it may be shown.
+    pub(super) shown: String,
+    /// Its host.
+    pub(super) host: String,
+    /// Whether it has ever answered.
+    pub(super) answered: bool,
+    /// How many are asked at all.
+    pub(super) alive: u32,
+}
+
+/// All of them.
+pub(super) struct Mirrors {
+    list: Mutex<(Vec<Mirror>, usize)>,
+    again: watch::Sender<bool>,
+}
+
+impl Mirrors {
+    pub(super) fn new(urls: Vec<Url>) -> Self {
+        let mirror = |url| Mirror {
+            url,
+            led: None,
+            validator: None,
+            left: false,
+            came: (0, Duration::ZERO),
+            rate: None,
+        };
+        Self {
+            list: Mutex::new((urls.into_iter().map(mirror).collect(), 0)),
+            again: watch::Sender::new(false),
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, (Vec<Mirror>, usize)> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whom to ask.
+    pub(super) fn current(&self) -> Asked {
+        let list = self.list();
+        let (mirrors, current) = &*list;
+        let mirror = &mirrors[*current];
+        Asked {
+            mirror: *current,
+            url: mirror.led.as_ref().unwrap_or(&mirror.url).clone(),
+            led: mirror.led.is_some(),
+            validator: mirror.validator.clone(),
+        }
+    }
+
+    /// See [`State`].
+    pub(super) fn state(&self) -> State {
+        let list = self.list();
+        let (mirrors, current) = &*list;
+        let mirror = &mirrors[*current];
+        let alive = mirrors.iter().filter(|mirror| !mirror.left).count();
+        State {
+            current: *current,
+            shown: shown(mirror.url.as_str()).into_owned(),
+            host: host(&mirror.url),
+            answered: mirror.validator.is_some(),
+            alive: u32::try_from(alive).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Takes what an answer says of its address.
+    pub(super) fn answered(&self, which: usize, answer: &Answer) {
+        let mut list = self.list();
+        let Some(mirror) = list.0.get_mut(which) else { return };
+        mirror.validator = Some(answer.validator.clone());
+        mirror.led = (answer.url != mirror.url).then(|| answer.url.clone());
+    }
+
+    /// Says that a request was answered while an earlier one had been: it is not a file that is given out once.
+    pub(super) fn answered_again(&self) {
+        self.again.send_replace(true);
+    }
+
+    /// Waits for [`answered_again`](Self::answered_again).
+    pub(super) async fn known_to_answer_again(&self) {
+        // Its sender lives as long as this does.
+        let _ = self.again.subscribe().wait_for(|again| *again).await;
+    }
+
+    /// Asks the address itself next, not where it led.
+    pub(super) fn forget_redirect(&self, which: usize) {
+        if let Some(mirror) = self.list().0.get_mut(which) {
+            mirror.led = None;
+        }
+    }
+
+    /// Turns to the next one.
+    pub(super) fn go_on(&self) {
+        let mut list = self.list();
+        let (mirrors, current) = &mut *list;
+        let count = mirrors.len();
+        let next = (1..=count).map(|step| (*current + step) % count.max(1)).find(|at| !mirrors[*at].left);
+        if let Some(next) = next {
+            turn_to(mirrors, current, next);
+        }
+    }
+
+    /// Asks one no more. How it is shown, unless it was left before.
+    pub(super) fn leave(&self, which: usize) -> Option<String> {
+        let shown = {
+            let mut list = self.list();
+            let mirror = list.0.get_mut(which).filter(|mirror| !mirror.left)?;
+            mirror.left = true;
+            shown(mirror.url.as_str()).into_owned()
+        };
+        if self.list().1 == which {
+            self.go_on();
+        }
+        Some(shown)
+    }
+
+    /// Counts bytes that came from one, and how long they were waited for.
+    pub(super) fn took(&self, which: usize, bytes: u64, waited: Duration) {
+        if let Some(mirror) = self.list().0.get_mut(which) {
+            mirror.came.0 = mirror.came.0.saturating_add(bytes);
+            mirror.came.1 = mirror.came.1.saturating_add(waited);
+        }
+    }
+
+    /// Turns from `which` to another that is faster, or may be: each is tried once, and the best is kept until it is slower
+    /// than half of another. What is known of the one that is left, and of the other one.
+    ///
+    /// Only time in which bytes were waited for counts, so nothing is tried where the disk is slower than the link.
+    pub(super) fn compare(&self, which: usize) -> Option<(String, String)> {
+        let mut list = self.list();
+        let (mirrors, current) = &mut *list;
+        if *current != which {
+            return None;
+        }
+        let mirror = mirrors.get_mut(which).filter(|mirror| mirror.came.1 >= TRIAL)?;
+        let rate = u128::from(mirror.came.0) * 1000 / mirror.came.1.as_millis().max(1);
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        (mirror.rate, mirror.came) = (Some(rate), (0, Duration::ZERO));
+        let others = || mirrors.iter().enumerate().filter(|(at, mirror)| *at != which && !mirror.left);
+        let untried = others().find(|(_, mirror)| mirror.rate.is_none());
+        let faster = || {
+            let best = others().max_by_key(|(_, mirror)| mirror.rate);
+            best.filter(|(_, mirror)| mirror.rate.is_some_and(|best| best / FASTER > rate))
+        };
+        let (next, other) = untried.or_else(faster)?;
+        let texts = (
+            format!("{} sends {}/s", host(&mirrors[which].url), size::human(rate)),
+            match other.rate {
+                None => host(&other.url),
+                Some(rate) => format!("{}, which sent {}/s,", host(&other.url), size::human(rate)),
+            },
+        );
+        turn_to(mirrors, current, next);
+        Some(texts)
+    }
+}
+
+fn turn_to(mirrors: &mut [Mirror], current: &mut usize, next: usize) {
+    *current = next;
+    if let Some(mirror) = mirrors.get_mut(next) {
+        mirror.came = (0, Duration::ZERO);
+    }
+}
+
+/// The host as it is shown.
+pub(super) fn host(url: &Url) -> String {
+    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+    format!("{}{port}", url.host_str().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Mirrors {
+        Mirrors::new(["http://a/x", "http://b/x", "http://c/x"].map(|url| url.parse().unwrap()).to_vec())
+    }
+
+    #[test]
+    fn each_is_tried_and_the_fastest_kept() {
+        let mirrors = three();
+        let second = Duration::from_secs(1);
+        let mut asked = Vec::new();
+        for _ in 0..40 {
+            let current = mirrors.current().mirror;
+            asked.push(current);
+            mirrors.took(current, [100_000, 5_000_000, 20_000][current], second);
+            mirrors.compare(current);
+        }
+        assert_eq!(asked[..6], [0, 0, 1, 1, 2, 2]);
+        assert!(asked[6..].iter().all(|at| *at == 1), "{asked:?}");
+        // The best one fails: the next is asked, and gone from once it has shown itself again.
+        mirrors.leave(1);
+        let current = mirrors.current().mirror;
+        assert_eq!(current, 2);
+        mirrors.took(current, 20_000, second * 2);
+        assert!(mirrors.compare(current).unwrap().1.contains("a, which sent"));
+        assert_eq!(mirrors.current().mirror, 0);
+    }
+
+    #[test]
+    fn one_that_is_left_is_never_asked() {
+        let mirrors = three();
+        assert!(mirrors.leave(1).is_some() && mirrors.leave(1).is_none());
+        mirrors.go_on();
+        assert_eq!(mirrors.current().mirror, 2);
+        mirrors.go_on();
+        assert_eq!(mirrors.current().mirror, 0);
+        mirrors.leave(0);
+        mirrors.leave(2);
+        assert_eq!(mirrors.state().alive, 0);
+    }
+}

@@ -1,0 +1,150 @@
+//! The plan by itself: what is asked for, by whom, and that readers get the right bytes whatever the order.
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// Fills what is next with what lies there: byte n is n % 251.
+fn fetch(plan: &mut Plan) -> Option<Range<u64>> {
+    let want = plan.next(0)?;
+    let bytes: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
+    assert_eq!(plan.fill(want.block.start, &bytes, 0), bytes.len());
+    Some(want.block)
+}
+
+#[test]
+fn only_what_is_wanted_is_asked_for_and_readers_come_first() {
+    let mut plan = Plan::default();
+    assert_eq!(plan.next(0), None);
+    plan.declare(10 * MIB..30 * MIB);
+    assert_eq!(plan.next(0), Some(Want { block: 10 * MIB..11 * MIB, until: 30 * MIB }));
+    let reader = plan.begin(50 * MIB..50 * MIB + 100);
+    assert_eq!(plan.next(0), Some(Want { block: 50 * MIB..50 * MIB + 100, until: 50 * MIB + 100 }));
+    let near = plan.begin(60 * MIB..60 * MIB + 50);
+    let nearer = plan.begin(60 * MIB + 60..60 * MIB + 70);
+    assert_eq!(plan.next(0).unwrap().until, 60 * MIB + 70, "a small hole is read through");
+    for demand in [reader, near, nearer] {
+        plan.end(demand);
+    }
+    let reader = plan.begin(13 * MIB..14 * MIB);
+    assert_eq!(plan.next(0).unwrap().block, 11 * MIB..12 * MIB, "declared: from front to back");
+    plan.end(reader);
+    while plan.next(0).is_some() {}
+    assert!(plan.buffered <= BUDGET + BLOCK, "{}", plan.buffered);
+    plan.pass(&(0..100 * MIB));
+    assert!(!plan.is_waited_for());
+}
+
+#[test]
+fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
+    let mut plan = Plan::default();
+    // The first answer is of the whole file.
+    plan.stands(0, Some(0..100 * MIB));
+    plan.declare(1000..3 * MIB);
+    assert_eq!(plan.next(1), None, "comes by the answer of the first lane");
+    assert_eq!(plan.next(0).unwrap().block, 1000..MIB + 1000);
+    assert_eq!(plan.next(2), None);
+    plan.declare(5 * MIB..6 * MIB);
+    assert_eq!(plan.next(1).unwrap().block, 5 * MIB..6 * MIB, "behind a hole");
+    assert_eq!(plan.next(0).unwrap().block, MIB + 1000..2 * MIB + 1000);
+    // What was declared after a request is not part of its answer.
+    plan.declare(6 * MIB..7 * MIB);
+    assert_eq!(plan.next(2).unwrap().block, 6 * MIB..7 * MIB);
+    // A lane that leaves its answer open does so only where nobody else is free.
+    plan.declare(20 * MIB..22 * MIB);
+    plan.declare(30 * MIB..31 * MIB);
+    assert_eq!(plan.next(3).unwrap().block, 20 * MIB..21 * MIB);
+    let reader = plan.begin(10 * MIB..10 * MIB + 5);
+    plan.lanes[1].idle = true;
+    assert_eq!(plan.next(3).unwrap().block, 21 * MIB..22 * MIB);
+    assert_eq!(plan.next(1).unwrap().block, 10 * MIB..10 * MIB + 5);
+    plan.end(reader);
+    // One that fails leaves its answer to all.
+    plan.give_up(6 * MIB);
+    assert_eq!(plan.next(1).unwrap().block, 6 * MIB..7 * MIB);
+}
+
+#[test]
+fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
+    let mut plan = Plan::default();
+    plan.declare(0..3000);
+    assert_eq!(plan.next(0).unwrap().block, 0..3000);
+    assert_eq!(plan.fill(0, &[7; 1000], 0), 1000);
+    assert_eq!(plan.missing(0), Some(1000));
+    plan.give_up(0);
+    assert_eq!(plan.next(0).unwrap().block, 1000..3000);
+    assert_eq!(plan.fill(1000, &[8; 5000], 1), 2000);
+    let reader = plan.begin(0..3000);
+    let mut buf = [0; 3000];
+    assert_eq!(plan.take(reader, &mut buf), 3000);
+    assert!(buf[..1000].iter().all(|&b| b == 7) && buf[1000..].iter().all(|&b| b == 8));
+    assert!(plan.blocks.is_empty() && plan.buffered == 0);
+    assert_eq!(plan.senders(&(1500..1501)), [1]);
+    assert_eq!(plan.senders(&(0..3000)), [0], "each is named once");
+}
+
+#[test]
+fn what_a_liar_sent_is_fetched_again() {
+    let mut plan = Plan::default();
+    plan.declare(0..2 * MIB);
+    assert_eq!(fetch(&mut plan), Some(0..MIB));
+    plan.distrust(1);
+    assert_eq!(plan.blocks.len(), 1);
+    plan.distrust(0);
+    assert!(plan.blocks.is_empty() && plan.buffered == 0);
+    let reader = plan.begin(0..MIB);
+    assert_eq!(plan.next(0).unwrap().block, 0..MIB);
+    plan.end(reader);
+}
+
+proptest::proptest! {
+    /// Whatever is declared, passed, read and given up in whatever order: readers get the right bytes, nothing that was
+    /// passed is fetched again, the budget holds, and nothing is left over.
+    #[test]
+    fn any_order_of_reads_ends_with_the_right_bytes(
+        steps in proptest::collection::vec((0..6u8, 0..64u64, 1..9u64), 1..80),
+    ) {
+        const UNIT: u64 = 50_000;
+        let mut plan = Plan::default();
+        let mut reads: Vec<(u64, u64, Vec<u8>, usize)> = Vec::new();
+        for (kind, at, len) in steps {
+            let range = at * UNIT..(at + len) * UNIT;
+            match kind {
+                0 => plan.declare(range),
+                1 => {
+                    let buf = vec![0; (range.end - range.start) as usize];
+                    reads.push((plan.begin(range.clone()), range.start, buf, 0));
+                }
+                2 if reads.is_empty() => plan.pass(&range),
+                3 => {
+                    if let Some(want) = plan.next(0) {
+                        let half: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
+                        plan.fill(want.block.start, &half[..half.len() / 2], 0);
+                        plan.give_up(want.block.start);
+                    }
+                }
+                _ => drop(fetch(&mut plan)),
+            }
+            for (demand, _, buf, done) in &mut reads {
+                *done += plan.take(*demand, &mut buf[*done..]);
+            }
+            proptest::prop_assert!(plan.buffered <= BUDGET + BLOCK + 64 * 9 * UNIT);
+        }
+        for _ in 0..2000 {
+            for (demand, _, buf, done) in &mut reads {
+                *done += plan.take(*demand, &mut buf[*done..]);
+            }
+            if !plan.is_waited_for() || fetch(&mut plan).is_none() {
+                break;
+            }
+        }
+        for (demand, at, buf, done) in &reads {
+            proptest::prop_assert_eq!(*done, buf.len());
+            proptest::prop_assert!(buf.iter().zip(*at..).all(|(byte, at)| *byte == (at % 251) as u8));
+            plan.end(*demand);
+        }
+        plan.pass(&(0..1000 * UNIT));
+        let held: u64 = plan.blocks.values().map(|block| block.len).sum();
+        proptest::prop_assert_eq!(held, plan.buffered);
+    }
+}
