@@ -40,6 +40,7 @@ mod slots;
 mod status;
 mod switch;
 mod table;
+mod terminal;
 mod verify;
 
 pub use args::Cli;

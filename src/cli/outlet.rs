@@ -21,6 +21,8 @@ use crate::workers::{self, lock};
 
 /// Bytes that may wait for a stream.
 const WAITING: usize = 256 << 10;
+/// Bytes of drawings that may wait: some, since the last one takes the bar away.
+const DRAWINGS: usize = 4 << 10;
 /// How long the end of the process waits for notes that nobody has read yet.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long a reader of a result may take nothing, where a change has been made and the exit code has to tell.
@@ -106,6 +108,19 @@ impl Outlet {
             state.lines.push_back(line.to_vec());
             self.shared.changed.notify_all();
         }
+    }
+
+    /// The same for a drawing that the next one replaces: dropped without being counted where some already wait.
+    pub(super) fn offer_drawing(&self, drawing: &[u8]) {
+        if lock(&self.shared.state).bytes < DRAWINGS {
+            self.offer(drawing);
+        }
+    }
+
+    /// Width of the terminal in columns; `None` where it is none or does not tell.
+    pub(super) fn columns(&self) -> Option<u16> {
+        let size = rustix::termios::tcgetwinsize(self.shared.stream.fd()).ok()?;
+        Some(size.ws_col).filter(|columns| *columns > 0)
     }
 
     /// Waits until all that was offered is written; whether it is.

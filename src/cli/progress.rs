@@ -5,12 +5,13 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::outlet;
 use super::output::{Event, Format, json_line, note};
 use super::pace::{Figures, Meter, Pace};
+use super::terminal;
 use crate::device::watch::{Waiting, silent};
 use crate::progress::{Phase, Progress};
 use crate::units::size;
@@ -70,7 +71,7 @@ impl Reporter {
         let kind = match format {
             Format::Lines => Kind::Json(Box::new(outlet::out())),
             _ if io::stderr().is_terminal() => {
-                Kind::Bar(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
+                Kind::Bar(ProgressBar::with_draw_target(None, terminal::target()))
             }
             _ => Kind::Lines(Box::new(outlet::err())),
         };

@@ -128,7 +128,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("reqwest", &["source/"]),
     (
         "rustix",
-        &["cli/prepare.rs", "container/nspawn/gate.rs", "host/efivars.rs", "host/load.rs", "sandbox/"],
+        &[
+            "cli/outlet.rs",
+            "cli/prepare.rs",
+            "container/nspawn/gate.rs",
+            "host/efivars.rs",
+            "host/load.rs",
+            "sandbox/",
+        ],
     ),
     ("subtle", &["service/auth.rs"]),
     ("tokio", &["cli/remote/", "service/", "source/http/"]),
@@ -144,7 +151,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("roff", &["cli/config_page.rs"]),
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
-    ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs"]),
+    ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs", "cli/terminal.rs"]),
     ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs", "source/http/header.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
     (

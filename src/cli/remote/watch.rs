@@ -5,12 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::super::args::MachineArgs;
 use super::super::machine;
 use super::super::output::{self, Format, json_line, print, result};
+use super::super::terminal;
 use super::connection::{Client, ServiceArgs};
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::record::Event;
@@ -172,7 +173,7 @@ impl View {
         if !io::stderr().is_terminal() {
             return Self::Lines(None);
         }
-        let bar = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(Some(100), terminal::target());
         let style = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos} % {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
         Self::Bar(bar)
