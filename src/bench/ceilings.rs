@@ -139,6 +139,31 @@ pub(super) fn read_and_hash(
     })
 }
 
+/// Writes and reads so many bytes at the same time, evenly mixed, in the shape in which writing was the fastest. A link with
+/// two directions, or a device with a queue, may do both in less time than one after the other; others take longer.
+pub(super) fn both(
+    slot: &dyn BlockDevice,
+    ceilings: &[Ceiling],
+    (written, read): (u64, u64),
+    cancel: &Cancel,
+) -> Result<Pass> {
+    let (block, depth) = best_shape(ceilings, true);
+    let depth = depth.saturating_add(best_shape(ceilings, false).1);
+    let (writes, reads) = (blocks(slot, written, block), blocks(slot, read, block));
+    let all = writes + reads;
+    repeat(slot, all, (block, depth), cancel, |buffer, number| {
+        // The n-th transfer is a write wherever the share of writes passes a whole number.
+        let before = number * writes / all;
+        if (number + 1) * writes / all > before {
+            device::write(slot, "the target", buffer, ByteOffset(before * block as u64))
+        } else {
+            // Half the slot away from where it is written: no block is asked for both at once.
+            let place = (number - before + reads / 2) % reads;
+            device::read(slot, "the target", buffer, ByteOffset(place * block as u64))
+        }
+    })
+}
+
 /// Makes zeroes of `len` bytes from `at`, by the device's own means where it has any.
 pub(super) fn zeroes(slot: &dyn BlockDevice, at: u64, len: u64, cancel: &Cancel) -> Result<Pass> {
     run(slot, len, (1 << 20, 4), cancel, |buffer, offset| {
@@ -168,12 +193,30 @@ fn transfer(
 fn run(
     slot: &dyn BlockDevice,
     len: u64,
+    shape: (usize, usize),
+    cancel: &Cancel,
+    work: impl Fn(&mut AlignedBuf, u64) -> Result<()> + Sync,
+) -> Result<Pass> {
+    let block = shape.0;
+    repeat(slot, blocks(slot, len, block), shape, cancel, |buffer, number| {
+        work(buffer, number * block as u64)
+    })
+}
+
+/// Blocks that `len` bytes take, as far as the slot goes.
+fn blocks(slot: &dyn BlockDevice, len: u64, block: usize) -> u64 {
+    len.div_ceil(block as u64).min(slot.len() / block as u64)
+}
+
+/// Times `work` on each of so many blocks, by their numbers, and the flush at the end.
+fn repeat(
+    slot: &dyn BlockDevice,
+    blocks: u64,
     (block, depth): (usize, usize),
     cancel: &Cancel,
     work: impl Fn(&mut AlignedBuf, u64) -> Result<()> + Sync,
 ) -> Result<Pass> {
     let abort = Abort::new(cancel, "measuring the target");
-    let blocks = len.div_ceil(block as u64).min(slot.len() / block as u64);
     let next = AtomicU64::new(0);
     let (start, own, kernel) = (Instant::now(), CpuTime::now(), kernel_seconds());
     workers::run(workers::at_least_one(depth), &abort, || {
@@ -186,7 +229,7 @@ fn run(
             if number >= blocks {
                 return Ok(());
             }
-            work(&mut buffer, number * block as u64)?;
+            work(&mut buffer, number)?;
         }
     })?;
     // After reading it has nothing to do.

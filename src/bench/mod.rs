@@ -71,7 +71,7 @@ pub struct Run {
     /// The longer one of `device` and `processor`, in seconds: median of the rounds.
     pub ideal_seconds: f64,
     /// Time that the same number of bytes takes in bare transfers: data and zeroes written, flushed, and read, one after the
-    /// other, in the best of the shapes, in seconds: median of the rounds.
+    /// other or at the same time, whichever is faster, in the best of the shapes, in seconds: median of the rounds.
     pub device_seconds: f64,
     /// Time of all cores for decompression, BLAKE3 and what the kernel does for the transfers, in seconds: median of the
     /// rounds.
@@ -119,6 +119,12 @@ pub struct BenchReport {
     /// Rate at which the bundle comes past the page cache from where it lies, in gigabytes (10^9 compressed bytes) per
     /// second.
     pub bundle_gb_per_s: Spread,
+    /// Rate of everything that a prepare writes, from its first byte to its last, in gigabytes (10^9 bytes) per second.
+    pub write_gb_per_s: Spread,
+    /// The same for what it reads back.
+    pub read_gb_per_s: Spread,
+    /// Bytes written and read together in a second, in gigabytes, where both are done at the same time.
+    pub mixed_gb_per_s: Spread,
     /// Prepare without read-back and with a bundle that is not in the page cache; prepare as it is comes last.
     pub runs: Vec<Run>,
     /// Milliseconds of one switch of the partition table, all its barriers and re-reads included; measured on a scratch
@@ -180,9 +186,11 @@ pub fn bench(
     let sound = |ceilings: &[Ceiling]| {
         let (slot, cancel) = (&*subject.slot, options.cancel);
         let write = ceilings::pass(slot, ceilings, work.data, true, cancel)?;
+        let zeroes = ceilings::zeroes(slot, work.data, work.zero, cancel)?;
         Ok::<_, Error>(Sounding {
             all_cores: bare.all_cores()?,
-            write: write + ceilings::zeroes(slot, work.data, work.zero, cancel)?,
+            write: write + zeroes,
+            both: ceilings::both(slot, ceilings, (work.data, image_bytes), cancel)? + zeroes,
             read: Pass {
                 cpu_seconds: ceilings::read_and_hash(slot, ceilings, (image_bytes, work.data), cancel)?
                     .cpu_seconds,
@@ -213,6 +221,8 @@ pub fn bench(
     }
     let all_cores: Vec<_> = soundings.iter().map(|sounding| sounding.all_cores).collect();
     let runs = rounds.iter().zip(KINDS);
+    let rate =
+        |of: fn(&Sounding) -> Pass| Spread::of(soundings.iter().map(|sounding| of(sounding).gb_per_s()));
     Ok(BenchReport {
         target: subject.name.clone(),
         image_bytes,
@@ -221,7 +231,10 @@ pub fn bench(
         cores: cores.get(),
         jobs: jobs.get(),
         runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes, cores)).collect(),
-        bundle_gb_per_s: Spread::of(soundings.iter().map(|sounding| sounding.fetch.gb_per_s())),
+        bundle_gb_per_s: rate(|sounding| sounding.fetch),
+        write_gb_per_s: rate(|sounding| sounding.write),
+        read_gb_per_s: rate(|sounding| sounding.read),
+        mixed_gb_per_s: rate(|sounding| sounding.both),
         ceilings,
         processor: Processor::median(&one_core, &all_cores),
         commit_ms: None,

@@ -25,8 +25,17 @@ impl Scratch {
     /// [`Error::Output`].
     pub fn new(parent: &Path) -> Result<Self> {
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-            let stale = entry.file_name().to_str().is_some_and(|name| name.starts_with(SCRATCH))
-                && File::open(entry.path()).is_ok_and(|dir| dir.try_lock().is_ok());
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            // Killed between the next two steps: nothing is in it.
+            if let Some(pid) = name.strip_prefix('.').and_then(|name| name.strip_prefix(SCRATCH)) {
+                if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
+                    let _ = std::fs::remove_dir(entry.path());
+                }
+                continue;
+            }
+            let stale =
+                name.starts_with(SCRATCH) && File::open(entry.path()).is_ok_and(|dir| dir.try_lock().is_ok());
             if stale {
                 let _ = std::fs::remove_dir_all(entry.path());
             }

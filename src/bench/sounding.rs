@@ -44,10 +44,20 @@ pub(super) struct Sounding {
     pub(super) write: Pass,
     /// Everything read back; its processor time is that of reading and hashing.
     pub(super) read: Pass,
+    /// The same bytes written and read at the same time.
+    pub(super) both: Pass,
     /// The bundle read past the page cache.
     pub(super) fetch: Pass,
     /// Processor time, in seconds, of reading the bundle from the page cache.
     pub(super) copy_cpu_seconds: f64,
+}
+
+impl Sounding {
+    /// One after the other or at the same time, whichever takes the device less.
+    fn written_and_read(&self) -> Pass {
+        let one_by_one = self.write + self.read;
+        Pass { seconds: one_by_one.seconds.min(self.both.seconds), ..one_by_one }
+    }
 }
 
 /// How long prepare takes at least, in seconds.
@@ -62,10 +72,16 @@ pub(super) struct Needs {
 impl Needs {
     /// Of `kind`, at the rates of `now`.
     pub(super) fn of(kind: &KindOfRun, work: &Work, now: &Sounding) -> Self {
-        let slot = if kind.read_back { now.write + now.read } else { now.write };
+        let slot = if kind.read_back { now.written_and_read() } else { now.write };
         let device = match (kind.cold, work.same_device) {
             (false, _) => Pass { cpu_seconds: slot.cpu_seconds + now.copy_cpu_seconds, ..slot },
-            (true, true) => slot + now.fetch,
+            (true, true) => {
+                // The bundle is read while the slot is written.
+                let whole = now.both.bytes + now.fetch.bytes;
+                let mixed = now.both.seconds * whole as f64 / now.both.bytes.max(1) as f64;
+                let one_by_one = now.write + now.read + now.fetch;
+                Pass { seconds: one_by_one.seconds.min(mixed), ..one_by_one }
+            }
             (true, false) => slot.beside(now.fetch),
         };
         // Everything is hashed once before it is written, and what is not zero when it is read back.
@@ -98,10 +114,11 @@ mod tests {
 
     #[test]
     fn needs_are_reckoned_by_kind() {
-        let now = Sounding {
+        let mut now = Sounding {
             all_cores: AllCores { decompress: 2.0, blake3: 10.0 },
             write: pass(1.0, 0.4),
             read: pass(0.5, 0.2),
+            both: Pass { bytes: 2, ..pass(2.0, 0.6) },
             fetch: pass(0.25, 0.1),
             copy_cpu_seconds: 0.02,
         };
@@ -124,5 +141,12 @@ mod tests {
         close(Needs::of(&KINDS[1], &work, &now).device, 1.75);
         close(whole.midpoint(blind).device, 1.25);
         close(whole.midpoint(blind).ideal(), 2.66);
+        // A device that reads while it writes has no time for excuses.
+        now.both.seconds = 1.1;
+        let [blind, cold, whole] = KINDS.map(|kind| Needs::of(&kind, &work, &now));
+        close(blind.device, 1.0);
+        close(whole.device, 1.1);
+        close(cold.device, 1.65);
+        close(whole.processor, 2.0 + 0.4 + 0.3 + 0.01);
     }
 }

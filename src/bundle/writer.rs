@@ -213,7 +213,9 @@ fn pack_payload<W: Write + Seek + Send>(
             }
             let (at, len) = shape.frame_extent(frame);
             let len = len as usize;
-            // A hole is not even looked at: mapping it would read it from the file system as zeroes.
+            // A hole is not even looked at: mapping it would read it from the file system as zeroes. Its zeroes are
+            // hashed all the same: BLAKE3 counts its chunks from the start of the image and SHA-256 is one long chain, so
+            // neither value of zeroes at one place follows from that of others.
             let hole = image.is_hole(at, len as u64);
             let plain = if hole { &zeroes[..len] } else { &bytes[at as usize..at as usize + len] };
             let compressed = match &zero_frame {

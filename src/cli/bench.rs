@@ -187,6 +187,9 @@ fn human(report: &BenchReport, palette: Palette) -> String {
         ("BLAKE3, all".to_owned(), processor.blake3_all),
         ("SHA-256".to_owned(), processor.sha256_one),
         ("read the packed bundle".to_owned(), report.bundle_gb_per_s.median),
+        ("write, all of it".to_owned(), report.write_gb_per_s.median),
+        ("read, all of it".to_owned(), report.read_gb_per_s.median),
+        ("write and read together".to_owned(), report.mixed_gb_per_s.median),
     ]);
     rates.extend(report.runs.iter().map(|run| (run.name.to_owned(), run.gb_per_s)));
     let top = rates.iter().map(|(_, rate)| *rate).fold(f64::MIN_POSITIVE, f64::max);
