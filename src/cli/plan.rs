@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::answers::answers;
 use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
@@ -50,6 +51,7 @@ impl PlanArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::object_if(self.json);
         let settings = self.machine.settings()?;
+        answers(&settings)?;
         let web = self.mirrors.web(&settings);
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());

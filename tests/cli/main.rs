@@ -11,12 +11,16 @@ mod efi;
 mod errors;
 /// Help, man pages, completions, and whether README and sample configuration agree with them.
 mod help;
+/// What stays behind, and what stands in the way.
+mod leftovers;
 /// What is printed where, and to whom.
 mod output;
 /// Signals, locks and the page cache of one process.
 mod process;
 /// `qstage-select`, the boot-time selector.
 mod select;
+/// Bars on a terminal.
+mod terminal;
 /// A slot on trial, its health checks, and falling back.
 mod trial;
 /// Each verb from installation to upgrade.

@@ -16,6 +16,8 @@ pub mod containers;
 pub mod loops;
 /// A machine on a disk image, driven by the command line.
 pub mod machine;
+/// A disk that hangs and fails when it is told to.
+pub mod nbd;
 /// Scenes, recorder and oracles of the power-cut proofs.
 pub mod proof;
 /// A service and a client of its own.

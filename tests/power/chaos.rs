@@ -10,10 +10,11 @@ use crate::harness::machine;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::harness::nbd::Nbd;
 use machine::{Bench, Noise, is_root, tool};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -46,6 +47,20 @@ struct Scene {
 impl Scene {
     fn say(&self, text: String) {
         self.log.lock().unwrap().push(text);
+    }
+
+    /// What was done, in numbers.
+    fn report(&self) {
+        let log = self.log.lock().unwrap();
+        let count = |word: &str| log.iter().filter(|line| line.contains(word)).count();
+        eprintln!(
+            "{} rounds held, {} processes, of these {} by SIGKILL, {} by SIGTERM, {} stopped for a while",
+            count(" held"),
+            count("actor "),
+            count("fate 0 "),
+            count("fate 1 "),
+            count("fate 2 ")
+        );
     }
 
     fn verb(&self, args: &[&str]) -> Command {
@@ -153,6 +168,7 @@ impl Scene {
             self.judge(running);
             self.say(format!("round {round} held"));
         }
+        self.report();
     }
 }
 
@@ -240,77 +256,87 @@ fn processes_die_at_random_beside_a_full_state_directory() {
     });
 }
 
-/// A loop device over nbdkit, by FUSE, which fails where a file says so and hangs when it is told to.
-struct Cruel {
-    kit: Child,
-    fuse: Child,
-    device: PathBuf,
-    mount: PathBuf,
-    control: PathBuf,
-    trigger: PathBuf,
+/// A file system of 24 MiB for the image, which fills and empties: what the image has not allocated yet is not to be had.
+struct Small {
+    place: PathBuf,
 }
 
-impl Cruel {
+impl Small {
+    /// Moves the image of the disk there.
     fn new(bench: &Bench) -> Self {
-        let (socket, mount) = (bench.path("nbd"), bench.path("mounted"));
-        let (control, trigger) = (bench.path("control"), bench.path("trigger"));
-        File::create(&mount).unwrap();
-        let until = |what: &str, holds: &dyn Fn() -> bool| {
-            let begun = Instant::now();
-            while !holds() {
-                assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
-        let mut kit = Command::new("nbdkit");
-        kit.args(["--foreground", "--filter=pause", "--filter=error", "-U"]).arg(&socket);
-        kit.arg("file").arg(bench.disk()).arg(format!("pause-control={}", control.display()));
-        kit.args(["error=EIO", "error-rate=3%"]).arg(format!("error-file={}", trigger.display()));
-        let kit = kit.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("nbdkit", &|| socket.exists());
-        let mut fuse = Command::new("nbdfuse");
-        // One connection: with four this nbdkit (1.32) shuts down after a flush.
-        fuse.args(["-C", "1"]).arg(&mount).arg("--unix").arg(&socket);
-        let fuse = fuse.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("nbdfuse", &|| fs::metadata(&mount).is_ok_and(|meta| meta.len() > 0));
-        let device = tool("losetup", &["--find", "--show", mount.to_str().unwrap()]).trim().into();
-        Self { kit, fuse, device, mount, control, trigger }
+        let (medium, place) = (bench.text("medium"), bench.path("small"));
+        File::create(&medium).unwrap().set_len(24 * machine::MIB).unwrap();
+        tool("mkfs.ext4", &["-q", "-O", "^has_journal", "-m", "0", &medium]);
+        fs::create_dir(&place).unwrap();
+        tool("mount", &["-o", "loop", &medium, place.to_str().unwrap()]);
+        let small = Self { place };
+        tool("cp", &["--sparse=always", bench.disk().to_str().unwrap(), small.disk().to_str().unwrap()]);
+        fs::remove_file(bench.disk()).unwrap();
+        std::os::unix::fs::symlink(small.disk(), bench.disk()).unwrap();
+        small
     }
 
-    fn pause(&self, hangs: bool) {
-        let mut control = std::os::unix::net::UnixStream::connect(&self.control).unwrap();
-        control.write_all(if hangs { b"p" } else { b"r" }).unwrap();
-        control.read_exact(&mut [0]).unwrap();
+    fn disk(&self) -> PathBuf {
+        self.place.join("disk.img")
     }
 
-    fn fail(&self, fails: bool) {
-        if fails {
-            File::create(&self.trigger).unwrap();
+    fn fill(&self, full: bool) {
+        let filler = self.place.join("filler");
+        if full {
+            let mut file = File::create(filler).unwrap();
+            while file.write_all(&[1; 65536]).and_then(|()| file.sync_data()).is_ok() {}
         } else {
-            let _ = fs::remove_file(&self.trigger);
+            let _ = fs::remove_file(filler);
         }
     }
 }
 
-impl Drop for Cruel {
+impl Drop for Small {
     fn drop(&mut self) {
-        self.fail(false);
-        self.pause(false);
-        let ends = |command: &mut Command| {
-            let begun = Instant::now();
-            while !command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-                && begun.elapsed() < Duration::from_secs(10)
-            {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        };
-        ends(Command::new("losetup").arg("--detach").arg(&self.device));
-        ends(Command::new("umount").arg(&self.mount));
-        for child in [&mut self.fuse, &mut self.kit] {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = Command::new("umount").arg("--lazy").arg(&self.place).status();
     }
+}
+
+#[test]
+fn processes_die_at_random_where_the_image_has_no_room() {
+    if !is_root() {
+        return;
+    }
+    let bench = installed();
+    let small = Small::new(&bench);
+    let scene = Scene { bench, disk: small.disk(), failing: false, log: Mutex::default() };
+    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(setting("QSTAGE_CHAOS_SECONDS", 10)));
+    let (at, len) = scene.bench.extent("platform_a");
+    let running = scene.bench.hash_of(at, len);
+    let mut refused = 0;
+    for round in 0.. {
+        if Instant::now() >= end {
+            break;
+        }
+        small.fill(true);
+        std::thread::scope(|scope| {
+            for actor in 0..3 {
+                let scene = &scene;
+                scope.spawn(move || {
+                    let mut random = Noise(seed ^ (round << 8) ^ actor ^ 0x3c3c);
+                    (0..3).for_each(|_| scene.act(actor, &mut random));
+                });
+            }
+        });
+        // By itself, and to its end: there is no room for it, and it says so.
+        let prepare = scene.verb(&["prepare", "v3.qimg", "--booted", "a"]).output().unwrap();
+        refused += u32::from(prepare.status.code() == Some(7));
+        small.fill(false);
+        scene.judge(running);
+        scene.say(format!("round {round} held"));
+        // What is free again is a hole again.
+        scene.verb(&["roll-back", "--booted", "a"]).output().unwrap();
+        let (at, len) = scene.bench.extent("platform_b");
+        let (at, len) = (at.to_string(), len.to_string());
+        tool("fallocate", &["-p", "-o", &at, "-l", &len, small.disk().to_str().unwrap()]);
+    }
+    scene.report();
+    assert!(refused > 0, "the file system was never full");
 }
 
 #[test]
@@ -319,7 +345,7 @@ fn processes_die_at_random_on_a_disk_that_fails_and_hangs() {
         return;
     }
     let bench = installed();
-    let cruel = Cruel::new(&bench);
+    let cruel = Nbd::new(&bench.disk(), &bench.path("."));
     let disk = cruel.device.clone();
     let scene = Scene { bench, disk, failing: true, log: Mutex::default() };
     let (seed, end) = (seed(), Instant::now() + Duration::from_secs(setting("QSTAGE_CHAOS_SECONDS", 10)));
@@ -356,4 +382,5 @@ fn processes_die_at_random_on_a_disk_that_fails_and_hangs() {
         scene.judge(running);
         scene.say(format!("round {round} held"));
     }
+    scene.report();
 }

@@ -6,6 +6,8 @@ mod harness;
 
 /// Many processes, random verbs, signals, slow and failing devices, from a seed.
 mod chaos;
+/// A background prepare beside a busy disk.
+mod courtesy;
 /// Every cut of every verb on the priority and the legacy flag.
 mod cuts;
 /// Every cut of every verb where EFI variables take part.

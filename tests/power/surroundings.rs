@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::harness::nbd::Nbd;
 use machine::{Bench, MIB, Run, is_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -366,75 +367,6 @@ fn a_service_that_is_killed_takes_its_worker_with_it() {
     }
 }
 
-/// A loop device whose back end is told to hang: nbdkit with its pause filter, by FUSE.
-struct Hanging {
-    kit: Child,
-    fuse: Child,
-    device: std::path::PathBuf,
-    mount: std::path::PathBuf,
-    control: std::path::PathBuf,
-}
-
-impl Hanging {
-    fn new(bench: &Bench) -> Self {
-        let (socket, control, mount) = (bench.path("nbd"), bench.path("control"), bench.path("mounted"));
-        File::create(&mount).unwrap();
-        let until = |what: &str, holds: &dyn Fn() -> bool| {
-            let begun = Instant::now();
-            while !holds() {
-                assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
-        let mut kit = Command::new("nbdkit");
-        kit.args(["--foreground", "--exit-with-parent", "--filter=pause", "-U"]).arg(&socket).arg("file");
-        kit.arg(bench.disk()).arg(format!("pause-control={}", control.display()));
-        let kit = kit.stdin(Stdio::null()).spawn().unwrap();
-        until("nbdkit", &|| socket.exists());
-        // One connection: with four this nbdkit (1.32) shuts down after a flush.
-        let fuse = Command::new("nbdfuse")
-            .args(["-C", "1"])
-            .arg(&mount)
-            .arg("--unix")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        until("nbdfuse", &|| fs::metadata(&mount).is_ok_and(|meta| meta.len() > 0));
-        let device = machine::tool("losetup", &["--find", "--show", mount.to_str().unwrap()]).trim().into();
-        Self { kit, fuse, device, mount, control }
-    }
-
-    /// `p` and `r`: from now on nothing is answered, or everything is.
-    fn say(&self, letter: u8) {
-        let mut control = std::os::unix::net::UnixStream::connect(&self.control).unwrap();
-        control.write_all(&[letter]).unwrap();
-        let mut answer = [0];
-        control.read_exact(&mut answer).unwrap();
-    }
-}
-
-impl Drop for Hanging {
-    fn drop(&mut self) {
-        // Whatever waits for it must be able to end.
-        self.say(b'r');
-        let begun = Instant::now();
-        let detached = || Command::new("losetup").arg("--detach").arg(&self.device).status();
-        while !detached().is_ok_and(|status| status.success()) && begun.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        while !Command::new("umount").arg(&self.mount).status().is_ok_and(|status| status.success())
-            && begun.elapsed() < Duration::from_secs(20)
-        {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        for child in [&mut self.fuse, &mut self.kit] {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 /// Before: status, slots and history hung with the device, and nobody said which.
 #[test]
 fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
@@ -445,7 +377,7 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     bench.at(&["prepare", "v2.qimg"]).good();
     bench.at(&["cancel"]).good();
     bench.blank("platform_b");
-    let hanging = Hanging::new(&bench);
+    let hanging = Nbd::new(&bench.disk(), &bench.path("."));
     let disk = hanging.device.to_str().unwrap().to_owned();
     let at = |args: &[&str]| {
         let begun = Instant::now();
@@ -456,11 +388,12 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     let mut command = bench.command(&["prepare", "v2.qimg", "--config", "config.toml", "--disk", &disk]);
     command.args(["--booted", "a", "--max-rate", "1M", "--json"]);
     let mut prepare = Started::new(&mut command);
+    let _goes_on = hanging.goes_on();
     let begun = Instant::now();
     while at(&["status"]).1.json()["state"] != "UPGRADE_PREPARING" {
         assert!(begun.elapsed() < Duration::from_secs(30));
     }
-    hanging.say(b'p');
+    hanging.pause(true);
     std::thread::sleep(Duration::from_millis(500));
     for verb in ["status", "slots", "cancel"] {
         let (took, run) = at(&[verb]);
@@ -468,6 +401,9 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
         assert!(error.contains(&disk) && error.contains("discarded"), "what is known: {error}");
         assert!(took < Duration::from_secs(4), "{verb}: {took:?}");
     }
+    let (took, plan) = at(&["plan", "v2.qimg"]);
+    plan.bad("NO_ANSWER");
+    assert!(took < Duration::from_secs(4), "plan: {took:?}");
     let (took, history) = at(&["history", "--json"]);
     assert!(history.good().contains("prepare") && took < Duration::from_secs(4), "{took:?}");
     // The prepare itself says what it waits for, and for how long.
@@ -479,7 +415,7 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     }
     assert!(line.contains(&disk) && line.contains("\"seconds\":"), "{line}");
     prepare.signal(Signal::SIGTERM);
-    hanging.say(b'r');
+    hanging.pause(false);
     drop(out);
     assert_eq!(prepare.code_within(Duration::from_secs(30)), Some(8));
     at(&["slots"]).1.good();

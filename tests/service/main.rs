@@ -19,6 +19,8 @@ mod document;
 mod fallback;
 /// Tokens, origins and limits.
 mod guard;
+/// A disk that hangs.
+mod hung;
 /// Many clients beside an upgrade.
 mod load;
 /// Readiness, watchdog and stop, as the manager sees them.

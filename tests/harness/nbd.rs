@@ -1,0 +1,108 @@
+//! A disk that hangs and fails when it is told to: a loop device over nbdkit, by FUSE.
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::machine::tool;
+
+/// The device; whatever waits for it goes on, and it is gone, with this.
+pub(crate) struct Nbd {
+    kit: Child,
+    fuse: Option<Child>,
+    pub(crate) device: PathBuf,
+    mount: PathBuf,
+    control: PathBuf,
+    trigger: PathBuf,
+}
+
+impl Nbd {
+    /// Over `image`, with sockets and a mount point in `dir`.
+    pub(crate) fn new(image: &Path, dir: &Path) -> Self {
+        let (socket, mount) = (dir.join("nbd"), dir.join("mounted"));
+        let (control, trigger) = (dir.join("control"), dir.join("trigger"));
+        File::create(&mount).unwrap();
+        let until = |what: &str, holds: &dyn Fn() -> bool| {
+            let begun = Instant::now();
+            while !holds() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let mut kit = Command::new("nbdkit");
+        kit.args(["--foreground", "--filter=pause", "--filter=error", "-U"]).arg(&socket);
+        kit.arg("file").arg(image).arg(format!("pause-control={}", control.display()));
+        kit.args(["error=EIO", "error-rate=3%"]).arg(format!("error-file={}", trigger.display()));
+        let kit = kit.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // From here on it is taken down again, also where a step of this fails.
+        let mut nbd = Self { kit, fuse: None, device: PathBuf::new(), mount, control, trigger };
+        until("nbdkit", &|| socket.exists() && nbd.control.exists());
+        // One connection: with four this nbdkit (1.32) shuts down after a flush.
+        let mut fuse = Command::new("nbdfuse");
+        fuse.args(["-C", "1"]).arg(&nbd.mount).arg("--unix").arg(&socket);
+        nbd.fuse = Some(fuse.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        until("nbdfuse", &|| fs::metadata(&nbd.mount).is_ok_and(|meta| meta.len() > 0));
+        nbd.device = tool("losetup", &["--find", "--show", nbd.mount.to_str().unwrap()]).trim().into();
+        nbd
+    }
+
+    /// From now on nothing is answered, or everything is.
+    pub(crate) fn pause(&self, hangs: bool) {
+        let Ok(mut control) = UnixStream::connect(&self.control) else {
+            assert!(std::thread::panicking(), "nbdkit is gone");
+            return;
+        };
+        let asked = control.write_all(if hangs { b"p" } else { b"r" });
+        asked.and_then(|()| control.read_exact(&mut [0])).unwrap();
+    }
+
+    /// Lets it answer again with its end: to be made after whatever waits for it, so that a failed test ends too.
+    pub(crate) fn goes_on(&self) -> GoesOn<'_> {
+        GoesOn(self)
+    }
+
+    /// From now on some requests fail with EIO, or none.
+    pub(crate) fn fail(&self, fails: bool) {
+        if fails {
+            File::create(&self.trigger).unwrap();
+        } else {
+            let _ = fs::remove_file(&self.trigger);
+        }
+    }
+}
+
+/// See [`Nbd::goes_on`].
+pub(crate) struct GoesOn<'a>(&'a Nbd);
+
+impl Drop for GoesOn<'_> {
+    fn drop(&mut self) {
+        self.0.pause(false);
+    }
+}
+
+impl Drop for Nbd {
+    fn drop(&mut self) {
+        self.fail(false);
+        self.pause(false);
+        let ends = |command: &mut Command| {
+            let begun = Instant::now();
+            while !command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+                && begun.elapsed() < Duration::from_secs(10)
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        if !self.device.as_os_str().is_empty() {
+            ends(Command::new("losetup").arg("--detach").arg(&self.device));
+        }
+        if self.fuse.is_some() {
+            ends(Command::new("umount").arg(&self.mount));
+        }
+        for child in self.fuse.iter_mut().chain([&mut self.kit]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

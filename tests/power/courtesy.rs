@@ -1,0 +1,78 @@
+//! A background prepare beside others that wait for the disk: it gives way, says so, and keeps to its floor.
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::machine::{Bench, MIB};
+
+/// Processes that write to the disk of the test and wait for it, all the time.
+struct Load(Vec<Child>);
+
+impl Load {
+    fn new(bench: &Bench) -> Self {
+        let writer = |number: u32| {
+            let line =
+                "while :; do dd if=/dev/zero of=\"$0\" bs=64k count=64 oflag=direct,dsync status=none; done";
+            let mut shell = Command::new("sh");
+            shell.args(["-c", line]).arg(bench.path(&format!("load{number}"))).stdin(Stdio::null());
+            // A group of its own, so that what the shell has started ends with it.
+            std::os::unix::process::CommandExt::process_group(&mut shell, 0).spawn().unwrap()
+        };
+        Self((0..4).map(writer).collect())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let group = nix::unistd::Pid::from_raw(child.id() as i32);
+            let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+            let _ = child.wait();
+        }
+    }
+}
+
+fn stalled() -> Option<u64> {
+    let text = fs::read_to_string("/proc/pressure/io").ok()?;
+    text.lines().next()?.rsplit("total=").next()?.parse().ok()
+}
+
+#[test]
+fn a_background_prepare_gives_way_says_so_and_keeps_its_floor() {
+    let Some(before) = stalled() else {
+        eprintln!("SKIPPED: this kernel has no /proc/pressure");
+        return;
+    };
+    let bench = Bench::new();
+    for (name, version, seed) in [("v1", "1.0", 1), ("v2", "2.0", 2)] {
+        bench.image(&format!("{name}.img"), 32 * MIB, seed);
+        bench.pack(name, version, &["--platform", &format!("{name}.img"), "--frame-size", "256K"]);
+    }
+    bench.at(&["init", "disk.img", "--slot-size", "40M", "--bundle", "v1.qimg"]).good();
+    let load = Load::new(&bench);
+    std::thread::sleep(Duration::from_secs(2));
+    let waited = stalled().unwrap() - before;
+    assert!(waited > 500_000, "the load makes nobody wait: {waited} us of 2 s");
+
+    // 24 MiB of data: 12 s at 2 MiB/s, where nobody is given way to.
+    let background = ["prepare", "v2.qimg", "--background", "--max-rate"];
+    let mut command =
+        bench.command(&[&background[..], &["2M", "--config", "config.toml", "--json"]].concat());
+    let mut child = command.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let begun = Instant::now();
+    let said = lines.find_map(|line| line.ok().filter(|line| line.contains("gave way to other processes")));
+    let after = begun.elapsed();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(said.is_some_and(|line| line.contains("--min-rate sets a floor")), "nothing said in {after:?}");
+
+    bench.blank("platform_b");
+    let begun = Instant::now();
+    let floor = bench.at(&[&background[..], &["4M", "--min-rate", "3M"]].concat());
+    let took = begun.elapsed();
+    assert!(!floor.err.contains("gave way"), "{floor:?}");
+    floor.good();
+    assert!(took < Duration::from_secs(14), "{took:?} with a floor of 8 s");
+    drop(load);
+}
