@@ -67,8 +67,7 @@ impl Engine<'_> {
     /// [`Error::OnTrial`], [`Error::SwitchPending`], [`Error::SlotInUse`], [`Error::Busy`]; class Disk and Io; those of `use_it`.
     pub fn lend_target<T>(&self, use_it: impl FnOnce(&str, Arc<dyn BlockDevice>) -> Result<T>) -> Result<T> {
         let act = |lock: &DiskLock| {
-            self.repair(lock, &Silent)?;
-            let view = self.view()?;
+            let view = self.view_for_change()?;
             if let Some(obstacle) = blocked(&view) {
                 return Err(obstacle);
             }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use super::checks::{Upgrade, is_prepared};
 use super::delta::transfer_bytes;
-use super::transition::{self, Change};
+use super::transition::{self, Change, Effect, Transition};
 use super::view::View;
 use super::{Engine, PrepareOptions};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::largest_frame;
+use crate::commit;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::host::load::Courtesy;
@@ -90,11 +91,14 @@ impl Engine<'_> {
         progress: &dyn Progress,
     ) -> Result<PrepareReport> {
         let start = Instant::now();
-        self.repair(lock, progress)?;
-        let mut view = self.view()?;
-        if self.settle(lock, &view)?.is_some() {
-            view = self.view()?;
-        }
+        let found = self.view_for_change()?;
+        // Nothing is written before all that may be refused was looked at: a fallback that is not written down yet is
+        // taken for written down.
+        let fallback = transition::settle(&found)?;
+        let view = match &fallback {
+            Some(fallback) => found.after(fallback.acts())?,
+            None => found.clone(),
+        };
         if let Some(obstacle) = self.obstacles(&view, bundle)?.into_iter().next() {
             return Err(obstacle);
         }
@@ -119,6 +123,7 @@ impl Engine<'_> {
         };
         if is_prepared(&view, &upgrade, manifest.bytes()) {
             if let Some(reused) = self.still_whole(&view, &upgrade, options, progress)? {
+                self.settled(lock, found, progress)?;
                 return Ok(report(Outcome { reused, ..Outcome::default() }, true));
             }
             progress.notice("the prepared slot is damaged; it is written again");
@@ -147,6 +152,7 @@ impl Engine<'_> {
             .zip(&targets)
             .map(|((group, slot), target)| (*group, *slot, &*target.device))
             .collect();
+        let view = self.settled(lock, found, progress)?;
         self.run(lock, &view, &transition::of(&Change::Withdraw(&slots), &view)?, &opened)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
         let courtesy = options.background.then(|| Courtesy::new(options.min_rate.unwrap_or(0))).flatten();
@@ -174,6 +180,25 @@ impl Engine<'_> {
         };
         let outcome = stage::stage(bundle, &targets, &staging, progress)?;
         Ok(report(outcome, options.read_back))
+    }
+
+    /// Repairs the table and writes a fallback down, where these are due, and returns what is on the disk then.
+    fn settled(&self, lock: &DiskLock, found: View, progress: &dyn Progress) -> Result<View> {
+        let state = found.loaded.state();
+        let repair = commit::repair_plan(&found.loaded)?.is_some();
+        if self.settle(lock, &found)?.is_none() {
+            if !repair {
+                return Ok(found);
+            }
+            self.run(lock, &found, &Transition::nothing(Effect::Nothing, String::new()), &[])?;
+        }
+        if repair {
+            progress.notice(&format!(
+                "{}: the copies of the partition table were not both sound ({state}); repaired",
+                self.machine.name()
+            ));
+        }
+        self.view()
     }
 
     /// Whether the prepared slots still hold what their records say; the bytes that were read if so.

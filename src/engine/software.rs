@@ -8,7 +8,6 @@ use crate::bundle::manifest::Kind;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::MountSource;
 use crate::host::record::Event;
-use crate::progress::Silent;
 use crate::state::{SlotState, SwitchReport};
 use crate::units::{Blake3, Group, Slot};
 
@@ -97,8 +96,7 @@ impl Engine<'_> {
     /// Class Disk and Io.
     pub fn software_try(&self, slot: Slot) -> Result<Option<u8>> {
         let lock = self.machine.lock()?;
-        self.repair(&lock, &Silent)?;
-        let view = self.view()?;
+        let view = self.view_for_change()?;
         let counted = transition::of(&Change::SoftwareTry(slot), &view)?;
         self.run(&lock, &view, &counted, &[])?;
         let left = software(&view, slot)?.attributes.tries().checked_sub(1);

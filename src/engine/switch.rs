@@ -8,7 +8,6 @@ use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::host::DiskLock;
 use crate::host::record::Event;
-use crate::progress::{Progress, Silent};
 use crate::state::SwitchReport;
 use crate::units::{Group, Slot};
 
@@ -51,15 +50,17 @@ impl Engine<'_> {
     /// [`Error::NothingToMark`]; class Disk and Io.
     pub fn mark_good(&self, slot: Option<Slot>) -> Result<SwitchReport> {
         let act = |lock: &DiskLock| {
-            self.repair(lock, &Silent)?;
-            let mut view = self.view()?;
-            let settled = if slot.is_none() { self.settle(lock, &view)? } else { None };
-            if settled.is_some() {
+            let mut view = self.view_for_change()?;
+            let mut settled = None;
+            if slot.is_none()
+                && let Some(fallback) = transition::settle(&view)?
+            {
+                // What is refused is refused before the fallback is written down.
+                transition::of(&Change::MarkGood(slot), &view.after(fallback.acts())?)?;
+                settled = self.settle(lock, &view)?;
                 view = self.view()?;
             }
-            let report =
-                self.perform(lock, &view, &transition::of(&Change::MarkGood(slot), &view)?, settled)?;
-            Ok(report)
+            self.perform(lock, &view, &transition::of(&Change::MarkGood(slot), &view)?, settled)
         };
         self.change("mark-good", act, |report| report.done.clone())
     }
@@ -99,8 +100,7 @@ impl Engine<'_> {
 
     /// The same for whoever has the lock.
     pub(super) fn switch_locked(&self, lock: &DiskLock, change: &Change<'_>) -> Result<SwitchReport> {
-        self.repair(lock, &Silent)?;
-        let view = self.view()?;
+        let view = self.view_for_change()?;
         self.perform(lock, &view, &transition::of(change, &view)?, None)
     }
 
@@ -121,7 +121,8 @@ impl Engine<'_> {
         self.report(view, transition, printed, false)
     }
 
-    /// Runs the acts of a transition of this view. `opened` are slots that the caller has open.
+    /// Runs the acts of a transition of this view, after a repair of the table where one is due. `opened` are slots that
+    /// the caller has open.
     pub(super) fn run(
         &self,
         lock: &DiskLock,
@@ -133,15 +134,15 @@ impl Engine<'_> {
         site.run(lock, transition)
     }
 
-    /// Makes both copies of the table equal, and says so.
-    pub(super) fn repair(&self, lock: &DiskLock, progress: &dyn Progress) -> Result<()> {
-        if let Some(state) = transition::repair(self.machine, lock)? {
-            progress.notice(&format!(
-                "{}: the copies of the partition table were not both sound ({state}); repaired",
-                self.machine.name()
-            ));
-        }
-        Ok(())
+    /// What is on the disk, for a verb that will write. A table that cannot be written to is refused here, before
+    /// anything else is looked at.
+    ///
+    /// # Errors
+    /// As [`commit::repair_plan`]; class Disk and Io.
+    pub(super) fn view_for_change(&self) -> Result<View> {
+        let view = self.view()?;
+        commit::repair_plan(&view.loaded)?;
+        Ok(view)
     }
 
     /// Makes a fallback that happened by itself plain on the disk, and adds it to the history; see

@@ -14,7 +14,6 @@ use super::view::{Held, View};
 use crate::error::{Error, Result};
 use crate::host::kexec::SlotKernel;
 use crate::host::{DiskLock, MountSource};
-use crate::progress::Silent;
 use crate::slot::Verdict;
 use crate::state::{SlotState, SwitchReport};
 use crate::units::{Group, Slot};
@@ -92,8 +91,7 @@ impl Engine<'_> {
     pub fn commit_by_kexec(&self, kernel: &dyn SlotKernel) -> Result<SwitchReport> {
         let act = |lock: &DiskLock| {
             transition::kexec_allowed(self.policy.boot_flag)?;
-            self.repair(lock, &Silent)?;
-            let view = self.view()?;
+            let view = self.view_for_change()?;
             let (held, marks) = transition::by_kexec(&view)?;
             let MountSource::Node(node) = self.machine.mount_source(&held.partition)? else {
                 let problem = format!("the kernel shows no node of {}", held.partition.name);
@@ -127,8 +125,7 @@ impl Engine<'_> {
     /// [`Error::NoTrial`]; class Disk and Io.
     pub fn trial_failed(&self, reason: Option<&str>) -> Result<String> {
         let act = |lock: &DiskLock| {
-            self.repair(lock, &Silent)?;
-            let view = self.view()?;
+            let view = self.view_for_change()?;
             let failed = transition::of(&Change::TrialFailed(reason), &view)?;
             self.run(lock, &view, &failed, &[])?;
             Ok(failed.done)

@@ -80,18 +80,7 @@ fn every_cut_of_a_repair() {
     for flag in [BootFlag::Priority, BootFlag::Legacy] {
         let takes = play(&r, 512, flag, 1);
         let take = takes.iter().find(|take| take.scene.name == "mark good").unwrap();
-        let last = take.before.len() - 512;
-        // The header, the array that it names, the backup header, the backup array.
-        let array = u64::from_le_bytes(take.before[512 + 72..512 + 80].try_into().unwrap()) as usize * 512;
-        let parts = [
-            ("header", 512, 0x5a),
-            ("array", array, 0x5a),
-            ("backup header", last, 0),
-            ("backup array", last - 16384, 0),
-        ];
-        for (what, at, rot) in parts {
-            let mut before = take.before.clone();
-            before[at..at + 512].fill(rot);
+        for (what, before) in tables::damages(&take.before, 512) {
             let (_, ops) = recorded(&before, 512, take.scene.site, &Verb::MarkGood);
             let next = |disk: Arc<Tape>| to_the_end(disk, 512, &take.scene.next, BB, BB);
             let rules = Rules {

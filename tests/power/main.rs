@@ -24,5 +24,7 @@ mod mutants;
 mod orders;
 /// The program killed at random, beside others, on loop devices.
 mod processes;
+/// A verb that refuses has written nothing.
+mod refusals;
 /// Full logs, closed pipes, few threads, little memory, hanging devices.
 mod surroundings;

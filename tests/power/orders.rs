@@ -20,7 +20,7 @@ use qstage::boot::BootFlag;
 use qstage::efi::{Name, Variable};
 use qstage::engine::{Change, Engine};
 use qstage::units::{Group, Slot};
-use tables::Op;
+use tables::{Op, damages};
 use uefi::scenes::play as play_efi;
 use uefi::{Event, Uefi};
 
@@ -67,22 +67,11 @@ fn by_flags(name: &str, flag: BootFlag) {
     }
     // A verb on a disk of which one part of the table is lost repairs that first.
     let take = takes.iter().find(|take| take.scene.name == "mark good").unwrap();
-    let last = take.before.len() - 512;
-    let array = u64::from_le_bytes(take.before[512 + 72..512 + 80].try_into().unwrap()) as usize * 512;
-    // Of the backup to zeroes: what else lies there might be somebody's.
-    let parts = [
-        ("header", 512, 0x5a),
-        ("array", array, 0x5a),
-        ("backup header", last, 0),
-        ("backup array", last - 16384, 0),
-    ];
-    for (what, at, rot) in parts {
-        let mut before = take.before.clone();
-        before[at..at + 512].fill(rot);
+    for (lost, before) in damages(&take.before, 512) {
         let (_, ops) = recorded(&before, 512, take.scene.site, &Verb::MarkGood);
         paragraph(
             &mut text,
-            &format!("mark good with {what} lost"),
+            &format!("mark good with {lost} lost"),
             take.scene.from,
             &acts(&before, 512, &disk(&ops)),
         );

@@ -25,7 +25,7 @@ pub(super) use back::settle;
 pub(super) use commit::{by_kexec, commit, kexec_allowed, not_started};
 pub(crate) use install::{forget, install};
 pub(super) use print::{EFI_METHOD, Printed};
-pub(crate) use run::{Site, repair};
+pub(crate) use run::Site;
 
 use super::view::{Held, View};
 use crate::boot::{BootFlag, Flags};

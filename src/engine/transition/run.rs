@@ -5,7 +5,6 @@ use crate::boot::Slots;
 use crate::commit::{self, Loaded};
 use crate::device::BlockDevice;
 use crate::error::Result;
-use crate::gpt::CopyState;
 use crate::host::{Access, DiskLock, Machine, efivars};
 use crate::slot;
 use crate::units::{Group, Slot};
@@ -22,15 +21,23 @@ pub(crate) struct Site<'a> {
 
 impl Site<'_> {
     /// Runs the acts one after another. Each is durable, and was read again, before the next one begins; the first failure
-    /// ends it. All slots are opened before the first act: one that is in use refuses the verb as a whole.
+    /// ends it. A refusal writes nothing: before the first write all slots are opened (one that is in use refuses the verb
+    /// as a whole) and all changes of the table are planned. Then a repair of the table that is due comes first:
+    /// redundancy is repaired before it is spent.
     ///
     /// # Errors
     /// Class Disk and Io.
     pub(crate) fn run(&self, lock: &DiskLock, transition: &Transition) -> Result<()> {
         let devices: Vec<Option<Device<'_>>> =
             transition.acts.iter().map(|act| self.open(act)).collect::<Result<_>>()?;
+        self.check_tables(transition)?;
         let disk = self.machine.disk();
-        let mut loaded = None;
+        let load =
+            || commit::load(&*disk, self.machine.name()).map(|read| read.with_method(self.loaded.method()));
+        let mut loaded = match commit::repair(&*disk, lock, self.loaded)? {
+            Some(_) => Some(load()?),
+            None => None,
+        };
         for (act, device) in transition.acts.iter().zip(&devices) {
             match (act, device) {
                 (Act::Mark(_, _, mark), Some((device, name))) => {
@@ -40,12 +47,24 @@ impl Site<'_> {
                 (Act::Variables(turn), _) => efivars::run(self.machine.firmware()?, &turn.steps)?,
                 (Act::Table(table), _) => {
                     commit::switch(&*disk, lock, loaded.as_ref().unwrap_or(self.loaded), table)?;
-                    let read = commit::load(&*disk, self.machine.name())?;
-                    loaded = Some(read.with_method(self.loaded.method()));
+                    loaded = Some(load()?);
                 }
                 // Whatever writes to a slot has opened it.
                 (Act::Mark(..) | Act::Void(..), None) => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Plans each change of the table in its turn.
+    fn check_tables(&self, transition: &Transition) -> Result<()> {
+        let tables = transition.acts.iter().filter_map(|act| match act {
+            Act::Table(table) => Some(table),
+            Act::Mark(..) | Act::Void(..) | Act::Variables(_) => None,
+        });
+        let mut expected = self.loaded.clone();
+        for table in tables {
+            expected = expected.after(&commit::plan(&expected, table)?);
         }
         Ok(())
     }
@@ -82,19 +101,4 @@ impl Handle<'_> {
             Self::Own(device) => &**device,
         }
     }
-}
-
-/// Makes both copies of the table equal before anything else is changed: redundancy is repaired before it is spent.
-/// Returns the state that was found, where that was not sound.
-///
-/// # Errors
-/// Class Disk and Io.
-pub(crate) fn repair(machine: &dyn Machine, lock: &DiskLock) -> Result<Option<CopyState>> {
-    let disk = machine.disk();
-    let loaded = commit::load(&*disk, machine.name())?;
-    let state = loaded.state();
-    Ok(match state {
-        CopyState::Equal => None,
-        _ => commit::repair(&*disk, lock, &loaded)?.map(|_| state),
-    })
 }

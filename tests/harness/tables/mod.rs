@@ -251,6 +251,25 @@ pub fn selection(image: &[u8], block: u32, reader: Reader) -> Option<Selection> 
     Some((pick("platform"), pick("software")))
 }
 
+/// The disk with each part of the table lost in turn: header, first block of the array, and the same of the backup. Takes
+/// the backup array to have the usual 128 entries.
+pub fn damages(image: &[u8], block: usize) -> [(&'static str, Vec<u8>); 4] {
+    let array = le(image, block + 72) as usize * block;
+    let last = image.len() - block;
+    let backup = last - 128 * 128;
+    let parts = [
+        ("header", block, 0x5a),
+        ("array", array, 0x5a),
+        ("backup header", last, 0),
+        ("backup array", backup, 0),
+    ];
+    parts.map(|(what, at, rot)| {
+        let mut lost = image.to_vec();
+        lost[at..at + block].fill(rot);
+        (what, lost)
+    })
+}
+
 fn le(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
