@@ -1,11 +1,13 @@
 //! The frames of a bundle, handed to workers one by one.
 
+use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::Mutex;
 
+use super::archive::{self, BLOCK, END_LEN};
 use super::frame::Frame;
 use super::manifest::Payload;
-use super::reader::Bundle;
+use super::reader::{Bundle, Input};
 use super::source::read_failed;
 use crate::error::{Class, Error, Result};
 use crate::workers::{Abort, lock};
@@ -72,12 +74,34 @@ impl<'a> Feed<'a> {
         let mut at = self.bundle.payloads_at();
         for (number, wanted) in self.wanted.iter().enumerate() {
             let (_, size) = self.bundle.member(number);
-            let end = at + super::archive::BLOCK as u64 + size + super::archive::padding(size);
+            let end = at + BLOCK as u64 + size + archive::padding(size);
             let last = number + 1 == self.wanted.len();
             if *wanted {
                 // Without the first header: it was read when the bundle was opened.
-                let at = if number == 0 { at + super::archive::BLOCK as u64 } else { at };
-                file.will_read(at, end - at + if last { super::archive::END_LEN as u64 } else { 0 });
+                let at = if number == 0 { at + BLOCK as u64 } else { at };
+                file.will_read(at, end - at + if last { END_LEN as u64 } else { 0 });
+            }
+            at = end;
+        }
+    }
+
+    /// Says that not all of it will be loaded, but all that stands between the frames.
+    pub fn expect_skeleton(&self) {
+        let Some(file) = self.bundle.file() else { return };
+        let mut at = self.bundle.payloads_at();
+        for (number, wanted) in self.wanted.iter().enumerate() {
+            let (_, size) = self.bundle.member(number);
+            let frames = at + BLOCK as u64;
+            let end = frames + size + archive::padding(size);
+            if *wanted {
+                if number > 0 {
+                    file.will_read(at, frames - at);
+                }
+                let mark = number + 1 == self.wanted.len();
+                let rest = end - (frames + size) + if mark { END_LEN as u64 } else { 0 };
+                if rest > 0 {
+                    file.will_read(frames + size, rest);
+                }
             }
             at = end;
         }
@@ -124,12 +148,9 @@ impl<'a> Feed<'a> {
                 // Asked once, whatever comes of it: a second worker would find the stream at its end and say that it is cut.
                 let ended = std::mem::replace(&mut position.ended, true);
                 if !ended && !self.seekable {
-                    self.bundle.with_input(super::reader::Input::end)?;
-                } else if !ended
-                    && self.wanted.last() == Some(&true)
-                    && let Some(mut input) = self.bundle.remote_at(position.at)
-                {
-                    input.end()?;
+                    self.bundle.with_input(Input::end)?;
+                } else if !ended && self.wanted.last() == Some(&true) {
+                    self.bundle.check_remote(position.at, END_LEN as u64, Input::end)?;
                 }
                 return Ok(None);
             };
@@ -138,17 +159,15 @@ impl<'a> Feed<'a> {
                 // Entering a member. Those of a file were checked when it was opened.
                 let (member, size) = self.bundle.member(number);
                 if self.seekable {
-                    if self.wanted[number]
-                        && let Some(mut input) = self.bundle.remote_at(position.at)
-                    {
+                    if self.wanted[number] {
                         // The first one was read when the bundle was opened, to tell a delta from a bundle.
-                        if number == 0 {
-                            self.bundle.with_input(|input| input.header(&member, size, manifest.created))?;
-                        } else {
-                            input.header(&member, size, manifest.created)?;
-                        }
+                        let read = Cell::new(number == 0);
+                        let header = |input: &mut Input| input.header(&member, size, manifest.created);
+                        self.bundle.check_remote(position.at, BLOCK as u64, |input| {
+                            if read.take() { self.bundle.with_input(header) } else { header(input) }
+                        })?;
                     }
-                    position.at += super::archive::BLOCK as u64;
+                    position.at += BLOCK as u64;
                 } else {
                     self.bundle.with_input(|input| input.header(&member, size, manifest.created))?;
                 }
@@ -165,12 +184,11 @@ impl<'a> Feed<'a> {
                 // Leaving it.
                 let (member, size) = self.bundle.member(number);
                 if self.seekable {
-                    if self.wanted[number]
-                        && let Some(mut input) = self.bundle.remote_at(position.at)
-                    {
-                        input.padding(&member, size)?;
+                    if self.wanted[number] {
+                        let len = archive::padding(size);
+                        self.bundle.check_remote(position.at, len, |input| input.padding(&member, size))?;
                     }
-                    position.at += super::archive::padding(size);
+                    position.at += archive::padding(size);
                 } else {
                     self.bundle.with_input(|input| input.padding(&member, size))?;
                 }

@@ -13,7 +13,7 @@ use super::release::Release;
 use super::signature::SIGNATURE_MAX;
 use super::source::{ReadAt, Source, read_failed};
 use super::trust::Trust;
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::workers::lock;
 
 /// An opened bundle, or delta: its manifest is vouched for, its index fits the manifest.
@@ -153,10 +153,22 @@ impl Bundle {
         work(&mut lock(&self.input))
     }
 
-    /// The input at a place of its own, where it is a file whose headers were not read when it was opened.
-    pub(super) fn remote_at(&self, at: u64) -> Option<Input> {
-        let file = self.file.as_ref().filter(|file| file.is_remote())?;
-        Some(Input { source: Source::File(Arc::clone(file)), at, ahead: None })
+    /// Has `check` read the `len` bytes at `at`, where this is a file whose skeleton was not read when it was opened. Of
+    /// several servers one may send something else: then the others are asked.
+    pub(super) fn check_remote(
+        &self,
+        at: u64,
+        len: u64,
+        check: impl Fn(&mut Input) -> Result<()>,
+    ) -> Result<()> {
+        let Some(file) = self.file.as_ref().filter(|file| file.is_remote()) else { return Ok(()) };
+        loop {
+            let mut input = Input { source: Source::File(Arc::clone(file)), at, ahead: None };
+            match check(&mut input) {
+                Err(problem) if problem.class() == Class::Bundle && file.distrust(at, len) => {}
+                result => return result,
+            }
+        }
     }
 
     /// Of a stream whose size was announced: that size, before anything is written.

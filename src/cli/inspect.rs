@@ -13,6 +13,7 @@ use crate::bundle::{Summary, Trust};
 use crate::error::Result;
 use crate::host::trust;
 use crate::progress::Cancel;
+use crate::source::http::Web;
 use crate::units::size;
 
 /// Show what a bundle holds
@@ -49,7 +50,7 @@ impl InspectArgs {
         let format = Format::object_if(self.json);
         let progress = Arc::new(Reporter::new(format));
         // Of the configuration only how servers are reached.
-        let web = self.mirrors.web(&self.config.settings()?);
+        let web = Web { front_only: true, ..self.mirrors.web(&self.config.settings()?) };
         let bundle = machine::bundle(&self.bundle, &trust, &web, &Cancel::default(), &progress)?;
         drop(progress);
         output::result(format, &bundle.summary()?, human)

@@ -14,6 +14,7 @@ use super::table;
 use crate::container::nspawn;
 use crate::error::Result;
 use crate::progress::Cancel;
+use crate::source::http::Web;
 use crate::state::{PlanReport, UpgradeType};
 use crate::units::size;
 
@@ -52,7 +53,7 @@ impl PlanArgs {
         let format = Format::object_if(self.json);
         let settings = self.machine.settings()?;
         answers(&settings)?;
-        let web = self.mirrors.web(&settings);
+        let web = Web { front_only: true, ..self.mirrors.web(&settings) };
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = self.trust.open(&settings.trust, &progress)?;

@@ -45,6 +45,7 @@ impl NetworkConfig {
             credentials: self.credentials,
             proxy: self.proxy,
             mirrors: self.mirrors,
+            front_only: false,
             limits: Limits {
                 connect: time(self.connect_timeout, defaults.connect),
                 stall: time(self.stall_timeout, defaults.stall),

@@ -91,7 +91,9 @@ pub(super) fn write_frames<'a>(
     };
     let probing = probe::Probing::sample(bundle.release(), targets, feed.is_remote(), &abort)?;
     // Where some of it may be in place, only what turns out not to be is asked for.
-    if !probing.resembles() {
+    if probing.resembles() {
+        feed.expect_skeleton();
+    } else {
         feed.expect_all();
     }
     let zeroes = zero::make(bundle, targets, options, probing.resembles(), ledger, &abort)?;

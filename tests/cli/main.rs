@@ -13,6 +13,8 @@ mod errors;
 mod help;
 /// What stays behind, and what stands in the way.
 mod leftovers;
+/// Bundles from web servers: mirrors, broken links, real servers and proxies.
+mod network;
 /// What is printed where, and to whom.
 mod output;
 /// Signals, locks and the page cache of one process.

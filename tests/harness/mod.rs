@@ -26,3 +26,5 @@ pub mod server;
 pub mod tables;
 /// A model of UEFI firmware.
 pub mod uefi;
+/// Web servers, proxies and links.
+pub mod web;

@@ -47,14 +47,14 @@ pub(super) struct Lane {
     /// Tries in a row that brought nothing.
     retry: u32,
     gained: u64,
-    /// A further request was refused while the first answer went on: read through holes from now on.
+    /// A further request was refused while the first answer went on: it is read in its order from now on.
     once: bool,
     meter: RateMeter,
     chance: RandomState,
 }
 
-/// Works until it fails; the failure is left for the readers.
-pub(super) async fn run(shared: Arc<Shared>, urls: Vec<Url>) {
+/// Works until it fails; the failure is left for the readers. The first request is for `first` bytes, or for all.
+pub(super) async fn run(shared: Arc<Shared>, urls: Vec<Url>, first: Option<u64>) {
     let mirrors = Arc::new(Mirrors::new(urls));
     let lane = |number| Lane::new(Arc::clone(&shared), Arc::clone(&mirrors), number);
     // Dropped, and so ended, with this one.
@@ -62,7 +62,7 @@ pub(super) async fn run(shared: Arc<Shared>, urls: Vec<Url>) {
     for number in 1..LANES {
         helpers.spawn(lane(number).help());
     }
-    let failed = lane(0).lead().await;
+    let failed = lane(0).lead(first).await;
     shared.fail(failed);
 }
 
@@ -82,8 +82,8 @@ impl Lane {
     }
 
     /// The first lane, until it fails.
-    async fn lead(mut self) -> Failed {
-        match self.head().await {
+    async fn lead(mut self, first: Option<u64>) -> Failed {
+        match self.head(first).await {
             Ok(()) => self.blocks().await,
             Err(failed) => failed,
         }
@@ -110,13 +110,13 @@ impl Lane {
     }
 
     /// The first answer: what there is to be had, and its first bytes.
-    async fn head(&mut self) -> Result<(), Failed> {
+    async fn head(&mut self, first: Option<u64>) -> Result<(), Failed> {
         loop {
-            match self.request(0, None).await {
+            match self.request(0, first).await {
                 Ok(body) => {
                     let (len, ranges) = (body.answer.total, body.answer.ranges);
                     let mirror = body.mirror;
-                    self.shared.stands(self.number, Some(0..len.unwrap_or(u64::MAX)));
+                    self.shared.stands(self.number, Some(0..body.answer.end.unwrap_or(u64::MAX)));
                     self.body = Some(body);
                     self.shared.answered(Head { len, ranges, mirror });
                     return Ok(());
@@ -136,6 +136,14 @@ impl Lane {
             let want = self.want().await;
             let start = want.block.start;
             if let Err(trouble) = self.block(&want).await {
+                if let (Trouble::Once, Some(body)) = (&trouble, &self.body) {
+                    let (at, end) = (body.at, body.answer.end.unwrap_or(u64::MAX));
+                    self.once = true;
+                    self.shared.give_up(start);
+                    self.shared.stands(self.number, Some(at..end));
+                    self.shared.read_in_order(at);
+                    continue;
+                }
                 let at = self.shared.missing(start).unwrap_or(start);
                 self.drop_body();
                 self.shared.give_up(start);
@@ -204,10 +212,12 @@ impl Lane {
             let leads = open.is_some();
             match self.request(at, (until != u64::MAX).then_some(until)).await {
                 Ok(body) => {
-                    self.mirrors.answered_again();
+                    if body.answer.ranges {
+                        self.mirrors.answered_again();
+                    }
                     self.body = Some(body);
                 }
-                Err(Trouble::Answer(_)) if leads => self.once = true,
+                Err(Trouble::Answer(_)) if leads => return Err(Trouble::Once),
                 Err(trouble) => return Err(trouble),
             }
         }

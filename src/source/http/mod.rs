@@ -68,9 +68,14 @@ pub struct Web {
     pub proxy: Option<String>,
     /// Addresses of the same file, or, with a slash at the end, below which it lies by its name.
     pub mirrors: Vec<String>,
+    /// Whether no more than the front of a bundle will be read, so that a server need not begin to send the rest.
+    pub front_only: bool,
     /// How much patience a transfer gets.
     pub limits: Limits,
 }
+
+/// How much is asked for at first where only the front of a bundle will be read: manifest, signature and most indexes.
+const FRONT: u64 = 256 << 10;
 
 /// A store of certificate authorities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -151,7 +156,7 @@ impl Web {
     fn begin(&self, urls: Vec<Url>, cancel: &Cancel, notice: &Notice) -> Result<(Source, usize)> {
         let asked = urls.first().map(host).unwrap_or_default();
         let shared = Shared::new(Clients::new(self)?, self.limits, Arc::clone(notice), asked, urls.len());
-        start(&shared, urls)?;
+        start(&shared, urls, self.front_only.then_some(FRONT))?;
         let transfer = Transfer { shared, cancel: cancel.clone() };
         let head =
             transfer.wait(|state| state.head).map_err(|error| read_failed("its beginning", 0, error))?;
@@ -183,14 +188,14 @@ fn tells_of_the_server(problem: &Error) -> bool {
 }
 
 /// Starts the thread of the transfer, on which all its tasks run. It is not waited for: a name that is being looked up cannot be stopped.
-fn start(shared: &Arc<Shared>, urls: Vec<Url>) -> Result<()> {
+fn start(shared: &Arc<Shared>, urls: Vec<Url>, first: Option<u64>) -> Result<()> {
     let failed = |error: io::Error| Error::Internal { what: format!("the thread of a transfer: {error}") };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let shared = Arc::clone(shared);
     let work = move || {
         runtime.block_on(async {
             tokio::select! {
-                () = fetch::run(Arc::clone(&shared), urls) => {}
+                () = fetch::run(Arc::clone(&shared), urls, first) => {}
                 () = shared.watch() => {}
                 () = shared.closed.notified() => {}
             }

@@ -41,9 +41,14 @@ struct Reach {
 }
 
 impl Reach {
-    /// Whether a block from `start` on comes by this answer.
+    /// Whether it goes on for longer than anybody may wait for what comes later in it: that of the first request, mostly.
+    fn is_long(self) -> bool {
+        self.end.saturating_sub(self.at) > 2 * BUDGET
+    }
+
+    /// Whether a block from `start` on comes by this answer. All of a short one was wanted when it was asked for.
     fn leads_to(self, start: u64) -> bool {
-        self.at <= start && start - self.at <= GAP && start < self.end
+        self.at <= start && start < self.end && (!self.is_long() || start - self.at <= GAP)
     }
 }
 
@@ -69,6 +74,10 @@ pub(super) struct Want {
 pub(super) struct Plan {
     demands: BTreeMap<u64, Range<u64>>,
     next_demand: u64,
+    /// Whether what is declared can be had only once, in its order.
+    in_order: bool,
+    /// What was taken or passed, from front to back, joined where it touches.
+    done: Vec<Range<u64>>,
     ahead: Vec<Range<u64>>,
     blocks: BTreeMap<u64, Block>,
     buffered: u64,
@@ -95,8 +104,29 @@ impl Plan {
         self.ahead.sort_by_key(|range| range.start);
     }
 
+    /// Declares all from `at` to `end` that nobody has taken or passed: it can be had only once, in its order.
+    pub(super) fn declare_rest(&mut self, at: u64, end: u64) {
+        self.in_order = true;
+        self.declare(at..end);
+        for range in self.done.clone() {
+            self.undeclare(&range);
+        }
+    }
+
+    /// Remembers that nobody will ask for a range again.
+    fn finish(&mut self, mut range: Range<u64>) {
+        let from = self.done.partition_point(|done| done.end < range.start);
+        let to = self.done.partition_point(|done| done.start <= range.end);
+        if let Some(touched) = self.done.get(from..to).filter(|touched| !touched.is_empty()) {
+            range.start = touched.iter().map(|done| done.start).min().unwrap_or(range.start).min(range.start);
+            range.end = touched.iter().map(|done| done.end).max().unwrap_or(range.end).max(range.end);
+        }
+        self.done.splice(from..to, [range]);
+    }
+
     /// Says that a range will not be read, or not again: what is there of it is dropped.
     pub(super) fn pass(&mut self, range: &Range<u64>) {
+        self.finish(range.clone());
         self.undeclare(range);
         let starts: Vec<u64> = self.blocks.range(..range.end).map(|(start, _)| *start).collect();
         for start in starts.into_iter().rev() {
@@ -135,6 +165,7 @@ impl Plan {
     /// Copies what is there of a demand into `buf`, which is for its rest; the number of bytes.
     pub(super) fn take(&mut self, demand: u64, buf: &mut [u8]) -> usize {
         let mut copied = 0;
+        let begin = self.demands.get(&demand).map_or(0, |range| range.start);
         while let Some(range) = self.demands.get_mut(&demand).filter(|range| range.start < range.end) {
             let Some((&start, block)) = self.blocks.range_mut(..=range.start).next_back() else { break };
             let from = usize::try_from(range.start - start).unwrap_or(usize::MAX);
@@ -149,6 +180,9 @@ impl Plan {
             range.start += len as u64;
             block.taken += len as u64;
             self.drop_if_taken(start);
+        }
+        if copied > 0 {
+            self.finish(begin..begin + copied as u64);
         }
         copied
     }
@@ -166,6 +200,8 @@ impl Plan {
     /// Says where the answer of a lane stands and ends; `None`: it has none.
     pub(super) fn stands(&mut self, lane: usize, answer: Option<Range<u64>>) {
         if let Some(lane) = self.lanes.get_mut(lane) {
+            // One that has none may never ask again.
+            lane.idle = lane.idle && answer.is_some();
             lane.reach = answer.map(|range| Reach { at: range.start, end: range.end });
         }
     }
@@ -213,20 +249,26 @@ impl Plan {
             self.ahead.iter().find(around).cloned().unwrap_or(range)
         };
         let room = self.buffered < BUDGET;
-        let mut free = (waited.into_iter().map(declared))
-            .chain(self.ahead.iter().filter(|_| room).cloned())
-            .filter(|range| !others(range.start))
-            .peekable();
-        let own = self.lanes.get(lane).and_then(|lane| lane.reach);
-        let idle = self.lanes.iter().enumerate().any(|(number, other)| number != lane && other.idle);
-        match own.filter(|_| idle) {
-            // Another lane is free for what comes first; to leave an answer costs a request.
-            Some(own) => {
-                let first = free.peek().cloned();
-                free.find(|range| own.leads_to(range.start)).or(first)
-            }
-            None => free.next(),
+        if self.in_order {
+            return self.ahead.first().filter(|_| lane == 0 && (room || !waited.is_empty())).cloned();
         }
+        let own = self.lanes.get(lane).and_then(|lane| lane.reach);
+        let long = own.is_some_and(Reach::is_long);
+        // To leave an answer costs a request, and what is under way of it; to read on costs nothing.
+        let idle = self.lanes.iter().enumerate().any(|(number, other)| number != lane && other.idle);
+        if let Some(own) = own.filter(|_| idle || !long) {
+            let led = |range: &&Range<u64>| own.leads_to(range.start);
+            let first = self.ahead.iter().chain(&waited).filter(led).min_by_key(|range| range.start);
+            if first.is_some() && (room || waited.iter().any(|range| led(&range))) {
+                return first.cloned();
+            }
+        }
+        // The answer of the first lane may go on to the end of the file, and may be the only one that the server gives: it
+        // is left for a reader that waits, not for what may be wanted.
+        let worth = |range: &&Range<u64>| room && (!long || own.is_some_and(|own| own.leads_to(range.start)));
+        (waited.into_iter().map(declared))
+            .chain(self.ahead.iter().filter(worth).cloned())
+            .find(|range| !others(range.start))
     }
 
     /// The first part of a range that no block covers.

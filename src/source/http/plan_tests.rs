@@ -4,9 +4,9 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-/// Fills what is next with what lies there: byte n is n % 251.
-fn fetch(plan: &mut Plan) -> Option<Range<u64>> {
-    let want = plan.next(0)?;
+/// Fills what is next for a lane with what lies there: byte n is n % 251.
+fn fetch(plan: &mut Plan, lane: usize) -> Option<Range<u64>> {
+    let want = plan.next(lane)?;
     let bytes: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
     assert_eq!(plan.fill(want.block.start, &bytes, 0), bytes.len());
     Some(want.block)
@@ -87,14 +87,29 @@ fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
 fn what_a_liar_sent_is_fetched_again() {
     let mut plan = Plan::default();
     plan.declare(0..2 * MIB);
-    assert_eq!(fetch(&mut plan), Some(0..MIB));
+    assert_eq!(fetch(&mut plan, 0), Some(0..MIB));
     plan.distrust(1);
     assert_eq!(plan.blocks.len(), 1);
     plan.distrust(0);
     assert!(plan.blocks.is_empty() && plan.buffered == 0);
+    plan.stands(0, None);
     let reader = plan.begin(0..MIB);
     assert_eq!(plan.next(0).unwrap().block, 0..MIB);
     plan.end(reader);
+}
+
+/// A server that gives a file out once: all that is left is declared, and nobody is sent what is done with.
+#[test]
+fn the_rest_is_what_nobody_has_had() {
+    let mut plan = Plan::default();
+    for range in [10..20, 30..40, 20..25, 60..70, 5..8, 26..30] {
+        plan.pass(&range);
+    }
+    assert_eq!(plan.done, [5..8, 10..25, 26..40, 60..70]);
+    plan.pass(&(0..26));
+    assert_eq!(plan.done, [0..40, 60..70]);
+    plan.declare_rest(0, 100);
+    assert_eq!(plan.ahead, [40..60, 70..100]);
 }
 
 proptest::proptest! {
@@ -117,13 +132,13 @@ proptest::proptest! {
                 }
                 2 if reads.is_empty() => plan.pass(&range),
                 3 => {
-                    if let Some(want) = plan.next(0) {
+                    if let Some(want) = plan.next((at % 4) as usize) {
                         let half: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
                         plan.fill(want.block.start, &half[..half.len() / 2], 0);
                         plan.give_up(want.block.start);
                     }
                 }
-                _ => drop(fetch(&mut plan)),
+                _ => drop(fetch(&mut plan, (at % 4) as usize)),
             }
             for (demand, _, buf, done) in &mut reads {
                 *done += plan.take(*demand, &mut buf[*done..]);
@@ -134,7 +149,8 @@ proptest::proptest! {
             for (demand, _, buf, done) in &mut reads {
                 *done += plan.take(*demand, &mut buf[*done..]);
             }
-            if !plan.is_waited_for() || fetch(&mut plan).is_none() {
+            // Of all lanes one has something to do as long as anybody waits.
+            if !plan.is_waited_for() || (0..LANES).find_map(|lane| fetch(&mut plan, lane)).is_none() {
                 break;
             }
         }

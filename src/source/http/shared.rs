@@ -128,6 +128,15 @@ impl Shared {
         self.work.notify_waiters();
     }
 
+    /// All that is left is to be had by one answer, which stands at `at`: it is read from there, in its order.
+    pub(super) fn read_in_order(&self, at: u64) {
+        let mut state = self.state();
+        let end = state.head.and_then(|head| head.len).unwrap_or(u64::MAX);
+        state.plan.declare_rest(at, end);
+        drop(state);
+        self.work.notify_waiters();
+    }
+
     pub(super) fn missing(&self, start: u64) -> Option<u64> {
         self.state().plan.missing(start)
     }

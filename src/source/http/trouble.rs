@@ -32,6 +32,8 @@ pub(super) enum Trouble {
     Answer(String),
     /// Another file than before.
     Changed(String),
+    /// A further request was refused while an earlier answer goes on: the file is given out once.
+    Once,
 }
 
 /// Whether another try makes sense although nothing ever answered there.
@@ -43,13 +45,16 @@ pub(super) enum Hope {
     Always,
 }
 
+/// See [`Trouble::Once`].
+const ONCE: &str = "a further request was refused";
+
 impl Trouble {
     /// Whether it may pass; `answered`: the server has answered before.
     pub(super) fn may_pass(&self, answered: bool) -> bool {
         match self {
             Self::Connect(_, hope) => answered || *hope == Hope::Always,
             Self::Stalled(_) | Self::Slow { .. } | Self::Broken(_) | Self::Busy(..) => true,
-            Self::Tls(_) | Self::Answer(_) | Self::Changed(_) => false,
+            Self::Tls(_) | Self::Answer(_) | Self::Changed(_) | Self::Once => false,
         }
     }
 
@@ -61,6 +66,7 @@ impl Trouble {
             Self::Stalled(time) => format!("nothing came for {} s", time.as_secs()),
             Self::Slow { rate, .. } => format!("only {rate} bytes a second came"),
             Self::Busy(status, _) => format!("the server answered {status}"),
+            Self::Once => ONCE.to_owned(),
         }
     }
 
@@ -80,6 +86,7 @@ impl Trouble {
             }
             Self::Answer(problem) => Error::Http { url, problem },
             Self::Changed(problem) => Error::SourceChanged { url, problem },
+            Self::Once => Error::Http { url, problem: ONCE.to_owned() },
         }
     }
 }

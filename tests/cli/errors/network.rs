@@ -2,92 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::machine::{Bench, MIB};
-
-/// One request: its number, from 1, and the first byte that it asks for.
-struct Asked {
-    number: usize,
-    at: usize,
-}
-
-/// What a server does with a request, with its file at hand.
-type Manners = dyn Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync;
-
-struct Server {
-    url: String,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Server {
-    /// Serves one file on loopback, until the test ends.
-    fn new(
-        file: Vec<u8>,
-        manners: impl Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/x.qimg", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let (seen, file, manners): (_, _, Arc<Manners>) =
-            (Arc::clone(&asked), Arc::new(file), Arc::new(manners));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (seen, file, manners) = (Arc::clone(&seen), Arc::clone(&file), Arc::clone(&manners));
-                let serve = move |mut stream: TcpStream| -> std::io::Result<()> {
-                    let mut text = Vec::new();
-                    while !text.ends_with(b"\r\n\r\n") {
-                        let mut byte = [0];
-                        stream.read_exact(&mut byte)?;
-                        text.push(byte[0]);
-                    }
-                    let text = String::from_utf8_lossy(&text).into_owned();
-                    let range =
-                        text.to_lowercase().split_once("range: bytes=").map(|(_, rest)| rest.to_owned());
-                    let at = range.and_then(|rest| rest.split('-').next()?.parse().ok()).unwrap_or(0);
-                    let number = {
-                        let mut seen = seen.lock().unwrap();
-                        seen.push(text);
-                        seen.len()
-                    };
-                    manners(&Asked { number, at }, &file, &mut stream)
-                };
-                std::thread::spawn(move || stream.and_then(serve));
-            }
-        });
-        Self { url, asked }
-    }
-
-    fn requests(&self) -> usize {
-        self.asked.lock().unwrap().len()
-    }
-}
-
-/// The header of a good answer with a range; the connection ends with it.
-fn partial(asked: &Asked, file: &[u8], more: &str) -> String {
-    let (at, len) = (asked.at, file.len());
-    format!(
-        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {at}-{}/{len}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\r\n",
-        len - 1,
-        len - at
-    )
-}
-
-fn ranges(asked: &Asked, file: &[u8], stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(partial(asked, file, "ETag: \"1\"\r\n").as_bytes())?;
-    stream.write_all(&file[asked.at..])
-}
-
-fn whole(file: &[u8], stream: &mut TcpStream, more: &str) -> std::io::Result<()> {
-    let len = file.len();
-    stream.write_all(
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: close\r\n{more}\r\n").as_bytes(),
-    )?;
-    stream.write_all(file)
-}
+use crate::harness::web::{Asked, Server, end, partial, ranges, whole};
 
 fn file(bench: &Bench) -> Vec<u8> {
     std::fs::read(bench.path("v2.qimg")).unwrap()
@@ -177,8 +97,8 @@ fn a_file_that_changes_during_the_transfer_is_said_to() {
     let server = Server::new(file(&bench), |asked, file, stream| {
         let tag = format!("ETag: \"{}\"\r\n", asked.number);
         stream.write_all(partial(asked, file, &tag).as_bytes())?;
-        let end = if asked.number == 1 { file.len() / 2 } else { file.len() };
-        stream.write_all(&file[asked.at..end])
+        let half = if asked.number == 1 { file.len() / 2 } else { end(asked, file) };
+        stream.write_all(&file[asked.at..half])
     });
     let message = bench.at(&["prepare", &server.url]).bad("SOURCE_CHANGED");
     assert!(message.contains("ETag was \"1\", is \"2\""), "{message}");
@@ -196,7 +116,7 @@ fn fifty_cuts_cost_nothing_but_their_requests() {
     let count = Arc::clone(&sent);
     let server = Server::new(whole, move |asked, file, stream| {
         stream.write_all(partial(asked, file, "").as_bytes())?;
-        let end = file.len().min(asked.at + file.len() / 50);
+        let end = end(asked, file).min(asked.at + file.len() / 50);
         stream.write_all(&file[asked.at..end])?;
         count.fetch_add((end - asked.at) as u64, Ordering::Relaxed);
         Ok(())
@@ -236,64 +156,8 @@ fn one_answer_is_enough_and_no_ranges_are_needed() {
         _ => whole(file, stream, ""),
     });
     bench.at(&["prepare", &server.url]).good();
-    assert!(bench.holds("platform_b", "v2.img") && server.requests() == 3);
-}
-
-#[test]
-fn a_mirror_that_lies_or_dies_is_left_and_the_others_go_on() {
-    let bench = Bench::installed();
-    let good = Server::new(file(&bench), ranges);
-    let mut wrong = file(&bench);
-    let middle = wrong.len() * 2 / 3;
-    wrong[middle..middle + 5000].fill(0x55);
-    let mirror = good.url.trim_end_matches("x.qimg");
-    bench.config(&format!("[network]\nmirrors = [\"{mirror}\"]\nretries = 2\n"));
-    let liar = Server::new(wrong, ranges);
-    let dead = Server::new(file(&bench), |asked, file, stream| {
-        stream.write_all(partial(asked, file, "").as_bytes())?;
-        let end = file.len().min(asked.at + file.len() / 3);
-        stream.write_all(&file[asked.at..end])
-    });
-    for server in [liar, dead] {
-        bench.at(&["prepare", &server.url]).good();
-        assert!(bench.holds("platform_b", "v2.img"));
-        bench.at(&["cancel"]).good();
-        bench.blank("platform_b");
-    }
-    assert!(good.requests() >= 2);
-}
-
-#[test]
-fn a_signal_ends_it_within_a_second_whatever_is_waited_for() {
-    let bench = Bench::installed();
-    let silent = |_: &Asked, _: &[u8], _: &mut TcpStream| {
-        std::thread::sleep(Duration::from_secs(60));
-        Ok(())
-    };
-    let header = Server::new(file(&bench), silent);
-    let body = Server::new(file(&bench), |asked, file, stream| {
-        stream.write_all(partial(asked, file, "").as_bytes())?;
-        stream.write_all(&file[..100])?;
-        std::thread::sleep(Duration::from_secs(60));
-        Ok(())
-    });
-    // A handshake of TLS that nobody answers.
-    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
-    let connecting = format!("https://{}/x.qimg", deaf.local_addr().unwrap());
-    for url in [header.url, body.url, connecting] {
-        let child = bench
-            .command(&["prepare", &url, "--config", "config.toml"])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(1500));
-        let begun = Instant::now();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let run: crate::harness::machine::Run = child.wait_with_output().unwrap().into();
-        assert!(begun.elapsed() < Duration::from_secs(2), "{url}: {:?}", begun.elapsed());
-        run.bad("INTERRUPTED");
-    }
+    assert!(bench.holds("platform_b", "v2.img"));
+    assert_eq!(server.requests(), 3, "{:?}", server.asked.lock().unwrap());
 }
 
 /// What is secret goes to the host that it is for, and is shown nowhere.

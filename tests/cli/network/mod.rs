@@ -1,0 +1,10 @@
+//! Bundles from web servers. Each code of theirs is reached in `errors::network`.
+
+/// Mirrors, and what becomes of those that lie, die or are slow.
+mod mirrors;
+/// How many bytes come, after cuts and kills and where frames are in place.
+mod resume;
+/// nginx, lighttpd, squid and SOCKS, with TLS and passwords.
+mod servers;
+/// Signals in each phase of a transfer.
+mod signals;
