@@ -84,6 +84,8 @@ pub(super) struct Plan {
     /// Which mirror sent what, of the last blocks.
     sent: Vec<(Range<u64>, usize)>,
     lanes: [Lane; LANES],
+    /// Memory of blocks that were taken, for the next ones: to give it back and ask for it anew costs a fault for each page.
+    spare: Vec<Vec<u8>>,
 }
 
 /// Connections at the same time. More would be unkind to servers; at 100 ms these have 40 MiB under way each second.
@@ -194,6 +196,9 @@ impl Plan {
             && let Some(block) = self.blocks.remove(&start)
         {
             self.buffered -= block.len;
+            if block.data.capacity() as u64 >= BLOCK && (self.spare.len() as u64) < BUDGET / BLOCK {
+                self.spare.push(block.data);
+            }
         }
     }
 
@@ -223,7 +228,10 @@ impl Plan {
         self.undeclare(&block);
         let len = block.end - block.start;
         self.buffered += len;
-        let data = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+        // Small blocks, such as headers, leave it to those that fill it.
+        let mut data = if len == BLOCK { self.spare.pop().unwrap_or_default() } else { Vec::new() };
+        data.clear();
+        data.reserve_exact(usize::try_from(len).unwrap_or(0));
         let until = until.max(block.end);
         if let Some(known) = self.lanes.get_mut(lane) {
             let open = known.reach.filter(|reach| reach.leads_to(block.start));
