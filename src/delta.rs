@@ -17,7 +17,7 @@ use crate::bundle::writer::{Image, write_front, write_members};
 use crate::bundle::{Bundle, Trust, archive};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
-use crate::pack::{publish, unnamed_file};
+use crate::pack::Destination;
 use crate::progress::{Cancel, Phase, Progress};
 use crate::source::mapped::MappedFile;
 use crate::source::open_source;
@@ -61,11 +61,18 @@ const WORTH_TENTHS: u64 = 8;
 /// Makes a delta. It appears under its name only when it is whole and durable.
 ///
 /// # Errors
-/// [`Error::Open`] and those of the bundles; [`Error::DeltaGain`]; [`Error::Output`], [`Error::Interrupted`].
-pub fn make(spec: &DeltaSpec, out: &Path, progress: &dyn Progress, cancel: &Cancel) -> Result<DeltaReport> {
+/// [`Error::Open`] and those of the bundles; [`Error::DeltaGain`]; [`Error::Output`], [`Error::OutputExists`],
+/// [`Error::Interrupted`].
+pub fn make(
+    spec: &DeltaSpec,
+    out: Destination<'_>,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<DeltaReport> {
     let start = Instant::now();
+    out.check(&[("OLD", &spec.old), ("NEW", &spec.new)])?;
     let bundle = open(&spec.new, cancel)?;
-    let images = images(spec, &bundle, out, progress, cancel)?;
+    let images = images(spec, &bundle, &out, progress, cancel)?;
     let bases: Vec<Option<Base<'_>>> = images
         .iter()
         .map(|image| {
@@ -73,8 +80,9 @@ pub fn make(spec: &DeltaSpec, out: &Path, progress: &dyn Progress, cancel: &Canc
             Some(Base { bytes, of: BaseRef::of(bytes) })
         })
         .collect();
-    let failed = |source| Error::Output { path: out.to_owned(), source };
-    let mut members = unnamed_file(out)?;
+    let path = out.path();
+    let failed = |source| Error::Output { path: path.clone(), source };
+    let mut members = out.scratch()?;
     let mut writer = BufWriter::with_capacity(1 << 20, &mut members);
     let options = Options { level: spec.level, lean: spec.lean, jobs: spec.jobs };
     let head = delta::make(&bundle, &bases, options, &mut writer, cancel, progress)?;
@@ -90,17 +98,17 @@ pub fn make(spec: &DeltaSpec, out: &Path, progress: &dyn Progress, cancel: &Canc
     if delta_bytes > bundle_bytes / 10 * WORTH_TENTHS && !spec.force {
         return Err(Error::DeltaGain { delta: delta_bytes, bundle: bundle_bytes });
     }
-    let delta_bytes = publish(out, |file| {
+    let delta_bytes = out.publish(|mut file| {
         file.write_all(&front).map_err(failed)?;
         members.seek(SeekFrom::Start(0)).map_err(failed)?;
-        std::io::copy(&mut members, file).map_err(failed)?;
+        std::io::copy(&mut members, &mut file).map_err(failed)?;
         Ok(())
     })?;
     let mut frames = Tally::default();
     let made = delta::Delta::parse(head, bundle.release())?;
     (0..manifest.payloads.len()).for_each(|payload| frames.add(&made, bundle.release(), payload));
     let seconds = start.elapsed().as_secs_f64();
-    Ok(DeltaReport { path: out.to_owned(), delta_bytes, bundle_bytes, frames, seconds })
+    Ok(DeltaReport { path, delta_bytes, bundle_bytes, frames, seconds })
 }
 
 /// Opens a whole bundle in a file. Whoever applies the delta checks the signature; here nothing rests on it.
@@ -118,7 +126,7 @@ fn open(path: &Path, cancel: &Cancel) -> Result<Bundle> {
 fn images(
     spec: &DeltaSpec,
     bundle: &Bundle,
-    out: &Path,
+    out: &Destination<'_>,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Vec<Option<MappedFile>>> {
@@ -154,13 +162,14 @@ fn is_bundle(path: &Path) -> Result<bool> {
 fn unpack(
     bundle: &Bundle,
     payload: &Payload,
-    out: &Path,
+    out: &Destination<'_>,
     jobs: Option<NonZeroUsize>,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<MappedFile> {
-    let failed = |source| Error::Output { path: out.to_owned(), source };
-    let file = unnamed_file(out)?;
+    let path = out.path();
+    let failed = |source| Error::Output { path: path.clone(), source };
+    let file = out.scratch()?;
     file.set_len(payload.size).map_err(failed)?;
     let (abort, feed) =
         (Abort::new(cancel, "unpacking the base"), Feed::new(bundle, |other| std::ptr::eq(other, payload)));

@@ -1,4 +1,7 @@
-//! Files in, bundle file out: `pack` and `sign`. A bundle appears under its name only when it is whole and durable.
+//! Files in, bundle file out: `pack` and `sign`. A bundle appears under its name only when it is whole and durable, and takes
+//! the place of no other file unless that was asked for.
+
+mod destination;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -8,6 +11,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
+
+pub use destination::Destination;
 
 use crate::bundle::manifest::Kind;
 use crate::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
@@ -46,6 +51,21 @@ pub struct PackSpec {
     pub jobs: Option<NonZeroUsize>,
 }
 
+impl PackSpec {
+    /// All files that are read, by their options.
+    fn inputs(&self) -> Vec<(&'static str, &Path)> {
+        let firmware = self.firmware.iter().map(|(_, path)| ("--firmware", path));
+        let one = [("--software", self.software.as_ref()), ("--key", self.key.as_ref())];
+        let one = one.into_iter().filter_map(|(option, path)| Some((option, path?)));
+        [("--platform", &self.platform)]
+            .into_iter()
+            .chain(one)
+            .chain(firmware)
+            .map(|(option, path)| (option, path.as_path()))
+            .collect()
+    }
+}
+
 /// What was packed.
 #[derive(Debug, Clone, Serialize)]
 pub struct PackReport {
@@ -72,12 +92,23 @@ pub struct SignReport {
     pub signatures: usize,
 }
 
-/// Packs and signs a bundle.
+/// Packs and signs a bundle. What would make it fail in the end, an output that must not be written and a key that does not
+/// sign, is found before the first image is read.
 ///
 /// # Errors
-/// [`Error::Open`] and [`Error::Argument`] for inputs; those of [`pack_payloads`]; [`Error::Signing`]; [`Error::Output`].
-pub fn pack(spec: &PackSpec, out: &Path, progress: &dyn Progress, cancel: &Cancel) -> Result<PackReport> {
+/// [`Error::Open`] and [`Error::Argument`] for inputs; [`Error::OutputExists`]; those of [`pack_payloads`];
+/// [`Error::Signing`]; [`Error::Output`].
+pub fn pack(
+    spec: &PackSpec,
+    out: Destination<'_>,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<PackReport> {
     let start = Instant::now();
+    out.check(&spec.inputs())?;
+    if let Some(key) = &spec.key {
+        signer::try_out(key)?;
+    }
     let mut images = vec![(Kind::Platform, "platform".to_owned(), open_image(&spec.platform)?)];
     if let Some(path) = &spec.software {
         images.push((Kind::Software, "software".to_owned(), open_image(path)?));
@@ -103,8 +134,9 @@ pub fn pack(spec: &PackSpec, out: &Path, progress: &dyn Progress, cancel: &Cance
     };
     let compression = Compression { level: spec.level, frame_size: spec.frame_size, jobs: spec.jobs };
 
-    let failed = |source: io::Error| Error::Output { path: out.to_owned(), source };
-    let mut payloads = unnamed_file(out)?;
+    let path = out.path();
+    let failed = |source: io::Error| Error::Output { path: path.clone(), source };
+    let mut payloads = out.scratch()?;
     let mut writer = BufWriter::with_capacity(1 << 20, &mut payloads);
     let packed = pack_payloads(&identity, &inputs, compression, &mut writer, cancel, progress)?;
     writer.flush().map_err(failed)?;
@@ -114,14 +146,14 @@ pub fn pack(spec: &PackSpec, out: &Path, progress: &dyn Progress, cancel: &Cance
         Some(key) => signer::sign(&manifest, key)?,
         None => String::new(),
     };
-    let bundle_bytes = publish(out, |file| {
-        write_front(file, &manifest, signature.as_bytes(), &packed.index, spec.created)?;
+    let bundle_bytes = out.publish(|mut file| {
+        write_front(&mut file, &manifest, signature.as_bytes(), &packed.index, spec.created)?;
         payloads.seek(SeekFrom::Start(0)).map_err(failed)?;
-        io::copy(&mut payloads, file).map_err(failed)?;
+        io::copy(&mut payloads, &mut file).map_err(failed)?;
         Ok(())
     })?;
     Ok(PackReport {
-        path: out.to_owned(),
+        path,
         bundle_bytes,
         image_bytes: packed.claims.payloads.iter().map(|payload| payload.size).sum(),
         signed: spec.key.is_some(),
@@ -149,12 +181,17 @@ pub enum Signer<'a> {
     Detached(&'a Path),
 }
 
-/// Adds a signature to a bundle, in place or to another file. The signatures that are there stay; who adds the one
+/// Adds a signature to a bundle, in place (`out` is `None`) or to another file. The signatures that are there stay; who adds the one
 /// of a new key before the old one is retired rotates keys without a bundle that some machine refuses.
 ///
 /// # Errors
-/// Those of opening a bundle; [`Error::Signing`], [`Error::SignatureFormat`], [`Error::TooLarge`], [`Error::Output`].
-pub fn sign(bundle: &Path, signer: Signer<'_>, out: Option<&Path>) -> Result<SignReport> {
+/// Those of opening a bundle; [`Error::Signing`], [`Error::SignatureFormat`], [`Error::TooLarge`], [`Error::Output`],
+/// [`Error::OutputExists`].
+pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a>>) -> Result<SignReport> {
+    if let Some(out) = &out {
+        let (Signer::Key(with) | Signer::Detached(with)) = signer;
+        out.check(&[("BUNDLE", bundle), ("the option of the signature", with)])?;
+    }
     let open = |source| Error::Open { path: bundle.to_owned(), source };
     let mut file = File::open(bundle).map_err(open)?;
     let source =
@@ -177,15 +214,16 @@ pub fn sign(bundle: &Path, signer: Signer<'_>, out: Option<&Path>) -> Result<Sig
         signatures.extend_from_slice(added.as_bytes());
     }
     let count = signature::parse(&signatures)?.len();
-    let out = out.unwrap_or(bundle);
-    let failed = |source: io::Error| Error::Output { path: out.to_owned(), source };
-    publish(out, |to| {
-        write_front(to, manifest.bytes(), &signatures, opened.index().bytes(), manifest.created)?;
+    let out = out.unwrap_or(Destination::Replaced(bundle));
+    let written = out.path();
+    let failed = |source: io::Error| Error::Output { path: written.clone(), source };
+    out.publish(|mut to| {
+        write_front(&mut to, manifest.bytes(), &signatures, opened.index().bytes(), manifest.created)?;
         file.seek(SeekFrom::Start(opened.payloads_at())).map_err(failed)?;
-        io::copy(&mut file, to).map_err(failed)?;
+        io::copy(&mut file, &mut to).map_err(failed)?;
         Ok(())
     })?;
-    Ok(SignReport { path: out.to_owned(), added: path.to_owned(), signatures: count })
+    Ok(SignReport { path: written, added: path.to_owned(), signatures: count })
 }
 
 /// A file that is read through the page cache: it is about to be copied anyway.
@@ -202,42 +240,4 @@ impl ReadAt for PlainFile {
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(&self.file, buf, at)
     }
-}
-
-/// Where a file is made before it gets its name: beside it, so that the rename is within one file system.
-fn part_of(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    PathBuf::from(name)
-}
-
-/// A file without a name beside `out`: it is gone with the process, however that ends.
-pub(crate) fn unnamed_file(out: &Path) -> Result<File> {
-    let path = part_of(out);
-    let failed = |source| Error::Output { path: path.clone(), source };
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
-    std::fs::remove_file(&path).map_err(failed)?;
-    Ok(file)
-}
-
-/// Writes a file under a temporary name, makes it durable, and gives it its name. Returns its size in bytes. On
-/// failure nothing is left behind, and a file that already had the name is as it was.
-pub(crate) fn publish(out: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<u64> {
-    let part = part_of(out);
-    let failed = |source| Error::Output { path: out.to_owned(), source };
-    let result = (|| {
-        let mut file = File::options().write(true).create_new(true).open(&part).map_err(failed)?;
-        write(&mut file)?;
-        file.sync_all().map_err(failed)?;
-        let len = file.metadata().map_err(failed)?.len();
-        std::fs::rename(&part, out).map_err(failed)?;
-        let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        Ok(len)
-    })();
-    if result.is_err() {
-        // Whether this works or not, the error to report is the first one.
-        let _ = std::fs::remove_file(&part);
-    }
-    result
 }

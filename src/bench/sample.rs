@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
 use crate::host::load::CpuTime;
-use crate::pack::{PackSpec, pack};
+use crate::pack::{Destination, PackSpec, pack};
 use crate::progress::{Cancel, Silent};
 use crate::slot::Layout;
 use crate::source::drop_from_cache;
@@ -122,7 +122,7 @@ pub fn synthetic_bundle(scratch: &Scratch, size: u64, cancel: &Cancel) -> Result
         frame_size: 1 << 20,
         jobs: None,
     };
-    pack(&spec, &bundle, &Silent, cancel)?;
+    pack(&spec, Destination::Replaced(&bundle), &Silent, cancel)?;
     std::fs::remove_file(&image).map_err(output)?;
     Ok(bundle)
 }

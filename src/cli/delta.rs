@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::args::JobsArgs;
+use super::destination::BundleOutput;
 use super::machine;
-use super::output::{self, Format, Palette};
+use super::output::{Format, Palette};
 use super::progress::Reporter;
 use crate::delta::{self, DeltaReport, DeltaSpec};
 use crate::error::Result;
@@ -26,7 +27,7 @@ pub(super) struct DeltaArgs {
     /// Bundle that it becomes
     new: PathBuf,
 
-    /// Delta to write
+    /// Delta to write; '-' is standard output
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 
@@ -42,6 +43,8 @@ pub(super) struct DeltaArgs {
     lean: bool,
 
     /// Write the delta also if it saves less than a fifth of the bundle
+    ///
+    /// And also if its file exists, which is replaced.
     #[arg(long)]
     force: bool,
 
@@ -64,10 +67,11 @@ impl DeltaArgs {
             force: self.force,
             jobs: self.jobs.jobs,
         };
+        let mut to = BundleOutput::new(&self.output, self.force, self.json)?;
         let progress = Reporter::new(format);
-        let report = delta::make(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
+        let report = delta::make(&spec, to.destination(), &progress, &machine::cancel_on_signals()?)?;
         drop(progress);
-        output::result(format, &report, human)
+        to.outcome(format, &report, human)
     }
 }
 

@@ -17,6 +17,7 @@ mod bench;
 mod config_page;
 mod container;
 mod delta;
+mod destination;
 mod firmware;
 mod health;
 mod history;

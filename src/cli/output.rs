@@ -124,6 +124,11 @@ fn deliver(text: &str, patience: Option<Duration>) -> io::Result<()> {
     }
 }
 
+/// Whether standard output is a terminal, which no bundle may be sent to.
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// Standard output for bytes that are the result.
 pub(super) struct Stdout;
 
@@ -178,7 +183,7 @@ impl Palette {
     pub(super) fn of_stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
-        Self { coloured: wanted && io::stdout().is_terminal() }
+        Self { coloured: wanted && is_terminal() }
     }
 
     fn paint(self, code: &str, text: &str) -> String {

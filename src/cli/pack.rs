@@ -6,8 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 
 use super::args::JobsArgs;
+use super::destination::BundleOutput;
 use super::machine;
-use super::output::{self, Format, Palette};
+use super::output::{Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::manifest::FRAME_MAX;
 use crate::error::{Error, Result};
@@ -51,13 +52,20 @@ pub(super) struct PackArgs {
     /// Private key: OpenSSH format, without a passphrase
     ///
     /// Leave it out to sign later with 'qstage sign', or with ssh-keygen where the
-    /// key lives in an agent or a hardware token.
+    /// key lives in an agent or a hardware token. The key is tried before the packing;
+    /// one that asks for a passphrase or a touch asks twice.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
-    /// Bundle to write
+    /// Bundle to write; '-' is standard output
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+
+    /// Replace the bundle if it exists
+    ///
+    /// Never one of the files that are packed.
+    #[arg(long)]
+    force: bool,
 
     /// Oldest version that may be upgraded directly [default: any]
     #[arg(long, value_name = "VERSION")]
@@ -104,10 +112,11 @@ impl PackArgs {
             frame_size: self.frame_size,
             jobs: self.jobs.jobs,
         };
+        let mut to = BundleOutput::new(&self.output, self.force, self.json)?;
         let progress = Reporter::new(format);
-        let report = pack::pack(&spec, &self.output, &progress, &machine::cancel_on_signals()?)?;
+        let report = pack::pack(&spec, to.destination(), &progress, &machine::cancel_on_signals()?)?;
         drop(progress);
-        output::outcome(format, &report, human)
+        to.outcome(format, &report, human)
     }
 }
 

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::output::{self, Format};
+use super::destination::BundleOutput;
+use super::output::{self, Format, Palette};
 use crate::error::{Error, Result};
-use crate::pack::{self, Signer};
+use crate::pack::{self, SignReport, Signer};
 
 /// Add a signature to a bundle
 ///
@@ -32,9 +33,15 @@ pub(super) struct SignArgs {
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
 
-    /// Bundle to write [default: replace BUNDLE when all is written]
+    /// Bundle to write; '-' is standard output [default: BUNDLE itself]
+    ///
+    /// BUNDLE is replaced when all is written.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
 
     /// Print the result as one JSON object
     #[arg(long)]
@@ -49,14 +56,21 @@ impl SignArgs {
             // clap has seen to it that one of the two is there.
             (None, None) => return Err(Error::Internal { what: "sign without a signer".to_owned() }),
         };
-        let report = pack::sign(&self.bundle, signer, self.output.as_deref())?;
-        output::outcome(Format::object_if(self.json), &report, |report, _| {
+        let to = self.output.as_deref().map(|to| BundleOutput::new(to, self.force, self.json));
+        let mut to = to.transpose()?;
+        let report = pack::sign(&self.bundle, signer, to.as_mut().map(BundleOutput::destination))?;
+        let format = Format::object_if(self.json);
+        let human = |report: &SignReport, _: Palette| {
             format!(
                 "{}: signed with {}, signatures: {}\n",
                 report.path.display(),
                 report.added.display(),
                 report.signatures
             )
-        })
+        };
+        match to {
+            Some(to) => to.outcome(format, &report, human),
+            None => output::outcome(format, &report, human),
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::bundle::{Bundle, Trust};
 use crate::engine::{Engine, Policy, PrepareOptions};
 use crate::host::record::{Journal, MemoryJournal};
 use crate::init::{InitSpec, init};
-use crate::pack::{PackSpec, pack};
+use crate::pack::{Destination, PackSpec, pack};
 use crate::progress::{Cancel, Silent};
 use crate::source::open_source;
 use crate::state::SlotState;
@@ -48,7 +48,7 @@ fn disks() -> &'static Disks {
                 frame_size: 1 << 16,
                 jobs: None,
             };
-            pack(&spec, &at("bundle"), &Silent, &Cancel::default()).unwrap();
+            pack(&spec, Destination::New(&at("bundle")), &Silent, &Cancel::default()).unwrap();
             Bundle::open(
                 open_source(&at("bundle"), &Cancel::default()).unwrap(),
                 &Trust::dangerously_unsigned(),

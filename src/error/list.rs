@@ -203,6 +203,10 @@ errors! {
     NotBlank { disk: String, found: String } => Refused, "NOT_BLANK",
         ("{disk} holds {found}; --force destroys it");
 
+    /// A file that was to be written is there already.
+    OutputExists { path: PathBuf } => Refused, "OUTPUT_EXISTS",
+        ("{} exists; --force replaces it", .path.display());
+
     /// A selector was asked for where the boot loader or the firmware selects.
     SelectorUnused { flag: &'static str } => Refused, "SELECTOR_UNUSED",
         ("boot_flag is '{flag}': what reads it has chosen before any initramfs runs, and a selector is not used");

@@ -9,6 +9,18 @@ use ssh_key::{HashAlg, PrivateKey};
 use crate::bundle::signature::{NAMESPACE, import, spelled};
 use crate::error::{Error, Result};
 
+/// What a key signs to show that it can. It is no manifest, so the signature is of no use to anybody.
+const TRIAL: &[u8] = b"qstage: does this key sign?";
+
+/// Signs something else than a manifest, to find a key that does not work before hours of packing. A key that asks for a
+/// passphrase or a touch asks one more time.
+///
+/// # Errors
+/// [`Error::Signing`].
+pub fn try_out(key_path: &Path) -> Result<()> {
+    sign(TRIAL, key_path).map(drop)
+}
+
 /// Signs the bytes of a manifest with the key in a file.
 ///
 /// A plain private key is used directly. For everything else (RSA, a public key whose private half an agent holds, an

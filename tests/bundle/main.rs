@@ -8,6 +8,7 @@ mod harness;
 mod allowed_signers;
 /// Bundles that are cut, bent or made to do harm; the functions of the fuzz targets on the corpus.
 mod hostile;
+mod output;
 /// The process that parses has given up its rights before the first byte.
 mod sandbox;
 /// Bundles against tar, zstd, b3sum, sha256sum and ssh-keygen.

@@ -35,7 +35,8 @@ const FILES: Allowed = &[
     ("host/signals.rs", "asks which signals are ignored"),
     ("init.rs", "makes the image file that it lays out"),
     ("delta.rs", "reads and writes bundles and deltas, unpacks the base to a file without a name"),
-    ("pack.rs", "writes bundles"),
+    ("pack.rs", "reads images and bundles"),
+    ("pack/destination.rs", "tells inputs and special files from the file to be written"),
     ("sandbox/", "asks whose the files are that are kept"),
     ("source/file.rs", "opens bundles"),
     ("source/mapped.rs", "maps images that are packed"),
@@ -231,7 +232,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["stage/", "host/", "source/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
     (
-        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs", "delta.rs"],
+        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs", "pack/", "delta.rs"],
         &["cli", "bench", "container", "service"],
     ),
     (&["bench/", "config/", "container/", "service/"], &["cli"]),

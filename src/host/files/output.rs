@@ -24,8 +24,13 @@ impl OutputFile {
     /// Begins the file that `path` is to become, with the rights of `mode` (less the umask), beside it.
     ///
     /// # Errors
-    /// What open(2) says.
+    /// What open(2) says. A directory, a device or a pipe of that name is refused: the rename would put a file in place of
+    /// `/dev/null`.
     pub(crate) fn create(path: &Path, mode: u32) -> io::Result<Self> {
+        let special = |found: fs::Metadata| !found.is_file() && !found.is_symlink();
+        if fs::symlink_metadata(path).is_ok_and(special) {
+            return Err(io::Error::other("it exists and is no regular file"));
+        }
         let mut part = path.as_os_str().to_owned();
         part.push(format!(".{}-{}.part", std::process::id(), BEGUN.fetch_add(1, Ordering::Relaxed)));
         Self::begin(PathBuf::from(part), path, mode)
@@ -44,8 +49,27 @@ impl OutputFile {
     /// # Errors
     /// What fsync(2) and rename(2) say; nothing is left behind then.
     pub(crate) fn publish(self) -> io::Result<()> {
+        self.named(|part, path| fs::rename(part, path))
+    }
+
+    /// The same where nothing may have the name, not since a moment ago either.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish); `AlreadyExists`.
+    pub(crate) fn publish_new(self) -> io::Result<()> {
+        // A second name, of which the first is removed by the drop: link(2) replaces nothing. Where the file system knows
+        // no links, a look at the name has to do.
+        self.named(|part, path| match fs::hard_link(part, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+            Err(_) if fs::symlink_metadata(path).is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(part, path),
+            Ok(()) => Ok(()),
+        })
+    }
+
+    fn named(self, name: impl FnOnce(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
         self.file.sync_all()?;
-        fs::rename(&self.part, &self.path)?;
+        name(&self.part, &self.path)?;
         // The rename is durable only with the directory that holds it.
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(dir)?.sync_all()
@@ -109,5 +133,28 @@ mod tests {
         assert!(about.is_file() && about.permissions().mode() & 0o777 == 0o600);
         drop(OutputFile::create(&out, 0o600).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a part is left");
+    }
+
+    /// Nobody had the name when it was asked for, and somebody has it by now.
+    #[test]
+    fn a_new_name_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let mut file = OutputFile::create(&out, 0o600).unwrap();
+        file.write_all(b"ours").unwrap();
+        fs::write(&out, "another's").unwrap();
+        assert_eq!(file.publish_new().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&out).unwrap(), b"another's");
+        fs::remove_file(&out).unwrap();
+        OutputFile::create(&out, 0o600).unwrap().publish_new().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "its first name is left");
+    }
+
+    /// As root the rename would put a file in place of a device.
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(OutputFile::create(dir.path(), 0o600).is_err());
+        assert!(OutputFile::create(Path::new("/dev/null"), 0o600).is_err());
     }
 }
