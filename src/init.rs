@@ -1,24 +1,30 @@
-//! Laying out a blank disk or image file, and the factory install of slot a.
+//! Laying out a blank disk or image file, and the factory install: onto the new layout, or into the slots of a table that is
+//! there.
+
+mod install;
+mod onto;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use install::install;
+pub use onto::{OntoSpec, onto};
+
 use crate::boot::{BootFlag, Slots};
 use crate::bundle::Bundle;
-use crate::bundle::manifest::{Kind, Vouched};
+use crate::bundle::manifest::Kind;
 use crate::commit;
 use crate::device::{self, AlignedBuf, BlockDevice, Mode, Region};
 use crate::engine::transition::{self, Site};
 use crate::error::{Error, Result};
 use crate::gpt::layout::{self, NewPartition};
-use crate::gpt::{Attributes, Partition};
+use crate::gpt::{Attributes, Partition, Table, TableMethod};
 use crate::host::{DiskLock, LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
-use crate::slot::{Layout, Record};
-use crate::stage::{self, Target};
-use crate::units::{BlockSize, ByteOffset, Group, Guid, MIB, Slot};
+use crate::slot::Layout;
+use crate::units::{BlockSize, ByteOffset, Extent, Group, Guid, MIB, Slot};
 
 /// "Linux filesystem data": the type that no tool mounts or boots by itself. The slots are found by name.
 const LINUX_DATA: Guid =
@@ -42,11 +48,15 @@ pub struct InitSpec {
     pub boot_flag: BootFlag,
     /// Destroy what is there.
     pub force: bool,
-    /// What to install into slot a.
+    /// What to install.
     pub bundle: Option<Bundle>,
+    /// Into which slots; the first one boots.
+    pub into: Vec<Slot>,
+    /// Check all and write nothing.
+    pub dry_run: bool,
 }
 
-/// What was laid out.
+/// What was laid out; of a dry run what would be.
 #[derive(Debug, Clone, Serialize)]
 pub struct InitReport {
     /// The disk.
@@ -55,8 +65,18 @@ pub struct InitReport {
     pub size: u64,
     /// Names of the partitions, by number.
     pub partitions: Vec<String>,
-    /// Version of what slot a holds.
+    /// Where they lie, in the same order.
+    pub extents: Vec<Extent>,
+    /// Version of what was installed.
     pub installed: Option<String>,
+    /// The slots that hold it. The first one boots, the other is its fallback.
+    pub slots: Vec<Slot>,
+    /// Whether the partitions are those that were there.
+    pub table_kept: bool,
+    /// What was there before and is destroyed, as far as it can be told; empty: nothing.
+    pub destroyed: Vec<String>,
+    /// Nothing was written.
+    pub dry_run: bool,
 }
 
 /// Lays out the disk and installs the bundle, if there is one, marked good and selected.
@@ -72,9 +92,18 @@ pub fn init(spec: InitSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<
         .flat_map(|(group, size)| Slot::BOTH.map(|slot| (group, slot, size.next_multiple_of(MIB))))
         .collect();
     if let Some(bundle) = &spec.bundle {
+        install::check_source(bundle, &spec.into)?;
         check_fit(bundle, &slots)?;
     }
-    let created = make_file(&spec, slots.iter().map(|(_, _, size)| size).sum())?;
+    let sum = slots.iter().map(|(_, _, size)| size).sum();
+    let new = new_len(&spec, sum)?;
+    if spec.dry_run {
+        return rehearse(&spec, new, &slots);
+    }
+    let created = new.is_some();
+    if let Some(len) = new {
+        make_file(&spec.disk, len)?;
+    }
     let result = lay_out(&spec, &slots, progress, cancel);
     if result.is_err() && created {
         // A file that this run made and that holds nothing whole is of no use to anybody.
@@ -94,20 +123,19 @@ fn check_fit(bundle: &Bundle, slots: &[(Group, Slot, u64)]) -> Result<()> {
             problem: "the bundle holds a software image; give --software-size".to_owned(),
         });
     }
-    for (group, slot, size) in slots.iter().filter(|(_, slot, _)| *slot == Slot::A) {
+    for (group, slot, size) in slots {
         let body_len = bundle.release().record_len();
         Layout::new(manifest, *group, body_len, *size, group.partition_name(*slot))?;
     }
     Ok(())
 }
 
-/// Makes the image file where there is none; whether it did.
-fn make_file(spec: &InitSpec, slots: u64) -> Result<bool> {
-    let output = |source| Error::Output { path: spec.disk.clone(), source };
+/// The size in bytes of the image file that has to be made; `None`: the disk is there.
+fn new_len(spec: &InitSpec, slots: u64) -> Result<Option<u64>> {
     let len = match std::fs::metadata(&spec.disk) {
         Ok(found) if !found.is_file() => {
             return match spec.size {
-                None => Ok(false),
+                None => Ok(None),
                 Some(_) => Err(Error::Argument {
                     what: "--size".to_owned(),
                     problem: format!("{} is no file; a device has its own size", spec.disk.display()),
@@ -126,7 +154,7 @@ fn make_file(spec: &InitSpec, slots: u64) -> Result<bool> {
                     spec.disk.display()
                 ),
             }),
-            _ => Ok(false),
+            _ => Ok(None),
         };
     }
     // What is reserved before the slots, and 1 MiB behind them for the backup.
@@ -136,9 +164,68 @@ fn make_file(spec: &InitSpec, slots: u64) -> Result<bool> {
     if size < needed {
         return Err(Error::DiskTooSmall { disk: spec.disk.display().to_string(), needed, size });
     }
-    let file = File::options().write(true).create(true).truncate(false).open(&spec.disk).map_err(output)?;
-    file.set_len(size).map_err(output)?;
-    Ok(true)
+    Ok(Some(size))
+}
+
+/// Makes an image file of `len` bytes.
+fn make_file(path: &Path, len: u64) -> Result<()> {
+    let output = |source| Error::Output { path: path.to_owned(), source };
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(output)?;
+    file.set_len(len).map_err(output)
+}
+
+/// A dry run: all checks, and the layout as it would be. `new` is the size of a file that would be made.
+fn rehearse(spec: &InitSpec, new: Option<u64>, slots: &[(Group, Slot, u64)]) -> Result<InitReport> {
+    let name = spec.disk.display().to_string();
+    let (len, block, found) = match new {
+        Some(len) => (len, spec.sector_size, None),
+        None => {
+            let machine = LocalDisk::open(&spec.disk, Mode::Read, Some(spec.sector_size))?;
+            machine.check_idle()?;
+            let disk = machine.disk();
+            (disk.len(), disk.block_size(), blank(&*disk, &name, spec.force)?)
+        }
+    };
+    let partitions = new_partitions(slots);
+    let plan = layout::create_after(spec.reserve, &name, len, block, &partitions, None)?;
+    Ok(report(spec, len, &plan.primary, found))
+}
+
+/// What is on the disk, where it may be destroyed.
+fn blank(disk: &dyn BlockDevice, name: &str, force: bool) -> Result<Option<String>> {
+    match found_on(disk, name)? {
+        Some(found) if !force => Err(Error::NotBlank { disk: name.to_owned(), found }),
+        found => Ok(found),
+    }
+}
+
+fn new_partitions(slots: &[(Group, Slot, u64)]) -> Vec<NewPartition> {
+    slots
+        .iter()
+        .map(|(group, slot, size)| NewPartition {
+            name: group.partition_name(*slot).to_owned(),
+            type_guid: LINUX_DATA,
+            guid: None,
+            size: *size,
+            attributes: Attributes::default(),
+        })
+        .collect()
+}
+
+/// The report on a new layout.
+fn report(spec: &InitSpec, size: u64, table: &Table, found: Option<String>) -> InitReport {
+    let partitions = table.partitions();
+    InitReport {
+        disk: spec.disk.display().to_string(),
+        size,
+        extents: partitions.iter().map(|partition| partition.extent).collect(),
+        partitions: partitions.into_iter().map(|partition| partition.name).collect(),
+        installed: spec.bundle.as_ref().map(|bundle| bundle.manifest().version.clone()),
+        slots: if spec.bundle.is_some() { spec.into.clone() } else { Vec::new() },
+        table_kept: false,
+        destroyed: found.into_iter().collect(),
+        dry_run: spec.dry_run,
+    }
 }
 
 fn lay_out(
@@ -151,33 +238,18 @@ fn lay_out(
     machine.check_idle()?;
     let disk = machine.disk();
     let lock = machine.lock()?;
-    if let (Some(found), false) = (found_on(&*disk, &spec.disk)?, spec.force) {
-        return Err(Error::NotBlank { disk: machine.name().to_owned(), found });
-    }
-    let partitions: Vec<NewPartition> = slots
-        .iter()
-        .map(|(group, slot, size)| NewPartition {
-            name: group.partition_name(*slot).to_owned(),
-            type_guid: LINUX_DATA,
-            guid: None,
-            size: *size,
-            attributes: Attributes::default(),
-        })
-        .collect();
+    let found = blank(&*disk, machine.name(), spec.force)?;
+    let partitions = new_partitions(slots);
     let plan =
         layout::create_after(spec.reserve, machine.name(), disk.len(), disk.block_size(), &partitions, None)?;
     commit::lay_out(&*disk, machine.name(), &lock, &plan)?;
     forget(&machine, &lock)?;
-    let installed = match &spec.bundle {
-        Some(bundle) => Some(install(&machine, &lock, bundle, spec.boot_flag, progress, cancel)?),
-        None => None,
-    };
-    Ok(InitReport {
-        disk: machine.name().to_owned(),
-        size: disk.len(),
-        partitions: partitions.into_iter().map(|partition| partition.name).collect(),
-        installed,
-    })
+    if let Some(bundle) = &spec.bundle {
+        let method = TableMethod::default();
+        let job = install::Install { bundle, into: &spec.into, boot_flag: spec.boot_flag, method };
+        job.run(&machine, &lock, progress, cancel)?;
+    }
+    Ok(report(spec, disk.len(), &plan.primary, found))
 }
 
 /// Voids the records that slots of an earlier layout left at the same places: they would say "prepared" of what nobody
@@ -203,12 +275,11 @@ fn window(machine: &dyn Machine, partition: &Partition) -> Result<Region> {
         .ok_or_else(|| Error::Internal { what: format!("{} was laid out beyond the disk", partition.name) })
 }
 
-/// What is at both ends of the disk, where partition tables and most file systems begin; `None`: zeroes.
-fn found_on(disk: &dyn BlockDevice, path: &Path) -> Result<Option<String>> {
-    let name = path.display().to_string();
+/// What is at both ends of a disk or slot, where partition tables and most file systems begin; `None`: zeroes.
+fn found_on(disk: &dyn BlockDevice, name: &str) -> Result<Option<String>> {
     let len = disk.len().min(MIB);
     let mut bytes = AlignedBuf::zeroed(len as usize);
-    device::read(disk, &name, &mut bytes, ByteOffset(0))?;
+    device::read(disk, name, &mut bytes, ByteOffset(0))?;
     let gpt = |at: usize| bytes.get(at..at + 8) == Some(b"EFI PART".as_slice());
     if gpt(512) || gpt(4096) {
         return Ok(Some("a GUID partition table".to_owned()));
@@ -219,56 +290,6 @@ fn found_on(disk: &dyn BlockDevice, path: &Path) -> Result<Option<String>> {
     if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
         return Ok(Some(format!("data, from byte {at} on")));
     }
-    device::read(disk, &name, &mut bytes, ByteOffset(disk.len() - len))?;
+    device::read(disk, name, &mut bytes, ByteOffset(disk.len() - len))?;
     Ok(bytes.iter().any(|byte| *byte != 0).then(|| "data in its last MiB".to_owned()))
-}
-
-/// Stages the bundle into the slots a, then marks them good and selects them in one switch. Returns its version.
-///
-/// # Errors
-/// Those of staging and of the switch.
-pub fn install(
-    machine: &dyn Machine,
-    lock: &DiskLock,
-    bundle: &Bundle,
-    boot_flag: BootFlag,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-) -> Result<String> {
-    let disk = machine.disk();
-    let loaded = commit::load(&*disk, machine.name())?;
-    let slots = Slots::resolve(loaded.table()?, machine.name())?;
-    let manifest = bundle.manifest();
-    let body_len = bundle.release().record_len();
-    let mut targets = Vec::new();
-    for group in Group::BOTH.into_iter().filter(|group| manifest.group(*group).next().is_some()) {
-        let partition = slots.require(group, Slot::A)?;
-        let layout = Layout::new(manifest, group, body_len, partition.extent.len, &partition.name)?;
-        targets.push(Target {
-            group,
-            partition: partition.name.clone(),
-            device: Box::new(window(machine, partition)?),
-            record: Record {
-                release: bundle.release().clone(),
-                layout,
-                origin: "factory".to_owned(),
-                unsigned: *manifest.voucher() == Vouched::Unsigned,
-            },
-        });
-    }
-    let options = stage::Options {
-        jobs: stage::default_jobs(&bundle.manifest().payloads),
-        read_back: true,
-        sha256: true,
-        cancel,
-        delta: None,
-        pace: &|_| Ok(()),
-    };
-    stage::stage(bundle, &targets, &options, progress)?;
-    let groups: Vec<Group> = targets.iter().map(|target| target.group).collect();
-    let opened: Vec<(Group, Slot, &dyn BlockDevice)> =
-        targets.iter().map(|target| (target.group, Slot::A, &*target.device)).collect();
-    let install = transition::install(loaded.table()?, &slots, &groups, boot_flag, manifest.epoch)?;
-    Site { machine, loaded: &loaded, slots: &slots, opened: &opened }.run(lock, &install)?;
-    Ok(manifest.version.clone())
 }

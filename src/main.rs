@@ -6,13 +6,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::Parser;
 use qstage::Error;
 use qstage::cli::{self, Cli};
 
 fn main() -> ExitCode {
     // clap prints its own errors and exits with 2, the code of our class "usage".
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     // A panic is a defect; it ends as one, with a code and an event, and not with 101 and no word on standard output.
     let result = catch_unwind(AssertUnwindSafe(|| cli.run()))
         .unwrap_or_else(|_| Err(Error::Internal { what: "a panic, see the lines before".to_owned() }));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub const MIB: u64 = 1 << 20;
 
 /// A position on a device or in an image, in bytes from its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct ByteOffset(pub u64);
 
 /// A logical block address: a position on a disk in units of its [`BlockSize`] (UEFI 2.10, 5.3).
@@ -68,7 +68,7 @@ impl BlockSize {
 }
 
 /// A contiguous range of bytes on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Extent {
     /// Where it begins.
     pub at: ByteOffset,

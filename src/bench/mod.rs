@@ -345,6 +345,8 @@ pub fn time_commit(scratch: &Scratch, rounds: usize) -> Result<Spread> {
         boot_flag: BootFlag::Priority,
         force: false,
         bundle: None,
+        into: vec![Slot::A],
+        dry_run: false,
     };
     init(spec, &Silent, &Cancel::default())?;
     let machine = LocalDisk::open(&path, Mode::Write, None)?;

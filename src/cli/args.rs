@@ -25,6 +25,7 @@ const AFTER_HELP: &str = "\
 An upgrade: qstage prepare x.qimg && qstage commit && reboot; when the new
 slot runs well: qstage mark-good. Nothing that runs is touched before commit.
 The same through a service: qstage upgrade x.qimg --commit.
+'qstage help VERB' explains a verb.
 
 Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
@@ -39,6 +40,7 @@ take the report.";
 /// tear.
 #[derive(Debug, Parser)]
 #[command(name = "qstage", version, max_term_width = 80, after_help = AFTER_HELP)]
+// 'help VERB' is read in parse.rs.
 #[command(disable_help_subcommand = true)]
 pub struct Cli {
     #[command(subcommand)]

@@ -7,18 +7,21 @@ use clap::Args;
 
 use super::args::{ConfigArgs, TrustArgs};
 use super::machine;
-use super::output::{self, Format};
+use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::error::Result;
-use crate::init::{self, InitSpec};
-use crate::units::BlockSize;
-use crate::units::size;
+use crate::init::{self, InitReport, InitSpec, OntoSpec};
+use crate::units::{BlockSize, Slot, size};
 
 /// Lay out a disk or an image file with two slots
 ///
 /// Writes a GUID partition table with platform_a and platform_b, and software_a and
 /// software_b if asked for, aligned to 1 MiB, with room for the second entry array that
 /// makes a switch a single write. A disk that holds anything is refused without --force.
+///
+/// With --keep-table the partitions are those that are there, and the bundle goes into
+/// the slots among them. No part of the disk may be in use; on the machine that runs
+/// from it, use 'qstage prepare'.
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
     /// Block device or image file; a file is created if it does not exist
@@ -53,13 +56,36 @@ pub(super) struct InitArgs {
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
     sector_size: Option<BlockSize>,
 
-    /// Install this bundle into slot a and mark it good: a factory install
+    /// Install this bundle and mark it good: a factory install
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
 
-    /// Destroy what the disk holds
+    /// Slots to install it into
+    ///
+    /// With 'both' slot a boots, and b, which holds the same, is its fallback from the
+    /// first day on. With one of them the other is left as it is.
+    #[arg(long, value_name = "SLOT", default_value = "a", requires = "bundle")]
+    slot: Into,
+
+    /// Install into the slots of the table that is there
+    ///
+    /// They are found by their names, platform_a and platform_b, and software_a and
+    /// software_b where the bundle holds software. Nothing else on the disk is written.
+    /// A slot that holds anything is refused without --force.
+    #[arg(
+        long,
+        requires = "bundle",
+        conflicts_with_all = ["size", "slot_size", "software_size", "reserve"]
+    )]
+    keep_table: bool,
+
+    /// Destroy what the disk holds; with --keep-table, what those slots hold
     #[arg(long)]
     force: bool,
+
+    /// Check everything, and say what would be written
+    #[arg(long)]
+    dry_run: bool,
 
     /// Print the result as one JSON object
     #[arg(long)]
@@ -89,25 +115,82 @@ impl InitArgs {
             )?),
             None => None,
         };
-        let spec = InitSpec {
-            reserve: self.reserve,
-            disk: self.disk.clone(),
-            size: self.size,
-            slot_size: self.slot_size,
-            software_size: self.software_size,
-            sector_size: self.sector_size.or(settings.sector_size).unwrap_or(BlockSize::B512),
-            boot_flag: settings.boot_flag,
-            force: self.force,
-            bundle,
+        let into = self.slot.slots();
+        let report = match bundle {
+            Some(bundle) if self.keep_table => {
+                let spec = OntoSpec {
+                    disk: self.disk.clone(),
+                    sector_size: self.sector_size.or(settings.sector_size),
+                    boot_flag: settings.boot_flag,
+                    method: settings.policy().table,
+                    bundle,
+                    into,
+                    force: self.force,
+                    dry_run: self.dry_run,
+                };
+                init::onto(&spec, &progress, &cancel)?
+            }
+            bundle => {
+                let spec = InitSpec {
+                    reserve: self.reserve,
+                    disk: self.disk.clone(),
+                    size: self.size,
+                    slot_size: self.slot_size,
+                    software_size: self.software_size,
+                    sector_size: self.sector_size.or(settings.sector_size).unwrap_or(BlockSize::B512),
+                    boot_flag: settings.boot_flag,
+                    force: self.force,
+                    bundle,
+                    into,
+                    dry_run: self.dry_run,
+                };
+                init::init(spec, &progress, &cancel)?
+            }
         };
-        let report = init::init(spec, &progress, &cancel)?;
         drop(progress);
-        output::outcome(format, &report, |report, _| {
-            let installed = report.installed.as_ref().map_or_else(
-                || "empty; install with 'qstage init --bundle' or 'qstage prepare'".to_owned(),
-                |version| format!("slot a holds {version} and boots"),
-            );
-            format!("{}: {}; {installed}\n", report.disk, report.partitions.join(" "))
-        })
+        output::outcome(format, &report, human)
     }
+}
+
+/// Which slots get the bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Into {
+    /// Slot a
+    A,
+    /// Slot b
+    B,
+    /// Slot a, which boots, and slot b, its fallback
+    Both,
+}
+
+impl Into {
+    fn slots(self) -> Vec<Slot> {
+        match self {
+            Self::A => vec![Slot::A],
+            Self::B => vec![Slot::B],
+            Self::Both => Slot::BOTH.to_vec(),
+        }
+    }
+}
+
+fn human(report: &InitReport, _: Palette) -> String {
+    let mut text = String::new();
+    if report.dry_run {
+        for (name, extent) in report.partitions.iter().zip(&report.extents) {
+            let (at, len) = (size::human(extent.at.0), size::human(extent.len));
+            text.push_str(&format!("{name}: {len} at {at}\n"));
+        }
+        report.destroyed.iter().for_each(|found| text.push_str(&format!("would be destroyed: {found}\n")));
+    }
+    let names: Vec<String> = report.slots.iter().map(ToString::to_string).collect();
+    let installed = match (&report.installed, names.first()) {
+        (Some(version), Some(first)) if names.len() > 1 => {
+            format!("slots {} hold {version}, {first} boots", names.join(" and "))
+        }
+        (Some(version), Some(first)) => format!("slot {first} holds {version} and boots"),
+        _ => "empty; install with 'qstage init --keep-table --bundle' or 'qstage prepare'".to_owned(),
+    };
+    let kept = if report.table_kept { "its table is kept: " } else { "" };
+    let dry = if report.dry_run { "; nothing was written, this is what would be" } else { "" };
+    format!("{text}{}: {kept}{}; {installed}{dry}\n", report.disk, report.partitions.join(" "))
 }

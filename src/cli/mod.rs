@@ -29,6 +29,7 @@ mod outlet;
 mod output;
 mod pace;
 mod pack;
+mod parse;
 mod plan;
 mod prepare;
 mod progress;

@@ -66,6 +66,8 @@ fn disks() -> &'static Disks {
             boot_flag: BootFlag::Priority,
             force: false,
             bundle: Some(bundle("1.0", 1)),
+            into: vec![Slot::A],
+            dry_run: false,
         };
         init(spec, &Silent, &Cancel::default()).unwrap();
         let factory = fs::read(&disk).unwrap();

@@ -303,7 +303,7 @@ errors! {
         ("{partition}, which the delta starts from, is not what its record says at offset {at}; give the whole bundle too (--bundle), or prepare that one");
     /// Neither slot may boot.
     NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
-        ("{disk}: no platform slot is bootable by its flags; 'qstage roll-back' or 'qstage mark-good --slot' can repair that");
+        ("{disk}: no platform slot is bootable by its flags; 'qstage mark-good --slot a' (or b) selects one that holds a release, 'qstage init {disk} --keep-table --bundle FILE' installs one, and --booted a (or b) says what this machine runs");
 
     /// After a reboot the old slot runs: the new one failed its trial.
     FellBack { target: String, running: String, why: String } => Disk, "FELL_BACK",

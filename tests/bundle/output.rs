@@ -95,7 +95,8 @@ fn a_bundle_goes_to_standard_output() {
         let text = bench.run(&[verb, &["-o", "-", "--json"]].concat()).bad("ARGUMENT");
         assert!(text.contains("--json"), "{text}");
         // A reader that goes away has no bundle.
-        let mut child = bench.command(&[verb, &["-o", "-", "--force"]].concat()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            bench.command(&[verb, &["-o", "-", "--force"]].concat()).stdout(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let code = child.wait().unwrap().code();
         assert_eq!(code, Some(7), "{verb:?}");

@@ -11,8 +11,12 @@ mod efi;
 mod errors;
 /// Help, man pages, completions, and whether README and sample configuration agree with them.
 mod help;
+/// `init`: the factory install, onto a table that is there as well, and the dry run.
+mod install;
 /// What stays behind, and what stands in the way.
 mod leftovers;
+/// What is said to whoever mistypes.
+mod mistakes;
 /// Bundles from web servers: mirrors, broken links, real servers and proxies.
 mod network;
 /// What is printed where, and to whom.

@@ -19,6 +19,7 @@ use qstage::gpt::Attributes;
 use qstage::gpt::layout::{self, NewPartition};
 use qstage::host::DiskLock;
 use qstage::progress::{Cancel, Silent};
+use qstage::slot::{Mark, Verdict};
 use qstage::units::{Guid, MIB};
 use qstage::{commit, init};
 use tables::{Op, Reader};
@@ -147,4 +148,48 @@ fn every_cut_of_an_installation() {
         }
     });
     println!("installation: {states} states; layout: {layouts} states");
+}
+
+/// A factory install over a release that is there (`init --keep-table --force`): the old one boots whole, or nothing, or the
+/// new one whole; what is no longer selected is not called prepared; what is not ours stays.
+#[test]
+fn every_cut_of_an_installation_over_a_release() {
+    let r = releases();
+    for flag in [BootFlag::Priority, BootFlag::Legacy] {
+        let before = proof::factory(512, flag, &r.v1);
+        let tape = Tape::new(before.clone(), 512);
+        let machine = proof::Bench(tape.clone());
+        let bundle = proof::open(&r.v2).unwrap();
+        init::install(&machine, &DiskLock::new(()), &bundle, flag, &Silent, &Cancel::default()).unwrap();
+        let mut seen = [0; 3];
+        let states = each_state(&before, 512, &tape.ops(), |state| {
+            let choice = boots(state, 512, flag, Reader::Strict);
+            assert!(matches!(choice, Some((None, None) | AA)), "{choice:?}");
+            let data = proof::extent(state, 512, "data");
+            assert!(state[data.clone()] == before[data], "the foreign partition");
+            let mut news = 0;
+            for (name, group) in [("platform_a", "platform"), ("software_a", "software")] {
+                let slot = &state[proof::extent(state, 512, name)];
+                let Says::Whole(manifest) = record(slot) else {
+                    assert_ne!(choice, Some(AA), "{name} boots without a record");
+                    continue;
+                };
+                assert!(holds(slot, group, &manifest), "{name}");
+                let is_new = manifest["version"] == "2.0";
+                news += usize::from(is_new);
+                let mark = Mark::decode(&slot[slot.len() - 8192..slot.len() - 4096]);
+                let bad = mark.is_some_and(|mark| mark.verdict == Verdict::Bad);
+                assert!(is_new || bad || choice == Some(AA), "{name}: the old release looks prepared");
+            }
+            match choice {
+                Some(AA) => {
+                    assert!(news != 1, "one slot of each release boots");
+                    seen[news] += 1;
+                }
+                _ => seen[1] += 1,
+            }
+        });
+        println!("{flag:?}: {states} states, old {}, none {}, new {}", seen[0], seen[1], seen[2]);
+        assert!(seen.iter().all(|times| *times > 0), "{seen:?}");
+    }
 }

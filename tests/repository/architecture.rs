@@ -232,7 +232,7 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["stage/", "host/", "source/"], &["cli", "engine", "init", "pack", "commit"]),
     (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
     (
-        &["engine/", "selector.rs", "selector/", "init.rs", "pack.rs", "pack/", "delta.rs"],
+        &["engine/", "selector.rs", "selector/", "init.rs", "init/", "pack.rs", "pack/", "delta.rs"],
         &["cli", "bench", "container", "service"],
     ),
     (&["bench/", "config/", "container/", "service/"], &["cli"]),

@@ -4,29 +4,51 @@ use super::{Act, Effect, Transition};
 use crate::boot::{BootFlag, Flags, Slots};
 use crate::error::Result;
 use crate::gpt::Table;
-use crate::slot::{Mark, Verdict};
+use crate::slot::{Content, Mark, Verdict};
 use crate::units::{Group, Slot};
 
-/// The slots a that have been staged with a release of `epoch` are good and selected.
+/// What is about to be overwritten by a factory install cannot boot, by no flag: whoever has no other slot has none that
+/// boots until the end, which is better than half a release. A slot that was whole is marked bad before that, or without its
+/// flags it would look as if it had just been prepared.
+pub(crate) fn vacate(table: &Table, slots: &Slots, targets: &[(Group, Slot, Content)]) -> Result<Transition> {
+    let mut new = table.clone();
+    let mut marks = Vec::new();
+    for (group, slot, content) in targets {
+        let number = slots.require(*group, *slot)?.number;
+        let old = table.attributes(number);
+        let none = old.with_priority(0).with_tries(0).with_successful(false).with_legacy_bootable(false);
+        new = new.with_attributes(number, none);
+        if content.record().is_some() {
+            let mark = Mark { epoch: content.epoch(), ..Mark::new(Verdict::Bad, "being replaced") };
+            marks.push(Act::Mark(*group, *slot, Some(mark)));
+        }
+    }
+    let switch = (new != *table).then_some(Act::Table(new));
+    Ok(Transition::nothing(Effect::Nothing, String::new()).then(marks).then(switch))
+}
+
+/// The slots that have been staged with a release of `epoch` are good; of each group the first one is selected, and another
+/// one is its fallback.
 pub(crate) fn install(
     table: &Table,
     slots: &Slots,
-    groups: &[Group],
+    places: &[(Group, Slot)],
     flag: BootFlag,
     epoch: u64,
 ) -> Result<Transition> {
     let mut new = table.clone();
-    for group in groups {
+    // The last one that is marked is the one that is selected.
+    for (group, slot) in places.iter().rev() {
         // Both ways of marking, so that the factory does not decide which loader the machine will have.
         let flags = if *group == Group::Platform { vec![BootFlag::Legacy, flag] } else { vec![flag] };
         for flag in flags {
-            new = Flags::new(new, slots, flag).mark_good(*group, Slot::A)?.into_table();
+            new = Flags::new(new, slots, flag).mark_good(*group, *slot)?.into_table();
         }
     }
     let good = Mark { epoch, ..Mark::new(Verdict::Good, "factory install") };
-    let mark = |group: &Group| Act::Mark(*group, Slot::A, Some(good.clone()));
+    let mark = |(group, slot): &(Group, Slot)| Act::Mark(*group, *slot, Some(good.clone()));
     let switch = (new != *table).then_some(Act::Table(new));
-    Ok(Transition::nothing(Effect::Nothing, String::new()).then(groups.iter().map(mark)).then(switch))
+    Ok(Transition::nothing(Effect::Nothing, String::new()).then(places.iter().map(mark)).then(switch))
 }
 
 /// The records that slots of an earlier layout left at the same places are void: they would say "prepared" of what nobody

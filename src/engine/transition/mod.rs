@@ -23,7 +23,7 @@ mod withdraw;
 
 pub(super) use back::settle;
 pub(super) use commit::{by_kexec, commit, kexec_allowed, not_started};
-pub(crate) use install::{forget, install};
+pub(crate) use install::{forget, install, vacate};
 pub(super) use print::{EFI_METHOD, Printed};
 pub(crate) use run::Site;
 

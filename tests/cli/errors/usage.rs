@@ -26,6 +26,7 @@ fn files_that_cannot_be_read_or_written() {
     let pack = ["pack", "--product", "demo", "--version", "1"];
     bench.run(&[&pack[..], &["-o", "x.qimg", "--platform", "none.img"]].concat()).bad("OPEN");
     bench.run(&[&pack[..], &["-o", "no/such/x.qimg", "--platform", "v1.img"]].concat()).bad("OUTPUT");
+    bench.run(&[&pack[..], &["-o", "v2.qimg", "--platform", "v1.img"]].concat()).bad("OUTPUT_EXISTS");
     let message = bench
         .run(&[&pack[..], &["-o", "x.qimg", "--platform", "v1.img", "--key", "none"]].concat())
         .bad("SIGNING");

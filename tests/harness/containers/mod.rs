@@ -132,6 +132,7 @@ impl Machine {
         };
         let done = qstage(&[
             "pack",
+            "--force",
             "--product",
             "demo",
             "--version",

@@ -209,7 +209,8 @@ impl Bench {
     /// Packs `NAME.qimg` for product "demo".
     pub fn pack(&self, name: &str, version: &str, more: &[&str]) -> PathBuf {
         let out = format!("{name}.qimg");
-        let args = ["pack", "--product", "demo", "--version", version, "--output", &out, "--key", "key"];
+        let args =
+            ["pack", "--force", "--product", "demo", "--version", version, "--output", &out, "--key", "key"];
         self.run(&[&args, more].concat()).good();
         self.path(&out)
     }

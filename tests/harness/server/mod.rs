@@ -83,7 +83,7 @@ impl Bench {
     pub(crate) fn pack(&self, bundle: &str, version: &str, platform: &str, software: &str) {
         let path = |name: &str| self.path(name);
         let mut pack = Command::new(QSTAGE);
-        pack.args(["pack", "--product", "Demo", "--level", "1", "--version", version, "--key"])
+        pack.args(["pack", "--force", "--product", "Demo", "--level", "1", "--version", version, "--key"])
             .arg(path("key"));
         pack.arg("--platform").arg(path(platform)).arg("--software").arg(path(software));
         run(pack.arg("-o").arg(path(bundle)));

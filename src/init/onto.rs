@@ -1,0 +1,112 @@
+//! The factory install into the slots of a table that is there: a disk with an ESP, a data partition, whatever a board or an
+//! image builder laid out. Nothing but those slots is written, and the table's boot flags.
+
+use std::path::PathBuf;
+
+use super::install::{self, Install};
+use super::{InitReport, found_on, window};
+use crate::boot::{BootFlag, Slots};
+use crate::bundle::Bundle;
+use crate::commit;
+use crate::device::Mode;
+use crate::engine::transition;
+use crate::error::{Error, Result};
+use crate::gpt::TableMethod;
+use crate::host::{LocalDisk, Machine};
+use crate::progress::{Cancel, Progress};
+use crate::slot::{Content, Layout};
+use crate::units::{BlockSize, Group, Slot};
+
+/// What to install onto which disk.
+pub struct OntoSpec {
+    /// The disk or image file.
+    pub disk: PathBuf,
+    /// Sector size of an image file; `None`: the one at which a table is found.
+    pub sector_size: Option<BlockSize>,
+    /// Which bits will say what boots.
+    pub boot_flag: BootFlag,
+    /// How the table is changed.
+    pub method: TableMethod,
+    /// What to install.
+    pub bundle: Bundle,
+    /// Into which slots; the first one boots.
+    pub into: Vec<Slot>,
+    /// Destroy what these slots hold.
+    pub force: bool,
+    /// Check all and write nothing.
+    pub dry_run: bool,
+}
+
+/// Installs the bundle into the slots that are there, marked good and selected. All that could forbid it is found before the
+/// first write.
+///
+/// # Errors
+/// [`Error::SlotInUse`]: a part of the disk is in use; class Disk: it has no such slots, or they are too small;
+/// [`Error::NotBlank`]: a slot holds something; [`Error::ForeignBootFlag`]; then those of staging and of the switch.
+pub fn onto(spec: &OntoSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<InitReport> {
+    install::check_source(&spec.bundle, &spec.into)?;
+    let mode = if spec.dry_run { Mode::Read } else { Mode::Claim };
+    let machine = LocalDisk::open(&spec.disk, mode, spec.sector_size)?;
+    machine.check_idle()?;
+    let lock = if spec.dry_run { None } else { Some(machine.lock()?) };
+    let disk = machine.disk();
+    let loaded = commit::load(&*disk, machine.name())?.with_method(spec.method);
+    let table = loaded.table()?;
+    let slots = Slots::resolve(table, machine.name())?;
+    slots.check_foreign_flags(table, spec.boot_flag, machine.name())?;
+    let job =
+        Install { bundle: &spec.bundle, into: &spec.into, boot_flag: spec.boot_flag, method: spec.method };
+    let places = job.places();
+    let destroyed = check_slots(spec, &machine, &slots, &places)?;
+    let partitions = table.partitions();
+    if let Some(lock) = &lock {
+        // Redundancy is repaired before it is spent.
+        if let Some(state) = transition::repair(&machine, lock)? {
+            let name = machine.name();
+            progress.notice(&format!(
+                "{name}: the copies of the partition table were not both sound ({state}); repaired"
+            ));
+        }
+        job.run(&machine, lock, progress, cancel)?;
+    }
+    Ok(InitReport {
+        disk: machine.name().to_owned(),
+        size: disk.len(),
+        extents: partitions.iter().map(|partition| partition.extent).collect(),
+        partitions: partitions.into_iter().map(|partition| partition.name).collect(),
+        installed: Some(spec.bundle.manifest().version.clone()),
+        slots: spec.into.clone(),
+        table_kept: true,
+        destroyed,
+        dry_run: spec.dry_run,
+    })
+}
+
+/// Refuses slots that are too small, and without `force` those that hold something. Returns what will be destroyed.
+fn check_slots(
+    spec: &OntoSpec,
+    machine: &LocalDisk,
+    slots: &Slots,
+    places: &[(Group, Slot)],
+) -> Result<Vec<String>> {
+    let (manifest, body_len) = (spec.bundle.manifest(), spec.bundle.release().record_len());
+    let mut destroyed = Vec::new();
+    for (group, slot) in places {
+        let partition = slots.require(*group, *slot)?;
+        Layout::new(manifest, *group, body_len, partition.extent.len, &partition.name)?;
+        let window = window(machine, partition)?;
+        let found = match Content::read(&window, *group, &partition.name)? {
+            Content::Whole(record, _) => Some(format!("release {}", record.manifest.version)),
+            // A torn slot is what an install that was interrupted leaves: it goes on.
+            Content::Torn { .. } => None,
+            Content::Nothing { .. } => found_on(&window, &partition.name)?,
+        };
+        let Some(found) = found else { continue };
+        if !spec.force {
+            let disk = format!("{} of {}", partition.name, machine.name());
+            return Err(Error::NotBlank { disk, found });
+        }
+        destroyed.push(format!("{}: {found}", partition.name));
+    }
+    Ok(destroyed)
+}
