@@ -136,7 +136,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ureq", &["cli/remote/"]),
     ("base64ct", &["bundle/"]),
     ("blake3", &["bundle/", "slot/"]),
-    ("clap", &["cli/", "boot.rs", "main.rs"]),
+    ("clap", &["cli/", "boot.rs"]),
     ("clap_complete", &["cli/manual.rs"]),
     ("clap_mangen", &["cli/manual.rs"]),
     ("roff", &["cli/config_page.rs"]),
