@@ -9,9 +9,8 @@ use crate::boot::{BootFlag, Slots};
 use crate::bundle::Bundle;
 use crate::commit;
 use crate::device::Mode;
-use crate::engine::transition;
 use crate::error::{Error, Result};
-use crate::gpt::TableMethod;
+use crate::gpt::{CopyState, TableMethod};
 use crate::host::{LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
 use crate::slot::{Content, Layout};
@@ -60,14 +59,14 @@ pub fn onto(spec: &OntoSpec, progress: &dyn Progress, cancel: &Cancel) -> Result
     let destroyed = check_slots(spec, &machine, &slots, &places)?;
     let partitions = table.partitions();
     if let Some(lock) = &lock {
-        // Redundancy is repaired before it is spent.
-        if let Some(state) = transition::repair(&machine, lock)? {
-            let name = machine.name();
+        job.run(&machine, lock, progress, cancel)?;
+        // What runs the acts has repaired it before its first write.
+        let (name, state) = (machine.name(), loaded.state());
+        if state != CopyState::Equal {
             progress.notice(&format!(
                 "{name}: the copies of the partition table were not both sound ({state}); repaired"
             ));
         }
-        job.run(&machine, lock, progress, cancel)?;
     }
     Ok(InitReport {
         disk: machine.name().to_owned(),
