@@ -120,7 +120,8 @@ impl BenchArgs {
                 same_device: on_one_device(&path, &scratch.join("slot.img")),
             };
             let mut report = bench::bench(&subject, &options, &progress)?;
-            report.commit_ms = Some(bench::time_commit(&scratch, 10)?);
+            let (spare, in_place) = bench::time_commit(&scratch, 10)?;
+            (report.commit_ms, report.commit_in_place_ms) = (Some(spare), Some(in_place));
             report
         };
         drop(progress);
@@ -167,8 +168,10 @@ fn human(report: &BenchReport, palette: Palette) -> String {
         ),
         ("machine", format!("{} cores, {} workers", report.cores, report.jobs)),
     ];
-    facts.extend(report.commit_ms.map(|commit| {
-        ("commit", format!("{:.2} ms ({:.2} to {:.2})", commit.median, commit.min, commit.max))
+    let times = [("commit", &report.commit_ms), ("commit in place", &report.commit_in_place_ms)];
+    facts.extend(times.into_iter().filter_map(|(name, times)| {
+        let times = times.as_ref()?;
+        Some((name, format!("{:.2} ms ({:.2} to {:.2})", times.median, times.min, times.max)))
     }));
     let mut text = table::facts(&facts);
     let processor = &report.processor;
