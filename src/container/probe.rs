@@ -3,14 +3,10 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 
 /// No status line is longer.
 const STATUS_MAX: u64 = 1024;
@@ -48,41 +44,6 @@ pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), S
     match words.next().and_then(|code| code.parse::<u16>().ok()) {
         Some(200..=399) if version => Ok(()),
         _ => Err(format!("http://{address}{path}: answered '{line}'")),
-    }
-}
-
-/// Runs a program without input or output; `None` where it did not end in time: it and its children are killed.
-pub(crate) fn run(
-    command: &mut Command,
-    timeout: Duration,
-) -> std::io::Result<Option<std::process::ExitStatus>> {
-    let until = Instant::now() + timeout;
-    let child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
-    let mut group = Group(child);
-    loop {
-        if let Some(status) = group.0.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= until {
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// A process group that does not outlive its value: what the program started would go on.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            // Not reaped yet, so the number is still its own.
-            if let Ok(pid) = i32::try_from(self.0.id()) {
-                let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            let _ = self.0.wait();
-        }
     }
 }
 
@@ -168,19 +129,5 @@ mod tests {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         assert!(tcp(&closed, SHORT).is_err());
         assert!(tcp("nothing", SHORT).is_err());
-    }
-
-    #[test]
-    fn a_program_that_does_not_end_is_killed_with_its_children() {
-        let begun = Instant::now();
-        let mut sleeper = Command::new("sh");
-        sleeper.args(["-c", "sleep 77.25 & wait"]);
-        assert!(run(&mut sleeper, SHORT).unwrap().is_none());
-        assert!(begun.elapsed() < Duration::from_secs(5));
-        let left = Command::new("pgrep").args(["-f", "^sleep 77.25$"]).output();
-        if let Ok(left) = left {
-            assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
-        }
-        assert!(run(&mut Command::new("true"), SHORT * 10).unwrap().unwrap().success());
     }
 }

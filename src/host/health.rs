@@ -1,26 +1,19 @@
 //! The health checks of the machine: a directory of programs, each of which must end with 0.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::files::check_trusted;
+use super::program::{End, Program};
 use crate::error::{Error, Result};
-use crate::workers;
 
-/// So much of what a failing check prints is told.
-const TOLD: usize = 300;
-/// How long the last words of a failing check are waited for.
-const LISTEN: Duration = Duration::from_millis(200);
+/// Number of characters of the last words of a failing check that are shown.
+const LAST_WORDS: usize = 300;
 
 /// A check that passed.
 #[derive(Debug, Clone, Serialize)]
@@ -70,58 +63,19 @@ fn run_check(program: &Path, timeout: Duration) -> Result<Passed> {
     let unhealthy = |problem: String| Error::Unhealthy { check: check.clone(), problem };
     check_trusted(program).map_err(|e| unhealthy(e.to_string()))?;
     let begun = Instant::now();
-    let (mut reader, writer) = io::pipe().map_err(|e| unhealthy(e.to_string()))?;
-    let mut command = Command::new(program);
-    let out = writer.try_clone().map_err(|e| unhealthy(e.to_string()))?;
-    command.stdin(Stdio::null()).stdout(out).stderr(writer).process_group(0);
-    // Read while it runs: a check that prints much must not wait for a reader.
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let kept = Arc::clone(&said);
-    // Before the check: it must not run unheard.
-    let listener = workers::spawn("listening to a health check", move || {
-        let mut part = [0; 4096];
-        while let Ok(got @ 1..) = reader.read(&mut part) {
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let room = TOLD.saturating_sub(kept.len()).min(got);
-            kept.extend_from_slice(&part[..room]);
-        }
-    })?;
-    let mut child = command.spawn().map_err(|e| unhealthy(format!("cannot be run: {e}")))?;
-    drop(command);
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break Ok(status),
-            Err(e) => break Err(e.to_string()),
-            Ok(None) if begun.elapsed() >= timeout => {
-                break Err(format!("did not end within {:.1} s", timeout.as_secs_f64()));
-            }
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    if status.is_err() {
-        // Not reaped yet, so the number is still its own; with what it has started.
-        if let Ok(pid) = i32::try_from(child.id()) {
-            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        let _ = child.wait();
+    let outcome =
+        Program::new(program, timeout).run().map_err(|e| unhealthy(format!("cannot be run: {e}")))?;
+    if outcome.end.success() {
+        let check = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(Passed { check, seconds: begun.elapsed().as_secs_f64() });
     }
-    match status {
-        Ok(status) if status.success() => {
-            let check = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok(Passed { check, seconds: begun.elapsed().as_secs_f64() })
-        }
-        Err(problem) => Err(unhealthy(problem)),
-        Ok(status) => {
-            // What it left running may keep the pipe open; the end of it is not waited for long.
-            let until = Instant::now() + LISTEN;
-            while !listener.is_finished() && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            let said = said.lock().unwrap_or_else(PoisonError::into_inner);
-            let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
-            Err(unhealthy(if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
-        }
-    }
+    let words: Vec<char> = outcome.last_words.replace('\n', "; ").chars().collect();
+    let last: String = words[words.len().saturating_sub(LAST_WORDS)..].iter().collect();
+    Err(unhealthy(if last.is_empty() || matches!(outcome.end, End::TimedOut(_)) {
+        outcome.end.to_string()
+    } else {
+        format!("{}: {last}", outcome.end)
+    }))
 }
 
 #[cfg(test)]

@@ -3,13 +3,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::cmdline;
+use super::program::Program;
 use crate::error::{Error, Result};
 use crate::units::Slot;
+
+/// How long each program may take: a slow disk is mounted and read in it, and what shuts the machine down says that it will.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The table `[kexec]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -67,23 +71,23 @@ impl SlotKernel for Config {
         })?;
         let running = || fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let line = command_line(&self.command_line.clone().unwrap_or_else(running), slot, partuuid);
-        let mut command = Command::new("kexec");
         // The kernel reads the file by itself where it can, which lockdown asks for; else the old call.
-        command.args(["-a", "-l"]).arg(&kernel).arg(format!("--command-line={line}"));
+        let mut program = Program::new("kexec", LIMIT)
+            .args(["-a", "-l"])
+            .arg(&kernel)
+            .arg(format!("--command-line={line}"));
         if let Some(initrd) = inside(&self.initrd) {
             let mut option = std::ffi::OsString::from("--initrd=");
             option.push(initrd);
-            command.arg(option);
+            program = program.arg(option);
         }
-        run(command)
+        run("kexec", program)
     }
 
     fn start(&self) -> Result<()> {
         let (program, words) =
             self.command.split_first().ok_or_else(|| failed("'command' is empty".to_owned()))?;
-        let mut command = Command::new(program);
-        command.args(words);
-        run(command)
+        run(program, Program::new(program, LIMIT).args(words))
     }
 }
 
@@ -111,15 +115,12 @@ fn failed(problem: String) -> Error {
     Error::Kexec { problem }
 }
 
-fn run(mut command: Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().map_err(|e| failed(format!("{name}: {e}")))?;
-    if output.status.success() {
+fn run(name: &str, program: Program) -> Result<()> {
+    let outcome = program.run().map_err(|e| failed(format!("{name}: {e}")))?;
+    if outcome.end.success() {
         return Ok(());
     }
-    let said = [output.stderr, output.stdout].concat();
-    let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
-    Err(failed(format!("{name}: {}: {said}", output.status)))
+    Err(failed(format!("{name}: {}: {}", outcome.end, outcome.last_words.replace('\n', "; "))))
 }
 
 /// A slot mounted read-only, for as long as the value lives.
@@ -129,19 +130,15 @@ impl Mounted {
     fn new(node: &Path) -> Result<Self> {
         let at = PathBuf::from("/run/qstage/kexec");
         fs::create_dir_all(&at).map_err(|e| failed(format!("{}: {e}", at.display())))?;
-        let mut command = Command::new("mount");
-        command.args(["-o", "ro"]).arg(node).arg(&at);
-        run(command)?;
+        run("mount", Program::new("mount", LIMIT).args(["-o", "ro"]).arg(node).arg(&at))?;
         Ok(Self(at))
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let mut command = Command::new("umount");
-        command.arg(&self.0);
         // A mount that stays is read-only, and the machine is about to go down.
-        let _ = run(command);
+        let _ = run("umount", Program::new("umount", LIMIT).arg(&self.0));
     }
 }
 

@@ -15,6 +15,7 @@ mod local;
 mod lock;
 pub mod mountinfo;
 pub mod notify;
+pub mod program;
 pub mod record;
 pub mod signals;
 pub mod signer;

@@ -1,11 +1,10 @@
 //! Making signatures: with a key file directly, or through `ssh-keygen` for keys that only it can use.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use ssh_key::{HashAlg, PrivateKey};
 
+use super::program::Program;
 use crate::bundle::signature::{NAMESPACE, import, spelled};
 use crate::error::{Error, Result};
 
@@ -52,21 +51,15 @@ fn is_simple(key: &PrivateKey) -> bool {
 /// tell goes over the terminal and standard error, which it keeps.
 fn ssh_keygen(manifest: &[u8], key_path: &Path) -> Result<Vec<u8>> {
     let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
-    let mut child = Command::new("ssh-keygen")
+    let outcome = Program::interactive("ssh-keygen")
         .args(["-Y", "sign", "-n", NAMESPACE, "-f"])
         .arg(key_path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
+        .input(manifest)
+        .answer()
+        .run()
         .map_err(|problem| bad(format!("ssh-keygen: {problem}")))?;
-    // A manifest is smaller than the kernel's pipe buffers or ssh-keygen reads it whole before it writes: no
-    // deadlock. A write error means that it ended early; its exit status tells more.
-    if let Some(mut input) = child.stdin.take() {
-        let _ = input.write_all(manifest);
+    if !outcome.end.success() {
+        return Err(bad(format!("ssh-keygen -Y sign failed ({})", outcome.end)));
     }
-    let output = child.wait_with_output().map_err(|problem| bad(format!("ssh-keygen: {problem}")))?;
-    if !output.status.success() {
-        return Err(bad(format!("ssh-keygen -Y sign failed ({})", output.status)));
-    }
-    Ok(output.stdout)
+    Ok(outcome.answer)
 }

@@ -1,11 +1,15 @@
 //! What a service does beyond the disk: reboot the machine, restart the software. Behind traits, because that
 //! is where a container runtime joins.
 
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::container::StartReport;
 use crate::error::{Error, Result};
+use crate::host::program::{End, Program};
 use crate::state::UpgradeType;
+
+/// How long a command of the configuration may take: software that is restarted may stop slowly.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Restarts the software (the container) as it is, without an upgrade.
 pub trait ContainerRestart: Send + Sync {
@@ -115,18 +119,18 @@ impl AfterCommit for Commands {
     }
 }
 
-/// Runs a command of the configuration to its end. What it prints goes to the log.
+/// Runs a command of the configuration to its end. What it prints is shown where it fails.
 fn run(words: &[String]) -> Result<()> {
     let failed = |problem: String| Error::Command { command: words.join(" "), problem };
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
     // Its output must not mix with anything that a client reads.
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).output();
-    let output = output.map_err(|error| failed(format!("cannot be started: {error}")))?;
-    if output.status.success() {
-        return Ok(());
+    let outcome = Program::new(program, LIMIT).args(arguments).answer().run();
+    let outcome = outcome.map_err(|error| failed(format!("cannot be started: {error}")))?;
+    match outcome.end {
+        end if end.success() => Ok(()),
+        End::Exited(status) => Err(failed(format!("ended with {status}: {}", outcome.last_words))),
+        End::TimedOut(_) => Err(failed(format!("{}: {}", outcome.end, outcome.last_words))),
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(failed(format!("ended with {}: {}", output.status, said.trim())))
 }
 
 #[cfg(test)]

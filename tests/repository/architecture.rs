@@ -48,11 +48,9 @@ const FILES: Allowed = &[
 /// Who starts processes.
 const PROCESSES: Allowed = &[
     ("cli/answers.rs", "asks whether a disk answers, without waiting for it"),
-    ("container/", "mount, systemd-nspawn, systemd-run, the probe command"),
-    ("host/health.rs", "the health checks of the machine"),
-    ("host/kexec.rs", "mount, kexec, the command that starts the loaded kernel"),
-    ("host/signer.rs", "ssh-keygen, for keys in agents and hardware tokens"),
-    ("service/hooks.rs", "the commands that reboot and restart"),
+    ("container/nspawn/gate.rs", "becomes the program of the container; starts the prober, which stays"),
+    ("container/nspawn/launch.rs", "systemd-nspawn, which stays"),
+    ("host/program.rs", "the one runner of programs that are waited for"),
     ("service/worker.rs", "prepare, as a process of its own that cannot take the service down"),
 ];
 
@@ -87,9 +85,10 @@ const STOPWATCHES: Allowed = &[
     ("device/watch.rs", "how long a device has not answered"),
     ("engine/content.rs", "seconds in the report of a scrub"),
     ("engine/prepare.rs", "seconds in its report"),
-    ("host/health.rs", "the limit of a check"),
+    ("host/health.rs", "seconds in its report"),
     ("host/load.rs", "how long to work and to listen"),
     ("host/lock.rs", "patience with the holder of a lock"),
+    ("host/program.rs", "the limit of a program"),
     ("host/throttle.rs", "the maximum rate"),
     ("pack.rs", "seconds in its report"),
     ("service/", "deadlines, how often is looked"),

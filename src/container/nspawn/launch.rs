@@ -11,6 +11,7 @@ use super::gate::{CONSOLE, INSIDE, Tools};
 use super::idmap;
 use super::process::Process;
 use crate::container::{Config, Network};
+use crate::host::program::{End, PATH, Program};
 
 /// How long systemd may take to start a unit.
 const UNIT_LIMIT: Duration = Duration::from_secs(10);
@@ -147,6 +148,7 @@ pub(super) fn launch(
         let enter = outside.network.map(|path| format!("--net={}", path.display()));
         let enter = enter.iter().flat_map(|network| ["nsenter", network.as_str(), "--"]);
         let mut child = Command::new("setsid")
+            .env("PATH", PATH)
             .args(enter)
             .arg("systemd-nspawn")
             .args(nspawn)
@@ -177,11 +179,12 @@ pub(super) fn launch(
 }
 
 fn run(program: &str, args: &[OsString]) -> io::Result<String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    let outcome = Program::new(program, UNIT_LIMIT * 3).args(args).answer().run()?;
+    match outcome.end {
+        end if end.success() => Ok(String::from_utf8_lossy(&outcome.answer).into_owned()),
+        End::Exited(_) => Err(io::Error::other(format!("{program}: {}", outcome.last_words))),
+        End::TimedOut(_) => Err(io::Error::other(format!("{program} {}", outcome.end))),
     }
-    Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,9 +12,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::host::MountSource;
 use crate::host::kernel::Kernel;
+use crate::host::program::{End, Program};
 
 /// How long a mount may be busy after its container has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long mount(8) may take, on a disk that is busy.
+const MOUNT_LIMIT: Duration = Duration::from_secs(60);
 /// At most so much is read ahead, whatever the configuration names: more would push out what others need.
 const PREREAD_MAX: u64 = 256 << 20;
 
@@ -63,13 +65,16 @@ pub(super) fn attach(source: &MountSource, at: &Path, allowed: &[String]) -> io:
                 options.push_str(option);
             }
             // mount(8) makes the loop device, and lets it vanish with the mount.
-            let mut command = Command::new("mount");
-            command.args(["-t", kind, "-o", &options, "--"]).arg(path).arg(at).stdin(Stdio::null());
-            let output = command.output()?;
-            if output.status.success() {
-                return Ok(());
+            let outcome = Program::new("mount", MOUNT_LIMIT)
+                .args(["-t", kind, "-o", &options, "--"])
+                .arg(path)
+                .arg(at)
+                .run()?;
+            match outcome.end {
+                end if end.success() => Ok(()),
+                End::Exited(_) => Err(io::Error::other(outcome.last_words)),
+                End::TimedOut(_) => Err(io::Error::other(format!("mount {}", outcome.end))),
             }
-            Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
         }
     }
 }

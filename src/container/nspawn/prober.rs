@@ -9,13 +9,12 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::probe;
 use crate::error::{Error, Result};
+use crate::host::program::{End, Program};
 
 /// Longest question and answer in bytes.
 const LONGEST: u64 = 64 << 10;
@@ -88,14 +87,13 @@ fn answer(mut stream: &UnixStream) -> io::Result<()> {
 fn run(question: &Question) -> Result<(), String> {
     let shown = question.words.join(" ");
     let (program, arguments) = question.words.split_first().ok_or("there is no command")?;
-    let mut command = Command::new(program);
-    command.args(arguments);
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    command.envs(question.environment.iter().filter_map(|pair| pair.split_once('=')));
-    match probe::run(&mut command, question.timeout) {
-        Ok(None) => Err(format!("{shown}: no answer within {:.1} s", question.timeout.as_secs_f64())),
-        Ok(Some(status)) if status.success() => Ok(()),
-        Ok(Some(status)) => Err(format!("{shown}: {status}")),
+    let environment = question.environment.iter().filter_map(|pair| pair.split_once('='));
+    let program =
+        Program::new(program, question.timeout).args(arguments).without_environment().envs(environment);
+    match program.run().map(|outcome| outcome.end) {
+        Ok(end) if end.success() => Ok(()),
+        Ok(End::TimedOut(limit)) => Err(format!("{shown}: no answer within {:.1} s", limit.as_secs_f64())),
+        Ok(End::Exited(status)) => Err(format!("{shown}: {status}")),
         Err(e) => Err(format!("{shown}: {e}")),
     }
 }

@@ -1,0 +1,391 @@
+//! The one place that runs helper programs to their end: hooks of the configuration, health checks, mount(8), kexec(8),
+//! systemctl(1), ssh-keygen(1).
+//!
+//! Whatever a program does, its caller goes on:
+//!
+//! - It has a time limit. Then it is killed with all that it has started: it leads a process group of its own.
+//! - Its input and output are served while it runs, by one loop without threads. It never waits for a reader, and what
+//!   is kept of its output has a bound.
+//! - Its last words are kept, for the message about its failure.
+//! - Its name is looked up in [`PATH`], never in the search path of whoever called `qstage`.
+//!
+//! What a program leaves running after it has ended by itself is left alone: a command that restarts the software may
+//! start it in the background. Such a process must redirect its output, since nobody reads it any more.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// Where programs are looked up. The last one is for NixOS, which has none of the others.
+pub const PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
+
+/// Number of bytes that are kept of the last words.
+const LAST_WORDS: usize = 4096;
+/// Largest answer that is read from a standard output.
+const ANSWER: usize = 1 << 20;
+/// How often is looked whether the program has ended.
+const LOOK: Duration = Duration::from_millis(2);
+/// How long the last words of a program that has ended are waited for: what it left running may keep the pipe open.
+const LISTEN: Duration = Duration::from_millis(200);
+/// How long the end of a killed program is waited for. Blocked within the kernel it may not end at all.
+const BURY: Duration = Duration::from_secs(1);
+
+/// A program that is to be run.
+#[derive(Debug)]
+pub struct Program {
+    command: Command,
+    input: Option<Vec<u8>>,
+    /// `None`: a person may be asked, which takes as long as it takes.
+    limit: Option<Duration>,
+    answers: bool,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, or by a signal of somebody else.
+    Exited(ExitStatus),
+    /// It did not end within this limit and was killed with its process group.
+    TimedOut(Duration),
+}
+
+impl End {
+    /// Whether it ended in time, with 0.
+    pub fn success(&self) -> bool {
+        matches!(self, Self::Exited(status) if status.success())
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => status.fmt(f),
+            Self::TimedOut(limit) => write!(f, "did not end within {:.1} s", limit.as_secs_f64()),
+        }
+    }
+}
+
+/// What became of a program that could be started.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// Its standard output, up to 1 MiB, where [`Program::answer`] asked for it; else empty.
+    pub answer: Vec<u8>,
+    /// The last 4 KiB of its standard error, and of its standard output where that is no answer; without white space
+    /// around.
+    pub last_words: String,
+}
+
+impl Program {
+    /// A program without arguments and input, with the environment of this process but for the search path.
+    pub fn new(program: impl AsRef<OsStr>, limit: Duration) -> Self {
+        let mut command = Command::new(program);
+        // The path of the child is the one that its name is looked up in.
+        command.env("PATH", PATH).process_group(0);
+        Self { command, input: None, limit: Some(limit), answers: false }
+    }
+
+    /// A program that may ask a person: it stays in the foreground of the terminal and has no time limit. Its standard
+    /// error is that of this process.
+    pub fn interactive(program: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(program);
+        command.env("PATH", PATH).stderr(Stdio::inherit());
+        Self { command, input: None, limit: None, answers: false }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Sets variables of its environment. One named `PATH` also changes where it is looked up.
+    #[must_use]
+    pub fn envs(mut self, pairs: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>) -> Self {
+        self.command.envs(pairs);
+        self
+    }
+
+    /// Drops the environment of this process; the search path stays.
+    #[must_use]
+    pub fn without_environment(mut self) -> Self {
+        self.command.env_clear().env("PATH", PATH);
+        self
+    }
+
+    /// Sends this to its standard input, which ends then. A program need not read it.
+    #[must_use]
+    pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(bytes.into());
+        self
+    }
+
+    /// Keeps the standard output apart from the last words.
+    #[must_use]
+    pub fn answer(mut self) -> Self {
+        self.answers = true;
+        self
+    }
+
+    /// Runs it to its end or to its limit.
+    ///
+    /// # Errors
+    /// It could not be started or watched; a failure of the program itself is an [`Outcome`].
+    pub fn run(mut self) -> io::Result<Outcome> {
+        let mut streams = Streams::default();
+        let (reader, writer) = io::pipe()?;
+        streams.words = Some(Stream::new(reader, LAST_WORDS)?);
+        if self.answers {
+            let (reader, writer) = io::pipe()?;
+            streams.answer = Some(Stream::new(reader, ANSWER)?);
+            self.command.stdout(writer);
+        } else {
+            self.command.stdout(writer.try_clone()?);
+        }
+        if self.limit.is_some() {
+            self.command.stderr(writer);
+        }
+        self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
+        let begun = Instant::now();
+        let mut group = Group { child: self.command.spawn()?, leads: self.limit.is_some() };
+        // With it go the writing ends of this process: else the reading ones would never end.
+        drop(self.command);
+        if let (Some(bytes), Some(pipe)) = (self.input, group.child.stdin.take()) {
+            nonblocking(&pipe)?;
+            streams.input = Some((pipe, bytes, 0));
+        }
+        let end = loop {
+            streams.serve(LOOK)?;
+            if let Some(status) = group.child.try_wait()? {
+                break End::Exited(status);
+            }
+            if let Some(limit) = self.limit.filter(|limit| begun.elapsed() >= *limit) {
+                break End::TimedOut(limit);
+            }
+        };
+        drop(group);
+        streams.input = None;
+        if self.answers || !end.success() {
+            let until = Instant::now() + LISTEN;
+            while streams.open() && Instant::now() < until {
+                streams.serve(LOOK)?;
+            }
+        }
+        let words = streams.words.map(|words| words.kept).unwrap_or_default();
+        let first = words.len().saturating_sub(LAST_WORDS);
+        let last_words = String::from_utf8_lossy(&words[first..]).trim().to_owned();
+        Ok(Outcome { end, answer: streams.answer.map(|answer| answer.kept).unwrap_or_default(), last_words })
+    }
+}
+
+/// The pipes to and from a program.
+#[derive(Default)]
+struct Streams {
+    /// The pipe, the bytes for it, and how many of them are written.
+    input: Option<(ChildStdin, Vec<u8>, usize)>,
+    words: Option<Stream>,
+    answer: Option<Stream>,
+}
+
+impl Streams {
+    fn open(&self) -> bool {
+        [&self.words, &self.answer].into_iter().flatten().any(|stream| stream.open)
+    }
+
+    /// Waits for `time` at most until one of them is ready, and moves what there is to move.
+    fn serve(&mut self, time: Duration) -> io::Result<()> {
+        let mut ready: Vec<PollFd<'_>> = [&self.words, &self.answer]
+            .into_iter()
+            .flatten()
+            .filter(|stream| stream.open)
+            .map(|stream| PollFd::new(stream.pipe.as_fd(), PollFlags::POLLIN))
+            .collect();
+        if let Some((pipe, _, _)) = &self.input {
+            ready.push(PollFd::new(pipe.as_fd(), PollFlags::POLLOUT));
+        }
+        let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut ready, time) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if let Some(words) = &mut self.words {
+            words.read()?;
+            // The oldest go, now and then.
+            let spare = words.kept.len().saturating_sub(LAST_WORDS);
+            words.kept.drain(..spare);
+        }
+        if let Some(answer) = &mut self.answer {
+            answer.read()?;
+            answer.kept.truncate(answer.bound);
+        }
+        if let Some((pipe, bytes, written)) = &mut self.input {
+            match pipe.write(bytes.get(*written..).unwrap_or_default()) {
+                Ok(more) => *written += more,
+                Err(e) if is_later(&e) => {}
+                // It wants no more of it; its exit status tells whether that is an error.
+                Err(_) => *written = bytes.len(),
+            }
+            if *written >= bytes.len() {
+                self.input = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What comes from a program by one pipe.
+struct Stream {
+    pipe: io::PipeReader,
+    kept: Vec<u8>,
+    bound: usize,
+    open: bool,
+}
+
+impl Stream {
+    fn new(pipe: io::PipeReader, bound: usize) -> io::Result<Self> {
+        nonblocking(&pipe)?;
+        Ok(Self { pipe, kept: Vec::new(), bound, open: true })
+    }
+
+    /// One part of what has come, without waiting.
+    fn read(&mut self) -> io::Result<()> {
+        let mut part = [0; 16 << 10];
+        match self.pipe.read(&mut part) {
+            Ok(0) => self.open = false,
+            Ok(got) => self.kept.extend_from_slice(part.get(..got).unwrap_or_default()),
+            Err(e) if is_later(&e) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+}
+
+fn is_later(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+fn nonblocking(pipe: &impl AsFd) -> io::Result<()> {
+    let pipe: BorrowedFd<'_> = pipe.as_fd();
+    let flags = OFlag::from_bits_retain(fcntl(pipe, FcntlArg::F_GETFL)?);
+    fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// A program that does not outlive its value, nor does what it started where it leads a process group.
+struct Group {
+    child: Child,
+    leads: bool,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        // Not reaped yet, so the number is still its own.
+        match i32::try_from(self.child.id()) {
+            Ok(pid) if self.leads => drop(killpg(Pid::from_raw(pid), Signal::SIGKILL)),
+            _ => drop(self.child.kill()),
+        }
+        let until = Instant::now() + BURY;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(300);
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn shell(script: &str, limit: Duration) -> Program {
+        Program::new("sh", limit).args(["-c", script])
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_with_its_children() {
+        let begun = Instant::now();
+        let outcome = shell("sleep 78.25 & echo $!; wait", SHORT).run().unwrap();
+        assert_eq!(outcome.end, End::TimedOut(SHORT));
+        assert_eq!(outcome.end.to_string(), "did not end within 0.3 s");
+        assert!(begun.elapsed() < LONG / 2);
+        let child = std::path::Path::new("/proc").join(&outcome.last_words).join("cmdline");
+        // A zombie until process 1 takes it; then it has no command line any more.
+        assert!(std::fs::read(&child).unwrap_or_default().is_empty(), "{}", child.display());
+    }
+
+    #[test]
+    fn much_output_blocks_nobody_and_the_last_words_stay() {
+        let outcome = shell("head -c 3000000 /dev/zero | tr '\\0' x; echo the end >&2; exit 3", LONG);
+        let outcome = outcome.run().unwrap();
+        assert!(outcome.last_words.ends_with("the end") && outcome.last_words.len() <= LAST_WORDS);
+        assert!(!outcome.end.success() && outcome.end.to_string().contains("exit status: 3"));
+        let outcome = shell("yes", SHORT).answer().run().unwrap();
+        assert!(outcome.answer.len() <= ANSWER && outcome.end == End::TimedOut(SHORT));
+    }
+
+    #[test]
+    fn input_is_sent_whole_and_need_not_be_read() {
+        let much = vec![b'x'; 500_000];
+        let outcome = shell("echo loud >&2; exec cat", LONG).input(much.clone()).answer().run().unwrap();
+        assert!(outcome.end.success() && outcome.answer == much);
+        assert_eq!(outcome.last_words, "loud");
+        assert!(shell("exit 0", LONG).input(much).run().unwrap().end.success());
+        assert!(
+            shell("read x; test \"$x\" = '{\"a\":1}'", LONG)
+                .input("{\"a\":1}\n")
+                .run()
+                .unwrap()
+                .end
+                .success()
+        );
+        assert!(!shell("read x", LONG).run().unwrap().end.success(), "no input: it ends at once");
+    }
+
+    #[test]
+    fn the_search_path_is_fixed_and_the_environment_is_given() {
+        let print = "echo \"$PATH $QSTAGE_X ${HOME-none}\"";
+        let outcome = shell(print, LONG).without_environment().envs([("QSTAGE_X", "y")]).run().unwrap();
+        assert_eq!(outcome.last_words, format!("{PATH} y none"));
+        let outcome = shell("echo $PATH", LONG).run().unwrap();
+        assert_eq!(outcome.last_words, PATH);
+        assert!(Program::new("no-such-program", LONG).run().is_err());
+    }
+
+    #[test]
+    fn what_it_leaves_running_holds_nobody_up() {
+        let begun = Instant::now();
+        let outcome = shell("sleep 5 & echo broken; exit 1", LONG).run().unwrap();
+        assert_eq!(outcome.last_words, "broken");
+        assert!(begun.elapsed() < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn who_may_ask_a_person_keeps_its_group() {
+        let group = nix::unistd::getpgrp().to_string();
+        let outcome = Program::interactive("sh").args(["-c", "ps -o pgid= -p $$"]).answer().run().unwrap();
+        assert_eq!(String::from_utf8_lossy(&outcome.answer).trim(), group);
+        assert!(Program::interactive("sh").args(["-c", "exit 1"]).run().is_ok_and(|o| !o.end.success()));
+    }
+}
