@@ -93,14 +93,17 @@ impl Scene {
         let mut child = Ended(self.verb(&[verb, own].concat()).spawn().unwrap());
         let pid = Pid::from_raw(child.0.id() as i32);
         // Both are read to their ends, so that no pipe fills.
-        let (mut out, mut err) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
+        let (out, err) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
         let (printed, said) = std::thread::scope(|scope| {
-            let read = scope.spawn(move || {
-                let (mut bytes, mut text) = (Vec::new(), Vec::new());
-                let _ = err.read_to_end(&mut text);
-                let _ = out.read_to_end(&mut bytes);
-                (bytes, String::from_utf8_lossy(&text).into_owned())
-            });
+            let read = |mut from: Box<dyn Read + Send>| {
+                scope.spawn(move || {
+                    let mut bytes = Vec::new();
+                    let _ = from.read_to_end(&mut bytes);
+                    String::from_utf8_lossy(&bytes).into_owned()
+                })
+            };
+            // At the same time: a long history fills the one pipe while the other is still open.
+            let (out, err) = (read(Box::new(out)), read(Box::new(err)));
             std::thread::sleep(after);
             match fate {
                 0 => drop(kill(pid, Signal::SIGKILL)),
@@ -112,7 +115,7 @@ impl Scene {
                 }
                 _ => {}
             }
-            read.join().unwrap()
+            (out.join().unwrap(), err.join().unwrap())
         });
         let status = child.0.wait().unwrap();
         self.say(format!("actor {actor}: {verb:?}, fate {fate} after {after:?}: {status}"));
@@ -121,8 +124,7 @@ impl Scene {
         if let Some(code) = status.code() {
             assert!(
                 (0..=9).contains(&code) && code != 1 && code != 2,
-                "{verb:?} ended with {code}: {said}{}",
-                String::from_utf8_lossy(&printed)
+                "{verb:?} ended with {code}: {said}{printed}"
             );
         }
         for word in NEVER.iter().filter(|_| !self.failing) {
