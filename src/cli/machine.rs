@@ -18,8 +18,9 @@ use crate::host::{LocalDisk, signals};
 use crate::progress::{Cancel, Progress};
 use crate::sandbox::{self, Kept};
 use crate::source::address::Address;
+use crate::source::allowed::{Allowed, Permitted};
 use crate::source::http::{Notice, Web};
-use crate::source::open_source;
+use crate::source::{open_source, opened_source};
 
 /// The disk and the state file of this run.
 pub(super) struct Host {
@@ -82,6 +83,18 @@ pub(super) enum Input {
 pub(super) struct ConfinedInput(Input);
 
 impl Input {
+    /// The same as [`open`](Self::open) for a caller who may have read only what is `allowed`; `None`: everything.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for what is not `allowed`; class Io.
+    pub(super) fn open_allowed(from: &Path, allowed: Option<&Allowed>, cancel: &Cancel) -> Result<Self> {
+        let Some(allowed) = allowed else { return Self::open(from, cancel) };
+        match allowed.open(&from.to_string_lossy())? {
+            Permitted::Web(url) => Ok(Self::Web(Address::Web(url))),
+            Permitted::File(file) => opened_source(file, from, cancel).map(Self::Open),
+        }
+    }
+
     /// Opens a path, or `-` for standard input; of an http(s) URL nothing yet.
     pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
         match Address::parse(from)? {

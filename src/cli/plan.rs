@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::answers::answers;
-use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::args::{ForServiceArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
@@ -36,6 +36,9 @@ pub(super) struct PlanArgs {
     pub(super) json: bool,
 
     #[command(flatten)]
+    service: ForServiceArgs,
+
+    #[command(flatten)]
     overrides: OverrideArgs,
 
     #[command(flatten)]
@@ -51,13 +54,15 @@ pub(super) struct PlanArgs {
 impl PlanArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::object_if(self.json);
-        let settings = self.machine.settings()?;
+        let mut settings = self.machine.settings()?;
+        let allowed = self.service.allowed(&mut settings);
+        let named = self.service.name(&self.bundle)?;
         answers(&settings)?;
         let web = Web { front_only: true, ..self.mirrors.web(&settings) };
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let input = Input::open(&self.bundle, &cancel)?;
+        let input = Input::open_allowed(&named, allowed.as_ref(), &cancel)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &cancel)).transpose()?;
         let input = input.confine(host.kept_to_look(&settings), &web, &progress)?;
         let bundle = input.bundle(&trust, &web, &cancel, &machine::notices(&progress))?;

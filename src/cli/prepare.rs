@@ -1,12 +1,14 @@
 //! `qstage prepare`.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::args::{ForServiceArgs, JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
@@ -97,6 +99,9 @@ pub(super) struct PrepareArgs {
     die_with_parent: bool,
 
     #[command(flatten)]
+    service: ForServiceArgs,
+
+    #[command(flatten)]
     overrides: OverrideArgs,
 
     #[command(flatten)]
@@ -116,14 +121,16 @@ impl PrepareArgs {
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
         }
         let format = Format::lines_if(self.json);
-        let settings = self.machine.settings()?;
+        let mut settings = self.machine.settings()?;
+        let allowed = self.service.allowed(&mut settings);
+        let named = self.service.name(&self.bundle)?;
         let web = self.mirrors.web(&settings);
         if self.background {
             lower_priority(self.while_stdin_open);
         }
         let policy = self.overrides.policy(settings.policy());
         let cancel = machine::cancel_on_signals()?;
-        if self.while_stdin_open && self.bundle == Path::new("-") {
+        if self.while_stdin_open && named == Path::new("-") {
             let what = "--while-stdin-open".to_owned();
             let problem = "the bundle comes from standard input".to_owned();
             return Err(Error::Argument { what, problem });
@@ -136,27 +143,33 @@ impl PrepareArgs {
             read_back: !self.no_read_back,
             sha256: self.sha256,
             cancel,
-            origin: Address::parse(&self.bundle)?.origin(),
+            origin: Address::parse(&named)?.origin(),
             whole: None,
         };
         let progress = Arc::new(Reporter::new(format));
         let host = Host::open_to_change(&settings)?;
         let engine = host.engine(policy);
-        let refused = |error| engine.bundle_refused(&options.origin, error);
+        // Until the service has accepted the order nobody has asked for this bundle; it keeps the refusal then.
+        let asked = !self.service.for_service;
+        let refused = |error| if asked { engine.bundle_refused(&options.origin, error) } else { error };
         let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
-        let input = Input::open(&self.bundle, &options.cancel).map_err(refused)?;
+        let input = Input::open_allowed(&named, allowed.as_ref(), &options.cancel).map_err(refused)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
         let whole = whole.map_err(refused)?;
         let input = input.confine(host.kept_to_change(&settings), &web, &progress)?;
-        if self.while_stdin_open {
-            stop_with_stdin(&options.cancel)?;
-        }
+        let heard = if self.while_stdin_open { Some(stop_with_stdin(&options.cancel)?) } else { None };
         let bundle = input
             .bundle(&trust, &web, &options.cancel, &machine::notices(&progress))
             .and_then(|bundle| self.expected(bundle))
             .map_err(refused)?;
         let whole = whole.map(|whole| whole.bundle(&trust)).transpose().map_err(refused)?;
         options.whole = whole.map(Arc::new);
+        if let Some(heard) = heard.filter(|_| self.service.for_service) {
+            // One process looks and prepares: what was looked at is what is prepared, and a URL is fetched once.
+            let plan = engine.plan(&bundle, options.whole.as_deref())?;
+            output::print(&output::json_line(&output::Event::new("planned", &plan))?)?;
+            wait_for_word(&heard, &options.cancel)?;
+        }
         let report = engine.prepare(bundle, &options, &progress)?;
         // The lock and the slot are released before the report: whoever reads it may take its time.
         drop((progress, host));
@@ -191,14 +204,32 @@ fn lower_priority(of_a_service: bool) {
 }
 
 /// Requests a stop when standard input ends.
-fn stop_with_stdin(cancel: &Cancel) -> Result<()> {
+/// What is returned hears of the first byte that comes; of those after it only the end counts.
+fn stop_with_stdin(cancel: &Cancel) -> Result<Receiver<()>> {
     let cancel = cancel.clone();
+    let (word, heard) = mpsc::channel();
     workers::spawn("watching standard input", move || {
-        // Whatever comes is not meant for us; the end is.
-        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        let mut stdin = io::stdin().lock();
+        if stdin.read_exact(&mut [0]).is_ok() {
+            let _ = word.send(());
+            let _ = io::copy(&mut stdin, &mut io::sink());
+        }
         cancel.request();
     })?;
-    Ok(())
+    Ok(heard)
+}
+
+/// Waits until whoever started this has seen the plan and wants it.
+fn wait_for_word(heard: &Receiver<()>, cancel: &Cancel) -> Result<()> {
+    loop {
+        match heard.recv_timeout(Duration::from_millis(100)) {
+            Ok(()) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if !cancel.requested() => {}
+            Err(_) => {
+                return Err(Error::Interrupted { doing: "waiting for the order to prepare".to_owned() });
+            }
+        }
+    }
 }
 
 fn human(report: &PrepareReport, palette: Palette) -> String {

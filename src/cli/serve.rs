@@ -1,5 +1,6 @@
 //! `qstage serve`.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::service::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::software::Software;
 use crate::service::worker::Arguments;
 use crate::service::{self, Access, Service};
+use crate::units::text;
 
 /// Serve upgrades over REST, with HTTPS and a Unix socket
 ///
@@ -80,6 +82,7 @@ impl ServeArgs {
             socket: self.socket.clone().or_else(|| configured.socket.clone()),
             certificate,
             tokens: configured.tokens.clone(),
+            hosts: configured.hosts.clone(),
             insecure_no_auth: self.insecure_no_auth,
         };
         let service = Service {
@@ -91,6 +94,7 @@ impl ServeArgs {
             after_commit,
             container,
             limits: configured.limits(),
+            allowed: configured.allowed(),
         };
         // Nobody sees it otherwise: a log that cannot be had is no reason not to serve.
         outlet::err().lament(lost_lines);
@@ -98,10 +102,25 @@ impl ServeArgs {
             .json()
             .flatten_event(true)
             .with_max_level(tracing::Level::INFO)
-            .with_writer(outlet::err)
+            .with_writer(|| LogLines)
             .log_internal_errors(false)
             .try_init();
         service::serve(service, &access)
+    }
+}
+
+/// Lines of the log, in which nothing acts on a terminal: what strangers sent is in them, and JSON need not escape all of it.
+struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // The whole line at once: so the formatter writes it.
+        outlet::err().offer(text::json(&String::from_utf8_lossy(line)).as_bytes());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

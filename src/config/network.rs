@@ -46,6 +46,7 @@ impl NetworkConfig {
             proxy: self.proxy,
             mirrors: self.mirrors,
             front_only: false,
+            redirects: None,
             limits: Limits {
                 connect: time(self.connect_timeout, defaults.connect),
                 stall: time(self.stall_timeout, defaults.stall),

@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::Url;
 use serde::Deserialize;
 
-use super::values::seconds;
+use super::values::{directories, prefixes, seconds};
 use crate::service::Limits;
+use crate::source::allowed::Allowed;
 
 /// The table `[service]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -18,6 +20,12 @@ pub(crate) struct ServiceConfig {
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
     pub(crate) tokens: Option<PathBuf>,
+    #[serde(default, deserialize_with = "directories")]
+    pub(crate) image_paths: Option<Vec<PathBuf>>,
+    #[serde(default, deserialize_with = "prefixes")]
+    pub(crate) image_urls: Vec<Url>,
+    #[serde(default)]
+    pub(crate) hosts: Vec<String>,
     pub(crate) reboot_command: Option<Vec<String>>,
     pub(crate) halt_command: Option<Vec<String>>,
     pub(crate) software_restart_command: Option<Vec<String>>,
@@ -31,6 +39,12 @@ impl ServiceConfig {
     /// Where HTTPS is served: loopback, unless somebody decides otherwise.
     pub(crate) fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
+    }
+
+    /// What callers may have read: a directory that is there for nothing else, and no server.
+    pub(crate) fn allowed(&self) -> Allowed {
+        let directories = self.image_paths.clone().unwrap_or_else(|| vec!["/upgrade".into()]);
+        Allowed { directories, prefixes: self.image_urls.clone() }
     }
 
     /// The times: five minutes are enough for the slowest orderly shutdown, and nobody waits who did not ask for it.

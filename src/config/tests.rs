@@ -59,12 +59,18 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
         certificate,
         key,
         tokens,
+        image_paths,
+        image_urls,
+        hosts,
         reboot_command,
         halt_command,
         software_restart_command,
         reboot_timeout,
         waiting_period,
     } = service;
+    let places = ServiceConfig { image_paths, ..ServiceConfig::default() };
+    assert_eq!(places.allowed(), ServiceConfig::default().allowed());
+    assert!(!image_urls.is_empty() && !hosts.is_empty(), "examples");
     assert!(reboot_timeout.is_some() && waiting_period.is_some());
     let times = ServiceConfig { reboot_timeout, waiting_period, ..ServiceConfig::default() };
     assert_eq!(times.limits(), ServiceConfig::default().limits());

@@ -1,8 +1,12 @@
 //! Values of keys that have a range or a form of their own.
 
+use std::path::PathBuf;
+
+use reqwest::Url;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::source::allowed;
 use crate::units::{BlockSize, size};
 
 /// The largest number of tries that bits 52-55 of a partition entry hold.
@@ -32,6 +36,21 @@ pub(super) fn loader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     let valid = path.starts_with('\\') && path.len() <= 255 && !path.contains(['/', '\0']);
     let problem = || format!("efi_loader is '{path}', not a path such as '\\EFI\\BOOT\\BOOTX64.EFI'");
     if valid { Ok(Some(path)) } else { Err(D::Error::custom(problem())) }
+}
+
+/// Directories by absolute paths.
+pub(super) fn directories<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<PathBuf>>, D::Error> {
+    let paths = Vec::<PathBuf>::deserialize(deserializer)?;
+    paths.iter().try_for_each(|path| allowed::directory(path)).map_err(D::Error::custom)?;
+    Ok(Some(paths))
+}
+
+/// URLs of web servers, as prefixes of others.
+pub(super) fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Url>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| allowed::prefix(text)).collect::<Result<_, _>>().map_err(D::Error::custom)
 }
 
 pub(super) fn sector_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BlockSize>, D::Error> {

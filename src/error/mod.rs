@@ -41,6 +41,23 @@ pub enum Class {
 }
 
 impl Class {
+    /// The name, as in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::Usage => "usage",
+            Self::Bundle => "bundle",
+            Self::Trust => "trust",
+            Self::Refused => "refused",
+            Self::Disk => "disk",
+            Self::Io => "io",
+            Self::Interrupted => "interrupted",
+            Self::Service => "service",
+            Self::Network => "network",
+            Self::Report => "report",
+        }
+    }
+
     /// The exit code of the process.
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -85,6 +102,11 @@ impl Error {
         let class =
             Self::ALL.iter().find(|(known, _)| *known == code).map_or(Class::Internal, |known| known.1);
         Self::Remote { code: code.to_owned(), class, message: message.to_owned() }
+    }
+
+    /// What whoever may only read is shown of it: code and class.
+    pub fn for_readers(&self) -> String {
+        format!("{} ({})", self.code(), self.class().word())
     }
 
     /// A failed write, told apart by its cause: a full file system is not a broken disk.

@@ -20,6 +20,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::attempts::Attempts;
 use crate::error::{Error, Result};
 use crate::host::files::read_trusted_text;
 
@@ -57,6 +58,8 @@ impl std::fmt::Display for Origin {
 #[derive(Debug, Clone)]
 pub(super) struct Who {
     pub(super) name: String,
+    /// Whether it may see messages and not only codes: root, and who has a token.
+    pub(super) informed: bool,
     pub(super) privilege: Privilege,
 }
 
@@ -67,6 +70,8 @@ pub(super) struct Gate {
     insecure: bool,
     own_uid: u32,
     known: Mutex<(Option<SystemTime>, Vec<Token>)>,
+    /// Failures by origin.
+    pub(super) attempts: Attempts,
 }
 
 #[derive(Debug, Clone)]
@@ -85,7 +90,7 @@ impl Gate {
             None => (None, Vec::new()),
         };
         let own_uid = nix::unistd::geteuid().as_raw();
-        Ok(Self { file, insecure, own_uid, known: Mutex::new(known) })
+        Ok(Self { file, insecure, own_uid, known: Mutex::new(known), attempts: Attempts::default() })
     }
 
     /// Who asks.
@@ -106,11 +111,15 @@ impl Gate {
                 return refused("the header Authorization is not 'Bearer TOKEN'");
             };
             return match self.find(token.1.trim()) {
-                Some(token) => Ok(Who { name: format!("token {}", token.name), privilege: token.privilege }),
+                Some(token) => {
+                    let name = format!("token {}", token.name);
+                    Ok(Who { name, informed: true, privilege: token.privilege })
+                }
                 None => refused("the token is not known"),
             };
         }
-        let who = |name: String, privilege| Ok(Who { name, privilege });
+        let who =
+            |name: String, privilege| Ok(Who { name, informed: privilege == Privilege::Write, privilege });
         match origin {
             Origin::Socket { uid, .. } => {
                 let trusted = uid == 0 || uid == self.own_uid;

@@ -1,17 +1,17 @@
 //! Connections: who gets one, and for how long.
 //!
-//! Each door has its own limit, so that the network cannot shut out root on the Unix socket. At the limit new
-//! connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that have spoken after
-//! [`IDLE_TIME`], those that do not read their answer after [`WRITE_TIME`]. One address gets half of the places at most, so that one client alone, silent or broken,
-//! leaves room for the others.
+//! Each door has its own limit, so that the network cannot shut out root on the Unix socket, and some places there are
+//! root's alone. At the limit of the network's new connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that have spoken after
+//! [`IDLE_TIME`], those that do not read their answer after [`WRITE_TIME`]. One address gets half of
+//! the places at most, and one user of this machine a quarter, so that one client alone, silent or broken, leaves room for
+//! the others. A door that cannot be opened is tried again while the others serve.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -22,17 +22,24 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::Origin;
 use super::patience::Patient;
-use crate::error::{Error, Result};
+use super::shares::{Peer, Share, Shares};
+use crate::error::{Error, Result, sentence};
 
 /// Connections per door.
 const CONNECTIONS: usize = 512;
 /// Connections per address; whole organisations come from one behind a translator or a proxy.
 const PER_ADDRESS: usize = CONNECTIONS / 2;
+/// Connections per user on the Unix socket.
+const PER_USER: usize = CONNECTIONS / 4;
+/// Connections on the Unix socket that are for root alone.
+const RESERVE: usize = 64;
+/// How long a door that cannot be opened is left alone before it is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 /// How long a client may take for TLS, and for its first header.
 pub(super) const HEADER_TIME: Duration = Duration::from_secs(20);
 /// How long a connection that has spoken may be idle, or take for its next header: clients that poll once a minute do so on
@@ -54,8 +61,10 @@ const HEADER_BYTES: usize = 16 << 10;
 
 /// The places where connections come in.
 pub(super) struct Doors {
-    tcp: TcpListener,
-    unix: Option<(UnixListener, SocketFile)>,
+    tcp: Result<TcpListener>,
+    address: SocketAddr,
+    unix: Option<Result<(UnixListener, SocketFile)>>,
+    socket: Option<PathBuf>,
 }
 
 /// Removes the socket's file in the end.
@@ -68,36 +77,77 @@ impl Drop for SocketFile {
 }
 
 impl Doors {
-    /// Opens them and says in the log where.
+    /// Opens them and says in the log where. One that cannot be opened is said; the others serve.
     ///
     /// # Errors
-    /// [`Error::Listen`].
+    /// [`Error::Listen`]: none can be opened.
     pub(super) async fn open(address: SocketAddr, socket: Option<&Path>) -> Result<Self> {
-        let failed = |source| Error::Listen { address: address.to_string(), source };
-        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let tcp = open_tcp(address).await;
         let unix = match socket {
-            Some(path) => {
-                let listener = bind(path)
-                    .await
-                    .map_err(|source| Error::Listen { address: path.display().to_string(), source })?;
-                Some((listener, SocketFile(path.to_owned())))
-            }
+            Some(path) => Some(open_unix(path).await),
             None => None,
         };
-        let address = tcp.local_addr().map_err(failed)?;
-        let socket = socket.map(|path| path.display().to_string()).unwrap_or_default();
-        tracing::info!(address = %address, socket, "listening");
-        Ok(Self { tcp, unix })
+        let shut =
+            |error: &Error| tracing::error!(code = error.code(), "{}; it is tried again", sentence(error));
+        let tcp = match (tcp, &unix) {
+            // None serves.
+            (Err(error), None | Some(Err(_))) => return Err(error),
+            (tcp, _) => tcp,
+        };
+        match (&tcp, &unix) {
+            (Err(error), Some(Ok(_))) | (Ok(_), Some(Err(error))) => shut(error),
+            (Ok(_), None | Some(Ok(_))) | (Err(_), _) => {}
+        }
+        if let Ok(tcp) = &tcp {
+            let address = tcp.local_addr().unwrap_or(address);
+            let socket = socket.filter(|_| matches!(unix, Some(Ok(_))));
+            let socket = socket.map(|path| path.display().to_string()).unwrap_or_default();
+            tracing::info!(address = %address, socket, "listening");
+        } else {
+            tracing::info!(socket = %socket.unwrap_or(Path::new("")).display(), "listening");
+        }
+        Ok(Self { tcp, address, unix, socket: socket.map(Path::to_owned) })
     }
 
     /// Serves for ever.
-    pub(super) async fn serve(self, router: Router, tls: TlsAcceptor) {
-        let tcp = serve_tcp(self.tcp, router.clone(), tls);
-        match self.unix {
-            Some((listener, _file)) => {
-                tokio::join!(tcp, serve_unix(listener, router));
-            }
-            None => tcp.await,
+    pub(super) async fn serve(self, router: Router, tls: Option<TlsAcceptor>) {
+        let tcp = async {
+            // Without a certificate nothing is served there, and the reason stands in the log.
+            let Some(tls) = tls else { return std::future::pending().await };
+            let listener = until_open(self.tcp, || open_tcp(self.address)).await;
+            serve_tcp(listener, router.clone(), tls).await;
+        };
+        let unix = async {
+            let (Some(unix), Some(path)) = (self.unix, self.socket) else {
+                return std::future::pending().await;
+            };
+            let (listener, _file) = until_open(unix, || open_unix(&path)).await;
+            serve_unix(listener, router.clone()).await;
+        };
+        tokio::join!(tcp, unix);
+    }
+}
+
+async fn open_tcp(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address: address.to_string(), source })
+}
+
+async fn open_unix(path: &Path) -> Result<(UnixListener, SocketFile)> {
+    let failed = |source| Error::Listen { address: path.display().to_string(), source };
+    bind(path).await.map(|listener| (listener, SocketFile(path.to_owned()))).map_err(failed)
+}
+
+/// Tries again for ever what could not be opened: an address that the machine gets later, a directory that is mounted.
+async fn until_open<T, F: Future<Output = Result<T>>>(first: Result<T>, open: impl Fn() -> F) -> T {
+    let mut tried = first;
+    loop {
+        match tried {
+            Ok(door) => return door,
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+        tried = open().await;
+        if tried.is_ok() {
+            tracing::info!("listening at what could not be opened before");
         }
     }
 }
@@ -122,7 +172,7 @@ async fn bind(path: &Path) -> io::Result<UnixListener> {
 
 async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let shares = Shares::default();
+    let shares = Shares::new(PER_ADDRESS);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
@@ -133,7 +183,7 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
             }
         };
         // Closed at once: to let it wait would keep the place that it may not have.
-        let Some(share) = shares.take(from.ip()) else { continue };
+        let Some(share) = shares.take(Peer::of_address(from.ip())) else { continue };
         let (router, tls) = (router.clone(), tls.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
@@ -145,53 +195,9 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
     }
 }
 
-/// How many connections each address has.
-#[derive(Clone, Default)]
-struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// One connection of an address; given back when dropped.
-struct Share {
-    shares: Shares,
-    address: IpAddr,
-}
-
-impl Shares {
-    /// `None` where the address has all that it may have.
-    fn take(&self, address: IpAddr) -> Option<Share> {
-        let address = network(address);
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = held.entry(address).or_default();
-        if *count == PER_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Share { shares: self.clone(), address })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut held = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(count) = held.get_mut(&self.address) else { return };
-        *count -= 1;
-        if *count == 0 {
-            held.remove(&self.address);
-        }
-    }
-}
-
-/// What counts as one address: of IPv6 the first 64 bits, since a host chooses the others itself (RFC 4291, 2.5.1).
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 async fn serve_unix(listener: UnixListener, router: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -201,11 +207,47 @@ async fn serve_unix(listener: UnixListener, router: Router) {
         };
         // Of the moment of connect(2), by the kernel (unix(7), SO_PEERCRED).
         let Ok(peer) = stream.peer_cred() else { continue };
+        // Closed at once where there is none: to wait would keep root waiting too.
+        let Some(place) = places.take(peer.uid()) else { continue };
         let (router, origin) = (router.clone(), Origin::Socket { uid: peer.uid(), pid: peer.pid() });
         tokio::spawn(async move {
             converse(stream, router, origin, TIMES).await;
             drop(place);
         });
+    }
+}
+
+/// The places on the Unix socket: a share for each user, and some that are for root alone.
+struct Places {
+    all: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+    shares: Shares,
+}
+
+/// A place that is taken.
+struct Place {
+    _share: Option<Share>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(CONNECTIONS - RESERVE)),
+            reserve: Arc::new(Semaphore::new(RESERVE)),
+            shares: Shares::new(PER_USER),
+        }
+    }
+
+    /// `None` where that user has all that it may have, or all are taken.
+    fn take(&self, uid: u32) -> Option<Place> {
+        let take = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned().ok();
+        if uid == 0 {
+            let _permit = take(&self.reserve).or_else(|| take(&self.all))?;
+            return Some(Place { _share: None, _permit });
+        }
+        let share = self.shares.take(Peer::User(uid))?;
+        Some(Place { _share: Some(share), _permit: take(&self.all)? })
     }
 }
 
@@ -251,19 +293,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_address_gets_half_and_gives_it_back() {
-        let shares = Shares::default();
-        let take = |address: &str| shares.take(address.parse().unwrap());
-        let mut held: Vec<Share> = (0..PER_ADDRESS).map(|_| take("192.0.2.1").unwrap()).collect();
-        assert!(take("192.0.2.1").is_none());
-        // The same one, as a socket of both families shows it.
-        assert!(take("::ffff:192.0.2.1").is_none());
-        let other = take("192.0.2.2");
-        assert!(other.is_some());
-        held.pop();
-        assert!(take("192.0.2.1").is_some(), "what was given back can be taken again");
-        drop((held, other));
-        assert!(shares.0.lock().unwrap().is_empty(), "nothing is remembered of those who left");
+    fn no_number_of_users_shuts_out_root() {
+        let places = Places::new();
+        let mut held: Vec<Place> = (0..PER_USER).map(|_| places.take(1000).unwrap()).collect();
+        assert!(places.take(1000).is_none(), "a user has a share");
+        for uid in 1001..1100 {
+            held.extend((0..PER_USER).map_while(|_| places.take(uid)));
+        }
+        assert_eq!(held.len(), CONNECTIONS - RESERVE);
+        let root: Vec<Place> = (0..RESERVE).map_while(|_| places.take(0)).collect();
+        assert_eq!(root.len(), RESERVE, "root has places of its own");
+        drop(held);
+        assert!(places.take(1000).is_some());
+    }
+
+    #[test]
+    fn a_door_that_cannot_be_opened_does_not_shut_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = taken.local_addr().unwrap();
+            let doors = Doors::open(address, Some(&dir.path().join("s"))).await.unwrap();
+            assert!(doors.tcp.is_err() && matches!(doors.unix, Some(Ok(_))));
+            std::fs::write(dir.path().join("file"), "").unwrap();
+            let unusable = dir.path().join("file/s");
+            let doors = Doors::open("127.0.0.1:0".parse().unwrap(), Some(&unusable)).await.unwrap();
+            assert!(doors.tcp.is_ok() && matches!(doors.unix, Some(Err(_))));
+            assert_eq!(
+                Doors::open(address, Some(&unusable)).await.err().unwrap().code(),
+                "UPGRADE_ERROR_LISTEN"
+            );
+            assert!(Doors::open(address, None).await.is_err());
+        });
     }
 
     /// A client that asks once a minute on a kept connection must find it there.
@@ -294,13 +356,5 @@ mod tests {
             assert_eq!(polling.read(&mut [0; 16]).await.unwrap(), 0, "closed in the end");
         });
         assert!(IDLE_TIME >= Duration::from_secs(90) && HEADER_TIME < IDLE_TIME);
-    }
-
-    #[test]
-    fn a_host_cannot_multiply_itself_by_the_second_half_of_its_address() {
-        let of = |address: &str| network(address.parse().unwrap());
-        assert_eq!(of("2001:db8:0:1::1"), of("2001:db8:0:1:ffff::2"));
-        assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

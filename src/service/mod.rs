@@ -13,19 +13,22 @@
 //! | `view`, `wording` | the objects of the wire contract; messages that name its calls |
 //! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `calm`: the waiting period |
 //! | `worker` | processes that read bundles; [`disk`]: the engine |
-//! | `api` | one function per endpoint; `auth`: who may call it; `listen`, `tls`, `patience`: connections |
+//! | `api` | one function per endpoint; `auth`, `attempts`: who may call it; `hosts`: by which name; `listen`, `tls`, `patience`, `shares`: connections |
 //! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
 
 mod api;
+mod attempts;
 mod auth;
 mod blocking;
 mod calm;
 pub mod disk;
 pub mod hooks;
+mod hosts;
 mod listen;
 mod order;
 mod owner;
 mod patience;
+mod shares;
 pub mod software;
 mod store;
 pub mod tls;
@@ -44,6 +47,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::host::notify;
+use crate::source::allowed::Allowed;
 use disk::Place;
 use hooks::{AfterCommit, ContainerRestart};
 use worker::Arguments;
@@ -59,6 +63,8 @@ pub struct Access {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// File of hashed tokens.
     pub tokens: Option<PathBuf>,
+    /// Names by which the machine is called, besides its own.
+    pub hosts: Vec<String>,
     /// Whether anybody who can connect may do anything.
     pub insecure_no_auth: bool,
 }
@@ -78,6 +84,8 @@ pub struct Service {
     pub container: Arc<dyn ContainerRestart>,
     /// Times that the configuration sets.
     pub limits: Limits,
+    /// What callers may have read.
+    pub allowed: Allowed,
 }
 
 /// Times that the configuration sets.
@@ -126,14 +134,22 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     if access.insecure_no_auth {
         tracing::warn!("--insecure-no-auth: whoever can connect to {} owns this machine", access.listen);
     }
-    let tls = tls::acceptor(access.certificate.as_ref(), &service.place.state_dir)?;
-    let doors = listen::Doors::open(access.listen, access.socket.as_deref()).await?;
+    raise_files();
+    let tls = tls::acceptor(access.certificate.as_ref(), &service.place.state_dir);
+    let tls = match tls {
+        Err(error) if access.socket.is_some() => {
+            tracing::error!(code = error.code(), "no HTTPS: {}", crate::error::sentence(&error));
+            None
+        }
+        tls => Some(tls?),
+    };
     let _only = store::only_service(&service.place.state_dir)?;
+    let doors = listen::Doors::open(access.listen, access.socket.as_deref()).await?;
     let mut end = signals()?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     let (stop, stopped) = oneshot::channel();
     let mut owner = tokio::spawn(owner.run(stopped));
-    let router = api::router(service, handle.clone(), gate);
+    let router = api::router(service, handle.clone(), gate, hosts::Hosts::new(access));
     let doors = tokio::spawn(doors.serve(router, tls));
     tell(notify::State::Ready);
     tokio::select! {
@@ -150,6 +166,18 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     let _ = owner.await;
     Ok(())
 }
+
+/// Raises the limit of open files to what may be had: each connection takes one, and a limit of 1024, which is usual, is less
+/// than the connections that are taken.
+fn raise_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES), hard));
+    let _ = raised.inspect_err(|problem| tracing::warn!("the limit of open files stays: {problem}"));
+}
+
+/// Open files at most: connections of both doors, their streams, and room for the rest.
+const OPEN_FILES: u64 = 65536;
 
 /// A manager that cannot be told misses something; the service goes on.
 fn tell(state: notify::State<'_>) {

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::upgrade::{Failure, Settings};
 use super::view::Snapshot;
-use super::worker::{Lifted, Planned};
+use super::worker::{Begun, Lifted, Planned};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
@@ -21,6 +21,7 @@ pub(super) enum Order {
         settings: Settings,
         planned: Planned,
         lifted: Lifted,
+        begun: Box<Begun>,
     },
     Commit,
     Cancel,

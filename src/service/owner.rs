@@ -25,7 +25,7 @@ use super::order::{Answer, Handle, Order, WAITING};
 use super::store::Store;
 use super::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
 use super::view::{RebootState, Snapshot};
-use super::worker::{self, Lifted, Planned, Preparing, Report};
+use super::worker::{Begun, Lifted, Planned, Preparing, Report};
 use crate::container::StartReport;
 use crate::error::{Error, Result};
 use crate::state::{SwitchReport, UpgradeState};
@@ -188,7 +188,9 @@ impl Owner {
 
     async fn obey(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
         let result = match order {
-            Order::Prepare { settings, planned, lifted } => self.prepare(settings, &planned, lifted).await,
+            Order::Prepare { settings, planned, lifted, begun } => {
+                self.prepare(settings, &planned, lifted, *begun).await
+            }
             Order::Commit => self.commit(),
             Order::Cancel if self.child.is_some() => {
                 self.stop(Error::Cancelled);
@@ -252,9 +254,14 @@ impl Owner {
         }
     }
 
-    async fn prepare(&mut self, settings: Settings, planned: &Planned, lifted: Lifted) -> Answer {
+    async fn prepare(
+        &mut self,
+        settings: Settings,
+        planned: &Planned,
+        lifted: Lifted,
+        begun: Begun,
+    ) -> Answer {
         let staged = planned.already_prepared && self.upgrade.phase == Phase::Prepared;
-        let path = settings.install_path.clone();
         if let Some(obstacle) = planned.blocked_by.first().filter(|_| self.idle().is_ok()) {
             return Err(Error::remote(&obstacle.code, &obstacle.message));
         }
@@ -281,21 +288,7 @@ impl Owner {
         match self.upgrade.phase {
             Phase::Preparing if self.child.is_none() => {
                 self.snapshot.counts.prepares += 1;
-                match worker::prepare(
-                    &self.service.arguments,
-                    &path,
-                    &planned.manifest,
-                    lifted,
-                    self.reports.0.clone(),
-                )
-                .await
-                {
-                    Ok(child) => self.child = Some(child),
-                    Err(error) => {
-                        self.fail("prepare", &error).await;
-                        return Err(error);
-                    }
-                }
+                self.child = Some(begun.go(self.reports.0.clone()).await);
             }
             Phase::Committing if before != Phase::Committing => self.start_commit(Ok(())),
             _ => {}

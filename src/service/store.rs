@@ -38,11 +38,13 @@ pub(super) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
 pub(super) struct Store {
     dir: PathBuf,
     last: Option<Upgrade>,
+    /// The last failure to keep it: it is said once and not each time.
+    failed: Option<String>,
 }
 
 impl Store {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), last: None }
+        Self { dir: dir.to_owned(), last: None, failed: None }
     }
 
     /// What was kept; the default where there is nothing that can be read.
@@ -68,9 +70,15 @@ impl Store {
             private_directory(&self.dir, false).and_then(|()| replace(&self.dir, FILE, &bytes, 0o600))
         });
         match written {
-            Ok(()) => self.last = Some(kept),
+            Ok(()) => (self.last, self.failed) = (Some(kept), None),
             // A full or read-only /var must not stop an upgrade.
-            Err(error) => tracing::warn!("{}: the state is not kept: {error}", self.dir.display()),
+            Err(error) => {
+                let error = error.to_string();
+                if self.failed.as_ref() != Some(&error) {
+                    tracing::warn!("{}: the state is not kept: {error}", self.dir.display());
+                    self.failed = Some(error);
+                }
+            }
         }
     }
 }

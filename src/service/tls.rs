@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rcgen::{CertifiedKey, KeyPair};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -25,19 +26,33 @@ const KEY: &str = "tls/key.pem";
 pub(super) fn acceptor(given: Option<&(PathBuf, PathBuf)>, state_dir: &Path) -> Result<TlsAcceptor> {
     let (certificate, key) = match given {
         Some((certificate, key)) => (certificate.clone(), key.clone()),
-        None => {
-            let paths = (state_dir.join(CERTIFICATE), state_dir.join(KEY));
-            if !paths.0.exists() || !paths.1.exists() {
-                make(&paths.0, &paths.1)?;
-            }
-            paths
-        }
+        None => (state_dir.join(CERTIFICATE), state_dir.join(KEY)),
     };
     let failed = |path: &Path, problem: String| Error::Config { path: path.to_owned(), problem };
-    let chain = CertificateDer::pem_file_iter(&certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|problem| failed(&certificate, problem.to_string()))?;
-    let secret = PrivateKeyDer::from_pem_file(&key).map_err(|problem| failed(&key, problem.to_string()))?;
+    let made = if given.is_none() && (!certificate.exists() || !key.exists()) {
+        let made = make().map_err(|problem| failed(&certificate, problem))?;
+        // A full or read-only /var must not keep it from being served; clients that pin it see another one then.
+        keep(&made, &certificate, &key).err().map(|error| {
+            tracing::warn!("{}: the certificate is not kept: {error}", certificate.display());
+            made
+        })
+    } else {
+        None
+    };
+    let (chain, secret) = match made {
+        Some(made) => {
+            let secret = made.signing_key.serialize_pem();
+            let secret = PrivateKeyDer::from_pem_slice(secret.as_bytes());
+            (vec![made.cert.der().clone()], secret.map_err(|problem| failed(&key, problem.to_string()))?)
+        }
+        None => {
+            let chain = CertificateDer::pem_file_iter(&certificate)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|problem| failed(&certificate, problem.to_string()))?;
+            let secret = PrivateKeyDer::from_pem_file(&key);
+            (chain, secret.map_err(|problem| failed(&key, problem.to_string()))?)
+        }
+    };
     let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
@@ -46,30 +61,30 @@ pub(super) fn acceptor(given: Option<&(PathBuf, PathBuf)>, state_dir: &Path) -> 
 }
 
 /// Makes a self-signed certificate for this host. It holds from 1975 to 4096: appliances boot without a clock.
-fn make(certificate: &Path, key: &Path) -> Result<()> {
+fn make() -> Result<CertifiedKey<KeyPair>, String> {
     let host = nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned());
     let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
     // A name that no certificate can carry is left out: the address still is in it.
     names.extend(host.ok().filter(|name| {
         !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c))
     }));
-    let problem = |problem: String| Error::Config { path: certificate.to_owned(), problem };
-    let made = rcgen::generate_simple_self_signed(names).map_err(|error| problem(error.to_string()))?;
-    let write = || {
-        if let Some(dir) = certificate.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        // The key first, and durably: half of the pair, or half a file, would be found at the next start and keep
-        // the service down.
-        let mut secret = secret_file(key)?;
-        secret.write_all(made.signing_key.serialize_pem().as_bytes())?;
-        secret.sync_all()?;
-        let whole = certificate.parent().zip(certificate.file_name().and_then(|name| name.to_str()));
-        let (dir, name) = whole.ok_or(io::ErrorKind::InvalidFilename)?;
-        // Clients may read it: they pin it.
-        replace(dir, name, made.cert.pem().as_bytes(), 0o644)
-    };
-    write().map_err(|error: io::Error| problem(error.to_string()))
+    rcgen::generate_simple_self_signed(names).map_err(|error| error.to_string())
+}
+
+/// Keeps it for the next start.
+fn keep(made: &CertifiedKey<KeyPair>, certificate: &Path, key: &Path) -> io::Result<()> {
+    if let Some(dir) = certificate.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    // The key first, and durably: half of the pair, or half a file, would be found at the next start and keep
+    // the service down.
+    let mut secret = secret_file(key)?;
+    secret.write_all(made.signing_key.serialize_pem().as_bytes())?;
+    secret.sync_all()?;
+    let whole = certificate.parent().zip(certificate.file_name().and_then(|name| name.to_str()));
+    let (dir, name) = whole.ok_or(io::ErrorKind::InvalidFilename)?;
+    // Clients may read it: they pin it.
+    replace(dir, name, made.cert.pem().as_bytes(), 0o644)
 }
 
 /// A file that only its owner may read, from its first byte on.
@@ -83,6 +98,16 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn where_it_cannot_be_kept_one_is_served_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(acceptor(None, &dir.path().join("file")).is_ok());
+        // One that was given and cannot be read is a mistake.
+        let given = (dir.path().join("none"), dir.path().join("none"));
+        assert!(acceptor(Some(&given), dir.path()).is_err());
+    }
 
     #[test]
     fn a_certificate_is_made_once_and_its_key_is_secret() {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::blocking::SILENCE;
 use super::disk::Look;
-use super::upgrade::{Phase, Settings, Upgrade};
+use super::upgrade::{Failure, Phase, Settings, Upgrade};
 use super::wording::by_api;
 use crate::device::watch::silent;
 use crate::error::{Error, NO_ERROR, Result};
@@ -40,7 +40,7 @@ pub(super) struct Snapshot {
     pub(super) status: Option<Status>,
     pub(super) slots: Option<SlotsReport>,
     /// Why the last look failed.
-    pub(super) disk_error: Option<String>,
+    pub(super) disk_error: Option<Failure>,
     /// What followed the last commit.
     pub(super) message: String,
     pub(super) reboot: RebootState,
@@ -149,8 +149,37 @@ impl Snapshot {
                 (self.status, self.slots, self.disk_error) = (Some(look.status), Some(look.slots), None);
                 self.last_swap = look.last_swap;
             }
-            Err(error) => self.disk_error = Some(crate::error::sentence(&error)),
+            Err(error) => self.disk_error = Some(Failure::from(&error)),
         }
+    }
+
+    /// The same for whoever may only read, and has shown no token: of a failure its code and class, since messages name paths,
+    /// devices, keys, and what strangers sent.
+    pub(super) fn for_readers(&self) -> Self {
+        let mut shown = self.clone();
+        let short = |code: &str| Error::remote(code, "").for_readers();
+        for failure in shown.upgrade.error.iter_mut().chain(&mut shown.disk_error) {
+            failure.message = short(&failure.code);
+        }
+        if let Some(status) = &mut shown.status {
+            if status.error_state != NO_ERROR {
+                status.error_message = short(&status.error_state);
+            }
+            if status.is_blocked {
+                status.blocked_reason = "it is blocked; who has a token sees why".to_owned();
+            }
+        }
+        for slot in shown.slots.iter_mut().flat_map(|report| &mut report.slots) {
+            slot.reason = None;
+        }
+        if let Some(swap) = shown.last_swap.as_mut().filter(|swap| swap.code != NO_ERROR) {
+            swap.message = short(&swap.code);
+        }
+        shown.message.clear();
+        if let RebootState::Failed(message) = &mut shown.reboot {
+            *message = "it failed; who has a token sees why".to_owned();
+        }
+        shown
     }
 
     /// The device that does not answer the prepare or this service, and for how many seconds.
@@ -176,7 +205,7 @@ impl Snapshot {
         let busy = match self.upgrade.phase {
             Phase::Rebooting => Some("a reboot is under way".to_owned()),
             _ if self.reboot == RebootState::InProgress => Some("a reboot is under way".to_owned()),
-            _ => self.disk_error.clone(),
+            _ => self.disk_error.as_ref().map(|failure| failure.message.clone()),
         };
         let status = self.status.as_ref().filter(|status| status.is_blocked);
         let waiting = || self.waiting().map(|left| Error::Waiting { left }.to_string());

@@ -16,15 +16,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::upgrade::Failure;
 use crate::error::{Error, Result};
 use crate::host::load;
 use crate::progress::Phase;
+use crate::source::address;
 use crate::state::UpgradeType;
 use crate::workers;
 
@@ -90,6 +92,7 @@ enum Line {
     Progress { phase: String, done: u64, total: u64 },
     Stalled { device: String, seconds: u64 },
     Notice { message: String },
+    Planned(Box<Planned>),
     Result(Staged),
     Error(Failure),
 }
@@ -118,11 +121,18 @@ impl Lifted {
 /// # Errors
 /// What `plan` printed, with its code.
 pub(super) async fn plan(arguments: &Arguments, path: &str, lifted: Lifted) -> Result<Planned> {
-    let died = |problem: String| Error::Worker { what: format!("looking at {path}"), problem };
+    let shown = address::shown(path);
+    let died = |problem: String| Error::Worker { what: format!("looking at {shown}"), problem };
     let mut command = Command::new(PROGRAM);
-    command.arg("plan").args(lifted.flags()).arg("--json").args(&arguments.machine).arg("--").arg(path);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(PLAN_LIMIT, command.output())
+    command.args(["plan", "--json", "--for-service"]).args(lifted.flags()).args(&arguments.machine);
+    command.arg("--").arg(&*shown);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let run = async {
+        let mut child = command.spawn()?;
+        let _open = name(&mut child, path).await?;
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(PLAN_LIMIT, run)
         .await
         .map_err(|_| died(format!("took longer than {} s", PLAN_LIMIT.as_secs())))?
         .map_err(|error| died(format!("cannot be started: {error}")))?;
@@ -139,29 +149,92 @@ pub(super) async fn plan(arguments: &Arguments, path: &str, lifted: Lifted) -> R
     }
 }
 
-/// Starts a prepare; its reports go to `reports`, the last one is [`Report::Done`].
+/// A prepare that has looked at its bundle and waits for the word to go on. Dropping it ends it. It has the bundle open: what
+/// was looked at is what is prepared, whatever lies at the path by then, and a URL is fetched once.
+#[derive(Debug)]
+pub(super) struct Begun {
+    child: Child,
+    /// The process ends when this does.
+    lifeline: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+    said: JoinHandle<String>,
+}
+
+/// Starts a prepare as far as the plan: what an upgrade to this bundle would be.
 ///
 /// # Errors
-/// [`Error::Worker`]: the process cannot be started.
-pub(super) async fn prepare(
-    arguments: &Arguments,
-    path: &str,
-    manifest: &str,
-    lifted: Lifted,
-    reports: mpsc::Sender<Report>,
-) -> Result<Preparing> {
+/// [`Error::Worker`]: the process cannot be started or does not answer; what it printed, with its code.
+pub(super) async fn begin(arguments: &Arguments, path: &str, lifted: Lifted) -> Result<(Planned, Begun)> {
     let mut command = Command::new(PROGRAM);
-    command.arg("prepare").args(["--json", "--background", "--while-stdin-open", "--die-with-parent"]);
-    command.args(["--manifest", manifest]);
-    command.args(lifted.flags()).args(&arguments.prepare).args(&arguments.machine).arg("--").arg(path);
+    command.args([
+        "prepare",
+        "--json",
+        "--background",
+        "--for-service",
+        "--while-stdin-open",
+        "--die-with-parent",
+    ]);
+    command.args(lifted.flags()).args(&arguments.prepare).args(&arguments.machine);
+    command.arg("--").arg(&*address::shown(path));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let child = fork(command).await.map_err(|error| Error::Worker {
-        what: "preparing".to_owned(),
-        problem: format!("cannot be started: {error}"),
-    })?;
-    let (stop, stopped) = oneshot::channel();
-    tokio::spawn(supervise(child, stopped, reports));
-    Ok(Preparing { stop: Some(stop) })
+    let failed = |problem: String| Error::Worker { what: "preparing".to_owned(), problem };
+    let unstarted = |error: io::Error| failed(format!("cannot be started: {error}"));
+    let mut child = fork(command).await.map_err(unstarted)?;
+    let said = tokio::spawn(last_words(child.stderr.take()));
+    let lifeline = name(&mut child, path).await.map_err(unstarted)?;
+    let stdout = child.stdout.take().ok_or_else(|| failed("has no output".to_owned()))?;
+    let mut begun = Begun { child, lifeline, lines: BufReader::new(stdout).lines(), said };
+    let late = |_| failed(format!("looking at the bundle took longer than {} s", PLAN_LIMIT.as_secs()));
+    let planned = tokio::time::timeout(PLAN_LIMIT, begun.planned()).await.map_err(late)??;
+    Ok((planned, begun))
+}
+
+impl Begun {
+    async fn planned(&mut self) -> Result<Planned> {
+        while let Ok(Some(line)) = self.lines.next_line().await {
+            match serde_json::from_str(&line) {
+                Ok(Line::Planned(planned)) => return Ok(*planned),
+                Ok(Line::Error(failure)) => return Err(Error::remote(&failure.code, &failure.message)),
+                Ok(Line::Notice { message }) => tracing::info!(target: "prepare", "{message}"),
+                _ => {}
+            }
+        }
+        Err(Error::Worker { what: "looking at the bundle".to_owned(), problem: self.end().await })
+    }
+
+    /// How it ended, with the last that it printed to standard error.
+    async fn end(&mut self) -> String {
+        let problem = match self.child.wait().await {
+            Ok(status) => ended(status),
+            Err(error) => format!("is lost: {error}"),
+        };
+        let said = (&mut self.said).await.unwrap_or_default();
+        let said = said.trim();
+        if said.is_empty() { problem } else { format!("{problem} ({said})") }
+    }
+
+    /// Lets it go on; its reports go to `reports`, the last one is [`Report::Done`].
+    pub(super) async fn go(mut self, reports: mpsc::Sender<Report>) -> Preparing {
+        if let Some(lifeline) = &mut self.lifeline {
+            // One that is gone tells why by its end.
+            let _ = lifeline.write_all(b"\n").await;
+            let _ = lifeline.flush().await;
+        }
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(supervise(self, stopped, reports));
+        Preparing { stop: Some(stop) }
+    }
+}
+
+/// Gives a process the name of its bundle by standard input: everybody sees its arguments. What is returned keeps that open.
+async fn name(child: &mut Child, path: &str) -> io::Result<Option<ChildStdin>> {
+    let mut stdin = child.stdin.take();
+    if let Some(stdin) = &mut stdin {
+        // A process that is gone already tells why by its end.
+        let _ = stdin.write_all(&[path.as_bytes(), b"\0"].concat()).await;
+        let _ = stdin.flush().await;
+    }
+    Ok(stdin)
 }
 
 /// Starts a process from the one thread that does so, with which the process ends.
@@ -192,19 +265,14 @@ async fn fork(command: Command) -> io::Result<Child> {
 
 /// Follows a prepare to its end. The one place that signals it: nobody else can know that its number has not been
 /// given to another process.
-async fn supervise(mut child: Child, mut stopped: oneshot::Receiver<()>, reports: mpsc::Sender<Report>) {
-    // Held, not used: the process ends when this does.
-    let _lifeline = child.stdin.take();
-    let said = tokio::spawn(last_words(child.stderr.take()));
-    let Some(stdout) = child.stdout.take() else { return };
-    let mut lines = BufReader::new(stdout).lines();
+async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports: mpsc::Sender<Report>) {
     let (mut outcome, mut asked) = (None, false);
     let mut meter = Meter::default();
     let deadline = tokio::time::sleep(Duration::MAX);
     tokio::pin!(deadline);
     loop {
         tokio::select! {
-            line = lines.next_line() => match line {
+            line = begun.lines.next_line() => match line {
                 Ok(Some(line)) => match serde_json::from_str(&line) {
                     Ok(Line::Progress { phase, done, total }) => {
                         // Full: the owner is busy, and the next figure is as good.
@@ -215,6 +283,7 @@ async fn supervise(mut child: Child, mut stopped: oneshot::Receiver<()>, reports
                         let _ = reports.try_send(Report::Stalled { device, seconds });
                     }
                     Ok(Line::Notice { message }) => tracing::info!(target: "prepare", "{message}"),
+                    Ok(Line::Planned(_)) => {}
                     Ok(Line::Result(staged)) => outcome = Some(Ok(staged)),
                     Ok(Line::Error(failure)) => outcome = Some(Err(failure)),
                     Err(problem) => tracing::debug!("prepare printed '{line}': {problem}"),
@@ -223,25 +292,18 @@ async fn supervise(mut child: Child, mut stopped: oneshot::Receiver<()>, reports
             },
             _ = &mut stopped, if !asked => {
                 asked = true;
-                terminate(&child);
+                terminate(&begun.child);
                 deadline.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
             }
             () = &mut deadline, if asked => {
-                let _ = child.start_kill();
+                let _ = begun.child.start_kill();
                 deadline.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
             }
         }
     }
-    let problem = match child.wait().await {
-        Ok(status) => ended(status),
-        Err(error) => format!("is lost: {error}"),
-    };
-    let said = said.await.unwrap_or_default();
-    let outcome = outcome.unwrap_or_else(|| {
-        let said = said.trim();
-        let problem = if said.is_empty() { problem } else { format!("{problem} ({said})") };
-        Err(Failure::from(&Error::Worker { what: "preparing".to_owned(), problem }))
-    });
+    let problem = begun.end().await;
+    let outcome = outcome
+        .unwrap_or_else(|| Err(Failure::from(&Error::Worker { what: "preparing".to_owned(), problem })));
     let _ = reports.send(Report::Done(outcome)).await;
 }
 

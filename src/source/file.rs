@@ -34,6 +34,12 @@ pub fn open_source(path: &Path, cancel: &Cancel) -> Result<Source> {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?
     };
+    opened_source(file, path, cancel)
+}
+
+/// The same of a file that is open; `path` is its name in errors.
+pub fn opened_source(file: File, path: &Path, cancel: &Cancel) -> Result<Source> {
+    let failed = |source| Error::Open { path: path.to_owned(), source };
     if file.metadata().map_err(failed)?.is_file() {
         PositionalFile::new(file).map(|file| Source::File(Arc::new(file))).map_err(failed)
     } else {

@@ -3,8 +3,9 @@
 //! The trait that readers see is [`crate::bundle::source`]; what implements it is here.
 
 pub mod address;
+pub mod allowed;
 mod file;
 pub mod http;
 pub mod mapped;
 
-pub use file::{drop_from_cache, open_source};
+pub use file::{drop_from_cache, open_source, opened_source};

@@ -294,23 +294,26 @@ fn a_bundle_is_streamed_from_a_web_server() {
     let bench = Bench::new(None);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v2.qimg", listener.local_addr().unwrap());
+    let allowed =
+        format!("image_urls = [\"http://{}/\", \"http://127.0.0.1:9/\"]\n", listener.local_addr().unwrap());
+    bench.configure(None, &allowed);
     let bytes = std::fs::read(bench.path("v2.qimg")).unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, bytes) = (stream.unwrap(), bytes.clone());
-            std::thread::spawn(move || {
-                let _ = stream.read(&mut [0; 4096]);
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len());
-                // A look reads the beginning only and hangs up.
-                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
-            });
-        }
+    // A presigned URL may hold for one time: what was looked at is what is prepared, and is asked for once.
+    let answers = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len());
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
+        listener
     });
     let server = bench.serve();
     server.prepare(&url, false);
     server.reach("PREPARED");
     assert_eq!(server.get("/v1/upgrade/status")["install_path"], json!(url));
     assert_eq!(server.slot("platform", "b")["version"], "2.0");
+    let listener = answers.join().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "it was asked for twice");
     let nowhere = "http://127.0.0.1:9/x.qimg";
     assert_eq!(code(&server.try_prepare(nowhere, false)), (502, "UPGRADE_ERROR_NETWORK_CONNECT"));
     assert_eq!(server.state(), "PREPARED");

@@ -3,6 +3,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+/// What callers may have read, and what is shown to whom.
+mod boundary;
 /// The verbs that talk to a service.
 mod cli;
 /// The newest official client drives an upgrade.

@@ -1,12 +1,11 @@
 //! `/v1/shutdown`, `/v1/version`, `/v1/node`, `/v1/cluster`: the truth of a single node.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
-use super::reply::{Accepted, Body, Detail, Reply};
+use super::reply::{Accepted, Body, Detail, Json, Reply};
 use super::v2::check_rolling;
 use crate::error::{Error, Result};
 use crate::service::order::Order;
@@ -107,7 +106,7 @@ pub(super) async fn reboot_pause() -> Reply<()> {
 }
 
 pub(super) async fn reboot_status(State(api): Shared) -> Json<RebootStatus> {
-    Json(api.owner.snapshot().reboot())
+    Json(api.snapshot().reboot())
 }
 
 pub(super) async fn container_restart(State(api): Shared) -> Reply<Accepted> {
@@ -138,7 +137,7 @@ pub(super) async fn unconfigured(State(api): Shared) -> Json<UnconfiguredNodes> 
 }
 
 pub(super) async fn version(State(api): Shared) -> Json<Version> {
-    Json(api.owner.snapshot().version())
+    Json(api.snapshot().version())
 }
 
 pub(super) async fn node_state() -> Json<NodeState> {

@@ -4,15 +4,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 
-use super::Shared;
 use super::reply::Reply;
+use super::{Shared, audit};
 use crate::error::Error;
+use crate::service::auth::Origin;
+use crate::service::shares::Peer;
+use crate::units::text;
 
 /// The shortest time between two events of one stream; what changes faster is left out, the last state never is.
 const PACE: Duration = Duration::from_millis(200);
@@ -20,16 +24,21 @@ const PACE: Duration = Duration::from_millis(200);
 /// A client that does not read holds nothing but its place: there is no queue, only the newest state.
 pub(super) async fn events(
     State(api): Shared,
+    Extension(origin): Extension<Origin>,
 ) -> Reply<Sse<impl Stream<Item = std::result::Result<Event, Infallible>>>> {
     let full = |_| Error::UpgradeBusy { doing: "too many event streams are open".to_owned() };
     let place = Arc::clone(&api.streams).try_acquire_owned().map_err(full)?;
+    let theirs = || Error::UpgradeBusy { doing: "too many event streams are open from there".to_owned() };
+    let place = (place, api.streams_of.take(Peer::of(origin)).ok_or_else(theirs)?);
     let mut shown = api.owner.shown.clone();
+    let informed = audit::informed();
     shown.mark_changed();
-    let stream = unfold((shown, place, String::new()), |(mut shown, place, last)| async move {
+    let stream = unfold((shown, place, String::new()), move |(mut shown, place, last)| async move {
         loop {
             shown.changed().await.ok()?;
-            let status = shown.borrow_and_update().v3();
-            let text = serde_json::to_string(&status).ok()?;
+            let snapshot = Arc::clone(&shown.borrow_and_update());
+            let status = if informed { snapshot.v3() } else { snapshot.for_readers().v3() };
+            let text = text::json(&serde_json::to_string(&status).ok()?).into_owned();
             tokio::time::sleep(PACE).await;
             if text != last {
                 let event = Event::default().event("status").data(&text);

@@ -81,7 +81,7 @@ fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
 
 /// A version comes from a bundle: it must not end its label.
 fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    crate::units::text::shown(value).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]

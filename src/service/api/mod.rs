@@ -1,5 +1,6 @@
 //! The endpoints: one function each, and one table of all.
 
+mod audit;
 mod cluster;
 mod events;
 mod metrics;
@@ -10,22 +11,26 @@ mod v1;
 mod v2;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::Service;
+use super::attempts::DELAY;
 use super::auth::{Gate, Origin, Privilege};
-use super::order::{Handle, Order};
+use super::hosts::Hosts;
+use super::order::{Answer, Handle, Order};
+use super::shares::{Peer, Shares};
 use super::upgrade::{Failure, Settings};
-use super::worker::{self, Lifted, Planned};
+use super::view::Snapshot;
+use super::worker::{self, Begun, Lifted, Planned};
 use crate::error::{Class, Error, Result};
 use crate::source::address;
 use crate::state::UpgradeType;
@@ -41,15 +46,24 @@ const HISTORIES: usize = 4;
 const TURN: Duration = Duration::from_secs(60);
 /// Event streams at the same time: each holds a connection for as long as the client likes.
 const STREAMS: usize = 64;
+/// Of them, those of one address or user.
+const STREAMS_OF_ONE: usize = STREAMS / 4;
 
 /// What handlers have at hand.
 pub(super) struct Api {
     service: Arc<Service>,
     owner: Handle,
     gate: Gate,
+    hosts: Hosts,
     looks: Semaphore,
     histories: Semaphore,
     streams: Arc<Semaphore>,
+    /// Of them, those of one origin.
+    streams_of: Shares,
+    /// Prepares that look at their bundle.
+    begins: AtomicUsize,
+    /// Ends them.
+    cancelled: Notify,
     /// Answers by the first digit of their status: 1xx to 5xx.
     answers: [AtomicU64; 5],
 }
@@ -108,14 +122,18 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
 }
 
 /// All endpoints behind authentication, limits and the audit log.
-pub(super) fn router(service: Arc<Service>, owner: Handle, gate: Gate) -> Router {
+pub(super) fn router(service: Arc<Service>, owner: Handle, gate: Gate, hosts: Hosts) -> Router {
     let api = Arc::new(Api {
         service,
         owner,
         gate,
+        hosts,
         looks: Semaphore::new(LOOKS),
         histories: Semaphore::new(HISTORIES),
         streams: Arc::new(Semaphore::new(STREAMS)),
+        streams_of: Shares::new(STREAMS_OF_ONE),
+        begins: AtomicUsize::new(0),
+        cancelled: Notify::new(),
         answers: Default::default(),
     });
     let routed = routes().into_iter().fold(Router::new(), |router, (path, at)| router.route(path, at));
@@ -134,22 +152,24 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
     let reads = matches!(method, Method::GET | Method::HEAD);
     let needed = if reads { Privilege::Read } else { Privilege::Write };
     let header = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
-    let who = match request.extensions().get::<Origin>() {
-        Some(origin) => api.gate.admit(*origin, header, needed),
-        None => Err(Error::Internal { what: "a connection without an origin".to_owned() }),
+    let Some(origin) = request.extensions().get::<Origin>().copied() else {
+        let what = "a connection without an origin".to_owned();
+        return Failed::from(Error::Internal { what }).into_response();
     };
-    let (who, response) = match who {
+    let who = match origin {
+        Origin::Network(_) if !api.hosts.permit(&request) => Err(Failed::misdirected()),
+        _ => api.gate.admit(origin, header, needed).map_err(Failed::from),
+    };
+    let (who, (response, record)) = match who {
         Ok(who) => {
-            let name = who.name.clone();
+            let (name, informed) = (who.name.clone(), who.informed);
             request.extensions_mut().insert(who);
-            (name, next.run(request).await)
+            // A refusal is made an answer within: what it shows depends on who asks.
+            (name, audit::within(informed, next.run(request)).await)
         }
-        Err(Error::Forbidden { who }) => {
-            (who.clone(), Failed::from(Error::Forbidden { who }).into_response())
-        }
-        Err(error) => {
-            let from = request.extensions().get::<Origin>().map(|origin| format!("unknown, {origin}"));
-            (from.unwrap_or_default(), Failed::from(error).into_response())
+        Err(failed) => {
+            let who = failed.who().map_or_else(|| format!("unknown, {origin}"), str::to_owned);
+            (who, audit::within(false, async { failed.into_response() }).await)
         }
     };
     let mut response = response;
@@ -157,41 +177,111 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let status = response.status();
-    if let Some(counter) = api.answers.get(usize::from(status.as_u16() / 100).saturating_sub(1)) {
-        counter.fetch_add(1, Ordering::Relaxed);
+    let mut unrecorded = 0;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        match api.gate.attempts.failed(Peer::of(origin), Instant::now()) {
+            Some(before) => unrecorded = before,
+            None => {
+                tokio::time::sleep(DELAY).await;
+                api.count(StatusCode::TOO_MANY_REQUESTS);
+                return too_many(response);
+            }
+        }
     }
-    if !reads || status.as_u16() == 401 {
+    let status = response.status();
+    api.count(status);
+    if !reads || matches!(status, StatusCode::UNAUTHORIZED | StatusCode::MISDIRECTED_REQUEST) {
         let detail = response.extensions().get::<Detail>().map_or("", |detail| detail.0.as_str());
         let code = response.extensions().get::<Code>().map_or(crate::error::NO_ERROR, |code| code.0);
-        tracing::info!(target: "audit", who, what = format!("{method} {path}"), detail,
-            status = status.as_u16(), outcome = code, "request");
+        tracing::info!(target: "audit", who = &*audit::field(&who), what = &*audit::field(&format!("{method} {path}")),
+            path = &*audit::field(&record.path), digest = record.digest, detail = &*audit::field(detail),
+            status = status.as_u16(), outcome = code, unrecorded, "request");
     }
     response
 }
 
+/// The answer to a failed authentication beyond the rate of them. It ends the connection.
+fn too_many(response: Response) -> Response {
+    let mut response = response;
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 impl Api {
+    /// Counts an answer.
+    fn count(&self, status: StatusCode) {
+        if let Some(counter) = self.answers.get(usize::from(status.as_u16() / 100).saturating_sub(1)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What is shown now to whoever asks.
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let snapshot = self.owner.snapshot();
+        if audit::informed() { snapshot } else { Arc::new(snapshot.for_readers()) }
+    }
+
     /// Looks at a bundle, a few at a time.
     async fn plan(&self, path: &str, lifted: Lifted) -> Result<Planned> {
+        audit::path(path);
         let _place = turn(&self.looks, "bundles").await?;
-        // On a thread for it: a path may lie on a network file system that hangs.
+        self.check_path(path).await?;
+        let planned = worker::plan(&self.service.arguments, path, lifted).await?;
+        audit::digest(&planned.manifest);
+        Ok(planned)
+    }
+
+    /// The same as the first part of a prepare. A cancel ends it.
+    async fn begin(&self, path: &str, lifted: Lifted) -> Result<(Planned, Begun)> {
+        audit::path(path);
+        let _counted = Counted::new(&self.begins);
+        let cancelled = self.cancelled.notified();
+        let begin = async {
+            let _place = turn(&self.looks, "bundles").await?;
+            self.check_path(path).await?;
+            let begun = worker::begin(&self.service.arguments, path, lifted).await?;
+            audit::digest(&begun.0.manifest);
+            Ok(begun)
+        };
+        tokio::select! {
+            begun = begin => begun,
+            () = cancelled => Err(Error::Cancelled),
+        }
+    }
+
+    /// Stops a prepare, in its first part too, or discards what is prepared.
+    async fn cancel(&self) -> Answer {
+        let begun = self.begins.load(Ordering::Relaxed) > 0;
+        self.cancelled.notify_waiters();
+        match self.owner.order(Order::Cancel).await {
+            Err(Error::NothingToCancel { .. }) if begun => Ok(None),
+            answer => answer,
+        }
+    }
+
+    /// Whether it may be read, and is there. On a thread for it: a path may lie on a network file system that hangs.
+    async fn check_path(&self, path: &str) -> Result<()> {
         let named = path.to_owned();
+        let allowed = self.service.allowed.clone();
         let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
-        let checked = tokio::task::spawn_blocking(move || check_path(&named));
-        let slow = |_| Error::Open { path: path.into(), source: std::io::ErrorKind::TimedOut.into() };
-        tokio::time::timeout(TURN, checked).await.map_err(slow)?.map_err(lost)??;
-        worker::plan(&self.service.arguments, path, lifted).await
+        let checked = tokio::task::spawn_blocking(move || allowed.open(&named).map(drop));
+        let named = address::shown(path).into_owned();
+        let slow = |_| Error::Open { path: named.into(), source: std::io::ErrorKind::TimedOut.into() };
+        tokio::time::timeout(TURN, checked).await.map_err(slow)?.map_err(lost)?
     }
 
     /// Looks at a bundle and orders its prepare. The look comes first, since clients want version and type with the
     /// first status they read, and a refusal is worth more than an error that has to be asked for.
     async fn prepare(&self, order: v2::PrepareBody, lifted: Lifted) -> Reply<Detail> {
         let settings = order.settings()?;
-        let planned = match self.plan(&settings.install_path, lifted).await {
-            Ok(planned) => planned,
+        let (planned, begun) = match self.begin(&order.image_path, lifted).await {
+            Ok(begun) => begun,
             Err(error) => {
                 // What is wrong with a bundle is shown in the status as well; what is wrong with a request is not.
-                if !matches!(error.class(), Class::Usage | Class::Refused) {
+                if !matches!(error.class(), Class::Usage | Class::Refused | Class::Interrupted) {
                     let failure = Failure::from(&error);
                     let _ = self.owner.order(Order::Refused { settings, failure }).await;
                 }
@@ -220,8 +310,24 @@ impl Api {
         if lifted != Lifted::default() {
             tracing::warn!("rules are lifted: {}", detail.0);
         }
-        self.owner.order(Order::Prepare { settings, planned, lifted }).await?;
+        self.owner.order(Order::Prepare { settings, planned, lifted, begun: Box::new(begun) }).await?;
         Ok(detail)
+    }
+}
+
+/// Counts what is under way.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -229,24 +335,6 @@ impl Api {
 async fn turn<'a>(places: &'a Semaphore, what: &str) -> Result<SemaphorePermit<'a>> {
     let busy = || Error::UpgradeBusy { doing: format!("too many ask for {what}") };
     tokio::time::timeout(TURN, places.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
-}
-
-/// A path must be absolute, since the service has a directory of its own, and name a plain file: others, a FIFO
-/// say, could be read only once, and are read twice.
-fn check_path(path: &str) -> Result<()> {
-    let refused =
-        |problem: &str| Err(Error::BadRequest { problem: format!("image path '{path}' {problem}") });
-    if address::is_web(path) {
-        return Ok(());
-    }
-    if !path.starts_with('/') || path.contains('\0') {
-        return refused("is neither absolute nor an http(s) URL");
-    }
-    match std::fs::metadata(path) {
-        Ok(meta) if meta.is_file() => Ok(()),
-        Ok(_) => refused("is not a file"),
-        Err(source) => Err(Error::Open { path: path.into(), source }),
-    }
 }
 
 #[cfg(test)]
@@ -285,22 +373,5 @@ mod tests {
             .collect();
         assert!(served.contains("PUT /v1/upgrade/settings") && served.len() > 25, "{served:?}");
         assert_eq!(described, served);
-    }
-
-    #[test]
-    fn only_whole_files_and_urls_are_bundles() {
-        for (path, good) in [
-            ("/proc/self/exe", true),
-            ("https://x/y", true),
-            ("HTTP://x/y", true),
-            ("x", false),
-            ("-", false),
-            ("/tmp", false),
-            ("/dev/null", false),
-            ("file:///x", false),
-            ("", false),
-        ] {
-            assert_eq!(check_path(path).is_ok(), good, "{path}");
-        }
     }
 }

@@ -1,15 +1,14 @@
 //! `/v1/qstage`: what the upgrade API of others has no words for.
 
-use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::reply::{Body, Detail, Reply, lifted};
+use super::reply::{Body, Detail, Json, Reply, lifted};
 use super::v2::ImageBody;
-use super::{Api, Shared, turn};
-use crate::error::Error;
+use super::{Api, Shared, audit, turn};
+use crate::error::{Class, Error, NO_ERROR};
 use crate::host::record::Event;
 use crate::service::blocking::{SILENCE, unless_silent};
 use crate::service::order::Order;
@@ -32,16 +31,20 @@ pub(super) struct MarkBody {
 }
 
 pub(super) async fn status(State(api): Shared) -> Json<Detailed> {
-    Json(api.owner.snapshot().detailed())
+    Json(api.snapshot().detailed())
 }
 
 pub(super) async fn slots(State(api): Shared) -> Reply<Json<SlotsReport>> {
-    let snapshot = api.owner.snapshot();
+    let snapshot = api.snapshot();
     match (&snapshot.slots, &snapshot.disk_error) {
         (Some(slots), None) => Ok(Json(slots.clone())),
         (_, error) => {
-            let what = error.clone().unwrap_or_else(|| "the disk has not been read yet".to_owned());
-            Err(Error::Remote { code: String::new(), class: crate::error::Class::Disk, message: what }.into())
+            let unread = || ("UPGRADE_ERROR_NO_ANSWER", "the disk has not been read yet");
+            let (code, message) = error
+                .as_ref()
+                .map_or_else(unread, |failure| (failure.code.as_str(), failure.message.as_str()));
+            Err(Error::Remote { code: code.to_owned(), class: Class::Disk, message: message.to_owned() }
+                .into())
         }
     }
 }
@@ -67,6 +70,10 @@ pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
         }
         other => other?,
     };
+    if !audit::informed() {
+        let failed = events.iter_mut().filter(|event| event.code != NO_ERROR);
+        failed.for_each(|event| event.message = Error::remote(&event.code, "").for_readers());
+    }
     events.drain(..events.len().saturating_sub(HISTORY));
     Ok(Json(events))
 }
@@ -90,11 +97,14 @@ pub(super) async fn roll_back(State(api): Shared) -> Reply<Response> {
 /// Stops a prepare, or discards what is prepared; answers when that is done. A prepare that was stopped has no
 /// report of a switch: null.
 pub(super) async fn cancel(State(api): Shared) -> Reply<Response> {
-    switch(&api, Order::Cancel).await
+    switched(api.cancel().await?)
 }
 
 async fn switch(api: &Api, order: Order) -> Reply<Response> {
-    let report: Option<SwitchReport> = api.owner.order(order).await?;
+    switched(api.owner.order(order).await?)
+}
+
+fn switched(report: Option<SwitchReport>) -> Reply<Response> {
     let detail = Detail(report.as_ref().map(|report| report.done.clone()).unwrap_or_default());
     let mut response = Json(report).into_response();
     response.extensions_mut().insert(detail);

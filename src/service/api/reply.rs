@@ -2,23 +2,41 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Class, Error, sentence};
+use super::audit;
+use crate::error::{Class, Error};
 use crate::service::wording::by_api;
 use crate::service::worker::Lifted;
+use crate::units::text;
 
 /// How long the body of a request may take: it is one packet.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The answer of a handler.
 pub(super) type Reply<T> = Result<T, Failed>;
+
+/// A report as JSON: the one way out of the service for what it reports. Nothing in it acts on a terminal, and it means what it
+/// meant (see [`text::json`]).
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_string(&self.0) {
+            Ok(report) => ([(header::CONTENT_TYPE, "application/json")], text::json(&report).into_owned())
+                .into_response(),
+            Err(problem) => {
+                tracing::error!("a report is no JSON: {problem}");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+}
 
 /// What the audit log says of a request beside its address.
 #[derive(Debug, Clone)]
@@ -67,13 +85,33 @@ impl From<Error> for Failed {
     }
 }
 
+impl Failed {
+    /// By a name that is not this machine's.
+    pub(super) fn misdirected() -> Self {
+        let problem =
+            "the host that was asked for is none of this machine; 'hosts' in its configuration names others";
+        Self {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            error: Error::BadRequest { problem: problem.to_owned() },
+        }
+    }
+
+    /// Who was refused, where that is known.
+    pub(super) fn who(&self) -> Option<&str> {
+        match &self.error {
+            Error::Forbidden { who } => Some(who),
+            _ => None,
+        }
+    }
+}
+
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         let code = self.error.code();
         let body = ErrorBody {
             module: "qstage",
             error_class: code,
-            description: by_api(&sentence(&self.error)),
+            description: by_api(&audit::sentence(&self.error)),
             stack: [],
             user_visible: true,
         };

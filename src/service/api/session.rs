@@ -1,9 +1,9 @@
 //! `/v1/session`: who asks. There are no passwords and no sessions; a token says who somebody is with every request.
 
-use axum::{Extension, Json};
+use axum::Extension;
 use serde::Serialize;
 
-use super::reply::Reply;
+use super::reply::{Json, Reply};
 use crate::error::Error;
 use crate::service::auth::{Privilege, Who};
 

@@ -1,16 +1,16 @@
 //! `/v1/upgrade`: the way of a single node. A target is set, and the node goes there.
 
-use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::Shared;
-use super::reply::{Body, Detail, Reply, lifted};
+use super::reply::{Body, Detail, Json, Reply, lifted};
 use super::v2::PrepareBody;
 use crate::error::Error;
 use crate::service::order::Order;
 use crate::service::view::{SettingsV1, StatusV1};
+use crate::source::address::shown;
 
 /// Body of `PUT /v1/upgrade/settings`.
 #[derive(Debug, Deserialize)]
@@ -31,11 +31,11 @@ enum Target {
 }
 
 pub(super) async fn settings(State(api): Shared) -> Json<SettingsV1> {
-    Json(api.owner.snapshot().settings_v1())
+    Json(api.snapshot().settings_v1())
 }
 
 pub(super) async fn status(State(api): Shared) -> Json<StatusV1> {
-    Json(api.owner.snapshot().v1())
+    Json(api.snapshot().v1())
 }
 
 /// Prepares, commits what is prepared, or cancels. A target that is reached already changes nothing.
@@ -44,9 +44,10 @@ pub(super) async fn put_settings(
     RawQuery(query): RawQuery,
     Body(body): Body<SettingsBody>,
 ) -> Reply<Response> {
-    let detail = Detail(format!("{:?} {}", body.target, body.install_path));
+    let named = shown(&body.install_path).into_owned();
+    let detail = Detail(format!("{:?} {named}", body.target));
     match body.target {
-        Target::Idle => match api.owner.order(Order::Cancel).await {
+        Target::Idle => match api.cancel().await {
             Ok(_) | Err(Error::NothingToCancel { .. }) => {}
             Err(error) => return Err(error.into()),
         },
@@ -57,14 +58,14 @@ pub(super) async fn put_settings(
             let snapshot = api.owner.snapshot();
             let prepared = snapshot.upgrade.settings.as_ref().map(|settings| settings.install_path.as_str());
             // To arm another bundle than the one that was named is worse than an error.
-            if !body.install_path.is_empty() && prepared.is_some_and(|path| path != body.install_path) {
+            if !named.is_empty() && prepared.is_some_and(|path| path != named) {
                 let problem = format!("'{}' is prepared, not this bundle", prepared.unwrap_or_default());
                 return Err(Error::NotPrepared { problem }.into());
             }
             api.owner.order(Order::Commit).await?;
         }
     }
-    let mut response = Json(api.owner.snapshot().settings_v1()).into_response();
+    let mut response = Json(api.snapshot().settings_v1()).into_response();
     response.extensions_mut().insert(detail);
     Ok(response)
 }

@@ -1,22 +1,22 @@
 //! `/v2/upgrade` and `/v3/upgrade`: prepare and commit.
 
-use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
-use super::reply::{Accepted, Body, Detail, Reply, lifted};
-use crate::error::{Error, Result, sentence};
+use super::reply::{Accepted, Body, Detail, Json, Reply, lifted};
+use super::{Shared, audit};
+use crate::error::{Error, Result};
 use crate::service::order::Order;
 use crate::service::upgrade::Settings;
 use crate::service::view::{Blocked, StatusV3};
 use crate::service::wording::by_api;
+use crate::source::address::shown;
 use crate::state::UpgradeType;
 
 /// Body of `POST /v2/upgrade/prepare`. What clients leave out or send as null is a no.
 #[derive(Debug, Deserialize)]
 pub(super) struct PrepareBody {
-    image_path: String,
+    pub(super) image_path: String,
     #[serde(default)]
     auto_commit: Option<bool>,
     #[serde(default)]
@@ -62,11 +62,11 @@ impl PrepareBody {
     }
 
     /// The order as far as it is known before the bundle was looked at.
-    pub(super) fn settings(self) -> Result<Settings> {
+    pub(super) fn settings(&self) -> Result<Settings> {
         let rolling = self.do_rolling_reboot.unwrap_or(false);
         let num_nodes_to_reboot = check_rolling(rolling, self.num_nodes_to_reboot)?;
         Ok(Settings {
-            install_path: self.image_path,
+            install_path: shown(&self.image_path).into_owned(),
             target_version: String::new(),
             upgrade_type: UpgradeType::SoftwareAndPlatform,
             auto_commit: self.auto_commit.unwrap_or(false),
@@ -77,16 +77,16 @@ impl PrepareBody {
 }
 
 pub(super) async fn status(State(api): Shared) -> Json<StatusV3> {
-    Json(api.owner.snapshot().v3())
+    Json(api.snapshot().v3())
 }
 
 /// The same under its old name, by which clients ask that know no REBOOTING.
 pub(super) async fn status_v2(State(api): Shared) -> Json<StatusV3> {
-    Json(api.owner.snapshot().v3().before_rebooting())
+    Json(api.snapshot().v3().before_rebooting())
 }
 
 pub(super) async fn blocked(State(api): Shared) -> Json<Blocked> {
-    Json(api.owner.snapshot().blocked())
+    Json(api.snapshot().blocked())
 }
 
 /// What is wrong with a bundle is told in the answer, not by its status: that is how clients read it.
@@ -101,9 +101,11 @@ pub(super) async fn verify_image(
             upgrade_type: Some(planned.upgrade_type),
             error: planned.blocked_by.into_iter().next().map(|obstacle| by_api(&obstacle.message)),
         },
-        Err(error) => {
-            Verified { target_version: None, upgrade_type: None, error: Some(by_api(&sentence(&error))) }
-        }
+        Err(error) => Verified {
+            target_version: None,
+            upgrade_type: None,
+            error: Some(by_api(&audit::sentence(&error))),
+        },
     })
 }
 

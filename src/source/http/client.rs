@@ -16,6 +16,7 @@ use super::trouble::{Hope, Trouble, of_status};
 use super::{Web, proxy, tls};
 use crate::error::Result;
 use crate::source::address::shown;
+use crate::source::allowed::same_host;
 
 /// Redirects that are followed one after the other.
 const REDIRECTS: usize = 10;
@@ -124,7 +125,7 @@ impl Clients {
                 return answer(response, start, url);
             }
             let to = text(response.headers(), &LOCATION).unwrap_or_default();
-            url = follow(&url, to).map_err(Trouble::Answer)?;
+            url = follow(&url, to).and_then(|to| self.web.permits(to)).map_err(Trouble::Answer)?;
         }
         Err(Trouble::Answer(format!("more than {REDIRECTS} redirects")))
     }
@@ -148,6 +149,20 @@ fn follow(from: &Url, to: &str) -> Result<Url, String> {
         let _ = url.set_password(None);
     }
     Ok(url)
+}
+
+impl Web {
+    /// The URL, if its host is among those that a redirect may lead to.
+    fn permits(&self, to: Url) -> Result<Url, String> {
+        let hosts = self.redirects.as_ref();
+        if hosts.is_none_or(|hosts| hosts.iter().any(|host| same_host(host, &to))) {
+            return Ok(to);
+        }
+        Err(format!(
+            "a redirect to {}, which is the host of none of 'image_urls' and 'mirrors'",
+            shown(to.as_str())
+        ))
+    }
 }
 
 /// What an answer to a request for bytes from `start` on means.
@@ -243,6 +258,23 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redirect_leads_to_configured_hosts_only() {
+        let parse = |text: &str| text.parse::<Url>().unwrap();
+        let web = Web { redirects: Some(vec![parse("http://h/x"), parse("http://m:81/")]), ..Web::default() };
+        for (to, good) in [
+            ("http://h/other", true),
+            ("https://h/other", true),
+            ("http://m:81/y", true),
+            ("http://m/y", false),
+            ("http://h:22/", false),
+            ("http://169.254.169.254/latest", false),
+        ] {
+            assert_eq!(web.permits(parse(to)).is_ok(), good, "{to}");
+            assert!(Web::default().permits(parse(to)).is_ok(), "who is root may go anywhere");
+        }
+    }
 
     #[test]
     fn credentials_follow_to_the_same_host_only() {

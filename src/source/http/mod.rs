@@ -70,6 +70,8 @@ pub struct Web {
     pub mirrors: Vec<String>,
     /// Whether no more than the front of a bundle will be read, so that a server need not begin to send the rest.
     pub front_only: bool,
+    /// Addresses whose hosts a redirect may lead to; `None`: any host.
+    pub redirects: Option<Vec<Url>>,
     /// How much patience a transfer gets.
     pub limits: Limits,
 }

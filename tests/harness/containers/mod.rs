@@ -94,7 +94,7 @@ impl Machine {
         let network = if more.contains("network =") { "" } else { "network = \"host\"\n" };
         let more = more.replace("PORT", &port.to_string());
         let config = format!(
-            "disk = \"{}\"\ntrust = \"{}\"\nstate_dir = \"{}\"\n[container]\ncommand = [\"/app\", \"{port}\"]\n\
+            "disk = \"{}\"\ntrust = \"{}\"\nstate_dir = \"{}\"\n[service]\nimage_paths = [\"/\"]\n[container]\ncommand = [\"/app\", \"{port}\"]\n\
              {probe}{network}state = \"{}:/state\"\nrun_dir = \"{}\"\n{stop}\
              {deadline}options = [\"--resolv-conf=off\", \"--timezone=off\"]\n{more}\n",
             path.display(),

@@ -93,8 +93,10 @@ impl Bench {
     pub(crate) fn configure(&self, rate: Option<&str>, service: &str) {
         let path = |name: &str| self.path(name).display().to_string();
         let rate = rate.map(|rate| format!("max_rate = \"{rate}\"\n")).unwrap_or_default();
+        let allowed = format!("image_paths = [{:?}]\n", self.dir.path());
+        let allowed = if service.contains("image_paths") { "" } else { &allowed };
         let text = format!(
-            "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nsocket = {:?}\n{service}",
+            "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nsocket = {:?}\n{allowed}{service}",
             path("disk"),
             path("signers"),
             path("state"),

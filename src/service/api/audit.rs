@@ -1,0 +1,91 @@
+//! What the audit log says of a request, and what of an answer is for its caller: noted where it is known, on the way through
+//! the handlers.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+
+use crate::error::{Class, Error};
+use crate::source::address;
+use crate::units::text;
+
+/// Longest field of a record in characters: a request may be 64 KiB, and a log is kept.
+const FIELD_MAX: usize = 512;
+
+/// What is known of a request beside its address.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Record {
+    /// The bundle that it names, without what is secret in it.
+    pub(super) path: String,
+    /// BLAKE3 of the manifest of that bundle.
+    pub(super) digest: String,
+    /// Whether the caller may see more than codes.
+    informed: bool,
+}
+
+tokio::task_local! {
+    static RECORD: RefCell<Record>;
+}
+
+/// Runs the handlers of a request; `informed`: its caller may see messages.
+pub(super) async fn within<T>(informed: bool, work: impl Future<Output = T>) -> (T, Record) {
+    let record = RefCell::new(Record { informed, ..Record::default() });
+    RECORD.scope(record, async { (work.await, RECORD.with(|record| record.borrow().clone())) }).await
+}
+
+/// Notes the bundle that a request names.
+pub(super) fn path(named: &str) {
+    let named = address::shown(named).into_owned();
+    let _ = RECORD.try_with(|record| record.borrow_mut().path = named);
+}
+
+/// Notes the digest of that bundle's manifest.
+pub(super) fn digest(manifest: &str) {
+    let _ = RECORD.try_with(|record| record.borrow_mut().digest = manifest.to_owned());
+}
+
+/// Whether the caller may see messages. Outside a request nobody is there to whom anything is shown.
+pub(super) fn informed() -> bool {
+    RECORD.try_with(|record| record.borrow().informed).unwrap_or(true)
+}
+
+/// A message as it may be shown to this caller. Refusals of the request itself name nothing that the caller has not sent or
+/// could not see; what failed within names paths, devices and what strangers sent.
+pub(super) fn sentence(error: &Error) -> String {
+    let own = matches!(error.class(), Class::Usage | Class::Refused)
+        || matches!(error, Error::Unauthenticated { .. });
+    let own = own || matches!(error, Error::Forbidden { .. } | Error::NoSuchEndpoint { .. });
+    if own || informed() { crate::error::sentence(error) } else { error.for_readers() }
+}
+
+/// A field as it is written: cut to a length, with nothing in it that acts on a terminal.
+pub(super) fn field(value: &str) -> Cow<'_, str> {
+    match value.char_indices().nth(FIELD_MAX) {
+        Some((end, _)) => {
+            let kept = value.get(..end).unwrap_or_default();
+            format!("{}... ({} bytes)", text::shown(kept), value.len()).into()
+        }
+        None => text::shown(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_short_and_plain() {
+        assert_eq!(field("short"), "short");
+        let long = "\u{e9}".repeat(40_000);
+        assert!(field(&long).len() < 3 * FIELD_MAX && field(&long).ends_with("... (80000 bytes)"));
+        assert_eq!(field("a\u{202e}b\u{9b}"), "a\\u{202e}b\\u{9b}");
+    }
+
+    #[test]
+    fn readers_see_code_and_class() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let error = || Error::remote("UPGRADE_ERROR_UNTRUSTED", "the key of /secret/place");
+        let shown = |informed| runtime.block_on(within(informed, async { sentence(&error()) })).0;
+        assert_eq!(shown(true), "the key of /secret/place");
+        assert_eq!(shown(false), "UPGRADE_ERROR_UNTRUSTED (trust)");
+    }
+}

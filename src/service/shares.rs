@@ -1,0 +1,113 @@
+//! Fair shares of what there is a bounded number of: connections, streams of events.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::auth::Origin;
+
+/// Who counts as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Peer {
+    /// An address, or a network that one host has to itself.
+    Address(IpAddr),
+    /// All that comes over loopback: whoever is on this machine has all of its addresses.
+    Loopback,
+    /// A user of this machine, over the Unix socket.
+    User(u32),
+}
+
+impl Peer {
+    /// Who that is.
+    pub(super) fn of(origin: Origin) -> Self {
+        match origin {
+            Origin::Network(from) => Self::of_address(from.ip()),
+            Origin::Socket { uid, .. } => Self::User(uid),
+        }
+    }
+
+    /// Of IPv6 the first 64 bits, since a host chooses the others itself (RFC 4291, 2.5.1).
+    pub(super) fn of_address(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            address if address.is_loopback() => Self::Loopback,
+            IpAddr::V6(v6) => Self::Address(IpAddr::V6((v6.to_bits() >> 64 << 64).into())),
+            v4 @ IpAddr::V4(_) => Self::Address(v4),
+        }
+    }
+}
+
+/// How many each of them has.
+#[derive(Debug, Clone)]
+pub(super) struct Shares {
+    most: usize,
+    held: Arc<Mutex<HashMap<Peer, usize>>>,
+}
+
+/// One of them; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    shares: Shares,
+    peer: Peer,
+}
+
+impl Shares {
+    /// Each may have so many.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, held: Arc::default() }
+    }
+
+    /// `None` where it has all that it may have.
+    pub(super) fn take(&self, peer: Peer) -> Option<Share> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(peer).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Share { shares: self.clone(), peer })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(count) = held.get_mut(&self.peer) else { return };
+        *count -= 1;
+        if *count == 0 {
+            held.remove(&self.peer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(address: &str) -> Peer {
+        Peer::of_address(address.parse().unwrap())
+    }
+
+    #[test]
+    fn each_gets_its_share_and_gives_it_back() {
+        let shares = Shares::new(3);
+        let mut held: Vec<Share> = (0..3).map(|_| shares.take(of("192.0.2.1")).unwrap()).collect();
+        assert!(shares.take(of("192.0.2.1")).is_none());
+        // The same one, as a socket of both families shows it.
+        assert!(shares.take(of("::ffff:192.0.2.1")).is_none());
+        let others = (shares.take(of("192.0.2.2")).unwrap(), shares.take(Peer::User(7)).unwrap());
+        held.pop();
+        assert!(shares.take(of("192.0.2.1")).is_some(), "what was given back can be taken again");
+        drop((held, others));
+        assert!(shares.held.lock().unwrap().is_empty(), "nothing is remembered of those who left");
+    }
+
+    #[test]
+    fn nobody_multiplies_by_addresses_that_cost_nothing() {
+        assert_eq!(of("2001:db8:0:1::1"), of("2001:db8:0:1:ffff::2"));
+        assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.2"] {
+            assert_eq!(of(address), Peer::Loopback, "{address}");
+        }
+    }
+}
