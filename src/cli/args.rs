@@ -17,7 +17,6 @@ use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::trust::TrustFile;
 use crate::progress::Progress;
-use crate::source::allowed::Allowed;
 use crate::source::http::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Slot};
@@ -341,46 +340,6 @@ fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
         move |source| Error::Open { path, source }
     };
     path.map(|path| std::path::absolute(path).map_err(failed(path))).transpose()
-}
-
-/// How the service starts `plan` and `prepare`: the bundle that a caller has named comes by standard input, since everybody
-/// sees the arguments of a process and a URL may hold a password.
-#[derive(Debug, Args)]
-pub(super) struct ForServiceArgs {
-    /// Read the bundle's name from standard input, and open only what [service] allows
-    #[arg(long, hide = true)]
-    pub(super) for_service: bool,
-}
-
-/// Largest name of a bundle in bytes; a request to the service is no longer.
-const NAME_MAX: u64 = 64 << 10;
-
-impl ForServiceArgs {
-    /// The name of the bundle: `given`, or what standard input holds up to a zero byte.
-    ///
-    /// # Errors
-    /// [`Error::Argument`]: nothing came, or no text.
-    pub(super) fn name(&self, given: &Path) -> Result<PathBuf> {
-        use std::io::{BufRead, Read};
-        if !self.for_service {
-            return Ok(given.to_owned());
-        }
-        let failed =
-            |problem: &str| Error::Argument { what: "--for-service".to_owned(), problem: problem.to_owned() };
-        let mut name = Vec::new();
-        let read = std::io::stdin().lock().take(NAME_MAX).read_until(0, &mut name);
-        if read.is_err() || name.pop() != Some(0) {
-            return Err(failed("standard input holds no name of a bundle"));
-        }
-        String::from_utf8(name).map(PathBuf::from).map_err(|_| failed("the name of the bundle is no text"))
-    }
-
-    /// What may be opened; `None`: all that the caller can.
-    pub(super) fn allowed(&self, settings: &mut Settings) -> Option<Allowed> {
-        let allowed = self.for_service.then(|| settings.service.allowed())?;
-        settings.web.redirects = Some(allowed.hosts(&settings.web.mirrors));
-        Some(allowed)
-    }
 }
 
 /// The flags that lift a rule.

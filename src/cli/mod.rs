@@ -19,6 +19,7 @@ mod container;
 mod delta;
 mod destination;
 mod firmware;
+mod for_service;
 mod health;
 mod history;
 mod init;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::answers::answers;
-use super::args::{ForServiceArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::for_service::ForServiceArgs;
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;

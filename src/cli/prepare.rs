@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{ForServiceArgs, JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::args::{JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::for_service::ForServiceArgs;
 use super::machine::{self, Host, Input, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;

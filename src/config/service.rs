@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::Url;
 use serde::Deserialize;
 
 use super::values::{directories, prefixes, seconds};
 use crate::service::Limits;
+use crate::source::address::Url;
 use crate::source::allowed::Allowed;
 
 /// The table `[service]`.

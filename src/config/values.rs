@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use reqwest::Url;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::source::address::Url;
 use crate::source::allowed;
 use crate::units::{BlockSize, size};
 

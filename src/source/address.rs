@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use reqwest::Url;
+pub use reqwest::Url;
 
 use crate::error::{Error, Result};
 
