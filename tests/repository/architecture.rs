@@ -1,4 +1,5 @@
-//! What the map in `src/lib.rs` promises, read from the sources. A list that grows is a decision: add the line with its reason.
+//! What the map in `src/lib.rs` promises, read from the sources: who may touch what, and who may know whom. A list that
+//! has to grow is a decision: add the line with its reason, or find the better place.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::collections::BTreeSet;

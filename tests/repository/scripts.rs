@@ -95,6 +95,28 @@ fn systemd_accepts_the_units() {
     assert!(ours.is_empty(), "{ours:?}");
 }
 
+/// How exposed the units are, by the judgement of systemd; the reasons for the rest stand in them. A number ten times as high
+/// as the one that is shown, and it must not grow. What mounts slots for others can have no mount table of its own.
+#[test]
+fn the_units_are_closed() {
+    for (unit, most) in
+        [("qstage", 50), ("qstage-container", 49), ("qstage-mark-good", 42), ("qstage-trial-failed", 40)]
+    {
+        let path = script(&format!("fixtures/packaging/{unit}.service"));
+        let threshold = format!("--threshold={most}");
+        let mut analyze = Command::new("systemd-analyze");
+        let judged =
+            analyze.args(["security", "--offline=true", "--no-pager", &threshold]).arg(path).output();
+        let Ok(judged) = judged else {
+            assert!(std::env::var_os("CI").is_none(), "CI has systemd-analyze");
+            eprintln!("SKIPPED: needs systemd-analyze");
+            return;
+        };
+        let text = String::from_utf8_lossy(&judged.stdout);
+        assert!(judged.status.success(), "{unit}: {}", text.lines().last().unwrap_or_default());
+    }
+}
+
 /// The scripts of the initramfs run where nobody can look: shellcheck reads them as the shells do that run them.
 #[test]
 fn the_hooks_are_clean() {
