@@ -2,49 +2,87 @@
 //!
 //! A rolling hash is taken at every byte of both images ("Gear": Xia et al., "Ddelta: a deduplication-inspired fast delta
 //! compression approach", 2014); of its values only those that begin with some zero bits are looked at. So the same bytes
-//! are sampled in both wherever they lie, and a table of one place in 256 finds them.
+//! are sampled in both wherever they lie. A sample that is found is compared byte by byte and extended in both directions.
 
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::Result;
-use crate::units::{ByteOffset, Extent};
-use crate::workers::{self, Abort, lock};
+use crate::workers::{self, Abort, Queue};
 
-/// Bytes that a hash is made of: each shift moves the oldest out of its 64 bits.
-const WINDOW: usize = 64;
+/// Bytes that a hash is made of: each shift by [`SHIFT`] moves the oldest out of its 64 bits. Shorter windows find more of
+/// what a compiler laid out anew; below 32 bytes they find mostly what is common everywhere.
+const WINDOW: usize = 32;
+/// Bits by which a byte moves the hash.
+const SHIFT: usize = 64 / WINDOW;
 /// One hash in `2^SAMPLE_BITS` is looked at, while the base is not larger than [`LARGE`].
-const SAMPLE_BITS: u32 = 8;
-/// Bytes of a base from which samples get rarer, so that the table stays at 128 MiB.
+const SAMPLE_BITS: u32 = 6;
+/// Bytes of a base from which samples get rarer, so that the table stays at 240 MiB.
 const LARGE: u64 = 2 << 30;
 /// Bytes of the base that are hashed as one piece of work.
-const PIECE: usize = 16 << 20;
-/// Places of the base closer than this belong to one range.
-const GAP: u64 = 16 << 10;
-/// Bytes by which a range reaches beyond its outermost places: what lies around a match is often alike.
-const MARGIN: u64 = 8 << 10;
-/// Bits of an entry that hold the place; the others compare the hash.
-const PLACE_BITS: u32 = 42;
+const PIECE: usize = 4 << 20;
+/// Pieces whose samples may wait for those of an earlier one.
+const AHEAD: u64 = 8;
+/// Entries that are looked at for one hash. A sample that finds no room is left out.
+const PROBES: usize = 16;
+/// An entry that is free.
+const FREE: u32 = u32::MAX;
 
-/// Where samples of the base lie.
-pub struct BaseIndex {
-    /// Open addressing by the hash, linear probing; 0 is free.
-    table: Vec<u64>,
-    bits: u32,
-    base: u64,
+/// Bytes of a frame that the base has too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Match {
+    /// Offset in the frame.
+    pub(super) at: usize,
+    /// Offset in the base.
+    pub(super) base: usize,
+    /// Bytes that are equal.
+    pub(super) len: usize,
 }
 
-impl BaseIndex {
+impl Match {
+    const fn end(&self) -> usize {
+        self.at + self.len
+    }
+
+    /// Where the frame would begin in the base, if all of it was there.
+    pub(super) const fn frame_start(&self) -> Option<usize> {
+        self.base.checked_sub(self.at)
+    }
+
+    /// Whether the base has this window of the frame where the match would have it if it went on.
+    fn goes_on(&self, base: &[u8], at: usize, window: &[u8]) -> bool {
+        let from = self.base + (at - self.at);
+        base.get(from..from + window.len()) == Some(window)
+    }
+}
+
+/// Where samples of the base lie: open addressing by the hash, linear probing, 6 bytes an entry.
+pub(super) struct BaseIndex<'a> {
+    base: &'a [u8],
+    bits: u32,
+    /// The lower 32 bits of the place.
+    low: Vec<u32>,
+    /// The upper 8 bits of the place, and 8 bits of the hash that spare most comparisons with other bytes.
+    high: Vec<[u8; 2]>,
+}
+
+impl<'a> BaseIndex<'a> {
     /// The samples of `base`, hashed by `jobs` workers. The same whatever their number: of equal samples the first counts.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
-    pub fn new(base: &[u8], jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<Self> {
-        let len = base.len() as u64;
-        let bits = SAMPLE_BITS + len.div_ceil(LARGE).next_power_of_two().trailing_zeros();
+    pub(super) fn new(base: &'a [u8], jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<Self> {
+        let larger = (base.len() as u64).div_ceil(LARGE).next_power_of_two().trailing_zeros();
+        let bits = SAMPLE_BITS + larger;
+        // A quarter more than random bytes have, so that searches end soon.
+        let entries = (base.len() >> bits) / 4 * 5 + 64;
+        let index = Self { base, bits, low: vec![FREE; entries], high: vec![[0; 2]; entries] };
         let pieces = base.len().div_ceil(PIECE);
-        let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let (next, queue) = (AtomicUsize::new(0), Queue::new(index, AHEAD));
+        let insert = |index: &mut Self, (from, found): (usize, Vec<(u64, usize)>)| {
+            found.into_iter().for_each(|(hash, at)| index.insert(hash, from + at));
+            Ok(())
+        };
         workers::run(jobs, abort, || {
             loop {
                 abort.check()?;
@@ -54,132 +92,96 @@ impl BaseIndex {
                 }
                 // A window that reaches into the next piece belongs to this one.
                 let (from, to) = (piece * PIECE, ((piece + 1) * PIECE + WINDOW - 1).min(base.len()));
-                let samples = samples(&base[from..to], bits);
-                lock(&found).push((piece, samples));
+                let mut found = Vec::with_capacity((to - from) >> bits);
+                samples(&base[from..to], bits, |hash, at| found.push((hash, at)));
+                queue.put(piece as u64, (from, found), abort, insert)?;
             }
         })?;
-        let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        found.sort_unstable_by_key(|(piece, _)| *piece);
-        let count: usize = found.iter().map(|(_, samples)| samples.len()).sum();
-        let mut index = Self { table: vec![0; (count * 2).next_power_of_two()], bits, base: len };
-        for (piece, samples) in found {
-            for (hash, at) in samples {
-                index.insert(hash, (piece * PIECE) as u64 + u64::from(at));
-            }
+        Ok(queue.into_inner())
+    }
+
+    /// The entries for a hash, in the order of the search.
+    fn entries(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
+        let len = self.low.len();
+        let start = ((u128::from(hash) * len as u128) >> 64) as usize;
+        (start..start + PROBES).map(move |entry| if entry < len { entry } else { entry - len })
+    }
+
+    /// The place of an entry that is taken.
+    fn place(&self, entry: usize) -> usize {
+        (usize::from(self.high[entry][0]) << 32) | self.low[entry] as usize
+    }
+
+    /// Whether an entry that is taken has this window.
+    fn has(&self, entry: usize, hash: u64, window: &[u8]) -> bool {
+        let place = self.place(entry);
+        self.high[entry][1] == hash as u8 && self.base.get(place..place + window.len()) == Some(window)
+    }
+
+    fn insert(&mut self, hash: u64, at: usize) {
+        let (base, low) = (self.base, at as u32);
+        // A place whose lower bits mean "free", and what lies beyond 1 TiB, is not worth an entry of its own.
+        let (Some(window), Ok(high)) = (base.get(at..at + WINDOW), u8::try_from(at >> 32)) else { return };
+        if low == FREE {
+            return;
         }
-        Ok(index)
-    }
-
-    fn slots(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
-        let mask = self.table.len() - 1;
-        let start = hash as usize;
-        (0..=mask).map(move |step| (start + step) & mask)
-    }
-
-    fn insert(&mut self, hash: u64, at: u64) {
-        let entry = tag(hash) << PLACE_BITS | (at + 1);
-        for slot in self.slots(hash) {
-            let held = self.table[slot];
-            if held == 0 {
-                self.table[slot] = entry;
+        for entry in self.entries(hash) {
+            if self.low[entry] == FREE {
+                self.low[entry] = low;
+                self.high[entry] = [high, hash as u8];
                 return;
             }
-            if held >> PLACE_BITS == tag(hash) {
+            if self.has(entry, hash, window) {
                 return;
             }
         }
     }
 
-    /// Where the base has the bytes with this hash, if it is so. Not certain: whoever uses it compares, or lets zstd do so.
-    fn get(&self, hash: u64) -> Option<u64> {
-        for slot in self.slots(hash) {
-            let held = self.table[slot];
-            if held == 0 {
-                return None;
-            }
-            if held >> PLACE_BITS == tag(hash) {
-                return Some((held & ((1 << PLACE_BITS) - 1)) - 1);
-            }
-        }
-        None
+    /// Where the base has this window, if a sample says so.
+    fn get(&self, hash: u64, window: &[u8]) -> Option<usize> {
+        let mut taken = self.entries(hash).take_while(|entry| self.low[*entry] != FREE);
+        taken.find(|entry| self.has(*entry, hash, window)).map(|entry| self.place(entry))
     }
 
-    /// Places where the base has bytes of `frame`, as (place in the frame, place in the base), by the latter.
-    pub fn matches(&self, frame: &[u8]) -> Vec<(u64, u64)> {
-        let found = samples(frame, self.bits).into_iter();
-        let mut matches: Vec<_> =
-            found.filter_map(|(hash, at)| Some((u64::from(at), self.get(hash)?))).collect();
-        matches.sort_unstable_by_key(|(at, base)| (*base, *at));
-        matches
-    }
-
-    /// The ranges of the base that have the most of these places: at most `count` and `budget` bytes, ascending, apart.
-    pub fn ranges(&self, matches: &[(u64, u64)], count: usize, budget: u64) -> Vec<Extent> {
-        let mut clusters: Vec<&[(u64, u64)]> =
-            matches.chunk_by(|(_, one), (_, next)| next - one <= GAP).collect();
-        // By what they have; of equals the first in the base, so that the choice is always the same.
-        clusters.sort_by_key(|cluster| std::cmp::Reverse(cluster.len()));
-        let mut ranges: Vec<Extent> = Vec::new();
-        let mut left = budget;
-        for cluster in clusters.into_iter().take(count) {
-            let (Some((_, first)), Some((_, last))) = (cluster.first(), cluster.last()) else { continue };
-            let from = first.saturating_sub(MARGIN);
-            let to = (last + WINDOW as u64 + MARGIN).min(self.base).min(from + left);
-            if to > from {
-                left -= to - from;
-                ranges.push(Extent { at: ByteOffset(from), len: to - from });
+    /// What the base has of `frame`, in the order of the frame, apart there.
+    pub(super) fn matches(&self, frame: &[u8]) -> Vec<Match> {
+        let mut found: Vec<Match> = Vec::new();
+        samples(frame, self.bits, |hash, at| {
+            let (last, window) = (found.last(), &frame[at..at + WINDOW]);
+            let done = last.map_or(0, Match::end);
+            if at + WINDOW <= done {
+                return;
             }
-        }
-        join(ranges)
-    }
-
-    /// `ranges` and, where `count` and `budget` have room for it, as much of `more` as they do not hold already.
-    pub fn with(&self, ranges: Vec<Extent>, more: Extent, count: usize, budget: u64) -> Vec<Extent> {
-        let end = more.at.0.saturating_add(more.len).min(self.base);
-        let left = budget - ranges.iter().map(|range| range.len).sum::<u64>().min(budget);
-        let overlaps = ranges.iter().any(|range| range.at.0 < end && more.at.0 < range.at.0 + range.len);
-        if overlaps || ranges.len() >= count || end <= more.at.0 || end - more.at.0 > left {
-            return ranges;
-        }
-        let mut ranges = ranges;
-        ranges.push(Extent { at: more.at, len: end - more.at.0 });
-        join(ranges)
+            // What lies where it lay before, beside the last match, is preferred to the same bytes elsewhere: its
+            // surroundings are alike too.
+            let beside = last.filter(|last| last.goes_on(self.base, at, window));
+            let place = beside.map(|last| last.base + (at - last.at)).or_else(|| self.get(hash, window));
+            let Some(place) = place else { return };
+            let from = done.min(at);
+            let back = equal(frame[from..at].iter().rev(), self.base[..place].iter().rev());
+            let len = back + equal(frame[at..].iter(), self.base[place..].iter());
+            found.push(Match { at: at - back, base: place - back, len });
+        });
+        found
     }
 }
 
-/// In order, and those that touch or overlap as one.
-fn join(mut ranges: Vec<Extent>) -> Vec<Extent> {
-    ranges.sort_unstable_by_key(|range| range.at);
-    let mut joined: Vec<Extent> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.at.0 <= last.at.0 + last.len => {
-                last.len = last.len.max(range.at.0 + range.len - last.at.0);
-            }
-            _ => joined.push(range),
-        }
-    }
-    joined
+/// How many bytes are equal before the first that differ.
+fn equal<'b>(one: impl Iterator<Item = &'b u8>, other: impl Iterator<Item = &'b u8>) -> usize {
+    one.zip(other).take_while(|(one, other)| one == other).count()
 }
 
-/// The part of a hash that an entry holds. Other bits than those that choose the slot or make it a sample.
-const fn tag(hash: u64) -> u64 {
-    (hash >> 32) & ((1 << (u64::BITS - PLACE_BITS)) - 1)
-}
-
-/// Hash and place of the windows whose hash begins with `bits` zeroes. Of a run of equal hashes, such as a run of one byte
-/// has, the first only.
-fn samples(bytes: &[u8], bits: u32) -> Vec<(u64, u32)> {
-    let mut found = Vec::with_capacity(bytes.len() >> bits);
+/// Reports hash and place of the windows whose hash begins with `bits` zeroes. Of a run of equal hashes, such as a run of
+/// one byte has, the first only.
+fn samples(bytes: &[u8], bits: u32, mut found: impl FnMut(u64, usize)) {
     let (mut hash, mut last) = (0_u64, 0);
     for (end, byte) in bytes.iter().enumerate() {
-        hash = (hash << 1).wrapping_add(GEAR[usize::from(*byte)]);
+        hash = (hash << SHIFT).wrapping_add(GEAR[usize::from(*byte)]);
         if hash >> (u64::BITS - bits) == 0 && end + 1 >= WINDOW && hash != last {
-            found.push((mixed(hash), (end + 1 - WINDOW) as u32));
+            found(mixed(hash), end + 1 - WINDOW);
             last = hash;
         }
     }
-    found
 }
 
 /// The bits of a Gear hash are unevenly random; the table wants them even (the finaliser of SplitMix64).
@@ -201,82 +203,5 @@ const GEAR: [u64; 256] = {
 };
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::progress::Cancel;
-
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
-        (0..len as u64).map(|i| mixed(seed << 40 | i) as u8).collect()
-    }
-
-    fn index(base: &[u8]) -> BaseIndex {
-        let cancel = Cancel::default();
-        BaseIndex::new(base, workers::at_least_one(3), &Abort::new(&cancel, "testing")).unwrap()
-    }
-
-    #[test]
-    fn moved_bytes_are_found_at_any_offset_and_across_pieces() {
-        let base = noise(1, PIECE + 300_000);
-        let index = index(&base);
-        for (from, len) in
-            [(0, 70_000), (12_345, 70_001), (PIECE - 30_007, 60_000), (base.len() - 65_536, 65_536)]
-        {
-            let frame = [&noise(2, 1001)[..], &base[from..from + len]].concat();
-            let matches = index.matches(&frame);
-            assert!(matches.len() * 256 > len / 2, "{} of {len} at {from}", matches.len());
-            for (at, place) in &matches {
-                assert_eq!(*place as i64 - *at as i64, from as i64 - 1001);
-            }
-            let ranges = index.ranges(&matches, 8, 1 << 20);
-            assert_eq!(ranges.len(), 1);
-            // Nearly all of it: samples lie up to some hundred bytes from the ends, and the margin is larger.
-            assert!(ranges[0].at.0 <= from as u64 && ranges[0].at.0 + ranges[0].len >= (from + len) as u64);
-        }
-        assert!(index.matches(&noise(3, 100_000)).is_empty());
-        let more = |at, len| Extent { at: ByteOffset(at), len };
-        let end = base.len() as u64;
-        let one = index.with(Vec::new(), more(end - 10, 1000), 8, 1000);
-        assert_eq!(one, [more(end - 10, 10)], "up to the end");
-        assert_eq!(index.with(one.clone(), more(end - 20, 15), 8, 1000), one, "what overlaps is left");
-        assert_eq!(index.with(one.clone(), more(0, 991), 8, 1000), one, "what is too much is left");
-        assert_eq!(index.with(one.clone(), more(end, 10), 8, 1000), one, "there is nothing behind the end");
-        assert_eq!(index.with(one.clone(), more(0, 990), 8, 1000), [more(0, 990), one[0]]);
-    }
-
-    #[test]
-    fn ranges_stay_within_their_limits() {
-        let base = noise(1, 4 << 20);
-        let index = index(&base);
-        // Pieces of the base from everywhere, one larger than the others.
-        let mut frame = Vec::new();
-        for i in 0..20 {
-            frame.extend_from_slice(&base[i * 200_000..][..if i == 7 { 60_000 } else { 20_000 }]);
-        }
-        let matches = index.matches(&frame);
-        for (count, budget) in [(8, 2 << 20), (16, 100_000), (1, 2 << 20), (8, 10), (0, 100), (8, 0)] {
-            let ranges = index.ranges(&matches, count, budget);
-            assert!(ranges.len() <= count && ranges.iter().map(|range| range.len).sum::<u64>() <= budget);
-            assert!(ranges.windows(2).all(|two| two[0].at.0 + two[0].len < two[1].at.0));
-            if count == 1 {
-                assert!(
-                    (1_390_000..1_400_001).contains(&ranges[0].at.0),
-                    "the one with the most: {ranges:?}"
-                );
-            }
-            let more =
-                index.with(ranges.clone(), Extent { at: ByteOffset(3_900_000), len: 1 << 20 }, count, budget);
-            assert!(more.len() <= count && more.iter().map(|range| range.len).sum::<u64>() <= budget);
-        }
-    }
-
-    #[test]
-    fn a_run_of_one_byte_is_one_sample_at_most() {
-        for byte in 0..=255 {
-            assert!(samples(&vec![byte; 100_000], 8).len() <= 1);
-        }
-        for len in [0, 1, 63, 64] {
-            assert!(samples(&vec![0; len], 8).len() <= 1);
-            drop(index(&noise(1, len)));
-        }
-    }
-}
+#[path = "index_tests.rs"]
+mod tests;

@@ -5,8 +5,10 @@ use std::num::NonZeroUsize;
 
 use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
 
+use super::index::{BaseIndex, Match};
 use super::parse::{push_entry, push_payload};
-use super::{BaseIndex, BaseRef, Delta, Kind, MAGIC, PREFIX_FRAMES};
+use super::ranges::{self, Limits};
+use super::{BaseRef, Delta, Kind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
 use crate::bundle::archive::{self, BLOCK, END_LEN};
 use crate::bundle::feed::Feed;
 use crate::bundle::frame::{FrameDecoder, is_zero};
@@ -18,8 +20,6 @@ use crate::progress::{Cancel, Phase, Progress};
 use crate::units::{ByteOffset, Extent};
 use crate::workers::{self, Abort, Queue};
 
-/// Ranges that a frame is made of at most: half of what may be read. More did not make deltas smaller.
-const RANGES: usize = 8;
 /// Bytes of frames that may wait for an earlier one, at most.
 const WAITING_MAX: usize = 64 << 20;
 
@@ -169,7 +169,13 @@ impl Maker<'_> {
     }
 
     /// The smallest way to have one frame.
-    fn frame(&self, frame: &[u8], at: Extent, compressed: &[u8], index: Option<&BaseIndex>) -> Result<Piece> {
+    fn frame(
+        &self,
+        frame: &[u8],
+        at: Extent,
+        compressed: &[u8],
+        index: Option<&BaseIndex<'_>>,
+    ) -> Result<Piece> {
         let had = |kind, ranges| Piece { kind, ranges, packed: Vec::new(), len: at.len };
         if is_zero(frame) {
             return Ok(had(Kind::Zero, Vec::new()));
@@ -184,9 +190,11 @@ impl Maker<'_> {
             if let Some(from) = moved(&matches).filter(|from| has(*from)) {
                 return Ok(had(Kind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
             }
-            let budget = PREFIX_FRAMES * u64::from(self.bundle.manifest().payloads[self.number].frame_size);
+            let frame_size = u64::from(self.bundle.manifest().payloads[self.number].frame_size);
+            let base_len = base.bytes.len() as u64;
+            let limits = Limits { base: base_len, count: RANGES_MAX, budget: PREFIX_FRAMES * frame_size };
             // What lies at the same offset is the last guess: a table that changed everywhere a little has no match.
-            let ranges = index.with(index.ranges(&matches, RANGES, budget), at, RANGES, budget);
+            let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
             let prefix: Vec<u8> =
                 ranges.iter().filter_map(|range| slice(base.bytes, *range)).flatten().copied().collect();
             let packed = compress(frame, &prefix, self.options.level)?;
@@ -206,10 +214,10 @@ fn slice(bytes: &[u8], range: Extent) -> Option<&[u8]> {
     bytes.get(from..from.checked_add(range.len as usize)?)
 }
 
-/// Where the whole frame would begin in the base, by the first match.
-fn moved(matches: &[(u64, u64)]) -> Option<u64> {
-    let (at, base) = matches.iter().min()?;
-    base.checked_sub(*at)
+/// Where the whole frame would begin in the base, by the longest match.
+fn moved(matches: &[Match]) -> Option<u64> {
+    let longest = matches.iter().max_by_key(|found| found.len)?;
+    longest.frame_start().map(|from| from as u64)
 }
 
 /// One zstd frame with a raw prefix. It has no checksum: the index has a better one.

@@ -32,9 +32,9 @@ mod decoder;
 mod index;
 mod maker;
 mod parse;
+mod ranges;
 
 pub use decoder::patch;
-pub use index::BaseIndex;
 pub use maker::{Base, Options, Tally, make};
 pub use parse::{BaseRef, Delta, Kind, Recipe};
 
@@ -52,7 +52,7 @@ const RANGE_LEN: usize = 12;
 pub const MEMBER: &str = "delta.bin";
 /// Upper limit of the size of `delta.bin` in bytes: as for `index.bin`.
 pub const DELTA_MAX: u64 = 16 << 20;
-/// Most ranges that a frame may name; `make` uses half as many.
+/// Most ranges that a frame may name.
 pub const RANGES_MAX: usize = 16;
 /// Most bytes of the ranges of a frame, in frames.
 pub const PREFIX_FRAMES: u64 = 2;
