@@ -2,11 +2,12 @@
 //! the remedy; who asks over REST has calls.
 
 /// What the command line calls it, and the call.
-const WORDS: [(&str, &str); 13] = [
+const WORDS: [(&str, &str); 14] = [
     ("'qstage prepare'", "POST /v2/upgrade/prepare"),
     ("'qstage commit'", "POST /v2/upgrade/commit"),
     ("'qstage cancel'", "POST /v1/qstage/cancel"),
     ("'qstage roll-back'", "POST /v1/qstage/roll-back"),
+    ("'qstage mark-good --slot a' (or b)", "POST /v1/qstage/mark-good with a slot"),
     ("'qstage mark-good --slot'", "POST /v1/qstage/mark-good with a slot"),
     ("'qstage mark-good'", "POST /v1/qstage/mark-good"),
     ("'qstage slots'", "GET /v1/qstage/slots"),
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     /// What stays, and why: it is nothing that a request could say.
-    const KEPT: [(&str, &str); 18] = [
+    const KEPT: [(&str, &str); 19] = [
         ("--attributes", "a flag of sgdisk"),
         ("--mbrtogpt", "a flag of sgdisk"),
         ("--sector-size", "how the service was started"),
@@ -39,6 +40,10 @@ mod tests {
         ("--booted", "how the service was started"),
         ("--disk", "how the service was started"),
         ("--efivars DIR", "how the service was started"),
+        (
+            "'qstage init {disk} --keep-table --bundle FILE'",
+            "nothing boots: it takes somebody at the machine",
+        ),
         ("--force", "init"),
         ("--trial kexec", "a commit on the machine itself"),
         ("--load-backup", "a flag of sgdisk"),
