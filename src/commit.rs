@@ -55,7 +55,7 @@ impl Loaded {
         let backup = plan.backup.clone().map_or_else(|| self.reading.copies.backup.clone(), Ok);
         let copies = Copies { primary: Ok(plan.primary.clone()), backup };
         let sectors = plan.apply(self.reading.sectors.clone());
-        Self { reading: Reading { copies, sectors, ..self.reading.clone() }, ..self.clone() }
+        Self { reading: self.reading.after(copies, sectors), name: self.name.clone(), how: self.how }
     }
 
     /// How it is changed.

@@ -5,6 +5,7 @@ mod install;
 mod onto;
 
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -21,7 +22,7 @@ use crate::engine::transition::{self, Site};
 use crate::error::{Error, Result};
 use crate::gpt::layout::{self, NewPartition};
 use crate::gpt::{Attributes, Partition, Table, TableMethod};
-use crate::host::{DiskLock, LocalDisk, Machine};
+use crate::host::{DiskLock, LocalDisk, Machine, reread};
 use crate::progress::{Cancel, Progress};
 use crate::slot::Layout;
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Guid, MIB, Slot};
@@ -109,7 +110,21 @@ pub fn init(spec: InitSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<
         // A file that this run made and that holds nothing whole is of no use to anybody.
         let _ = std::fs::remove_file(&spec.disk);
     }
-    result
+    let report = result?;
+    tell_kernel(&spec.disk, progress);
+    Ok(report)
+}
+
+/// Makes the kernel read the new table, once the disk is not claimed any more. What keeps it from that is no failure of the
+/// layout: the disk is as wanted, and the kernel's old idea of it refuses later verbs by [`Error::KernelTable`].
+fn tell_kernel(disk: &Path, progress: &dyn Progress) {
+    let is_device = std::fs::metadata(disk).is_ok_and(|found| found.file_type().is_block_device());
+    let Some(problem) = is_device.then(|| reread::partitions(disk)).and_then(Result::err) else { return };
+    progress.notice(&format!(
+        "the kernel has not read the new partition table of {disk} ({problem}): close what uses it, then \
+         'partx -d {disk}' and 'partx -a {disk}', or reboot",
+        disk = disk.display()
+    ));
 }
 
 /// What the bundle needs, before anything is destroyed for it.

@@ -37,6 +37,11 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
         None => None,
     };
     let mut loaded = commit::load(&*disk, machine.name())?;
+    // Refused before anything is repaired: it might be no disk of ours.
+    let found = Found::of(loaded.table()?, &*disk, &|_| {});
+    if Slot::BOTH.into_iter().all(|slot| found.get(Group::Platform, slot).is_none()) {
+        return Err(missing(loaded.table()?, machine));
+    }
     if let (Some(lock), true) = (&lock, !matches!(loaded.state(), CopyState::Equal | CopyState::NoBackup)) {
         note(&format!(
             "{}: the copies of the partition table are not both sound ({})",
@@ -60,11 +65,7 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
         Some(Candidate::new(table.attributes(partition.number), content(Group::Platform, slot)))
     };
     let decide = |counting| boot::choose(candidate(Slot::A), candidate(Slot::B), counting);
-    let none = || Error::SlotMissing {
-        disk: machine.name().to_owned(),
-        name: "platform_a' or 'platform_b".to_owned(),
-        found: boot::listing(table),
-    };
+    let none = || missing(table, machine);
     let mut choice = decide(Counting::Possible).ok_or_else(none)?;
     if let Some(attributes) = choice.count {
         let counted = slots.get(Group::Platform, choice.slot).map_or(Ok(()), |partition| {
@@ -98,6 +99,14 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
         platform: place(platform),
         software: software.and_then(|slot| slots.get(Group::Software, slot)).map(place),
     })
+}
+
+fn missing(table: &Table, machine: &dyn Machine) -> Error {
+    Error::SlotMissing {
+        disk: machine.name().to_owned(),
+        name: "platform_a' or 'platform_b".to_owned(),
+        found: boot::listing(table),
+    }
 }
 
 fn count(

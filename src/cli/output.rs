@@ -70,6 +70,12 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
     Ok(text)
 }
 
+/// A dry run for people: what would be done, then the writes and barriers, one line each.
+pub(super) fn planned(head: &str, plan: &[String]) -> String {
+    let plan: String = plan.iter().map(|step| format!("  {step}\n")).collect();
+    format!("{head}; the plan, nothing was written:\n{plan}")
+}
+
 /// Prints the result of a verb that looks and changes nothing.
 pub(super) fn result<T: Serialize>(
     format: Format,

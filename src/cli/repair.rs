@@ -60,9 +60,8 @@ impl RepairArgs {
 }
 
 fn human(report: &RepairReport, _: Palette) -> String {
-    let plan: String = report.plan.iter().map(|step| format!("  {step}\n")).collect();
-    if report.dry_run && !plan.is_empty() {
-        return format!("found: {}; the plan, nothing was written:\n{plan}", report.found);
+    if report.dry_run && !report.plan.is_empty() {
+        return output::planned(&format!("found: {}", report.found), &report.plan);
     }
     format!("{}\n", report.done)
 }

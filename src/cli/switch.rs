@@ -227,8 +227,7 @@ fn switch(
 
 fn human(report: &SwitchReport, palette: Palette) -> String {
     if report.dry_run {
-        let plan: String = report.plan.iter().map(|step| format!("  {step}\n")).collect();
-        return format!("{} ({}); the plan, nothing was written:\n{plan}", report.done, report.switch_method);
+        return output::planned(&format!("{} ({})", report.done, report.switch_method), &report.plan);
     }
     let next = match report.next_step.as_str() {
         "nothing" => String::new(),

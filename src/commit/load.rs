@@ -60,7 +60,7 @@ pub(super) fn reading(disk: &dyn BlockDevice, name: &str) -> Result<Reading> {
         Copies { primary: Err(_), backup: Ok(backup) } => has_record(disk, backup),
         _ => false,
     };
-    Ok(Reading { geometry, copies, sectors, record })
+    Ok(Reading::new(geometry, copies, sectors, record))
 }
 
 /// The sector size that a table was made for, if it is the other one.

@@ -136,10 +136,28 @@ pub struct Reading {
     /// The blocks around them.
     pub sectors: Sectors,
     /// Whether a slot that a lone backup lays out holds a whole record. Not asked for otherwise.
-    pub record: bool,
+    record: bool,
+    /// What follows from all that, worked out once.
+    state: CopyState,
+    no_backup: Option<NoBackup>,
 }
 
 impl Reading {
+    /// What was read. `record`: whether a slot that a lone backup lays out holds a whole record; `false` where that was not
+    /// looked at.
+    pub fn new(geometry: Geometry, copies: Copies, sectors: Sectors, record: bool) -> Self {
+        let mut reading = Self { geometry, copies, sectors, record, state: CopyState::None, no_backup: None };
+        reading.no_backup = reading.find_no_backup();
+        reading.state = reading.find_state();
+        reading
+    }
+
+    /// The same disk after these copies and blocks were written.
+    #[must_use]
+    pub fn after(&self, copies: Copies, sectors: Sectors) -> Self {
+        Self::new(self.geometry, copies, sectors, self.record)
+    }
+
     /// The table that is believed: the primary where it is valid, else the backup. U-Boot, OVMF and Linux with `gpt`
     /// decide so too.
     pub fn ruling(&self) -> Option<&Table> {
@@ -147,9 +165,13 @@ impl Reading {
     }
 
     /// How sound the copies are.
-    pub fn state(&self) -> CopyState {
+    pub const fn state(&self) -> CopyState {
+        self.state
+    }
+
+    fn find_state(&self) -> CopyState {
         match (&self.copies.primary, &self.copies.backup) {
-            (Ok(_), _) if self.no_backup().is_some() => CopyState::NoBackup,
+            (Ok(_), _) if self.no_backup.is_some() => CopyState::NoBackup,
             (Ok(primary), Ok(backup)) => {
                 let (p, b) = (primary.header(), backup.header());
                 let linked = p.alternate_lba == b.my_lba && b.alternate_lba == p.my_lba;
@@ -165,6 +187,10 @@ impl Reading {
 
     /// Why a valid primary has no backup; `None`: it has one, sound or not, or there is no valid primary.
     pub fn no_backup(&self) -> Option<NoBackup> {
+        self.no_backup.clone()
+    }
+
+    fn find_no_backup(&self) -> Option<NoBackup> {
         let primary = self.copies.primary.as_ref().ok()?;
         let (header, last) = (primary.header(), self.geometry.last_lba());
         let alternate = header.alternate_lba;

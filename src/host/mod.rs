@@ -17,6 +17,7 @@ pub mod mountinfo;
 pub mod notify;
 pub mod program;
 pub mod record;
+pub(crate) mod reread;
 pub mod signals;
 pub mod signer;
 pub mod throttle;

@@ -13,7 +13,7 @@ use qstage::device::BlockDevice;
 use qstage::gpt::{Copy, CopyState, Method, Step};
 use qstage::units::{Group, Slot};
 use tables::cuts::{NEW, bad_states, both_to, each_state, lock, roomy, sown, switch, tight};
-use tables::{Op, Reader, Spec, ops_of, selection, trial};
+use tables::{Op, Reader, Recorder, Spec, ops_of, selection, trial};
 
 #[test]
 fn a_cut_leaves_the_old_or_the_new_table_for_every_reader() {
@@ -294,4 +294,55 @@ fn a_plan_reads_like_what_it_does() {
     assert_eq!(plan.primary.header().first_usable.0, 34, "as found");
     assert!(device.ops().is_empty(), "a plan writes nothing");
     assert_eq!(device.len(), 512 * 512);
+}
+
+/// The harness must see a claim that is left out, in the switch and in repair: a planner that claims nothing plans as if
+/// zeroes lay where others have their bytes. Its plans reach those, and it is noticed; ours are refused or go elsewhere.
+#[test]
+fn a_planner_without_claims_is_caught() {
+    let spec = Spec::slots(512, 512, 128, 16);
+    let (plain, last) = (spec.image(), (spec.blocks - 1) as usize * 512);
+    let to_b = |device: &Recorder, loaded: &commit::Loaded| {
+        let new = both_to(loaded.table().unwrap(), Slot::B);
+        commit::switch(device, &lock(), loaded, &new).map(drop)
+    };
+    let repair =
+        |device: &Recorder, loaded: &commit::Loaded| commit::repair(device, &lock(), loaded).map(drop);
+    type Act<'a> = &'a dyn Fn(&Recorder, &commit::Loaded) -> qstage::error::Result<()>;
+    // What is done, where a stranger's blocks lie, whether the primary header is torn.
+    let cases: [(&str, Act<'_>, std::ops::Range<usize>, bool); 4] = [
+        ("switch over a loader at the spare place", &to_b, 96 * 512..128 * 512, false),
+        ("repair over a stranger in place of the backup header", &repair, last..last + 512, false),
+        ("repair over a stranger in the backup array", &repair, last - 16384..last - 15872, false),
+        ("repair over a loader in place of the primary array", &repair, 1024..1024 + 16384, true),
+    ];
+    for (name, act, strangers, torn) in cases {
+        let with = |byte: &dyn Fn(usize) -> u8| {
+            let mut image = plain.clone();
+            image[strangers.clone()].iter_mut().enumerate().for_each(|(i, at)| *at = byte(i));
+            if torn {
+                image[512 + 80] ^= 0xff;
+            }
+            image
+        };
+        let image = with(&|i| (i * 31) as u8 | 1);
+        let ops = |image: &[u8]| {
+            let device = spec.device(image.to_vec());
+            let done = act(&device, &commit::load(&device, "disk").unwrap());
+            (device.ops(), done)
+        };
+        let touched = |ops: &[Op]| {
+            let mut touched = 0;
+            each_state(&image, 512, ops, |state, _| {
+                touched += usize::from(state[strangers.clone()] != image[strangers.clone()]);
+            });
+            touched
+        };
+        let (ours, done) = ops(&image);
+        assert_eq!(touched(&ours), 0, "{name}: {done:?}");
+        let (blind, _) = ops(&with(&|_| 0));
+        let caught = touched(&blind);
+        println!("{name}: without claims {caught} states with changed bytes of others; ours: {done:?}");
+        assert!(caught > 0, "'{name}' was not noticed");
+    }
 }

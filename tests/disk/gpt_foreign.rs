@@ -9,10 +9,9 @@ use crate::harness::tables;
 use std::collections::BTreeMap;
 
 use qstage::commit;
-use qstage::device::BlockDevice;
-use qstage::gpt::{Copy, CopyState, Method, Reading, Sectors, TableMethod, plan};
-use qstage::units::{ByteOffset, Lba, Slot};
-use tables::cuts::{Cut, NEW, OLD, bad_states, both_to, each_state, lock, roomy, sown, switch};
+use qstage::gpt::{Copy, CopyState, Method};
+use qstage::units::Slot;
+use tables::cuts::{Cut, NEW, OLD, bad_states, both_to, each_state, lock, roomy, switch};
 use tables::{A_GOOD, Op, Reader, Spec, selection};
 
 /// The spec's image with another alternate LBA in the primary.
@@ -276,55 +275,4 @@ fn a_backup_place_that_is_taken_is_refused() {
     assert_eq!(refusal.code(), "UPGRADE_ERROR_TABLE_OCCUPIED", "{refusal}");
     assert!(refusal.to_string().contains("LBA 479"), "{refusal}");
     assert!(device.ops().is_empty());
-}
-
-/// What leaves the claim out: blocks of others are taken for a former copy of the table, in the gap and in the array that a header names.
-fn credulous(reading: &Reading, spec: &Spec, image: &[u8]) -> Reading {
-    let first = spec.parts.iter().map(|part| part.2).min().unwrap();
-    let rear = spec.blocks - 1 - spec.array_blocks();
-    let block = spec.block as usize;
-    let mut sectors = Sectors::new(reading.geometry.block);
-    sectors.add(Lba(0), image[..2 * block].to_vec(), []);
-    let ours = &image[2 * block..3 * block];
-    sectors.add(Lba(2), ours.repeat(first as usize - 2), []);
-    sectors.add(Lba(rear), image[rear as usize * block..].to_vec(), []);
-    Reading { sectors, ..reading.clone() }
-}
-
-/// The checks of this file and of the cuts see a plan that does not ask whose the blocks are: in the switch, and in the
-/// repair that every verb and the selector begin with.
-#[test]
-fn a_plan_that_leaves_the_claim_out_is_caught() {
-    for (name, spec) in roomy() {
-        // No room for a spare place that is not somebody's.
-        let image = sown(&spec, 0);
-        let device = spec.device(image.clone());
-        let loaded = commit::load(&device, "disk").unwrap();
-        let new = both_to(loaded.table().unwrap(), Slot::B);
-        let foreign = |reading: &Reading| {
-            let plan = plan::plan(reading, &new, TableMethod::default()).unwrap();
-            bad_states(&spec, &image, &tables::ops_of(&plan)).1["foreign"]
-        };
-        assert_eq!(foreign(loaded.reading()), 0, "{name}");
-        assert!(
-            foreign(&credulous(loaded.reading(), &spec, &image)) > 0,
-            "{name}: the switch took a loader's blocks"
-        );
-    }
-    let spec = Spec::slots(512, 512, 128, 16);
-    let mut image = spec.image();
-    let loader = 16 * 512..34 * 512;
-    image[loader.clone()].fill(0x5b);
-    let loaded = commit::load(&spec.device(image.clone()), "disk").unwrap();
-    let repaired = |reading: &Reading| {
-        let device = spec.device(image.clone());
-        for op in tables::ops_of(&plan::plan_repair(reading).unwrap().unwrap()) {
-            if let Op::Write(at, bytes) = op {
-                device.memory.write_at(&bytes, ByteOffset(at)).unwrap();
-            }
-        }
-        device.memory.snapshot()[loader.clone()] == image[loader.clone()]
-    };
-    assert!(repaired(loaded.reading()));
-    assert!(!repaired(&credulous(loaded.reading(), &spec, &image)), "the repair took a loader's blocks");
 }

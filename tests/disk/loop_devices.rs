@@ -259,3 +259,64 @@ fn memory_and_page_cache_stay_as_they_were() {
     assert!(cached(&bench.path("big.qimg")) <= 4 * MIB, "the bundle fills the page cache");
     assert!(cached(&bench.disk()) <= 4 * MIB, "the slot fills the page cache");
 }
+
+/// The partitions of a disk that the kernel knows, from sysfs.
+fn known(disk: &Loop) -> Vec<String> {
+    let name = disk.0.file_name().unwrap().to_str().unwrap().to_owned();
+    let entries = fs::read_dir(Path::new("/sys/block").join(&name)).unwrap().map(|e| e.unwrap().file_name());
+    let mut found: Vec<String> = entries
+        .map(|entry| entry.into_string().unwrap())
+        .filter(|entry| entry.starts_with(&format!("{name}p")))
+        .collect();
+    found.sort();
+    found
+}
+
+/// `init` makes the kernel read the new table. Where somebody has a partition of the old one open it cannot, says so with the
+/// remedy, and until that is followed every verb is refused by KERNEL_TABLE.
+#[test]
+fn init_tells_the_kernel_or_says_that_it_could_not() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    fs::remove_file(bench.disk()).unwrap();
+    let disk = Loop::new(&sparse(&bench.disk(), 64 * MIB), 512, &["--partscan"]);
+    let path = text(&disk.0);
+    let init = |size: &str| bench.at(&["init", path, "--slot-size", size, "--bundle", "v1.qimg", "--force"]);
+    // A kernel without CONFIG_EFI_PARTITION reads a table and makes no nodes of it.
+    let nodes = || {
+        if known(&disk).is_empty() {
+            disk.nodes();
+        }
+        assert_eq!(known(&disk).len(), 2);
+    };
+    let sectors = |number: u32| {
+        let name = disk.node(number).file_name().unwrap().to_owned();
+        fs::read_to_string(Path::new("/sys/class/block").join(name).join("size")).unwrap_or_default()
+    };
+    init("8M").good();
+    nodes();
+    assert_eq!(sectors(2).trim(), "16384");
+    let first = init("10M");
+    assert!(!first.err.contains("partx"), "{}", first.err);
+    first.good();
+    // It has forgotten the old layout.
+    assert!(["", "20480"].contains(&sectors(2).trim()), "{}", sectors(2));
+    nodes();
+    // Somebody looks into a slot of the old layout.
+    let held = fs::File::open(disk.node(1)).unwrap();
+    let second = init("12M");
+    let notice = second.err.clone();
+    second.good();
+    assert!(notice.contains("busy") && notice.contains(&format!("'partx -d {path}'")), "{notice}");
+    let on = ["prepare", "v2.qimg", "--disk", path, "--booted", "a"];
+    let before = bench.hash();
+    let message = bench.at(&on).bad("KERNEL_TABLE");
+    assert!(message.contains("'partx -d'") && message.contains("'partx -a'"), "{message}");
+    assert_eq!(bench.hash(), before, "a refusal writes nothing");
+    drop(held);
+    run("partx", &["-d", path]);
+    run("partx", &["-a", path]);
+    bench.at(&on).good();
+}

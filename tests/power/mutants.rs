@@ -99,6 +99,49 @@ fn mutants_are_caught() {
     }
 }
 
+/// A selector and a commit without claims, which see zeroes where others have their bytes: it is noticed that they write
+/// over those. With claims they leave them alone, and the selector starts a slot all the same.
+#[test]
+fn verbs_without_claims_are_caught() {
+    let takes = play(&releases(), 512, BootFlag::Priority, 1);
+    let before = |name: &str| {
+        let take = takes.iter().find(|take| take.scene.name == name).unwrap();
+        (take.before.clone(), take.scene.site)
+    };
+    // On trial: the selector counts a try by the same transaction as every switch.
+    let (trial, site) = before("mark good");
+    let last = trial.len() - 512;
+    let spare = 65536 - 16384..65536;
+    let cases = [
+        ("select", proof::Verb::Select, &trial, site, spare.clone()),
+        (
+            "select, a stranger in place of the backup header",
+            proof::Verb::Select,
+            &trial,
+            site,
+            last..last + 512,
+        ),
+        ("mark good", proof::Verb::MarkGood, &trial, site, spare),
+    ];
+    for (name, verb, disk, site, strangers) in cases {
+        let ops = |byte: u8| {
+            let mut image = disk.clone();
+            image[strangers.clone()].fill(byte);
+            let tape = proof::Tape::new(image, 512);
+            (site.run(tape.clone(), &verb), tape.ops())
+        };
+        let touched = |ops: &[Op]| {
+            let inside =
+                |at: u64, len: usize| (at as usize) < strangers.end && strangers.start < at as usize + len;
+            ops.iter().any(|op| matches!(op, Op::Write(at, bytes) if inside(*at, bytes.len())))
+        };
+        let (done, ours) = ops(0x5c);
+        done.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(!touched(&ours), "{name} writes over a stranger");
+        assert!(touched(&ops(0).1), "'{name}' without claims was not noticed");
+    }
+}
+
 /// Orders that could be others, and why that is harmless: (scene, mutant, reason).
 const HARMLESS: &[(&str, &str, &str)] = &[
     ("*", "footer of software_b before footer of platform_b", HALF),

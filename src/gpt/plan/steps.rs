@@ -60,19 +60,9 @@ impl<'a> Steps<'a> {
     fn differing(&self, table: &Table) -> Vec<(u64, Vec<u8>)> {
         let first = table.header().entries_lba;
         let block = self.claims.geometry.block.bytes() as usize;
-        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (lba, bytes) in (first.0..).zip(self.padded(table, first).chunks(block)) {
-            if self.claims.sectors.get(lba) == Known::Bytes(bytes) {
-                continue;
-            }
-            match runs.last_mut() {
-                Some((start, run)) if *start + (run.len() / block) as u64 == lba => {
-                    run.extend_from_slice(bytes)
-                }
-                _ => runs.push((lba, bytes.to_vec())),
-            }
-        }
-        runs
+        let padded = self.padded(table, first);
+        let blocks = (first.0..).zip(padded.chunks(block));
+        runs(blocks.filter(|(lba, bytes)| self.claims.sectors.get(*lba) != Known::Bytes(bytes)))
     }
 
     /// The array where the table's header has it: the blocks that are not there as they should be.
@@ -143,17 +133,8 @@ impl<'a> Steps<'a> {
         let zero = vec![0; self.claims.geometry.block.bytes() as usize];
         let goes = |lba: &u64| *lba >= home.end || spare.as_ref().is_some_and(|spare| spare.contains(lba));
         let is_copy = |lba: &u64| self.claims.holds(*lba) == Holds::Copy;
-        let copies: Vec<u64> =
-            self.claims.gap.clone().filter(|lba| !home.contains(lba) && goes(lba)).filter(is_copy).collect();
-        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for lba in copies {
-            match runs.last_mut() {
-                Some((start, run)) if *start + (run.len() / zero.len()) as u64 == lba => {
-                    run.extend_from_slice(&zero)
-                }
-                _ => runs.push((lba, zero.clone())),
-            }
-        }
+        let copies = self.claims.gap.clone().filter(|lba| !home.contains(lba) && goes(lba)).filter(is_copy);
+        let runs = runs(copies.map(|lba| (lba, zero.as_slice())));
         let mut cleared = Vec::new();
         for (lba, bytes) in runs {
             let what = "former array: cleared";
@@ -183,4 +164,18 @@ impl<'a> Steps<'a> {
         self.read_back_array(table, what);
         self.read_back_header(table, what);
     }
+}
+
+/// Blocks in rising order joined to runs of neighbours, each with the LBA of its first block.
+fn runs<'b>(blocks: impl Iterator<Item = (u64, &'b [u8])>) -> Vec<(u64, Vec<u8>)> {
+    let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut next = None;
+    for (lba, bytes) in blocks {
+        match runs.last_mut().filter(|_| next == Some(lba)) {
+            Some((_, run)) => run.extend_from_slice(bytes),
+            None => runs.push((lba, bytes.to_vec())),
+        }
+        next = Some(lba + 1);
+    }
+    runs
 }

@@ -7,6 +7,17 @@ use crate::gpt::sectors::{Geometry, Sectors};
 use crate::gpt::{Header, Table};
 use crate::units::Lba;
 
+/// By which way the primary copy becomes another one.
+#[derive(Clone, Copy)]
+enum Way {
+    /// By an array at this spare place, then home.
+    Spare(Lba),
+    /// From where the array lies, away from home, to its home: that is as good a place as any.
+    Home,
+    /// Over the array that is in force.
+    InPlace(NoPlace),
+}
+
 /// The plan that brings `new`, which is `primary` with other attributes, onto a disk whose copies are equal or that has
 /// no backup. Empty where nothing changes and the array lies at home. Does not write to the disk.
 ///
@@ -30,19 +41,21 @@ pub fn plan_switch(
     let at = |lba: Lba| new.with_header(Header { entries_lba: lba, ..primary.header().clone() });
     let mirrored = backup.map(|backup| new.with_header(backup.header().clone()));
     let apart = place::blocks(primary, home).end <= named.0;
-    let method = match spare {
-        Ok(_) => Method::SecondArray,
-        // Away from home already: home is as good a place as any, and the last.
-        Err(_) if apart => Method::SecondArray,
-        Err(why) => Method::InPlace { why },
+    let way = match spare {
+        Ok(spare) => Way::Spare(spare),
+        Err(_) if apart => Way::Home,
+        Err(why) => Way::InPlace(why),
     };
-    let rest = if method == Method::SecondArray { home } else { named };
+    let (method, rest) = match way {
+        Way::Spare(_) | Way::Home => (Method::SecondArray, home),
+        Way::InPlace(why) => (Method::InPlace { why }, named),
+    };
     let after = at(rest);
     if new.entries() == primary.entries() && rest == named {
         return Ok(Plan { steps: Vec::new(), method, primary: primary.clone(), backup: backup.cloned() });
     }
-    match (method, spare) {
-        (Method::SecondArray, Ok(spare)) => {
+    match way {
+        Way::Spare(spare) => {
             let meanwhile = at(spare);
             steps.array(&meanwhile, "spare array")?;
             steps.barrier();
@@ -59,7 +72,7 @@ pub fn plan_switch(
             // A disk that lost this write still names the spare place, which must not be cleared then.
             steps.read_back_header(&after, "primary header");
         }
-        (Method::SecondArray, Err(_)) => {
+        Way::Home => {
             steps.array_for_blind_readers(&after, "array at home")?;
             steps.barrier();
             steps.read_back_array(&after, "array at home");
@@ -69,12 +82,8 @@ pub fn plan_switch(
             back_up(&mut steps, mirrored.as_ref())?;
             steps.barrier();
         }
-        _ => {
-            let (Method::InPlace { why }, Some(mirrored)) = (method, &mirrored) else {
-                let why = if let Method::InPlace { why } = method { why } else { NoPlace::Configured };
-                return Err(Obstacle::Unsafe { why });
-            };
-            let _ = why;
+        Way::InPlace(why) => {
+            let mirrored = mirrored.as_ref().ok_or(Obstacle::Unsafe { why })?;
             steps.array(mirrored, "backup array")?;
             steps.barrier();
             steps.backup_header(mirrored)?;
@@ -86,8 +95,12 @@ pub fn plan_switch(
         }
     }
     // Nothing refers to it any more, so a cut that loses this is harmless. The barrier is for what the verb writes next.
-    if method == Method::SecondArray {
-        steps.clear(spare.ok().map(|spare| place::blocks(primary, spare)), place::blocks(primary, home));
+    match way {
+        Way::Spare(spare) => {
+            steps.clear(Some(place::blocks(primary, spare)), place::blocks(primary, home));
+        }
+        Way::Home => steps.clear(None, place::blocks(primary, home)),
+        Way::InPlace(_) => {}
     }
     steps.read_back(&after, "primary");
     if let Some(mirrored) = &mirrored {

@@ -1,0 +1,52 @@
+//! Making the kernel read a new partition table: `BLKRRPART`, by blockdev(8). No crate has the ioctl as a safe function, and
+//! a program that may be missing is no loss: the kernel reads every table at the next boot.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::program::Program;
+
+/// How often it is tried: udev looks into a disk when a writer closes it, and the kernel is busy then.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest time of one try.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Makes the kernel read the table of `disk` again. Nobody may have the disk claimed, this process included.
+///
+/// # Errors
+/// Why it did not, as a sentence: a partition of the disk is open, the device has no partitions, there is no such program.
+pub(crate) fn partitions(disk: &Path) -> Result<(), String> {
+    let mut result = ask(disk);
+    for _ in 1..TRIES {
+        match &result {
+            Err(problem) if problem.contains("busy") => std::thread::sleep(PAUSE),
+            _ => break,
+        }
+        result = ask(disk);
+    }
+    result
+}
+
+fn ask(disk: &Path) -> Result<(), String> {
+    // Its words are looked at.
+    let program = Program::new("blockdev", LIMIT).arg("--rereadpt").arg(disk).envs([("LC_ALL", "C")]);
+    let outcome = program.run().map_err(|error| format!("blockdev: {error}"))?;
+    if outcome.end.success() {
+        return Ok(());
+    }
+    let said = outcome.last_words.trim().replace('\n', "; ").to_lowercase();
+    Err(if said.is_empty() { format!("blockdev: {}", outcome.end) } else { said })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_partitions_is_said() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let problem = partitions(file.path()).unwrap_err();
+        assert!(problem.contains("blockdev"), "{problem}");
+    }
+}
