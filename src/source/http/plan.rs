@@ -265,7 +265,13 @@ impl Plan {
         // To leave an answer costs a request, and what is under way of it; to read on costs nothing.
         let idle = self.lanes.iter().enumerate().any(|(number, other)| number != lane && other.idle);
         if let Some(own) = own.filter(|_| idle || !long) {
-            let led = |range: &&Range<u64>| own.leads_to(range.start);
+            // One that another lane has overtaken would ask anew for each block, and lose what is under way each time.
+            let overtaken = |start: u64| {
+                let closer = |other: &Reach| other.at > own.at && other.leads_to(start);
+                start.saturating_sub(own.at) > GAP
+                    && self.lanes.iter().filter_map(|lane| lane.reach.as_ref()).any(closer)
+            };
+            let led = |range: &&Range<u64>| own.leads_to(range.start) && !overtaken(range.start);
             let first = self.ahead.iter().chain(&waited).filter(led).min_by_key(|range| range.start);
             if first.is_some() && (room || waited.iter().any(|range| led(&range))) {
                 return first.cloned();

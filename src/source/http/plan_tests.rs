@@ -64,6 +64,22 @@ fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
     assert_eq!(plan.next(1).unwrap().block, 6 * MIB..7 * MIB);
 }
 
+/// Two answers that lead to the same bytes: both lanes took block after block in turns, and asked anew for each.
+#[test]
+fn a_lane_that_another_has_overtaken_leaves_the_bytes_to_it() {
+    let mut plan = Plan::default();
+    plan.declare(4 * MIB..12 * MIB);
+    plan.stands(0, Some(2 * MIB..12 * MIB));
+    plan.stands(1, Some(4 * MIB..12 * MIB));
+    assert_eq!(plan.next(0), None);
+    assert_eq!(plan.next(1).unwrap().block, 4 * MIB..5 * MIB);
+    assert_eq!(plan.next(0), None);
+    assert_eq!(plan.next(1).unwrap().block, 5 * MIB..6 * MIB);
+    // Without the other one it asks for them.
+    plan.stands(1, None);
+    assert_eq!(plan.next(0).unwrap().block, 6 * MIB..7 * MIB);
+}
+
 #[test]
 fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
     let mut plan = Plan::default();

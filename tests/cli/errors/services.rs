@@ -32,3 +32,13 @@ fn a_service_that_does_not_answer_is_named() {
     let message = bench.run(&["status", "--service", "https://127.0.0.1:1"]).bad("SERVICE_UNREACHABLE");
     assert!(message.contains("127.0.0.1:1"), "{message}");
 }
+
+/// With no door that opens it cannot serve; one that does is enough (see the service's own tests).
+#[test]
+fn a_service_without_a_door_ends() {
+    let bench = Bench::installed();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let message = bench.at(&["serve", "--listen", &address]).bad("LISTEN");
+    assert!(message.contains(&address), "{message}");
+}
