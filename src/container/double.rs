@@ -219,7 +219,7 @@ impl Machine for FaultyDisk {
         Ok(self.containers.lock().unwrap().iter().find(runs).map(|one| one.id.clone()))
     }
 
-    fn booted_from(&self, _candidates: &[Partition]) -> Result<Booted> {
+    fn booted_from(&self, _candidates: &[Partition], _table: &[Partition]) -> Result<Booted> {
         Ok(Booted::Unknown { why: "it is in memory".to_owned() })
     }
 

@@ -95,7 +95,7 @@ impl View {
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
         let efi = firmware::read(machine, policy, &table, &slots)?;
-        let (evident, why) = match booted(machine, policy, &slots)? {
+        let (evident, why) = match booted(machine, policy, &table, &slots)? {
             Ok(slot) => (Some(slot), None),
             Err(why) => (efi.as_ref().and_then(Choice::booted), Some(why)),
         };
@@ -361,6 +361,7 @@ fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Result<Optio
 fn booted(
     machine: &dyn Machine,
     policy: &Policy,
+    table: &Table,
     slots: &Slots,
 ) -> Result<std::result::Result<Slot, String>> {
     if let Some(slot) = policy.booted {
@@ -368,7 +369,7 @@ fn booted(
     }
     let candidates = [Slot::A, Slot::B].map(|slot| slots.require(Group::Platform, slot).cloned());
     let [a, b] = candidates;
-    Ok(match machine.booted_from(&[a?, b?])? {
+    Ok(match machine.booted_from(&[a?, b?], &table.partitions())? {
         Booted::Known { index: 0, .. } => Ok(Slot::A),
         Booted::Known { .. } => Ok(Slot::B),
         Booted::Unknown { why } => Err(why),

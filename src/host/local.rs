@@ -11,7 +11,7 @@ use super::{Access, DiskLock, Machine, MountSource, booted, lock};
 use crate::device::{self, AlignedBuf, BlockDevice, Direct, Mode, Region};
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
-use crate::units::{BlockSize, ByteOffset, Extent, Guid};
+use crate::units::{BlockSize, ByteOffset, Extent, Group, Guid, Slot};
 
 /// A whole disk that Linux knows, or an image file.
 pub struct LocalDisk {
@@ -122,11 +122,19 @@ impl LocalDisk {
             own.push(node.path.clone());
             own.extend(partitions(node.number));
         }
+        // Copies of this disk are looked for in tables only where the kernel does not tell.
+        let copies = match &self.disk {
+            Disk::Block(node) if !self.kernel.tells_partuuid() => {
+                let named = |slot| self.kernel.others_with(Group::Platform.partition_name(slot), node.number);
+                Slot::BOTH.into_iter().flat_map(named).map(|node| node.path).collect()
+            }
+            _ => Vec::new(),
+        };
         let loops = self.kernel.loops();
         let others = loops
             .into_iter()
             .flat_map(|l| partitions(l.node.number).chain([l.node.path]).collect::<Vec<_>>());
-        (own, others.collect())
+        (own, others.chain(copies).collect())
     }
 
     /// The kernel's node of a partition; `None` where it has none of any partition: image files, loop
@@ -283,7 +291,7 @@ impl Machine for LocalDisk {
         matches!(self.disk, Disk::File(_))
     }
 
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Booted> {
+    fn booted_from(&self, candidates: &[Partition], table: &[Partition]) -> Result<Booted> {
         let Disk::Block(disk) = &self.disk else {
             return Ok(Booted::Unknown { why: "it is an image file, which no machine runs from".to_owned() });
         };
@@ -291,8 +299,8 @@ impl Machine for LocalDisk {
         let variables = self.efivars.as_ref().and_then(|dir| dir.read().ok()).unwrap_or_default();
         let loaded_from: Vec<Guid> = variables.loaded_from().into_iter().chain(variables.stub()).collect();
         let ask = Devices { holds_disk: self.mode == Mode::Claim };
-        let facts = Facts { kernel: &self.kernel, ask: &ask, disk, candidates, loaded_from: &loaded_from };
-        Ok(booted::find(&facts))
+        let (kernel, loaded_from) = (&self.kernel, loaded_from.as_slice());
+        Ok(booted::find(&Facts { kernel, ask: &ask, disk, candidates, table, loaded_from }))
     }
 }
 

@@ -98,9 +98,9 @@ pub trait Machine: Send + Sync {
         Ok(None)
     }
 
-    /// From which partition among `candidates` this machine runs, where anything says so. Unknown on disk images and on
+    /// From which partition among `candidates` this machine runs, where anything says so; `table` are all of the disk. Unknown on disk images and on
     /// disks that this machine did not boot from.
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Booted>;
+    fn booted_from(&self, candidates: &[Partition], table: &[Partition]) -> Result<Booted>;
 
     /// Whether a kernel is loaded that kexec is about to start.
     fn kexec_is_loaded(&self) -> bool {

@@ -84,7 +84,7 @@ fn a_partition_is_the_same_bytes_by_node_and_by_window() {
                 }
             }
             for (machine, why) in [(&machine, "none of its slots"), (&file, "image file")] {
-                match machine.booted_from(&slots()).unwrap() {
+                match machine.booted_from(&slots(), &slots()).unwrap() {
                     Booted::Unknown { why: found } => assert!(found.contains(why), "{found}"),
                     known => panic!("{known:?}"),
                 }

@@ -49,6 +49,8 @@ pub(super) struct Facts<'a> {
     pub(super) disk: &'a Node,
     /// The platform slots.
     pub(super) candidates: &'a [Partition],
+    /// All partitions of the disk, by its table.
+    pub(super) table: &'a [Partition],
     /// The partitions from which boot loader and kernel image were loaded, by EFI variables.
     pub(super) loaded_from: &'a [Guid],
 }

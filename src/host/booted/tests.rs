@@ -28,6 +28,8 @@ struct Machine {
     below: BTreeMap<&'static str, Identity>,
     claimed: BTreeSet<&'static str>,
     loaded_from: Vec<Guid>,
+    /// PARTUUIDs by the table of a disk; of others they cannot be read.
+    tables: BTreeMap<&'static str, Vec<Guid>>,
 }
 
 impl Ask for Machine {
@@ -39,6 +41,11 @@ impl Ask for Machine {
     fn is_claimed(&self, node: &Path) -> io::Result<bool> {
         Ok(self.claimed.contains(node.file_name().unwrap().to_str().unwrap()))
     }
+
+    fn partuuids(&self, node: &Path) -> io::Result<Vec<Guid>> {
+        let name = node.file_name().unwrap().to_str().unwrap();
+        self.tables.get(name).cloned().ok_or_else(|| nix::errno::Errno::EACCES.into())
+    }
 }
 
 fn found(fake: &FakeKernel, machine: &Machine, mounts: &str, cmdline: &str) -> Booted {
@@ -49,6 +56,7 @@ fn found(fake: &FakeKernel, machine: &Machine, mounts: &str, cmdline: &str) -> B
         extent: Extent { at: ByteOffset(at), len: 1 << 20 },
     };
     let candidates = [candidate(2, "platform_a", A, 1 << 20), candidate(3, "platform_b", B, 2 << 20)];
+    let table = [&[candidate(1, "kernel", KERNEL, 1 << 19)][..], &candidates].concat();
     fake.mounted(mounts);
     fake.cmdline(cmdline);
     let disk = fake.kernel.node("8:0".parse().unwrap()).unwrap();
@@ -57,6 +65,7 @@ fn found(fake: &FakeKernel, machine: &Machine, mounts: &str, cmdline: &str) -> B
         ask: machine,
         disk: &disk,
         candidates: &candidates,
+        table: &table,
         loaded_from: &machine.loaded_from,
     })
 }
@@ -186,6 +195,51 @@ fn a_twin_of_the_disk_makes_names_worthless() {
     assert_eq!(ask(&fake, OVERLAY, "root=PARTLABEL=platform_b"), Some(1));
     assert_eq!(ask(&fake, OVERLAY, &format!("root=PARTUUID={B}")), None);
     assert_eq!(ask(&fake, OVERLAY, &format!("root=PARTUUID={A}")), Some(0));
+}
+
+/// Kernels before 6.10 do not tell PARTUUID: the table of the disk says which partition has it, and the tables of disks
+/// with partitions of the same names whether one is a copy.
+#[test]
+fn a_kernel_that_tells_no_partuuid() {
+    let bare = || {
+        let fake = FakeKernel::new();
+        fake.device("8:0", "sda", None, "");
+        fake.device("8:1", "sda/sda1", Some((1, 1024, 1024)), "PARTNAME=kernel\n");
+        fake.device("8:2", "sda/sda2", Some((2, 2048, 2048)), "PARTNAME=platform_a\n");
+        fake.device("8:3", "sda/sda3", Some((3, 4096, 2048)), "PARTNAME=platform_b\n");
+        fake.device("8:16", "sdb", None, "");
+        fake
+    };
+    let fake = bare();
+    let words = [
+        (format!("root=PARTUUID={B}"), Some(1)),
+        (format!("root=PARTUUID={KERNEL}/PARTNROFF=1"), Some(0)),
+        (format!("root=PARTUUID={KERNEL}/PARTNROFF=2"), Some(1)),
+        (format!("root=PARTUUID={KERNEL}/PARTNROFF=3"), None),
+        (format!("qstage.partuuid={A}"), Some(0)),
+    ];
+    for (line, expected) in &words {
+        assert_eq!(ask(&fake, OVERLAY, line), *expected, "{line}");
+    }
+    // Another disk with the names of the slots: a copy, one of its own, one that cannot be read.
+    let fake = bare();
+    for (number, name, label) in
+        [(17, "sdb/sdb1", "kernel"), (18, "sdb/sdb2", "platform_a"), (19, "sdb/sdb3", "platform_b")]
+    {
+        let place = Some((number - 16, u64::from(number) << 10, 1024));
+        fake.device(&format!("8:{number}"), name, place, &format!("PARTNAME={label}\n"));
+    }
+    let guids = |all: &[&str]| all.iter().map(|guid| guid.parse().unwrap()).collect::<Vec<Guid>>();
+    let other = "cccccccc-0000-4000-8000-000000000003";
+    let machine = |guids: Option<Vec<Guid>>| Machine {
+        tables: guids.map(|guids| ("sdb", guids)).into_iter().collect(),
+        ..Machine::default()
+    };
+    for (line, expected) in &words {
+        assert_eq!(with(&fake, &machine(Some(guids(&[other]))), OVERLAY, line), *expected, "{line}");
+        assert_eq!(with(&fake, &machine(Some(guids(&[KERNEL, A, B]))), OVERLAY, line), None, "{line}");
+        assert_eq!(with(&fake, &machine(None), OVERLAY, line), None, "{line}");
+    }
 }
 
 #[test]

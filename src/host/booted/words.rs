@@ -79,18 +79,10 @@ fn by_device(facts: &Facts, number: DeviceNumber) -> Option<usize> {
     only(Layers::below_device(facts, number).slots(facts).into_iter())
 }
 
-/// The partition so many numbers after the one with this PARTUUID.
+/// The partition so many numbers after the one with this PARTUUID, whose number the table of the disk says.
 fn by_offset(facts: &Facts, text: &str, offset: i64) -> Option<usize> {
-    let own = partitions(facts);
-    let known = facts.kernel.with_uevent("PARTUUID", text);
-    let number = match facts.candidates.iter().find(|slot| text.parse() == Ok(slot.guid)) {
-        Some(slot) => slot.number,
-        None => {
-            let link = facts.kernel.dev.join("disk/by-partuuid").join(text.to_lowercase());
-            let device = known.first().copied().or_else(|| facts.kernel.number_of(&link))?;
-            own.iter().find(|node| node.number == device)?.partition?.0
-        }
-    };
+    let guid = text.parse().ok()?;
+    let number = only(facts.table.iter().filter(|partition| partition.guid == guid))?.number;
     let wanted = u32::try_from(i64::from(number).checked_add(offset)?).ok()?;
     let index = facts.candidates.iter().position(|slot| slot.number == wanted)?;
     alone(facts, "PARTUUID", "disk/by-partuuid", text).then_some(index)
@@ -115,13 +107,24 @@ fn by_table(facts: &Facts, table: &str) -> Option<usize> {
 }
 
 /// Whether no partition of another disk carries the value: a cloned disk has the same names and GUIDs. Kernels before 6.10
-/// do not tell PARTUUID; then there is the link of udev, which leads to one of several.
+/// do not tell PARTUUID; then there is the link of udev, which leads to one of several, and the tables of the disks that
+/// have partitions of the same names.
 fn alone(facts: &Facts, key: &str, links: &str, wanted: &str) -> bool {
     let own = partitions(facts);
     let ours = |number: &DeviceNumber| own.iter().any(|node| node.number == *number);
     let link = facts.kernel.dev.join(links).join(wanted.to_lowercase());
     let linked = link.exists().then(|| facts.kernel.number_of(&link)).flatten();
-    facts.kernel.with_uevent(key, wanted).iter().all(ours) && linked.iter().all(ours)
+    facts.kernel.with_uevent(key, wanted).iter().all(ours)
+        && linked.iter().all(ours)
+        && (key != "PARTUUID" || facts.kernel.tells_partuuid() || !has_copy(facts, wanted))
+}
+
+/// Whether another disk has a partition of this PARTUUID, or may have: what cannot be read is no evidence.
+fn has_copy(facts: &Facts, text: &str) -> bool {
+    let Ok(guid) = text.parse() else { return false };
+    let own = facts.table.iter().filter(|partition| partition.guid == guid);
+    let others = own.flat_map(|partition| facts.kernel.others_with(&partition.name, facts.disk.number));
+    others.into_iter().any(|disk| facts.ask.partuuids(&disk.path).map_or(true, |found| found.contains(&guid)))
 }
 
 fn partitions(facts: &Facts) -> Vec<Node> {

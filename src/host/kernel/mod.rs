@@ -178,6 +178,20 @@ impl Kernel {
             .collect()
     }
 
+    /// Whether the kernel tells the PARTUUID of partitions in `uevent`: since 6.10.
+    pub fn tells_partuuid(&self) -> bool {
+        let dir = self.sys.join("class/block");
+        names(&dir).iter().any(|name| uevent(&dir.join(name), "PARTUUID").is_some())
+    }
+
+    /// The disks beside `disk`, and beside those that it is made of, with a partition of this name.
+    pub fn others_with(&self, name: &str, disk: DeviceNumber) -> Vec<Node> {
+        let own = self.slaves(disk);
+        let named = self.with_uevent("PARTNAME", name).into_iter();
+        let disks = named.filter_map(|partition| self.disk_of(partition).ok().flatten());
+        disks.filter(|found| found.number != disk && !own.contains(&found.number)).collect()
+    }
+
     /// The block device that a path names, links included.
     pub fn number_of(&self, path: &Path) -> Option<DeviceNumber> {
         let dir = self.sys.join("class/block");

@@ -16,8 +16,9 @@ use std::io;
 use std::path::Path;
 
 use super::kernel::{Kernel, Namespace, Node};
-use crate::device::{self, Identity};
-use crate::units::Extent;
+use crate::device::{self, AlignedBuf, BlockDevice, Direct, Identity, Mode};
+use crate::gpt::{Header, Table};
+use crate::units::{BlockSize, ByteOffset, Extent, Guid, Lba};
 use ways::Ways;
 
 /// The disk whose partitions are asked about.
@@ -48,6 +49,9 @@ pub(crate) trait Ask {
     /// Whether somebody holds a block device exclusively.
     fn is_claimed(&self, node: &Path) -> io::Result<bool>;
 
+    /// The PARTUUIDs of the partitions of the disk at `node`, by its table.
+    fn partuuids(&self, node: &Path) -> io::Result<Vec<Guid>>;
+
     /// Whether this process itself holds the disk exclusively, so that exclusive opens of it and of its partitions fail.
     fn holds_disk(&self) -> bool {
         false
@@ -67,6 +71,21 @@ impl Ask for Devices {
 
     fn is_claimed(&self, node: &Path) -> io::Result<bool> {
         device::is_claimed(node)
+    }
+
+    fn partuuids(&self, node: &Path) -> io::Result<Vec<Guid>> {
+        let disk = Direct::open(node, Mode::Read, BlockSize::B512).map_err(io::Error::other)?;
+        let block = disk.block_size();
+        let mut raw = AlignedBuf::zeroed(block.bytes() as usize);
+        disk.read_at(&mut raw, ByteOffset(block.bytes().into()))?;
+        let header = Header::decode(&raw, Lba(1)).map_err(|fault| io::Error::other(fault.to_string()))?;
+        let at = header.entries_lba.offset(block).ok_or(io::ErrorKind::InvalidData)?;
+        let len = (header.array_blocks() as usize).saturating_mul(block.bytes() as usize);
+        let mut entries = AlignedBuf::zeroed(len);
+        disk.read_at(&mut entries, at)?;
+        let entries = entries.get(..header.array_len()).ok_or(io::ErrorKind::InvalidData)?.to_vec();
+        let table = Table::new(header, entries).map_err(|fault| io::Error::other(fault.to_string()))?;
+        Ok(table.partitions().into_iter().map(|partition| partition.guid).collect())
     }
 
     fn holds_disk(&self) -> bool {

@@ -42,6 +42,10 @@ impl Ask for Answers {
             Ok(self.claimed.contains(name))
         }
     }
+
+    fn partuuids(&self, _: &Path) -> io::Result<Vec<Guid>> {
+        Err(nix::errno::Errno::EACCES.into())
+    }
 }
 
 fn asked(fake: &FakeKernel, ask: &Answers, disk: &Disk) -> [Usage; 2] {

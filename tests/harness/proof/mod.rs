@@ -239,7 +239,7 @@ impl Machine for Bench {
     fn in_use(&self, _: &Partition) -> Result<Option<String>> {
         Ok(None)
     }
-    fn booted_from(&self, _: &[Partition]) -> Result<Booted> {
+    fn booted_from(&self, _: &[Partition], _: &[Partition]) -> Result<Booted> {
         Ok(Booted::Unknown { why: "it is in memory".to_owned() })
     }
 }

@@ -110,8 +110,8 @@ impl Machine for Uefi {
     fn in_use(&self, partition: &Partition) -> Result<Option<String>> {
         self.bench.in_use(partition)
     }
-    fn booted_from(&self, candidates: &[Partition]) -> Result<Booted> {
-        self.bench.booted_from(candidates)
+    fn booted_from(&self, candidates: &[Partition], table: &[Partition]) -> Result<Booted> {
+        self.bench.booted_from(candidates, table)
     }
     fn firmware(&self) -> Result<&dyn Variables> {
         Ok(self)
