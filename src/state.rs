@@ -170,6 +170,9 @@ pub struct SlotReport {
     pub created: Option<u64>,
     /// BLAKE3 of the image that it holds.
     pub blake3: Option<Blake3>,
+    /// BLAKE3 of the manifest that it was installed from.
+    #[serde(skip)]
+    pub manifest: Option<Blake3>,
     /// Names of the firmware blobs that it holds.
     pub firmware: Vec<String>,
     /// Boot priority (bits 48-51).

@@ -73,6 +73,7 @@ enum Verb {
     Serve(serve::ServeArgs),
     Upgrade(remote::UpgradeArgs),
     Watch(remote::WatchArgs),
+    Cluster(remote::ClusterArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
     #[command(hide = true)]
@@ -107,6 +108,7 @@ impl Cli {
             Verb::Serve(args) => args.run(),
             Verb::Upgrade(args) => args.run(),
             Verb::Watch(args) => args.run(),
+            Verb::Cluster(args) => args.run(),
             Verb::Completions(args) => args.run(),
             Verb::Man(args) => args.run(),
             Verb::Answers(args) => args.run(),
@@ -138,6 +140,7 @@ impl Cli {
             Verb::Health(args) => args.json,
             Verb::Upgrade(args) => args.json,
             Verb::Watch(args) => args.json,
+            Verb::Cluster(args) => args.wants_json(),
             // The seven keys are all that status ever prints; a reader of it must not meet other objects.
             Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Answers(_) => {
                 false

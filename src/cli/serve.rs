@@ -15,6 +15,7 @@ use crate::service::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::software::Software;
 use crate::service::worker::Arguments;
 use crate::service::{self, Access, Service};
+use crate::state::UpgradeType;
 use crate::units::text;
 
 /// Serve upgrades over REST, with HTTPS and a Unix socket
@@ -77,8 +78,14 @@ impl ServeArgs {
                 }
                 None => (Arc::new(commands.clone()), Arc::new(commands)),
             };
+        let listen = self.listen.unwrap_or(configured.listen());
+        let cluster = settings.cluster.as_ref().map(|cluster| cluster.membership(listen)).transpose()?;
+        if cluster.is_some() && !after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
+            let problem = "a member of a cluster needs a 'reboot_command' in [service]".to_owned();
+            return Err(Error::Argument { what: "[cluster]".to_owned(), problem });
+        }
         let access = Access {
-            listen: self.listen.unwrap_or(configured.listen()),
+            listen,
             socket: self.socket.clone().or_else(|| configured.socket.clone()),
             certificate,
             tokens: configured.tokens.clone(),
@@ -95,6 +102,7 @@ impl ServeArgs {
             container,
             limits: configured.limits(),
             allowed: configured.allowed(),
+            cluster,
         };
         // Nobody sees it otherwise: a log that cannot be had is no reason not to serve.
         outlet::err().lament(lost_lines);

@@ -139,6 +139,7 @@ mod tests {
             unsigned: false,
             product: None,
             created: None,
+            manifest: None,
             blake3: None,
             firmware: Vec::new(),
             priority: 15,

@@ -22,7 +22,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`state`] | the values of the keys |
-//! | [`store`] | transactions, revisions and leases; [`memory`]: the same without a network |
+//! | [`store`] | transactions, revisions and leases; [`memory`]: the same without a network; [`etcd`]: the real one, with [`codec`] |
 //! | [`view`] | all keys at one revision |
 //! | [`next`] | the driver: `upgrade` before, `rolling` in a rolling reboot |
 //! | [`turn`] | what a node does |
@@ -30,6 +30,8 @@
 //!
 //! `tests/cluster` explores every interleaving of small clusters with a fault at every step.
 
+pub mod codec;
+pub mod etcd;
 pub mod memory;
 pub mod next;
 pub mod orders;

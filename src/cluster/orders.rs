@@ -42,13 +42,15 @@ pub fn commit(view: &View) -> Result<Txn> {
     };
     admission(view)?;
     let rolling = order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform;
-    let mut order = order.clone();
-    if rolling {
-        order.nodes = Some(group(view, order.nodes)?);
-    }
+    let group = if rolling { Some(group(view, order.nodes)?) } else { None };
     let stage = first_stage(order.upgrade_type, rolling);
-    let upgrade = Upgrade { stage, order: Some(order), error: None, kept: false, ..upgrade.clone() };
+    let upgrade = Upgrade { stage, error: None, kept: false, group, ..upgrade.clone() };
     Ok(view.ordered(vec![put_upgrade(upgrade)]))
+}
+
+/// Stores why a commit did not begin: whoever ordered it was not refused, and reads it in the status.
+pub fn commit_failed(view: &View, error: String) -> Txn {
+    view.ordered(vec![put_upgrade(Upgrade { error: Some(error), ..view.upgrade.clone() })])
 }
 
 /// Ends a prepare, or discards what is prepared.

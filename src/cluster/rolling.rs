@@ -9,7 +9,7 @@
 //! | all have come back | idle | |
 
 use super::next::{Action, put_reboot, put_upgrade};
-use super::state::{BootId, NodeId, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::state::{BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::Write;
 use super::view::{View, names};
 
@@ -37,6 +37,9 @@ fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
     let Some(alive) = view.alive.get(&node) else { return Verdict::Waits(format!("{node} to come back")) };
     if alive.boot == before {
+        if let Some(Outcome::Failed(why)) = view.outcomes.get(&node) {
+            return Verdict::Failed(format!("{node}: {why}"));
+        }
         return Verdict::Waits(format!("{node} to reboot"));
     }
     match &alive.standing {

@@ -145,6 +145,12 @@ pub struct Ordered {
     pub rolling: bool,
     /// Nodes per group; `None`: by the protection when it begins.
     pub nodes: Option<u32>,
+    /// Product and version need not fit what runs.
+    #[serde(default)]
+    pub overridden: bool,
+    /// A release that has failed is tried again.
+    #[serde(default)]
+    pub retry: bool,
 }
 
 /// The upgrade of the cluster.
@@ -162,6 +168,9 @@ pub struct Upgrade {
     pub progress: u8,
     /// The verdict: all nodes ran the new release, and it stays. A node that was away then does what it says.
     pub kept: bool,
+    /// Nodes per group of its rolling reboot, as the commit decided; `None`: not yet.
+    #[serde(default)]
+    pub group: Option<u32>,
 }
 
 /// How far a node has come with an upgrade.

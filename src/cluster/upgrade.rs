@@ -11,6 +11,7 @@
 //! A rolling reboot goes from PREPARED to COMMITTED at once: each node selects the new slot at its own turn.
 
 use super::next::{Action, put_reboot, put_upgrade};
+use super::orders::group;
 use super::state::{BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::{Key, Value, Write};
 use super::view::{View, names};
@@ -160,7 +161,8 @@ fn committed(view: &View) -> Action {
         state: RebootState::InProgress,
         rolling: order.rolling,
         upgrade_initiated: true,
-        group: order.nodes.unwrap_or(1),
+        // One that commits by itself has asked nobody.
+        group: upgrade.group.or_else(|| group(view, order.nodes).ok()).unwrap_or(1),
         ..Reboot::default()
     };
     if order.rolling {

@@ -1,6 +1,7 @@
 //! The configuration file, `/etc/qstage/config.toml`. Every key is optional; `fixtures/config.toml` explains
 //! them. Precedence: command line, file, default.
 
+mod cluster;
 mod network;
 mod service;
 mod settings;
@@ -12,6 +13,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use cluster::ClusterConfig;
 use network::NetworkConfig;
 use serde::Deserialize;
 use values::{loader, rate, sector_size, tries};
@@ -69,6 +71,7 @@ pub(crate) struct Config {
     network: NetworkConfig,
     #[serde(default)]
     service: ServiceConfig,
+    cluster: Option<ClusterConfig>,
 }
 
 impl Config {
@@ -125,6 +128,7 @@ impl Config {
             kexec: self.kexec,
             web: self.network.into_web(self.web_ca, self.web_insecure.unwrap_or(false)),
             service: self.service,
+            cluster: self.cluster,
         }
     }
 }

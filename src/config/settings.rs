@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use super::cluster::ClusterConfig;
 use super::{DEFAULT_PATH, ServiceConfig};
 use crate::boot::BootFlag;
 use crate::container;
@@ -56,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) web: Web,
     /// The service.
     pub(crate) service: ServiceConfig,
+    /// The cluster that this node belongs to or may join; `None`: a single node.
+    pub(crate) cluster: Option<ClusterConfig>,
 }
 
 impl Settings {

@@ -76,6 +76,7 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     assert_eq!(times.limits(), ServiceConfig::default().limits());
     assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
     assert!(reboot_command.is_some() && halt_command.is_some() && software_restart_command.is_some());
+    check_cluster(&all.cluster.unwrap());
     let kexec::Config { command_line, .. } = all.kexec.clone();
     assert!(command_line.is_some(), "an example");
     assert_eq!(kexec::Config { command_line: None, ..all.kexec }, kexec::Config::default());
@@ -83,6 +84,44 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     assert!(web_insecure.is_some());
     assert_eq!(shown.into_settings(), Config::default().into_settings());
     assert_eq!(listen, Some(ServiceConfig::default().listen()));
+}
+
+/// The same for `[cluster]`.
+fn check_cluster(shown: &super::cluster::ClusterConfig) {
+    let super::cluster::ClusterConfig {
+        endpoints,
+        node,
+        address,
+        prefix,
+        ca,
+        cert,
+        key,
+        user,
+        password_file,
+        reboot_timeout,
+        health_checks,
+        health_timeout,
+    } = shown.clone();
+    assert!(!endpoints.is_empty() && address.is_some() && ca.is_some() && cert.is_some() && key.is_some());
+    assert!(user.is_some() && password_file.is_some() && prefix.is_some() && reboot_timeout.is_some());
+    assert!(health_checks.is_some() && health_timeout.is_some());
+    let text = format!("endpoints = {endpoints:?}\nnode = {node}");
+    let least: super::cluster::ClusterConfig = toml::from_str(&text).unwrap();
+    let listen = ServiceConfig::default().listen();
+    let shown = super::cluster::ClusterConfig {
+        address: None,
+        ca: None,
+        cert: None,
+        key: None,
+        user: None,
+        password_file: None,
+        ..shown.clone()
+    };
+    assert_eq!(shown.membership(listen).unwrap(), least.membership(listen).unwrap());
+    for half in ["cert = '/x'", "user = 'x'"] {
+        let half: super::cluster::ClusterConfig = toml::from_str(&format!("{text}\n{half}")).unwrap();
+        assert_eq!(half.membership(listen).unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT");
+    }
 }
 
 /// The same for `[container]`: every key of the structure stands in the sample, by the names that Debug prints.

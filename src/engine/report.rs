@@ -139,6 +139,7 @@ impl Engine<'_> {
                 product: claims.map(|claims| claims.product.clone()),
                 created: claims.map(|claims| claims.created),
                 blake3: image.map(|(_, payload)| payload.blake3),
+                manifest: held.record().map(|record| record.manifest.digest()),
                 firmware: claims
                     .filter(|_| held.group == Group::Platform)
                     .map(|claims| {

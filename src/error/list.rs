@@ -59,7 +59,13 @@ errors! {
     /// The service has nothing at this address, or not for this method.
     NoSuchEndpoint { what: String } => Usage, "NO_SUCH_ENDPOINT", ("{what}; see /v1/qstage/openapi.json");
     /// A request names a node that is not there.
-    NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; this is node 1, and the only one");
+    NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; 'qstage cluster status' shows those that there are, a single node is node 1");
+    /// Something was asked of a node that answers at another address.
+    ElsewhereNode { node: u64 } => Usage, "ELSEWHERE_NODE",
+        ("that is for node {node} itself; ask at its address, which 'qstage cluster status' shows");
+    /// Something was asked for that a member of a cluster does together with the others only.
+    ClusterMember { what: String } => Usage, "CLUSTER_MEMBER",
+        ("{what} is not for one member of a cluster alone; use /v2/upgrade, which is for all of them");
     /// Something was asked for that only a cluster can do.
     NotACluster { what: String } => Usage, "NOT_A_CLUSTER", ("{what} needs a cluster; this is a single node");
 
@@ -233,6 +239,15 @@ errors! {
     /// A reboot that is not under way cannot be paused or resumed.
     NoReboot => Refused, "NO_REBOOT", ("no rolling reboot is under way");
 
+    /// This node may not join the cluster, or leave it.
+    Membership { problem: String } => Refused, "MEMBERSHIP", ("{problem}");
+    /// A member of a cluster was asked for an upgrade of the software alone.
+    ClusterSoftware { version: String } => Refused, "CLUSTER_SOFTWARE",
+        ("{version} changes the software alone, and a cluster takes upgrades of the platform only; let all nodes leave ('qstage cluster leave'), upgrade them one by one, and join again ('qstage cluster join')");
+    /// A key of the cluster holds what this program does not understand.
+    ClusterData { key: String, problem: String } => Refused, "CLUSTER_DATA",
+        ("etcd key '{key}' holds no value of this qstage ({problem}); nothing moves until all nodes run one qstage and somebody has seen to that key");
+
     // ---- Disk ----
     /// No software slot holds what could be started.
     NoSoftware { problem: String } => Disk, "NO_SOFTWARE", ("there is no software to run: {problem}; run 'qstage prepare'");
@@ -372,6 +387,9 @@ errors! {
         ("'{command}' did not reboot the machine within {seconds} s; reboot it by hand to start the new slot");
 
     // ---- Network ----
+    /// etcd cannot be reached, has no quorum, or refuses.
+    ClusterStore { problem: String } => Network, "CLUSTER_STORE",
+        ("etcd does not answer ({problem}); nothing moves until it does, see [cluster] in the configuration");
     /// A web server gave an answer that no retry will change.
     Http { url: String, problem: String } => Network, "HTTP", ("{url}: {problem}");
 
@@ -413,6 +431,8 @@ errors! {
     /// A container could not be stopped, not by SIGKILL either.
     ContainerStop { slot: Slot, problem: String } => Service, "CONTAINER_STOP",
         ("the container of software slot {slot} does not stop: {problem}; reboot the machine");
+    /// An upgrade of the cluster failed; its sentence names the node.
+    ClusterUpgrade { problem: String } => Service, "CLUSTER_UPGRADE", ("{problem}");
     /// A container runs, but its probe did not succeed in time; there is nothing to go back to.
     ContainerUnhealthy { slot: Slot, seconds: f64, problem: String } => Service, "CONTAINER_UNHEALTHY",
         ("the container of software slot {slot} is not healthy after {seconds:.1} s: {problem}");

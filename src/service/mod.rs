@@ -13,6 +13,7 @@
 //! | `view`, `wording` | the objects of the wire contract; messages that name its calls |
 //! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `calm`: the waiting period |
 //! | `worker` | processes that read bundles; [`disk`]: the engine |
+//! | [`cluster`] | what it does together with other nodes |
 //! | `api` | one function per endpoint; `auth`, `attempts`: who may call it; `hosts`: by which name; `listen`, `tls`, `patience`, `shares`: connections |
 //! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
 
@@ -21,6 +22,7 @@ mod attempts;
 mod auth;
 mod blocking;
 mod calm;
+pub mod cluster;
 pub mod disk;
 pub mod hooks;
 mod hosts;
@@ -86,6 +88,8 @@ pub struct Service {
     pub limits: Limits,
     /// What callers may have read.
     pub allowed: Allowed,
+    /// The cluster that this node takes part in; `None`: a single node.
+    pub cluster: Option<cluster::Membership>,
 }
 
 /// Times that the configuration sets.
@@ -149,7 +153,11 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     let (stop, stopped) = oneshot::channel();
     let mut owner = tokio::spawn(owner.run(stopped));
-    let router = api::router(service, handle.clone(), gate, hosts::Hosts::new(access));
+    let cluster = match &service.cluster {
+        Some(membership) => Some(cluster::Cluster::start(&service, &handle, membership)?),
+        None => None,
+    };
+    let router = api::router(service, handle.clone(), gate, hosts::Hosts::new(access), cluster);
     let doors = tokio::spawn(doors.serve(router, tls));
     tell(notify::State::Ready);
     tokio::select! {

@@ -32,6 +32,16 @@ pub(super) enum RebootState {
     Failed(String),
 }
 
+/// What a member of a cluster shows of all of them.
+#[derive(Debug, Clone)]
+pub(super) struct ClusterPart {
+    pub(super) reboot: RebootStatus,
+    /// A member is away, or data is not protected as it may be.
+    pub(super) degraded: bool,
+    /// Why the cluster takes no upgrade.
+    pub(super) blocked: Option<String>,
+}
+
 /// All that can be shown, at one moment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Snapshot {
@@ -51,6 +61,8 @@ pub(super) struct Snapshot {
     pub(super) last_swap: Option<Event>,
     /// The device that holds the prepare, and since when it has not answered.
     pub(super) stalled: Option<(String, Instant)>,
+    /// Of a member of a cluster: what holds for all.
+    pub(super) cluster: Option<ClusterPart>,
 }
 
 /// `GET /v1/qstage/status`: the v1 status, and what it has no keys for.
@@ -108,14 +120,14 @@ pub(super) struct Blocked {
 }
 
 /// Status of a reboot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct RebootStatus {
-    state: &'static str,
-    rolling: bool,
-    upgrade_initiated: bool,
-    total_node_count: u32,
-    rebooted_node_count: u32,
-    error_message: String,
+    pub(super) state: &'static str,
+    pub(super) rolling: bool,
+    pub(super) upgrade_initiated: bool,
+    pub(super) total_node_count: u32,
+    pub(super) rebooted_node_count: u32,
+    pub(super) error_message: String,
 }
 
 /// `GET /v1/version`.
@@ -128,6 +140,11 @@ pub(super) struct Version {
 }
 
 impl Version {
+    /// The version alone.
+    pub(super) fn number(&self) -> &str {
+        self.revision_id.rsplit(' ').next().unwrap_or_default()
+    }
+
     /// The product's name.
     pub(super) fn product(&self) -> &str {
         self.revision_id.rsplit_once(' ').map_or("", |(name, _)| name)
@@ -176,6 +193,14 @@ impl Snapshot {
             swap.message = short(&swap.code);
         }
         shown.message.clear();
+        if let Some(cluster) = &mut shown.cluster {
+            if let Some(reason) = &mut cluster.blocked {
+                "it is blocked; who has a token sees why".clone_into(reason);
+            }
+            if !cluster.reboot.error_message.is_empty() {
+                "it failed; who has a token sees why".clone_into(&mut cluster.reboot.error_message);
+            }
+        }
         if let RebootState::Failed(message) = &mut shown.reboot {
             *message = "it failed; who has a token sees why".to_owned();
         }
@@ -202,6 +227,14 @@ impl Snapshot {
     }
 
     pub(super) fn blocked(&self) -> Blocked {
+        if let Some(cluster) = &self.cluster {
+            let reason = cluster.blocked.as_deref().unwrap_or_default();
+            return Blocked {
+                is_blocked: cluster.blocked.is_some(),
+                cluster_degraded: cluster.degraded,
+                blocked_reason: by_api(reason),
+            };
+        }
         let busy = match self.upgrade.phase {
             Phase::Rebooting => Some("a reboot is under way".to_owned()),
             _ if self.reboot == RebootState::InProgress => Some("a reboot is under way".to_owned()),
@@ -286,8 +319,7 @@ impl Snapshot {
     }
 
     pub(super) fn detailed(&self) -> Detailed {
-        let version = self.version().revision_id;
-        let version = version.rsplit(' ').next().unwrap_or_default().to_owned();
+        let version = self.version().number().to_owned();
         Detailed {
             v1: self.in_full(),
             progress: self.v3().progress,
@@ -338,6 +370,10 @@ impl Snapshot {
     }
 
     pub(super) fn reboot(&self) -> RebootStatus {
+        if let Some(cluster) = &self.cluster {
+            let error_message = by_api(&cluster.reboot.error_message);
+            return RebootStatus { error_message, ..cluster.reboot.clone() };
+        }
         let upgrading = self.upgrade.phase == Phase::Rebooting;
         let under_way = upgrading || self.reboot == RebootState::InProgress;
         RebootStatus {

@@ -1,6 +1,16 @@
-//! Clusters: the pure state machine, explored exhaustively.
+//! Clusters: the pure state machine, explored exhaustively; the store, against a real etcd; and three real nodes.
+#[path = "../harness/mod.rs"]
+mod harness;
 
+/// What a store must do, the double as the real one.
+mod contract;
+/// A real etcd.
+mod etcd;
+/// Three nodes: services with disks of their own that reboot into what their tables select.
+mod lab;
 /// Every interleaving of small clusters with a fault at every step.
 mod model;
+/// Upgrades of the three nodes.
+mod nodes;
 /// A cluster as the explorer sees it.
 mod world;

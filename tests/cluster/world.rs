@@ -140,6 +140,8 @@ impl World {
             auto_commit: false,
             rolling: scenario.rolling,
             nodes: None,
+            overridden: false,
+            retry: false,
         };
         let txn = orders::prepare(&world.view(), order).unwrap();
         assert!(world.store.transact(&txn).unwrap());

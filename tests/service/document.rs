@@ -77,6 +77,10 @@ fn changes(bundle: &str) -> Vec<(&'static str, Value, u16)> {
         ("POST /v1/shutdown/node/container-restart", none.clone(), 202),
         ("POST /v1/shutdown/container-restart", none.clone(), 202),
         ("POST /v1/shutdown/container-restart/{node_id}", none.clone(), 202),
+        ("POST /v1/qstage/cluster/join", none.clone(), 400),
+        ("POST /v1/qstage/cluster/leave", none.clone(), 400),
+        ("POST /v1/qstage/cluster/leave/{node_id}", none.clone(), 400),
+        ("POST /v1/qstage/cluster/take-back/{node_id}", none.clone(), 400),
         ("POST /v1/shutdown/reboot/pause", none.clone(), 409),
         ("POST /v1/shutdown/reboot/resume", none.clone(), 409),
         ("POST /v1/shutdown/reboot/start", reboot, 202),
@@ -142,7 +146,7 @@ fn every_endpoint_answers_as_the_document_says() {
         // A stream does not end; its own test reads it.
         if path != "/v1/qstage/events" {
             let status = match path {
-                _ if path.starts_with("/v1/cluster/") => 400,
+                _ if path.starts_with("/v1/cluster/") || path == "/v1/qstage/cluster" => 400,
                 _ if path.starts_with("/v1/users/") => 403,
                 _ => 200,
             };

@@ -1,9 +1,11 @@
 //! The verbs that talk to a service.
 
+mod cluster;
 mod connection;
 mod upgrade;
 mod watch;
 
+pub(super) use cluster::ClusterArgs;
 pub(super) use connection::ServiceArgs;
 pub(super) use upgrade::UpgradeArgs;
 pub(super) use watch::WatchArgs;

@@ -32,7 +32,7 @@ pub(in crate::cli) struct UpgradeArgs {
     rolling: bool,
 
     /// Nodes that reboot at a time [default: permitted failures - 1]
-    #[arg(long, value_name = "N", requires = "rolling")]
+    #[arg(short, long, value_name = "N", requires = "rolling")]
     num_nodes_to_reboot: Option<u32>,
 
     /// Accept an older version or another product

@@ -1,12 +1,14 @@
 //! `/v1/shutdown`, `/v1/version`, `/v1/node`, `/v1/cluster`: the truth of a single node.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, State};
-use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
 use super::reply::{Accepted, Body, Detail, Json, Reply};
 use super::v2::check_rolling;
+use super::{Api, Shared, members};
+use crate::cluster::orders;
 use crate::error::{Error, Result};
 use crate::service::order::Order;
 use crate::service::view::{RebootStatus, Version};
@@ -63,7 +65,12 @@ struct SlotCounts {
 
 pub(super) async fn reboot_start(State(api): Shared, Body(body): Body<RebootBody>) -> Reply<Accepted> {
     let rolling = body.is_rolling.unwrap_or(false);
-    check_rolling(rolling, body.num_nodes_to_reboot)?;
+    let nodes = check_rolling(rolling, body.num_nodes_to_reboot)?;
+    if let Some(cluster) = api.member() {
+        let (cluster, nodes) = (Arc::clone(cluster), nodes.and_then(|nodes| u32::try_from(nodes).ok()));
+        members::waiting(move || cluster.order(|view| orders::reboot(view, rolling, nodes))).await?;
+        return Ok(Accepted(Detail("reboot of the cluster".to_owned())));
+    }
     if rolling {
         return Err(Error::NotACluster { what: "a rolling reboot".to_owned() }.into());
     }
@@ -71,12 +78,13 @@ pub(super) async fn reboot_start(State(api): Shared, Body(body): Body<RebootBody
 }
 
 pub(super) async fn reboot(State(api): Shared) -> Reply<Accepted> {
+    api.alone("a reboot of one node")?;
     api.owner.order(Order::Reboot).await?;
     Ok(Accepted(Detail("reboot".to_owned())))
 }
 
 pub(super) async fn reboot_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
-    this(&node)?;
+    this(&api, &node)?;
     reboot(State(api)).await
 }
 
@@ -86,23 +94,27 @@ pub(super) async fn halt(State(api): Shared) -> Reply<Accepted> {
 }
 
 pub(super) async fn halt_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
-    this(&node)?;
+    this(&api, &node)?;
     halt(State(api)).await
 }
 
-/// What is true of several nodes together.
-pub(super) async fn only_a_cluster(uri: Uri) -> Reply<()> {
-    Err(Error::NotACluster { what: uri.path().to_owned() }.into())
-}
-
-/// Refuses the number of a node that there is not.
-fn this(node: &str) -> Result<()> {
-    if node.parse() == Ok(NODE) { Ok(()) } else { Err(Error::NoSuchNode { node: node.to_owned() }) }
+/// Refuses the number of another node, or of none.
+fn this(api: &Api, node: &str) -> Result<()> {
+    let own = api.cluster.as_ref().map_or(NODE, |cluster| cluster.node().0.into());
+    match node.parse() {
+        Ok(number) if number == own => Ok(()),
+        Ok(number) if members::knows(api, number) => Err(Error::ElsewhereNode { node: number }),
+        _ => Err(Error::NoSuchNode { node: node.to_owned() }),
+    }
 }
 
 /// Pause and resume are for rolling reboots, which one node has not.
-pub(super) async fn reboot_pause() -> Reply<()> {
-    Err(Error::NoReboot.into())
+pub(super) async fn reboot_pause(State(api): Shared) -> Reply<()> {
+    members::reboot(&api, orders::pause).await
+}
+
+pub(super) async fn reboot_resume(State(api): Shared) -> Reply<()> {
+    members::reboot(&api, orders::resume).await
 }
 
 pub(super) async fn reboot_status(State(api): Shared) -> Json<RebootStatus> {
@@ -115,13 +127,13 @@ pub(super) async fn container_restart(State(api): Shared) -> Reply<Accepted> {
 }
 
 pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
-    this(&node)?;
+    this(&api, &node)?;
     container_restart(State(api)).await
 }
 
 /// The nodes that belong to no cluster: this one. Of disks nothing is known that clients would print.
 pub(super) async fn unconfigured(State(api): Shared) -> Json<UnconfiguredNodes> {
-    let snapshot = api.owner.snapshot();
+    let snapshot = api.snapshot();
     let label = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let uuid = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
     let disk_info = DiskInfo {
@@ -140,7 +152,8 @@ pub(super) async fn version(State(api): Shared) -> Json<Version> {
     Json(api.snapshot().version())
 }
 
-pub(super) async fn node_state() -> Json<NodeState> {
-    // A member of nothing.
-    Json(NodeState { node_id: NODE, state: "UNCONFIGURED", cluster_id: String::new() })
+pub(super) async fn node_state(State(api): Shared) -> Json<NodeState> {
+    let state = api.cluster.as_ref().map(|cluster| cluster.node_state());
+    let (node_id, state, cluster_id) = state.unwrap_or((1, "UNCONFIGURED", String::new()));
+    Json(NodeState { node_id: node_id.into(), state, cluster_id })
 }

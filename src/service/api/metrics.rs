@@ -15,7 +15,7 @@ const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) async fn metrics(State(api): Shared) -> impl IntoResponse {
     let answers: Vec<u64> = api.answers.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
-    ([(header::CONTENT_TYPE, TYPE)], render(&api.owner.snapshot(), &answers))
+    ([(header::CONTENT_TYPE, TYPE)], render(&api.snapshot(), &answers))
 }
 
 fn render(snapshot: &Snapshot, answers: &[u64]) -> String {

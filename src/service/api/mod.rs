@@ -3,6 +3,7 @@
 mod audit;
 mod cluster;
 mod events;
+mod members;
 mod metrics;
 mod own;
 mod reply;
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use super::Service;
 use super::attempts::DELAY;
 use super::auth::{Gate, Origin, Privilege};
+use super::cluster::Cluster;
 use super::hosts::Hosts;
 use super::order::{Answer, Handle, Order};
 use super::shares::{Peer, Shares};
@@ -53,6 +55,8 @@ const STREAMS_OF_ONE: usize = STREAMS / 4;
 pub(super) struct Api {
     service: Arc<Service>,
     owner: Handle,
+    /// Of a node with `[cluster]`.
+    cluster: Option<Arc<Cluster>>,
     gate: Gate,
     hosts: Hosts,
     looks: Semaphore,
@@ -84,7 +88,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v3/upgrade/status", get(v2::status)),
         ("/v1/shutdown/reboot/start", post(cluster::reboot_start)),
         ("/v1/shutdown/reboot/pause", post(cluster::reboot_pause)),
-        ("/v1/shutdown/reboot/resume", post(cluster::reboot_pause)),
+        ("/v1/shutdown/reboot/resume", post(cluster::reboot_resume)),
         ("/v1/shutdown/reboot/status", get(cluster::reboot_status)),
         ("/v1/shutdown/node/container-restart", post(cluster::container_restart)),
         ("/v1/shutdown/container-restart", post(cluster::container_restart)),
@@ -97,10 +101,10 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/node/reboot", post(cluster::reboot)),
         ("/v1/cluster/halt", post(cluster::halt)),
         ("/v1/node/halt", post(cluster::halt)),
-        ("/v1/cluster/nodes/", get(cluster::only_a_cluster)),
-        ("/v1/cluster/protection/status", get(cluster::only_a_cluster)),
-        ("/v1/cluster/protection/restriper/status", get(cluster::only_a_cluster)),
-        ("/v1/cluster/restriper/status", get(cluster::only_a_cluster)),
+        ("/v1/cluster/nodes/", get(members::nodes)),
+        ("/v1/cluster/protection/status", get(members::protection)),
+        ("/v1/cluster/protection/restriper/status", get(members::restriper)),
+        ("/v1/cluster/restriper/status", get(members::restriper)),
         ("/v1/unconfigured/nodes/", get(cluster::unconfigured)),
         ("/v1/session/login", post(session::login)),
         ("/v1/session/who-am-i", get(session::who_am_i)),
@@ -115,6 +119,11 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/qstage/mark-good", post(own::mark_good)),
         ("/v1/qstage/roll-back", post(own::roll_back)),
         ("/v1/qstage/cancel", post(own::cancel)),
+        ("/v1/qstage/cluster", get(members::status)),
+        ("/v1/qstage/cluster/join", post(members::join)),
+        ("/v1/qstage/cluster/leave", post(members::leave)),
+        ("/v1/qstage/cluster/leave/{node_id}", post(members::leave_node)),
+        ("/v1/qstage/cluster/take-back/{node_id}", post(members::take_back)),
         ("/v1/qstage/events", get(events::events)),
         ("/v1/qstage/metrics", get(metrics::metrics)),
         ("/v1/qstage/openapi.json", get(own::openapi)),
@@ -122,10 +131,17 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
 }
 
 /// All endpoints behind authentication, limits and the audit log.
-pub(super) fn router(service: Arc<Service>, owner: Handle, gate: Gate, hosts: Hosts) -> Router {
+pub(super) fn router(
+    service: Arc<Service>,
+    owner: Handle,
+    gate: Gate,
+    hosts: Hosts,
+    cluster: Option<Arc<Cluster>>,
+) -> Router {
     let api = Arc::new(Api {
         service,
         owner,
+        cluster,
         gate,
         hosts,
         looks: Semaphore::new(LOOKS),
@@ -218,9 +234,13 @@ impl Api {
         }
     }
 
-    /// What is shown now to whoever asks.
+    /// What is shown now to whoever asks: of a member of a cluster what holds for all.
     fn snapshot(&self) -> Arc<Snapshot> {
-        let snapshot = self.owner.snapshot();
+        let own = self.owner.snapshot();
+        let snapshot = match &self.cluster {
+            Some(cluster) => Arc::new(cluster.overlay(&own)),
+            None => own,
+        };
         if audit::informed() { snapshot } else { Arc::new(snapshot.for_readers()) }
     }
 
@@ -273,10 +293,26 @@ impl Api {
         tokio::time::timeout(TURN, checked).await.map_err(slow)?.map_err(lost)?
     }
 
+    /// The cluster, where this node is a member of one.
+    fn member(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref().filter(|cluster| cluster.is_member())
+    }
+
+    /// Refuses what a member must not do alone.
+    fn alone(&self, what: &str) -> Result<()> {
+        match self.member() {
+            Some(_) => Err(Error::ClusterMember { what: what.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     /// Looks at a bundle and orders its prepare. The look comes first, since clients want version and type with the
     /// first status they read, and a refusal is worth more than an error that has to be asked for.
     async fn prepare(&self, order: v2::PrepareBody, lifted: Lifted) -> Reply<Detail> {
         let settings = order.settings()?;
+        if let Some(cluster) = self.member() {
+            return members::prepare(self, cluster, &order.image_path, settings, lifted).await;
+        }
         let (planned, begun) = match self.begin(&order.image_path, lifted).await {
             Ok(begun) => begun,
             Err(error) => {

@@ -1,5 +1,7 @@
 //! `/v1/qstage`: what the upgrade API of others has no words for.
 
+use std::sync::Arc;
+
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -7,7 +9,7 @@ use serde::Deserialize;
 
 use super::reply::{Body, Detail, Json, Reply, lifted};
 use super::v2::ImageBody;
-use super::{Api, Shared, audit, turn};
+use super::{Api, Shared, audit, members, turn};
 use crate::error::{Class, Error, NO_ERROR};
 use crate::host::record::Event;
 use crate::service::blocking::{SILENCE, unless_silent};
@@ -79,6 +81,7 @@ pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
 }
 
 pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) -> Reply<Response> {
+    api.alone("a mark")?;
     let slot = match body.slot.as_deref() {
         None => None,
         Some("a") => Some(Slot::A),
@@ -91,12 +94,18 @@ pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) ->
 }
 
 pub(super) async fn roll_back(State(api): Shared) -> Reply<Response> {
+    api.alone("a roll-back")?;
     switch(&api, Order::RollBack).await
 }
 
 /// Stops a prepare, or discards what is prepared; answers when that is done. A prepare that was stopped has no
 /// report of a switch: null.
 pub(super) async fn cancel(State(api): Shared) -> Reply<Response> {
+    if let Some(cluster) = api.member() {
+        let cluster = Arc::clone(cluster);
+        members::waiting(move || cluster.order(crate::cluster::orders::cancel)).await?;
+        return switched(None);
+    }
     switched(api.cancel().await?)
 }
 

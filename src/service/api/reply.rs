@@ -69,6 +69,7 @@ impl From<Error> for Failed {
             Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
             Error::Forbidden { .. } => StatusCode::FORBIDDEN,
             Error::NoSuchEndpoint { .. } | Error::NoSuchNode { .. } => StatusCode::NOT_FOUND,
+            Error::ClusterStore { .. } => StatusCode::SERVICE_UNAVAILABLE,
             // The path came with the request; that nothing is there is its fault.
             Error::Open { .. } => StatusCode::BAD_REQUEST,
             error => match error.class() {

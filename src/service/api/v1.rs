@@ -46,6 +46,7 @@ pub(super) async fn put_settings(
 ) -> Reply<Response> {
     let named = shown(&body.install_path).into_owned();
     let detail = Detail(format!("{:?} {named}", body.target));
+    api.alone("/v1/upgrade/settings")?;
     match body.target {
         Target::Idle => match api.cancel().await {
             Ok(_) | Err(Error::NothingToCancel { .. }) => {}
@@ -55,7 +56,7 @@ pub(super) async fn put_settings(
             api.prepare(PrepareBody::of_path(body.install_path), lifted(query.as_deref())).await?;
         }
         Target::Arm => {
-            let snapshot = api.owner.snapshot();
+            let snapshot = api.snapshot();
             let prepared = snapshot.upgrade.settings.as_ref().map(|settings| settings.install_path.as_str());
             // To arm another bundle than the one that was named is worse than an error.
             if !named.is_empty() && prepared.is_some_and(|path| path != named) {

@@ -4,7 +4,7 @@ use axum::extract::{RawQuery, State};
 use serde::{Deserialize, Serialize};
 
 use super::reply::{Accepted, Body, Detail, Json, Reply, lifted};
-use super::{Shared, audit};
+use super::{Shared, audit, members};
 use crate::error::{Error, Result};
 use crate::service::order::Order;
 use crate::service::upgrade::Settings;
@@ -97,9 +97,12 @@ pub(super) async fn verify_image(
 ) -> Json<Verified> {
     Json(match api.plan(&body.image_path, lifted(query.as_deref())).await {
         Ok(planned) => Verified {
-            target_version: Some(planned.target_version),
+            target_version: Some(planned.target_version.clone()),
             upgrade_type: Some(planned.upgrade_type),
-            error: planned.blocked_by.into_iter().next().map(|obstacle| by_api(&obstacle.message)),
+            error: match api.member().map(|_| members::check_type(&planned)) {
+                Some(Err(error)) => Some(by_api(&audit::sentence(&error))),
+                _ => planned.blocked_by.into_iter().next().map(|obstacle| by_api(&obstacle.message)),
+            },
         },
         Err(error) => Verified {
             target_version: None,
@@ -118,7 +121,10 @@ pub(super) async fn prepare(
 }
 
 pub(super) async fn commit(State(api): Shared) -> Reply<Accepted> {
-    api.owner.order(Order::Commit).await?;
-    let settings = api.owner.snapshot().upgrade.settings.clone();
+    match api.member() {
+        Some(cluster) => cluster.commit()?,
+        None => api.owner.order(Order::Commit).await.map(|_| ())?,
+    }
+    let settings = api.snapshot().upgrade.settings.clone();
     Ok(Accepted(Detail(settings.map(|settings| settings.target_version).unwrap_or_default())))
 }

@@ -47,6 +47,22 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "the_disk_is_found_by_its_partitions",
     ),
     (
+        "CLUSTER_UPGRADE",
+        "takes several nodes of which one fails",
+        "tests/cluster/nodes.rs",
+        "a_complete_upgrade_and_a_node_that_falls_back",
+    ),
+    (
+        "CLUSTER_STORE",
+        "takes an etcd that refuses or is gone",
+        "tests/cluster/contract.rs",
+        "certificates_and_users",
+    ),
+    ("CLUSTER_DATA", "takes an etcd with garbage in a key", "tests/cluster/nodes.rs", "who_does_not_belong"),
+    ("CLUSTER_MEMBER", "takes a member of a cluster", "tests/cluster/nodes.rs", "who_does_not_belong"),
+    ("ELSEWHERE_NODE", "takes a cluster of two", "tests/cluster/nodes.rs", "who_does_not_belong"),
+    ("MEMBERSHIP", "takes two machines with one number", "tests/cluster/nodes.rs", "who_does_not_belong"),
+    (
         "COMMAND",
         "takes a command of the configuration that fails",
         "src/service/hooks.rs",

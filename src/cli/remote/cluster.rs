@@ -1,0 +1,194 @@
+//! `qstage cluster`.
+
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::super::args::MachineArgs;
+use super::super::output::{Format, Palette, print, result};
+use super::super::table::{self, Cell};
+use super::connection::{Client, ServiceArgs};
+use crate::error::{Error, Result};
+
+/// See to the cluster that this node takes part in
+///
+/// What all nodes do together is ordered by 'qstage upgrade' and the upgrade API at any
+/// of them; these verbs say who belongs to it, and steer a rolling reboot. They talk to
+/// the service of this machine, or to the one that --service names.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ClusterArgs {
+    #[command(subcommand)]
+    act: Act,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// Show the nodes, what each of them does, and what is waited for
+    Status(StatusArgs),
+    /// Make this node a member, by its number in the configuration
+    ///
+    /// The first node that joins makes the cluster. A node that runs another release
+    /// than the members is refused.
+    Join(PlainArgs),
+    /// End the membership of this node, or of one that is away for good
+    Leave(LeaveArgs),
+    /// Let the group of a rolling reboot end, and begin no other one
+    Pause(PlainArgs),
+    /// Go on with a rolling reboot that was paused or has failed
+    ///
+    /// The node that failed is tried again.
+    Resume(PlainArgs),
+    /// Take the right to be down from a node that does not come back
+    ///
+    /// See to the node first: once 'resume' is given, another one may reboot.
+    TakeBack(TakeBackArgs),
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    plain: PlainArgs,
+}
+
+#[derive(Debug, Args)]
+struct PlainArgs {
+    #[command(flatten)]
+    service: ServiceArgs,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+#[derive(Debug, Args)]
+struct LeaveArgs {
+    /// Number of the node [default: this one]
+    node: Option<u32>,
+
+    #[command(flatten)]
+    plain: PlainArgs,
+}
+
+#[derive(Debug, Args)]
+struct TakeBackArgs {
+    /// Number of the node
+    node: u32,
+
+    #[command(flatten)]
+    plain: PlainArgs,
+}
+
+/// `GET /v1/qstage/cluster`, as far as people want to read it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Status {
+    node_id: u32,
+    state: String,
+    cluster_id: String,
+    connected: bool,
+    problem: String,
+    leader: Option<u32>,
+    stage: String,
+    waits_for: String,
+    pub(super) nodes: Vec<Node>,
+}
+
+/// A node in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Node {
+    pub(super) id: u32,
+    address: String,
+    version: String,
+    standing: String,
+    reason: String,
+    pub(super) doing: String,
+    pub(super) progress: Option<u64>,
+}
+
+impl PlainArgs {
+    fn client(&self) -> Result<Client> {
+        self.service.client(&self.machine.settings()?)
+    }
+
+    fn order(&self, path: &str, done: &str) -> Result<()> {
+        self.client()?.post(path, &json!({}))?;
+        print(&format!("{done}\n"))
+    }
+}
+
+impl ClusterArgs {
+    pub(in crate::cli) fn run(&self) -> Result<()> {
+        match &self.act {
+            Act::Status(args) => {
+                let status = status(&args.plain.client()?)?;
+                result(Format::object_if(args.json), &status, shown)
+            }
+            Act::Join(args) => args.order("/v1/qstage/cluster/join", "joined"),
+            Act::Leave(args) => match args.node {
+                Some(node) => args.plain.order(&format!("/v1/qstage/cluster/leave/{node}"), "left"),
+                None => args.plain.order("/v1/qstage/cluster/leave", "left"),
+            },
+            Act::Pause(args) => args.order("/v1/shutdown/reboot/pause", "paused after the group under way"),
+            Act::Resume(args) => args.order("/v1/shutdown/reboot/resume", "going on"),
+            Act::TakeBack(args) => {
+                let path = format!("/v1/qstage/cluster/take-back/{}", args.node);
+                args.plain.order(&path, "taken back; 'qstage cluster resume' goes on")
+            }
+        }
+    }
+
+    pub(in crate::cli) const fn wants_json(&self) -> bool {
+        matches!(&self.act, Act::Status(args) if args.json)
+    }
+}
+
+/// What the service says of its cluster.
+pub(super) fn status(client: &Client) -> Result<Status> {
+    let text = client.get("/v1/qstage/cluster")?;
+    serde_json::from_str(&text).map_err(|problem| Error::ServiceUnreachable {
+        service: client.name().to_owned(),
+        problem: format!("answers strangely: {problem}"),
+    })
+}
+
+fn shown(status: &Status, palette: Palette) -> String {
+    let mut text = match (status.state.as_str(), status.leader) {
+        ("UNCONFIGURED", _) => {
+            format!("node {} is no member; 'qstage cluster join' makes it one\n", status.node_id)
+        }
+        (_, Some(leader)) => format!("cluster {}, led by node {leader}\n", status.cluster_id),
+        (_, None) => format!("cluster {}, led by nobody\n", status.cluster_id),
+    };
+    if !status.problem.is_empty() {
+        text.push_str(&format!("{}: {}\n", palette.bad("what follows is old"), status.problem));
+    }
+    if !status.waits_for.is_empty() {
+        text.push_str(&format!("{}, waits for {}\n", status.stage, status.waits_for));
+    }
+    let mut rows = Vec::new();
+    for node in &status.nodes {
+        let is = if node.reason.is_empty() {
+            node.standing.clone()
+        } else {
+            format!("{}: {}", node.standing, node.reason)
+        };
+        let percent = node.progress.map(|percent| format!(" {percent} %")).unwrap_or_default();
+        let does = format!("{}{percent}", node.doing);
+        let paint = match node.standing.as_str() {
+            "good" => Palette::good,
+            "trial" => Palette::warn,
+            _ => Palette::bad,
+        };
+        rows.push(vec![
+            format!("node {}", node.id).into(),
+            node.version.clone().into(),
+            Cell::painted(is, paint),
+            does.into(),
+            node.address.clone().into(),
+        ]);
+    }
+    text.push_str(&table::render(&["NODE", "VERSION", "STATE", "DOES", "ADDRESS"], rows, palette));
+    text
+}

@@ -1,0 +1,247 @@
+//! Requests to the gateway: the endpoints one after the other, certificates, users.
+
+use std::fs;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use base64ct::{Base64, Encoding};
+use serde_json::{Value as Json, json};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body, http};
+
+use super::Access;
+use crate::error::{Error, Result};
+
+/// How long etcd may take for an answer. It gives up a request itself after some 7 s without a quorum; an answer after that
+/// is worth nothing to who has a lease of 10 s.
+const LIMIT: Duration = Duration::from_secs(4);
+/// How long a connection may take to come about, so that a host that is down leaves time for the next one.
+const CONNECT: Duration = Duration::from_millis(1500);
+/// How long a watch may be silent before it is begun anew: a connection that broke without a word looks like that.
+const SILENCE: Duration = Duration::from_secs(30);
+/// The longest answer in bytes: some hundred nodes with all that they say.
+const ANSWER_LIMIT: u64 = 16 << 20;
+
+/// The members of etcd.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    endpoints: Vec<String>,
+    /// The member that answered last.
+    current: AtomicUsize,
+    agent: Agent,
+    watcher: Agent,
+    user: Option<(String, String)>,
+    token: Mutex<Option<String>>,
+}
+
+impl Gateway {
+    pub(super) fn new(access: &Access) -> Result<Self> {
+        let wrong = |problem: String| Error::Argument { what: "[cluster] endpoints".to_owned(), problem };
+        if access.endpoints.is_empty() {
+            return Err(wrong("there is none; name at least one member of etcd".to_owned()));
+        }
+        for endpoint in &access.endpoints {
+            if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+                return Err(wrong(format!("'{endpoint}' is no URL such as https://HOST:2379")));
+            }
+        }
+        let tls = tls(access)?;
+        let agent = |global, per_read| {
+            let config = Agent::config_builder().tls_config(tls.clone()).http_status_as_error(false);
+            let config =
+                config.timeout_connect(Some(CONNECT)).timeout_global(global).timeout_per_read(per_read);
+            Agent::new_with_config(config.proxy(None).build())
+        };
+        let user = access.user.as_ref().map(|(name, file)| Ok((name.clone(), text(file)?.trim().to_owned())));
+        Ok(Self {
+            endpoints: access.endpoints.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+            current: AtomicUsize::new(0),
+            agent: agent(Some(LIMIT), None),
+            watcher: agent(None, Some(SILENCE)),
+            user: user.transpose()?,
+            token: Mutex::new(None),
+        })
+    }
+
+    /// Asks one member after the other until one answers.
+    pub(super) fn call(&self, path: &str, body: &Json) -> Result<Json> {
+        let mut answer = self.ask(&self.agent, path, body)?;
+        let text = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_string();
+        let text = text.map_err(|problem| failed(&self.endpoint(0), &problem.to_string()))?;
+        serde_json::from_str(&text)
+            .map_err(|problem| failed(&self.endpoint(0), &format!("no JSON: {problem}")))
+    }
+
+    /// The same for an answer without an end.
+    pub(super) fn stream(&self, path: &str, body: &Json) -> Result<BufReader<ureq::BodyReader<'static>>> {
+        let answer = self.ask(&self.watcher, path, body)?;
+        Ok(BufReader::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
+    }
+
+    fn endpoint(&self, further: usize) -> String {
+        let at = self.current.load(Ordering::Relaxed).wrapping_add(further) % self.endpoints.len();
+        self.endpoints.get(at).cloned().unwrap_or_default()
+    }
+
+    fn ask(&self, agent: &Agent, path: &str, body: &Json) -> Result<http::Response<Body>> {
+        let mut problems = Vec::new();
+        for further in 0..self.endpoints.len() {
+            let endpoint = self.endpoint(further);
+            match self.ask_one(agent, &endpoint, path, body) {
+                Ok(answer) => {
+                    let at =
+                        self.current.load(Ordering::Relaxed).wrapping_add(further) % self.endpoints.len();
+                    self.current.store(at, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(problem) => problems.push(format!("{endpoint}: {problem}")),
+            }
+        }
+        Err(Error::ClusterStore { problem: problems.join("; ") })
+    }
+
+    fn ask_one(
+        &self,
+        agent: &Agent,
+        endpoint: &str,
+        path: &str,
+        body: &Json,
+    ) -> std::result::Result<http::Response<Body>, String> {
+        let send = |token: Option<&str>, path: &str, body: &Json| {
+            let mut request = agent.post(format!("{endpoint}/v3/{path}"));
+            if let Some(token) = token {
+                request = request.header("Authorization", token);
+            }
+            request.send(body.to_string()).map_err(|error| error.to_string())
+        };
+        for fresh in [false, true] {
+            let token = match &self.user {
+                None => None,
+                Some((name, password)) => {
+                    let mut kept = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+                    if fresh || kept.is_none() {
+                        let order = json!({"name": name, "password": password});
+                        let answer = send(None, "auth/authenticate", &order)?;
+                        *kept = Some(refused(answer)?["token"].as_str().unwrap_or_default().to_owned());
+                    }
+                    kept.clone()
+                }
+            };
+            let answer = send(token.as_deref(), path, body)?;
+            if answer.status().is_success() {
+                return Ok(answer);
+            }
+            // A token ends some minutes after its last use, and when etcd is started anew.
+            match refused(answer) {
+                Err(problem) if self.user.is_some() && !fresh && problem.contains("token") => {}
+                Err(problem) => return Err(problem),
+                Ok(_) => break,
+            }
+        }
+        Err("it refuses the user".to_owned())
+    }
+}
+
+/// The body of an answer, or what it says is wrong.
+fn refused(mut answer: http::Response<Body>) -> std::result::Result<Json, String> {
+    let status = answer.status();
+    let text = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_string().unwrap_or_default();
+    let body: Json = serde_json::from_str(&text).unwrap_or_default();
+    if status.is_success() {
+        return Ok(body);
+    }
+    // Not all of its refusals are JSON.
+    let plain = text.lines().next().unwrap_or_default();
+    let said = body["error"].as_str().or(body["message"].as_str()).unwrap_or(plain);
+    Err(format!("{status} {said}").trim().to_owned())
+}
+
+fn failed(endpoint: &str, problem: &str) -> Error {
+    Error::ClusterStore { problem: format!("{endpoint}: {problem}") }
+}
+
+fn text(path: &Path) -> Result<String> {
+    fs::read_to_string(path)
+        .map_err(|error| Error::Config { path: path.to_owned(), problem: error.to_string() })
+}
+
+fn tls(access: &Access) -> Result<TlsConfig> {
+    let failed = |path: &Path, problem: String| Error::Config { path: path.to_owned(), problem };
+    let chain = |path: &Path| -> Result<Vec<Certificate<'static>>> {
+        let text = text(path)?;
+        let certificates = parse_pem(text.as_bytes()).filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        });
+        let certificates: Vec<_> = certificates.collect();
+        if certificates.is_empty() {
+            return Err(failed(path, "there is no certificate in it".to_owned()));
+        }
+        Ok(certificates)
+    };
+    let mut config = TlsConfig::builder();
+    if let Some(ca) = &access.ca {
+        config = config.root_certs(RootCerts::new_with_certs(&chain(ca)?));
+    }
+    if let Some((certificate, key)) = &access.identity {
+        let private = PrivateKey::from_pem(text(key)?.as_bytes())
+            .map_err(|problem| failed(key, problem.to_string()))?;
+        config = config.client_cert(Some(ClientCert::new_with_certs(&chain(certificate)?, private)));
+    }
+    Ok(config.build())
+}
+
+/// Bytes as the gateway takes them.
+pub(super) fn base64(bytes: impl AsRef<[u8]>) -> String {
+    Base64::encode_string(bytes.as_ref())
+}
+
+/// Bytes as the gateway sends them; what is none is empty, and no value of ours.
+pub(super) fn unbase64(text: &str) -> Vec<u8> {
+    Base64::decode_vec(text).unwrap_or_default()
+}
+
+/// A number of 64 bits, which JSON has as a string; one that is left out is 0.
+pub(super) fn number(value: &Json) -> i64 {
+    value.as_i64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default()
+}
+
+/// The first key after all that begin with `prefix`.
+pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if let Some(next) = last.checked_add(1) {
+            end.push(next);
+            return end;
+        }
+    }
+    // To the end of all keys.
+    vec![0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix() {
+        for (prefix, end) in
+            [(&b"/q/"[..], &b"/q0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")]
+        {
+            assert_eq!(end_of(prefix), end, "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_an_etcd_is_told_before_anything_is_asked() {
+        let code = |access: &Access| Gateway::new(access).unwrap_err().code();
+        assert_eq!(code(&Access::default()), "UPGRADE_ERROR_ARGUMENT");
+        let named = |url: &str| Access { endpoints: vec![url.into()], ..Access::default() };
+        assert_eq!(code(&named("etcd:2379")), "UPGRADE_ERROR_ARGUMENT");
+        let ca = Access { ca: Some("/dev/null".into()), ..named("https://x") };
+        assert_eq!(code(&ca), "UPGRADE_ERROR_CONFIG");
+    }
+}

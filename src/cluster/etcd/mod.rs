@@ -1,0 +1,166 @@
+//! etcd as the store, by its JSON gateway (`/v3`, etcd 3.4 and later): every key below a prefix, transactions, leases, and one
+//! watch over all of it.
+//!
+//! The gateway and not gRPC: the HTTP client is here already, and a gRPC stack would be the largest part of the program.
+
+mod gateway;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+
+use super::codec;
+use super::store::{Compare, Entry, Key, LeaseId, Revision, Snapshot, Store, Txn, Write};
+use crate::error::{Error, Result};
+use gateway::{Gateway, base64, end_of, number, unbase64};
+pub use watch::{Change, Watch};
+
+/// How etcd is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Addresses of its members: `https://HOST:2379`.
+    pub endpoints: Vec<String>,
+    /// Who signed the certificates of its members; `None`: whom the system trusts.
+    pub ca: Option<PathBuf>,
+    /// Certificate and key by which this node proves who it is.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Name, and file of the password, where it has users.
+    pub user: Option<(String, PathBuf)>,
+    /// What all keys begin with; two clusters on one etcd need two.
+    pub prefix: String,
+}
+
+/// etcd. A clone shares its connections.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    gateway: Arc<Gateway>,
+    prefix: String,
+}
+
+/// A key as the gateway sends it: numbers are strings, and a zero is left out.
+#[derive(Debug, Deserialize)]
+struct KeyValue {
+    key: String,
+    #[serde(default)]
+    value: String,
+    #[serde(default)]
+    create_revision: Json,
+    #[serde(default)]
+    mod_revision: Json,
+    #[serde(default)]
+    lease: Json,
+}
+
+impl Etcd {
+    /// A store; nothing is connected before the first request.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: certificates or password cannot be read. [`Error::Argument`]: an endpoint that is no URL.
+    pub fn new(access: &Access) -> Result<Self> {
+        Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone() })
+    }
+
+    /// All keys with the revision at which they are so.
+    ///
+    /// # Errors
+    /// [`Error::ClusterStore`], [`Error::ClusterData`].
+    pub fn read(&self) -> Result<(Snapshot, Revision)> {
+        let body = json!({"key": base64(&self.prefix), "range_end": base64(end_of(self.prefix.as_bytes()))});
+        let answer = self.gateway.call("kv/range", &body)?;
+        let mut snapshot = BTreeMap::new();
+        for kv in answer["kvs"].as_array().into_iter().flatten() {
+            if let Some((key, entry)) = self.entry(kv)? {
+                snapshot.insert(key, entry);
+            }
+        }
+        Ok((snapshot, number(&answer["header"]["revision"])))
+    }
+
+    /// Everything that changes after a revision, for as long as the connection lives.
+    ///
+    /// # Errors
+    /// [`Error::ClusterStore`].
+    pub fn watch(&self, after: Revision) -> Result<Watch> {
+        let create = json!({"create_request": {"key": base64(&self.prefix),
+            "range_end": base64(end_of(self.prefix.as_bytes())), "start_revision": (after + 1).to_string()}});
+        Ok(Watch::new(self.clone(), self.gateway.stream("watch", &create)?))
+    }
+
+    /// The identity of the etcd cluster.
+    ///
+    /// # Errors
+    /// [`Error::ClusterStore`].
+    pub fn identity(&self) -> Result<String> {
+        let answer =
+            self.gateway.call("kv/range", &json!({"key": base64(&self.prefix), "keys_only": true}))?;
+        let id: u64 =
+            answer["header"]["cluster_id"].as_str().and_then(|id| id.parse().ok()).unwrap_or_default();
+        Ok(format!("{id:016x}"))
+    }
+
+    /// Makes a lease last for its whole time again; whether it still was.
+    ///
+    /// # Errors
+    /// [`Error::ClusterStore`].
+    pub fn keep_alive(&self, lease: LeaseId) -> Result<bool> {
+        let answer = self.gateway.call("lease/keepalive", &json!({"ID": lease.to_string()}))?;
+        Ok(number(&answer["result"]["TTL"]) > 0)
+    }
+
+    fn entry(&self, kv: &Json) -> Result<Option<(Key, Entry)>> {
+        let strange = |problem: String| Error::ClusterStore { problem };
+        let kv = KeyValue::deserialize(kv)
+            .map_err(|problem| strange(format!("a key without a name: {problem}")))?;
+        let Some(key) = self.key(&kv.key) else { return Ok(None) };
+        let value = codec::decode(key, &unbase64(&kv.value))?;
+        let lease = Some(number(&kv.lease)).filter(|lease| *lease != 0);
+        let (created, modified) = (number(&kv.create_revision), number(&kv.mod_revision));
+        Ok(Some((key, Entry { value, created, modified, lease })))
+    }
+
+    fn key(&self, name: &str) -> Option<Key> {
+        let name = String::from_utf8(unbase64(name)).ok()?;
+        codec::key(name.strip_prefix(&self.prefix)?)
+    }
+
+    fn name(&self, key: Key) -> String {
+        base64(format!("{}{}", self.prefix, codec::path(key)))
+    }
+}
+
+impl Store for Etcd {
+    fn snapshot(&self) -> Result<Snapshot> {
+        self.read().map(|(snapshot, _)| snapshot)
+    }
+
+    fn transact(&mut self, txn: &Txn) -> Result<bool> {
+        let compare = txn.compare.iter().map(|compare| match compare {
+            Compare::Modified(key, revision) => json!({"key": self.name(*key), "target": "MOD",
+                "result": "EQUAL", "mod_revision": revision.to_string()}),
+            Compare::Created(key, revision) => json!({"key": self.name(*key), "target": "CREATE",
+                "result": "EQUAL", "create_revision": revision.to_string()}),
+        });
+        let writes = txn.writes.iter().map(|write| {
+            Ok(match write {
+                Write::Put(key, value, lease) => json!({"request_put": {"key": self.name(*key),
+                    "value": base64(codec::encode(value)?), "lease": lease.unwrap_or_default().to_string()}}),
+                Write::Delete(key) => json!({"request_delete_range": {"key": self.name(*key)}}),
+            })
+        });
+        let writes = writes.collect::<Result<Vec<_>>>()?;
+        let body = json!({"compare": compare.collect::<Vec<_>>(), "success": writes});
+        Ok(self.gateway.call("kv/txn", &body)?["succeeded"] == true)
+    }
+
+    fn grant(&mut self, seconds: u32) -> Result<LeaseId> {
+        Ok(number(&self.gateway.call("lease/grant", &json!({"TTL": seconds.to_string()}))?["ID"]))
+    }
+
+    fn revoke(&mut self, lease: LeaseId) -> Result<()> {
+        self.gateway.call("lease/revoke", &json!({"ID": lease.to_string()})).map(|_| ())
+    }
+}

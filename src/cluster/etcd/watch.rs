@@ -1,0 +1,54 @@
+//! A watch: one line of JSON for every revision that changed something.
+
+use std::io::{BufRead, BufReader};
+
+use serde_json::Value as Json;
+
+use super::super::store::{Entry, Key, Revision};
+use super::Etcd;
+use super::gateway::number;
+use crate::error::{Error, Result};
+
+/// A change of a key; `None`: it is gone.
+pub type Change = (Key, Option<Entry>);
+
+/// What changes, from one revision on.
+pub struct Watch {
+    etcd: Etcd,
+    lines: BufReader<ureq::BodyReader<'static>>,
+}
+
+impl Watch {
+    pub(super) const fn new(etcd: Etcd, lines: BufReader<ureq::BodyReader<'static>>) -> Self {
+        Self { etcd, lines }
+    }
+
+    /// Waits for the next changes; the revision that they lead to.
+    ///
+    /// # Errors
+    /// [`Error::ClusterStore`]: it is over, and all keys must be read anew. [`Error::ClusterData`]: garbage.
+    pub fn wait(&mut self) -> Result<(Vec<Change>, Revision)> {
+        let over = |problem: String| Error::ClusterStore { problem: format!("the watch ended: {problem}") };
+        let mut line = String::new();
+        let len = self.lines.read_line(&mut line).map_err(|problem| over(problem.to_string()))?;
+        if len == 0 {
+            return Err(over("the connection was closed".to_owned()));
+        }
+        let answer: Json = serde_json::from_str(&line).map_err(|problem| over(problem.to_string()))?;
+        let result = &answer["result"];
+        // Of a store that was restored from an older copy, or has forgotten the revision.
+        if result["canceled"] == true || !answer["error"].is_null() {
+            return Err(over(answer.to_string()));
+        }
+        let mut changes = Vec::new();
+        for event in result["events"].as_array().into_iter().flatten() {
+            let kv = &event["kv"];
+            if event["type"] == "DELETE" {
+                changes.extend(self.etcd.key(kv["key"].as_str().unwrap_or_default()).map(|key| (key, None)));
+            } else if let Some((key, entry)) = self.etcd.entry(kv)? {
+                changes.push((key, Some(entry)));
+            }
+        }
+        Ok((changes, number(&result["header"]["revision"])))
+    }
+}

@@ -1,0 +1,72 @@
+//! The table `[cluster]`.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::values::seconds;
+use crate::cluster::etcd::Access;
+use crate::cluster::state::NodeId;
+use crate::error::{Error, Result};
+use crate::service::cluster::Membership;
+
+/// The table `[cluster]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterConfig {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) node: NonZeroU32,
+    pub(crate) address: Option<String>,
+    pub(crate) prefix: Option<String>,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) user: Option<String>,
+    pub(crate) password_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(crate) reboot_timeout: Option<u64>,
+    pub(crate) health_checks: Option<PathBuf>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(crate) health_timeout: Option<u64>,
+}
+
+impl ClusterConfig {
+    /// What the service needs to know.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: one half of a pair is missing.
+    pub(crate) fn membership(&self, listen: std::net::SocketAddr) -> Result<Membership> {
+        let half = |pair: &str| Error::Argument {
+            what: format!("[cluster] {pair}"),
+            problem: "only one of them is set".to_owned(),
+        };
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err(half("cert and key")),
+        };
+        let user = match (&self.user, &self.password_file) {
+            (Some(user), Some(file)) => Some((user.clone(), file.clone())),
+            (None, None) => None,
+            _ => return Err(half("user and password_file")),
+        };
+        let prefix = self.prefix.clone().unwrap_or_else(|| "/qstage".to_owned());
+        let time = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
+        Ok(Membership {
+            access: Access {
+                endpoints: self.endpoints.clone(),
+                ca: self.ca.clone(),
+                identity,
+                user,
+                prefix: format!("{}/", prefix.trim_end_matches('/')),
+            },
+            node: NodeId(self.node.get()),
+            address: self.address.clone().unwrap_or_else(|| format!("https://{listen}")),
+            reboot_timeout: time(self.reboot_timeout, 900),
+            health: self.health_checks.clone().unwrap_or_else(|| "/etc/qstage/health.d".into()),
+            health_timeout: time(self.health_timeout, 60),
+        })
+    }
+}

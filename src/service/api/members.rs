@@ -1,0 +1,189 @@
+//! What is for all nodes of a cluster together.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::Uri;
+use serde::Serialize;
+
+use super::reply::{Accepted, Detail, Json, Reply};
+use super::{Api, Shared, audit};
+use crate::cluster::orders;
+use crate::cluster::state::{NodeId, Ordered};
+use crate::cluster::store::Txn;
+use crate::cluster::view::View;
+use crate::error::{Error, Result};
+use crate::service::cluster::{Cluster, ClusterNode, ClusterStatus};
+use crate::service::upgrade::Settings;
+use crate::service::worker::{Lifted, Planned};
+use crate::source::address;
+use crate::state::UpgradeType;
+
+/// `GET /v1/cluster/protection/status`. Clients read nothing of another type than of an erasure code.
+#[derive(Debug, Serialize)]
+pub(super) struct Protection {
+    protection_system_type: &'static str,
+    max_drive_failures: u32,
+    max_node_failures: u32,
+    remaining_drive_failures: u32,
+    remaining_node_failures: u32,
+    blocks_per_stripe: u32,
+    data_blocks_per_stripe: u32,
+}
+
+/// `GET /v1/cluster/protection/restriper/status`.
+#[derive(Debug, Serialize)]
+pub(super) struct Restriper {
+    status: &'static str,
+    phase: &'static str,
+}
+
+/// Waits for etcd on a thread for it.
+pub(super) async fn waiting<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let lost = |problem| Error::Internal { what: format!("a thread was lost: {problem}") };
+    tokio::task::spawn_blocking(act).await.map_err(lost)?
+}
+
+/// The cluster, or that this is none.
+fn cluster(api: &Api, what: &str) -> Result<Arc<Cluster>> {
+    api.cluster.clone().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
+}
+
+fn member(api: &Api, what: &str) -> Result<Arc<Cluster>> {
+    api.member().cloned().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
+}
+
+/// Whether that node is a member.
+pub(super) fn knows(api: &Api, node: u64) -> bool {
+    let node = u32::try_from(node).map(NodeId);
+    api.member().zip(node.ok()).is_some_and(|(cluster, node)| cluster.has(node))
+}
+
+/// Refuses a bundle that changes the software alone: a software slot that has proved itself has no way back that all nodes could
+/// take together.
+pub(super) fn check_type(planned: &Planned) -> Result<()> {
+    match planned.upgrade_type {
+        UpgradeType::SoftwareAndPlatform => Ok(()),
+        UpgradeType::SoftwareOnly => Err(Error::ClusterSoftware { version: planned.target_version.clone() }),
+    }
+}
+
+/// Looks at a bundle, and has all nodes prepare it. `path` is as it was sent.
+///
+/// # Errors
+/// [`Error::BadRequest`] for a URL with something secret: the order lies in etcd, where all nodes and their operators read it.
+pub(super) async fn prepare(
+    api: &Api,
+    cluster: &Arc<Cluster>,
+    path: &str,
+    settings: Settings,
+    lifted: Lifted,
+) -> Reply<Detail> {
+    if address::shown(path) != path {
+        let problem = format!(
+            "the URL {} has a user, a password, a query or a fragment, which etcd would show to all; use one without",
+            settings.install_path
+        );
+        return Err(Error::BadRequest { problem }.into());
+    }
+    let (asked, wanted) = (Arc::clone(cluster), settings.install_path.clone());
+    waiting(move || asked.admits(&wanted)).await?;
+    let planned = api.plan(path, lifted).await?;
+    check_type(&planned)?;
+    if let Some(obstacle) = planned.blocked_by.first() {
+        return Err(Error::remote(&obstacle.code, &obstacle.message).into());
+    }
+    let digest = planned.manifest.parse();
+    let digest = digest.map_err(|_| Error::Internal { what: "a plan without a manifest".to_owned() })?;
+    let order = Ordered {
+        digest,
+        install_path: settings.install_path,
+        target_version: planned.target_version,
+        upgrade_type: planned.upgrade_type,
+        auto_commit: settings.auto_commit,
+        rolling: settings.do_rolling_reboot,
+        nodes: settings.num_nodes_to_reboot.map(|nodes| u32::try_from(nodes).unwrap_or(u32::MAX)),
+        overridden: lifted.compatibility,
+        retry: lifted.retry,
+    };
+    let detail = Detail(format!("{} {} on all nodes", order.target_version, order.install_path));
+    let ordered = Arc::clone(cluster);
+    waiting(move || ordered.prepare(&order)).await?;
+    Ok(detail)
+}
+
+/// Pause and resume.
+pub(super) async fn reboot(api: &Api, decide: fn(&View) -> Result<Txn>) -> Reply<()> {
+    let Some(cluster) = api.member().cloned() else { return Err(Error::NoReboot.into()) };
+    Ok(waiting(move || cluster.order(decide)).await?)
+}
+
+pub(super) async fn nodes(State(api): Shared, uri: Uri) -> Reply<Json<Vec<ClusterNode>>> {
+    let nodes = member(&api, uri.path())?.nodes();
+    Ok(Json(if audit::informed() {
+        nodes
+    } else {
+        nodes.into_iter().map(ClusterNode::for_readers).collect()
+    }))
+}
+
+pub(super) async fn protection(State(api): Shared, uri: Uri) -> Reply<Json<Protection>> {
+    let (remaining, maximum) = member(&api, uri.path())?.protection();
+    Ok(Json(Protection {
+        protection_system_type: "PROTECTION_SYSTEM_TYPE_EC",
+        max_drive_failures: 0,
+        max_node_failures: maximum,
+        remaining_drive_failures: 0,
+        remaining_node_failures: remaining,
+        blocks_per_stripe: 0,
+        data_blocks_per_stripe: 0,
+    }))
+}
+
+pub(super) async fn restriper(State(api): Shared, uri: Uri) -> Reply<Json<Restriper>> {
+    let (remaining, maximum) = member(&api, uri.path())?.protection();
+    let status = if remaining < maximum { "RUNNING" } else { "NOT_RUNNING" };
+    Ok(Json(Restriper { status, phase: "" }))
+}
+
+pub(super) async fn status(State(api): Shared, uri: Uri) -> Reply<Json<ClusterStatus>> {
+    let status = cluster(&api, uri.path())?.status();
+    Ok(Json(if audit::informed() { status } else { status.for_readers() }))
+}
+
+pub(super) async fn join(State(api): Shared, uri: Uri) -> Reply<Accepted> {
+    let cluster = cluster(&api, uri.path())?;
+    let service = Arc::clone(&api.service);
+    let node = cluster.node();
+    waiting(move || cluster.join(&service.place.look()?)).await?;
+    Ok(Accepted(Detail(format!("{node} joins"))))
+}
+
+pub(super) async fn leave(State(api): Shared, uri: Uri) -> Reply<Accepted> {
+    let cluster = member(&api, uri.path())?;
+    let node = cluster.node();
+    remove(cluster, node).await
+}
+
+pub(super) async fn leave_node(State(api): Shared, uri: Uri, Path(node): Path<String>) -> Reply<Accepted> {
+    let cluster = member(&api, uri.path())?;
+    remove(cluster, number(&node)?).await
+}
+
+async fn remove(cluster: Arc<Cluster>, node: NodeId) -> Reply<Accepted> {
+    waiting(move || cluster.leave(node)).await?;
+    Ok(Accepted(Detail(format!("{node} leaves"))))
+}
+
+pub(super) async fn take_back(State(api): Shared, uri: Uri, Path(node): Path<String>) -> Reply<Accepted> {
+    let cluster = member(&api, uri.path())?;
+    let node = number(&node)?;
+    waiting(move || cluster.order(|view| orders::take_back(view, node))).await?;
+    Ok(Accepted(Detail(format!("the turn of {node} is taken back"))))
+}
+
+fn number(node: &str) -> Result<NodeId> {
+    node.parse().map(NodeId).map_err(|_| Error::NoSuchNode { node: node.to_owned() })
+}

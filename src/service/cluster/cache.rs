@@ -1,0 +1,175 @@
+//! All keys as they were seen last, and the two threads that talk to etcd whatever else is done: one watches, one keeps the
+//! lease alive. A flush that takes long must not cost the lease.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::kept::Kept;
+use crate::cluster::etcd::{Change, Etcd};
+use crate::cluster::state::Stage;
+use crate::cluster::store::{LeaseId, Snapshot, Store};
+use crate::cluster::view::View;
+use crate::error::{Error, sentence};
+
+/// Seconds after which a node that is silent is away: longer than the longest flush, and the keep-alives fit in several times.
+const TTL: u32 = 10;
+/// How often the lease is kept alive.
+const BEAT: Duration = Duration::from_secs(3);
+/// How long after a failure etcd is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What was seen.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) snapshot: Arc<Snapshot>,
+    /// Whether etcd has answered since the start; before that nothing is decided.
+    pub(super) ever: bool,
+    /// Whether anything is known, if only from the last time.
+    pub(super) known: bool,
+    /// Why what was seen may be old.
+    pub(super) problem: Option<String>,
+    /// Since when the upgrade is in this stage.
+    pub(super) stage: (u64, Stage),
+    pub(super) stage_since: Instant,
+    /// Whether that was seen to begin; else it may be so for much longer.
+    pub(super) stage_begun: bool,
+    /// Identity of the etcd cluster.
+    pub(super) identity: String,
+    /// The lease of this node.
+    pub(super) lease: Option<LeaseId>,
+    /// Counts changes.
+    count: u64,
+}
+
+/// The cache.
+#[derive(Debug)]
+pub(super) struct Cache {
+    seen: Mutex<Seen>,
+    changed: Condvar,
+}
+
+impl Cache {
+    /// With what was known when this node went down.
+    pub(super) fn new(kept: Option<Snapshot>) -> Self {
+        let seen = Seen {
+            known: kept.is_some(),
+            snapshot: Arc::new(kept.unwrap_or_default()),
+            ever: false,
+            problem: Some("etcd has not answered yet".to_owned()),
+            stage: (0, Stage::Idle),
+            stage_since: Instant::now(),
+            stage_begun: false,
+            identity: String::new(),
+            lease: None,
+            count: 0,
+        };
+        Self { seen: Mutex::new(seen), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self) -> Seen {
+        self.lock().clone()
+    }
+
+    /// Waits until something else is seen than `seen`, or for `limit`.
+    pub(super) fn wait(&self, seen: &Seen, limit: Duration) -> Seen {
+        let known = seen.count;
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |now| now.count == known);
+        waited.map(|(now, _)| now.clone()).unwrap_or_else(|poisoned| poisoned.into_inner().0.clone())
+    }
+
+    fn change(&self, act: impl FnOnce(&mut Seen)) {
+        let mut seen = self.lock();
+        act(&mut seen);
+        let upgrade = View::new(&seen.snapshot).upgrade;
+        if seen.stage != (upgrade.id, upgrade.stage) {
+            // The first look begins nothing.
+            seen.stage_begun = seen.count > 1 && seen.ever;
+            (seen.stage, seen.stage_since) = ((upgrade.id, upgrade.stage), Instant::now());
+        }
+        seen.count += 1;
+        drop(seen);
+        self.changed.notify_all();
+    }
+
+    fn take(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.change(|seen| {
+            let snapshot = Arc::make_mut(&mut seen.snapshot);
+            for (key, entry) in changes {
+                match entry {
+                    Some(entry) => snapshot.insert(key, entry),
+                    None => snapshot.remove(&key),
+                };
+            }
+        });
+    }
+
+    fn trouble(&self, error: &Error) {
+        let problem = sentence(error);
+        if self.lock().problem.as_ref() != Some(&problem) {
+            tracing::warn!(code = error.code(), "{problem}");
+            self.change(|seen| seen.problem = Some(problem));
+        }
+    }
+}
+
+/// Follows etcd for ever.
+pub(super) fn follow(cache: &Cache, etcd: &Etcd, kept: &mut Kept, end: &AtomicBool) {
+    while !end.load(Ordering::Relaxed) {
+        let Err(error) = follow_once(cache, etcd, kept, end) else { return };
+        // A watch is begun anew twice a minute, and nobody needs to hear of that.
+        if !matches!(&error, Error::ClusterStore { problem } if problem.starts_with("the watch ended")) {
+            cache.trouble(&error);
+            std::thread::sleep(AGAIN);
+        }
+    }
+}
+
+fn follow_once(cache: &Cache, etcd: &Etcd, kept: &mut Kept, end: &AtomicBool) -> crate::error::Result<()> {
+    let identity = etcd.identity()?;
+    let (snapshot, revision) = etcd.read()?;
+    let mut watch = etcd.watch(revision)?;
+    kept.keep(&snapshot);
+    cache.change(|seen| {
+        if seen.problem.take().is_some() {
+            tracing::info!(revision, "etcd answers");
+        }
+        (seen.snapshot, seen.ever, seen.known, seen.identity) = (Arc::new(snapshot), true, true, identity);
+    });
+    while !end.load(Ordering::Relaxed) {
+        let changes = watch.wait()?.0;
+        cache.take(changes);
+        kept.keep(&cache.get().snapshot);
+    }
+    Ok(())
+}
+
+/// Keeps a lease for ever; one that was lost is followed by another one.
+pub(super) fn keep_lease(cache: &Cache, mut etcd: Etcd, end: &AtomicBool) {
+    while !end.load(Ordering::Relaxed) {
+        let lease = cache.lock().lease;
+        let kept = match lease {
+            Some(lease) => etcd.keep_alive(lease).map(|lasts| lasts.then_some(lease)),
+            None => etcd.grant(TTL).map(Some),
+        };
+        match kept {
+            Ok(now) if now != lease => cache.change(|seen| seen.lease = now),
+            Ok(_) => std::thread::sleep(BEAT),
+            Err(error) => {
+                cache.trouble(&error);
+                std::thread::sleep(AGAIN);
+            }
+        }
+    }
+    // Others see at once that it has ended, and need not wait for its lease.
+    if let Some(lease) = cache.lock().lease {
+        let _ = etcd.revoke(lease);
+    }
+}

@@ -1,0 +1,379 @@
+//! The loop of a node: says how it is, does its step, and leads where it leads. It remembers nothing that matters: after a
+//! crash the next one decides the same from the same keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::Membership;
+use super::acts::Actor;
+use super::cache::{Cache, Seen};
+use super::local::{alive, identity, local};
+use crate::cluster::etcd::Etcd;
+use crate::cluster::next::{Action, next_action};
+use crate::cluster::state::{Alive, BootId, NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing};
+use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
+use crate::cluster::turn::{self, Local, Step};
+use crate::cluster::view::View;
+use crate::error::{Error, Result, sentence};
+use crate::service::Service;
+use crate::service::disk::Look;
+use crate::service::order::{Handle, Order};
+use crate::service::upgrade::Phase;
+use crate::state::UpgradeType;
+use crate::workers;
+
+/// How often a node looks where nothing changes.
+const TICK: Duration = Duration::from_millis(500);
+/// How old a look at the disk may be.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a node may be away during a prepare or a commit.
+const LOST: Duration = Duration::from_secs(30);
+/// How long COMMITTING, and then COMMITTED, is shown at least; see STATUS.md and `owner.rs`.
+pub(super) const COMMITTING: Duration = Duration::from_millis(1500);
+const COMMITTED: Duration = Duration::from_millis(3000);
+/// How long all nodes may take for a gate, a swap, a flip.
+const TOGETHER: Duration = Duration::from_secs(30);
+/// Percent of progress between two writes of a node.
+const STEP: u8 = 10;
+
+/// A step that is being done, and for which upgrade.
+struct Job {
+    step: Step,
+    upgrade: u64,
+    work: JoinHandle<Result<()>>,
+}
+
+pub(super) struct Driver {
+    actor: Actor,
+    membership: Membership,
+    etcd: Etcd,
+    cache: Arc<Cache>,
+    look: Option<(Instant, Look)>,
+    job: Option<Job>,
+    /// Since when the command that reboots has done its part.
+    gone: Option<Instant>,
+    /// What a health check said, in which boot.
+    unhealthy: Option<(BootId, String)>,
+    /// Since when members are away.
+    away: BTreeMap<NodeId, Instant>,
+    /// The group under way, and since when.
+    group: (Vec<(NodeId, BootId)>, Instant),
+    refused: Option<String>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        service: Arc<Service>,
+        owner: Handle,
+        runtime: tokio::runtime::Handle,
+        membership: Membership,
+        etcd: Etcd,
+        cache: Arc<Cache>,
+    ) -> Self {
+        Self {
+            actor: Actor { service, owner, runtime, membership: membership.clone() },
+            membership,
+            etcd,
+            cache,
+            look: None,
+            job: None,
+            gone: None,
+            unhealthy: None,
+            away: BTreeMap::new(),
+            group: (Vec::new(), Instant::now()),
+            refused: None,
+        }
+    }
+
+    /// Works until `end`.
+    pub(super) fn run(mut self, end: &AtomicBool) {
+        let mut seen = self.cache.get();
+        while !end.load(Ordering::Relaxed) {
+            if seen.ever {
+                match self.turn(&seen) {
+                    Ok(()) => self.refused = None,
+                    // etcd comes again; what is lasting is worth one line.
+                    Err(error) => {
+                        let told = sentence(&error);
+                        if self.refused.as_ref() != Some(&told) {
+                            tracing::warn!(code = error.code(), "{told}");
+                            self.refused = Some(told);
+                        }
+                    }
+                }
+            }
+            seen = self.cache.wait(&seen, TICK);
+        }
+    }
+
+    const fn node(&self) -> NodeId {
+        self.membership.node
+    }
+
+    fn turn(&mut self, seen: &Seen) -> Result<()> {
+        let view = View::new(&seen.snapshot);
+        let Some(Entry { value: Value::Member(member), .. }) = seen.snapshot.get(&Key::Member(self.node()))
+        else {
+            return Ok(());
+        };
+        let look = self.look()?;
+        if member.uuid != identity(&look) {
+            let problem = format!("{} is another machine, at {}", self.node(), member.address);
+            return Err(Error::Membership { problem });
+        }
+        self.finish(&view)?;
+        let look = self.look()?;
+        let unhealthy = self.unhealthy.as_ref().map(|(_, why)| why.as_str());
+        let local = local(&look, &view, unhealthy);
+        if self.unhealthy.as_ref().is_some_and(|(boot, _)| *boot != local.boot) {
+            self.unhealthy = None;
+        }
+        let Some(lease) = seen.lease else { return Ok(()) };
+        let said = self.publish(seen, &view, &look, &local, lease)?;
+        self.step(&view, &local, &said, lease)?;
+        self.lead(seen, &view, lease)
+    }
+
+    fn look(&mut self) -> Result<Look> {
+        if let Some((_, look)) = self.look.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY) {
+            return Ok(look.clone());
+        }
+        let look = self.actor.service.place.look()?;
+        self.look = Some((Instant::now(), look.clone()));
+        Ok(look)
+    }
+
+    /// Says how this node is, where that has changed; idle nodes write nothing.
+    fn publish(&mut self, seen: &Seen, view: &View, look: &Look, local: &Local, lease: i64) -> Result<Alive> {
+        let before = view.alive.get(&self.node());
+        let leaving = before.is_some_and(|before| before.leaving && before.boot == local.boot);
+        let owner = self.actor.owner.snapshot();
+        let progress = match view.upgrade.stage {
+            Stage::Preparing if owner.upgrade.phase == Phase::Preparing => {
+                owner.upgrade.progress / STEP * STEP
+            }
+            Stage::Preparing => before.map_or(0, |before| before.progress),
+            _ => 0,
+        };
+        let said = alive(look, local, view, progress, leaving);
+        let held = seen.snapshot.get(&Key::Alive(self.node())).and_then(|entry| entry.lease);
+        if before != Some(&said) || held != Some(lease) {
+            let write = Write::Put(Key::Alive(self.node()), Value::Alive(said.clone()), Some(lease));
+            // Another machine with this number must not be talked over.
+            let compare =
+                vec![view.unchanged(Key::Alive(self.node())), view.unchanged(Key::Member(self.node()))];
+            self.etcd.transact(&Txn { compare, writes: vec![write] })?;
+        }
+        Ok(said)
+    }
+
+    fn step(&mut self, view: &View, local: &Local, said: &Alive, lease: i64) -> Result<()> {
+        if self.job.is_some() {
+            self.call_off(view);
+            return Ok(());
+        }
+        if let Some(since) = self.gone {
+            // The machine is on its way down.
+            let limit = self.actor.service.limits.reboot;
+            if since.elapsed() < limit {
+                return Ok(());
+            }
+            self.gone = None;
+            let command = self.actor.service.after_commit.reboot_words();
+            let error = Error::NotRebooted { command, seconds: limit.as_secs() };
+            return self.turn_failed(view, said, lease, &error);
+        }
+        let node = self.node();
+        let outcome = view.outcomes.get(&node);
+        if view.reboot.state == RebootState::PausedDueToError && matches!(outcome, Some(Outcome::Failed(_))) {
+            // It has been seen; a resume tries again.
+            return self.report(view, Outcome::Prepared);
+        }
+        let step = turn::step(view, node, local);
+        let undone = matches!(view.upgrade.stage, Stage::SwapBack | Stage::FlipBack | Stage::Return);
+        match step {
+            Step::Rest => Ok(()),
+            Step::TakeTurn => self.etcd.transact(&turn::take_turn(view, node, said, lease)).map(|_| ()),
+            Step::Report if undone => self.report(view, Outcome::Undone),
+            Step::Report => self.report(view, Outcome::Kept),
+            Step::ReportFailure => self.report(view, Outcome::Failed(why(&local.standing))),
+            _ => self.start(view, step),
+        }
+    }
+
+    fn start(&mut self, view: &View, step: Step) -> Result<()> {
+        tracing::info!(upgrade = view.upgrade.id, stage = view.upgrade.stage.word(), "cluster: {step:?}");
+        let selects = view.reboot.rolling && view.reboot.upgrade_initiated;
+        let (actor, order): (_, Option<Ordered>) = (self.actor.clone(), view.upgrade.order.clone());
+        let work = workers::spawn("a step of the cluster", move || actor.act(step, order.as_ref(), selects))?;
+        self.job = Some(Job { step, upgrade: view.upgrade.id, work });
+        Ok(())
+    }
+
+    /// Stops a prepare that nobody wants any more.
+    fn call_off(&self, view: &View) {
+        let Some(job) = &self.job else { return };
+        let wanted = view.upgrade.id == job.upgrade && view.upgrade.stage == Stage::Preparing;
+        if job.step == Step::Prepare && !wanted {
+            let owner = &self.actor.owner;
+            if owner.snapshot().upgrade.phase == Phase::Preparing {
+                let _ = self.actor.runtime.block_on(owner.order(Order::Cancel));
+            }
+        }
+    }
+
+    /// Reports what came of a step.
+    fn finish(&mut self, view: &View) -> Result<()> {
+        let Some(job) = self.job.take_if(|job| job.work.is_finished()) else { return Ok(()) };
+        // What the disk says has changed.
+        self.look = None;
+        let result = job.work.join().unwrap_or_else(|_| {
+            Err(Error::Internal { what: format!("the step {:?} of the cluster ended by a panic", job.step) })
+        });
+        if let Err(error) = &result {
+            tracing::warn!(code = error.code(), "cluster: {:?}: {}", job.step, sentence(error));
+        }
+        if job.upgrade != view.upgrade.id && !matches!(job.step, Step::Reboot | Step::RollBack) {
+            return Ok(());
+        }
+        let failed = |error: &Error| Outcome::Failed(sentence(error));
+        match (job.step, &result) {
+            (Step::Prepare, Ok(())) if view.upgrade.stage == Stage::Preparing => {
+                self.report(view, Outcome::Prepared)
+            }
+            (Step::Gate, Ok(())) => self.report(view, Outcome::Ready),
+            (Step::Swap | Step::Flip, Ok(())) => self.report(view, Outcome::Switched),
+            (Step::SwapBack, Ok(())) => self.report(view, Outcome::Undone),
+            (Step::FlipBack, Ok(())) if view.upgrade.stage != Stage::Prepared => {
+                self.report(view, Outcome::Undone)
+            }
+            (Step::MarkGood, Ok(())) if view.upgrade.stage == Stage::Keep => self.report(view, Outcome::Kept),
+            (Step::Reboot | Step::RollBack, Ok(())) => {
+                self.gone = Some(Instant::now());
+                Ok(())
+            }
+            (Step::Prepare, Err(error)) if view.upgrade.stage == Stage::Preparing => {
+                self.report(view, failed(error))
+            }
+            (
+                Step::Gate | Step::Swap | Step::Flip | Step::SwapBack | Step::FlipBack | Step::RollBack,
+                Err(error),
+            ) => self.report(view, failed(error)),
+            (Step::MarkGood, Err(error)) => {
+                let boot = view.alive.get(&self.node()).map_or(BootId(0), |alive| alive.boot);
+                self.unhealthy = Some((boot, sentence(error)));
+                Ok(())
+            }
+            (Step::Reboot, Err(error)) => {
+                let said = view.alive.get(&self.node()).cloned();
+                let lease = self.cache.get().lease;
+                said.zip(lease).map_or(Ok(()), |(said, lease)| self.turn_failed(view, &said, lease, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// It does not reboot after all: it gives its turn back, and says why.
+    fn turn_failed(&mut self, view: &View, said: &Alive, lease: i64, error: &Error) -> Result<()> {
+        let mut txn = turn::report(view, self.node(), Outcome::Failed(sentence(error)));
+        let stays = Value::Alive(Alive { leaving: false, ..said.clone() });
+        txn.writes.push(Write::Put(Key::Alive(self.node()), stays, Some(lease)));
+        self.etcd.transact(&txn).map(|_| ())
+    }
+
+    fn report(&mut self, view: &View, outcome: Outcome) -> Result<()> {
+        self.etcd.transact(&turn::report(view, self.node(), outcome)).map(|_| ())
+    }
+
+    /// Leads, or tries to where nobody does.
+    fn lead(&mut self, seen: &Seen, view: &View, lease: i64) -> Result<()> {
+        let view = self.timed(view);
+        match view.leader {
+            Some((leader, created)) if leader == self.node() => match next_action(&view) {
+                Action::Rest | Action::Wait(_) => Ok(()),
+                Action::Write(_) if is_early(seen, &view) => Ok(()),
+                Action::Write(txn) => {
+                    if self.etcd.transact(&txn)? {
+                        for write in &txn.writes {
+                            log(write);
+                        }
+                    }
+                    Ok(())
+                }
+                Action::Resign => {
+                    let compare = vec![Compare::Created(Key::Leader, created)];
+                    self.etcd.transact(&Txn { compare, writes: vec![Write::Delete(Key::Leader)] }).map(|_| ())
+                }
+            },
+            Some(_) => Ok(()),
+            None => match turn::campaign(&view, self.node(), lease) {
+                Some(txn) => self.etcd.transact(&txn).map(|_| ()),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The same with what a stopwatch says.
+    fn timed(&mut self, view: &View) -> View {
+        let mut view = view.clone();
+        self.away.retain(|node, _| !view.alive.contains_key(node) && view.members.contains(node));
+        for node in view.members.iter().filter(|node| !view.alive.contains_key(node)) {
+            self.away.entry(*node).or_insert_with(Instant::now);
+        }
+        view.lost =
+            self.away.iter().filter(|(_, since)| since.elapsed() > LOST).map(|(node, _)| *node).collect();
+        if self.group.0 != view.reboot.current {
+            self.group = (view.reboot.current.clone(), Instant::now());
+        }
+        let reboots = view.reboot.state != RebootState::Idle && !view.reboot.current.is_empty();
+        let since_stage = self.cache.get().stage_since.elapsed();
+        view.overdue = match view.upgrade.stage {
+            _ if reboots => self.group.1.elapsed() > self.membership.reboot_timeout,
+            Stage::Gate | Stage::Swap => since_stage > TOGETHER,
+            Stage::Flip => since_stage > TOGETHER * 2,
+            _ => false,
+        };
+        view
+    }
+}
+
+/// Whether clients that poll once a second have not seen the present stage yet.
+fn is_early(seen: &Seen, view: &View) -> bool {
+    let order = view.upgrade.order.as_ref();
+    let platform = order.is_some_and(|order| order.upgrade_type == UpgradeType::SoftwareAndPlatform);
+    let rolling = platform && order.is_some_and(|order| order.rolling);
+    let shown = match view.upgrade.stage {
+        Stage::Gate | Stage::Flip | Stage::SwapBack | Stage::FlipBack => COMMITTING,
+        // A rolling upgrade has nothing to do before it, and shows COMMITTING for its first part.
+        Stage::Committed if rolling => COMMITTING + COMMITTED,
+        Stage::Committed => COMMITTED,
+        _ => return false,
+    };
+    seen.stage_since.elapsed() < shown
+}
+
+fn why(standing: &Standing) -> String {
+    match standing {
+        Standing::FellBack(why) | Standing::Unhealthy(why) => why.clone(),
+        Standing::Good | Standing::Trial => String::new(),
+    }
+}
+
+/// What a leader decided is worth a line.
+fn log(write: &Write) {
+    match write {
+        Write::Put(_, Value::Upgrade(upgrade), _) => {
+            let error = upgrade.error.as_deref().unwrap_or_default();
+            tracing::info!(upgrade = upgrade.id, stage = ?upgrade.stage, progress = upgrade.progress, error, "cluster: decided");
+        }
+        Write::Put(_, Value::Reboot(Reboot { state, current, done, error, .. }), _) => {
+            let current: Vec<u32> = current.iter().map(|(node, _)| node.0).collect();
+            let done: Vec<u32> = done.iter().map(|node| node.0).collect();
+            tracing::info!(state = ?state, current = ?current, done = ?done, error, "cluster: decided");
+        }
+        _ => {}
+    }
+}

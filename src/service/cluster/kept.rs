@@ -1,0 +1,96 @@
+//! `cluster.json` in the state directory: members, upgrade and reboot as they were seen last. etcd may go down with the nodes,
+//! and a node that has just started must not answer as if nothing were under way. Nothing is decided on it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::cluster::codec;
+use crate::cluster::state::Upgrade;
+use crate::cluster::store::{Entry, Key, Snapshot, Value};
+use crate::host::files::{private_directory, replace};
+
+const FILE: &str = "cluster.json";
+
+/// Where it is kept.
+#[derive(Debug)]
+pub(super) struct Kept {
+    dir: PathBuf,
+    last: Vec<u8>,
+}
+
+impl Kept {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), last: Vec::new() }
+    }
+
+    /// What was kept; `None` where there is nothing that can be read.
+    pub(super) fn load(&self) -> Option<Snapshot> {
+        let text = std::fs::read_to_string(self.dir.join(FILE)).ok()?;
+        // Text in text: a boot has 128 bits, which a number of JSON need not bear.
+        let values: BTreeMap<String, String> = serde_json::from_str(&text).ok()?;
+        let mut snapshot = Snapshot::new();
+        for (path, value) in values {
+            let key = codec::key(&path)?;
+            let value = codec::decode(key, value.as_bytes()).ok()?;
+            snapshot.insert(key, Entry { value, created: 0, modified: 0, lease: None });
+        }
+        Some(snapshot)
+    }
+
+    /// Keeps what outlives a lease. Progress alone is not worth a flush.
+    pub(super) fn keep(&mut self, snapshot: &Snapshot) {
+        let lasting = |key: &Key| !matches!(key, Key::Alive(_) | Key::Leader);
+        let values = snapshot.iter().filter(|(key, _)| lasting(key)).filter_map(|(key, entry)| {
+            let value = match &entry.value {
+                Value::Upgrade(upgrade) => Value::Upgrade(Upgrade { progress: 0, ..upgrade.clone() }),
+                value => value.clone(),
+            };
+            Some((codec::path(*key), codec::encode(&value).ok()?))
+        });
+        let values: BTreeMap<String, String> = values.collect();
+        let Ok(bytes) = serde_json::to_vec_pretty(&values) else { return };
+        if bytes == self.last {
+            return;
+        }
+        let written =
+            private_directory(&self.dir, false).and_then(|()| replace(&self.dir, FILE, &bytes, 0o600));
+        match written {
+            Ok(()) => self.last = bytes,
+            // A full or read-only /var must not stop an upgrade.
+            Err(error) => tracing::warn!("{}: the cluster's state is not kept: {error}", self.dir.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::state::{BootId, NodeId, Reboot, Stage};
+
+    #[test]
+    fn what_lasts_is_found_again_and_garbage_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Kept::new(dir.path()).load(), None);
+        let upgrade = |progress| Upgrade { id: 7, stage: Stage::Preparing, progress, ..Upgrade::default() };
+        let entry = |value| Entry { value, created: 3, modified: 4, lease: None };
+        let snapshot = |progress| {
+            let leader = (Key::Leader, entry(Value::Leader(NodeId(1))));
+            let reboot = Reboot { current: vec![(NodeId(1), BootId(u128::MAX))], ..Reboot::default() };
+            let reboot = (Key::Reboot, entry(Value::Reboot(reboot)));
+            Snapshot::from([(Key::Upgrade, entry(Value::Upgrade(upgrade(progress)))), leader, reboot])
+        };
+        let mut kept = Kept::new(dir.path());
+        kept.keep(&snapshot(50));
+        let found = Kept::new(dir.path()).load().unwrap();
+        assert_eq!(found.len(), 2, "who leads is of the moment");
+        assert_eq!(found[&Key::Upgrade].value, Value::Upgrade(upgrade(0)));
+        let file = dir.path().join(FILE);
+        std::fs::remove_file(&file).unwrap();
+        kept.keep(&snapshot(60));
+        assert!(!file.exists(), "progress alone writes nothing");
+        for garbage in ["", "[]", "{\"upgrade\": 3}", "{\"x\": 3}"] {
+            std::fs::write(&file, garbage).unwrap();
+            assert_eq!(kept.load(), None, "{garbage}");
+        }
+    }
+}

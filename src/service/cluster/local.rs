@@ -1,0 +1,101 @@
+//! This node, by its disk and its kernel.
+
+use crate::cluster::state::{Alive, BootId, Protection, Standing};
+use crate::cluster::turn::Local;
+use crate::cluster::view::View;
+use crate::service::disk::Look;
+use crate::service::view::Snapshot;
+use crate::state::{SlotReport, SlotState};
+use crate::units::{Blake3, Group};
+
+/// What the disk says of this node. `unhealthy` is what a health check of this boot said.
+pub(super) fn local(look: &Look, view: &View, unhealthy: Option<&str>) -> Local {
+    let slots = || look.slots.slots.iter();
+    let prepared = slots().find(|slot| slot.state == SlotState::Prepared);
+    let standing = match (unhealthy, &look.disk.trial, &look.disk.fallen) {
+        (Some(why), ..) => Standing::Unhealthy(why.to_owned()),
+        (None, Some(_), _) if !look.disk.pending => Standing::Trial,
+        (None, None, Some(fallen)) => Standing::FellBack(fallen.failure.message.clone()),
+        _ => Standing::Good,
+    };
+    Local {
+        boot: boot(&look.disk.boot.id),
+        runs: runs(look, view),
+        standing,
+        staged: prepared.filter(|_| look.disk.prepared.is_some()).and_then(|slot| slot.manifest),
+        selected: look.disk.pending,
+        gated: false,
+    }
+}
+
+/// The manifest of what is selected and has not booted yet.
+pub(super) fn selected(look: &Look) -> Option<Blake3> {
+    let trial =
+        look.slots.slots.iter().find(|slot| slot.group == Group::Platform && slot.state == SlotState::Trial);
+    trial.filter(|_| look.disk.pending).and_then(|slot| slot.manifest)
+}
+
+/// The release that runs: the ordered one where platform or software is of it, else the newer of both.
+fn runs(look: &Look, view: &View) -> Blake3 {
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    let slots = || look.slots.slots.iter();
+    let platform = slots().find(|slot| slot.is_current);
+    let runs = |slot: &&SlotReport| slot.boots_next && !look.disk.pending && slot.state != SlotState::Bad;
+    let software = slots().find(|slot| slot.group == Group::Software && runs(slot));
+    let running = [platform, software].into_iter().flatten();
+    let newest = running.clone().max_by(|a, b| {
+        let version = |slot: &SlotReport| slot.version.clone().unwrap_or_default();
+        crate::version::compare(&version(a), &version(b))
+    });
+    let manifests = || running.clone().filter_map(|slot| slot.manifest);
+    let target = target.filter(|target| manifests().any(|manifest| manifest == *target));
+    // What was installed by other means has no manifest.
+    target.or_else(|| newest.and_then(|slot| slot.manifest)).unwrap_or(Blake3([0; 32]))
+}
+
+/// Manifest and version of what a node runs that is no member yet.
+pub(super) fn runs_alone(look: &Look, view: &View) -> (Blake3, String) {
+    (runs(look, view), version(look))
+}
+
+fn version(look: &Look) -> String {
+    let shown = Snapshot { slots: Some(look.slots.clone()), ..Snapshot::default() };
+    shown.version().number().to_owned()
+}
+
+/// What this node says of itself.
+pub(super) fn alive(look: &Look, local: &Local, view: &View, progress: u8, leaving: bool) -> Alive {
+    let blocked = look.status.is_blocked.then(|| look.status.blocked_reason.clone());
+    Alive {
+        boot: local.boot,
+        runs: local.runs,
+        version: version(look),
+        standing: local.standing.clone(),
+        // The store's own quorum is all that there is to be protected.
+        protection: Protection { remaining: view.spare(), maximum: view.spare() },
+        progress,
+        blocked,
+        leaving,
+    }
+}
+
+/// The kernel's name of a boot as a number; 0 where it has none.
+fn boot(id: &str) -> BootId {
+    BootId(u128::from_str_radix(&id.replace('-', ""), 16).unwrap_or_default())
+}
+
+/// What tells this machine from others: the GUID of a partition, which moves with the disk.
+pub(super) fn identity(look: &Look) -> String {
+    look.slots.slots.first().map(|slot| slot.partuuid.clone()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_is_a_number() {
+        assert_eq!(boot("00000000-0000-0000-0000-00000000002a"), BootId(42));
+        assert_eq!(boot(""), BootId(0));
+    }
+}

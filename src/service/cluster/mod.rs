@@ -1,0 +1,106 @@
+//! The cluster as the service takes part in it: a thread that drives, one that watches etcd, one that keeps the lease. What is
+//! to be done, [`crate::cluster`] decides; what a node does, the owner and the engine do as for a single node.
+//!
+//! ```text
+//!   etcd ── watch ──▶ cache ──▶ handlers: every answer, with or without etcd
+//!    ▲                  └─────▶ driver ── next_action ──▶ etcd          (where this node leads)
+//!    └──── lease, alive, results ──┴──── step ──▶ acts ──▶ owner, disk, reboot command
+//! ```
+//!
+//! | module | knows |
+//! |---|---|
+//! | `cache` | all keys as they were seen last, and since when they are so |
+//! | `kept` | what of it outlives a start |
+//! | `driver` | the loop: publishes, acts, leads |
+//! | `local` | this node, by its disk and its kernel |
+//! | `acts` | what each step of a node is |
+//! | `orders` | what operators ask for |
+//! | `shown` | the answers |
+
+mod acts;
+mod cache;
+mod driver;
+mod kept;
+mod local;
+mod orders;
+mod shown;
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::Service;
+use super::order::Handle;
+use crate::cluster::etcd::{Access, Etcd};
+use crate::cluster::state::NodeId;
+use crate::error::Result;
+use crate::workers;
+use cache::Cache;
+pub(super) use shown::{ClusterNode, ClusterStatus};
+
+/// The part of the configuration that makes a node a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// How etcd is reached.
+    pub access: Access,
+    /// The number of this node.
+    pub node: NodeId,
+    /// Where its service answers, for the others and for people.
+    pub address: String,
+    /// How long a node may take to come back from a reboot.
+    pub reboot_timeout: Duration,
+    /// Directory of the checks that end a trial.
+    pub health: PathBuf,
+    /// How long each of them may take.
+    pub health_timeout: Duration,
+}
+
+/// The cluster, for handlers.
+pub(super) struct Cluster {
+    membership: Membership,
+    etcd: Etcd,
+    cache: Arc<Cache>,
+    /// A commit that was accepted and has not reached etcd yet.
+    commit: Mutex<orders::Pending>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Cluster {
+    /// Starts to take part. etcd need not be there yet.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config), [`Error::Argument`](crate::Error::Argument): it can never be reached so.
+    pub(super) fn start(
+        service: &Arc<Service>,
+        owner: &Handle,
+        membership: &Membership,
+    ) -> Result<Arc<Self>> {
+        let etcd = Etcd::new(&membership.access)?;
+        let mut kept = kept::Kept::new(&service.place.state_dir);
+        let cache = Arc::new(Cache::new(kept.load()));
+        let ended = Arc::new(AtomicBool::new(false));
+        let cluster = Arc::new(Self {
+            membership: membership.clone(),
+            etcd: etcd.clone(),
+            cache: Arc::clone(&cache),
+            commit: Mutex::default(),
+            ended: Arc::clone(&ended),
+        });
+        let (watching, store, end) = (Arc::clone(&cache), etcd.clone(), Arc::clone(&ended));
+        workers::spawn("watching the cluster", move || cache::follow(&watching, &store, &mut kept, &end))?;
+        let (keeping, store, end) = (Arc::clone(&cache), etcd.clone(), Arc::clone(&ended));
+        workers::spawn("keeping the lease", move || cache::keep_lease(&keeping, store, &end))?;
+        let runtime = tokio::runtime::Handle::current();
+        let driver =
+            driver::Driver::new(Arc::clone(service), owner.clone(), runtime, membership.clone(), etcd, cache);
+        workers::spawn("driving the cluster", move || driver.run(&ended))?;
+        Ok(cluster)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}

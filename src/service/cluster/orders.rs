@@ -1,0 +1,203 @@
+//! What operators ask for: checked on what etcd holds now, never on what was seen last.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Cluster;
+use super::local::{identity, runs_alone};
+use crate::cluster::orders;
+use crate::cluster::state::{Member, NodeId, Ordered, RebootState, Stage};
+use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
+use crate::cluster::view::View;
+use crate::error::{Error, Result, sentence};
+use crate::service::disk::Look;
+
+/// How often an order is tried again that somebody else was faster than.
+const TRIES: usize = 8;
+/// How long COMMITTING is shown at least.
+const SHOWN: Duration = Duration::from_millis(1500);
+/// How long a commit waits for etcd.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A commit that was accepted.
+#[derive(Debug, Clone, Default)]
+pub(in crate::service) enum Pending {
+    #[default]
+    None,
+    /// It is on its way to etcd.
+    Waits,
+    /// etcd did not take it.
+    Failed(String),
+}
+
+impl Cluster {
+    /// Decides on what etcd holds now; waits for etcd.
+    ///
+    /// # Errors
+    /// The refusal; [`Error::ClusterStore`].
+    pub(in crate::service) fn order(&self, decide: impl Fn(&View) -> Result<Txn>) -> Result<()> {
+        let mut etcd = self.etcd.clone();
+        for _ in 0..TRIES {
+            let txn = decide(&View::new(&etcd.snapshot()?))?;
+            if etcd.transact(&txn)? {
+                return Ok(());
+            }
+        }
+        Err(Error::UpgradeBusy { doing: "the cluster changes all the time".to_owned() })
+    }
+
+    /// Whether the cluster would take an upgrade, before a bundle is looked at.
+    ///
+    /// # Errors
+    /// The refusal; [`Error::ClusterStore`].
+    pub(in crate::service) fn admits(&self, path: &str) -> Result<()> {
+        let view = View::new(&self.etcd.snapshot()?);
+        let same = view.upgrade.order.as_ref().is_some_and(|order| order.install_path == path);
+        match view.upgrade.stage {
+            Stage::Idle => orders::admission(&view),
+            Stage::Preparing | Stage::Prepared if same => Ok(()),
+            Stage::Prepared => Ok(()),
+            stage => Err(Error::UpgradeBusy { doing: stage.word().to_lowercase() }),
+        }
+    }
+
+    /// Orders a prepare. The same order again is none.
+    ///
+    /// # Errors
+    /// See [`orders::prepare`].
+    pub(in crate::service) fn prepare(&self, order: &Ordered) -> Result<()> {
+        self.set_pending(Pending::None);
+        self.order(|view| {
+            let known = view.upgrade.order.as_ref().filter(|known| known.digest == order.digest);
+            match (view.upgrade.stage, known) {
+                (Stage::Preparing | Stage::Prepared, Some(_)) => Ok(Txn::default()),
+                _ => orders::prepare(view, order.clone()),
+            }
+        })
+    }
+
+    /// Accepts a commit, and has it decided: what forbids it is told in the status, as a client expects that has prepared.
+    ///
+    /// # Errors
+    /// [`Error::NotPrepared`]: nothing is prepared.
+    pub(in crate::service) fn commit(self: &Arc<Self>) -> Result<()> {
+        let view = View::new(&self.cache.get().snapshot);
+        if view.upgrade.stage != Stage::Prepared {
+            return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
+        }
+        self.set_pending(Pending::Waits);
+        let cluster = Arc::clone(self);
+        let work = move || {
+            let failed = cluster.commit_in_band();
+            cluster.set_pending(failed.map_or(Pending::None, Pending::Failed));
+        };
+        crate::workers::spawn("a commit of the cluster", work)
+            .map(|_| ())
+            .inspect_err(|_| self.set_pending(Pending::None))
+    }
+
+    /// The error that etcd could not be told of.
+    fn commit_in_band(&self) -> Option<String> {
+        let begun = Instant::now();
+        let error = loop {
+            match self.order(orders::commit) {
+                Ok(()) => {
+                    self.wait_until_seen(|stage| stage != Stage::Prepared);
+                    return None;
+                }
+                Err(Error::ClusterStore { .. }) if begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                Err(error) => break sentence(&error),
+            }
+        };
+        std::thread::sleep(SHOWN.saturating_sub(begun.elapsed()));
+        let told = self.order(|view| Ok(orders::commit_failed(view, error.clone())));
+        let has_error = |_| View::new(&self.cache.get().snapshot).upgrade.error.is_some();
+        self.wait_until_seen(has_error);
+        told.err().map(|_| error)
+    }
+
+    /// Waits for the cache: what is shown must not fall back to what was before.
+    fn wait_until_seen(&self, holds: impl Fn(Stage) -> bool) {
+        let begun = Instant::now();
+        let mut seen = self.cache.get();
+        while !holds(seen.stage.1) && begun.elapsed() < Duration::from_secs(5) {
+            seen = self.cache.wait(&seen, Duration::from_millis(100));
+        }
+    }
+
+    fn set_pending(&self, pending: Pending) {
+        *self.commit.lock().unwrap_or_else(PoisonError::into_inner) = pending;
+    }
+
+    pub(super) fn pending(&self) -> Pending {
+        self.commit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes this node a member.
+    ///
+    /// # Errors
+    /// [`Error::Membership`]: its number is taken, or it runs another release than the cluster.
+    pub(in crate::service) fn join(&self, look: &Look) -> Result<()> {
+        let refused = |problem: String| Err(Error::Membership { problem });
+        let mut etcd = self.etcd.clone();
+        let snapshot = etcd.snapshot()?;
+        let view = View::new(&snapshot);
+        let (node, uuid) = (self.membership.node, identity(look));
+        if let Some(Entry { value: Value::Member(member), .. }) = snapshot.get(&Key::Member(node)) {
+            if member.uuid == uuid {
+                return Ok(());
+            }
+            return refused(format!(
+                "{node} is another machine already, at {}; set another 'node' in [cluster]",
+                member.address
+            ));
+        }
+        if view.upgrade.stage != Stage::Idle || view.reboot.state != RebootState::Idle {
+            return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
+        }
+        let (runs, version) = runs_alone(look, &view);
+        if let Some((other, alive)) = view.alive.iter().find(|(_, alive)| alive.runs != runs) {
+            return refused(format!(
+                "this node runs {version}, {other} of the cluster {}; install that on this node first ('qstage prepare', 'qstage commit')",
+                alive.version
+            ));
+        }
+        let member = Member { uuid, address: self.membership.address.clone() };
+        let writes = vec![Write::Put(Key::Member(node), Value::Member(member), None)];
+        if etcd.transact(&Txn { compare: vec![Compare::Created(Key::Member(node), 0)], writes })? {
+            return Ok(());
+        }
+        refused(format!("{node} has joined in this moment; ask 'qstage cluster status'"))
+    }
+
+    /// Ends the membership of a node: of this one, or of one that is away for good.
+    ///
+    /// # Errors
+    /// [`Error::Membership`], [`Error::UpgradeBusy`], [`Error::NoSuchNode`].
+    pub(in crate::service) fn leave(&self, node: NodeId) -> Result<()> {
+        self.order(|view| {
+            if !view.members.contains(&node) {
+                return Err(Error::NoSuchNode { node: node.0.to_string() });
+            }
+            if view.upgrade.stage != Stage::Idle || view.reboot.state != RebootState::Idle {
+                return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
+            }
+            if node != self.membership.node && view.alive.contains_key(&node) {
+                let problem = format!("{node} is there; run 'qstage cluster leave' on it");
+                return Err(Error::Membership { problem });
+            }
+            let compare = vec![view.unchanged(Key::Upgrade), view.unchanged(Key::Reboot)];
+            Ok(Txn {
+                compare,
+                writes: vec![Write::Delete(Key::Member(node)), Write::Delete(Key::Alive(node))],
+            })
+        })
+    }
+
+    /// The number of this node.
+    pub(in crate::service) const fn node(&self) -> NodeId {
+        self.membership.node
+    }
+}

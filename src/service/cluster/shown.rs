@@ -1,0 +1,312 @@
+//! The answers: the same objects as of a single node, made of what was seen last. etcd is asked for none of them.
+
+use serde::Serialize;
+
+use super::Cluster;
+use super::cache::Seen;
+use super::orders::Pending;
+use crate::cluster::next::{Action, next_action};
+use crate::cluster::state::{Alive, NodeId, Outcome, RebootState, Stage, Standing};
+use crate::cluster::store::{Entry, Key, Value};
+use crate::cluster::view::View;
+use crate::error::Error;
+use crate::service::upgrade::{Failure, Phase, Settings, Upgrade};
+use crate::service::view::{ClusterPart, RebootStatus, Snapshot};
+use crate::state::UpgradeType;
+
+/// `GET /v1/qstage/cluster`.
+#[derive(Debug, Serialize)]
+pub(in crate::service) struct ClusterStatus {
+    /// The number of the node that answers.
+    node_id: u32,
+    /// ACTIVE, UNCONFIGURED, or UNKNOWN before etcd has answered.
+    state: &'static str,
+    cluster_id: String,
+    /// Whether etcd answers.
+    connected: bool,
+    /// Why not, and what is shown is old.
+    problem: String,
+    /// The node that decides; null: none.
+    leader: Option<u32>,
+    /// The stage of the upgrade.
+    stage: Stage,
+    /// What is waited for.
+    waits_for: String,
+    nodes: Vec<ClusterNode>,
+}
+
+/// A node in it.
+#[derive(Debug, Serialize)]
+pub(in crate::service) struct ClusterNode {
+    id: u32,
+    node_name: String,
+    node_status: &'static str,
+    address: String,
+    uuid: String,
+    version: String,
+    /// good, trial, fell-back, unhealthy, or away.
+    standing: &'static str,
+    /// Why, where it is not good.
+    reason: String,
+    /// What it does, or is waited for.
+    doing: String,
+    progress: Option<u8>,
+}
+
+/// What readers without a token see in place of a reason, which may name paths, devices and addresses.
+const UNTOLD: &str = "who has a token sees why";
+
+impl ClusterStatus {
+    /// The same for whoever may only read.
+    pub(in crate::service) fn for_readers(mut self) -> Self {
+        if !self.problem.is_empty() {
+            UNTOLD.clone_into(&mut self.problem);
+        }
+        self.nodes = self.nodes.into_iter().map(ClusterNode::for_readers).collect();
+        self
+    }
+}
+
+impl ClusterNode {
+    /// The same for whoever may only read.
+    pub(in crate::service) fn for_readers(mut self) -> Self {
+        if !self.reason.is_empty() {
+            UNTOLD.clone_into(&mut self.reason);
+        }
+        if self.doing.starts_with(FAILED) {
+            self.doing = format!("{FAILED}: {UNTOLD}");
+        }
+        self
+    }
+}
+
+/// What a node does that has failed.
+const FAILED: &str = "failed";
+
+impl Cluster {
+    fn seen(&self) -> Seen {
+        self.cache.get()
+    }
+
+    fn machine(seen: &Seen, node: NodeId) -> Option<(&str, &str)> {
+        match seen.snapshot.get(&Key::Member(node)) {
+            Some(Entry { value: Value::Member(member), .. }) => Some((&member.uuid, &member.address)),
+            _ => None,
+        }
+    }
+
+    /// Whether this node belongs to the cluster. Before etcd has answered nobody knows, and to act alone would be wrong.
+    pub(in crate::service) fn is_member(&self) -> bool {
+        let seen = self.seen();
+        !seen.known || Self::machine(&seen, self.node()).is_some()
+    }
+
+    /// Whether that node belongs to it.
+    pub(in crate::service) fn has(&self, node: NodeId) -> bool {
+        Self::machine(&self.seen(), node).is_some()
+    }
+
+    /// What a single node shows, with what is the cluster's in place of its own.
+    pub(in crate::service) fn overlay(&self, own: &Snapshot) -> Snapshot {
+        if !self.is_member() {
+            return own.clone();
+        }
+        let seen = self.seen();
+        let view = View::new(&seen.snapshot);
+        let pending = self.pending();
+        let mut shown = own.clone();
+        shown.upgrade = upgrade(own, &seen, &view, &pending);
+        let reboot = reboot(&view);
+        let away: Vec<String> = view
+            .members
+            .iter()
+            .filter(|node| !view.alive.contains_key(node))
+            .map(|node| format!("{node} is away"))
+            .collect();
+        let protection = view.protection();
+        let busy = view.reboot.state != RebootState::Idle || view.upgrade.stage.word() == "REBOOTING";
+        let admits = match view.upgrade.stage {
+            Stage::Idle | Stage::Prepared => crate::cluster::orders::admission(&view).err(),
+            _ => None,
+        };
+        let reason = match (&seen.problem, busy) {
+            (Some(problem), _) => Some(problem.clone()),
+            (None, true) => Some("a reboot is under way".to_owned()),
+            (None, false) => admits.map(|error| match error {
+                Error::Blocked { reason } => reason,
+                other => other.to_string(),
+            }),
+        };
+        shown.cluster = Some(ClusterPart {
+            reboot,
+            degraded: !away.is_empty() || !protection.whole() || seen.problem.is_some(),
+            blocked: reason,
+        });
+        shown
+    }
+
+    /// State of this node, and the cluster that it belongs to.
+    pub(in crate::service) fn node_state(&self) -> (u32, &'static str, String) {
+        let seen = self.seen();
+        let member = Self::machine(&seen, self.node()).is_some();
+        match (seen.known, member) {
+            (false, _) => (self.node().0, "UNKNOWN", String::new()),
+            (true, false) => (self.node().0, "UNCONFIGURED", String::new()),
+            (true, true) => (self.node().0, "ACTIVE", seen.identity),
+        }
+    }
+
+    /// Nodes that may fail now, and when all is whole.
+    pub(in crate::service) fn protection(&self) -> (u32, u32) {
+        let view = View::new(&self.seen().snapshot);
+        let away = view.members.iter().filter(|node| !view.alive.contains_key(node)).count();
+        let protection = view.protection();
+        let away = u32::try_from(away).unwrap_or(u32::MAX);
+        (protection.remaining.saturating_sub(away), protection.maximum)
+    }
+
+    /// All members.
+    pub(in crate::service) fn nodes(&self) -> Vec<ClusterNode> {
+        let seen = self.seen();
+        let view = View::new(&seen.snapshot);
+        view.members.iter().filter_map(|node| shown_node(&seen, &view, *node)).collect()
+    }
+
+    /// All there is to be told.
+    pub(in crate::service) fn status(&self) -> ClusterStatus {
+        let seen = self.seen();
+        let view = View::new(&seen.snapshot);
+        let (node_id, state, cluster_id) = self.node_state();
+        let waits_for = match next_action(&view) {
+            Action::Wait(what) => what,
+            Action::Write(_) | Action::Resign if view.leader.is_none() => "a node to lead".to_owned(),
+            Action::Rest | Action::Write(_) | Action::Resign => String::new(),
+        };
+        ClusterStatus {
+            node_id,
+            state,
+            cluster_id,
+            connected: seen.problem.is_none(),
+            problem: seen.problem.clone().unwrap_or_default(),
+            leader: view.leader.map(|(leader, _)| leader.0),
+            stage: view.upgrade.stage,
+            waits_for,
+            nodes: self.nodes(),
+        }
+    }
+}
+
+fn shown_node(seen: &Seen, view: &View, node: NodeId) -> Option<ClusterNode> {
+    let (uuid, address) = Cluster::machine(seen, node)?;
+    let alive = view.alive.get(&node);
+    let (standing, reason) = match alive.map(|alive| &alive.standing) {
+        None => ("away", String::new()),
+        Some(Standing::Good) => ("good", String::new()),
+        Some(Standing::Trial) => ("trial", String::new()),
+        Some(Standing::FellBack(why)) => ("fell-back", why.clone()),
+        Some(Standing::Unhealthy(why)) => ("unhealthy", why.clone()),
+    };
+    let preparing = view.upgrade.stage == Stage::Preparing;
+    let outcome = view.outcomes.get(&node);
+    let progress = match outcome {
+        _ if !preparing => None,
+        Some(Outcome::Prepared) => Some(100),
+        _ => Some(alive.map_or(0, |alive| alive.progress)),
+    };
+    Some(ClusterNode {
+        id: node.0,
+        node_name: format!("node-{}", node.0),
+        node_status: if alive.is_some() { "online" } else { "offline" },
+        address: address.to_owned(),
+        uuid: uuid.to_owned(),
+        version: alive.map(|alive| alive.version.clone()).unwrap_or_default(),
+        standing,
+        reason,
+        doing: doing(view, node, alive, outcome),
+        progress,
+    })
+}
+
+fn doing(view: &View, node: NodeId, alive: Option<&Alive>, outcome: Option<&Outcome>) -> String {
+    let reboot = &view.reboot;
+    let before = reboot.current.iter().find(|(current, _)| *current == node).map(|(_, boot)| *boot);
+    match (before, alive) {
+        _ if reboot.state == RebootState::Idle => {}
+        (Some(_), None) => return "boots".to_owned(),
+        (Some(before), Some(alive)) if alive.boot == before => return "is about to reboot".to_owned(),
+        (Some(_), Some(_)) => return "is back, and proves itself".to_owned(),
+        (None, _) if reboot.done.contains(&node) => return "has rebooted".to_owned(),
+        (None, _) if reboot.todo.contains(&node) => return "waits for its turn".to_owned(),
+        (None, _) => {}
+    }
+    match (view.upgrade.stage, outcome) {
+        (Stage::Idle, _) => String::new(),
+        (_, Some(Outcome::Failed(why))) => format!("{FAILED}: {why}"),
+        (Stage::Preparing, None) => "prepares".to_owned(),
+        (Stage::Preparing | Stage::Prepared, Some(_)) => "is prepared".to_owned(),
+        (_, Some(outcome)) => format!("{outcome:?}").to_lowercase(),
+        (_, None) => String::new(),
+    }
+}
+
+/// The upgrade of the cluster in the words of a single node.
+fn upgrade(own: &Snapshot, seen: &Seen, view: &View, pending: &Pending) -> Upgrade {
+    let upgrade = &view.upgrade;
+    let settings = upgrade.order.as_ref().map(|order| Settings {
+        install_path: order.install_path.clone(),
+        target_version: order.target_version.clone(),
+        upgrade_type: order.upgrade_type,
+        auto_commit: order.auto_commit,
+        do_rolling_reboot: order.rolling,
+        num_nodes_to_reboot: order.nodes.map(u64::from),
+    });
+    let rolls = upgrade
+        .order
+        .as_ref()
+        .is_some_and(|order| order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform);
+    let begins = seen.stage_begun && seen.stage_since.elapsed() < super::driver::COMMITTING;
+    let phase = match (upgrade.stage.word(), pending) {
+        ("PREPARED", Pending::Waits) => Phase::Committing,
+        ("PREPARING", _) => Phase::Preparing,
+        ("PREPARED", _) => Phase::Prepared,
+        ("COMMITTING", _) => Phase::Committing,
+        ("COMMITTED", _) if rolls && begins => Phase::Committing,
+        ("COMMITTED", _) => Phase::Committed,
+        ("REBOOTING", _) => Phase::Rebooting,
+        _ => Phase::Idle,
+    };
+    let told = match pending {
+        Pending::Failed(error) if phase == Phase::Prepared => Some(error.clone()),
+        _ => upgrade.error.clone(),
+    };
+    let error = told.filter(|_| phase != Phase::Committing).map(|message| {
+        let cancelled = Error::Cancelled;
+        let code = if message == cancelled.to_string() {
+            cancelled.code()
+        } else {
+            Error::ClusterUpgrade { problem: String::new() }.code()
+        };
+        Failure { code: code.to_owned(), message }
+    });
+    // An upgrade that went well is over, as on a single node.
+    let settings = settings.filter(|_| phase != Phase::Idle || error.is_some());
+    Upgrade { phase, settings, progress: upgrade.progress, error, ..own.upgrade.clone() }
+}
+
+fn reboot(view: &View) -> RebootStatus {
+    let reboot = &view.reboot;
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    RebootStatus {
+        state: match reboot.state {
+            RebootState::Idle => "REBOOT_IDLE",
+            RebootState::InProgress => "REBOOT_IN_PROGRESS",
+            RebootState::Paused => "REBOOT_PAUSED",
+            RebootState::PausedDueToError => "REBOOT_PAUSED_DUE_TO_ERROR",
+        },
+        rolling: reboot.rolling,
+        upgrade_initiated: reboot.upgrade_initiated,
+        total_node_count: count(view.members.len()),
+        rebooted_node_count: count(reboot.done.len()),
+        error_message: reboot.error.clone(),
+    }
+}

@@ -1,0 +1,140 @@
+//! A real etcd: one member, with or without certificates and users. It is gone with its value.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use qstage::cluster::etcd::Access;
+
+/// A port that nobody had a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The certificates of a cluster: one authority, one certificate of 127.0.0.1 for both ends.
+pub(crate) struct Certificates {
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Certificates {
+    pub(crate) fn new(dir: &Path) -> Self {
+        let script = "set -e
+            openssl ecparam -name prime256v1 -genkey -noout -out ca.key
+            openssl req -x509 -new -key ca.key -subj /CN=test -days 2 -out ca.pem \
+                -addext basicConstraints=critical,CA:TRUE
+            openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out node.key
+            openssl req -new -key node.key -subj /O=node -out node.csr
+            printf 'subjectAltName=IP:127.0.0.1\\nextendedKeyUsage=serverAuth,clientAuth\\n' > ext
+            openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out node.pem";
+        let done = Command::new("sh").args(["-c", script]).current_dir(dir).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let path = |name: &str| dir.join(name);
+        Self { ca: path("ca.pem"), cert: path("node.pem"), key: path("node.key") }
+    }
+}
+
+pub(crate) struct Etcd {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    client: u16,
+    peer: u16,
+    certificates: Option<Certificates>,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Etcd {
+    /// One member; `None`, loudly, where there is no etcd and no CI.
+    pub(crate) fn start(tls: bool) -> Option<Self> {
+        if Command::new("etcd").arg("--version").output().is_err() {
+            assert!(std::env::var_os("CI").is_none(), "CI runs etcd");
+            eprintln!("SKIPPED: needs etcd (package etcd-server)");
+            return None;
+        }
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let certificates = tls.then(|| Certificates::new(dir.path()));
+        let mut etcd = Self { child: None, dir, client: free_port(), peer: free_port(), certificates };
+        etcd.again();
+        Some(etcd)
+    }
+
+    /// Starts it on what it held.
+    pub(crate) fn again(&mut self) {
+        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
+        let mut command = Command::new("etcd");
+        command
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args(["--name", "one", "--logger", "zap"]);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("one={peer}"), "--unsafe-no-fsync"]);
+        if let Some(Certificates { ca, cert, key }) = &self.certificates {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+        }
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        let begun = Instant::now();
+        while !self.ctl(&["endpoint", "health"]).status.success() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client)
+    }
+
+    pub(crate) fn access(&self, prefix: &str) -> Access {
+        let mut access =
+            Access { endpoints: vec![self.url()], prefix: prefix.to_owned(), ..Access::default() };
+        if let Some(Certificates { ca, cert, key }) = &self.certificates {
+            access.ca = Some(ca.clone());
+            access.identity = Some((cert.clone(), key.clone()));
+        }
+        access
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// etcdctl, which shares no code with us.
+    pub(crate) fn ctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url(), "--command-timeout", "2s"]);
+        if let Some(Certificates { ca, cert, key }) = &self.certificates {
+            command.arg("--cacert").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
+        }
+        command.args(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    pub(crate) fn says(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The revision: how many changes there were.
+    pub(crate) fn revision(&self) -> i64 {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.says(&["endpoint", "status", "-w", "json"])).unwrap();
+        status[0]["Status"]["header"]["revision"].as_i64().unwrap()
+    }
+}

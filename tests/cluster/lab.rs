@@ -1,0 +1,311 @@
+//! Three nodes on one machine: each a service with a disk image, a state directory and a boot identity of its own. The command
+//! that reboots ends the service and starts it again from whatever `qstage-select` says, which counts the try.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::etcd::{Etcd, free_port};
+use crate::harness::server::{Bench, QSTAGE, run};
+
+/// How long a node is down while it reboots.
+const BOOT: Duration = Duration::from_millis(700);
+
+/// A node as the test sees it.
+pub(crate) struct Node {
+    pub(crate) number: usize,
+    dir: PathBuf,
+    port: u16,
+    shared: Arc<Shared>,
+    machine: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    end: AtomicBool,
+    /// It has no power.
+    off: AtomicBool,
+    /// Slot b does not come up: its tries run out.
+    broken: AtomicBool,
+    /// When it went down and came up again.
+    downs: Mutex<Vec<(Instant, Instant)>>,
+    boots: Mutex<u32>,
+    slot: Mutex<String>,
+}
+
+pub(crate) struct Lab {
+    pub(crate) bench: Bench,
+    pub(crate) etcd: Etcd,
+    pub(crate) nodes: Vec<Node>,
+}
+
+impl Lab {
+    /// Nodes that are members already.
+    pub(crate) fn new(count: usize) -> Option<Self> {
+        Self::with(count, "", None)
+    }
+
+    pub(crate) fn with(count: usize, cluster: &str, rate: Option<&str>) -> Option<Self> {
+        let etcd = Etcd::start(false)?;
+        let bench = Bench::new(None);
+        fs::write(bench.path("secret"), "secret").unwrap();
+        let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
+        fs::write(bench.path("tokens"), format!("qq write {}\n", &hash[..64])).unwrap();
+        let credentials = json!({"version": 1, "bearer_token": "secret"});
+        fs::write(bench.path("credentials"), credentials.to_string()).unwrap();
+        let mut lab = Self { bench, etcd, nodes: Vec::new() };
+        for number in 1..=count {
+            lab.add(number, number, cluster, rate);
+        }
+        for node in &lab.nodes {
+            node.until("it answers", |node| node.try_get("/v1/version").is_some());
+            node.until("it sees etcd", |node| node.get("/v1/qstage/cluster")["connected"] == true);
+            assert_eq!(node.post("/v1/qstage/cluster/join", &Value::Null), 202);
+        }
+        for node in &lab.nodes {
+            node.until("all are there", |node| {
+                let status = node.get("/v1/qstage/cluster");
+                let nodes = status["nodes"].as_array().unwrap();
+                nodes.len() == count
+                    && nodes.iter().all(|node| node["standing"] == "good")
+                    && !status["leader"].is_null()
+            });
+        }
+        Some(lab)
+    }
+
+    /// A machine with this number in its configuration; it is started, and not a member yet.
+    pub(crate) fn add(&mut self, number: usize, id: usize, cluster: &str, rate: Option<&str>) {
+        let dir = self.bench.path(&format!("node{number}"));
+        fs::create_dir(&dir).unwrap();
+        let path = |name: &str| dir.join(name).display().to_string();
+        let rate = rate.map(|rate| format!("max_rate = \"{rate}\"\n")).unwrap_or_default();
+        let text = format!(
+            "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nsocket = {:?}\ntokens = {:?}\n\
+             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"test\", \"!\", \"-e\", {:?}]\n[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
+             health_checks = {:?}\n{cluster}",
+            path("disk"),
+            self.bench.text("signers"),
+            path("state"),
+            path("socket"),
+            self.bench.text("tokens"),
+            path("reboot"),
+            path("unwell"),
+            self.etcd.url(),
+            path("health.d"),
+        );
+        fs::write(dir.join("config"), text).unwrap();
+        let mut init = Command::new(QSTAGE);
+        init.arg("init").arg(dir.join("disk")).args(["--slot-size", "12M", "--software-size", "8M"]);
+        run(init.arg("--bundle").arg(self.bench.path("v1.qimg")).arg("--config").arg(dir.join("config")));
+        let shared = Arc::new(Shared::default());
+        let (port, at, seen) = (free_port(), dir.clone(), Arc::clone(&shared));
+        let machine = std::thread::spawn(move || machine(&at, port, &seen));
+        self.nodes.push(Node { number, dir, port, shared, machine: Some(machine) });
+    }
+
+    pub(crate) fn node(&self, number: usize) -> &Node {
+        &self.nodes[number - 1]
+    }
+
+    /// The newest official client at a node.
+    pub(crate) fn client(&self, number: usize, args: &[&str]) -> Option<Command> {
+        let client = std::env::var("QSTAGE_TEST_CLIENT").ok();
+        let Some(client) = client else {
+            assert!(std::env::var_os("CI").is_none(), "CI runs the official client");
+            eprintln!("SKIPPED: needs the official client, see scripts/test");
+            return None;
+        };
+        let mut command = Command::new(client);
+        let port = self.node(number).port.to_string();
+        command.args(["--host", "127.0.0.1", "--port", &port, "--credentials-store"]);
+        command.arg(self.bench.path("credentials")).args(args);
+        command.stdin(Stdio::null()).env("HOME", self.bench.dir.path());
+        Some(command)
+    }
+
+    /// How many nodes were down at the same time at most.
+    pub(crate) fn most_down(&self) -> usize {
+        let all: Vec<(Instant, Instant)> =
+            self.nodes.iter().flat_map(|node| node.shared.downs.lock().unwrap().clone()).collect();
+        let at = |time: &Instant| all.iter().filter(|(from, to)| from <= time && time < to).count();
+        all.iter().map(|(from, _)| at(from)).max().unwrap_or(0)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            node.shared.end.store(true, Ordering::Relaxed);
+        }
+        for node in &mut self.nodes {
+            let _ = node.machine.take().map(JoinHandle::join);
+            if std::thread::panicking() {
+                let log = fs::read_to_string(node.dir.join("log")).unwrap_or_default();
+                eprintln!("---- node {}\n{log}", node.number);
+            }
+        }
+    }
+}
+
+/// Power, boot loader and kernel of a node.
+fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
+    let mut down = None;
+    while !shared.end.load(Ordering::Relaxed) {
+        if shared.off.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        let slot = select(dir, shared);
+        shared.slot.lock().unwrap().clone_from(&slot);
+        let boot = {
+            let mut boots = shared.boots.lock().unwrap();
+            *boots += 1;
+            *boots
+        };
+        let mut child = start(dir, port, &slot, boot);
+        if let Some(from) = down.take() {
+            shared.downs.lock().unwrap().push((from, Instant::now()));
+        }
+        let reboot = dir.join("reboot");
+        while !reboot.exists() && !shared.end.load(Ordering::Relaxed) && !shared.off.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        down = Some(Instant::now());
+        // As the power goes: nothing says good-bye.
+        let _ = child.kill();
+        let _ = child.wait();
+        let _ = fs::remove_file(&reboot);
+        std::thread::sleep(if shared.end.load(Ordering::Relaxed) { Duration::ZERO } else { BOOT });
+    }
+}
+
+/// The slot that comes up. One that does not is tried until its tries are spent.
+fn select(dir: &std::path::Path, shared: &Shared) -> String {
+    loop {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qstage-select"));
+        command.args(["--json", "--disk"]).arg(dir.join("disk"));
+        let told: Value = serde_json::from_str(&run(&mut command)).unwrap();
+        let slot = told["slot"].as_str().unwrap().to_owned();
+        if !(shared.broken.load(Ordering::Relaxed) && told["reason"] == "trial") {
+            return slot;
+        }
+    }
+}
+
+/// The service in a mount namespace of its own, where the kernel seems to have booted anew.
+fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
+    let identity = dir.join("boot_id");
+    fs::write(&identity, format!("00000000-0000-4000-8000-{boot:012x}\n")).unwrap();
+    let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(&identity).arg(QSTAGE);
+    command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--booted", slot, "--config"]);
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
+    command.arg(dir.join("config")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
+impl Node {
+    pub(crate) fn power(&self, on: bool) {
+        self.shared.off.store(!on, Ordering::Relaxed);
+    }
+
+    /// Whether slot b fails to come up.
+    pub(crate) fn breaks(&self, broken: bool) {
+        self.shared.broken.store(broken, Ordering::Relaxed);
+    }
+
+    pub(crate) fn boots(&self) -> u32 {
+        *self.shared.boots.lock().unwrap()
+    }
+
+    pub(crate) fn slot(&self) -> String {
+        self.shared.slot.lock().unwrap().clone()
+    }
+
+    /// One request over the Unix socket; `None` while nobody is there.
+    pub(crate) fn try_call(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        use std::io::{Read, Write};
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = std::os::unix::net::UnixStream::connect(self.dir.join("socket")).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    pub(crate) fn try_get(&self, path: &str) -> Option<Value> {
+        let (status, text) = self.try_call("GET", path, "")?;
+        assert_eq!(status, 200, "GET {path}: {text}");
+        Some(serde_json::from_str(&text).unwrap())
+    }
+
+    /// Waits for the answer while the node reboots.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        let mut answer = None;
+        self.until(path, |node| {
+            answer = node.try_get(path);
+            answer.is_some()
+        });
+        answer.unwrap()
+    }
+
+    pub(crate) fn call(&self, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, text) = self.try_call("POST", path, &body).expect("the node answers");
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> u16 {
+        let (status, answer) = self.call(path, body);
+        assert!(status < 300, "{path}: {status} {answer}");
+        status
+    }
+
+    pub(crate) fn prepare(&self, path: &str, auto_commit: bool, rolling: bool) -> (u16, Value) {
+        let order = json!({"image_path": path, "auto_commit": auto_commit, "do_rolling_reboot": rolling,
+            "num_nodes_to_reboot": null});
+        self.call("/v2/upgrade/prepare", &order)
+    }
+
+    pub(crate) fn state(&self) -> String {
+        self.get("/v3/upgrade/status")["state"]
+            .as_str()
+            .unwrap()
+            .trim_start_matches("UPGRADE_STATE_")
+            .to_owned()
+    }
+
+    pub(crate) fn version(&self) -> String {
+        self.get("/v1/version")["revision_id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let begun = Instant::now();
+        while !holds(self) {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "node {}: not within 60 s: {what}",
+                self.number
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A verb at this node.
+    pub(crate) fn qstage(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(QSTAGE);
+        command.args(args).arg("--config").arg(self.dir.join("config")).stdin(Stdio::null()).output().unwrap()
+    }
+}

@@ -1,0 +1,309 @@
+//! Upgrades of three real nodes on one etcd: complete and rolling, with what goes wrong in the middle.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::lab::Lab;
+
+/// The official client rolls the cluster through one node, and sees nothing that it does not know.
+#[test]
+fn a_rolling_upgrade_by_the_official_client() {
+    let Some(lab) = Lab::new(3) else { return };
+    let v2 = lab.bench.text("v2.qimg");
+    let before = lab.etcd.revision();
+    let Some(mut client) = lab.client(1, &["upgrade_cluster", "--rolling", "--path", &v2]) else { return };
+    let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    lab.node(1)
+        .until("it rolls", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IN_PROGRESS");
+    let output = client.wait_with_output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("Upgrade committed") && !said.contains("rror"),
+        "{said}"
+    );
+    lab.node(2).until("all are through", |node| node.state() == "IDLE");
+    for node in &lab.nodes {
+        assert_eq!((node.version().as_str(), node.slot().as_str()), ("Demo 2.0", "b"));
+        assert_eq!(node.boots(), 2, "each booted once");
+        assert_eq!(node.get("/v1/upgrade/status")["error_state"], "UPGRADE_ERROR_NO_ERROR");
+    }
+    let reboot = lab.node(1).get("/v1/shutdown/reboot/status");
+    assert_eq!(
+        (&reboot["state"], &reboot["rebooted_node_count"]),
+        (&json!("REBOOT_IDLE"), &json!(3)),
+        "{reboot}"
+    );
+    assert_eq!(lab.most_down(), 1, "one at a time");
+    let writes = lab.etcd.revision() - before;
+    println!("{writes} revisions of etcd for a rolling upgrade of 3 nodes");
+    assert!(writes <= 3 * 40, "{writes} revisions");
+}
+
+#[test]
+fn a_complete_upgrade_and_a_node_that_falls_back() {
+    let Some(lab) = Lab::new(3) else { return };
+    let (v2, node) = (lab.bench.text("v2.qimg"), lab.node(1));
+    // Prepared on all, seen through any; cancelled, and discarded on all.
+    assert_eq!(node.prepare(&v2, false, false).0, 202);
+    lab.node(3).until("prepared", |node| node.state() == "PREPARED");
+    assert_eq!(lab.node(2).prepare(&v2, false, false).0, 202, "the same again");
+    assert_eq!(lab.node(2).prepare(&lab.bench.text("v3.qimg"), false, false).0, 409);
+    assert_eq!(lab.node(2).post("/v1/qstage/cancel", &Value::Null), 200);
+    lab.node(3).until("cancelled", |node| node.state() == "IDLE");
+    let status = lab.node(3).get("/v3/upgrade/status");
+    assert!(
+        status["error_info"].as_str().unwrap().contains("cancelled") && status["settings"].is_object(),
+        "{status}"
+    );
+    let empty = |node: &crate::lab::Node| {
+        let slots = node.get("/v1/qstage/slots");
+        slots["slots"].as_array().unwrap().iter().all(|slot| slot["state"] != "prepared")
+    };
+    for node in &lab.nodes {
+        node.until("what was prepared is discarded", empty);
+    }
+    assert_eq!(node.call("/v2/upgrade/commit", &Value::Null).0, 409);
+    // Node 2 does not come up with it: all return, by one verdict.
+    lab.node(2).breaks(true);
+    assert_eq!(node.prepare(&v2, true, false).0, 202);
+    let mut states = Vec::new();
+    node.until("it is over", |node| {
+        if let Some(status) = node.try_get("/v3/upgrade/status") {
+            let state = status["state"].as_str().unwrap().trim_start_matches("UPGRADE_STATE_").to_owned();
+            assert!(state != "PREPARED", "never shown with auto_commit: {status}");
+            if states.last() != Some(&state) {
+                states.push(state.clone());
+            }
+            return state == "IDLE" && !states.is_empty() && states.contains(&"REBOOTING".to_owned());
+        }
+        false
+    });
+    assert_eq!(states, ["PREPARING", "COMMITTING", "COMMITTED", "REBOOTING", "IDLE"]);
+    for node in &lab.nodes {
+        node.until("the old release runs again", |node| node.version() == "Demo 1.0" && node.slot() == "a");
+        let told = node.get("/v3/upgrade/status")["error_info"].clone();
+        assert!(told.as_str().unwrap_or_default().contains("node 2"), "{told}");
+        assert!(node.get("/v1/shutdown/reboot/status")["error_message"].as_str().unwrap().contains("node 2"));
+    }
+    // Tried again: all of them, at once.
+    lab.node(2).breaks(false);
+    let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
+    node.until("it may be tried again", |node| {
+        let order = json!({"image_path": v2, "auto_commit": true, "do_rolling_reboot": false, "num_nodes_to_reboot": null});
+        node.call("/v2/upgrade/prepare?retry=true", &order).0 == 202
+    });
+    node.until("all run it", |_| {
+        lab.nodes
+            .iter()
+            .all(|node| node.try_get("/v1/version").is_some_and(|v| v["revision_id"] == "Demo 2.0"))
+    });
+    node.until("it is over", |node| node.state() == "IDLE");
+    for (node, before) in lab.nodes.iter().zip(boots) {
+        assert_eq!(node.boots(), before + 1);
+        node.until("good", |node| {
+            node.get("/v1/qstage/cluster")["nodes"][node.number - 1]["standing"] == "good"
+        });
+    }
+    assert!(lab.node(3).get("/v3/upgrade/status")["error_info"].is_null());
+}
+
+#[test]
+fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
+    let Some(mut lab) = Lab::new(3) else { return };
+    let v2 = lab.bench.text("v2.qimg");
+    let reboot = |lab: &Lab, number: usize| lab.node(number).get("/v1/shutdown/reboot/status");
+    for (path, wanted) in [("/v1/shutdown/reboot/pause", 409), ("/v1/shutdown/reboot/resume", 409)] {
+        assert_eq!(lab.node(1).call(path, &Value::Null).0, wanted, "{path}");
+    }
+    let many =
+        json!({"image_path": v2, "auto_commit": false, "do_rolling_reboot": true, "num_nodes_to_reboot": 2});
+    assert_eq!(lab.node(1).call("/v2/upgrade/prepare", &many).0, 400, "of three nodes one may go");
+    // Without etcd: every answer comes from what was seen, a prepare is refused as such, a commit is accepted and waits.
+    assert_eq!(lab.node(1).prepare(&v2, false, true).0, 202);
+    lab.node(1).until("prepared", |node| node.state() == "PREPARED");
+    lab.etcd.stop();
+    lab.node(1).until("it is noticed", |node| node.get("/v1/qstage/cluster")["connected"] == false);
+    let blocked = lab.node(1).get("/v2/upgrade/blocked");
+    assert!(blocked["blocked_reason"].as_str().unwrap().contains("etcd does not answer"), "{blocked}");
+    assert_eq!(lab.node(1).get("/v3/upgrade/status")["settings"]["do_rolling_reboot"], true);
+    assert_eq!(lab.node(1).prepare(&v2, false, true).0, 503);
+    assert_eq!(lab.node(1).post("/v2/upgrade/commit", &Value::Null), 202);
+    assert_eq!(lab.node(1).state(), "COMMITTING");
+    // Node 3, the third in turn or the leader, will not come up. Node 2 reboots, pauses are obeyed.
+    for node in &lab.nodes {
+        node.breaks(node.number == 3);
+    }
+    lab.etcd.again();
+    lab.node(1)
+        .until("it goes on", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IN_PROGRESS");
+    assert_eq!(lab.node(2).post("/v1/shutdown/reboot/pause", &Value::Null), 200);
+    lab.node(1).until("the group ends", |node| {
+        let reboot = node.get("/v1/shutdown/reboot/status");
+        reboot["state"] == "REBOOT_PAUSED" && reboot["rebooted_node_count"] == 1
+            || reboot["state"] == "REBOOT_PAUSED_DUE_TO_ERROR"
+    });
+    let done: u32 = lab.nodes.iter().map(|node| node.boots() - 1).sum();
+    assert_eq!(done, 1, "the group under way ends, and none begins");
+    let blocked = lab.node(1).get("/v2/upgrade/blocked");
+    assert_eq!(
+        (&blocked["is_blocked"], &blocked["blocked_reason"]),
+        (&json!(true), &json!("a reboot is under way"))
+    );
+    if reboot(&lab, 1)["state"] == "REBOOT_PAUSED" {
+        assert_eq!(lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    }
+    // It stops at the first that falls back, and says so everywhere.
+    lab.node(1).until("it stops", |node| {
+        node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_PAUSED_DUE_TO_ERROR"
+    });
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    for node in &lab.nodes {
+        let told = node.get("/v1/shutdown/reboot/status")["error_message"].clone();
+        assert!(told.as_str().unwrap().contains("node 3 fell back"), "{told}");
+        let status = node.get("/v3/upgrade/status");
+        assert_eq!((&status["error_info"], &status["state"]), (&told, &json!("UPGRADE_STATE_REBOOTING")));
+    }
+    let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
+    assert_eq!(lab.node(3).boots(), 2, "{boots:?}");
+    // Seen to, and tried again: it prepares anew what the fallback has ruled out.
+    lab.node(3).breaks(false);
+    assert_eq!(lab.node(1).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    lab.node(1).until("all are through", |node| node.state() == "IDLE");
+    for node in &lab.nodes {
+        assert_eq!(node.version(), "Demo 2.0");
+    }
+    assert_eq!(lab.most_down(), 1, "one at a time");
+    assert_eq!(reboot(&lab, 2)["error_message"], "");
+}
+
+#[test]
+fn a_node_that_never_returns_and_one_that_was_never_well() {
+    let Some(lab) = Lab::with(3, "reboot_timeout = 5\n", None) else { return };
+    let status = |number: usize| lab.node(number).get("/v1/qstage/cluster");
+    // An idle cluster writes nothing; it reads, and keeps its leases.
+    let before = lab.etcd.revision();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!(lab.etcd.revision(), before);
+    let leader = status(1)["leader"].as_u64().unwrap() as usize;
+    let order = json!({"is_rolling": true, "num_nodes_to_reboot": null});
+    assert_eq!(lab.node(leader).post("/v1/shutdown/reboot/start", &order), 202);
+    let first = || {
+        (1..=3).find(|number| {
+            lab.node(*number).boots() > 1 || lab.node(*number).try_get("/v1/version").is_none()
+        })
+    };
+    lab.node(leader).until("the first is down", |_| first().is_some());
+    let gone = first().unwrap();
+    assert_ne!(gone, leader, "who leads goes last");
+    lab.node(gone).power(false);
+    let told =
+        || lab.node(leader).get("/v1/shutdown/reboot/status")["error_message"].as_str().unwrap().to_owned();
+    lab.node(leader).until("its name is told", |_| told().contains(&format!("node {gone}")));
+    assert_eq!(lab.node(leader).get("/v1/shutdown/reboot/status")["state"], "REBOOT_PAUSED_DUE_TO_ERROR");
+    // It appears later; nothing goes on by itself.
+    lab.node(gone).power(true);
+    lab.node(gone).until("it is back", |node| node.try_get("/v1/version").is_some());
+    lab.node(leader).until("all see it", |_| status(leader)["nodes"][gone - 1]["standing"] == "good");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(lab.node(leader).get("/v1/shutdown/reboot/status")["state"], "REBOOT_PAUSED_DUE_TO_ERROR");
+    // Its turn is taken back by hand, then it goes on, all through.
+    let output = lab.node(leader).qstage(&["cluster", "take-back", &gone.to_string()]);
+    assert!(output.status.success(), "{output:?}");
+    let output = lab.node(leader).qstage(&["cluster", "resume"]);
+    assert!(output.status.success(), "{output:?}");
+    lab.node(leader)
+        .until("all are through", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IDLE");
+    assert_eq!(lab.node(1).get("/v1/shutdown/reboot/status")["rebooted_node_count"], 3);
+    let shown = lab.node(1).qstage(&["cluster", "status"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("node 3") && shown.contains("1.0") && shown.contains("good"), "{shown}");
+}
+
+/// Bad surroundings: each is told, nothing moves, and what runs goes on.
+#[test]
+fn who_does_not_belong() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    let v2 = lab.bench.text("v2.qimg");
+    // Two nodes cannot roll, and the reason is told.
+    let (status, answer) = lab.node(1).prepare(&v2, false, true);
+    assert!(status == 409 && answer["description"].as_str().unwrap().contains("quorum"), "{answer}");
+    // What one member must not do alone.
+    let target = json!({"install_path": v2, "target": "UPGRADE_TARGET_PREPARE"}).to_string();
+    let (status, text) = lab.node(1).try_call("PUT", "/v1/upgrade/settings", &target).unwrap();
+    assert!(status == 400 && text.contains("CLUSTER_MEMBER"), "{text}");
+    assert!(
+        lab.node(1).call("/v1/shutdown/reboot/2", &Value::Null).1["error_class"]
+            == "UPGRADE_ERROR_ELSEWHERE_NODE"
+    );
+    assert_eq!(lab.node(1).call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
+    // A second machine with a number that is taken.
+    lab.add(3, 2, "", None);
+    let third = lab.node(3);
+    third.until("it sees etcd", |node| {
+        node.try_get("/v1/qstage/cluster").is_some_and(|s| s["connected"] == true)
+    });
+    let output = third.qstage(&["cluster", "join"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(5) && said.contains("another machine already"), "{said}");
+    assert_eq!(third.get("/v2/upgrade/blocked")["is_blocked"], json!(false), "it serves alone");
+    // One with another release.
+    lab.add(4, 4, "", None);
+    let fourth = lab.node(4);
+    fourth.until("it sees etcd", |node| {
+        node.try_get("/v1/qstage/cluster").is_some_and(|s| s["connected"] == true)
+    });
+    assert_eq!(fourth.get("/v1/node/state")["state"], "UNCONFIGURED");
+    assert_eq!(fourth.prepare(&v2, true, false).0, 202, "alone it may be upgraded");
+    fourth.until("it runs that", |node| {
+        node.try_get("/v1/version").is_some_and(|v| v["revision_id"] == "Demo 2.0")
+    });
+    let output = fourth.qstage(&["cluster", "join"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("this node runs 2.0, node 1 of the cluster 1.0"), "{said}");
+    // Garbage in a key: told, and nothing moves.
+    lab.etcd.says(&["put", "/lab/reboot", "{}"]);
+    lab.node(1).until("it is told", |node| {
+        node.get("/v2/upgrade/blocked")["blocked_reason"].as_str().unwrap().contains("etcd key 'reboot'")
+    });
+    let (status, answer) = lab.node(2).prepare(&v2, false, false);
+    assert_eq!((status, &answer["error_class"]), (409, &json!("UPGRADE_ERROR_CLUSTER_DATA")));
+    assert_eq!(lab.node(1).state(), "IDLE");
+    lab.etcd.says(&["del", "/lab/reboot"]);
+    lab.node(1).until("it is whole again", |node| node.get("/v2/upgrade/blocked")["is_blocked"] == false);
+    // A member leaves, and is one node again.
+    assert!(lab.node(2).qstage(&["cluster", "leave"]).status.success());
+    lab.node(2).until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
+    assert_eq!(lab.node(1).get("/v1/cluster/nodes/").as_array().unwrap().len(), 1);
+}
+
+/// Software alone is swapped on all nodes together, and back on all where one is not well; nobody reboots.
+#[test]
+fn software_on_all_nodes() {
+    let Some(lab) = Lab::new(3) else { return };
+    let (soft, node) = (lab.bench.text("soft.qimg"), lab.node(1));
+    let unwell = lab.bench.path("node2/unwell");
+    std::fs::write(&unwell, "").unwrap();
+    // The flag of a rolling reboot is accepted and has no effect.
+    assert_eq!(node.prepare(&soft, true, true).0, 202);
+    node.until("it fails on node 2", |node| {
+        let status = node.get("/v3/upgrade/status");
+        status["state"] == "UPGRADE_STATE_PREPARED"
+            && status["error_info"].as_str().is_some_and(|e| e.contains("node 2"))
+    });
+    assert_eq!(node.get("/v3/upgrade/status")["settings"]["auto_commit"], false);
+    for node in &lab.nodes {
+        node.until("the old software again", |node| node.version() == "Demo 1.0");
+    }
+    std::fs::remove_file(&unwell).unwrap();
+    assert_eq!(lab.node(3).post("/v2/upgrade/commit", &Value::Null), 202);
+    node.until("committed", |node| node.state() == "COMMITTED" || node.state() == "IDLE");
+    for node in &lab.nodes {
+        node.until("the new software", |node| node.version() == "Demo 1.5");
+        assert_eq!(node.boots(), 1);
+    }
+    node.until("it is over", |node| node.state() == "IDLE");
+    assert!(node.get("/v3/upgrade/status")["error_info"].is_null());
+}
