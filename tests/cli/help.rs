@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 27] = [
     "pack",
     "sign",
     "delta",
@@ -34,6 +34,7 @@ const VERBS: [&str; 26] = [
     "serve",
     "upgrade",
     "watch",
+    "cluster",
     "completions",
     "man",
 ];

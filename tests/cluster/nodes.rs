@@ -86,6 +86,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         node.until("the old release runs again", |node| node.version() == "Demo 1.0" && node.slot() == "a");
         let told = node.get("/v3/upgrade/status")["error_info"].clone();
         assert!(told.as_str().unwrap_or_default().contains("node 2"), "{told}");
+        assert_eq!(node.get("/v1/upgrade/status")["error_state"], "UPGRADE_ERROR_CLUSTER_UPGRADE");
         assert!(node.get("/v1/shutdown/reboot/status")["error_message"].as_str().unwrap().contains("node 2"));
     }
     // Tried again: all of them, at once.
@@ -233,7 +234,7 @@ fn who_does_not_belong() {
     // What one member must not do alone.
     let target = json!({"install_path": v2, "target": "UPGRADE_TARGET_PREPARE"}).to_string();
     let (status, text) = lab.node(1).try_call("PUT", "/v1/upgrade/settings", &target).unwrap();
-    assert!(status == 400 && text.contains("CLUSTER_MEMBER"), "{text}");
+    assert!(status == 400 && text.contains("UPGRADE_ERROR_CLUSTER_MEMBER"), "{text}");
     assert!(
         lab.node(1).call("/v1/shutdown/reboot/2", &Value::Null).1["error_class"]
             == "UPGRADE_ERROR_ELSEWHERE_NODE"
@@ -248,6 +249,8 @@ fn who_does_not_belong() {
     let output = third.qstage(&["cluster", "join"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(5) && said.contains("another machine already"), "{said}");
+    let (_, answer) = third.call("/v1/qstage/cluster/join", &Value::Null);
+    assert_eq!(answer["error_class"], "UPGRADE_ERROR_MEMBERSHIP");
     assert_eq!(third.get("/v2/upgrade/blocked")["is_blocked"], json!(false), "it serves alone");
     // One with another release.
     lab.add(4, 4, "", None);

@@ -62,6 +62,8 @@ pub(super) struct Driver {
     /// The group under way, and since when.
     group: (Vec<(NodeId, BootId)>, Instant),
     refused: Option<String>,
+    /// What was reported for which upgrade: until it is seen in etcd, the step is not done a second time.
+    reported: Option<(u64, Outcome, Instant)>,
 }
 
 impl Driver {
@@ -85,6 +87,7 @@ impl Driver {
             away: BTreeMap::new(),
             group: (Vec::new(), Instant::now()),
             refused: None,
+            reported: None,
         }
     }
 
@@ -188,6 +191,14 @@ impl Driver {
         }
         let node = self.node();
         let outcome = view.outcomes.get(&node);
+        if let Some((upgrade, reported, at)) = &self.reported {
+            let awaited =
+                *upgrade == view.upgrade.id && outcome != Some(reported) && at.elapsed() < LOOK_EVERY;
+            if awaited {
+                return Ok(());
+            }
+            self.reported = None;
+        }
         if view.reboot.state == RebootState::PausedDueToError && matches!(outcome, Some(Outcome::Failed(_))) {
             // It has been seen; a resume tries again.
             return self.report(view, Outcome::Prepared);
@@ -285,7 +296,10 @@ impl Driver {
     }
 
     fn report(&mut self, view: &View, outcome: Outcome) -> Result<()> {
-        self.etcd.transact(&turn::report(view, self.node(), outcome)).map(|_| ())
+        if self.etcd.transact(&turn::report(view, self.node(), outcome.clone()))? {
+            self.reported = Some((view.upgrade.id, outcome, Instant::now()));
+        }
+        Ok(())
     }
 
     /// Leads, or tries to where nobody does.
