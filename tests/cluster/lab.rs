@@ -87,16 +87,16 @@ impl Lab {
         let path = |name: &str| dir.join(name).display().to_string();
         let rate = rate.map(|rate| format!("max_rate = \"{rate}\"\n")).unwrap_or_default();
         let text = format!(
-            "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nsocket = {:?}\ntokens = {:?}\n\
-             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"test\", \"!\", \"-e\", {:?}]\n[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
+            "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nimage_paths = [{:?}]\nsocket = {:?}\ntokens = {:?}\n\
+             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"true\"]\n[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
              health_checks = {:?}\n{cluster}",
             path("disk"),
             self.bench.text("signers"),
             path("state"),
+            self.bench.dir.path(),
             path("socket"),
             self.bench.text("tokens"),
             path("reboot"),
-            path("unwell"),
             self.etcd.url(),
             path("health.d"),
         );

@@ -282,31 +282,49 @@ fn who_does_not_belong() {
     assert_eq!(lab.node(1).get("/v1/cluster/nodes/").as_array().unwrap().len(), 1);
 }
 
-/// Software alone is swapped on all nodes together, and back on all where one is not well; nobody reboots.
+/// Software alone is refused by members, whoever asks how; and the way out that the refusal names is one.
 #[test]
-fn software_on_all_nodes() {
-    let Some(lab) = Lab::new(3) else { return };
+fn software_alone_is_refused() {
+    let Some(lab) = Lab::new(2) else { return };
     let (soft, node) = (lab.bench.text("soft.qimg"), lab.node(1));
-    let unwell = lab.bench.path("node2/unwell");
-    std::fs::write(&unwell, "").unwrap();
-    // The flag of a rolling reboot is accepted and has no effect.
-    assert_eq!(node.prepare(&soft, true, true).0, 202);
-    node.until("it fails on node 2", |node| {
+    for rolling in [false, true] {
+        let (status, answer) = node.prepare(&soft, true, rolling);
+        assert_eq!((status, &answer["error_class"]), (409, &json!("UPGRADE_ERROR_CLUSTER_SOFTWARE")));
+        let told = answer["description"].as_str().unwrap();
+        assert!(told.contains("1.5 changes the software alone") && told.contains("leave"), "{told}");
+    }
+    let (status, answer) = node.call("/v2/upgrade/verify-image", &json!({"image_path": soft}));
+    let told = answer["error"].as_str().unwrap_or_default();
+    assert!(status == 200 && told.contains("changes the software alone"), "{answer}");
+    let output = node.qstage(&["upgrade", &soft]);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("changes the software alone"), "{output:?}");
+    // A secret would lie in etcd.
+    let (status, answer) = node.prepare("https://user:word@example.org/v2.qimg", false, false);
+    let told = answer["description"].as_str().unwrap();
+    assert!(status == 400 && told.contains("etcd would show") && !told.contains("word@"), "{answer}");
+    // Nothing has moved.
+    for node in &lab.nodes {
+        assert_eq!((node.state().as_str(), node.version().as_str()), ("IDLE", "Demo 1.0"));
         let status = node.get("/v3/upgrade/status");
-        status["state"] == "UPGRADE_STATE_PREPARED"
-            && status["error_info"].as_str().is_some_and(|e| e.contains("node 2"))
-    });
-    assert_eq!(node.get("/v3/upgrade/status")["settings"]["auto_commit"], false);
-    for node in &lab.nodes {
-        node.until("the old software again", |node| node.version() == "Demo 1.0");
+        assert!(status["settings"].is_null() && status["error_info"].is_null(), "{status}");
     }
-    std::fs::remove_file(&unwell).unwrap();
-    assert_eq!(lab.node(3).post("/v2/upgrade/commit", &Value::Null), 202);
-    node.until("committed", |node| node.state() == "COMMITTED" || node.state() == "IDLE");
+    // The way that it names: all leave, each is upgraded alone, all join again.
     for node in &lab.nodes {
-        node.until("the new software", |node| node.version() == "Demo 1.5");
+        assert_eq!(node.post("/v1/qstage/cluster/leave", &Value::Null), 202);
+    }
+    for node in &lab.nodes {
+        node.until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
+        assert_eq!(node.prepare(&soft, true, false).0, 202);
+        node.until("it runs that", |node| node.version() == "Demo 1.5");
+        node.until("it is over", |node| node.state() == "IDLE");
         assert_eq!(node.boots(), 1);
+        assert_eq!(node.post("/v1/qstage/cluster/join", &Value::Null), 202);
     }
-    node.until("it is over", |node| node.state() == "IDLE");
-    assert!(node.get("/v3/upgrade/status")["error_info"].is_null());
+    node.until("both are there", |node| {
+        let nodes = node.get("/v1/qstage/cluster")["nodes"].clone();
+        nodes
+            .as_array()
+            .is_some_and(|nodes| nodes.len() == 2 && nodes.iter().all(|n| n["standing"] == "good"))
+    });
 }

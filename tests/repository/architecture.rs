@@ -187,10 +187,7 @@ const WRITERS: Allowed = &[
     ("engine/transition/run.rs", "the interpreter"),
     ("engine/repair.rs", "the repair of the table that somebody asks for"),
     ("init.rs", "the layout of a blank disk"),
-    (
-        "selector.rs",
-        "counts a try in an initramfs, where no record of a running system is there to be viewed",
-    ),
+    ("selector.rs", "counts a try in an initramfs, where no record of a running system is there"),
     ("slot/", "defines what a mark and a record are"),
     ("stage/", "footers torn and whole, around the images"),
 ];

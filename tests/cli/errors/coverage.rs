@@ -59,6 +59,12 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "certificates_and_users",
     ),
     ("CLUSTER_DATA", "takes an etcd with garbage in a key", "tests/cluster/nodes.rs", "who_does_not_belong"),
+    (
+        "CLUSTER_SOFTWARE",
+        "takes a member of a cluster",
+        "tests/cluster/nodes.rs",
+        "software_alone_is_refused",
+    ),
     ("CLUSTER_MEMBER", "takes a member of a cluster", "tests/cluster/nodes.rs", "who_does_not_belong"),
     ("ELSEWHERE_NODE", "takes a cluster of two", "tests/cluster/nodes.rs", "who_does_not_belong"),
     ("MEMBERSHIP", "takes two machines with one number", "tests/cluster/nodes.rs", "who_does_not_belong"),
