@@ -316,7 +316,8 @@ fn software_alone_is_refused() {
     for node in &lab.nodes {
         node.until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
         assert_eq!(node.prepare(&soft, true, false).0, 202);
-        node.until("it runs that", |node| node.version() == "Demo 1.5");
+        node.until("it runs that", |node| node.version() == "Demo 1.5" && node.state() == "COMMITTED");
+        assert_eq!(node.post("/v1/qstage/mark-good", &json!({})), 200);
         node.until("it is over", |node| node.state() == "IDLE");
         assert_eq!(node.boots(), 1);
         assert_eq!(node.post("/v1/qstage/cluster/join", &Value::Null), 202);
