@@ -2,7 +2,7 @@
 //! the remedy; who asks over REST has calls.
 
 /// What the command line calls it, and the call.
-const WORDS: [(&str, &str); 14] = [
+const WORDS: [(&str, &str); 17] = [
     ("'qstage prepare'", "POST /v2/upgrade/prepare"),
     ("'qstage commit'", "POST /v2/upgrade/commit"),
     ("'qstage cancel'", "POST /v1/qstage/cancel"),
@@ -11,6 +11,9 @@ const WORDS: [(&str, &str); 14] = [
     ("'qstage mark-good --slot'", "POST /v1/qstage/mark-good with a slot"),
     ("'qstage mark-good'", "POST /v1/qstage/mark-good"),
     ("'qstage slots'", "GET /v1/qstage/slots"),
+    ("'qstage cluster status'", "GET /v1/qstage/cluster"),
+    ("'qstage cluster leave'", "POST /v1/qstage/cluster/leave"),
+    ("'qstage cluster join'", "POST /v1/qstage/cluster/join"),
     ("'qstage container status'", "GET /v1/qstage/status"),
     ("; --allow-downgrade overrides", "; override_compatibility_check=true overrides"),
     ("; --allow-epoch-rollback overrides", "; only root on the machine itself can override"),
