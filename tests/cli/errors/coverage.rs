@@ -58,12 +58,6 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "tests/cluster/contract.rs",
         "certificates_and_users",
     ),
-    (
-        "LISTEN",
-        "a service needs one of its two doors to be opened",
-        "src/service/listen.rs",
-        "a_door_that_cannot_be_opened_does_not_shut_the_others",
-    ),
     ("CLUSTER_DATA", "takes an etcd with garbage in a key", "tests/cluster/nodes.rs", "who_does_not_belong"),
     (
         "CLUSTER_SOFTWARE",
