@@ -12,7 +12,7 @@ use crate::source::allowed::Allowed;
 /// sees the arguments of a process and a URL may hold a password.
 #[derive(Debug, Args)]
 pub(super) struct ForServiceArgs {
-    /// Read the bundle's name from standard input, and open only what the table service of the configuration allows
+    /// Read the bundle's name from standard input; open only what 'service' allows
     #[arg(long, hide = true)]
     pub(super) for_service: bool,
 }
