@@ -21,7 +21,7 @@ fn looking() {
     assert_eq!(pair.json(&["upgrade_verify_image", "--path", &v2])["target_version"], "2.0");
     let soft = pair.bench.text("soft.qimg");
     assert_eq!(pair.json(&["upgrade_verify_image", "--path", &soft])["upgrade_type"], "SOFTWARE_ONLY");
-    let none = pair.json(&["upgrade_verify_image", "--path", "/none.qimg"]);
+    let none = pair.json(&["upgrade_verify_image", "--path", &pair.bench.text("none.qimg")]);
     assert!(none["error"].as_str().unwrap().contains("No such file"), "{none}");
     assert_eq!(pair.json(&["unconfigured_upgrade_config"])["target"], "UPGRADE_TARGET_IDLE");
     let output = pair.qq(&["container_restart"]);
