@@ -109,7 +109,7 @@ fn what_the_firmware_does_to_the_table_is_survived() {
         let image = fs::read(bench.disk()).unwrap();
         u64::from_le_bytes(image[512 + 72..512 + 80].try_into().unwrap())
     };
-    // Flags in the table, so that its switches move the array; with two good slots there is always one more.
+    // Flags in the table, so that a switch writes it; with two good slots there is always one more.
     let flags = ["--boot-flag", "priority", "--booted", "a"];
     let table = |words: &[&str]| bench.at(&[words, &flags].concat());
     table(&["mark-good", "--slot", "a"]).good();
@@ -118,11 +118,10 @@ fn what_the_firmware_does_to_the_table_is_survived() {
     table(&["mark-good", "--slot", "b"]).good();
     let end = fs::metadata(bench.disk()).unwrap().len();
     for broken in ["nothing", "primary header", "primary array", "backup header"] {
-        if array() == 2 {
-            table(&["roll-back"]).good();
-        }
-        let moved = array();
-        assert_ne!(moved, 2, "the array lies elsewhere");
+        // Where a cut, version 0.1 or another tool may leave it: our own switches bring it home.
+        let moved = 128;
+        tool("sgdisk", &["-j", &moved.to_string(), &disk]);
+        assert_eq!(array(), moved, "the array lies elsewhere");
         let at = match broken {
             "primary header" => Some(512),
             "primary array" => Some(moved * 512),

@@ -43,24 +43,24 @@ fn in_other_root(inputs: &Inputs, dir: &Path, script: &str) {
     tool("unshare", &words);
 }
 
-/// What mkinitramfs makes with our hook.
-fn by_initramfs_tools(inputs: &Inputs, dir: &Path) -> PathBuf {
+/// What mkinitramfs makes with our hook, which notes the disk with this GUID if any.
+fn by_initramfs_tools(inputs: &Inputs, dir: &Path, disk: &str) -> PathBuf {
     let script = r#"cp -r /etc/initramfs-tools conf
         cp "$3/fixtures/packaging/initramfs-tools/hooks/qstage" conf/hooks/
         cp "$3/fixtures/packaging/initramfs-tools/scripts/local-top/qstage" conf/scripts/local-top/
         sed -i 's/^MODULES=.*/MODULES=list/; s/^COMPRESS=.*/COMPRESS=gzip/' conf/initramfs.conf
         mkinitramfs -d "$PWD/conf" -o "$PWD/initrd" "$2""#;
-    in_other_root(inputs, dir, script);
+    in_other_root(inputs, dir, &format!("export QSTAGE_DISK_GUID={disk}\n{script}"));
     dir.join("initrd")
 }
 
-/// What dracut makes with our module.
-fn by_dracut(inputs: &Inputs, dir: &Path) -> PathBuf {
+/// What dracut makes with our module, which notes the disk with this GUID if any.
+fn by_dracut(inputs: &Inputs, dir: &Path, disk: &str) -> PathBuf {
     let script = r#"cp -r "$3/fixtures/packaging/dracut/90qstage" /usr/lib/dracut/modules.d/
         # NVMe and ext4 are built in: looking for modules is what takes minutes.
         dracut --quiet --force --no-hostonly --gzip --no-kernel --tmpdir "$PWD" \
           --modules 'dash rootfs-block udev-rules base fs-lib qstage' "$PWD/initrd" "$2""#;
-    in_other_root(inputs, dir, script);
+    in_other_root(inputs, dir, &format!("export QSTAGE_DISK_GUID={disk}\n{script}"));
     dir.join("initrd")
 }
 
@@ -88,9 +88,17 @@ fn committed(inputs: &Inputs, start: &str, tries: u8, with_kernel: bool) -> Benc
 }
 
 fn start(inputs: &Inputs, bench: &Bench, initrd: &Path, words: &str) -> Vm {
+    machine(inputs, initrd, words).drive(&bench.disk(), Bus::Nvme).start()
+}
+
+fn machine(inputs: &Inputs, initrd: &Path, words: &str) -> Machine {
     // NVMe and ext4 are built into this kernel: the initramfs needs no modules.
-    let words = format!("gpt quiet panic=-1 {words}");
-    Machine::new().kernel(&inputs.kernel, initrd, &words).drive(&bench.disk(), Bus::Nvme).start()
+    Machine::new().kernel(&inputs.kernel, initrd, &format!("gpt quiet panic=-1 {words}"))
+}
+
+/// The GUID of a disk, as others read it.
+fn guid(bench: &Bench) -> String {
+    tool("blkid", &["-p", "-s", "PTUUID", "-o", "value", bench.disk().to_str().unwrap()]).trim().to_owned()
 }
 
 /// Root is needed to make an initramfs; where a tool is missing, that is said.
@@ -106,11 +114,15 @@ fn maker(program: &str) -> Option<&'static Inputs> {
 
 /// The console of slot a says so in the end, and its status why.
 fn fell_back(vm: &mut Vm, why: &str) {
-    assert_eq!(vm.wait("runs from"), "system 1.0 runs from /dev/nvme0n1p1, platform_a");
+    fell_back_on(vm, "/dev/nvme0n1", why);
+}
+
+fn fell_back_on(vm: &mut Vm, disk: &str, why: &str) {
+    assert_eq!(vm.wait("runs from"), format!("system 1.0 runs from {disk}p1, platform_a"));
     println!("back after {:?}", vm.age());
-    let status = vm.run("qstage status");
+    let status = vm.run(&format!("qstage status --disk {disk}"));
     assert!(status.contains("UPGRADE_ERROR_FELL_BACK") && status.contains(why), "{status}");
-    assert!(vm.run("qstage slots").contains(why));
+    assert!(vm.run(&format!("qstage slots --disk {disk}")).contains(why));
 }
 
 /// Debian's initramfs with our hook: a slot whose kernel panics takes its try, and the old one is back by itself.
@@ -118,7 +130,7 @@ fn fell_back(vm: &mut Vm, why: &str) {
 fn a_slot_that_panics_falls_back() {
     let Some(inputs) = maker("mkinitramfs") else { return };
     let bench = committed(inputs, "echo it panics; echo c > /proc/sysrq-trigger", 1, false);
-    let initrd = by_initramfs_tools(inputs, &bench.path("."));
+    let initrd = by_initramfs_tools(inputs, &bench.path("."), "");
     let mut vm = start(inputs, &bench, &initrd, "");
     vm.wait("it panics");
     fell_back(&mut vm, "tries are used up");
@@ -132,7 +144,7 @@ fn a_slot_that_panics_falls_back() {
 fn a_slot_that_is_not_healthy_or_hangs_falls_back() {
     let Some(inputs) = maker("mkinitramfs") else { return };
     let bench = committed(inputs, "", 2, false);
-    let initrd = by_initramfs_tools(inputs, &bench.path("."));
+    let initrd = by_initramfs_tools(inputs, &bench.path("."), "");
     let mut vm = start(inputs, &bench, &initrd, "qstage.disk=/dev/nvme0n1");
     assert_eq!(vm.wait("runs from"), "system 2.0 runs from /dev/nvme0n1p2, platform_b");
     let (code, text) = vm.try_run("qstage health --dir /etc/health.d");
@@ -145,17 +157,22 @@ fn a_slot_that_is_not_healthy_or_hangs_falls_back() {
     fell_back(&mut vm, "the disk is full");
 }
 
-/// The primary table is gone: the kernel finds its partitions in the backup, the selector repairs it and counts.
+/// The primary table is gone: the kernel finds its partitions in the backup, the selector repairs it and counts. Another disk
+/// with slots comes first; the initramfs was told which one is meant when it was built.
 #[test]
 #[ignore = "full: 30 s; cli_select repairs the same without a boot"]
 fn a_damaged_table_is_repaired_on_the_way() {
     let Some(inputs) = maker("mkinitramfs") else { return };
     let bench = committed(inputs, "", 3, false);
-    let initrd = by_initramfs_tools(inputs, &bench.path("."));
+    let other = Bench::installed();
+    let before = other.hash();
+    let initrd = by_initramfs_tools(inputs, &bench.path("."), &guid(&bench));
     bench.poke(512, &[0; 512]);
-    let mut vm = start(inputs, &bench, &initrd, "");
-    assert_eq!(vm.wait("runs from"), "system 2.0 runs from /dev/nvme0n1p2, platform_b");
+    let drives = machine(inputs, &initrd, "").drive(&other.disk(), Bus::Nvme).drive(&bench.disk(), Bus::Nvme);
+    let mut vm = drives.start();
+    assert_eq!(vm.wait("runs from"), "system 2.0 runs from /dev/nvme0n2p2, platform_b");
     drop(vm);
+    assert_eq!(other.hash().0, before.0, "the other disk is left alone");
     let verified = tool("sgdisk", &["--verify", bench.disk().to_str().unwrap()]);
     assert!(verified.contains("No problems found"), "{verified}");
     assert_eq!(bench.slot("platform_b", &["--booted", "b"])["tries"], 2);
@@ -167,7 +184,7 @@ fn a_damaged_table_is_repaired_on_the_way() {
 fn the_slot_may_run_its_own_kernel() {
     let Some(inputs) = maker("mkinitramfs").filter(|_| which("kexec").is_some()) else { return };
     let bench = committed(inputs, "", 1, true);
-    let initrd = by_initramfs_tools(inputs, &bench.path("."));
+    let initrd = by_initramfs_tools(inputs, &bench.path("."), "");
     let mut vm = start(inputs, &bench, &initrd, "qstage.mode=kexec");
     assert_eq!(vm.wait("runs from"), "system 2.0 runs from /dev/nvme0n1p2, platform_b");
     assert!(vm.run("cat /proc/cmdline").contains("qstage.selected=b"));
@@ -181,10 +198,13 @@ fn the_slot_may_run_its_own_kernel() {
 fn dracut_starts_the_slot_and_falls_back() {
     let Some(inputs) = maker("dracut") else { return };
     let bench = committed(inputs, "echo it panics; echo c > /proc/sysrq-trigger", 1, false);
-    let initrd = by_dracut(inputs, &bench.path("."));
-    let mut vm = start(inputs, &bench, &initrd, "root=qstage");
+    // Another disk with slots comes first; the initramfs was told which one is meant when it was built.
+    let other = Bench::installed();
+    let initrd = by_dracut(inputs, &bench.path("."), &guid(&bench));
+    let drives = machine(inputs, &initrd, "root=qstage");
+    let mut vm = drives.drive(&other.disk(), Bus::Nvme).drive(&bench.disk(), Bus::Nvme).start();
     vm.wait("it panics");
-    fell_back(&mut vm, "tries are used up");
+    fell_back_on(&mut vm, "/dev/nvme0n2", "tries are used up");
 }
 
 /// U-Boot knows bit 2 and counts nothing. The flag stays on slot a until the new slot is good, so a crash ends in slot a.
