@@ -40,6 +40,8 @@ pub(super) async fn slots(State(api): Shared) -> Reply<Json<SlotsReport>> {
     let snapshot = api.snapshot();
     match (&snapshot.slots, &snapshot.disk_error) {
         (Some(slots), None) => Ok(Json(slots.clone())),
+        // A disk that is silent holds what it held: its slots are shown as they were seen last, and the status names it.
+        (Some(slots), Some(failure)) if failure.code == "UPGRADE_ERROR_NO_ANSWER" => Ok(Json(slots.clone())),
         (_, error) => {
             let unread = || ("UPGRADE_ERROR_NO_ANSWER", "the disk has not been read yet");
             let (code, message) = error
