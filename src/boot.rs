@@ -17,7 +17,9 @@
 
 mod choose;
 
-pub use choose::{Candidate, Choice, Companion, Counting, Standing, Why, choose, software_beside};
+pub use choose::{
+    Candidate, Choice, Companion, Counting, SelectionReason, Standing, choose, software_beside,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +53,7 @@ impl BootFlag {
 
 /// What becomes of the slot that is rolled back from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Leave {
+pub enum RolledBackSlot {
     /// It stays as it is, second in order: a fallback if it was bootable.
     Fallback,
     /// It may not boot again until something new is installed.
@@ -276,15 +278,17 @@ impl<'s> Flags<'s> {
     ///
     /// # Errors
     /// [`Error::SlotMissing`].
-    pub fn roll_back(self, group: Group, to: Slot, leave: Leave) -> Result<Self> {
+    pub fn roll_back(self, group: Group, to: Slot, leave: RolledBackSlot) -> Result<Self> {
         let revive =
             |a: Attributes| if a.successful() || a.tries() > 0 { a } else { a.with_successful(true) };
         let other = self.slots.require(group, !to)?;
         let ruling = self.ruling(group);
         let flags = self.select(group, to, revive)?;
         match (leave, ruling) {
-            (Leave::Bad, BootFlag::Priority) => Ok(flags.edit(other, unbootable)),
-            (Leave::Fallback, _) | (Leave::Bad, BootFlag::Legacy | BootFlag::Efi) => Ok(flags),
+            (RolledBackSlot::Bad, BootFlag::Priority) => Ok(flags.edit(other, unbootable)),
+            (RolledBackSlot::Fallback, _) | (RolledBackSlot::Bad, BootFlag::Legacy | BootFlag::Efi) => {
+                Ok(flags)
+            }
         }
     }
 

@@ -5,10 +5,10 @@
 //! the table is repaired, the try is counted in the same transaction as every switch, and the choice is told.
 
 mod disks;
-mod told;
+mod report;
 
 pub use disks::{Origin, find_disk};
-pub use told::{Place, Selection};
+pub use report::{Place, Selection};
 
 use crate::boot::{self, Candidate, Choice, Companion, Counting};
 use crate::commit;

@@ -2,9 +2,9 @@
 //! alternating: machines are noisy, and only ratios of figures from the same minutes mean anything.
 
 mod ceilings;
+mod lower_bound;
 mod processor;
 mod sample;
-mod sounding;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -32,8 +32,8 @@ use crate::stage::{self, Options, Outcome, Target};
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Slot};
 use crate::workers;
 use ceilings::Pass;
-use processor::Bare;
-use sounding::{KINDS, KindOfRun, Needs, Sounding, Work};
+use lower_bound::{KINDS, LowerBound, MachineRates, RunKind, Work};
+use processor::InMemory;
 
 /// Minimum, median and maximum of several runs.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -180,17 +180,17 @@ pub fn bench(
         layout.places.iter().map(|place| bundle.release().compressed_size(place.payload)).sum();
 
     progress.notice("measuring the target and the processors");
-    let bare = Bare::load(&bundle, cores, options.cancel)?;
+    let bare = InMemory::load(&bundle, cores, options.cancel)?;
     let packed = Direct::open(subject.bundle, Mode::Read, BlockSize::B512)?;
-    let run = |kind: &KindOfRun| prepare(subject, options, jobs, &layout, kind, progress);
+    let run = |kind: &RunKind| prepare(subject, options, jobs, &layout, kind, progress);
     // Not counted: the first run pays for memory that the others find. It tells what is zero.
-    let first = run(&sounding::PREPARE)?.outcome;
+    let first = run(&lower_bound::PREPARE)?.outcome;
     let work = Work { data: first.written, zero: first.zeroed, same_device: subject.same_device, cores };
     let sound = |ceilings: &[Ceiling]| {
         let (slot, cancel) = (&*subject.slot, options.cancel);
         let write = ceilings::pass(slot, ceilings, work.data, true, cancel)?;
         let zeroes = ceilings::zeroes(slot, work.data, work.zero, cancel)?;
-        Ok::<_, Error>(Sounding {
+        Ok::<_, Error>(MachineRates {
             all_cores: bare.all_cores()?,
             write: write + zeroes,
             both: ceilings::both(slot, ceilings, (work.data, image_bytes), cancel)? + zeroes,
@@ -204,7 +204,7 @@ pub fn bench(
         })
     };
     let mut ceilings = Vec::new();
-    let (mut one_core, mut soundings) = (Vec::new(), Vec::new());
+    let (mut one_core, mut rates) = (Vec::new(), Vec::new());
     let mut rounds = KINDS.map(|_| Vec::new());
     for round in 1..=options.repeat.get() {
         options.cancel.check("measuring")?;
@@ -215,17 +215,16 @@ pub fn bench(
             let run = run(kind)?;
             let after = sound(&ceilings)?;
             // The rates of a shared machine change within seconds: what counts is before the run and after it.
-            let needs = Needs::of(kind, &work, &before).midpoint(Needs::of(kind, &work, &after));
+            let needs = LowerBound::of(kind, &work, &before).midpoint(LowerBound::of(kind, &work, &after));
             rounds.push(Round { seconds: run.seconds, cpu_seconds: run.cpu_seconds, needs });
-            soundings.push(std::mem::replace(&mut before, after));
+            rates.push(std::mem::replace(&mut before, after));
         }
-        soundings.push(before);
+        rates.push(before);
         progress.notice(&format!("round {round} of {} is done", options.repeat));
     }
-    let all_cores: Vec<_> = soundings.iter().map(|sounding| sounding.all_cores).collect();
+    let all_cores: Vec<_> = rates.iter().map(|rate| rate.all_cores).collect();
     let runs = rounds.iter().zip(KINDS);
-    let rate =
-        |of: fn(&Sounding) -> Pass| Spread::of(soundings.iter().map(|sounding| of(sounding).gb_per_s()));
+    let rate = |of: fn(&MachineRates) -> Pass| Spread::of(rates.iter().map(|rate| of(rate).gb_per_s()));
     Ok(BenchReport {
         target: subject.name.clone(),
         image_bytes,
@@ -234,10 +233,10 @@ pub fn bench(
         cores: cores.get(),
         jobs: jobs.get(),
         runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes, cores)).collect(),
-        bundle_gb_per_s: rate(|sounding| sounding.fetch),
-        write_gb_per_s: rate(|sounding| sounding.write),
-        read_gb_per_s: rate(|sounding| sounding.read),
-        mixed_gb_per_s: rate(|sounding| sounding.both),
+        bundle_gb_per_s: rate(|rate| rate.fetch),
+        write_gb_per_s: rate(|rate| rate.write),
+        read_gb_per_s: rate(|rate| rate.read),
+        mixed_gb_per_s: rate(|rate| rate.both),
         ceilings,
         processor: Processor::median(&one_core, &all_cores),
         commit_ms: None,
@@ -257,7 +256,7 @@ fn prepare(
     options: &BenchOptions<'_>,
     jobs: NonZeroUsize,
     layout: &Layout,
-    kind: &KindOfRun,
+    kind: &RunKind,
     progress: &dyn Progress,
 ) -> Result<Prepared> {
     // A blind write is what is measured: what is there must not be recognised.
@@ -298,7 +297,7 @@ fn prepare(
 struct Round {
     seconds: f64,
     cpu_seconds: f64,
-    needs: Needs,
+    needs: LowerBound,
 }
 
 impl Run {
@@ -384,7 +383,7 @@ mod tests {
         let round = |seconds, device, processor| Round {
             seconds,
             cpu_seconds: 1.0,
-            needs: Needs { device, processor },
+            needs: LowerBound { device, processor },
         };
         // The second round fell into a slow minute, of the machine and so of its ideal too.
         let run = Run::of(

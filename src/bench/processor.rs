@@ -69,7 +69,7 @@ impl Processor {
 }
 
 /// Frames of a bundle in memory, and what works on them.
-pub(super) struct Bare<'a> {
+pub(super) struct InMemory<'a> {
     frames: Vec<Sample<'a>>,
     /// One for each core.
     workers: Mutex<Vec<Worker>>,
@@ -94,7 +94,7 @@ struct Worker {
     buffer: AlignedBuf,
 }
 
-impl<'a> Bare<'a> {
+impl<'a> InMemory<'a> {
     /// Reads a sample of the frames.
     pub(super) fn load(bundle: &'a Bundle, cores: NonZeroUsize, cancel: &'a Cancel) -> Result<Self> {
         let abort = Abort::new(cancel, "measuring the processors");

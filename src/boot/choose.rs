@@ -68,7 +68,7 @@ impl Candidate {
 /// Why a slot was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Why {
+pub enum SelectionReason {
     /// It is successful and first.
     Good,
     /// It is first, on trial; a try is to be counted.
@@ -79,7 +79,7 @@ pub enum Why {
     Rescue,
 }
 
-impl Why {
+impl SelectionReason {
     /// The word that programs read.
     pub const fn word(self) -> &'static str {
         match self {
@@ -106,7 +106,7 @@ pub struct Choice {
     /// The slot.
     pub slot: Slot,
     /// Why.
-    pub why: Why,
+    pub why: SelectionReason,
     /// Its attributes with one try less, to be written before it starts.
     pub count: Option<Attributes>,
 }
@@ -127,15 +127,17 @@ pub fn choose(a: Option<Candidate>, b: Option<Candidate>, counting: Counting) ->
     if let Some(&(slot, found)) = counted.or_else(|| first(flagged(), priority)) {
         let (attributes, tries) = (found.attributes, found.attributes.tries());
         return Some(match (attributes.successful(), counting) {
-            (true, _) => Choice { slot, why: Why::Good, count: None },
-            (false, Counting::Impossible) => Choice { slot, why: Why::Uncounted, count: None },
-            (false, Counting::Possible) => {
-                Choice { slot, why: Why::Trial, count: Some(attributes.with_tries(tries.saturating_sub(1))) }
-            }
+            (true, _) => Choice { slot, why: SelectionReason::Good, count: None },
+            (false, Counting::Impossible) => Choice { slot, why: SelectionReason::Uncounted, count: None },
+            (false, Counting::Possible) => Choice {
+                slot,
+                why: SelectionReason::Trial,
+                count: Some(attributes.with_tries(tries.saturating_sub(1))),
+            },
         });
     }
     let rescue = first(all.iter(), |entry| (entry.1.standing, entry.1.attributes.priority()));
-    rescue.map(|&(slot, _)| Choice { slot, why: Why::Rescue, count: None })
+    rescue.map(|&(slot, _)| Choice { slot, why: SelectionReason::Rescue, count: None })
 }
 
 /// The one with the greatest key, the first of equals: `max_by_key` gives the last.

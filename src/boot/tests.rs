@@ -43,7 +43,14 @@ fn mark_good(t: &Table, slots: &Slots, group: Group, slot: Slot, flag: BootFlag)
     Flags::new(t.clone(), slots, flag).mark_good(group, slot).map(Flags::into_table)
 }
 
-fn roll_back(t: &Table, s: &Slots, group: Group, to: Slot, leave: Leave, flag: BootFlag) -> Result<Table> {
+fn roll_back(
+    t: &Table,
+    s: &Slots,
+    group: Group,
+    to: Slot,
+    leave: RolledBackSlot,
+    flag: BootFlag,
+) -> Result<Table> {
     Flags::new(t.clone(), s, flag).roll_back(group, to, leave).map(Flags::into_table)
 }
 
@@ -165,14 +172,14 @@ fn good_boots_next_for_ever() {
 #[test]
 fn rolled_back_boots_the_other() {
     every(|before, slots, group, to, flag| {
-        for leave in [Leave::Fallback, Leave::Bad] {
+        for leave in [RolledBackSlot::Fallback, RolledBackSlot::Bad] {
             let after = roll_back(before, slots, group, to, leave, flag).unwrap();
             assert_eq!(next_boot(&after, slots, group, flag), Some(to));
             assert_rest_untouched(before, &after, slots, group, flag);
             if group == Group::Software || flag == BootFlag::Priority {
                 let was = attributes(before, slots, group, !to).will_boot();
                 let now = attributes(&after, slots, group, !to).will_boot();
-                assert_eq!(now, was && leave == Leave::Fallback);
+                assert_eq!(now, was && leave == RolledBackSlot::Fallback);
             }
         }
     });
@@ -209,7 +216,7 @@ fn under_efi_the_platform_is_left_as_found() {
                     make_unbootable(&before, &slots, group, slot, efi).unwrap(),
                     select_trial(&before, &slots, group, slot, 3, efi).unwrap(),
                     mark_good(&before, &slots, group, slot, efi).unwrap(),
-                    roll_back(&before, &slots, group, slot, Leave::Bad, efi).unwrap(),
+                    roll_back(&before, &slots, group, slot, RolledBackSlot::Bad, efi).unwrap(),
                 ]
             };
             assert!(turns(Group::Platform).iter().all(|after| *after == before));

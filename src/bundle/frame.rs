@@ -255,7 +255,7 @@ mod tests {
     use super::*;
     use crate::bundle::index::push_entry;
     use crate::bundle::manifest::tests::sample;
-    use crate::bundle::manifest::{IndexRef, Manifest, Vouched};
+    use crate::bundle::manifest::{IndexRef, Manifest, Provenance};
 
     /// A release of one image.
     fn release(image: &[u8], frame_size: u32) -> Release {
@@ -274,7 +274,7 @@ mod tests {
         claims.index =
             IndexRef { size: index.len() as u64, blake3: Blake3(*blake3::hash(&index).as_bytes()) };
         let bytes = claims.to_bytes().unwrap();
-        Release::new(Manifest::vouched(bytes, Vec::new(), Vouched::Unsigned).unwrap(), index).unwrap()
+        Release::new(Manifest::with_provenance(bytes, Vec::new(), Provenance::Unsigned).unwrap(), index).unwrap()
     }
 
     #[test]

@@ -278,13 +278,13 @@ pub struct Manifest {
     claims: Claims,
     bytes: Vec<u8>,
     signature: Vec<u8>,
-    vouched: Vouched,
+    vouched: Provenance,
 }
 
 /// Why a [`Manifest`] may be believed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Vouched {
+pub enum Provenance {
     /// A signature held under a trusted key: its fingerprint, and the principals of the trust file.
     Signature(String),
     /// The record of a slot, which is written behind a signature only.
@@ -295,7 +295,7 @@ pub enum Vouched {
 
 impl Manifest {
     /// For the three places that may vouch: [`super::trust`], [`crate::slot`], and the packer for its own work.
-    pub(crate) fn vouched(bytes: Vec<u8>, signature: Vec<u8>, vouched: Vouched) -> Result<Self> {
+    pub(crate) fn with_provenance(bytes: Vec<u8>, signature: Vec<u8>, vouched: Provenance) -> Result<Self> {
         let claims = Claims::parse(&bytes)?;
         Ok(Self { claims, bytes, signature, vouched })
     }
@@ -316,7 +316,7 @@ impl Manifest {
     }
 
     /// Why it may be believed.
-    pub fn voucher(&self) -> &Vouched {
+    pub fn provenance(&self) -> &Provenance {
         &self.vouched
     }
 }

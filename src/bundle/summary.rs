@@ -5,7 +5,7 @@ use ssh_key::{HashAlg, PublicKey};
 
 use super::archive::{self, END_LEN};
 use super::delta::Tally;
-use super::manifest::Vouched;
+use super::manifest::Provenance;
 use super::reader::Bundle;
 use super::signature::{self, Candidate};
 use crate::error::Result;
@@ -104,7 +104,7 @@ impl Bundle {
             min_version: manifest.min_version.clone(),
             epoch: manifest.epoch,
             created: manifest.created,
-            signed_by: manifest.voucher().signer().map(str::to_owned),
+            signed_by: manifest.provenance().signer().map(str::to_owned),
             signatures: signatures.iter().map(signed).collect(),
             bundle_bytes: self.size()?,
             payloads: payloads.collect(),
@@ -131,7 +131,7 @@ impl Bundle {
     }
 }
 
-impl Vouched {
+impl Provenance {
     /// Principal and fingerprint of the signer, where it was a signature.
     pub fn signer(&self) -> Option<&str> {
         match self {

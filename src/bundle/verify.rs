@@ -78,7 +78,7 @@ pub fn verify(
     Ok(VerifyReport {
         product: manifest.product.clone(),
         version: manifest.version.clone(),
-        signed_by: manifest.voucher().signer().map(str::to_owned),
+        signed_by: manifest.provenance().signer().map(str::to_owned),
         payloads: manifest.payloads.clone(),
         image_bytes: feed.total(),
         seconds: start.elapsed().as_secs_f64(),

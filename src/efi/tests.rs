@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::boot::Leave;
+use crate::boot::RolledBackSlot;
 use crate::units::{Guid, Slot};
 
 const A: u16 = 1;
@@ -251,7 +251,7 @@ fn what_is_kept_boots_before_everything_else() {
 fn the_way_back_leads_to_the_other_slot() {
     for start in starts() {
         for to in Slot::BOTH {
-            for leave in [Leave::Fallback, Leave::Bad] {
+            for leave in [RolledBackSlot::Fallback, RolledBackSlot::Bad] {
                 let turn = start.back(to, leave);
                 foreign_untouched(&start, &turn.after);
                 assert_eq!(turn.after.next(), Some(to));
@@ -259,7 +259,10 @@ fn the_way_back_leads_to_the_other_slot() {
                 never_nothing(&start, &turn, &[to]);
                 for model in MODELS {
                     let broken = boot(&turn.after, model, Some(to)).0;
-                    assert!(leave == Leave::Fallback || broken != Some(Some(!to)), "{model:?} {start:?}");
+                    assert!(
+                        leave == RolledBackSlot::Fallback || broken != Some(Some(!to)),
+                        "{model:?} {start:?}"
+                    );
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Choice, Name, Variable};
-use crate::boot::Leave;
+use crate::boot::RolledBackSlot;
 use crate::units::Slot;
 
 /// One call of SetVariable.
@@ -147,11 +147,11 @@ impl Choice {
 
     /// Back to slot `to`; the other one stays a fallback or may not boot again.
     #[must_use]
-    pub fn back(&self, to: Slot, leave: Leave) -> Turn {
+    pub fn back(&self, to: Slot, leave: RolledBackSlot) -> Turn {
         let mut turn = Turn::none(self.clone());
-        turn.order(to, false, leave == Leave::Bad);
+        turn.order(to, false, leave == RolledBackSlot::Bad);
         turn.not_next(!to);
-        if leave == Leave::Bad {
+        if leave == RolledBackSlot::Bad {
             turn.inactive(!to);
         }
         turn

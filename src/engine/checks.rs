@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::view::{Held, View};
+use super::view::{SlotView, View};
 use super::{Engine, Policy};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::{Claims, Kind, Manifest};
@@ -107,7 +107,7 @@ impl Engine<'_> {
 }
 
 /// Whether the slot holds this very bundle, and its trial has failed.
-fn failed_before(view: &View, held: &Held, manifest: &Manifest) -> Option<Error> {
+fn failed_before(view: &View, held: &SlotView, manifest: &Manifest) -> Option<Error> {
     let record = held.record().filter(|record| record.manifest.bytes() == manifest.bytes())?;
     view.failure(held).map(|why| Error::FailedBefore {
         version: record.manifest.version.clone(),

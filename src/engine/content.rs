@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::Engine;
 use super::checks::blocked;
 use super::transition::{self, Change};
-use super::trust::Voucher;
-use super::view::{Held, View};
+use super::trust::SignatureCheck;
+use super::view::{SlotView, View};
 use crate::bundle::frame::STORED_UNIT;
 use crate::bundle::manifest::{Kind, largest_frame};
 use crate::device::{AlignedBuf, BlockDevice, Region};
@@ -104,11 +104,12 @@ impl Engine<'_> {
     ) -> Result<ScrubReport> {
         let start = Instant::now();
         let view = self.view()?;
-        let wanted = |held: &&Held| match group {
+        let wanted = |held: &&SlotView| match group {
             Some(group) => held.group == group,
             None => held.group == Group::Platform || held.record().is_some(),
         };
-        let held: Vec<&Held> = view.all().iter().filter(|held| held.slot == slot).filter(wanted).collect();
+        let held: Vec<&SlotView> =
+            view.all().iter().filter(|held| held.slot == slot).filter(wanted).collect();
         if held.is_empty() {
             // The caller asked for a group that this disk does not have.
             view.slots.require(group.unwrap_or(Group::Platform), slot)?;
@@ -123,14 +124,14 @@ impl Engine<'_> {
             frames: 0,
             seconds: 0.0,
         };
-        let whole = |held: &&Held| self.record_of(held).map(|_| ());
+        let whole = |held: &&SlotView| self.record_of(held).map(|_| ());
         held.iter().try_for_each(whole)?;
         let records = held.iter().map(|held| Ok((*held, record(held)?))).collect::<Result<Vec<_>>>()?;
         for (_, record) in &records {
-            match view.voucher(&[record])? {
-                Voucher::Signed(names) => report.signed_by = Some(names),
-                Voucher::Unsigned => report.unsigned = true,
-                Voucher::NotJudged => {}
+            match view.provenance(&[record])? {
+                SignatureCheck::Signed(names) => report.signed_by = Some(names),
+                SignatureCheck::Unsigned => report.unsigned = true,
+                SignatureCheck::NotJudged => {}
             }
         }
         let lens = records.iter().flat_map(|(_, record)| &record.layout.places).map(|place| place.len);
@@ -181,7 +182,7 @@ impl Engine<'_> {
     }
 
     /// An error if a slot holds no longer what it held.
-    fn still_there(&self, before: &Held) -> Result<()> {
+    fn still_there(&self, before: &SlotView) -> Result<()> {
         let view = self.view()?;
         let now = view.held(before.group, before.slot);
         match now.map(|now| self.record_of(now)).transpose()? {
@@ -197,7 +198,7 @@ impl Engine<'_> {
     }
 
     /// The record of a slot; that it is being written is another answer than that it has none.
-    fn record_of<'h>(&self, held: &'h Held) -> Result<&'h Record> {
+    fn record_of<'h>(&self, held: &'h SlotView) -> Result<&'h Record> {
         if matches!(held.content, Content::Torn { .. }) && self.machine.is_locked()? {
             return Err(being_written(held));
         }
@@ -256,16 +257,16 @@ impl Engine<'_> {
     }
 }
 
-fn platform(view: &View, slot: Slot) -> Result<&Held> {
+fn platform(view: &View, slot: Slot) -> Result<&SlotView> {
     view.held(Group::Platform, slot)
         .ok_or_else(|| Error::Internal { what: "a platform slot was resolved but not read".to_owned() })
 }
 
-fn being_written(held: &Held) -> Error {
+fn being_written(held: &SlotView) -> Error {
     Error::UpgradeBusy { doing: format!("{} is being written", held.partition.name) }
 }
 
-fn record(held: &Held) -> Result<&Record> {
+fn record(held: &SlotView) -> Result<&Record> {
     match &held.content {
         Content::Whole(record, _) => Ok(record),
         Content::Torn { .. } => Err(Error::NoRecord {

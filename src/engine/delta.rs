@@ -8,7 +8,7 @@ use crate::bundle::delta::Kind;
 use crate::bundle::manifest::Payload;
 use crate::error::{Error, Result};
 use crate::host::Access;
-use crate::stage::{Base, Made, Sources};
+use crate::stage::{Base, DeltaOutcome, Sources};
 use crate::state::DeltaReport;
 
 impl Engine<'_> {
@@ -98,8 +98,8 @@ pub(super) fn transfer_bytes(upgrade: &Upgrade, bundle: &Bundle) -> u64 {
     frames.map(|frame| u64::from(bundle.packed(&frame))).sum::<u64>() + bundle.payloads_at()
 }
 
-impl From<Made> for DeltaReport {
-    fn from(made: Made) -> Self {
+impl From<DeltaOutcome> for DeltaReport {
+    fn from(made: DeltaOutcome) -> Self {
         Self {
             downloaded_bytes: made.downloaded,
             copied_bytes: made.copied,

@@ -6,14 +6,14 @@
 //! that cannot be read any more, or one that an older release has written, says nothing, and takes nothing away.
 
 use super::transition::Act;
-use super::view::{Held, View};
+use super::view::{SlotView, View};
 use crate::bundle::manifest::Claims;
 use crate::error::{Error, Result};
 use crate::slot::{Content, Mark, Verdict};
 use crate::state::SlotState;
 use crate::units::Group;
 
-impl Held {
+impl SlotView {
     /// The epoch that this slot testifies to: that of its mark, and its own where it is good.
     fn testifies(&self) -> u64 {
         let own = self.record().filter(|_| self.state == SlotState::Good);
@@ -25,7 +25,7 @@ impl View {
     /// The highest epoch that was ever marked good here, as far as slots and firmware remember; 0 where none does.
     pub(super) fn floor(&self) -> u64 {
         let variable = self.efi.as_ref().map_or(0, |choice| choice.nvram().epoch());
-        self.all().iter().map(Held::testifies).fold(variable, u64::max)
+        self.all().iter().map(SlotView::testifies).fold(variable, u64::max)
     }
 
     /// Whether a release may come to run here.
@@ -44,7 +44,7 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Epoch`].
-    pub(super) fn slot_above_floor(&self, held: &Held) -> Result<()> {
+    pub(super) fn slot_above_floor(&self, held: &SlotView) -> Result<()> {
         if let Some(record) = held.record() {
             return self.above_floor(&record.manifest);
         }
@@ -81,9 +81,13 @@ impl View {
 ///
 /// Each is one write of one block. A cut within it costs that mark, which is that of a slot below the floor: what it
 /// could be used for is what the floor forbids.
-pub(super) fn raised<'v>(view: &'v View, epoch: u64, but: &[&Held]) -> impl Iterator<Item = Act> + use<'v> {
+pub(super) fn raised<'v>(
+    view: &'v View,
+    epoch: u64,
+    but: &[&SlotView],
+) -> impl Iterator<Item = Act> + use<'v> {
     let but: Vec<_> = but.iter().map(|held| (held.group, held.slot)).collect();
-    let below = move |held: &&Held| held.testifies() < epoch && !but.contains(&(held.group, held.slot));
+    let below = move |held: &&SlotView| held.testifies() < epoch && !but.contains(&(held.group, held.slot));
     view.all().iter().filter(below).filter_map(move |held| {
         held.record()?;
         let mark = match (held.mark(), held.state) {
@@ -97,7 +101,7 @@ pub(super) fn raised<'v>(view: &'v View, epoch: u64, but: &[&Held]) -> impl Iter
 }
 
 /// The floor after these slots have been marked good.
-pub(super) fn with(view: &View, good: &[&Held]) -> u64 {
+pub(super) fn with(view: &View, good: &[&SlotView]) -> u64 {
     let epochs = good.iter().filter_map(|held| Some(held.record()?.manifest.epoch));
     epochs.fold(view.floor(), u64::max)
 }

@@ -98,7 +98,7 @@ pub struct PrepareOptions {
     pub max_rate: Option<u64>,
     /// In the background nobody is given way to while fewer bytes per second have been written; `None`: no such floor.
     pub min_rate: Option<u64>,
-    /// Whether to give way to other processes that wait for the disk; see [`Courtesy`](crate::host::load::Courtesy).
+    /// Whether to give way to other processes that wait for the disk; see [`Throttle`](crate::host::load::Throttle).
     pub background: bool,
     /// Whether to read the slot back from the medium.
     pub read_back: bool,

@@ -13,7 +13,7 @@ use crate::bundle::manifest::largest_frame;
 use crate::commit;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::host::load::Courtesy;
+use crate::host::load::Throttle;
 use crate::host::throttle::RateLimit;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Phase, Progress};
@@ -141,7 +141,7 @@ impl Engine<'_> {
                     release: bundle.release().clone(),
                     layout: layout.clone(),
                     origin: options.origin.clone(),
-                    unsigned: *manifest.voucher() == crate::bundle::manifest::Vouched::Unsigned,
+                    unsigned: *manifest.provenance() == crate::bundle::manifest::Provenance::Unsigned,
                 },
             });
         }
@@ -155,11 +155,11 @@ impl Engine<'_> {
         let view = self.settled(lock, found, progress)?;
         self.run(lock, &view, &transition::of(&Change::Withdraw(&slots), &view)?, &opened)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
-        let courtesy = options.background.then(|| Courtesy::new(options.min_rate.unwrap_or(0))).flatten();
+        let throttle = options.background.then(|| Throttle::new(options.min_rate.unwrap_or(0))).flatten();
         let pace = |bytes: u64| {
-            if let Some(courtesy) = &courtesy {
-                courtesy.give_way(bytes, &options.cancel)?;
-                courtesy.report().into_iter().for_each(|report| progress.notice(&report));
+            if let Some(throttle) = &throttle {
+                throttle.give_way(bytes, &options.cancel)?;
+                throttle.report().into_iter().for_each(|report| progress.notice(&report));
             }
             // Reading is not limited.
             let limit = limit.as_ref().filter(|_| bytes > 0);
@@ -211,7 +211,7 @@ impl Engine<'_> {
     ) -> Result<Option<u64>> {
         let mut bytes = 0;
         for (group, slot, layout) in &upgrade.targets {
-            let Some(record) = view.held(*group, *slot).and_then(super::view::Held::record) else {
+            let Some(record) = view.held(*group, *slot).and_then(super::view::SlotView::record) else {
                 return Ok(None);
             };
             let device = self.machine.open_partition(view.slots.require(*group, *slot)?, Access::Read)?;

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::checks::blocked;
-use super::view::{Held, View};
+use super::view::{SlotView, View};
 use crate::error::{Error, NO_ERROR, Result};
 use crate::slot::{Content, Mark, Verdict};
 use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState};
@@ -170,7 +170,7 @@ impl Engine<'_> {
 
 /// What a slot on trial, or one that was ruled out, says of itself. What stands in a trial of one boot is why it failed,
 /// for the day that it has.
-fn trial_reason(held: &Held) -> Option<String> {
+fn trial_reason(held: &SlotView) -> Option<String> {
     let told = |mark: &&Mark| match held.state {
         SlotState::Trial => matches!(mark.verdict, Verdict::Bad | Verdict::Failed),
         SlotState::Bad => mark.verdict != Verdict::Good,
@@ -180,14 +180,14 @@ fn trial_reason(held: &Held) -> Option<String> {
 }
 
 /// The version of what a slot holds, and that nobody vouches for it where that is so.
-fn version(held: &Held) -> String {
+fn version(held: &SlotView) -> String {
     let record = held.record();
     let version = record.map_or("", |record| record.manifest.version.as_str());
     let unsigned = record.is_some_and(|record| record.unsigned);
     format!("{version}{}", if unsigned { " (unsigned)" } else { "" })
 }
 
-fn trial_details(view: &View, held: &Held) -> String {
+fn trial_details(view: &View, held: &SlotView) -> String {
     let version = version(held);
     let name = &held.partition.name;
     if view.unknown().is_some() {
@@ -205,7 +205,7 @@ fn trial_details(view: &View, held: &Held) -> String {
     }
 }
 
-fn origin(held: &Held) -> String {
+fn origin(held: &SlotView) -> String {
     match &held.content {
         Content::Whole(record, _) => record.origin.clone(),
         Content::Torn { origin, .. } => origin.clone(),

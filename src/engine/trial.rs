@@ -10,7 +10,7 @@
 
 use super::Engine;
 use super::transition::{self, Change};
-use super::view::{Held, View};
+use super::view::{SlotView, View};
 use crate::error::{Error, Result};
 use crate::host::kexec::SlotKernel;
 use crate::host::{DiskLock, MountSource};
@@ -25,7 +25,7 @@ const WITH_PLATFORM: &str = "its platform fell back";
 
 impl View {
     /// Why a slot failed its trial; `None` where it did not, or where somebody rolled it back without a reason.
-    pub(super) fn failure(&self, held: &Held) -> Option<String> {
+    pub(super) fn failure(&self, held: &SlotView) -> Option<String> {
         if held.state != SlotState::Bad {
             return None;
         }
@@ -72,8 +72,8 @@ impl Engine<'_> {
     /// Class Disk and Io.
     pub fn failed_trial(&self) -> Result<Option<FailedTrial>> {
         let view = self.view()?;
-        let failed = |held: &&Held| held.group == Group::Platform && held.state == SlotState::Bad;
-        let record = view.all().iter().find(failed).and_then(Held::record);
+        let failed = |held: &&SlotView| held.group == Group::Platform && held.state == SlotState::Bad;
+        let record = view.all().iter().find(failed).and_then(SlotView::record);
         let known = view.fell_back().zip(record);
         Ok(known.map(|(error, record)| FailedTrial {
             version: record.manifest.version.clone(),

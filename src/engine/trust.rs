@@ -11,7 +11,7 @@ use crate::slot::Record;
 
 /// Who vouches for what is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Voucher {
+pub(super) enum SignatureCheck {
     /// Principals and fingerprints of the keys.
     Signed(String),
     /// Nobody: it was installed without a look at its signature.
@@ -21,7 +21,7 @@ pub(super) enum Voucher {
 }
 
 /// As it stands behind a version in a sentence.
-impl fmt::Display for Voucher {
+impl fmt::Display for SignatureCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unsigned => f.write_str(" (unsigned)"),
@@ -37,18 +37,19 @@ impl View {
     /// # Errors
     /// [`Error::TrustFile`](crate::Error::TrustFile) where the keys cannot be read; those of
     /// [`Trust::judge`](crate::Trust::judge) where no trusted key has signed.
-    pub(super) fn voucher(&self, records: &[&Record]) -> Result<Voucher> {
+    pub(super) fn provenance(&self, records: &[&Record]) -> Result<SignatureCheck> {
         if records.iter().any(|record| record.unsigned) {
-            return Ok(Voucher::Unsigned);
+            return Ok(SignatureCheck::Unsigned);
         }
-        let Some(file) = &self.policy.trust else { return Ok(Voucher::NotJudged) };
+        let Some(file) = &self.policy.trust else { return Ok(SignatureCheck::NotJudged) };
         if file.path == Path::new(DEFAULT_TRUST) && !file.is_there() {
-            return Ok(Voucher::NotJudged);
+            return Ok(SignatureCheck::NotJudged);
         }
         let trust = file.read()?;
-        let mut names = Voucher::NotJudged;
+        let mut names = SignatureCheck::NotJudged;
         for record in records {
-            names = Voucher::Signed(trust.judge(record.manifest.bytes(), record.manifest.signature())?);
+            names =
+                SignatureCheck::Signed(trust.judge(record.manifest.bytes(), record.manifest.signature())?);
         }
         Ok(names)
     }

@@ -29,7 +29,7 @@ pub(super) struct View {
     last_try: Option<Slot>,
     /// The software slot beside the platform that runs, where that is not the one that the flags select.
     beside: Option<Slot>,
-    holds: Vec<Held>,
+    holds: Vec<SlotView>,
 }
 
 /// What the machine knows beside the disk.
@@ -50,7 +50,7 @@ struct Seen {
 
 /// What one slot holds.
 #[derive(Debug, Clone)]
-pub(super) struct Held {
+pub(super) struct SlotView {
     pub(super) group: Group,
     pub(super) slot: Slot,
     pub(super) partition: Partition,
@@ -61,7 +61,7 @@ pub(super) struct Held {
     pub(super) fell: bool,
 }
 
-impl Held {
+impl SlotView {
     pub(super) fn record(&self) -> Option<&Record> {
         self.content.record()
     }
@@ -114,7 +114,7 @@ impl View {
                 let device = machine.open_partition(&partition, Access::Read)?;
                 let content = Content::read(&*device, group, &partition.name)?;
                 let (attributes, state) = (table.attributes(partition.number), SlotState::Empty);
-                holds.push(Held { group, slot, partition, content, attributes, state, fell: false });
+                holds.push(SlotView { group, slot, partition, content, attributes, state, fell: false });
             }
         }
         let view = Self {
@@ -203,10 +203,10 @@ impl View {
         let unflagged = running.state == SlotState::Trial && !self.is_selected(running);
         let of = |slot: Slot| {
             let held = self.held(Group::Software, slot);
-            let trying = |held: &Held| held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
+            let trying = |held: &SlotView| held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
             Companion {
                 fits: held
-                    .and_then(Held::record)
+                    .and_then(SlotView::record)
                     .zip(running.record())
                     .map(|(s, p)| s.manifest.same_platform(&p.manifest)),
                 usable: held.is_some_and(|held| held.state == SlotState::Good || unflagged && trying(held)),
@@ -226,12 +226,12 @@ impl View {
     }
 
     /// What a slot holds; `None` where the disk has no such slot.
-    pub(super) fn held(&self, group: Group, slot: Slot) -> Option<&Held> {
+    pub(super) fn held(&self, group: Group, slot: Slot) -> Option<&SlotView> {
         self.holds.iter().find(|held| held.group == group && held.slot == slot)
     }
 
     /// All slots: platform a, b, software a, b.
-    pub(super) fn all(&self) -> &[Held] {
+    pub(super) fn all(&self) -> &[SlotView] {
         &self.holds
     }
 
@@ -301,17 +301,17 @@ impl View {
 
     /// Whether a slot that is selected waits for a reboot: platform that does not run; software beside another platform,
     /// whatever its flags say.
-    pub(super) fn awaits_reboot(&self, held: &Held) -> bool {
+    pub(super) fn awaits_reboot(&self, held: &SlotView) -> bool {
         self.running(held.group) != Some(held.slot) || held.group == Group::Software && self.pending()
     }
 
     /// Whether a slot that has failed its trial may be tried once more.
-    pub(super) fn again(&self, held: &Held) -> bool {
+    pub(super) fn again(&self, held: &SlotView) -> bool {
         self.policy.retry && held.state == SlotState::Bad && held.record().is_some()
     }
 
     /// Whether the flags of its group, or the firmware, select a slot, or could.
-    pub(super) fn is_selected(&self, held: &Held) -> bool {
+    pub(super) fn is_selected(&self, held: &SlotView) -> bool {
         match (held.group, self.policy.boot_flag) {
             (Group::Platform, BootFlag::Legacy) => held.attributes.legacy_bootable(),
             (Group::Platform, BootFlag::Efi) => self.is_chosen(held.slot),
@@ -320,7 +320,7 @@ impl View {
     }
 
     /// Whether a slot was selected, used up its tries or its one boot, was not marked good, and nobody has put that down.
-    pub(super) fn spent(&self, held: &Held) -> bool {
+    pub(super) fn spent(&self, held: &SlotView) -> bool {
         let counted = held.group == Group::Software || self.policy.boot_flag == BootFlag::Priority;
         let tried = counted && held.attributes.priority() > 0;
         let once = held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
@@ -333,7 +333,7 @@ impl View {
     }
 
     /// The slots that are selected but not marked good.
-    pub(super) fn on_trial(&self) -> impl Iterator<Item = &Held> {
+    pub(super) fn on_trial(&self) -> impl Iterator<Item = &SlotView> {
         self.holds.iter().filter(|held| held.state == SlotState::Trial)
     }
 }

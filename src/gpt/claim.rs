@@ -73,7 +73,7 @@ impl Claimed {
 
 /// What a block holds, as far as ownership goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Holds {
+pub(super) enum BlockContent {
     /// Zeroes: nobody's.
     Nothing,
     /// A block of this table's array, attributes aside, perhaps torn.
@@ -88,7 +88,7 @@ pub(super) enum Holds {
 
 /// Whose word allows a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Warrant {
+pub(super) enum ClaimSource {
     /// What the blocks hold now.
     Evidence,
     /// Somebody asked for this very copy to be replaced: `qstage repair --from`. Behind the usable area, where
@@ -102,7 +102,7 @@ pub(super) struct Claims<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) sectors: Cow<'a, Sectors>,
     table: &'a Table,
-    warrant: Warrant,
+    warrant: ClaimSource,
     /// Blocks between the header and the first partition, as far as they may be used.
     pub(super) gap: Range<u64>,
     /// An array of the table that is to be replaced by order.
@@ -119,7 +119,7 @@ impl<'a> Claims<'a> {
             geometry,
             sectors: Cow::Borrowed(sectors),
             table,
-            warrant: Warrant::Evidence,
+            warrant: ClaimSource::Evidence,
             gap,
             replaced: None,
         }
@@ -127,7 +127,7 @@ impl<'a> Claims<'a> {
 
     /// With the word of somebody who wants the array of `replaced` overwritten too.
     pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
-        self.warrant = Warrant::Order;
+        self.warrant = ClaimSource::Order;
         self.replaced = replaced.map(|h| h.entries_lba.0..h.entries_lba.0.saturating_add(h.array_blocks()));
         self
     }
@@ -152,7 +152,7 @@ impl<'a> Claims<'a> {
         let ours = self.rear(at.0)
             && match self.sectors.get(at.0) {
                 Known::Bytes(bytes) => {
-                    self.warrant == Warrant::Order
+                    self.warrant == ClaimSource::Order
                         || bytes.iter().all(|byte| *byte == 0)
                         || disk_guid(bytes) == Some(self.table.header().disk_guid)
                 }
@@ -174,18 +174,18 @@ impl<'a> Claims<'a> {
         let replaced = self.replaced.as_ref().is_some_and(|replaced| replaced.contains(&lba));
         if self.rear(lba) {
             return match self.holds(lba) {
-                Holds::Nothing | Holds::Copy | Holds::Lost => true,
-                Holds::Foreign => self.warrant == Warrant::Order,
-                Holds::Unknown => false,
+                BlockContent::Nothing | BlockContent::Copy | BlockContent::Lost => true,
+                BlockContent::Foreign => self.warrant == ClaimSource::Order,
+                BlockContent::Unknown => false,
             };
         }
         self.gap.contains(&lba)
             && match self.holds(lba) {
-                Holds::Nothing | Holds::Copy => true,
+                BlockContent::Nothing | BlockContent::Copy => true,
                 // A lost block of the gap may have been a loader's; one of our own array is that array's.
-                Holds::Lost => replaced || self.own_array(lba),
-                Holds::Foreign => replaced,
-                Holds::Unknown => false,
+                BlockContent::Lost => replaced || self.own_array(lba),
+                BlockContent::Foreign => replaced,
+                BlockContent::Unknown => false,
             }
     }
 
@@ -213,13 +213,13 @@ impl<'a> Claims<'a> {
     }
 
     /// What a block holds.
-    pub(super) fn holds(&self, lba: u64) -> Holds {
+    pub(super) fn holds(&self, lba: u64) -> BlockContent {
         match self.sectors.get(lba) {
-            Known::Unknown => Holds::Unknown,
-            Known::Lost => Holds::Lost,
-            Known::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0) => Holds::Nothing,
-            Known::Bytes(bytes) if self.is_copy(lba, bytes) => Holds::Copy,
-            Known::Bytes(_) => Holds::Foreign,
+            Known::Unknown => BlockContent::Unknown,
+            Known::Lost => BlockContent::Lost,
+            Known::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0) => BlockContent::Nothing,
+            Known::Bytes(bytes) if self.is_copy(lba, bytes) => BlockContent::Copy,
+            Known::Bytes(_) => BlockContent::Foreign,
         }
     }
 

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::claim::{Claims, Holds};
+use super::claim::{BlockContent, Claims};
 use super::{Geometry, Table};
 use crate::units::{ByteOffset, Lba};
 
@@ -85,7 +85,9 @@ pub(super) fn spare(claims: &Claims<'_>, table: &Table, avoid: &[Lba]) -> Result
         if apart(at) {
             apart_ones = true;
             // The last foreign block of a place tells how far down the next place ends.
-            match (at..at + len).rev().find(|lba| !matches!(claims.holds(*lba), Holds::Nothing | Holds::Copy))
+            match (at..at + len)
+                .rev()
+                .find(|lba| !matches!(claims.holds(*lba), BlockContent::Nothing | BlockContent::Copy))
             {
                 None => return Ok(Lba(at)),
                 Some(foreign) => match foreign.checked_sub(len).map(|below| below / unit * unit) {
@@ -150,5 +152,6 @@ fn is_former_copy(claims: &Claims<'_>, table: &Table, lba: Lba) -> bool {
         return false;
     };
     claims.is_block(lba.0 + i as u64, i)
-        && blocks(table, lba).all(|lba| matches!(claims.holds(lba), Holds::Nothing | Holds::Copy))
+        && blocks(table, lba)
+            .all(|lba| matches!(claims.holds(lba), BlockContent::Nothing | BlockContent::Copy))
 }

@@ -225,7 +225,7 @@ impl Reading {
         }
         let claims = Claims::new(backup, &self.geometry, &self.sectors);
         // Where partitioners put it, and where version 0.1 and transactions do: anywhere in the gap.
-        if claims.gap.clone().any(|lba| claims.holds(lba) == super::claim::Holds::Copy) {
+        if claims.gap.clone().any(|lba| claims.holds(lba) == super::claim::BlockContent::Copy) {
             return Some(Evidence::Array);
         }
         self.record.then_some(Evidence::Record)

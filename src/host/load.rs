@@ -105,11 +105,11 @@ const STALLED: f64 = 0.1;
 /// while we write somebody is always stalled: us. So all workers pause for a moment now and then, and what is stalled
 /// then is others. The pause lasts while they are, but not for ever.
 #[derive(Debug)]
-pub struct Courtesy {
+pub struct Throttle {
     dir: PathBuf,
     phase: Mutex<Phase>,
     floor: Floor,
-    waited: Mutex<Waited>,
+    waited: Mutex<PauseTime>,
 }
 
 /// A rate that is reached whoever waits.
@@ -122,7 +122,7 @@ struct Floor {
 
 /// How long work has paused.
 #[derive(Debug)]
-struct Waited {
+struct PauseTime {
     all: Duration,
     said: Duration,
     said_at: Instant,
@@ -138,7 +138,7 @@ enum Phase {
     Listen { paused: Instant, since: Instant, until: Instant, heard: Duration },
 }
 
-impl Courtesy {
+impl Throttle {
     /// `None` where the kernel has no such figures (CONFIG_PSI, or `psi=0` on its command line).
     ///
     /// While fewer than `min_rate` bytes per second have been written since now, nobody is given way to; 0: no such floor.
@@ -151,7 +151,7 @@ impl Courtesy {
         let now = Instant::now();
         let phase = Mutex::new(Phase::Work { until: now + WORK });
         let floor = Floor { bytes_per_second: min_rate, begun: now, written: AtomicU64::new(0) };
-        let waited = Mutex::new(Waited { all: Duration::ZERO, said: Duration::ZERO, said_at: now });
+        let waited = Mutex::new(PauseTime { all: Duration::ZERO, said: Duration::ZERO, said_at: now });
         Some(Self { dir: dir.to_owned(), phase, floor, waited })
     }
 
@@ -269,12 +269,12 @@ mod tests {
     fn play(part: f64, millis: u64) -> u64 {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
-        let courtesy = Courtesy::with(dir.path(), 0).unwrap();
+        let throttle = Throttle::with(dir.path(), 0).unwrap();
         let start = Instant::now();
         let mut work = 0;
         for ms in (0..millis).step_by(10) {
             say(dir.path(), (ms as f64 * 1000.0 * part) as u64);
-            work += 10 * u64::from(courtesy.step(start + Duration::from_millis(ms)).is_none());
+            work += 10 * u64::from(throttle.step(start + Duration::from_millis(ms)).is_none());
         }
         work
     }
@@ -296,55 +296,55 @@ mod tests {
     fn below_the_floor_nobody_is_given_way_to() {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
-        let courtesy = Courtesy::with(dir.path(), 1_000_000).unwrap();
-        let after = |ms: u64| courtesy.floor.begun + Duration::from_millis(ms);
-        assert!(courtesy.floor.is_above(0, after(1)));
-        assert!(courtesy.floor.is_above(499_000, after(500)));
-        assert!(!courtesy.floor.is_above(501_000, after(500)));
-        assert!(!Courtesy::with(dir.path(), 0).unwrap().floor.is_above(0, after(5_000)), "no floor");
-        *courtesy.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
+        let throttle = Throttle::with(dir.path(), 1_000_000).unwrap();
+        let after = |ms: u64| throttle.floor.begun + Duration::from_millis(ms);
+        assert!(throttle.floor.is_above(0, after(1)));
+        assert!(throttle.floor.is_above(499_000, after(500)));
+        assert!(!throttle.floor.is_above(501_000, after(500)));
+        assert!(!Throttle::with(dir.path(), 0).unwrap().floor.is_above(0, after(5_000)), "no floor");
+        *throttle.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
         let cancel = Cancel::default();
         cancel.request();
         std::thread::sleep(Duration::from_millis(5));
         // It does not even look at the request to stop, which its caller does.
-        courtesy.give_way(1, &cancel).unwrap();
+        throttle.give_way(1, &cancel).unwrap();
     }
 
     #[test]
     fn pauses_are_said() {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
-        let courtesy = Courtesy::with(dir.path(), 0).unwrap();
-        assert_eq!(courtesy.report(), None, "not yet");
-        let mut waited = courtesy.waited.lock().unwrap();
+        let throttle = Throttle::with(dir.path(), 0).unwrap();
+        assert_eq!(throttle.report(), None, "not yet");
+        let mut waited = throttle.waited.lock().unwrap();
         waited.all = Duration::from_secs(9);
         waited.said_at -= Duration::from_secs(20);
         drop(waited);
-        let said = courtesy.report().unwrap();
+        let said = throttle.report().unwrap();
         assert!(said.contains("for 9 of the last 20 s (9 s in all)"), "{said}");
-        courtesy.waited.lock().unwrap().said_at -= Duration::from_secs(20);
-        assert_eq!(courtesy.report(), None, "none since");
+        throttle.waited.lock().unwrap().said_at -= Duration::from_secs(20);
+        assert_eq!(throttle.report(), None, "none since");
     }
 
     #[test]
-    fn without_figures_there_is_no_courtesy() {
+    fn without_figures_nothing_is_throttled() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Courtesy::with(dir.path(), 0).is_none());
+        assert!(Throttle::with(dir.path(), 0).is_none());
         // EOPNOTSUPP with psi=0: the files are there and cannot be read.
         std::fs::create_dir(dir.path().join("io")).unwrap();
-        assert!(Courtesy::with(dir.path(), 0).is_none());
+        assert!(Throttle::with(dir.path(), 0).is_none());
         std::fs::write(dir.path().join("memory"), "some avg10=0.00 total=7\n").unwrap();
-        assert!(Courtesy::with(dir.path(), 0).is_some());
+        assert!(Throttle::with(dir.path(), 0).is_some());
     }
 
     #[test]
     fn a_pause_ends_on_request() {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
-        let courtesy = Courtesy::with(dir.path(), 0).unwrap();
-        *courtesy.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
+        let throttle = Throttle::with(dir.path(), 0).unwrap();
+        *throttle.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
         let cancel = Cancel::default();
         cancel.request();
-        assert_eq!(courtesy.give_way(0, &cancel).unwrap_err().code(), "UPGRADE_ERROR_INTERRUPTED");
+        assert_eq!(throttle.give_way(0, &cancel).unwrap_err().code(), "UPGRADE_ERROR_INTERRUPTED");
     }
 }

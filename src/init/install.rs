@@ -3,7 +3,7 @@
 use super::window;
 use crate::boot::{BootFlag, Slots};
 use crate::bundle::Bundle;
-use crate::bundle::manifest::Vouched;
+use crate::bundle::manifest::Provenance;
 use crate::commit::{self, Loaded};
 use crate::device::BlockDevice;
 use crate::engine::transition::{self, Site};
@@ -136,7 +136,7 @@ impl Install<'_> {
                 release: self.bundle.release().clone(),
                 layout,
                 origin: "factory".to_owned(),
-                unsigned: *manifest.voucher() == Vouched::Unsigned,
+                unsigned: *manifest.provenance() == Provenance::Unsigned,
             };
             let device = Box::new(window(machine, partition)?);
             targets.push((slot, Target { group, partition: partition.name.clone(), device, record }));

@@ -56,7 +56,7 @@ impl std::fmt::Display for Origin {
 
 /// Who it is, for the audit log.
 #[derive(Debug, Clone)]
-pub(super) struct Who {
+pub(super) struct Caller {
     pub(super) name: String,
     /// Whether it may see messages and not only codes: root, and who has a token.
     pub(super) informed: bool,
@@ -97,12 +97,12 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::Forbidden`].
-    pub(super) fn admit(&self, origin: Origin, header: Option<&str>, needed: Privilege) -> Result<Who> {
+    pub(super) fn admit(&self, origin: Origin, header: Option<&str>, needed: Privilege) -> Result<Caller> {
         let who = self.identify(origin, header)?;
         if who.privilege < needed { Err(Error::Forbidden { who: who.name }) } else { Ok(who) }
     }
 
-    fn identify(&self, origin: Origin, header: Option<&str>) -> Result<Who> {
+    fn identify(&self, origin: Origin, header: Option<&str>) -> Result<Caller> {
         let refused = |problem: &str| Err(Error::Unauthenticated { problem: problem.to_owned() });
         if let Some(header) = header {
             let Some(token) =
@@ -113,13 +113,13 @@ impl Gate {
             return match self.find(token.1.trim()) {
                 Some(token) => {
                     let name = format!("token {}", token.name);
-                    Ok(Who { name, informed: true, privilege: token.privilege })
+                    Ok(Caller { name, informed: true, privilege: token.privilege })
                 }
                 None => refused("the token is not known"),
             };
         }
         let who =
-            |name: String, privilege| Ok(Who { name, informed: privilege == Privilege::Write, privilege });
+            |name: String, privilege| Ok(Caller { name, informed: privilege == Privilege::Write, privilege });
         match origin {
             Origin::Socket { uid, .. } => {
                 let trusted = uid == 0 || uid == self.own_uid;

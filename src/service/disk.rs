@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::calm::uptime;
-use super::upgrade::{Disk, Failure, Fallen};
+use super::upgrade::{Disk, Failure, FallenBack};
+use super::waiting_period::uptime;
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ pub struct Place {
 
 /// What one look at the disk shows.
 #[derive(Debug, Clone)]
-pub struct Look {
+pub struct DiskView {
     /// `status` of the engine.
     pub status: Status,
     /// `slots` of the engine.
@@ -56,16 +56,16 @@ impl Place {
     ///
     /// # Errors
     /// Class Disk and Io.
-    pub fn look(&self) -> Result<Look> {
+    pub fn look(&self) -> Result<DiskView> {
         self.with(Mode::Read, |engine| {
             let (status, slots) = (engine.status()?, engine.slots()?);
             let mut disk = Disk::new(&slots, &status.install_path, &boot_id(), uptime());
-            disk.fallen = engine.failed_trial()?.map(|failed| Fallen {
+            disk.fallen = engine.failed_trial()?.map(|failed| FallenBack {
                 version: failed.version,
                 origin: failed.origin,
                 failure: Failure::from(&failed.error),
             });
-            Ok(Look { status, slots, disk, last_swap: engine.last_swap()? })
+            Ok(DiskView { status, slots, disk, last_swap: engine.last_swap()? })
         })
     }
 

@@ -26,8 +26,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::Origin;
-use super::patience::Patient;
 use super::shares::{Peer, Share, Shares};
+use super::write_timeout::WriteTimeout;
 use crate::error::{Error, Result, sentence};
 
 /// Connections per door.
@@ -47,12 +47,12 @@ pub(super) const HEADER_TIME: Duration = Duration::from_secs(20);
 const IDLE_TIME: Duration = Duration::from_secs(100);
 /// The times of a connection.
 #[derive(Debug, Clone, Copy)]
-struct Times {
+struct Timeouts {
     header: Duration,
     idle: Duration,
 }
 
-const TIMES: Times = Times { header: HEADER_TIME, idle: IDLE_TIME };
+const TIMES: Timeouts = Timeouts { header: HEADER_TIME, idle: IDLE_TIME };
 
 /// How long a client may leave an answer unread.
 const WRITE_TIME: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ const WRITE_TIME: Duration = Duration::from_secs(30);
 const HEADER_BYTES: usize = 16 << 10;
 
 /// The places where connections come in.
-pub(super) struct Doors {
+pub(super) struct Listeners {
     tcp: Result<TcpListener>,
     address: SocketAddr,
     unix: Option<Result<(UnixListener, SocketFile)>>,
@@ -76,7 +76,7 @@ impl Drop for SocketFile {
     }
 }
 
-impl Doors {
+impl Listeners {
     /// Opens them and says in the log where. One that cannot be opened is said; the others serve.
     ///
     /// # Errors
@@ -261,7 +261,7 @@ async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     origin: Origin,
-    times: Times,
+    times: Timeouts,
 ) {
     let spoken = Arc::new(AtomicBool::new(false));
     let heard = Arc::clone(&spoken);
@@ -273,7 +273,10 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(times.idle)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(WriteTimeout::new(stream, WRITE_TIME)),
+            TowerToHyperService::new(router),
+        );
     let silent = async {
         tokio::time::sleep(times.header).await;
         if spoken.load(Ordering::Relaxed) {
@@ -314,17 +317,17 @@ mod tests {
         runtime.block_on(async {
             let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = taken.local_addr().unwrap();
-            let doors = Doors::open(address, Some(&dir.path().join("s"))).await.unwrap();
-            assert!(doors.tcp.is_err() && matches!(doors.unix, Some(Ok(_))));
+            let listeners = Listeners::open(address, Some(&dir.path().join("s"))).await.unwrap();
+            assert!(listeners.tcp.is_err() && matches!(listeners.unix, Some(Ok(_))));
             std::fs::write(dir.path().join("file"), "").unwrap();
             let unusable = dir.path().join("file/s");
-            let doors = Doors::open("127.0.0.1:0".parse().unwrap(), Some(&unusable)).await.unwrap();
-            assert!(doors.tcp.is_ok() && matches!(doors.unix, Some(Err(_))));
+            let listeners = Listeners::open("127.0.0.1:0".parse().unwrap(), Some(&unusable)).await.unwrap();
+            assert!(listeners.tcp.is_ok() && matches!(listeners.unix, Some(Err(_))));
             assert_eq!(
-                Doors::open(address, Some(&unusable)).await.err().unwrap().code(),
+                Listeners::open(address, Some(&unusable)).await.err().unwrap().code(),
                 "UPGRADE_ERROR_LISTEN"
             );
-            assert!(Doors::open(address, None).await.is_err());
+            assert!(Listeners::open(address, None).await.is_err());
         });
     }
 
@@ -337,7 +340,7 @@ mod tests {
         let open = || {
             let (near, far) = duplex(1024);
             let origin = Origin::Socket { uid: 0, pid: None };
-            tokio::spawn(converse(near, router.clone(), origin, Times { header, idle }));
+            tokio::spawn(converse(near, router.clone(), origin, Timeouts { header, idle }));
             far
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

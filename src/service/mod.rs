@@ -11,17 +11,16 @@
 //! |---|---|
 //! | [`upgrade`] | the states and what leads from one to another; pure |
 //! | `view`, `wording` | the objects of the wire contract; messages that name its calls |
-//! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `calm`: the waiting period |
+//! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `waiting_period`: the waiting period |
 //! | `worker` | processes that read bundles; [`disk`]: the engine |
 //! | [`cluster`] | what it does together with other nodes |
-//! | `api` | one function per endpoint; `auth`, `attempts`: who may call it; `hosts`: by which name; `listen`, `tls`, `patience`, `shares`: connections |
+//! | `api` | one function per endpoint; `auth`, `attempts`: who may call it; `hosts`: by which name; `listen`, `tls`, `write_timeout`, `shares`: connections |
 //! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
 
 mod api;
 mod attempts;
 mod auth;
 mod blocking;
-mod calm;
 pub mod cluster;
 pub mod disk;
 pub mod hooks;
@@ -29,15 +28,16 @@ mod hosts;
 mod listen;
 mod order;
 mod owner;
-mod patience;
 mod shares;
 pub mod software;
 mod store;
 pub mod tls;
 pub mod upgrade;
 mod view;
+mod waiting_period;
 mod wording;
 pub mod worker;
+mod write_timeout;
 
 use std::io;
 use std::net::SocketAddr;
@@ -148,7 +148,7 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
         tls => Some(tls?),
     };
     let _only = store::only_service(&service.place.state_dir)?;
-    let doors = listen::Doors::open(access.listen, access.socket.as_deref()).await?;
+    let listeners = listen::Listeners::open(access.listen, access.socket.as_deref()).await?;
     let mut end = signals()?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     let (stop, stopped) = oneshot::channel();
@@ -158,7 +158,7 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
         None => None,
     };
     let router = api::router(service, handle.clone(), gate, hosts::Hosts::new(access), cluster);
-    let doors = tokio::spawn(doors.serve(router, tls));
+    let listeners = tokio::spawn(listeners.serve(router, tls));
     tell(notify::State::Ready);
     tokio::select! {
         _ = end.recv() => {}
@@ -169,7 +169,7 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
     tell(notify::State::Stopping);
     tracing::info!("ending");
     // New orders are refused, then what is under way is stopped, and only then does the process end.
-    doors.abort();
+    listeners.abort();
     let _ = stop.send(());
     let _ = owner.await;
     Ok(())
@@ -184,7 +184,7 @@ fn raise_files() {
     let _ = raised.inspect_err(|problem| tracing::warn!("the limit of open files stays: {problem}"));
 }
 
-/// Open files at most: connections of both doors, their streams, and room for the rest.
+/// Open files at most: connections of both listeners, their streams, and room for the rest.
 const OPEN_FILES: u64 = 65536;
 
 /// A manager that cannot be told misses something; the service goes on.

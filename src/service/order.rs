@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::upgrade::{Failure, Settings};
 use super::view::Snapshot;
-use super::worker::{Begun, Lifted, Planned};
+use super::worker::{Begun, Overrides, Planned};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
@@ -20,7 +20,7 @@ pub(super) enum Order {
     Prepare {
         settings: Settings,
         planned: Planned,
-        lifted: Lifted,
+        overrides: Overrides,
         begun: Box<Begun>,
     },
     Commit,

@@ -20,12 +20,12 @@ mod stop;
 
 use super::Service;
 use super::blocking::{SILENCE, blocking, unless_silent};
-use super::disk::Look;
+use super::disk::DiskView;
 use super::order::{Answer, Handle, Order, WAITING};
 use super::store::Store;
 use super::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
 use super::view::{RebootState, Snapshot};
-use super::worker::{Begun, Lifted, Planned, Preparing, Report};
+use super::worker::{Begun, Overrides, Planned, Preparing, Report};
 use crate::container::StartReport;
 use crate::error::{Error, Result};
 use crate::state::{SwitchReport, UpgradeState};
@@ -49,7 +49,7 @@ enum Done {
     /// What followed the switch.
     Took(Result<String>),
     /// A look, and which one it was.
-    Looked(u64, Box<Result<Look>>),
+    Looked(u64, Box<Result<DiskView>>),
     /// COMMITTED has been shown for long enough.
     Shown,
     Rebooted(Result<()>),
@@ -97,7 +97,7 @@ impl Owner {
         let mut look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
         // A prepare of a service that was killed ends with it, but may take a moment for it.
         let begun = Instant::now();
-        let dying = |look: &Look| look.status.state == UpgradeState::UpgradePreparing;
+        let dying = |look: &DiskView| look.status.state == UpgradeState::UpgradePreparing;
         while kept.phase == Phase::Preparing && look.as_ref().is_ok_and(dying) && begun.elapsed() < ORPHANED {
             tokio::time::sleep(Duration::from_millis(50)).await;
             look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
@@ -188,8 +188,8 @@ impl Owner {
 
     async fn obey(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
         let result = match order {
-            Order::Prepare { settings, planned, lifted, begun } => {
-                self.prepare(settings, &planned, lifted, *begun).await
+            Order::Prepare { settings, planned, overrides, begun } => {
+                self.prepare(settings, &planned, overrides, *begun).await
             }
             Order::Commit => self.commit(),
             Order::Cancel if self.child.is_some() => {
@@ -258,7 +258,7 @@ impl Owner {
         &mut self,
         settings: Settings,
         planned: &Planned,
-        lifted: Lifted,
+        overrides: Overrides,
         begun: Begun,
     ) -> Answer {
         let staged = planned.already_prepared && self.upgrade.phase == Phase::Prepared;
@@ -279,7 +279,7 @@ impl Owner {
         if self.child.is_none() && self.upgrade.phase != Phase::Committing {
             self.idle()?;
         }
-        if self.upgrade.phase == Phase::Prepared && !staged && !lifted.replace {
+        if self.upgrade.phase == Phase::Prepared && !staged && !overrides.replace {
             let version = self.upgrade.settings.as_ref().map(|settings| settings.target_version.clone());
             return Err(Error::OtherPrepared { version: version.unwrap_or_default() });
         }

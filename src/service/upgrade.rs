@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::calm::Calm;
+use super::waiting_period::WaitingPeriod;
 use crate::error::{Error, Result};
 use crate::state::{SlotState, SlotsReport, UpgradeType};
 use crate::units::{Group, Slot};
@@ -111,7 +111,7 @@ const FELL_BACK: &str = "UPGRADE_ERROR_FELL_BACK";
 
 /// A platform slot that failed its trial, by what stands on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fallen {
+pub struct FallenBack {
     /// Version of the slot.
     pub version: String,
     /// Where its bundle came from.
@@ -144,7 +144,7 @@ pub struct Upgrade {
     pub boot: Boot,
     /// For the waiting period.
     #[serde(default)]
-    pub calm: Calm,
+    pub waiting: WaitingPeriod,
     /// The fallback that was cleared, or that a later prepare ended. The slot that failed says it until it is written anew.
     #[serde(default)]
     pub cleared: Option<Failure>,
@@ -164,7 +164,7 @@ pub struct Disk {
     /// Version of the software that is selected and good.
     pub software: Option<String>,
     /// The platform slot that failed its trial.
-    pub fallen: Option<Fallen>,
+    pub fallen: Option<FallenBack>,
     /// Seconds since the start of the machine.
     pub uptime: u64,
     /// The boot.
@@ -295,7 +295,7 @@ impl Upgrade {
             (Input::Switched, Committing) => {
                 next.phase = Committed;
                 // Also where that trial is over before anybody looks.
-                next.calm.on_trial = true;
+                next.waiting.on_trial = true;
             }
             (Input::Reboot, Committed) => next.phase = Rebooting,
             (Input::Discarded, Idle | Prepared | Committed) => {
@@ -374,7 +374,7 @@ impl Upgrade {
 
     /// Shows that the last upgrade fell back, whoever was there to see it: the service may have run in the slot that failed,
     /// or not at all.
-    fn fell_back(mut self, fallen: Option<Fallen>) -> Self {
+    fn fell_back(mut self, fallen: Option<FallenBack>) -> Self {
         let Some(fallen) = fallen else { return Self { cleared: None, ..self } };
         let known = self.cleared.as_ref() == Some(&fallen.failure);
         // What the service concluded from the version alone says less than the slot does.
@@ -391,8 +391,8 @@ impl Upgrade {
 
     /// The same in the boot of this look, with what it tells of trials.
     pub(super) fn looked(self, disk: &Disk) -> Self {
-        let calm = self.calm.look(self.boot == disk.boot, disk.trial.is_some(), disk.uptime);
-        Self { boot: disk.boot.clone(), calm, ..self }
+        let waiting = self.waiting.look(self.boot == disk.boot, disk.trial.is_some(), disk.uptime);
+        Self { boot: disk.boot.clone(), waiting, ..self }
     }
 
     /// Whether the software that was to be committed is what is selected and good.

@@ -36,9 +36,9 @@ fn disks() -> Vec<Disk> {
     ]
 }
 
-fn fallen() -> Fallen {
+fn fallen() -> FallenBack {
     let failure = Failure { code: FELL_BACK.into(), message: "2 did not come up".into() };
-    Fallen { version: "2".into(), origin: "/x.qimg".into(), failure }
+    FallenBack { version: "2".into(), origin: "/x.qimg".into(), failure }
 }
 
 fn inputs() -> Vec<Input> {
@@ -232,7 +232,7 @@ fn a_start_after_the_reboot_tells_whether_it_took() {
 /// until somebody clears it or prepares anew, and then not again.
 #[test]
 fn a_fallback_is_shown_until_it_is_cleared_and_once() {
-    let disk = |fallen: Option<Fallen>, id: &str| Disk {
+    let disk = |fallen: Option<FallenBack>, id: &str| Disk {
         running: Some("1".into()),
         fallen,
         boot: Boot { id: id.into(), slot: Some("a".into()) },

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::blocking::SILENCE;
-use super::disk::Look;
+use super::disk::DiskView;
 use super::upgrade::{Failure, Phase, Settings, Upgrade};
 use super::wording::by_api;
 use crate::device::watch::silent;
@@ -160,7 +160,7 @@ pub(super) struct SettingsV1 {
 
 impl Snapshot {
     /// Takes in a look; one that failed leaves what the last one saw.
-    pub(super) fn take(&mut self, look: Result<Look>) {
+    pub(super) fn take(&mut self, look: Result<DiskView>) {
         match look {
             Ok(look) => {
                 (self.status, self.slots, self.disk_error) = (Some(look.status), Some(look.slots), None);

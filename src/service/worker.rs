@@ -99,7 +99,7 @@ enum Line {
 
 /// Rules that a request lifts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Lifted {
+pub(super) struct Overrides {
     /// Product and version need not fit what runs.
     pub(super) compatibility: bool,
     /// A release that has failed its trial on this machine is tried again.
@@ -108,7 +108,7 @@ pub(super) struct Lifted {
     pub(super) replace: bool,
 }
 
-impl Lifted {
+impl Overrides {
     /// Never the epoch: it marks releases with known holes, and no remote caller may bring one back.
     fn flags(self) -> impl Iterator<Item = &'static str> {
         let compatibility = ["--allow-downgrade", "--override-product"].into_iter();
@@ -120,11 +120,11 @@ impl Lifted {
 ///
 /// # Errors
 /// What `plan` printed, with its code.
-pub(super) async fn plan(arguments: &Arguments, path: &str, lifted: Lifted) -> Result<Planned> {
+pub(super) async fn plan(arguments: &Arguments, path: &str, overrides: Overrides) -> Result<Planned> {
     let shown = address::shown(path);
     let died = |problem: String| Error::Worker { what: format!("looking at {shown}"), problem };
     let mut command = Command::new(PROGRAM);
-    command.args(["plan", "--json", "--for-service"]).args(lifted.flags()).args(&arguments.machine);
+    command.args(["plan", "--json", "--for-service"]).args(overrides.flags()).args(&arguments.machine);
     command.arg("--").arg(&*shown);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let run = async {
@@ -164,7 +164,11 @@ pub(super) struct Begun {
 ///
 /// # Errors
 /// [`Error::Worker`]: the process cannot be started or does not answer; what it printed, with its code.
-pub(super) async fn begin(arguments: &Arguments, path: &str, lifted: Lifted) -> Result<(Planned, Begun)> {
+pub(super) async fn begin(
+    arguments: &Arguments,
+    path: &str,
+    overrides: Overrides,
+) -> Result<(Planned, Begun)> {
     let mut command = Command::new(PROGRAM);
     command.args([
         "prepare",
@@ -174,7 +178,7 @@ pub(super) async fn begin(arguments: &Arguments, path: &str, lifted: Lifted) -> 
         "--while-stdin-open",
         "--die-with-parent",
     ]);
-    command.args(lifted.flags()).args(&arguments.prepare).args(&arguments.machine);
+    command.args(overrides.flags()).args(&arguments.prepare).args(&arguments.machine);
     command.arg("--").arg(&*address::shown(path));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let failed = |problem: String| Error::Worker { what: "preparing".to_owned(), problem };

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use super::{Condition, Footer, Layout, Mark, UNIT};
 use crate::bundle::Release;
-use crate::bundle::manifest::{INDEX_MAX, MANIFEST_MAX, Manifest, Vouched};
+use crate::bundle::manifest::{INDEX_MAX, MANIFEST_MAX, Manifest, Provenance};
 use crate::bundle::signature::SIGNATURE_MAX;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
@@ -115,7 +115,7 @@ impl Content {
         let (signature, index) = rest.split_at(lengths[1] as usize);
         // From here on the bytes are those that were written; a failure means another build wrote them.
         let parse = || -> Result<Record> {
-            let manifest = Manifest::vouched(manifest.to_vec(), signature.to_vec(), Vouched::Record)?;
+            let manifest = Manifest::with_provenance(manifest.to_vec(), signature.to_vec(), Provenance::Record)?;
             let release = Release::new(manifest, index.to_vec())?;
             let layout = Layout::new(&release.manifest, group, len, slot.len(), partition)?;
             Ok(Record { release, layout, origin: footer.origin.clone(), unsigned: footer.unsigned })

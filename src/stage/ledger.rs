@@ -15,7 +15,7 @@ use crate::workers::lock;
 
 /// What a worker should do before it writes one more frame.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Duty<T> {
+pub(super) enum NextStep<T> {
     /// Flush the targets, then [`Ledger::flushed`] with these frames.
     Flush(Vec<T>),
     /// Read this frame back, then [`Ledger::read`].
@@ -56,29 +56,29 @@ impl<T> Ledger<T> {
     }
 
     /// What comes first, if anything.
-    pub(super) fn duty(&self) -> Option<Duty<T>> {
+    pub(super) fn duty(&self) -> Option<NextStep<T>> {
         let mut state = lock(&self.state);
         if state.bytes >= self.batch && !state.flushing {
             state.flushing = true;
             state.bytes = 0;
-            return Some(Duty::Flush(std::mem::take(&mut state.written)));
+            return Some(NextStep::Flush(std::mem::take(&mut state.written)));
         }
         if state.reading >= self.readers {
             return None;
         }
         let frame = state.durable.pop_front()?;
         state.reading += 1;
-        Some(Duty::Read(frame))
+        Some(NextStep::Read(frame))
     }
 
-    /// A [`Duty::Flush`] is done, successfully.
+    /// A [`NextStep::Flush`] is done, successfully.
     pub(super) fn flushed(&self, frames: Vec<T>) {
         let mut state = lock(&self.state);
         state.flushing = false;
         state.durable.extend(frames);
     }
 
-    /// A [`Duty::Read`] is done, successfully.
+    /// A [`NextStep::Read`] is done, successfully.
     pub(super) fn read(&self) {
         lock(&self.state).reading -= 1;
     }
@@ -100,18 +100,18 @@ mod tests {
         ledger.wrote([0], 60);
         assert_eq!(ledger.duty(), None, "the batch is not full");
         ledger.wrote([1], 60);
-        let Some(Duty::Flush(first)) = ledger.duty() else { panic!("nobody flushes") };
+        let Some(NextStep::Flush(first)) = ledger.duty() else { panic!("nobody flushes") };
         assert_eq!(first, [0, 1]);
         ledger.wrote([2], 200);
         assert_eq!(ledger.duty(), None, "one flush at a time, and nothing is durable before it ends");
         ledger.flushed(first);
         // The next batch is full already. Frame 2 was written during the first flush: it waits for the second.
-        let Some(Duty::Flush(second)) = ledger.duty() else { panic!("nobody flushes again") };
+        let Some(NextStep::Flush(second)) = ledger.duty() else { panic!("nobody flushes again") };
         assert_eq!(second, [2]);
-        assert_eq!(ledger.duty(), Some(Duty::Read(0)));
+        assert_eq!(ledger.duty(), Some(NextStep::Read(0)));
         assert_eq!(ledger.duty(), None, "one reader at a time");
         ledger.read();
-        assert_eq!(ledger.duty(), Some(Duty::Read(1)));
+        assert_eq!(ledger.duty(), Some(NextStep::Read(1)));
         ledger.flushed(second);
         ledger.wrote([3], 1);
         assert_eq!(ledger.into_rest(), [2, 3]);

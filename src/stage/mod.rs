@@ -37,7 +37,7 @@ mod zero;
 
 use std::num::NonZeroUsize;
 
-pub use patch::{Base, Made, Sources};
+pub use patch::{Base, DeltaOutcome, Sources};
 pub use readback::{Damage, ReadBack, read_back};
 
 use crate::bundle::Bundle;
@@ -94,7 +94,7 @@ pub struct Outcome {
     /// Already in place.
     pub reused: u64,
     /// How much of it a delta gave, where it was one.
-    pub made: Option<Made>,
+    pub made: Option<DeltaOutcome>,
 }
 
 /// Bytes between two flushes, and so the distance between writing and reading back: large, so that the cache of the

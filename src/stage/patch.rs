@@ -42,7 +42,7 @@ pub struct Sources<'a> {
 
 /// What a delta was worth.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Made {
+pub struct DeltaOutcome {
     /// Bytes of frames copied from the base.
     pub copied: u64,
     /// Bytes of frames decompressed with ranges of the base.
@@ -186,8 +186,8 @@ impl<'a> Patcher<'a> {
     }
 
     /// What came of it.
-    pub(super) fn made(self) -> Made {
-        Made {
+    pub(super) fn made(self) -> DeltaOutcome {
+        DeltaOutcome {
             copied: self.copied.into_inner(),
             patched: self.patched.into_inner(),
             fallen_back: self.fallen_back.into_inner(),

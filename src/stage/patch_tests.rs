@@ -127,7 +127,7 @@ impl Case {
 
     /// Prepares from these bytes; on success the slot must hold the new image, on failure nothing else and no record.
     #[track_caller]
-    fn prepare(&self, bytes: &[u8], stream: bool, base: Base, whole: bool) -> Result<Made> {
+    fn prepare(&self, bytes: &[u8], stream: bool, base: Base, whole: bool) -> Result<DeltaOutcome> {
         let source = if stream {
             Source::Stream(Box::new(Cursor::new(bytes.to_vec())))
         } else {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::ledger::{Duty, Ledger};
+use super::ledger::{Ledger, NextStep};
 use super::patch::{self, Patcher};
 use super::{Options, Outcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
 use crate::bundle::Bundle;
@@ -187,11 +187,11 @@ impl<'a> Run<'_, 'a> {
         while let Some(duty) = ledger.duty() {
             self.abort.check()?;
             match duty {
-                Duty::Flush(frames) => {
+                NextStep::Flush(frames) => {
                     sync(self.targets)?;
                     ledger.flushed(frames);
                 }
-                Duty::Read(frame) => {
+                NextStep::Read(frame) => {
                     (self.options.pace)(0)?;
                     frame.read_back(buffer)?;
                     ledger.read();

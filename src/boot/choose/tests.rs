@@ -39,16 +39,20 @@ fn the_flags_rule_as_they_do_for_other_loaders() {
             let candidate = |attributes| Some(Candidate { attributes, standing: Standing::Unknown });
             let choice = choose(candidate(a), candidate(b), Counting::Possible).unwrap();
             let Some(slot) = loader(a, b) else {
-                assert_eq!((choice.why, choice.count), (Why::Rescue, None));
+                assert_eq!((choice.why, choice.count), (SelectionReason::Rescue, None));
                 continue;
             };
             let own = if slot == Slot::A { a } else { b };
             assert_eq!(choice.slot, slot, "{a:?} {b:?}");
             if own.successful() {
-                assert_eq!((choice.why, choice.count), (Why::Good, None), "a good slot is not written");
+                assert_eq!(
+                    (choice.why, choice.count),
+                    (SelectionReason::Good, None),
+                    "a good slot is not written"
+                );
             } else {
                 // One try less, and no other bit.
-                assert_eq!(choice.why, Why::Trial);
+                assert_eq!(choice.why, SelectionReason::Trial);
                 assert_eq!(choice.count.unwrap().0, own.0 - (1 << 52));
             }
         }
@@ -82,16 +86,16 @@ fn check(a: Option<Candidate>, b: Option<Candidate>, counting: Counting, choice:
     let chosen = of(choice.slot).expect("a slot that exists");
     let can = |slot: Slot| of(slot).filter(Candidate::by_flags);
     let other = of(!choice.slot);
-    assert_eq!(choice.count.is_some(), choice.why == Why::Trial);
+    assert_eq!(choice.count.is_some(), choice.why == SelectionReason::Trial);
     match choice.why {
-        Why::Good => assert!(chosen.by_flags() && chosen.attributes.successful()),
-        Why::Trial => assert!(counting == Counting::Possible && !chosen.attributes.successful()),
-        Why::Uncounted => {
+        SelectionReason::Good => assert!(chosen.by_flags() && chosen.attributes.successful()),
+        SelectionReason::Trial => assert!(counting == Counting::Possible && !chosen.attributes.successful()),
+        SelectionReason::Uncounted => {
             assert!(counting == Counting::Impossible);
             let other = can(!choice.slot);
             assert!(other.is_none_or(|other| !other.attributes.successful()), "a good slot goes first");
         }
-        Why::Rescue => {
+        SelectionReason::Rescue => {
             assert!(can(Slot::A).is_none() && can(Slot::B).is_none());
             assert!(other.is_none_or(|other| other.standing <= chosen.standing), "the best standing");
         }
@@ -101,7 +105,7 @@ fn check(a: Option<Candidate>, b: Option<Candidate>, counting: Counting, choice:
         assert!(other.is_none_or(|other| other.standing == Standing::Torn));
     }
     // Of equals the higher priority, then slot a.
-    if choice.why == Why::Rescue
+    if choice.why == SelectionReason::Rescue
         && let Some(other) = other.filter(|other| other.standing == chosen.standing)
     {
         let (own, its) = (chosen.attributes.priority(), other.attributes.priority());
@@ -120,12 +124,12 @@ fn the_old_slot_is_back_after_the_tries() {
         };
         for left in (0..tries).rev() {
             let choice = start(b);
-            assert_eq!((choice.slot, choice.why), (Slot::B, Why::Trial));
+            assert_eq!((choice.slot, choice.why), (Slot::B, SelectionReason::Trial));
             b = choice.count.unwrap();
             assert_eq!(b.tries(), left);
         }
         for _ in 0..3 {
-            assert_eq!(start(b), Choice { slot: Slot::A, why: Why::Good, count: None });
+            assert_eq!(start(b), Choice { slot: Slot::A, why: SelectionReason::Good, count: None });
         }
     }
 }

@@ -9,7 +9,7 @@ use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey};
 
 use self::line::Signer;
-use super::manifest::{Manifest, Vouched};
+use super::manifest::{Manifest, Provenance};
 use super::signature::{self, Candidate, NAMESPACE};
 use crate::error::{Error, Result};
 
@@ -91,10 +91,10 @@ impl Trust {
     /// [`Error::BadSignature`], and those of [`Claims::parse`](super::manifest::Claims::parse).
     pub fn verify(&self, manifest: Vec<u8>, signature: Vec<u8>) -> Result<Manifest> {
         let vouched = match &self.policy {
-            Policy::Signers { .. } => Vouched::Signature(self.judge(&manifest, &signature)?),
-            Policy::Unsigned => Vouched::Unsigned,
+            Policy::Signers { .. } => Provenance::Signature(self.judge(&manifest, &signature)?),
+            Policy::Unsigned => Provenance::Unsigned,
         };
-        Manifest::vouched(manifest, signature, vouched)
+        Manifest::with_provenance(manifest, signature, vouched)
     }
 
     /// Who signed these bytes, of those that are trusted now: principals and fingerprint of each key.

@@ -1,8 +1,8 @@
 //! The ways back: `roll-back`, `cancel`, trials that fail, and what is made of a fallback that happened by itself.
 
-use super::super::view::{Held, View};
+use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, software, variables};
-use crate::boot::Leave;
+use crate::boot::RolledBackSlot;
 use crate::error::{Error, Result};
 use crate::slot::{Mark, Verdict};
 use crate::state::SlotState;
@@ -10,7 +10,7 @@ use crate::units::{Group, Slot};
 
 /// Who asks for a roll-back.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum Requester {
     /// Somebody who wants the other release.
     ByOperator,
     /// A trial that fails: back to what ran before, as the boot loader would do by itself.
@@ -19,7 +19,7 @@ pub(super) enum Asked {
 
 /// Back to the other slot. The marks first: without its flags and unmarked a failed slot looks like a prepared one, and a
 /// power cut in between would have it committed again.
-pub(super) fn roll_back(view: &View, reason: Option<&str>, asked: Asked) -> Result<Transition> {
+pub(super) fn roll_back(view: &View, reason: Option<&str>, asked: Requester) -> Result<Transition> {
     view.check_known()?;
     let trial = |group: Group| view.on_trial().any(|held| held.group == group);
     let groups = if trial(Group::Software) && !trial(Group::Platform) {
@@ -34,19 +34,19 @@ pub(super) fn roll_back(view: &View, reason: Option<&str>, asked: Asked) -> Resu
     let (mut names, mut left, mut turn) = (Vec::new(), Vec::new(), None);
     for group in groups {
         let (from, to) = way_back(view, group)?;
-        if asked == Asked::ByOperator {
+        if asked == Requester::ByOperator {
             view.slot_above_floor(to)?;
         }
         let leave = match from.state {
-            SlotState::Good => Leave::Fallback,
-            _ => Leave::Bad,
+            SlotState::Good => RolledBackSlot::Fallback,
+            _ => RolledBackSlot::Bad,
         };
         flags = flags.roll_back(group, to.slot, leave)?;
         names.push(to.partition.name.clone());
         if group == Group::Platform {
             turn = view.turn(|choice| choice.back(to.slot, leave));
         }
-        left.extend((leave == Leave::Bad).then_some(from));
+        left.extend((leave == RolledBackSlot::Bad).then_some(from));
     }
     let marks = left.into_iter().filter_map(|held| match reason {
         Some(reason) => mark(held, Verdict::Failed, reason),
@@ -58,7 +58,7 @@ pub(super) fn roll_back(view: &View, reason: Option<&str>, asked: Asked) -> Resu
 }
 
 /// The slot that is selected in a group and the good one to return to.
-fn way_back(view: &View, group: Group) -> Result<(&Held, &Held)> {
+fn way_back(view: &View, group: Group) -> Result<(&SlotView, &SlotView)> {
     let none = |problem: String| Error::NoFallback { problem };
     let from = view.current(group).ok_or_else(|| none(format!("no {group} slot is selected")))?;
     let pair = view.held(group, from).zip(view.held(group, !from));
@@ -68,7 +68,7 @@ fn way_back(view: &View, group: Group) -> Result<(&Held, &Held)> {
 }
 
 /// Nothing but a good slot is returned to.
-fn good(to: &Held) -> Result<()> {
+fn good(to: &SlotView) -> Result<()> {
     if to.state == SlotState::Good {
         return Ok(());
     }
@@ -101,9 +101,9 @@ pub(super) fn cancel(view: &View) -> Result<Transition> {
         if selected {
             let (_, to) = way_back(view, held.group)?;
             if held.group == Group::Platform {
-                turn = view.turn(|choice| choice.back(to.slot, Leave::Bad));
+                turn = view.turn(|choice| choice.back(to.slot, RolledBackSlot::Bad));
             }
-            flags = flags.roll_back(held.group, to.slot, Leave::Bad)?;
+            flags = flags.roll_back(held.group, to.slot, RolledBackSlot::Bad)?;
         }
         if selected || matches!(held.state, SlotState::Prepared | SlotState::Torn) {
             discard.push(Act::Void(held.group, held.slot));
@@ -118,9 +118,9 @@ pub(super) fn cancel(view: &View) -> Result<Transition> {
             && let Some(held) = good(&running)
         {
             if group == Group::Platform {
-                turn = view.turn(|choice| choice.back(running, Leave::Fallback));
+                turn = view.turn(|choice| choice.back(running, RolledBackSlot::Fallback));
             }
-            flags = flags.roll_back(group, running, Leave::Fallback)?;
+            flags = flags.roll_back(group, running, RolledBackSlot::Fallback)?;
             stay.push(held.partition.name.clone());
         }
     }
@@ -165,14 +165,14 @@ pub(super) fn trial_failed(view: &View, reason: Option<&str>) -> Result<Transiti
         return Ok(failed);
     }
     let after = view.after(&failed.acts)?;
-    Ok(failed.then(roll_back(&after, Some(&new.reason), Asked::ByTrial)?.acts))
+    Ok(failed.then(roll_back(&after, Some(&new.reason), Requester::ByTrial)?.acts))
 }
 
 /// The selection goes from a software slot whose container fails to the other one, which must be good.
 pub(super) fn software_back(view: &View, from: Slot, reason: &str) -> Result<Transition> {
     let (left, to) = (software(view, from)?, software(view, !from)?);
     good(to)?;
-    let flags = view.flags().roll_back(Group::Software, to.slot, Leave::Bad)?;
+    let flags = view.flags().roll_back(Group::Software, to.slot, RolledBackSlot::Bad)?;
     let done = format!("rolled back to {}: {reason}", to.partition.name);
     Ok(Transition::nothing(Effect::RestartSoftware, done)
         .then(mark(left, Verdict::Failed, reason))
@@ -184,8 +184,9 @@ pub(super) fn software_back(view: &View, from: Slot, reason: &str) -> Result<Tra
 /// software still name the slot whose platform fell back. `None` where nothing failed.
 pub(in crate::engine) fn settle(view: &View) -> Result<Option<Transition>> {
     let Ok(booted) = view.booted() else { return Ok(None) };
-    let good = |group, slot| view.held(group, slot).is_some_and(|held: &Held| held.state == SlotState::Good);
-    let failed: Vec<&Held> = view
+    let good =
+        |group, slot| view.held(group, slot).is_some_and(|held: &SlotView| held.state == SlotState::Good);
+    let failed: Vec<&SlotView> = view
         .all()
         .iter()
         .filter(|held| view.spent(held) || held.fell)
@@ -198,9 +199,9 @@ pub(in crate::engine) fn settle(view: &View) -> Result<Option<Transition>> {
     let (mut flags, mut turn) = (view.flags(), None);
     for held in &failed {
         if held.group == Group::Platform {
-            turn = view.turn(|choice| choice.back(!held.slot, Leave::Bad));
+            turn = view.turn(|choice| choice.back(!held.slot, RolledBackSlot::Bad));
         }
-        flags = flags.roll_back(held.group, !held.slot, Leave::Bad)?;
+        flags = flags.roll_back(held.group, !held.slot, RolledBackSlot::Bad)?;
     }
     // The marks first: without its flags and unmarked a failed slot looks like a prepared one.
     let marks = failed.iter().filter_map(|held| mark(held, Verdict::Failed, &view.failure(held)?));

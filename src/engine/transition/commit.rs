@@ -1,8 +1,8 @@
 //! `commit`: what is prepared is selected, on trial.
 
 use super::super::checks::needed;
-use super::super::trust::Voucher;
-use super::super::view::{Held, View};
+use super::super::trust::SignatureCheck;
+use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, variables};
 use crate::boot::BootFlag;
 use crate::error::{Error, Result};
@@ -18,17 +18,17 @@ const KEXECED: &str = "it was started by kexec and was not marked good: it crash
 /// What a commit selects.
 struct Selection<'v> {
     /// What the bundle needs.
-    slots: Vec<&'v Held>,
+    slots: Vec<&'v SlotView>,
     version: String,
     /// Who vouches for it, by the trusted keys of now.
-    voucher: Voucher,
+    provenance: SignatureCheck,
     /// The platform slot that is the fallback.
     booted: Slot,
     platform: bool,
 }
 
 /// Slots with what they hold.
-type Recorded<'v> = Vec<(&'v Held, &'v Record)>;
+type Recorded<'v> = Vec<(&'v SlotView, &'v Record)>;
 
 /// The selection of what is prepared. Checks again all that prepare promised: the records of all slots that the bundle needs
 /// are whole and of one manifest, and what they were compared with still runs.
@@ -79,7 +79,7 @@ fn selection(view: &View) -> Result<Selection<'_>> {
     if let Some(obstacle) = view.running_unknown() {
         return Err(obstacle);
     }
-    let voucher = view.voucher(&prepared.iter().map(|(_, record)| *record).collect::<Vec<_>>())?;
+    let provenance = view.provenance(&prepared.iter().map(|(_, record)| *record).collect::<Vec<_>>())?;
     let needed = needed(view, manifest);
     if needed.is_empty() {
         return not(format!("{} runs already", manifest.version));
@@ -92,12 +92,12 @@ fn selection(view: &View) -> Result<Selection<'_>> {
     let slots = prepared.iter().map(|(held, _)| *held).filter(|held| needed.contains(&held.group));
     let platform = needed.contains(&Group::Platform);
     let version = manifest.version.clone();
-    Ok(Selection { slots: slots.collect(), version, voucher, booted, platform })
+    Ok(Selection { slots: slots.collect(), version, provenance, booted, platform })
 }
 
 /// The prepared slots are selected in one transaction, then the firmware is told of its one boot, then the platform is marked.
 pub(in crate::engine) fn commit(view: &View) -> Result<Transition> {
-    let Selection { slots, version, voucher, booted, platform } = selection(view)?;
+    let Selection { slots, version, provenance, booted, platform } = selection(view)?;
     let mut flags = view.flags();
     let mut names = Vec::new();
     for held in slots {
@@ -111,10 +111,11 @@ pub(in crate::engine) fn commit(view: &View) -> Result<Transition> {
         tries => format!(" with {tries} tries"),
     };
     let from = if platform { format!("{tries}, slot {booted} is the fallback") } else { String::new() };
-    let done = format!("{version}{voucher} is selected on trial in {}{from}", names.join(" and "));
+    let done = format!("{version}{provenance} is selected on trial in {}{from}", names.join(" and "));
     let turn = if platform { view.turn(|choice| choice.try_once(!booted)) } else { None };
     let once = turn.as_ref().and(view.held(Group::Platform, !booted));
-    let is_once = |held: &Held| once.is_some_and(|once| (once.group, once.slot) == (held.group, held.slot));
+    let is_once =
+        |held: &SlotView| once.is_some_and(|once| (once.group, once.slot) == (held.group, held.slot));
     // A slot that is tried again must not keep the reason of the last time; until it is selected it is bad.
     let again = view.all().iter().filter(|held| view.again(held)).filter_map(|held| match is_once(held) {
         true => mark(held, Verdict::Trying, ONCE),
@@ -144,7 +145,7 @@ pub(in crate::engine) fn kexec_allowed(flag: BootFlag) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::KexecTrial`] where that makes no trial, and those of [`commit`].
-pub(in crate::engine) fn by_kexec(view: &View) -> Result<(&Held, Transition)> {
+pub(in crate::engine) fn by_kexec(view: &View) -> Result<(&SlotView, Transition)> {
     kexec_allowed(view.policy.boot_flag)?;
     let Selection { slots, version, platform, .. } = selection(view)?;
     let held = slots.iter().find(|held| held.group == Group::Platform).filter(|_| platform);
@@ -159,7 +160,7 @@ pub(in crate::engine) fn by_kexec(view: &View) -> Result<(&Held, Transition)> {
 
 /// The marks of a trial that did not begin are taken back: the slots are prepared, as they were.
 pub(in crate::engine) fn not_started(view: &View) -> Transition {
-    let trying = |held: &&Held| held.mark().is_some_and(|mark: &Mark| mark.verdict == Verdict::Trying);
+    let trying = |held: &&SlotView| held.mark().is_some_and(|mark: &Mark| mark.verdict == Verdict::Trying);
     let marks = view.all().iter().filter(trying).map(|held| Act::Mark(held.group, held.slot, None));
     Transition::nothing(Effect::Nothing, String::new()).then(marks)
 }

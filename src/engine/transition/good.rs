@@ -1,9 +1,9 @@
 //! `mark-good`, and the tries and the verdict of a container that is well.
 
 use super::super::epoch;
-use super::super::view::{Held, View};
+use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, mark_at, no_image, software, variables};
-use crate::boot::Leave;
+use crate::boot::RolledBackSlot;
 use crate::error::{Error, Result};
 use crate::slot::Verdict;
 use crate::state::SlotState;
@@ -14,7 +14,7 @@ const NO_LATE_FALLBACK: &str = "the other slot is good, and prevent_late_fallbac
 
 /// What runs on trial is good, or that platform slot is.
 pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
-    let candidates: Vec<&Held> = match slot {
+    let candidates: Vec<&SlotView> = match slot {
         Some(slot) => view.held(Group::Platform, slot).into_iter().collect(),
         None => {
             view.booted()?;
@@ -44,7 +44,7 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
     let late = late_fallback(view, &candidates);
     if let Some(late) = late {
         flags = flags.make_unbootable(late.group, late.slot)?;
-        turn = view.turn(|choice| choice.back(!late.slot, Leave::Bad));
+        turn = view.turn(|choice| choice.back(!late.slot, RolledBackSlot::Bad));
     }
     turn = turn.map(|turn| turn.remember(floor));
     let done = match (names.is_empty(), slot) {
@@ -56,7 +56,7 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
         (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),
         (false, None) => format!("{} proved good", names.join(" and ")),
     };
-    let marked: Vec<&Held> = candidates.iter().copied().chain(late).collect();
+    let marked: Vec<&SlotView> = candidates.iter().copied().chain(late).collect();
     let good = candidates.iter().filter_map(|held| mark_at(held, Verdict::Good, "marked good", floor));
     let marks: Vec<Act> = good.chain(epoch::raised(view, floor, &marked)).collect();
     // Before its flags go: without them and unmarked it looks like a prepared slot.
@@ -76,7 +76,7 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
 
 /// The platform slot that nothing may fall back to any more once these are good; see
 /// [`Policy::prevent_late_fallback`](crate::Policy::prevent_late_fallback).
-fn late_fallback<'v>(view: &'v View, good: &[&Held]) -> Option<&'v Held> {
+fn late_fallback<'v>(view: &'v View, good: &[&SlotView]) -> Option<&'v SlotView> {
     let platform = good.iter().find(|held| held.group == Group::Platform)?;
     let other = view.held(Group::Platform, !platform.slot)?;
     (view.policy.prevent_late_fallback && other.state == SlotState::Good && other.record().is_some())

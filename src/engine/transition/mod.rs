@@ -27,7 +27,7 @@ pub(crate) use install::{forget, install, vacate};
 pub(super) use print::{EFI_METHOD, Printed};
 pub(crate) use run::Site;
 
-use super::view::{Held, View};
+use super::view::{SlotView, View};
 use crate::boot::{BootFlag, Flags};
 use crate::efi::Turn;
 use crate::error::{Error, Result};
@@ -135,7 +135,7 @@ pub(super) fn of(change: &Change<'_>, view: &View) -> Result<Transition> {
         Change::Commit => commit(view),
         Change::CommitByKexec => Ok(by_kexec(view)?.1),
         Change::MarkGood(slot) => good::mark_good(view, slot),
-        Change::RollBack(reason) => back::roll_back(view, reason, back::Asked::ByOperator),
+        Change::RollBack(reason) => back::roll_back(view, reason, back::Requester::ByOperator),
         Change::Cancel => back::cancel(view),
         Change::TrialFailed(reason) => back::trial_failed(view, reason),
         Change::SoftwareTry(slot) => good::software_try(view, slot),
@@ -148,12 +148,12 @@ pub(super) fn of(change: &Change<'_>, view: &View) -> Result<Transition> {
 
 /// The verdict on a slot, with the epoch that its mark remembers. A slot without a record of ours has no mark, and one that
 /// says so already keeps its reason.
-fn mark(held: &Held, verdict: Verdict, reason: &str) -> Option<Act> {
+fn mark(held: &SlotView, verdict: Verdict, reason: &str) -> Option<Act> {
     mark_at(held, verdict, reason, 0)
 }
 
 /// The same, with an epoch that has been good on this machine.
-fn mark_at(held: &Held, verdict: Verdict, reason: &str, epoch: u64) -> Option<Act> {
+fn mark_at(held: &SlotView, verdict: Verdict, reason: &str, epoch: u64) -> Option<Act> {
     held.record()?;
     let epoch = epoch.max(held.content.epoch());
     let said = held.mark().is_some_and(|old| old.verdict == verdict && old.epoch == epoch);
@@ -179,7 +179,7 @@ fn variables(turn: Option<Turn>) -> Option<Act> {
 }
 
 /// The software slot, or why there is none.
-pub(super) fn software(view: &View, slot: Slot) -> Result<&Held> {
+pub(super) fn software(view: &View, slot: Slot) -> Result<&SlotView> {
     view.held(Group::Software, slot).ok_or_else(|| no_image(view, slot))
 }
 

@@ -1,6 +1,6 @@
 //! Before a slot is written: nothing lets it boot, nothing calls it prepared.
 
-use super::super::view::{Held, View};
+use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, mark, variables};
 use crate::error::Result;
 use crate::slot::Verdict;
@@ -38,7 +38,7 @@ fn out(view: &View, targets: &[(Group, Slot)], reason: &str) -> Result<Transitio
     }
     let held = targets.iter().filter_map(|(group, slot)| view.held(*group, *slot));
     let marks =
-        held.filter(|held| Held::is_unjudged(held)).filter_map(|held| mark(held, Verdict::Bad, reason));
+        held.filter(|held| SlotView::is_unjudged(held)).filter_map(|held| mark(held, Verdict::Bad, reason));
     let platform = targets.iter().find(|(group, _)| *group == Group::Platform);
     let turn = platform.and_then(|(_, slot)| view.turn(|choice| choice.withdraw(*slot)));
     Ok(Transition::nothing(Effect::Nothing, String::new())

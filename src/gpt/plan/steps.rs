@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Geometry, Step};
-use crate::gpt::claim::{Claims, Holds};
+use crate::gpt::claim::{BlockContent, Claims};
 use crate::gpt::plan::Obstacle;
 use crate::gpt::sectors::{Known, Sectors};
 use crate::gpt::{Header, Table};
@@ -132,7 +132,7 @@ impl<'a> Steps<'a> {
     pub(super) fn clear(&mut self, spare: Option<Range<u64>>, home: Range<u64>) {
         let zero = vec![0; self.claims.geometry.block.bytes() as usize];
         let goes = |lba: &u64| *lba >= home.end || spare.as_ref().is_some_and(|spare| spare.contains(lba));
-        let is_copy = |lba: &u64| self.claims.holds(*lba) == Holds::Copy;
+        let is_copy = |lba: &u64| self.claims.holds(*lba) == BlockContent::Copy;
         let copies = self.claims.gap.clone().filter(|lba| !home.contains(lba) && goes(lba)).filter(is_copy);
         let runs = runs(copies.map(|lba| (lba, zero.as_slice())));
         let mut cleared = Vec::new();

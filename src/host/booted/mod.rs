@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use super::cmdline;
 use super::kernel::{Kernel, Node};
 use super::mountinfo::Mount;
-use super::usage::{self, Ask, Disk, Usage};
+use super::usage::{self, Disk, KernelQuery, Usage};
 use crate::gpt::Partition;
 use crate::units::Guid;
 use layers::Layers;
@@ -44,7 +44,7 @@ pub enum Booted {
 /// All that is looked at.
 pub(super) struct Facts<'a> {
     pub(super) kernel: &'a Kernel,
-    pub(super) ask: &'a dyn Ask,
+    pub(super) ask: &'a dyn KernelQuery,
     /// The disk with the slots.
     pub(super) disk: &'a Node,
     /// The platform slots.

@@ -32,7 +32,7 @@ struct Machine {
     tables: BTreeMap<&'static str, Vec<Guid>>,
 }
 
-impl Ask for Machine {
+impl KernelQuery for Machine {
     fn below(&self, node: &Path) -> io::Result<Identity> {
         let name = node.file_name().unwrap().to_str().unwrap();
         self.below.get(name).copied().ok_or_else(|| nix::errno::Errno::ENOENT.into())

@@ -42,7 +42,7 @@ pub(crate) enum Usage {
 }
 
 /// What the kernel answers when a device is opened: doubles answer in tests.
-pub(crate) trait Ask {
+pub(crate) trait KernelQuery {
     /// What the loop device at `node` is attached to.
     fn below(&self, node: &Path) -> io::Result<Identity>;
 
@@ -64,7 +64,7 @@ pub(crate) struct Devices {
     pub(crate) holds_disk: bool,
 }
 
-impl Ask for Devices {
+impl KernelQuery for Devices {
     fn below(&self, node: &Path) -> io::Result<Identity> {
         Identity::below(node)
     }
@@ -94,7 +94,7 @@ impl Ask for Devices {
 }
 
 /// Who uses the part `extent` of `disk`, which is its partition `number`.
-pub(crate) fn of(kernel: &Kernel, ask: &dyn Ask, disk: &Disk, number: u32, extent: Extent) -> Usage {
+pub(crate) fn of(kernel: &Kernel, ask: &dyn KernelQuery, disk: &Disk, number: u32, extent: Extent) -> Usage {
     let unseen = |what: &Path, e: io::Error| Usage::Unknown(format!("{}: {e}", what.display()));
     if !kernel.shows_block_devices() {
         let problem = format!("{} shows no block devices; is sysfs mounted there?", kernel.sys.display());

@@ -28,7 +28,7 @@ struct Answers {
     closed: BTreeSet<&'static str>,
 }
 
-impl Ask for Answers {
+impl KernelQuery for Answers {
     fn below(&self, node: &Path) -> io::Result<Identity> {
         let name = node.file_name().unwrap().to_str().unwrap();
         self.below.get(name).copied().ok_or_else(|| nix::errno::Errno::EACCES.into())

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
-use super::{Ask, Disk};
+use super::{Disk, KernelQuery};
 use crate::device::{DeviceNumber, Identity};
 use crate::host::kernel::{Kernel, Loop, Node, same_file};
 use crate::units::{ByteOffset, Extent};
@@ -45,7 +45,7 @@ type Attached = (Loop, io::Result<Identity>);
 impl Ways {
     pub(super) fn find(
         kernel: &Kernel,
-        ask: &dyn Ask,
+        ask: &dyn KernelQuery,
         disk: &Disk,
         number: u32,
         extent: Extent,

@@ -15,7 +15,7 @@ use crate::cluster::view::View;
 use crate::error::{Error, Result};
 use crate::service::cluster::{Cluster, ClusterNode, ClusterStatus};
 use crate::service::upgrade::Settings;
-use crate::service::worker::{Lifted, Planned};
+use crate::service::worker::{Overrides, Planned};
 use crate::source::address;
 use crate::state::UpgradeType;
 
@@ -79,7 +79,7 @@ pub(super) async fn prepare(
     cluster: &Arc<Cluster>,
     path: &str,
     settings: Settings,
-    lifted: Lifted,
+    overrides: Overrides,
 ) -> Reply<Detail> {
     if address::shown(path) != path {
         let problem = format!(
@@ -90,7 +90,7 @@ pub(super) async fn prepare(
     }
     let (asked, wanted) = (Arc::clone(cluster), settings.install_path.clone());
     waiting(move || asked.admits(&wanted)).await?;
-    let planned = api.plan(path, lifted).await?;
+    let planned = api.plan(path, overrides).await?;
     check_type(&planned)?;
     if let Some(obstacle) = planned.blocked_by.first() {
         return Err(Error::remote(&obstacle.code, &obstacle.message).into());
@@ -105,8 +105,8 @@ pub(super) async fn prepare(
         auto_commit: settings.auto_commit,
         rolling: settings.do_rolling_reboot,
         nodes: settings.num_nodes_to_reboot.map(|nodes| u32::try_from(nodes).unwrap_or(u32::MAX)),
-        overridden: lifted.compatibility,
-        retry: lifted.retry,
+        overridden: overrides.compatibility,
+        retry: overrides.retry,
     };
     let detail = Detail(format!("{} {} on all nodes", order.target_version, order.install_path));
     let ordered = Arc::clone(cluster);

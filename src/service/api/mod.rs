@@ -32,7 +32,7 @@ use super::order::{Answer, Handle, Order};
 use super::shares::{Peer, Shares};
 use super::upgrade::{Failure, Settings};
 use super::view::Snapshot;
-use super::worker::{self, Begun, Lifted, Planned};
+use super::worker::{self, Begun, Overrides, Planned};
 use crate::error::{Class, Error, Result};
 use crate::source::address;
 use crate::state::UpgradeType;
@@ -245,24 +245,24 @@ impl Api {
     }
 
     /// Looks at a bundle, a few at a time.
-    async fn plan(&self, path: &str, lifted: Lifted) -> Result<Planned> {
+    async fn plan(&self, path: &str, overrides: Overrides) -> Result<Planned> {
         audit::path(path);
         let _place = turn(&self.looks, "bundles").await?;
         self.check_path(path).await?;
-        let planned = worker::plan(&self.service.arguments, path, lifted).await?;
+        let planned = worker::plan(&self.service.arguments, path, overrides).await?;
         audit::digest(&planned.manifest);
         Ok(planned)
     }
 
     /// The same as the first part of a prepare. A cancel ends it.
-    async fn begin(&self, path: &str, lifted: Lifted) -> Result<(Planned, Begun)> {
+    async fn begin(&self, path: &str, overrides: Overrides) -> Result<(Planned, Begun)> {
         audit::path(path);
         let _counted = Counted::new(&self.begins);
         let cancelled = self.cancelled.notified();
         let begin = async {
             let _place = turn(&self.looks, "bundles").await?;
             self.check_path(path).await?;
-            let begun = worker::begin(&self.service.arguments, path, lifted).await?;
+            let begun = worker::begin(&self.service.arguments, path, overrides).await?;
             audit::digest(&begun.0.manifest);
             Ok(begun)
         };
@@ -308,12 +308,12 @@ impl Api {
 
     /// Looks at a bundle and orders its prepare. The look comes first, since clients want version and type with the
     /// first status they read, and a refusal is worth more than an error that has to be asked for.
-    async fn prepare(&self, order: v2::PrepareBody, lifted: Lifted) -> Reply<Detail> {
+    async fn prepare(&self, order: v2::PrepareBody, overrides: Overrides) -> Reply<Detail> {
         let settings = order.settings()?;
         if let Some(cluster) = self.member() {
-            return members::prepare(self, cluster, &order.image_path, settings, lifted).await;
+            return members::prepare(self, cluster, &order.image_path, settings, overrides).await;
         }
-        let (planned, begun) = match self.begin(&order.image_path, lifted).await {
+        let (planned, begun) = match self.begin(&order.image_path, overrides).await {
             Ok(begun) => begun,
             Err(error) => {
                 // What is wrong with a bundle is shown in the status as well; what is wrong with a request is not.
@@ -337,16 +337,16 @@ impl Api {
             "{} {}{}",
             settings.target_version,
             settings.install_path,
-            if lifted == Lifted::default() {
+            if overrides == Overrides::default() {
                 String::new()
             } else {
-                format!(", rules are lifted: {lifted:?}")
+                format!(", rules are overrides: {overrides:?}")
             }
         ));
-        if lifted != Lifted::default() {
-            tracing::warn!("rules are lifted: {}", detail.0);
+        if overrides != Overrides::default() {
+            tracing::warn!("rules are overrides: {}", detail.0);
         }
-        self.owner.order(Order::Prepare { settings, planned, lifted, begun: Box::new(begun) }).await?;
+        self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
         Ok(detail)
     }
 }

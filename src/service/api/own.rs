@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::reply::{Body, Detail, Json, Reply, lifted};
+use super::reply::{Body, Detail, Json, Reply, overrides};
 use super::v2::ImageBody;
 use super::{Api, Shared, audit, members, turn};
 use crate::error::{Class, Error, NO_ERROR};
@@ -58,7 +58,7 @@ pub(super) async fn plan(
     RawQuery(query): RawQuery,
     Body(body): Body<ImageBody>,
 ) -> Reply<Json<serde_json::Value>> {
-    Ok(Json(api.plan(&body.image_path, lifted(query.as_deref())).await?.report))
+    Ok(Json(api.plan(&body.image_path, overrides(query.as_deref())).await?.report))
 }
 
 pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {

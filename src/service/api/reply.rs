@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::audit;
 use crate::error::{Class, Error};
 use crate::service::wording::by_api;
-use crate::service::worker::Lifted;
+use crate::service::worker::Overrides;
 use crate::units::text;
 
 /// How long the body of a request may take: it is one packet.
@@ -167,7 +167,7 @@ pub(super) async fn not_this_method(request: Request) -> Failed {
 }
 
 /// The rules that the query lifts, in any spelling of true that clients have.
-pub(super) fn lifted(query: Option<&str>) -> Lifted {
+pub(super) fn overrides(query: Option<&str>) -> Overrides {
     let says = |wanted: &str| {
         query
             .into_iter()
@@ -175,7 +175,7 @@ pub(super) fn lifted(query: Option<&str>) -> Lifted {
             .filter_map(|pair| pair.split_once('='))
             .any(|(key, value)| key == wanted && (value.eq_ignore_ascii_case("true") || value == "1"))
     };
-    Lifted {
+    Overrides {
         compatibility: says("override_compatibility_check"),
         retry: says("retry"),
         replace: says("replace"),
@@ -190,18 +190,18 @@ mod tests {
     fn only_a_plain_yes_lifts_a_rule() {
         let (compatibility, retry, replace) = (true, true, true);
         for (key, wanted) in [
-            ("override_compatibility_check", Lifted { compatibility, ..Lifted::default() }),
-            ("retry", Lifted { retry, ..Lifted::default() }),
-            ("replace", Lifted { replace, ..Lifted::default() }),
+            ("override_compatibility_check", Overrides { compatibility, ..Overrides::default() }),
+            ("retry", Overrides { retry, ..Overrides::default() }),
+            ("replace", Overrides { replace, ..Overrides::default() }),
         ] {
             for yes in ["true", "True", "1"] {
-                assert_eq!(lifted(Some(&format!("a=b&{key}={yes}"))), wanted, "{yes}");
+                assert_eq!(overrides(Some(&format!("a=b&{key}={yes}"))), wanted, "{yes}");
             }
             for query in [format!("{key}=false"), key.to_owned(), format!("x{key}=true")] {
-                assert_eq!(lifted(Some(&query)), Lifted::default(), "{query}");
+                assert_eq!(overrides(Some(&query)), Overrides::default(), "{query}");
             }
         }
-        assert_eq!(lifted(Some("retry=1&replace=1")), Lifted { retry, replace, compatibility: false });
-        assert_eq!(lifted(None), Lifted::default());
+        assert_eq!(overrides(Some("retry=1&replace=1")), Overrides { retry, replace, compatibility: false });
+        assert_eq!(overrides(None), Overrides::default());
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::reply::{Json, Reply};
 use crate::error::Error;
-use crate::service::auth::{Privilege, Who};
+use crate::service::auth::{Caller, Privilege};
 
 /// Answer of `GET /v1/session/who-am-i`.
 #[derive(Debug, Serialize)]
@@ -23,11 +23,11 @@ pub(super) struct Roles {
     roles: Vec<&'static str>,
 }
 
-pub(super) async fn who_am_i(Extension(who): Extension<Who>) -> Json<User> {
+pub(super) async fn who_am_i(Extension(who): Extension<Caller>) -> Json<User> {
     Json(User { id: "0", name: who.name })
 }
 
-pub(super) async fn roles(Extension(who): Extension<Who>) -> Json<Roles> {
+pub(super) async fn roles(Extension(who): Extension<Caller>) -> Json<Roles> {
     let all = [("read", Privilege::Read), ("write", Privilege::Write)];
     Json(Roles {
         roles: all.into_iter().filter(|(_, role)| *role <= who.privilege).map(|(word, _)| word).collect(),
@@ -35,7 +35,7 @@ pub(super) async fn roles(Extension(who): Extension<Who>) -> Json<Roles> {
 }
 
 /// Groups and other identities of a user, which the client asks for next: it goes on where it may not know them.
-pub(super) async fn identities(Extension(who): Extension<Who>) -> Reply<()> {
+pub(super) async fn identities(Extension(who): Extension<Caller>) -> Reply<()> {
     Err(Error::Forbidden { who: who.name }.into())
 }
 

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::Shared;
-use super::reply::{Body, Detail, Json, Reply, lifted};
+use super::reply::{Body, Detail, Json, Reply, overrides};
 use super::v2::PrepareBody;
 use crate::error::Error;
 use crate::service::order::Order;
@@ -53,7 +53,7 @@ pub(super) async fn put_settings(
             Err(error) => return Err(error.into()),
         },
         Target::Prepare => {
-            api.prepare(PrepareBody::of_path(body.install_path), lifted(query.as_deref())).await?;
+            api.prepare(PrepareBody::of_path(body.install_path), overrides(query.as_deref())).await?;
         }
         Target::Arm => {
             let snapshot = api.snapshot();

@@ -3,7 +3,7 @@
 use axum::extract::{RawQuery, State};
 use serde::{Deserialize, Serialize};
 
-use super::reply::{Accepted, Body, Detail, Json, Reply, lifted};
+use super::reply::{Accepted, Body, Detail, Json, Reply, overrides};
 use super::{Shared, audit, members};
 use crate::error::{Error, Result};
 use crate::service::order::Order;
@@ -95,7 +95,7 @@ pub(super) async fn verify_image(
     RawQuery(query): RawQuery,
     Body(body): Body<ImageBody>,
 ) -> Json<Verified> {
-    Json(match api.plan(&body.image_path, lifted(query.as_deref())).await {
+    Json(match api.plan(&body.image_path, overrides(query.as_deref())).await {
         Ok(planned) => Verified {
             target_version: Some(planned.target_version.clone()),
             upgrade_type: Some(planned.upgrade_type),
@@ -117,7 +117,7 @@ pub(super) async fn prepare(
     RawQuery(query): RawQuery,
     Body(body): Body<PrepareBody>,
 ) -> Reply<Accepted> {
-    api.prepare(body, lifted(query.as_deref())).await.map(Accepted)
+    api.prepare(body, overrides(query.as_deref())).await.map(Accepted)
 }
 
 pub(super) async fn commit(State(api): Shared) -> Reply<Accepted> {

@@ -13,7 +13,7 @@ use crate::host::health;
 use crate::service::Service;
 use crate::service::order::{Handle, Order};
 use crate::service::upgrade::{Phase, Settings};
-use crate::service::worker::{self, Lifted};
+use crate::service::worker::{self, Overrides};
 use crate::state::{SlotState, UpgradeType};
 use crate::units::Blake3;
 
@@ -86,12 +86,13 @@ impl Actor {
         if self.staged()? == Some(order.digest) {
             return Ok(());
         }
-        let lifted = Lifted { compatibility: order.overridden, retry: order.retry || again, replace: true };
+        let overrides =
+            Overrides { compatibility: order.overridden, retry: order.retry || again, replace: true };
         self.runtime.block_on(async {
             let path = order.install_path.as_str();
             // Whoever writes to etcd has no more read on this node than its callers have.
             self.service.allowed.open(path).map(drop)?;
-            let (planned, begun) = worker::begin(&self.service.arguments, path, lifted).await?;
+            let (planned, begun) = worker::begin(&self.service.arguments, path, overrides).await?;
             if planned.manifest.parse() != Ok(order.digest) {
                 let version = &order.target_version;
                 let problem = format!("the bundle at {path} is not the {version} that was ordered");
@@ -99,7 +100,7 @@ impl Actor {
             }
             let settings = Settings::found(path, planned.target_version.clone(), planned.upgrade_type);
             let mut shown = self.owner.shown.clone();
-            self.owner.order(Order::Prepare { settings, planned, lifted, begun: Box::new(begun) }).await?;
+            self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
             loop {
                 let upgrade = shown.borrow_and_update().upgrade.clone();
                 match (upgrade.phase, upgrade.error) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::kept::Kept;
+use super::last_seen::LastSeen;
 use crate::cluster::etcd::{Change, Etcd};
 use crate::cluster::state::Stage;
 use crate::cluster::store::{LeaseId, Snapshot, Store};
@@ -121,7 +121,7 @@ impl Cache {
 }
 
 /// Follows etcd for ever.
-pub(super) fn follow(cache: &Cache, etcd: &Etcd, kept: &mut Kept, end: &AtomicBool) {
+pub(super) fn follow(cache: &Cache, etcd: &Etcd, kept: &mut LastSeen, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
         let Err(error) = follow_once(cache, etcd, kept, end) else { return };
         // A watch is begun anew twice a minute, and nobody needs to hear of that.
@@ -132,7 +132,12 @@ pub(super) fn follow(cache: &Cache, etcd: &Etcd, kept: &mut Kept, end: &AtomicBo
     }
 }
 
-fn follow_once(cache: &Cache, etcd: &Etcd, kept: &mut Kept, end: &AtomicBool) -> crate::error::Result<()> {
+fn follow_once(
+    cache: &Cache,
+    etcd: &Etcd,
+    kept: &mut LastSeen,
+    end: &AtomicBool,
+) -> crate::error::Result<()> {
     let identity = etcd.identity()?;
     let (snapshot, revision) = etcd.read()?;
     let mut watch = etcd.watch(revision)?;

@@ -19,7 +19,7 @@ use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
 use crate::service::Service;
-use crate::service::disk::Look;
+use crate::service::disk::DiskView;
 use crate::service::order::{Handle, Order};
 use crate::service::upgrade::Phase;
 use crate::state::UpgradeType;
@@ -51,7 +51,7 @@ pub(super) struct Driver {
     membership: Membership,
     etcd: Etcd,
     cache: Arc<Cache>,
-    look: Option<(Instant, Look)>,
+    look: Option<(Instant, DiskView)>,
     job: Option<Job>,
     /// Since when the command that reboots has done its part.
     gone: Option<Instant>,
@@ -140,7 +140,7 @@ impl Driver {
         self.lead(seen, &view, lease)
     }
 
-    fn look(&mut self) -> Result<Look> {
+    fn look(&mut self) -> Result<DiskView> {
         if let Some((_, look)) = self.look.as_ref().filter(|(at, _)| at.elapsed() < LOOK_EVERY) {
             return Ok(look.clone());
         }
@@ -150,7 +150,14 @@ impl Driver {
     }
 
     /// Says how this node is, where that has changed; idle nodes write nothing.
-    fn publish(&mut self, seen: &Seen, view: &View, look: &Look, local: &Local, lease: i64) -> Result<Alive> {
+    fn publish(
+        &mut self,
+        seen: &Seen,
+        view: &View,
+        look: &DiskView,
+        local: &Local,
+        lease: i64,
+    ) -> Result<Alive> {
         let before = view.alive.get(&self.node());
         let leaving = before.is_some_and(|before| before.leaving && before.boot == local.boot);
         let owner = self.actor.owner.snapshot();

@@ -3,13 +3,13 @@
 use crate::cluster::state::{Alive, BootId, Protection, Standing};
 use crate::cluster::turn::Local;
 use crate::cluster::view::View;
-use crate::service::disk::Look;
+use crate::service::disk::DiskView;
 use crate::service::view::Snapshot;
 use crate::state::{SlotReport, SlotState};
 use crate::units::{Blake3, Group};
 
 /// What the disk says of this node. `unhealthy` is what a health check of this boot said.
-pub(super) fn local(look: &Look, view: &View, unhealthy: Option<&str>) -> Local {
+pub(super) fn local(look: &DiskView, view: &View, unhealthy: Option<&str>) -> Local {
     let slots = || look.slots.slots.iter();
     let prepared = slots().find(|slot| slot.state == SlotState::Prepared);
     let standing = match (unhealthy, &look.disk.trial, &look.disk.fallen) {
@@ -29,14 +29,14 @@ pub(super) fn local(look: &Look, view: &View, unhealthy: Option<&str>) -> Local 
 }
 
 /// The manifest of what is selected and has not booted yet.
-pub(super) fn selected(look: &Look) -> Option<Blake3> {
+pub(super) fn selected(look: &DiskView) -> Option<Blake3> {
     let trial =
         look.slots.slots.iter().find(|slot| slot.group == Group::Platform && slot.state == SlotState::Trial);
     trial.filter(|_| look.disk.pending).and_then(|slot| slot.manifest)
 }
 
 /// The release that runs: the ordered one where platform or software is of it, else the newer of both.
-fn runs(look: &Look, view: &View) -> Blake3 {
+fn runs(look: &DiskView, view: &View) -> Blake3 {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
     let slots = || look.slots.slots.iter();
     let platform = slots().find(|slot| slot.is_current);
@@ -54,17 +54,17 @@ fn runs(look: &Look, view: &View) -> Blake3 {
 }
 
 /// Manifest and version of what a node runs that is no member yet.
-pub(super) fn runs_alone(look: &Look, view: &View) -> (Blake3, String) {
+pub(super) fn runs_alone(look: &DiskView, view: &View) -> (Blake3, String) {
     (runs(look, view), version(look))
 }
 
-fn version(look: &Look) -> String {
+fn version(look: &DiskView) -> String {
     let shown = Snapshot { slots: Some(look.slots.clone()), ..Snapshot::default() };
     shown.version().number().to_owned()
 }
 
 /// What this node says of itself.
-pub(super) fn alive(look: &Look, local: &Local, view: &View, progress: u8, leaving: bool) -> Alive {
+pub(super) fn alive(look: &DiskView, local: &Local, view: &View, progress: u8, leaving: bool) -> Alive {
     let blocked = look.status.is_blocked.then(|| look.status.blocked_reason.clone());
     Alive {
         boot: local.boot,
@@ -85,7 +85,7 @@ fn boot(id: &str) -> BootId {
 }
 
 /// What tells this machine from others: the GUID of a partition, which moves with the disk.
-pub(super) fn identity(look: &Look) -> String {
+pub(super) fn identity(look: &DiskView) -> String {
     look.slots.slots.first().map(|slot| slot.partuuid.clone()).unwrap_or_default()
 }
 

@@ -20,7 +20,7 @@
 mod acts;
 mod cache;
 mod driver;
-mod kept;
+mod last_seen;
 mod local;
 mod orders;
 mod shown;
@@ -77,7 +77,7 @@ impl Cluster {
         membership: &Membership,
     ) -> Result<Arc<Self>> {
         let etcd = Etcd::new(&membership.access)?;
-        let mut kept = kept::Kept::new(&service.place.state_dir);
+        let mut kept = last_seen::LastSeen::new(&service.place.state_dir);
         let cache = Arc::new(Cache::new(kept.load()));
         let ended = Arc::new(AtomicBool::new(false));
         let cluster = Arc::new(Self {

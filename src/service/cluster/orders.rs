@@ -10,7 +10,7 @@ use crate::cluster::state::{Member, NodeId, Ordered, RebootState, Stage};
 use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
-use crate::service::disk::Look;
+use crate::service::disk::DiskView;
 
 /// How often an order is tried again that somebody else was faster than.
 const TRIES: usize = 8;
@@ -139,7 +139,7 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::Membership`]: its number is taken, or it runs another release than the cluster.
-    pub(in crate::service) fn join(&self, look: &Look) -> Result<()> {
+    pub(in crate::service) fn join(&self, look: &DiskView) -> Result<()> {
         let refused = |problem: String| Err(Error::Membership { problem });
         let mut etcd = self.etcd.clone();
         let snapshot = etcd.snapshot()?;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::Service;
-use super::super::calm::uptime;
-use super::super::disk::Look;
+use super::super::disk::DiskView;
 use super::super::upgrade::{Input, Phase, Upgrade};
+use super::super::waiting_period::uptime;
 use super::{Done, Owner, SILENCE, unless_silent};
 
 impl Owner {
@@ -38,7 +38,7 @@ impl Owner {
 
     /// Follows what a look saw. What a swap has committed and proved good already stays committed for as long as a client
     /// that polls each second needs to see it.
-    pub(super) fn observe(&mut self, look: &Look) {
+    pub(super) fn observe(&mut self, look: &DiskView) {
         let held = self.held_until.is_some_and(|until| Instant::now() < until);
         if held && self.upgrade.phase == Phase::Committed {
             self.upgrade = self.upgrade.clone().looked(&look.disk);
@@ -53,6 +53,6 @@ pub(super) fn calm_at(service: &Service, upgrade: &Upgrade) -> Option<Instant> {
     if service.limits.waiting.is_zero() {
         return None;
     }
-    let left = upgrade.calm.left(service.limits.waiting.as_secs(), uptime());
+    let left = upgrade.waiting.left(service.limits.waiting.as_secs(), uptime());
     Instant::now().checked_add(Duration::from_secs(left)).filter(|_| left > 0)
 }

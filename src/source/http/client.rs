@@ -12,7 +12,7 @@ use tokio_rustls::rustls;
 
 use super::credentials::{Credentials, Proof};
 use super::header::{ContentRange, Validator, retry_after, text};
-use super::trouble::{Hope, Trouble, of_status};
+use super::transfer_error::{RetryDecision, TransferError, of_status};
 use super::{Web, proxy, tls};
 use crate::error::Result;
 use crate::source::address::shown;
@@ -58,7 +58,7 @@ impl Clients {
         Ok(clients)
     }
 
-    fn client(&self, proxy: Option<&str>) -> Result<Client, Trouble> {
+    fn client(&self, proxy: Option<&str>) -> Result<Client, TransferError> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = made.iter().find(|(known, _)| known.as_deref() == proxy) {
             return Ok(client.clone());
@@ -73,7 +73,10 @@ impl Clients {
             .user_agent(concat!("qstage/", env!("CARGO_PKG_VERSION")));
         if let Some(proxy) = proxy {
             let failed = |problem: &str| {
-                Trouble::Connect(format!("proxy {}: {problem}", shown(proxy)), Hope::OnceItAnswered)
+                TransferError::Connect(
+                    format!("proxy {}: {problem}", shown(proxy)),
+                    RetryDecision::OnceItAnswered,
+                )
             };
             let scheme = proxy.split_once("://").map_or("http", |(scheme, _)| scheme).to_ascii_lowercase();
             if !["http", "https", "socks4", "socks4a", "socks5", "socks5h"].contains(&scheme.as_str()) {
@@ -89,7 +92,7 @@ impl Clients {
             }
             builder = builder.proxy(through);
         }
-        let client = builder.build().map_err(|error| Trouble::Answer(chain(&error)))?;
+        let client = builder.build().map_err(|error| TransferError::Answer(chain(&error)))?;
         made.push((proxy.map(str::to_owned), client.clone()));
         Ok(client)
     }
@@ -101,7 +104,7 @@ impl Clients {
         start: u64,
         end: Option<u64>,
         validator: Option<&Validator>,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Answer, TransferError> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
             let through = proxy::select(&url, self.web.proxy.as_deref(), |name| std::env::var(name).ok());
@@ -125,9 +128,9 @@ impl Clients {
                 return answer(response, start, url);
             }
             let to = text(response.headers(), &LOCATION).unwrap_or_default();
-            url = follow(&url, to).and_then(|to| self.web.permits(to)).map_err(Trouble::Answer)?;
+            url = follow(&url, to).and_then(|to| self.web.permits(to)).map_err(TransferError::Answer)?;
         }
-        Err(Trouble::Answer(format!("more than {REDIRECTS} redirects")))
+        Err(TransferError::Answer(format!("more than {REDIRECTS} redirects")))
     }
 }
 
@@ -166,7 +169,7 @@ impl Web {
 }
 
 /// What an answer to a request for bytes from `start` on means.
-fn answer(response: Response, start: u64, url: Url) -> Result<Answer, Trouble> {
+fn answer(response: Response, start: u64, url: Url) -> Result<Answer, TransferError> {
     let headers = response.headers();
     let status = response.status();
     if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
@@ -175,26 +178,30 @@ fn answer(response: Response, start: u64, url: Url) -> Result<Answer, Trouble> {
     if text(headers, &CONTENT_TYPE)
         .is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
     {
-        return Err(Trouble::Answer(
+        return Err(TransferError::Answer(
             "the answer is a web page, not a bundle: a portal or an error page".to_owned(),
         ));
     }
     if let Some(encoding) =
         text(headers, &CONTENT_ENCODING).filter(|encoding| !encoding.eq_ignore_ascii_case("identity"))
     {
-        return Err(Trouble::Answer(format!("the server sends it as {encoding}, which was not asked for")));
+        return Err(TransferError::Answer(format!(
+            "the server sends it as {encoding}, which was not asked for"
+        )));
     }
     let (validator, length) = (Validator::of(headers), response.content_length());
     if status == StatusCode::PARTIAL_CONTENT {
         let Some(range) = ContentRange::of(headers).filter(|range| range.start == start) else {
             let got =
                 text(headers, &reqwest::header::CONTENT_RANGE).unwrap_or("none").escape_default().to_string();
-            return Err(Trouble::Answer(format!(
+            return Err(TransferError::Answer(format!(
                 "bytes from {start} were asked for, the server answers with range '{got}'"
             )));
         };
         if length.is_some_and(|length| length != range.end - range.start) {
-            return Err(Trouble::Answer("Content-Length and Content-Range contradict each other".to_owned()));
+            return Err(TransferError::Answer(
+                "Content-Length and Content-Range contradict each other".to_owned(),
+            ));
         }
         let (end, total) = (Some(range.end), Some(range.total));
         return Ok(Answer { response, start, end, total, ranges: true, validator, url });
@@ -213,18 +220,18 @@ fn answer(response: Response, start: u64, url: Url) -> Result<Answer, Trouble> {
 }
 
 /// What went wrong before a header came.
-fn of_error(error: &reqwest::Error) -> Trouble {
+fn of_error(error: &reqwest::Error) -> TransferError {
     let mut cause: Option<&dyn std::error::Error> = error.source();
     let mut refused = error.is_dns();
     while let Some(inner) = cause {
         if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-            return Trouble::Tls(tls.to_string());
+            return TransferError::Tls(tls.to_string());
         }
         // An io::Error passes over what it wraps when it is asked for its source.
         let mut wrapped = inner.downcast_ref::<io::Error>();
         while let Some(io) = wrapped {
             if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                return Trouble::Tls(tls.to_string());
+                return TransferError::Tls(tls.to_string());
             }
             refused |= io.kind() == io::ErrorKind::ConnectionRefused;
             wrapped = io.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>());
@@ -233,11 +240,11 @@ fn of_error(error: &reqwest::Error) -> Trouble {
     }
     // The error of a SOCKS proxy that nobody runs has the cause in its fields only.
     refused |= error.is_connect() && format!("{error:?}").contains("ConnectionRefused");
-    let hope = if refused { Hope::OnceItAnswered } else { Hope::Always };
+    let hope = if refused { RetryDecision::OnceItAnswered } else { RetryDecision::Always };
     match error {
-        _ if error.is_connect() => Trouble::Connect(chain(error), hope),
-        _ if error.is_builder() => Trouble::Answer(chain(error)),
-        _ => Trouble::Broken(chain(error)),
+        _ if error.is_connect() => TransferError::Connect(chain(error), hope),
+        _ if error.is_builder() => TransferError::Answer(chain(error)),
+        _ => TransferError::Broken(chain(error)),
     }
 }
 

@@ -17,9 +17,9 @@ use tokio::task::JoinSet;
 
 use super::client::{Answer, chain};
 use super::mirrors::Mirrors;
-use super::plan::{GAP, LANES, Want};
+use super::plan::{FetchRequest, GAP, LANES};
 use super::shared::{Failed, Head, Shared};
-use super::trouble::{RateMeter, Trouble, pause};
+use super::transfer_error::{RateMeter, TransferError, pause};
 
 /// Progress after which the retries count from the beginning again.
 const PROGRESS: u64 = 64 << 10;
@@ -136,7 +136,7 @@ impl Lane {
             let want = self.want().await;
             let start = want.block.start;
             if let Err(trouble) = self.block(&want).await {
-                if let (Trouble::Once, Some(body)) = (&trouble, &self.body) {
+                if let (TransferError::Once, Some(body)) = (&trouble, &self.body) {
                     let (at, end) = (body.at, body.answer.end.unwrap_or(u64::MAX));
                     self.once = true;
                     self.shared.give_up(start);
@@ -155,7 +155,7 @@ impl Lane {
     }
 
     /// Waits for something to fetch.
-    async fn want(&mut self) -> Want {
+    async fn want(&mut self) -> FetchRequest {
         loop {
             let shared = Arc::clone(&self.shared);
             // Made first: a change between the look and the wait is not missed.
@@ -175,11 +175,11 @@ impl Lane {
         self.shared.stands(self.number, None);
     }
 
-    async fn block(&mut self, want: &Want) -> Result<(), Trouble> {
+    async fn block(&mut self, want: &FetchRequest) -> Result<(), TransferError> {
         let start = want.block.start;
         while let Some(at) = self.shared.missing(start) {
             if self.body.as_ref().is_some_and(|body| self.shared.is_left(body.mirror)) {
-                return Err(Trouble::Broken("the address is asked no more".to_owned()));
+                return Err(TransferError::Broken("the address is asked no more".to_owned()));
             }
             self.seek(at, want.until).await?;
             let mirror = self.body.as_ref().map_or(0, |body| body.mirror);
@@ -203,7 +203,7 @@ impl Lane {
     }
 
     /// Brings an answer to byte `at`: the one that is open where it leads there, else a new one.
-    async fn seek(&mut self, at: u64, until: u64) -> Result<(), Trouble> {
+    async fn seek(&mut self, at: u64, until: u64) -> Result<(), TransferError> {
         let leads = |body: &Body| body.at <= at && body.answer.end.is_none_or(|end| at < end);
         let open = self.body.as_ref().filter(|body| leads(body));
         let near = open.is_some_and(|body| at - body.at <= GAP || self.once || !body.answer.ranges);
@@ -217,13 +217,13 @@ impl Lane {
                     }
                     self.body = Some(body);
                 }
-                Err(Trouble::Answer(_)) if leads => return Err(Trouble::Once),
+                Err(TransferError::Answer(_)) if leads => return Err(TransferError::Once),
                 Err(trouble) => return Err(trouble),
             }
         }
         while self.body.as_ref().is_some_and(|body| body.at < at) {
             let Some(chunk) = self.chunk().await? else {
-                return Err(Trouble::Changed(format!("it ends before byte {at}")));
+                return Err(TransferError::Changed(format!("it ends before byte {at}")));
             };
             if let Some(body) = &mut self.body {
                 let passed = usize::try_from(at - body.at).unwrap_or(usize::MAX).min(chunk.len());
@@ -235,15 +235,17 @@ impl Lane {
     }
 
     /// The next bytes of the open answer; `None` at the end of a file whose length nobody said.
-    async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, Trouble> {
+    async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, TransferError> {
         let (limits, patience) = (self.shared.limits, self.patience());
-        let Some(body) = &mut self.body else { return Err(Trouble::Broken("no answer is open".to_owned())) };
+        let Some(body) = &mut self.body else {
+            return Err(TransferError::Broken("no answer is open".to_owned()));
+        };
         if !body.rest.is_empty() {
             return Ok(Some(std::mem::take(&mut body.rest)));
         }
         let begun = Instant::now();
         let chunk = within(patience, body.answer.response.chunk()).await?;
-        match chunk.map_err(|error| Trouble::Broken(chain(&error)))? {
+        match chunk.map_err(|error| TransferError::Broken(chain(&error)))? {
             Some(chunk) => {
                 self.shared.alive();
                 self.mirrors.took(body.mirror, chunk.len() as u64, begun.elapsed());
@@ -254,17 +256,19 @@ impl Lane {
                     limits.least_rate_time,
                 );
                 match slow {
-                    Some(rate) => {
-                        Err(Trouble::Slow { rate, least: limits.least_rate, over: limits.least_rate_time })
-                    }
+                    Some(rate) => Err(TransferError::Slow {
+                        rate,
+                        least: limits.least_rate,
+                        over: limits.least_rate_time,
+                    }),
                     None => Ok(Some(chunk)),
                 }
             }
             None if body.answer.end.is_some_and(|end| body.at < end) => {
-                Err(Trouble::Broken("the body ended early".to_owned()))
+                Err(TransferError::Broken("the body ended early".to_owned()))
             }
             None if body.answer.end.is_none() => Ok(None),
-            None => Err(Trouble::Broken("the answer is at its end".to_owned())),
+            None => Err(TransferError::Broken("the answer is at its end".to_owned())),
         }
     }
 
@@ -274,7 +278,7 @@ impl Lane {
         if self.mirrors.state().alive > 1 { stall / 3 } else { stall }
     }
 
-    async fn request(&mut self, at: u64, until: Option<u64>) -> Result<Body, Trouble> {
+    async fn request(&mut self, at: u64, until: Option<u64>) -> Result<Body, TransferError> {
         let limits = self.shared.limits;
         let asked = self.mirrors.current();
         let get = self.shared.clients.get(&asked.url, at, until, asked.validator.as_ref());
@@ -282,24 +286,24 @@ impl Lane {
         let result = within(self.patience() + limits.connect, get).await.and_then(|answer| answer);
         let answer = match result {
             // The address that a redirect led to may have been for one time.
-            Err(Trouble::Answer(_)) if asked.led => {
+            Err(TransferError::Answer(_)) if asked.led => {
                 self.mirrors.forget_redirect(asked.mirror);
-                return Err(Trouble::Broken("the address that a redirect led to is gone".to_owned()));
+                return Err(TransferError::Broken("the address that a redirect led to is gone".to_owned()));
             }
             result => result?,
         };
         self.shared.alive();
         if let Some(problem) = asked.validator.as_ref().and_then(|known| known.differs(&answer.validator)) {
-            return Err(Trouble::Changed(problem));
+            return Err(TransferError::Changed(problem));
         }
         if let (Some(len), Some(total)) = (self.shared.len(), answer.total)
             && len != total
         {
             let problem = format!("it had {len} bytes, it has {total}");
             return Err(if asked.validator.is_some() {
-                Trouble::Changed(problem)
+                TransferError::Changed(problem)
             } else {
-                Trouble::Answer(format!("another file: {problem}"))
+                TransferError::Answer(format!("another file: {problem}"))
             });
         }
         self.mirrors.answered(asked.mirror, &answer);
@@ -307,7 +311,7 @@ impl Lane {
     }
 
     /// After a failure: waits and tries again, leaves for another address, or ends.
-    async fn recover(&mut self, trouble: Trouble, at: u64) -> Result<(), Failed> {
+    async fn recover(&mut self, trouble: TransferError, at: u64) -> Result<(), Failed> {
         self.drop_body();
         if self.gained >= PROGRESS {
             self.retry = 0;
@@ -315,7 +319,8 @@ impl Lane {
         self.gained = 0;
         self.meter = RateMeter::default();
         let state = self.mirrors.state();
-        let failed = |trouble: Trouble, retries| Failed { trouble, url: state.shown.clone(), at, retries };
+        let failed =
+            |trouble: TransferError, retries| Failed { trouble, url: state.shown.clone(), at, retries };
         if !trouble.may_pass(state.answered) {
             let problem = trouble.problem();
             return self.leave(state.current, &problem).map_err(|_| failed(trouble, self.retry));
@@ -325,7 +330,7 @@ impl Lane {
         if self.retry > most {
             return Err(failed(trouble, most));
         }
-        let asked = if let Trouble::Busy(_, asked) = &trouble { *asked } else { None };
+        let asked = if let TransferError::Busy(_, asked) = &trouble { *asked } else { None };
         self.mirrors.go_on();
         let wait = if self.retry.is_multiple_of(state.alive) {
             pause(self.retry / state.alive, self.chance.hash_one(self.retry), asked)
@@ -343,7 +348,7 @@ impl Lane {
         let Some(shown) = self.mirrors.leave(which) else { return Ok(()) };
         self.shared.left(which);
         if self.mirrors.state().alive == 0 {
-            let trouble = Trouble::Answer(problem.to_owned());
+            let trouble = TransferError::Answer(problem.to_owned());
             return Err(Failed { trouble, url: shown, at: 0, retries: 0 });
         }
         self.shared.notice(&format!("{shown} is asked no more: {problem}"));
@@ -352,6 +357,6 @@ impl Lane {
 }
 
 /// The result, unless it takes too long.
-async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Trouble> {
-    tokio::time::timeout(limit, work).await.map_err(|_| Trouble::Stalled(limit))
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, TransferError> {
+    tokio::time::timeout(limit, work).await.map_err(|_| TransferError::Stalled(limit))
 }

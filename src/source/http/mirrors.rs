@@ -34,7 +34,7 @@ struct Mirror {
 }
 
 /// Whom to ask now.
-pub(super) struct Asked {
+pub(super) struct NextRequest {
     /// Its number.
     pub(super) mirror: usize,
     /// The address to ask.
@@ -86,11 +86,11 @@ impl Mirrors {
     }
 
     /// Whom to ask.
-    pub(super) fn current(&self) -> Asked {
+    pub(super) fn current(&self) -> NextRequest {
         let list = self.list();
         let (mirrors, current) = &*list;
         let mirror = &mirrors[*current];
-        Asked {
+        NextRequest {
             mirror: *current,
             url: mirror.led.as_ref().unwrap_or(&mirror.url).clone(),
             led: mirror.led.is_some(),

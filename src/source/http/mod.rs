@@ -23,7 +23,7 @@ mod plan;
 mod proxy;
 mod shared;
 mod tls;
-mod trouble;
+mod transfer_error;
 
 #[cfg(test)]
 mod tests;

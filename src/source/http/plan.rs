@@ -62,7 +62,7 @@ struct Lane {
 
 /// What to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Want {
+pub(super) struct FetchRequest {
     /// The block.
     pub(super) block: Range<u64>,
     /// How far what is wanted goes on from there, for the end of the request.
@@ -213,7 +213,7 @@ impl Plan {
 
     /// The next block for a lane to fetch. It counts as on its way until [`fill`](Self::fill) or
     /// [`give_up`](Self::give_up) has ended it.
-    pub(super) fn next(&mut self, lane: usize) -> Option<Want> {
+    pub(super) fn next(&mut self, lane: usize) -> Option<FetchRequest> {
         let first = self.candidate(lane);
         if let Some(known) = self.lanes.get_mut(lane) {
             known.idle = first.is_none();
@@ -238,7 +238,7 @@ impl Plan {
             known.reach = Some(Reach { at: block.end, end: open.map_or(until, |reach| reach.end) });
         }
         self.blocks.insert(block.start, Block { data, len, taken: 0, ahead, lane, mirror: 0 });
-        Some(Want { until, block })
+        Some(FetchRequest { until, block })
     }
 
     /// What a lane should take: first what a reader waits for, but nothing that is left to another lane.

@@ -17,9 +17,9 @@ fn only_what_is_wanted_is_asked_for_and_readers_come_first() {
     let mut plan = Plan::default();
     assert_eq!(plan.next(0), None);
     plan.declare(10 * MIB..30 * MIB);
-    assert_eq!(plan.next(0), Some(Want { block: 10 * MIB..11 * MIB, until: 30 * MIB }));
+    assert_eq!(plan.next(0), Some(FetchRequest { block: 10 * MIB..11 * MIB, until: 30 * MIB }));
     let reader = plan.begin(50 * MIB..50 * MIB + 100);
-    assert_eq!(plan.next(0), Some(Want { block: 50 * MIB..50 * MIB + 100, until: 50 * MIB + 100 }));
+    assert_eq!(plan.next(0), Some(FetchRequest { block: 50 * MIB..50 * MIB + 100, until: 50 * MIB + 100 }));
     let near = plan.begin(60 * MIB..60 * MIB + 50);
     let nearer = plan.begin(60 * MIB + 60..60 * MIB + 70);
     assert_eq!(plan.next(0).unwrap().until, 60 * MIB + 70, "a small hole is read through");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::client::Clients;
-use super::plan::{Plan, Want};
-use super::trouble::Trouble;
+use super::plan::{FetchRequest, Plan};
+use super::transfer_error::TransferError;
 use super::{Limits, Notice};
 use crate::error::Error;
 
@@ -31,7 +31,7 @@ pub(super) struct Head {
 /// Why it ended.
 #[derive(Debug, Clone)]
 pub(super) struct Failed {
-    pub(super) trouble: Trouble,
+    pub(super) trouble: TransferError,
     pub(super) url: String,
     pub(super) at: u64,
     pub(super) retries: u32,
@@ -113,7 +113,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn next(&self, lane: usize) -> Option<Want> {
+    pub(super) fn next(&self, lane: usize) -> Option<FetchRequest> {
         let want = self.state().plan.next(lane);
         if want.is_some() {
             // What this one leaves, or leaves open, may be for another.

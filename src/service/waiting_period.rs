@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 /// Since when nothing has been on trial.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Calm {
+pub struct WaitingPeriod {
     /// Whether something was on trial at the last look.
     pub on_trial: bool,
     /// Uptime in seconds at which the last trial of this boot ended; 0: none has.
     pub since: u64,
 }
 
-impl Calm {
+impl WaitingPeriod {
     /// After another look.
     #[must_use]
     pub(super) const fn look(self, same_boot: bool, on_trial: bool, uptime: u64) -> Self {
@@ -44,17 +44,17 @@ mod tests {
 
     #[test]
     fn it_counts_from_the_start_and_from_the_end_of_a_trial() {
-        let calm = Calm::default();
-        assert_eq!((calm.left(60, 10), calm.left(60, 60), calm.left(0, 0)), (50, 0, 0));
-        let calm =
-            calm.look(true, true, 100).look(true, true, 200).look(true, false, 300).look(true, false, 310);
-        assert_eq!((calm.left(60, 310), calm.left(60, 400)), (50, 0));
+        let waiting = WaitingPeriod::default();
+        assert_eq!((waiting.left(60, 10), waiting.left(60, 60), waiting.left(0, 0)), (50, 0, 0));
+        let waiting =
+            waiting.look(true, true, 100).look(true, true, 200).look(true, false, 300).look(true, false, 310);
+        assert_eq!((waiting.left(60, 310), waiting.left(60, 400)), (50, 0));
         // A reboot: from its start, but for a trial that has ended since.
-        assert_eq!(calm.look(false, false, 5).left(60, 5), 55);
-        let trial = Calm { on_trial: true, since: 300 };
+        assert_eq!(waiting.look(false, false, 5).left(60, 5), 55);
+        let trial = WaitingPeriod { on_trial: true, since: 300 };
         assert_eq!(trial.look(false, true, 5).look(true, false, 20).left(60, 20), 60);
         assert_eq!(trial.look(false, false, 20).left(60, 25), 55);
-        assert_eq!(Calm { on_trial: false, since: 7 }.left(u64::MAX, u64::MAX), 0);
+        assert_eq!(WaitingPeriod { on_trial: false, since: 7 }.left(u64::MAX, u64::MAX), 0);
         assert!(uptime() > 0);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::boot::Why;
+use crate::boot::SelectionReason;
 use crate::error::{Error, Result};
 use crate::gpt::Partition;
 use crate::units::Slot;
@@ -46,7 +46,7 @@ pub struct Selection {
     /// The platform slot.
     pub slot: Slot,
     /// Why this one.
-    pub reason: Why,
+    pub reason: SelectionReason,
     /// Tries left of a slot on trial, this one taken off; `None` where none was counted.
     pub tries_left: Option<u8>,
     /// The disk.

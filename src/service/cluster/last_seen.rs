@@ -13,12 +13,12 @@ const FILE: &str = "cluster.json";
 
 /// Where it is kept.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct LastSeen {
     dir: PathBuf,
     last: Vec<u8>,
 }
 
-impl Kept {
+impl LastSeen {
     pub(super) fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), last: Vec::new() }
     }
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn what_lasts_is_found_again_and_garbage_is_survived() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Kept::new(dir.path()).load(), None);
+        assert_eq!(LastSeen::new(dir.path()).load(), None);
         let upgrade = |progress| Upgrade { id: 7, stage: Stage::Preparing, progress, ..Upgrade::default() };
         let entry = |value| Entry { value, created: 3, modified: 4, lease: None };
         let snapshot = |progress| {
@@ -79,9 +79,9 @@ mod tests {
             let reboot = (Key::Reboot, entry(Value::Reboot(reboot)));
             Snapshot::from([(Key::Upgrade, entry(Value::Upgrade(upgrade(progress)))), leader, reboot])
         };
-        let mut kept = Kept::new(dir.path());
+        let mut kept = LastSeen::new(dir.path());
         kept.keep(&snapshot(50));
-        let found = Kept::new(dir.path()).load().unwrap();
+        let found = LastSeen::new(dir.path()).load().unwrap();
         assert_eq!(found.len(), 2, "who leads is of the moment");
         assert_eq!(found[&Key::Upgrade].value, Value::Upgrade(upgrade(0)));
         let file = dir.path().join(FILE);

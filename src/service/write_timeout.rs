@@ -9,14 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// A stream on which no write may wait longer than a limit for the other end.
-pub(super) struct Patient<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
+impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, waiting: None }
     }
@@ -36,7 +36,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -46,7 +46,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -85,7 +85,7 @@ mod tests {
         run(async {
             let (near, _far) = duplex(16);
             let begun = Instant::now();
-            let error = Patient::new(near, LIMIT).write_all(&[0; 64]).await.unwrap_err();
+            let error = WriteTimeout::new(near, LIMIT).write_all(&[0; 64]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             assert!(begun.elapsed() >= LIMIT && begun.elapsed() < LIMIT * 20);
         });
@@ -96,7 +96,7 @@ mod tests {
     fn who_reads_slowly_gets_all() {
         run(async {
             let (near, mut far) = duplex(16);
-            let mut near = Patient::new(near, LIMIT);
+            let mut near = WriteTimeout::new(near, LIMIT);
             let writer = tokio::spawn(async move { near.write_all(&[7; 160]).await });
             let mut got = 0;
             while got < 160 {

@@ -8,9 +8,9 @@ use crate::error::Error;
 
 /// A transfer that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum TransferError {
     /// No connection came about; whether it can with another try.
-    Connect(String, Hope),
+    Connect(String, RetryDecision),
     /// A certificate or a handshake that is not accepted.
     Tls(String),
     /// Nothing came for so long.
@@ -38,21 +38,21 @@ pub(super) enum Trouble {
 
 /// Whether another try makes sense although nothing ever answered there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hope {
+pub(super) enum RetryDecision {
     /// Nobody listens, or nobody has the name: before the first answer that is a mistyped address.
     OnceItAnswered,
     /// Silence on the way.
     Always,
 }
 
-/// See [`Trouble::Once`].
+/// See [`TransferError::Once`].
 const ONCE: &str = "a further request was refused";
 
-impl Trouble {
+impl TransferError {
     /// Whether it may pass; `answered`: the server has answered before.
     pub(super) fn may_pass(&self, answered: bool) -> bool {
         match self {
-            Self::Connect(_, hope) => answered || *hope == Hope::Always,
+            Self::Connect(_, hope) => answered || *hope == RetryDecision::Always,
             Self::Stalled(_) | Self::Slow { .. } | Self::Broken(_) | Self::Busy(..) => true,
             Self::Tls(_) | Self::Answer(_) | Self::Changed(_) | Self::Once => false,
         }
@@ -92,14 +92,14 @@ impl Trouble {
 }
 
 /// A status that is not the one hoped for. 501 and 505 are answers about the request, not about the moment.
-pub(super) fn of_status(status: StatusCode, retry_after: Option<Duration>) -> Trouble {
+pub(super) fn of_status(status: StatusCode, retry_after: Option<Duration>) -> TransferError {
     let passes = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
         || status.is_server_error()
             && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
     if passes {
-        Trouble::Busy(status, retry_after)
+        TransferError::Busy(status, retry_after)
     } else {
-        Trouble::Answer(format!("the server answered {status}"))
+        TransferError::Answer(format!("the server answered {status}"))
     }
 }
 
@@ -177,10 +177,13 @@ mod tests {
             let trouble = of_status(StatusCode::from_u16(status).unwrap(), None);
             assert_eq!(trouble.may_pass(true), passes, "{status}");
         }
-        let refused = Trouble::Connect("refused".into(), Hope::OnceItAnswered);
+        let refused = TransferError::Connect("refused".into(), RetryDecision::OnceItAnswered);
         assert!(!refused.may_pass(false) && refused.may_pass(true));
-        assert!(Trouble::Connect("silence".into(), Hope::Always).may_pass(false));
-        assert!(!Trouble::Tls("no".into()).may_pass(true) && !Trouble::Changed("x".into()).may_pass(true));
+        assert!(TransferError::Connect("silence".into(), RetryDecision::Always).may_pass(false));
+        assert!(
+            !TransferError::Tls("no".into()).may_pass(true)
+                && !TransferError::Changed("x".into()).may_pass(true)
+        );
     }
 
     #[test]

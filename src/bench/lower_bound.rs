@@ -6,7 +6,7 @@ use super::ceilings::Pass;
 use super::processor::AllCores;
 
 /// A way to prepare.
-pub(super) struct KindOfRun {
+pub(super) struct RunKind {
     pub(super) name: &'static str,
     pub(super) read_back: bool,
     /// Whether the bundle has to come from its device.
@@ -14,14 +14,14 @@ pub(super) struct KindOfRun {
 }
 
 /// What is measured. `--at-least` goes by the last one.
-pub(super) const KINDS: [KindOfRun; 3] = [
-    KindOfRun { name: "prepare without read-back", read_back: false, cold: false },
-    KindOfRun { name: "prepare, cold bundle", read_back: true, cold: true },
+pub(super) const KINDS: [RunKind; 3] = [
+    RunKind { name: "prepare without read-back", read_back: false, cold: false },
+    RunKind { name: "prepare, cold bundle", read_back: true, cold: true },
     PREPARE,
 ];
 
 /// Prepare as it is.
-pub(super) const PREPARE: KindOfRun = KindOfRun { name: "prepare", read_back: true, cold: false };
+pub(super) const PREPARE: RunKind = RunKind { name: "prepare", read_back: true, cold: false };
 
 /// What there is to do.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ pub(super) struct Work {
 
 /// What the machine gives in one moment, while nothing is prepared.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sounding {
+pub(super) struct MachineRates {
     pub(super) all_cores: AllCores,
     /// Everything written, data and zeroes.
     pub(super) write: Pass,
@@ -52,7 +52,7 @@ pub(super) struct Sounding {
     pub(super) copy_cpu_seconds: f64,
 }
 
-impl Sounding {
+impl MachineRates {
     /// One after the other or at the same time, whichever takes the device less.
     fn written_and_read(&self) -> Pass {
         let one_by_one = self.write + self.read;
@@ -62,16 +62,16 @@ impl Sounding {
 
 /// How long prepare takes at least, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Needs {
+pub(super) struct LowerBound {
     /// The device, by itself.
     pub(super) device: f64,
     /// All cores, by themselves: decompression, BLAKE3, and what the kernel does for the transfers.
     pub(super) processor: f64,
 }
 
-impl Needs {
+impl LowerBound {
     /// Of `kind`, at the rates of `now`.
-    pub(super) fn of(kind: &KindOfRun, work: &Work, now: &Sounding) -> Self {
+    pub(super) fn of(kind: &RunKind, work: &Work, now: &MachineRates) -> Self {
         let slot = if kind.read_back { now.written_and_read() } else { now.write };
         let device = match (kind.cold, work.same_device) {
             (false, _) => Pass { cpu_seconds: slot.cpu_seconds + now.copy_cpu_seconds, ..slot },
@@ -90,7 +90,7 @@ impl Needs {
         Self { device: device.seconds, processor: cores + device.cpu_seconds / work.cores.get() as f64 }
     }
 
-    /// Half-way to `other`: what a run needs that lies between two soundings.
+    /// Half-way to `other`: what a run needs that lies between two rates.
     pub(super) fn midpoint(self, other: Self) -> Self {
         Self {
             device: f64::midpoint(self.device, other.device),
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn needs_are_reckoned_by_kind() {
-        let mut now = Sounding {
+        let mut now = MachineRates {
             all_cores: AllCores { decompress: 2.0, blake3: 10.0 },
             write: pass(1.0, 0.4),
             read: pass(0.5, 0.2),
@@ -128,7 +128,7 @@ mod tests {
             same_device: false,
             cores: NonZeroUsize::MIN.saturating_add(1),
         };
-        let [blind, cold, whole] = KINDS.map(|kind| Needs::of(&kind, &work, &now));
+        let [blind, cold, whole] = KINDS.map(|kind| LowerBound::of(&kind, &work, &now));
         // 4 GB at 2 GB/s and at 10 GB/s; and half of the processor time of the transfers.
         let close = |one: f64, other: f64| assert!((one - other).abs() < 1e-9, "{one} {other}");
         close(blind.processor, 2.0 + 0.4 + 0.2 + 0.01);
@@ -138,12 +138,12 @@ mod tests {
         close(whole.device, 1.5);
         close(cold.device, 1.5);
         work.same_device = true;
-        close(Needs::of(&KINDS[1], &work, &now).device, 1.75);
+        close(LowerBound::of(&KINDS[1], &work, &now).device, 1.75);
         close(whole.midpoint(blind).device, 1.25);
         close(whole.midpoint(blind).ideal(), 2.66);
         // A device that reads while it writes has no time for excuses.
         now.both.seconds = 1.1;
-        let [blind, cold, whole] = KINDS.map(|kind| Needs::of(&kind, &work, &now));
+        let [blind, cold, whole] = KINDS.map(|kind| LowerBound::of(&kind, &work, &now));
         close(blind.device, 1.0);
         close(whole.device, 1.1);
         close(cold.device, 1.65);
