@@ -274,7 +274,8 @@ mod tests {
         claims.index =
             IndexRef { size: index.len() as u64, blake3: Blake3(*blake3::hash(&index).as_bytes()) };
         let bytes = claims.to_bytes().unwrap();
-        Release::new(Manifest::with_provenance(bytes, Vec::new(), Provenance::Unsigned).unwrap(), index).unwrap()
+        Release::new(Manifest::with_provenance(bytes, Vec::new(), Provenance::Unsigned).unwrap(), index)
+            .unwrap()
     }
 
     #[test]

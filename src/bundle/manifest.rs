@@ -246,7 +246,7 @@ impl Claims {
     }
 
     /// Whether two manifests describe the same platform: image and firmware by content, versions and names
-    /// of the bundle aside (DESIGN 5).
+    /// of the bundle aside; see the [format](crate::manual::format).
     pub fn same_platform(&self, other: &Self) -> bool {
         let content = |claims: &Self| -> Vec<(Kind, String, u64, Blake3)> {
             claims.group(Group::Platform).map(|(_, p)| (p.kind, p.name.clone(), p.size, p.blake3)).collect()

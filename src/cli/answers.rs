@@ -12,7 +12,7 @@ use clap::Args;
 use crate::config::Settings;
 use crate::device::{Direct, Mode};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::record::FileJournal;
+use crate::host::journal::FileJournal;
 use crate::units::BlockSize;
 
 /// How long it may take: a disk that spins up is not waited for, but asked again.

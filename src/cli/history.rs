@@ -9,7 +9,7 @@ use super::output::{self, Format, Palette};
 use super::remote::ServiceArgs;
 use super::table::{self, Cell};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::record::{Event, FileJournal};
+use crate::host::journal::{Event, FileJournal};
 
 /// Show what was done to the disk, when, and how it ended
 ///

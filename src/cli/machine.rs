@@ -13,7 +13,7 @@ use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::efivars::EFIVARS;
 use crate::host::files::private_directory;
-use crate::host::record::FileJournal;
+use crate::host::journal::FileJournal;
 use crate::host::{LocalDisk, signals};
 use crate::progress::{Cancel, Progress};
 use crate::sandbox::{self, Kept};

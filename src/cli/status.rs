@@ -11,7 +11,7 @@ use super::output::{self, Palette};
 use super::remote::ServiceArgs;
 use super::table;
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::record::Event;
+use crate::host::journal::Event;
 
 /// Print the state of the upgrade as one line of JSON
 ///

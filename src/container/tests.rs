@@ -10,7 +10,7 @@ use super::{Config, Running, restart, start, stop, swap};
 use crate::boot::BootFlag;
 use crate::bundle::{Bundle, Trust};
 use crate::engine::{Engine, Policy, PrepareOptions};
-use crate::host::record::{Journal, MemoryJournal};
+use crate::host::journal::{Journal, MemoryJournal};
 use crate::init::{InitSpec, init};
 use crate::pack::{Destination, PackSpec, pack};
 use crate::progress::{Cancel, Silent};

@@ -21,7 +21,7 @@ pub(super) struct Upgrade {
 }
 
 impl Upgrade {
-    /// By content, not by version (DESIGN 5). A platform that runs already is not staged, nor is a software
+    /// By content, not by version. A platform that runs already is not staged, nor is a software
     /// image that runs already.
     pub(super) fn new(view: &View, claims: &Claims, body_len: u64) -> Result<Self> {
         let booted = view.booted()?;

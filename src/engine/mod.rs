@@ -6,8 +6,8 @@
 mod checks;
 mod content;
 mod delta;
+mod efi_variables;
 mod epoch;
-mod firmware;
 mod prepare;
 mod repair;
 mod report;
@@ -31,7 +31,7 @@ use crate::boot::BootFlag;
 use crate::bundle::Bundle;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
 use crate::gpt::TableMethod;
-use crate::host::record::{Event, Journal, LastError, Record};
+use crate::host::journal::{Event, Journal, LastError, Record};
 use crate::host::trust::TrustFile;
 use crate::host::{DiskLock, Machine};
 use crate::progress::Cancel;
@@ -98,7 +98,7 @@ pub struct PrepareOptions {
     pub max_rate: Option<u64>,
     /// In the background nobody is given way to while fewer bytes per second have been written; `None`: no such floor.
     pub min_rate: Option<u64>,
-    /// Whether to give way to other processes that wait for the disk; see [`Throttle`](crate::host::load::Throttle).
+    /// Whether to give way to other processes that wait for the disk; see [`Throttle`](crate::host::load::throttle::Throttle).
     pub background: bool,
     /// Whether to read the slot back from the medium.
     pub read_back: bool,

@@ -7,7 +7,7 @@ use super::view::View;
 use crate::bundle::manifest::Kind;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::MountSource;
-use crate::host::record::Event;
+use crate::host::journal::Event;
 use crate::state::{SlotState, SwitchReport};
 use crate::units::{Blake3, Group, Slot};
 

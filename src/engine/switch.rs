@@ -7,7 +7,7 @@ use crate::commit;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::host::DiskLock;
-use crate::host::record::Event;
+use crate::host::journal::Event;
 use crate::state::SwitchReport;
 use crate::units::{Group, Slot};
 

@@ -1,7 +1,7 @@
 //! What is on the disk, read once at the beginning of a verb.
 
 use super::transition::Act;
-use super::{Policy, firmware};
+use super::{Policy, efi_variables};
 use crate::boot::{self, BootFlag, Companion, Slots};
 use crate::commit::{self, Loaded};
 use crate::efi::Choice;
@@ -94,7 +94,7 @@ impl View {
         let loaded = commit::load(&*machine.disk(), &name)?.with_method(policy.table);
         let table = loaded.table()?.clone();
         let slots = Slots::resolve(&table, &name)?;
-        let efi = firmware::read(machine, policy, &table, &slots)?;
+        let efi = efi_variables::read(machine, policy, &table, &slots)?;
         let (evident, why) = match booted(machine, policy, &table, &slots)? {
             Ok(slot) => (Some(slot), None),
             Err(why) => (efi.as_ref().and_then(Choice::booted), Some(why)),

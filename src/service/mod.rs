@@ -7,37 +7,20 @@
 //!                                   └─▶ snapshot (what is shown; never waits for a disk)
 //! ```
 //!
-//! | module | knows |
+//! | module | contents |
 //! |---|---|
-//! | [`upgrade`] | the states and what leads from one to another; pure |
+//! | [`http`] | connections: Unix socket, TCP and TLS, who may call, limits per caller |
+//! | `api` | one function per endpoint |
 //! | `view`, `wording` | the objects of the wire contract; messages that name its calls |
-//! | `owner` | the one task that changes anything; `order`: how it is reached; `store`: what of it survives; `waiting_period`: the waiting period |
-//! | `worker` | processes that read bundles; [`disk`]: the engine |
+//! | [`owner`] | the upgrade itself: its states, the one task that changes anything, the processes that read bundles, what follows a commit |
 //! | [`cluster`] | what it does together with other nodes |
-//! | `api` | one function per endpoint; `auth`, `attempts`: who may call it; `hosts`: by which name; `listen`, `tls`, `write_timeout`, `shares`: connections |
-//! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
 
 mod api;
-mod attempts;
-mod auth;
-mod blocking;
 pub mod cluster;
-pub mod disk;
-pub mod hooks;
-mod hosts;
-mod listen;
-mod order;
-mod owner;
-mod shares;
-pub mod software;
-mod store;
-pub mod tls;
-pub mod upgrade;
+pub mod http;
+pub mod owner;
 mod view;
-mod waiting_period;
 mod wording;
-pub mod worker;
-mod write_timeout;
 
 use std::io;
 use std::net::SocketAddr;
@@ -50,9 +33,9 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::host::notify;
 use crate::source::allowed::Allowed;
-use disk::Place;
-use hooks::{AfterCommit, ContainerRestart};
-use worker::Arguments;
+use owner::disk::Place;
+use owner::hooks::{AfterCommit, ContainerRestart};
+use owner::worker::Arguments;
 
 /// Where and to whom the service answers.
 #[derive(Debug, Clone)]
@@ -134,12 +117,12 @@ pub fn serve(service: Service, access: &Access) -> Result<()> {
 }
 
 async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
-    let gate = auth::Gate::new(access.tokens.clone(), access.insecure_no_auth)?;
+    let gate = http::auth::Gate::new(access.tokens.clone(), access.insecure_no_auth)?;
     if access.insecure_no_auth {
         tracing::warn!("--insecure-no-auth: whoever can connect to {} owns this machine", access.listen);
     }
     raise_files();
-    let tls = tls::acceptor(access.certificate.as_ref(), &service.place.state_dir);
+    let tls = http::tls::acceptor(access.certificate.as_ref(), &service.place.state_dir);
     let tls = match tls {
         Err(error) if access.socket.is_some() => {
             tracing::error!(code = error.code(), "no HTTPS: {}", crate::error::sentence(&error));
@@ -147,8 +130,8 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
         }
         tls => Some(tls?),
     };
-    let _only = store::only_service(&service.place.state_dir)?;
-    let listeners = listen::Listeners::open(access.listen, access.socket.as_deref()).await?;
+    let _only = owner::store::only_service(&service.place.state_dir)?;
+    let listeners = http::listen::Listeners::open(access.listen, access.socket.as_deref()).await?;
     let mut end = signals()?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     let (stop, stopped) = oneshot::channel();
@@ -157,7 +140,7 @@ async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
         Some(membership) => Some(cluster::Cluster::start(&service, &handle, membership)?),
         None => None,
     };
-    let router = api::router(service, handle.clone(), gate, hosts::Hosts::new(access), cluster);
+    let router = api::router(service, handle.clone(), gate, http::hosts::Hosts::new(access), cluster);
     let listeners = tokio::spawn(listeners.serve(router, tls));
     tell(notify::State::Ready);
     tokio::select! {
@@ -194,11 +177,11 @@ fn tell(state: notify::State<'_>) {
 
 /// Tells the manager for ever that the service is alive, as often as it wants to hear it, and only when the owner
 /// answers: a service that answers requests and takes no order any more is not alive.
-async fn watch_owner(handle: &order::Handle) {
+async fn watch_owner(handle: &owner::order::Handle) {
     let Some(beat) = notify::watchdog() else { return std::future::pending().await };
     loop {
         // Late is not lost: the owner may be in the middle of a flush.
-        if handle.order(order::Order::Alive).await.is_ok() {
+        if handle.order(owner::order::Order::Alive).await.is_ok() {
             tell(notify::State::Alive);
         }
         tokio::time::sleep(beat).await;

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::blocking::SILENCE;
-use super::disk::DiskView;
-use super::upgrade::{Failure, Phase, Settings, Upgrade};
-use super::wording::by_api;
 use crate::device::watch::silent;
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::record::{Event, date};
+use crate::host::journal::{Event, date};
+use crate::service::owner::blocking::SILENCE;
+use crate::service::owner::disk::DiskView;
+use crate::service::owner::upgrade::{Failure, Phase, Settings, Upgrade};
+use crate::service::wording::by_api;
 use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState, UpgradeType};
 use crate::units::Group;
 use crate::version;

@@ -115,7 +115,8 @@ impl Content {
         let (signature, index) = rest.split_at(lengths[1] as usize);
         // From here on the bytes are those that were written; a failure means another build wrote them.
         let parse = || -> Result<Record> {
-            let manifest = Manifest::with_provenance(manifest.to_vec(), signature.to_vec(), Provenance::Record)?;
+            let manifest =
+                Manifest::with_provenance(manifest.to_vec(), signature.to_vec(), Provenance::Record)?;
             let release = Release::new(manifest, index.to_vec())?;
             let layout = Layout::new(&release.manifest, group, len, slot.len(), partition)?;
             Ok(Record { release, layout, origin: footer.origin.clone(), unsigned: footer.unsigned })

@@ -25,18 +25,18 @@ const FILES: Allowed = &[
     ("device/", "opens disks; asks sysfs for their sectors"),
     ("host/efivars.rs", "the variables of the firmware are files"),
     ("host/files/", "how lock files, output and files that are trusted are opened"),
-    ("host/load.rs", "pressure figures and the autogroup"),
+    ("host/load/", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel/", "reads /proc and /sys"),
     ("host/usage/ways.rs", "the size of an image file; whether a path leads anywhere"),
     ("host/kexec.rs", "its mount point; /proc/cmdline"),
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
-    ("host/record.rs", "the state file"),
+    ("host/journal.rs", "the state file"),
     ("host/signer.rs", "reads the private key"),
     ("host/signals.rs", "asks which signals are ignored"),
-    ("init.rs", "makes the image file that it lays out"),
+    ("init/mod.rs", "makes the image file that it lays out"),
     ("delta.rs", "reads and writes bundles and deltas, unpacks the base to a file without a name"),
-    ("pack.rs", "reads images and bundles"),
+    ("pack/mod.rs", "reads images and bundles"),
     ("pack/destination.rs", "tells inputs and special files from the file to be written"),
     ("sandbox/", "asks whose the files are that are kept"),
     ("source/file.rs", "opens bundles"),
@@ -53,7 +53,7 @@ const PROCESSES: Allowed = &[
     ("container/nspawn/gate.rs", "becomes the program of the container; starts the prober, which stays"),
     ("container/nspawn/launch.rs", "systemd-nspawn, which stays"),
     ("host/program.rs", "the one runner of programs that are waited for"),
-    ("service/worker.rs", "prepare, as a process of its own that cannot take the service down"),
+    ("service/owner/worker.rs", "prepare, as a process of its own that cannot take the service down"),
 ];
 
 /// Who opens sockets.
@@ -71,8 +71,8 @@ const SOCKETS: Allowed = &[
 const DATES: Allowed = &[
     ("bundle/trust/", "valid-after and valid-before of allowed_signers, where they are given"),
     ("cli/pack.rs", "creation time of a bundle, where SOURCE_DATE_EPOCH does not say it"),
-    ("host/record.rs", "the history, for people"),
-    ("service/auth.rs", "when the file of tokens was changed last"),
+    ("host/journal.rs", "the history, for people"),
+    ("service/http/auth.rs", "when the file of tokens was changed last"),
 ];
 
 /// Who measures how long something takes.
@@ -88,17 +88,17 @@ const STOPWATCHES: Allowed = &[
     ("engine/content.rs", "seconds in the report of a scrub"),
     ("engine/prepare.rs", "seconds in its report"),
     ("host/health.rs", "seconds in its report"),
-    ("host/load.rs", "how long to work and to listen"),
+    ("host/load/throttle.rs", "how long to work and to listen"),
     ("host/lock.rs", "patience with the holder of a lock"),
     ("host/program.rs", "the limit of a program"),
-    ("host/throttle.rs", "the maximum rate"),
-    ("pack.rs", "seconds in its report"),
+    ("host/load/rate_limit.rs", "the maximum rate"),
+    ("pack/mod.rs", "seconds in its report"),
     ("service/", "deadlines, how often is looked"),
     ("source/http/", "for how long nothing came, and how fast it comes"),
 ];
 
 /// Who starts threads: one place, where a refusal is an error or fewer workers, and never a panic.
-const THREADS: Allowed = &[("workers.rs", "makes all of them")];
+const THREADS: Allowed = &[("workers/mod.rs", "makes all of them")];
 
 /// Who writes to the standard streams: what is done must wait for no reader and end by none.
 const STREAMS: Allowed = &[
@@ -121,15 +121,15 @@ const UNSAFE_BLOCKS: [usize; UNSAFE.len()] = [1, 2];
 const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["cli/remote/", "service/"]),
     ("futures_util", &["service/api/events.rs"]),
-    ("hyper", &["cli/remote/", "service/listen.rs"]),
-    ("hyper_util", &["cli/remote/", "service/listen.rs"]),
-    ("rcgen", &["service/tls.rs"]),
+    ("hyper", &["cli/remote/", "service/http/listen.rs"]),
+    ("hyper_util", &["cli/remote/", "service/http/listen.rs"]),
+    ("rcgen", &["service/http/tls.rs"]),
     ("bytes", &["source/http/"]),
     ("rustls_native_certs", &["source/http/tls.rs"]),
     ("webpki_roots", &["source/http/tls.rs"]),
     ("reqwest", &["source/"]),
-    ("rustix", &["cli/", "container/nspawn/gate.rs", "host/efivars.rs", "host/load.rs", "sandbox/"]),
-    ("subtle", &["service/auth.rs"]),
+    ("rustix", &["cli/", "container/nspawn/gate.rs", "host/efivars.rs", "host/load/mod.rs", "sandbox/"]),
+    ("subtle", &["service/http/auth.rs"]),
     ("tokio", &["cli/remote/", "service/", "source/http/"]),
     ("tokio_rustls", &["service/", "source/http/"]),
     ("tracing", &["cli/serve.rs", "service/"]),
@@ -137,14 +137,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ureq", &["cli/remote/", "cluster/etcd/"]),
     ("base64ct", &["bundle/", "cluster/etcd/"]),
     ("blake3", &["bundle/", "slot/"]),
-    ("clap", &["cli/", "boot.rs"]),
+    ("clap", &["cli/", "boot/mod.rs"]),
     ("clap_complete", &["cli/manual.rs"]),
     ("clap_mangen", &["cli/manual.rs"]),
     ("roff", &["cli/config_page.rs"]),
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
     ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs", "cli/terminal.rs"]),
-    ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/record.rs", "source/http/header.rs"]),
+    ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/journal.rs", "source/http/header.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
     (
         "nix",
@@ -163,14 +163,14 @@ const HOMES: &[(&str, &[&str])] = &[
             "cluster/codec.rs",
             "cluster/etcd/",
             "container/nspawn/",
-            "host/record.rs",
-            "selector/told.rs",
+            "host/journal.rs",
+            "selector/report.rs",
             "service/",
         ],
     ),
     // The last two by the module of rustls that has its name.
-    ("ring", &["bundle/sha256.rs", "service/tls.rs", "source/http/tls.rs"]),
-    ("sha2", &["service/auth.rs"]),
+    ("ring", &["bundle/sha256.rs", "service/http/tls.rs", "source/http/tls.rs"]),
+    ("sha2", &["service/http/auth.rs"]),
     ("signal_hook", &["host/signals.rs"]),
     ("ssh_key", &["bundle/", "host/signer.rs"]),
     ("tar", &["bundle/archive.rs"]),
@@ -186,8 +186,8 @@ const WRITERS: Allowed = &[
     ("bench/mod.rs", "measures a switch, on a disk of its own"),
     ("engine/transition/run.rs", "the interpreter"),
     ("engine/repair.rs", "the repair of the table that somebody asks for"),
-    ("init.rs", "the layout of a blank disk"),
-    ("selector.rs", "counts a try in an initramfs, where no record of a running system is there"),
+    ("init/mod.rs", "the layout of a blank disk"),
+    ("selector/mod.rs", "counts a try in an initramfs, where no record of a running system is there"),
     ("slot/", "defines what a mark and a record are"),
     ("stage/", "footers torn and whole, around the images"),
 ];
@@ -200,9 +200,9 @@ const PURE: &[&str] = &[
     "gpt/",
     "slot/",
     "slot.rs",
-    "boot.rs",
-    "state.rs",
-    "units.rs",
+    "boot/mod.rs",
+    "state/mod.rs",
+    "units/mod.rs",
     "units/",
     "version.rs",
 ];
@@ -231,14 +231,11 @@ const LAYERS: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["stage/", "host/", "source/"], &["cli", "engine", "init", "pack", "commit"]),
-    (&["commit.rs", "commit/"], &["cli", "engine", "init", "pack", "stage"]),
-    (
-        &["engine/", "selector.rs", "selector/", "init.rs", "init/", "pack.rs", "pack/", "delta.rs"],
-        &["cli", "bench", "container", "service"],
-    ),
+    (&["commit/"], &["cli", "engine", "init", "pack", "stage"]),
+    (&["engine/", "selector/", "init/", "pack/", "delta.rs"], &["cli", "bench", "container", "service"]),
     (&["bench/", "config/", "container/", "service/"], &["cli"]),
     (
-        &["error/", "units.rs", "units/", "version.rs", "progress.rs", "workers.rs"],
+        &["error/", "units/", "version.rs", "progress.rs", "workers/mod.rs"],
         &["cli", "engine", "host", "device", "source"],
     ),
 ];
@@ -491,9 +488,12 @@ fn the_reader_of_sources_reads() {
     let code = code_of("a(); // fs::read\n#[cfg(test)]\nmod tests {\n    fs::read();\n}\n");
     assert!(!says(&code, "fs::") && says(&code, "a"));
     let paths: Vec<String> = sources().into_iter().map(|source| source.path).collect();
-    for (path, there) in
-        [("lib.rs", true), ("gpt/plan.rs", true), ("boot/tests.rs", false), ("host/fake_kernel.rs", false)]
-    {
+    for (path, there) in [
+        ("lib.rs", true),
+        ("gpt/plan/mod.rs", true),
+        ("boot/tests.rs", false),
+        ("host/fake_kernel.rs", false),
+    ] {
         assert_eq!(paths.iter().any(|found| found == path), there, "{path}");
     }
 }

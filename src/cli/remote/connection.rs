@@ -15,7 +15,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::service::tls::CERTIFICATE;
+use crate::service::http::tls::CERTIFICATE;
 
 /// An answer takes no longer, except where a bundle is looked at first, perhaps over a network.
 const LIMIT: Duration = Duration::from_secs(90);

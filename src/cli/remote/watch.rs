@@ -14,9 +14,9 @@ use super::super::output::{self, Format, json_line, print, result};
 use super::super::terminal;
 use super::connection::{Client, ServiceArgs};
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::record::Event;
+use crate::host::journal::Event;
 use crate::progress::Cancel;
-use crate::service::upgrade::Settings;
+use crate::service::owner::upgrade::Settings;
 use crate::state::UpgradeType;
 
 /// How often the service is asked.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 
-use super::reply::{Accepted, Body, Detail, Json, Reply};
-use super::v2::check_rolling;
-use super::{Api, Shared, members};
 use crate::cluster::orders;
 use crate::error::{Error, Result};
-use crate::service::order::Order;
+use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply};
+use crate::service::api::v2::check_rolling;
+use crate::service::api::{Api, Shared, members};
+use crate::service::owner::order::Order;
 use crate::service::view::{RebootStatus, Version};
 
 /// The number of the only node.

@@ -11,11 +11,11 @@ use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 
-use super::reply::Reply;
-use super::{Shared, audit};
 use crate::error::Error;
-use crate::service::auth::Origin;
-use crate::service::shares::Peer;
+use crate::service::api::reply::Reply;
+use crate::service::api::{Shared, audit};
+use crate::service::http::auth::Origin;
+use crate::service::http::shares::Peer;
 use crate::units::text;
 
 /// The shortest time between two events of one stream; what changes faster is left out, the last state never is.

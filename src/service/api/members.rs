@@ -6,16 +6,16 @@ use axum::extract::{Path, State};
 use axum::http::Uri;
 use serde::Serialize;
 
-use super::reply::{Accepted, Detail, Json, Reply};
-use super::{Api, Shared, audit};
 use crate::cluster::orders;
 use crate::cluster::state::{NodeId, Ordered};
 use crate::cluster::store::Txn;
 use crate::cluster::view::View;
 use crate::error::{Error, Result};
+use crate::service::api::reply::{Accepted, Detail, Json, Reply};
+use crate::service::api::{Api, Shared, audit};
 use crate::service::cluster::{Cluster, ClusterNode, ClusterStatus};
-use crate::service::upgrade::Settings;
-use crate::service::worker::{Overrides, Planned};
+use crate::service::owner::upgrade::Settings;
+use crate::service::owner::worker::{Overrides, Planned};
 use crate::source::address;
 use crate::state::UpgradeType;
 

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
-use super::Shared;
-use crate::service::upgrade::Phase;
+use crate::service::api::Shared;
+use crate::service::owner::upgrade::Phase;
 use crate::service::view::Snapshot;
 
 const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -9,10 +9,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::audit;
 use crate::error::{Class, Error};
+use crate::service::api::audit;
+use crate::service::owner::worker::Overrides;
 use crate::service::wording::by_api;
-use crate::service::worker::Overrides;
 use crate::units::text;
 
 /// How long the body of a request may take: it is one packet.

@@ -3,9 +3,9 @@
 use axum::Extension;
 use serde::Serialize;
 
-use super::reply::{Json, Reply};
 use crate::error::Error;
-use crate::service::auth::{Caller, Privilege};
+use crate::service::api::reply::{Json, Reply};
+use crate::service::http::auth::{Caller, Privilege};
 
 /// Answer of `GET /v1/session/who-am-i`.
 #[derive(Debug, Serialize)]

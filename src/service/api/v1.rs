@@ -4,11 +4,11 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::Shared;
-use super::reply::{Body, Detail, Json, Reply, overrides};
-use super::v2::PrepareBody;
 use crate::error::Error;
-use crate::service::order::Order;
+use crate::service::api::Shared;
+use crate::service::api::reply::{Body, Detail, Json, Reply, overrides};
+use crate::service::api::v2::PrepareBody;
+use crate::service::owner::order::Order;
 use crate::service::view::{SettingsV1, StatusV1};
 use crate::source::address::shown;
 

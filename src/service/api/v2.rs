@@ -3,11 +3,11 @@
 use axum::extract::{RawQuery, State};
 use serde::{Deserialize, Serialize};
 
-use super::reply::{Accepted, Body, Detail, Json, Reply, overrides};
-use super::{Shared, audit, members};
 use crate::error::{Error, Result};
-use crate::service::order::Order;
-use crate::service::upgrade::Settings;
+use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply, overrides};
+use crate::service::api::{Shared, audit, members};
+use crate::service::owner::order::Order;
+use crate::service::owner::upgrade::Settings;
 use crate::service::view::{Blocked, StatusV3};
 use crate::service::wording::by_api;
 use crate::source::address::shown;

@@ -4,16 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Membership;
-use super::local::selected;
 use crate::cluster::state::Ordered;
 use crate::cluster::turn::Step;
 use crate::error::{Error, Result};
 use crate::host::health;
 use crate::service::Service;
-use crate::service::order::{Handle, Order};
-use crate::service::upgrade::{Phase, Settings};
-use crate::service::worker::{self, Overrides};
+use crate::service::cluster::Membership;
+use crate::service::cluster::local::selected;
+use crate::service::owner::order::{Handle, Order};
+use crate::service::owner::upgrade::{Phase, Settings};
+use crate::service::owner::worker::{self, Overrides};
 use crate::state::{SlotState, UpgradeType};
 use crate::units::Blake3;
 

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::last_seen::LastSeen;
 use crate::cluster::etcd::{Change, Etcd};
 use crate::cluster::state::Stage;
 use crate::cluster::store::{LeaseId, Snapshot, Store};
 use crate::cluster::view::View;
 use crate::error::{Error, sentence};
+use crate::service::cluster::last_seen::LastSeen;
 
 /// Seconds after which a node that is silent is away: longer than the longest flush, and the keep-alives fit in several times.
 const TTL: u32 = 10;

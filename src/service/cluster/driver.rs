@@ -7,10 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Membership;
-use super::acts::Actor;
-use super::cache::{Cache, Seen};
-use super::local::{alive, identity, local};
 use crate::cluster::etcd::Etcd;
 use crate::cluster::next::{Action, next_action};
 use crate::cluster::state::{Alive, BootId, NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing};
@@ -19,9 +15,13 @@ use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
 use crate::service::Service;
-use crate::service::disk::DiskView;
-use crate::service::order::{Handle, Order};
-use crate::service::upgrade::Phase;
+use crate::service::cluster::Membership;
+use crate::service::cluster::acts::Actor;
+use crate::service::cluster::cache::{Cache, Seen};
+use crate::service::cluster::local::{alive, identity, local};
+use crate::service::owner::disk::DiskView;
+use crate::service::owner::order::{Handle, Order};
+use crate::service::owner::upgrade::Phase;
 use crate::state::UpgradeType;
 use crate::workers;
 

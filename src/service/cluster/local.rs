@@ -3,7 +3,7 @@
 use crate::cluster::state::{Alive, BootId, Protection, Standing};
 use crate::cluster::turn::Local;
 use crate::cluster::view::View;
-use crate::service::disk::DiskView;
+use crate::service::owner::disk::DiskView;
 use crate::service::view::Snapshot;
 use crate::state::{SlotReport, SlotState};
 use crate::units::{Blake3, Group};

@@ -30,11 +30,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::Service;
-use super::order::Handle;
 use crate::cluster::etcd::{Access, Etcd};
 use crate::cluster::state::NodeId;
 use crate::error::Result;
+use crate::service::Service;
+use crate::service::owner::order::Handle;
 use crate::workers;
 use cache::Cache;
 pub(super) use shown::{ClusterNode, ClusterStatus};

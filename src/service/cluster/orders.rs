@@ -3,14 +3,14 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Cluster;
-use super::local::{identity, runs_alone};
 use crate::cluster::orders;
 use crate::cluster::state::{Member, NodeId, Ordered, RebootState, Stage};
 use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
-use crate::service::disk::DiskView;
+use crate::service::cluster::Cluster;
+use crate::service::cluster::local::{identity, runs_alone};
+use crate::service::owner::disk::DiskView;
 
 /// How often an order is tried again that somebody else was faster than.
 const TRIES: usize = 8;

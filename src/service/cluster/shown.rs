@@ -2,15 +2,15 @@
 
 use serde::Serialize;
 
-use super::Cluster;
-use super::cache::Seen;
-use super::orders::Pending;
 use crate::cluster::next::{Action, next_action};
 use crate::cluster::state::{Alive, NodeId, Outcome, RebootState, Stage, Standing};
 use crate::cluster::store::{Entry, Key, Value};
 use crate::cluster::view::View;
 use crate::error::Error;
-use crate::service::upgrade::{Failure, Phase, Settings, Upgrade};
+use crate::service::cluster::Cluster;
+use crate::service::cluster::cache::Seen;
+use crate::service::cluster::orders::Pending;
+use crate::service::owner::upgrade::{Failure, Phase, Settings, Upgrade};
 use crate::service::view::{ClusterPart, RebootStatus, Snapshot};
 use crate::state::UpgradeType;
 
@@ -264,7 +264,7 @@ fn upgrade(own: &Snapshot, seen: &Seen, view: &View, pending: &Pending) -> Upgra
         .order
         .as_ref()
         .is_some_and(|order| order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform);
-    let begins = seen.stage_begun && seen.stage_since.elapsed() < super::driver::COMMITTING;
+    let begins = seen.stage_begun && seen.stage_since.elapsed() < crate::service::cluster::driver::COMMITTING;
     let phase = match (upgrade.stage.word(), pending) {
         ("PREPARED", Pending::Waits) => Phase::Committing,
         ("PREPARING", _) => Phase::Preparing,

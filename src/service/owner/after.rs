@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::order::Answer;
-use super::super::upgrade::{Failure, Input, Phase, Settings};
-use super::super::view::RebootState;
-use super::{Done, Owner, SHOWN, blocking};
 use crate::container::StartReport;
 use crate::error::{Error, Result, sentence};
+use crate::service::owner::order::Answer;
+use crate::service::owner::upgrade::{Failure, Input, Phase, Settings};
+use crate::service::owner::{Done, Owner, SHOWN, blocking};
+use crate::service::view::RebootState;
 use crate::state::UpgradeType;
 
 /// How long an orderly end waits for a switch or a swap: one that is cut off leaves no service until the next start.
@@ -114,7 +114,9 @@ impl Owner {
             tokio::time::sleep(SHOWN).await;
             let limit = tokio::time::sleep(service.limits.reboot);
             tokio::pin!(limit);
-            let run = |service: &super::Service| service.after_commit.run(UpgradeType::SoftwareAndPlatform);
+            let run = |service: &crate::service::owner::Service| {
+                service.after_commit.run(UpgradeType::SoftwareAndPlatform)
+            };
             tokio::select! {
                 result = blocking(&service, run) => {
                     let failed = result.is_err();

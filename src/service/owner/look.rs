@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::Service;
-use super::super::disk::DiskView;
-use super::super::upgrade::{Input, Phase, Upgrade};
-use super::super::waiting_period::uptime;
-use super::{Done, Owner, SILENCE, unless_silent};
+use crate::service::Service;
+use crate::service::owner::disk::DiskView;
+use crate::service::owner::upgrade::{Input, Phase, Upgrade};
+use crate::service::owner::waiting_period::uptime;
+use crate::service::owner::{Done, Owner, SILENCE, unless_silent};
 
 impl Owner {
     /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::Owner;
 use crate::error::Error;
+use crate::service::owner::Owner;
 
 /// How long they wait for a prepare that a device holds.
 pub(super) const LIMIT: Duration = Duration::from_millis(2500);

@@ -71,7 +71,7 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
     (
         "COMMAND",
         "takes a command of the configuration that fails",
-        "src/service/hooks.rs",
+        "src/service/owner/hooks.rs",
         "a_failing_command_is_told_with_its_words",
     ),
     (

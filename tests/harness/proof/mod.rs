@@ -18,7 +18,7 @@ use qstage::device::{AlignedBuf, BlockDevice, MemoryDevice, Region};
 use qstage::engine::{Engine, Policy, PrepareOptions};
 use qstage::error::{Error, Result};
 use qstage::gpt::Partition;
-use qstage::host::record::MemoryJournal;
+use qstage::host::journal::MemoryJournal;
 use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
 use qstage::init;
 use qstage::progress::{Cancel, Silent};

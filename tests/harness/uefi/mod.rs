@@ -12,7 +12,7 @@ use qstage::engine::{Engine, Policy};
 use qstage::error::Result;
 use qstage::gpt::Partition;
 use qstage::host::efivars::{MemoryVariables, Variables};
-use qstage::host::record::MemoryJournal;
+use qstage::host::journal::MemoryJournal;
 use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
 use qstage::units::Slot::{self, A, B};
 

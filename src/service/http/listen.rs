@@ -25,10 +25,10 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use super::auth::Origin;
-use super::shares::{Peer, Share, Shares};
-use super::write_timeout::WriteTimeout;
 use crate::error::{Error, Result, sentence};
+use crate::service::http::auth::Origin;
+use crate::service::http::shares::{Peer, Share, Shares};
+use crate::service::http::write_timeout::WriteTimeout;
 
 /// Connections per door.
 const CONNECTIONS: usize = 512;
@@ -41,7 +41,7 @@ const RESERVE: usize = 64;
 /// How long a door that cannot be opened is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a client may take for TLS, and for its first header.
-pub(super) const HEADER_TIME: Duration = Duration::from_secs(20);
+pub(in crate::service) const HEADER_TIME: Duration = Duration::from_secs(20);
 /// How long a connection that has spoken may be idle, or take for its next header: clients that poll once a minute do so on
 /// a kept connection, and not all of them try again where it is closed.
 const IDLE_TIME: Duration = Duration::from_secs(100);
@@ -60,7 +60,7 @@ const WRITE_TIME: Duration = Duration::from_secs(30);
 const HEADER_BYTES: usize = 16 << 10;
 
 /// The places where connections come in.
-pub(super) struct Listeners {
+pub(in crate::service) struct Listeners {
     tcp: Result<TcpListener>,
     address: SocketAddr,
     unix: Option<Result<(UnixListener, SocketFile)>>,
@@ -81,7 +81,7 @@ impl Listeners {
     ///
     /// # Errors
     /// [`Error::Listen`]: none can be opened.
-    pub(super) async fn open(address: SocketAddr, socket: Option<&Path>) -> Result<Self> {
+    pub(in crate::service) async fn open(address: SocketAddr, socket: Option<&Path>) -> Result<Self> {
         let tcp = open_tcp(address).await;
         let unix = match socket {
             Some(path) => Some(open_unix(path).await),
@@ -110,7 +110,7 @@ impl Listeners {
     }
 
     /// Serves for ever.
-    pub(super) async fn serve(self, router: Router, tls: Option<TlsAcceptor>) {
+    pub(in crate::service) async fn serve(self, router: Router, tls: Option<TlsAcceptor>) {
         let tcp = async {
             // Without a certificate nothing is served there, and the reason stands in the log.
             let Some(tls) = tls else { return std::future::pending().await };

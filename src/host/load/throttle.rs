@@ -1,90 +1,12 @@
-//! How busy the machine is, and giving way to those who are waiting.
+//! Giving way to other processes that wait for the disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
-
 use crate::error::Result;
 use crate::progress::Cancel;
-
-/// Processor time of this process, in seconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CpuTime {
-    /// In the program.
-    pub user: f64,
-    /// In the kernel, for the program.
-    pub system: f64,
-}
-
-impl CpuTime {
-    /// So far (getrusage(2)).
-    pub fn now() -> Self {
-        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-        getrusage(UsageWho::RUSAGE_SELF).map_or(Self::default(), |usage| Self {
-            user: seconds(usage.user_time()),
-            system: seconds(usage.system_time()),
-        })
-    }
-
-    /// Both.
-    pub fn total(&self) -> f64 {
-        self.user + self.system
-    }
-
-    /// Both, and what threads of the kernel did meanwhile. [`kernel_seconds`] count what was done for this process as well,
-    /// but in ticks that miss short bursts, so the larger one counts.
-    pub fn with_kernel(&self, kernel_seconds: f64) -> f64 {
-        self.user + self.system.max(kernel_seconds)
-    }
-}
-
-impl std::ops::Sub for CpuTime {
-    type Output = Self;
-
-    fn sub(self, earlier: Self) -> Self {
-        Self { user: self.user - earlier.user, system: self.system - earlier.system }
-    }
-}
-
-/// Time that all processors have spent in the kernel so far, for whomever, in seconds (proc_stat(5): `system`, `irq` and
-/// `softirq`, in ticks of 10 ms). What a loop device copies is done by threads of the kernel and is nobody's own. 0 where
-/// `/proc` is not mounted.
-pub fn kernel_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    parse_kernel_seconds(&text).unwrap_or(0.0)
-}
-
-fn parse_kernel_seconds(stat: &str) -> Option<f64> {
-    let mut fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
-    // user nice system idle iowait irq softirq
-    let mut next = |skip| fields.nth(skip).and_then(|text: &str| text.parse::<f64>().ok());
-    // USER_HZ is 100 on every architecture that Linux runs this on (`getconf CLK_TCK`).
-    Some((next(2)? + next(2)? + next(0)?) / 100.0)
-}
-
-/// Starts a session and gives it the lowest weight among sessions (sched(7), the autogroup feature). Where that is
-/// not to be had nothing happens.
-pub fn lower_session() {
-    if nix::unistd::setsid().is_ok() {
-        // Without the feature there is no such file.
-        let _ = std::fs::write("/proc/self/autogroup", "19");
-    }
-}
-
-/// Gives all threads of a process the ordinary priority again, so that it ends soon. Where that is not allowed nothing
-/// happens.
-pub fn raise(pid: i32) {
-    let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "0");
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
-    let numbers = threads.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    for thread in numbers.filter_map(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::setpriority_process(Some(thread), 0);
-    }
-}
 
 /// How long work goes on between two pauses for listening.
 const WORK: Duration = Duration::from_millis(1000);
@@ -249,16 +171,6 @@ fn some(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kernel_time_is_what_is_neither_user_nor_idle() {
-        let stat = "cpu  100 20 3000 40000 500000 60 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(parse_kernel_seconds(stat), Some((3000.0 + 60.0 + 7.0) / 100.0));
-        for torn in ["", "cpu", "cpu  1 2 3 4 5 6", "cpu0 1 2 3 4 5 6 7"] {
-            assert_eq!(parse_kernel_seconds(torn), None);
-        }
-        assert!(kernel_seconds() > 0.0);
-    }
 
     fn say(dir: &Path, micros: u64) {
         let line = |kind| format!("{kind} avg10=0.00 avg60=0.00 avg300=0.00 total={micros}\n");

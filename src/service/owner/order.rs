@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::upgrade::{Failure, Settings};
-use super::view::Snapshot;
-use super::worker::{Begun, Overrides, Planned};
 use crate::error::{Error, Result};
+use crate::service::owner::upgrade::{Failure, Settings};
+use crate::service::owner::worker::{Begun, Overrides, Planned};
+use crate::service::view::Snapshot;
 use crate::state::SwitchReport;
 use crate::units::Slot;
 
 /// Orders that wait; more are refused.
-pub(super) const WAITING: usize = 64;
+pub(in crate::service) const WAITING: usize = 64;
 
 /// What handlers ask for.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(in crate::service) enum Order {
     Prepare {
         settings: Settings,
         planned: Planned,
@@ -40,13 +40,13 @@ pub(super) enum Order {
 }
 
 /// What is answered where an order was followed: the report of the engine, where there is one.
-pub(super) type Answer = Result<Option<SwitchReport>>;
+pub(in crate::service) type Answer = Result<Option<SwitchReport>>;
 
 /// How handlers reach the owner.
 #[derive(Debug, Clone)]
-pub(super) struct Handle {
-    pub(super) orders: mpsc::Sender<(Order, oneshot::Sender<Answer>)>,
-    pub(super) shown: watch::Receiver<Arc<Snapshot>>,
+pub(in crate::service) struct Handle {
+    pub(in crate::service) orders: mpsc::Sender<(Order, oneshot::Sender<Answer>)>,
+    pub(in crate::service) shown: watch::Receiver<Arc<Snapshot>>,
 }
 
 impl Handle {
@@ -54,7 +54,7 @@ impl Handle {
     ///
     /// # Errors
     /// The refusal.
-    pub(super) async fn order(&self, order: Order) -> Answer {
+    pub(in crate::service) async fn order(&self, order: Order) -> Answer {
         let (answer, answered) = oneshot::channel();
         self.orders.try_send((order, answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
@@ -69,7 +69,7 @@ impl Handle {
     }
 
     /// What is shown now.
-    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+    pub(in crate::service) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.shown.borrow())
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::shares::Peer;
+use crate::service::http::shares::Peer;
 
 /// Failures that may come at once.
 const BURST: f64 = 64.0;
@@ -15,11 +15,11 @@ const RATE: f64 = 1.0;
 /// Origins that are remembered: an attacker with many addresses must not take memory.
 const PEERS: usize = 1024;
 /// How long an answer beyond the rate is held back.
-pub(super) const DELAY: Duration = Duration::from_secs(1);
+pub(in crate::service) const DELAY: Duration = Duration::from_secs(1);
 
 /// What failed before.
 #[derive(Debug, Default)]
-pub(super) struct Attempts(Mutex<HashMap<Peer, Bucket>>);
+pub(in crate::service) struct Attempts(Mutex<HashMap<Peer, Bucket>>);
 
 #[derive(Debug)]
 struct Bucket {
@@ -30,7 +30,7 @@ struct Bucket {
 
 impl Attempts {
     /// Counts a failure. Within the rate: how many before it were not recorded. Beyond it: `None`.
-    pub(super) fn failed(&self, peer: Peer, now: Instant) -> Option<u64> {
+    pub(in crate::service) fn failed(&self, peer: Peer, now: Instant) -> Option<u64> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= PEERS && !known.contains_key(&peer) {
             // Who has had the time to earn its burst again is as good as new; where that frees no place, the oldest goes.

@@ -6,21 +6,21 @@ use std::net::{IpAddr, Ipv6Addr};
 use axum::extract::Request;
 use axum::http::header;
 
-use super::Access;
+use crate::service::Access;
 
 /// The names by which this machine may be called.
 #[derive(Debug, Clone)]
-pub(super) struct Hosts(Vec<String>);
+pub(in crate::service) struct Hosts(Vec<String>);
 
 impl Hosts {
-    pub(super) fn new(access: &Access) -> Self {
+    pub(in crate::service) fn new(access: &Access) -> Self {
         let node = nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned());
         let names = ["localhost".to_owned()].into_iter().chain(node).chain(access.hosts.iter().cloned());
         Self(names.filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase()).collect())
     }
 
     /// Whether a request calls it by one of them. Addresses cannot be rebound; who sends no name is no browser.
-    pub(super) fn permit(&self, request: &Request) -> bool {
+    pub(in crate::service) fn permit(&self, request: &Request) -> bool {
         let sent = request.headers().get(header::HOST).map(|value| value.to_str());
         match (request.uri().authority(), sent) {
             (Some(authority), _) => self.named(authority.as_str()),

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use nix::fcntl::Flock;
 
-use super::upgrade::Upgrade;
 use crate::error::{Error, Result};
 use crate::host::files::{lock_file, private_directory, replace};
+use crate::service::owner::upgrade::Upgrade;
 
 const FILE: &str = "service.json";
 const LOCK: &str = "service.lock";
@@ -19,7 +19,7 @@ const LOCK: &str = "service.lock";
 ///
 /// # Errors
 /// [`Error::Busy`]. Where no lock can be had, on a read-only /var say, the service goes on without.
-pub(super) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
+pub(in crate::service) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
     // No wait: a service holds it for as long as it lives.
     match private_directory(dir, false).and_then(|()| lock_file(&dir.join(LOCK), Duration::ZERO)) {
         Ok(Some(lock)) => Ok(Some(lock)),
@@ -35,7 +35,7 @@ pub(super) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
 
 /// Where it is kept.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(in crate::service) struct Store {
     dir: PathBuf,
     last: Option<Upgrade>,
     /// The last failure to keep it: it is said once and not each time.
@@ -43,12 +43,12 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(dir: &Path) -> Self {
+    pub(in crate::service) fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), last: None, failed: None }
     }
 
     /// What was kept; the default where there is nothing that can be read.
-    pub(super) fn load(&self) -> Upgrade {
+    pub(in crate::service) fn load(&self) -> Upgrade {
         let text = fs::read_to_string(self.dir.join(FILE)).unwrap_or_default();
         if text.is_empty() {
             return Upgrade::default();
@@ -61,7 +61,7 @@ impl Store {
 
     /// Keeps it, durably, before anybody is shown it. Progress alone is not worth a flush: after a crash it
     /// counts for nothing.
-    pub(super) fn keep(&mut self, upgrade: &Upgrade) {
+    pub(in crate::service) fn keep(&mut self, upgrade: &Upgrade) {
         let kept = Upgrade { progress: 0, ..upgrade.clone() };
         if self.last.as_ref() == Some(&kept) {
             return;
@@ -86,7 +86,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::upgrade::{Failure, Phase};
+    use crate::service::owner::upgrade::{Failure, Phase};
 
     #[test]
     fn there_is_one_service_for_a_state_directory() {

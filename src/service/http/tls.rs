@@ -23,7 +23,10 @@ const KEY: &str = "tls/key.pem";
 ///
 /// # Errors
 /// [`Error::Config`]: certificate or key cannot be read, do not fit, or cannot be made.
-pub(super) fn acceptor(given: Option<&(PathBuf, PathBuf)>, state_dir: &Path) -> Result<TlsAcceptor> {
+pub(in crate::service) fn acceptor(
+    given: Option<&(PathBuf, PathBuf)>,
+    state_dir: &Path,
+) -> Result<TlsAcceptor> {
     let (certificate, key) = match given {
         Some((certificate, key)) => (certificate.clone(), key.clone()),
         None => (state_dir.join(CERTIFICATE), state_dir.join(KEY)),

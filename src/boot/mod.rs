@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::units::{Group, Slot};
 
-/// Which bits of a partition entry say what boots (DESIGN 4).
+/// Which bits of a partition entry say what boots; see [`crate::manual::boot`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BootFlag {

@@ -1,5 +1,5 @@
 //! What qstage remembers between two runs: last error, source of the installation, history. All of it is a
-//! comfort. Slots describe themselves (DESIGN 4), so nothing is decided by it, and a full or read-only
+//! comfort. Slots describe themselves ([`crate::slot`]), so nothing is decided by it, and a full or read-only
 //! `/var` breaks nothing.
 
 use std::collections::HashMap;

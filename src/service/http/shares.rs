@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::auth::Origin;
+use crate::service::http::auth::Origin;
 
 /// Who counts as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Peer {
+pub(in crate::service) enum Peer {
     /// An address, or a network that one host has to itself.
     Address(IpAddr),
     /// All that comes over loopback: whoever is on this machine has all of its addresses.
@@ -19,7 +19,7 @@ pub(super) enum Peer {
 
 impl Peer {
     /// Who that is.
-    pub(super) fn of(origin: Origin) -> Self {
+    pub(in crate::service) fn of(origin: Origin) -> Self {
         match origin {
             Origin::Network(from) => Self::of_address(from.ip()),
             Origin::Socket { uid, .. } => Self::User(uid),
@@ -27,7 +27,7 @@ impl Peer {
     }
 
     /// Of IPv6 the first 64 bits, since a host chooses the others itself (RFC 4291, 2.5.1).
-    pub(super) fn of_address(address: IpAddr) -> Self {
+    pub(in crate::service) fn of_address(address: IpAddr) -> Self {
         match address.to_canonical() {
             address if address.is_loopback() => Self::Loopback,
             IpAddr::V6(v6) => Self::Address(IpAddr::V6((v6.to_bits() >> 64 << 64).into())),
@@ -38,26 +38,26 @@ impl Peer {
 
 /// How many each of them has.
 #[derive(Debug, Clone)]
-pub(super) struct Shares {
+pub(in crate::service) struct Shares {
     most: usize,
     held: Arc<Mutex<HashMap<Peer, usize>>>,
 }
 
 /// One of them; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(in crate::service) struct Share {
     shares: Shares,
     peer: Peer,
 }
 
 impl Shares {
     /// Each may have so many.
-    pub(super) fn new(most: usize) -> Self {
+    pub(in crate::service) fn new(most: usize) -> Self {
         Self { most, held: Arc::default() }
     }
 
     /// `None` where it has all that it may have.
-    pub(super) fn take(&self, peer: Peer) -> Option<Share> {
+    pub(in crate::service) fn take(&self, peer: Peer) -> Option<Share> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(peer).or_default();
         if *count >= self.most {

@@ -11,8 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::waiting_period::WaitingPeriod;
 use crate::error::{Error, Result};
+use crate::service::owner::waiting_period::WaitingPeriod;
 use crate::state::{SlotState, SlotsReport, UpgradeType};
 use crate::units::{Group, Slot};
 
@@ -142,8 +142,8 @@ pub struct Upgrade {
     pub progress: u8,
     /// The boot in which this was written.
     pub boot: Boot,
-    /// For the waiting period.
-    #[serde(default)]
+    /// For the waiting period. The file of an older version calls it `calm`.
+    #[serde(default, rename = "calm")]
     pub waiting: WaitingPeriod,
     /// The fallback that was cleared, or that a later prepare ended. The slot that failed says it until it is written anew.
     #[serde(default)]
@@ -390,7 +390,7 @@ impl Upgrade {
     }
 
     /// The same in the boot of this look, with what it tells of trials.
-    pub(super) fn looked(self, disk: &Disk) -> Self {
+    pub(in crate::service) fn looked(self, disk: &Disk) -> Self {
         let waiting = self.waiting.look(self.boot == disk.boot, disk.trial.is_some(), disk.uptime);
         Self { boot: disk.boot.clone(), waiting, ..self }
     }
@@ -467,5 +467,4 @@ const fn doing(phase: Phase) -> &'static str {
 }
 
 #[cfg(test)]
-#[path = "upgrade_tests.rs"]
 mod tests;

@@ -22,10 +22,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::upgrade::Failure;
 use crate::error::{Error, Result};
 use crate::host::load;
 use crate::progress::Phase;
+use crate::service::owner::upgrade::Failure;
 use crate::source::address;
 use crate::state::UpgradeType;
 use crate::workers;
@@ -49,21 +49,21 @@ pub struct Arguments {
 
 /// The result of `plan`, as far as it matters here.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Planned {
-    pub(super) target_version: String,
-    pub(super) upgrade_type: UpgradeType,
-    pub(super) already_prepared: bool,
+pub(in crate::service) struct Planned {
+    pub(in crate::service) target_version: String,
+    pub(in crate::service) upgrade_type: UpgradeType,
+    pub(in crate::service) already_prepared: bool,
     /// BLAKE3 of the manifest: what was looked at is what is prepared, whatever lies at the path by then.
-    pub(super) manifest: String,
-    pub(super) blocked_by: Vec<Failure>,
+    pub(in crate::service) manifest: String,
+    pub(in crate::service) blocked_by: Vec<Failure>,
     /// The whole report, as it was printed.
     #[serde(skip)]
-    pub(super) report: serde_json::Value,
+    pub(in crate::service) report: serde_json::Value,
 }
 
 /// What a prepare reports.
 #[derive(Debug)]
-pub(super) enum Report {
+pub(in crate::service) enum Report {
     Progress(u8),
     /// A device has not answered for so many seconds.
     Stalled {
@@ -75,15 +75,15 @@ pub(super) enum Report {
 
 /// The result of `prepare`.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Staged {
-    pub(super) version: String,
-    pub(super) upgrade_type: UpgradeType,
+pub(in crate::service) struct Staged {
+    pub(in crate::service) version: String,
+    pub(in crate::service) upgrade_type: UpgradeType,
 }
 
 /// A prepare that runs. Dropping it stops it.
 #[derive(Debug)]
-pub(super) struct Preparing {
-    pub(super) stop: Option<oneshot::Sender<()>>,
+pub(in crate::service) struct Preparing {
+    pub(in crate::service) stop: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Deserialize)]
@@ -99,13 +99,13 @@ enum Line {
 
 /// Rules that a request lifts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Overrides {
+pub(in crate::service) struct Overrides {
     /// Product and version need not fit what runs.
-    pub(super) compatibility: bool,
+    pub(in crate::service) compatibility: bool,
     /// A release that has failed its trial on this machine is tried again.
-    pub(super) retry: bool,
+    pub(in crate::service) retry: bool,
     /// What is prepared is discarded for another bundle.
-    pub(super) replace: bool,
+    pub(in crate::service) replace: bool,
 }
 
 impl Overrides {
@@ -120,7 +120,11 @@ impl Overrides {
 ///
 /// # Errors
 /// What `plan` printed, with its code.
-pub(super) async fn plan(arguments: &Arguments, path: &str, overrides: Overrides) -> Result<Planned> {
+pub(in crate::service) async fn plan(
+    arguments: &Arguments,
+    path: &str,
+    overrides: Overrides,
+) -> Result<Planned> {
     let shown = address::shown(path);
     let died = |problem: String| Error::Worker { what: format!("looking at {shown}"), problem };
     let mut command = Command::new(PROGRAM);
@@ -152,7 +156,7 @@ pub(super) async fn plan(arguments: &Arguments, path: &str, overrides: Overrides
 /// A prepare that has looked at its bundle and waits for the word to go on. Dropping it ends it. It has the bundle open: what
 /// was looked at is what is prepared, whatever lies at the path by then, and a URL is fetched once.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(in crate::service) struct Begun {
     child: Child,
     /// The process ends when this does.
     lifeline: Option<ChildStdin>,
@@ -164,7 +168,7 @@ pub(super) struct Begun {
 ///
 /// # Errors
 /// [`Error::Worker`]: the process cannot be started or does not answer; what it printed, with its code.
-pub(super) async fn begin(
+pub(in crate::service) async fn begin(
     arguments: &Arguments,
     path: &str,
     overrides: Overrides,
@@ -218,7 +222,7 @@ impl Begun {
     }
 
     /// Lets it go on; its reports go to `reports`, the last one is [`Report::Done`].
-    pub(super) async fn go(mut self, reports: mpsc::Sender<Report>) -> Preparing {
+    pub(in crate::service) async fn go(mut self, reports: mpsc::Sender<Report>) -> Preparing {
         if let Some(lifeline) = &mut self.lifeline {
             // One that is gone tells why by its end.
             let _ = lifeline.write_all(b"\n").await;

@@ -4,16 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Service;
 use crate::device::watch::{Waiting, silent};
 use crate::error::{Error, Result};
+use crate::service::Service;
 
 /// How long a device may leave a look unanswered before the service says so and goes on.
-pub(super) const SILENCE: Duration = Duration::from_secs(2);
+pub(in crate::service) const SILENCE: Duration = Duration::from_secs(2);
 /// The same for what changes the disk: a flush of a slow one takes its time.
 const LONG_SILENCE: Duration = Duration::from_secs(15);
 /// Runs disk work on a thread for it.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(in crate::service) async fn blocking<T: Send + 'static>(
     service: &Arc<Service>,
     act: impl FnOnce(&Service) -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -24,7 +24,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ///
 /// # Errors
 /// [`Error::NoAnswer`].
-pub(super) async fn unless_silent<T: Send + 'static>(
+pub(in crate::service) async fn unless_silent<T: Send + 'static>(
     service: &Arc<Service>,
     limit: Duration,
     act: impl FnOnce(&Service) -> Result<T> + Send + 'static,

@@ -8,6 +8,15 @@
 //!
 //! Handlers read the last snapshot and never wait for a disk, so readers, however many or slow, cannot stall an
 //! upgrade; and two orders can never cross, since one task decides.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`upgrade`] | the states and what leads from one to another; pure |
+//! | `order` | how handlers reach the task |
+//! | `store`, `waiting_period` | what survives the process; the time in which no new upgrade is taken |
+//! | [`worker`], [`disk`], `blocking` | processes that read bundles; the engine, on threads of its own |
+//! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
+//! | `look`, `after`, `stop` | parts of the task: looks at the disk, what follows a result, the end |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,19 +24,28 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 mod after;
+pub(super) mod blocking;
+pub mod disk;
+pub mod hooks;
 mod look;
+pub(super) mod order;
+pub mod software;
 mod stop;
+pub(super) mod store;
+pub mod upgrade;
+pub(super) mod waiting_period;
+pub mod worker;
 
-use super::Service;
-use super::blocking::{SILENCE, blocking, unless_silent};
-use super::disk::DiskView;
-use super::order::{Answer, Handle, Order, WAITING};
-use super::store::Store;
-use super::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
-use super::view::{RebootState, Snapshot};
-use super::worker::{Begun, Overrides, Planned, Preparing, Report};
 use crate::container::StartReport;
 use crate::error::{Error, Result};
+use crate::service::Service;
+use crate::service::owner::blocking::{SILENCE, blocking, unless_silent};
+use crate::service::owner::disk::DiskView;
+use crate::service::owner::order::{Answer, Handle, Order, WAITING};
+use crate::service::owner::store::Store;
+use crate::service::owner::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
+use crate::service::owner::worker::{Begun, Overrides, Planned, Preparing, Report};
+use crate::service::view::{RebootState, Snapshot};
 use crate::state::{SwitchReport, UpgradeState};
 use look::calm_at;
 

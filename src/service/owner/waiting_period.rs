@@ -17,7 +17,7 @@ pub struct WaitingPeriod {
 impl WaitingPeriod {
     /// After another look.
     #[must_use]
-    pub(super) const fn look(self, same_boot: bool, on_trial: bool, uptime: u64) -> Self {
+    pub(in crate::service) const fn look(self, same_boot: bool, on_trial: bool, uptime: u64) -> Self {
         let since = match (self.on_trial, on_trial) {
             (true, false) => uptime,
             _ if same_boot => self.since,
@@ -27,13 +27,13 @@ impl WaitingPeriod {
     }
 
     /// Seconds of the waiting period that are left.
-    pub(super) const fn left(self, period: u64, uptime: u64) -> u64 {
+    pub(in crate::service) const fn left(self, period: u64, uptime: u64) -> u64 {
         self.since.saturating_add(period).saturating_sub(uptime)
     }
 }
 
 /// Seconds since the start of the machine; where the kernel does not tell it is taken for old.
-pub(super) fn uptime() -> u64 {
+pub(in crate::service) fn uptime() -> u64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(u64::MAX)
 }

@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::upgrade::{Disk, Failure, FallenBack};
-use super::waiting_period::uptime;
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
-use crate::host::record::{Event, FileJournal};
+use crate::host::journal::{Event, FileJournal};
+use crate::service::owner::upgrade::{Disk, Failure, FallenBack};
+use crate::service::owner::waiting_period::uptime;
 use crate::state::{SlotsReport, Status, SwitchReport};
 use crate::units::{BlockSize, Slot};
 
@@ -44,7 +44,11 @@ pub struct DiskView {
 }
 
 impl Place {
-    pub(super) fn with<T>(&self, mode: Mode, act: impl FnOnce(&Engine<'_>) -> Result<T>) -> Result<T> {
+    pub(in crate::service) fn with<T>(
+        &self,
+        mode: Mode,
+        act: impl FnOnce(&Engine<'_>) -> Result<T>,
+    ) -> Result<T> {
         let disk = LocalDisk::open(&self.disk, mode, self.sector_size)?
             .with_efivars(self.efivars.clone())
             .assuming_unused(self.assume_unused);
@@ -70,22 +74,22 @@ impl Place {
     }
 
     /// See [`Engine::commit`].
-    pub(super) fn commit(&self) -> Result<SwitchReport> {
+    pub(in crate::service) fn commit(&self) -> Result<SwitchReport> {
         self.with(Mode::Write, |engine| engine.commit(false))
     }
 
     /// See [`Engine::mark_good`].
-    pub(super) fn mark_good(&self, slot: Option<Slot>) -> Result<SwitchReport> {
+    pub(in crate::service) fn mark_good(&self, slot: Option<Slot>) -> Result<SwitchReport> {
         self.with(Mode::Write, |engine| engine.mark_good(slot))
     }
 
     /// See [`Engine::roll_back`].
-    pub(super) fn roll_back(&self) -> Result<SwitchReport> {
+    pub(in crate::service) fn roll_back(&self) -> Result<SwitchReport> {
         self.with(Mode::Write, |engine| engine.roll_back())
     }
 
     /// Discards what is prepared; that nothing is, is no error here.
-    pub(super) fn discard(&self) -> Result<Option<SwitchReport>> {
+    pub(in crate::service) fn discard(&self) -> Result<Option<SwitchReport>> {
         match self.with(Mode::Write, |engine| engine.cancel()) {
             Ok(report) => Ok(Some(report)),
             Err(Error::NothingToCancel { .. }) => Ok(None),
@@ -94,17 +98,17 @@ impl Place {
     }
 
     /// See [`Engine::history`].
-    pub(super) fn history(&self) -> Result<Vec<Event>> {
+    pub(in crate::service) fn history(&self) -> Result<Vec<Event>> {
         self.with(Mode::Read, |engine| engine.history())
     }
 
     /// The history of the one disk that is known, for when it cannot be asked.
-    pub(super) fn only_history(&self) -> Vec<Event> {
+    pub(in crate::service) fn only_history(&self) -> Vec<Event> {
         FileJournal::new(&self.state_dir, |_| {}).only_history()
     }
 
     /// Keeps that a bundle was refused; see [`Engine::bundle_refused`].
-    pub(super) fn refused(&self, path: &str, failure: &Failure) {
+    pub(in crate::service) fn refused(&self, path: &str, failure: &Failure) {
         let error = Error::remote(&failure.code, &failure.message);
         let noted = self.with(Mode::Read, |engine| Ok(engine.bundle_refused(path, error)));
         if let Err(error) = noted {
@@ -113,7 +117,7 @@ impl Place {
     }
 
     /// See [`Engine::clear_error`].
-    pub(super) fn clear(&self) -> Result<()> {
+    pub(in crate::service) fn clear(&self) -> Result<()> {
         self.with(Mode::Read, |engine| {
             engine.clear_error();
             Ok(())
@@ -121,7 +125,7 @@ impl Place {
     }
 
     /// Keeps in the history what the engine had no chance to write: the end of a process, a failed restart.
-    pub(super) fn note(&self, verb: &str, failure: &Failure) {
+    pub(in crate::service) fn note(&self, verb: &str, failure: &Failure) {
         let noted = self.with(Mode::Read, |engine| engine.note(verb, &failure.code, &failure.message));
         if let Err(error) = noted {
             tracing::warn!("the history could not be kept: {error}");

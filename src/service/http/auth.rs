@@ -20,23 +20,23 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::attempts::Attempts;
 use crate::error::{Error, Result};
 use crate::host::files::read_trusted_text;
+use crate::service::http::attempts::Attempts;
 
 /// Largest file of tokens in bytes.
 const TOKENS_MAX: u64 = 1 << 20;
 
 /// What somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Privilege {
+pub(in crate::service) enum Privilege {
     Read,
     Write,
 }
 
 /// How a request came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(in crate::service) enum Origin {
     Network(SocketAddr),
     /// By the Unix socket, from a process of this user.
     Socket {
@@ -56,22 +56,22 @@ impl std::fmt::Display for Origin {
 
 /// Who it is, for the audit log.
 #[derive(Debug, Clone)]
-pub(super) struct Caller {
-    pub(super) name: String,
+pub(in crate::service) struct Caller {
+    pub(in crate::service) name: String,
     /// Whether it may see messages and not only codes: root, and who has a token.
-    pub(super) informed: bool,
-    pub(super) privilege: Privilege,
+    pub(in crate::service) informed: bool,
+    pub(in crate::service) privilege: Privilege,
 }
 
 /// The rules and the tokens.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(in crate::service) struct Gate {
     file: Option<PathBuf>,
     insecure: bool,
     own_uid: u32,
     known: Mutex<(Option<SystemTime>, Vec<Token>)>,
     /// Failures by origin.
-    pub(super) attempts: Attempts,
+    pub(in crate::service) attempts: Attempts,
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ struct Token {
 impl Gate {
     /// # Errors
     /// [`Error::Config`]: the file of tokens cannot be used.
-    pub(super) fn new(file: Option<PathBuf>, insecure: bool) -> Result<Self> {
+    pub(in crate::service) fn new(file: Option<PathBuf>, insecure: bool) -> Result<Self> {
         let known = match &file {
             Some(path) => load(path)?,
             None => (None, Vec::new()),
@@ -97,7 +97,12 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::Forbidden`].
-    pub(super) fn admit(&self, origin: Origin, header: Option<&str>, needed: Privilege) -> Result<Caller> {
+    pub(in crate::service) fn admit(
+        &self,
+        origin: Origin,
+        header: Option<&str>,
+        needed: Privilege,
+    ) -> Result<Caller> {
         let who = self.identify(origin, header)?;
         if who.privilege < needed { Err(Error::Forbidden { who: who.name }) } else { Ok(who) }
     }

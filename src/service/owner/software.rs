@@ -1,11 +1,11 @@
 //! The hooks where the software image runs as a container of ours: an upgrade of software alone is a swap.
 
-use super::disk::Place;
-use super::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::container::{self, Config, Nspawn, StartReport};
 use crate::device::Mode;
 use crate::error::Result;
 use crate::progress::Silent;
+use crate::service::owner::disk::Place;
+use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::state::UpgradeType;
 
 /// Swaps and restarts the container; what concerns the machine is left to commands.

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// A stream on which no write may wait longer than a limit for the other end.
-pub(super) struct WriteTimeout<S> {
+pub(in crate::service) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     /// Runs while a write waits.
@@ -17,7 +17,7 @@ pub(super) struct WriteTimeout<S> {
 }
 
 impl<S> WriteTimeout<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
+    pub(in crate::service) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, waiting: None }
     }
 

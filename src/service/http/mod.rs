@@ -1,0 +1,17 @@
+//! Connections: where the service listens, who may call it, and how much one caller may take.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `listen` | Unix socket and TCP, one task per connection |
+//! | [`tls`] | certificate and key; self-signed where none is configured |
+//! | `auth`, `attempts` | tokens and privileges; the rate of failed logins |
+//! | `hosts` | the names that the `Host` header may have |
+//! | `shares`, `write_timeout` | limits per caller; a client that stops reading |
+
+pub(super) mod attempts;
+pub(super) mod auth;
+pub(super) mod hosts;
+pub(super) mod listen;
+pub(super) mod shares;
+pub mod tls;
+pub(super) mod write_timeout;
