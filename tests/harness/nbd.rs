@@ -63,6 +63,13 @@ impl Nbd {
         GoesOn(self)
     }
 
+    /// Ends the server of the FUSE file system; the mount and the loop device stay.
+    pub(crate) fn crash(&mut self) {
+        if let Some(fuse) = &mut self.fuse {
+            fuse.kill().and_then(|()| fuse.wait()).unwrap();
+        }
+    }
+
     /// From now on some requests fail with EIO, or none.
     pub(crate) fn fail(&self, fails: bool) {
         if fails {

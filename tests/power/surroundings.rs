@@ -420,3 +420,24 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     assert_eq!(prepare.code_within(Duration::from_secs(30)), Some(8));
     at(&["slots"]).1.good();
 }
+
+/// Before: a loop device over a FUSE file system whose server had crashed forbade every prepare of a disk of the same size.
+#[test]
+fn a_server_of_a_file_system_that_died_forbids_nothing() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    // As large as the disk: only its size could have ruled the device out.
+    let other = bench.path("other");
+    fs::copy(bench.disk(), &other).unwrap();
+    let mut neighbour = Nbd::new(&other, &bench.path("."));
+    neighbour.crash();
+    // The kernel answers from its cache for a second.
+    let begun = Instant::now();
+    while fs::metadata(bench.path("mounted")).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bench.at(&["prepare", "v2.qimg"]).good();
+}

@@ -26,12 +26,14 @@ struct Answers {
     below: BTreeMap<&'static str, Identity>,
     claimed: BTreeSet<&'static str>,
     closed: BTreeSet<&'static str>,
+    /// What asking for what lies below fails with; EACCES where this is not set.
+    problem: Option<nix::errno::Errno>,
 }
 
 impl KernelQuery for Answers {
     fn below(&self, node: &Path) -> io::Result<Identity> {
         let name = node.file_name().unwrap().to_str().unwrap();
-        self.below.get(name).copied().ok_or_else(|| nix::errno::Errno::EACCES.into())
+        self.below.get(name).copied().ok_or_else(|| self.problem.unwrap_or(nix::errno::Errno::EACCES).into())
     }
 
     fn is_claimed(&self, node: &Path) -> io::Result<bool> {
@@ -196,6 +198,9 @@ fn a_loop_device_that_does_not_tell_is_a_doubt() {
             expected,
             "{offset} {limit} {size}"
         );
+        // The server of the file system that the file lies on is gone.
+        let gone = Answers { problem: Some(nix::errno::Errno::ENOTCONN), ..Answers::default() };
+        assert_eq!(asked(&fake, &gone, &file), [Usage::Idle, Usage::Idle]);
     }
     fake.attach("loop0", "/etc/passwd", 0, 0);
     fake.sized("loop0", 4 * MIB);

@@ -69,6 +69,7 @@ impl Ways {
             for (l, below) in &attached {
                 let over = match below {
                     Ok(below) => *below == range.inside,
+                    Err(e) if cannot_write(e) => false,
                     Err(e) => ways.guess(kernel, l, &range, e),
                 };
                 let inside = if over { shifted(l, range.extent) } else { None };
@@ -150,6 +151,13 @@ impl Ways {
         }
         false
     }
+}
+
+/// Whether a loop device that gives this error is attached to a file of a FUSE file system whose server is gone. Such a
+/// connection never comes back (`fuse_abort_conn` in fs/fuse/dev.c): nothing can be written by way of it, whatever the
+/// file was, and a server that crashed beside us must not forbid our upgrades.
+fn cannot_write(problem: &io::Error) -> bool {
+    problem.raw_os_error() == Some(nix::libc::ENOTCONN)
 }
 
 /// What lies below a range of a loop device; `None` where the range is not one of that device.
