@@ -4,7 +4,7 @@ use qstage::boot::BootFlag;
 use qstage::units::MIB;
 
 use super::{SLOTS, extent, nobodys};
-use crate::harness::tables::{Reader, flags};
+use crate::harness::tables::Reader;
 
 /// What a slot's record says, read by the offsets that slot/footer.rs documents.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,15 +56,16 @@ pub fn boots(
     flag: BootFlag,
     reader: Reader,
 ) -> Option<(Option<char>, Option<char>)> {
-    let bits = flags(image, block, reader)?;
     let (platform, software) = crate::harness::tables::selection(image, block, reader)?;
     if flag == BootFlag::Priority {
         return Some((platform, software));
     }
-    let carries = |name: &str| bits.get(name).is_some_and(|bits| bits & 4 != 0);
-    let platform = match (carries("platform_a"), carries("platform_b")) {
-        (true, false) => Some('a'),
-        (false, true) => Some('b'),
+    let named = crate::harness::tables::named(image, block, reader)?;
+    let active: Vec<&str> =
+        named.iter().filter(|(_, bits)| bits & 4 != 0).map(|(name, _)| name.as_str()).collect();
+    let platform = match active[..] {
+        ["platform_a"] => Some('a'),
+        ["platform_b"] => Some('b'),
         // gptmbr: "Missing OS" and "Multiple active partitions".
         _ => None,
     };

@@ -222,16 +222,21 @@ pub fn entries(image: &[u8], block: u32, reader: Reader) -> Option<(&[u8], usize
     }
 }
 
+/// Name and attributes of every partition that a reader of this kind finds, in the order of the table. A table that was torn
+/// while its entries moved may have two of one name.
+pub fn named(image: &[u8], block: u32, reader: Reader) -> Option<Vec<(String, u64)>> {
+    let (array, size) = entries(image, block, reader)?;
+    let used = array.chunks(size).filter(|entry| entry[..16] != [0; 16]);
+    let named = used.map(|entry| {
+        let units: Vec<u16> = entry[56..128].chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
+        (String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned(), le(entry, 48))
+    });
+    Some(named.collect())
+}
+
 /// The attributes of every partition that a reader of this kind finds, by name.
 pub fn flags(image: &[u8], block: u32, reader: Reader) -> Option<std::collections::HashMap<String, u64>> {
-    let (array, size) = entries(image, block, reader)?;
-    let mut bits = std::collections::HashMap::new();
-    for entry in array.chunks(size).filter(|entry| entry[..16] != [0; 16]) {
-        let units: Vec<u16> = entry[56..128].chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
-        let name = String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned();
-        bits.insert(name, le(entry, 48));
-    }
-    Some(bits)
+    Some(named(image, block, reader)?.into_iter().collect())
 }
 
 /// What a reader of this kind selects on this disk. `None`: it finds no table.
