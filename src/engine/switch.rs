@@ -113,12 +113,14 @@ impl Engine<'_> {
         settled: Option<Printed>,
     ) -> Result<SwitchReport> {
         let printed = Printed::new(view, transition)?;
-        self.run(lock, view, transition, &[])?;
         let printed = match settled {
             Some(settled) => printed.behind(settled),
             None => printed,
         };
-        self.report(view, transition, printed, false)
+        // First: it refuses where nothing would boot afterwards.
+        let report = self.report(view, transition, printed, false)?;
+        self.run(lock, view, transition, &[])?;
+        Ok(report)
     }
 
     /// Runs the acts of a transition of this view, after a repair of the table where one is due. `opened` are slots that

@@ -4,21 +4,23 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use qstage::boot::BootFlag;
 use qstage::commit;
-use qstage::gpt::CopyState;
-use qstage::units::Slot;
+use qstage::device::BlockDevice;
+use qstage::error::{Error, Result};
+use qstage::gpt::{CopyState, Partition};
+use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
+use qstage::units::{ByteOffset, Slot};
 
-use crate::harness::proof::scenes::{play, releases};
-use crate::harness::proof::{Site, Tape, Verb};
-use crate::harness::tables::damages;
+use crate::harness::proof::scenes::{Releases, play, releases};
+use crate::harness::proof::{Bench, SLOTS, Site, Tape, Verb};
+use crate::harness::tables::{damages, ops_of};
 
-/// Every verb on every disk that a scene starts from, whole and with each part of the table lost, with either slot running.
-#[test]
-fn a_refusal_writes_nothing_and_a_success_repairs() {
-    let r = releases();
-    let verbs = [
+/// All that a caller can ask of the engine.
+fn verbs(r: &Releases) -> Vec<Verb> {
+    let mut verbs = vec![
         Verb::Prepare(r.v1.clone()),
         Verb::Prepare(r.v9.clone()),
         Verb::Commit,
@@ -27,11 +29,21 @@ fn a_refusal_writes_nothing_and_a_success_repairs() {
         Verb::Cancel,
         Verb::TrialFailed,
         Verb::Kexec,
+        Verb::KexecRefused,
         Verb::Start,
-        Verb::SoftwareGood(Slot::A),
-        Verb::SoftwareBack(Slot::B),
         Verb::Lend,
     ];
+    for slot in Slot::BOTH {
+        verbs.extend([Verb::MakeGood(slot), Verb::SoftwareGood(slot), Verb::SoftwareBack(slot)]);
+    }
+    verbs
+}
+
+/// Every verb on every disk that a scene starts from, whole and with each part of the table lost, with either slot running.
+#[test]
+fn a_refusal_writes_nothing_and_a_success_repairs() {
+    let r = releases();
+    let verbs = verbs(&r);
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     let (mut repaired, mut wrong) = (0, Vec::new());
     for flag in [BootFlag::Priority, BootFlag::Legacy] {
@@ -72,5 +84,107 @@ fn a_refusal_writes_nothing_and_a_success_repairs() {
     }
     println!("{repaired} repaired; refused: {refused:#?}");
     assert!(wrong.is_empty(), "{} wrong: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
-    assert!(repaired > 300 && refused.len() > 7, "{repaired}, {refused:?}");
+    assert!(repaired > 300 && refused.len() > 8, "{repaired}, {refused:?}");
+}
+
+/// What stands beside the engine.
+enum Neighbour {
+    /// Uses the partition of this name.
+    Uses(&'static str),
+    /// Writes another table at the moment at which the engine opens the first slot that it will write to: after the engine
+    /// has read the table, and before it writes.
+    ChangesTable(Arc<Tape>),
+}
+
+struct Beside {
+    bench: Bench,
+    neighbour: Neighbour,
+}
+
+impl Machine for Beside {
+    fn is_image(&self) -> bool {
+        self.bench.is_image()
+    }
+    fn name(&self) -> &str {
+        self.bench.name()
+    }
+    fn disk(&self) -> Arc<dyn BlockDevice> {
+        self.bench.disk()
+    }
+    fn lock(&self) -> Result<DiskLock> {
+        self.bench.lock()
+    }
+    fn is_locked(&self) -> Result<bool> {
+        self.bench.is_locked()
+    }
+    fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>> {
+        match (&self.neighbour, access) {
+            (Neighbour::Uses(name), Access::Exclusive) if partition.name == *name => {
+                Err(Error::SlotInUse { partition: partition.name.clone(), by: "a neighbour".to_owned() })
+            }
+            (Neighbour::ChangesTable(tape), Access::Exclusive | Access::Record) => {
+                change_table(tape);
+                self.bench.open_partition(partition, access)
+            }
+            _ => self.bench.open_partition(partition, access),
+        }
+    }
+    fn mount_source(&self, partition: &Partition) -> Result<MountSource> {
+        self.bench.mount_source(partition)
+    }
+    fn in_use(&self, partition: &Partition) -> Result<Option<String>> {
+        let uses = matches!(self.neighbour, Neighbour::Uses(name) if partition.name == name);
+        Ok(uses.then(|| "a neighbour".to_owned()))
+    }
+    fn booted_from(&self, candidates: &[Partition], table: &[Partition]) -> Result<Booted> {
+        self.bench.booted_from(candidates, table)
+    }
+}
+
+/// Another program gives the foreign partition another attribute. The log of the tape does not hold it.
+fn change_table(tape: &Tape) {
+    let loaded = commit::load(tape, "disk").unwrap();
+    let table = loaded.table().unwrap();
+    let number = table.partitions().iter().find(|part| part.name == "data").unwrap().number;
+    let bits = table.attributes(number);
+    let changed = table.with_attributes(number, bits.with_priority(bits.priority() ^ 1));
+    for op in ops_of(&commit::plan(&loaded, &changed).unwrap()) {
+        if let crate::harness::tables::Op::Write(at, bytes) = op {
+            tape.memory.write_at(&bytes, ByteOffset(at)).unwrap();
+        }
+    }
+}
+
+/// A slot that is in use, and a table that another program changes meanwhile: refused before the first write.
+#[test]
+fn neighbours_are_met_before_the_first_write() {
+    let r = releases();
+    let verbs = verbs(&r);
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for flag in [BootFlag::Priority, BootFlag::Legacy] {
+        for take in play(&r, 512, flag, 1) {
+            for (verb, slot) in verbs.iter().flat_map(|verb| Slot::BOTH.map(|slot| (verb, slot))) {
+                for name in SLOTS.map(Some).into_iter().chain([None]) {
+                    let disk = Tape::new(take.before.clone(), 512);
+                    let neighbour =
+                        name.map_or_else(|| Neighbour::ChangesTable(disk.clone()), Neighbour::Uses);
+                    let beside = Beside { bench: Bench(disk.clone()), neighbour };
+                    let site = Site::new(slot, flag);
+                    let done = site.engine_of(&beside, |engine| verb.run(engine, &site.options()));
+                    let Err(error) = done else { continue };
+                    *refused.entry(error.code().to_owned()).or_default() += 1;
+                    if !disk.ops().is_empty() {
+                        let about = format!("{flag:?}, {}, {name:?}, {verb:.40?} in {slot}", take.scene.name);
+                        wrong.push(format!("{about}: {} after {} writes", error.code(), disk.ops().len()));
+                    }
+                }
+            }
+        }
+    }
+    println!("refused: {refused:#?}");
+    assert!(wrong.is_empty(), "{} wrong: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
+    for code in ["UPGRADE_ERROR_SLOT_IN_USE", "UPGRADE_ERROR_GPT_UNSUPPORTED"] {
+        assert!(refused.get(code).is_some_and(|times| *times > 20), "{code}: {refused:?}");
+    }
 }

@@ -22,8 +22,9 @@ pub(crate) struct Site<'a> {
 impl Site<'_> {
     /// Runs the acts one after another. Each is durable, and was read again, before the next one begins; the first failure
     /// ends it. A refusal writes nothing: before the first write all slots are opened (one that is in use refuses the verb
-    /// as a whole) and all changes of the table are planned. Then a repair of the table that is due comes first:
-    /// redundancy is repaired before it is spent.
+    /// as a whole), all changes of the table are planned, the EFI variables are there, and the table is compared with the one
+    /// that the acts were decided by. Then a repair of the table that is due comes first: redundancy is repaired before it
+    /// is spent.
     ///
     /// # Errors
     /// Class Disk and Io.
@@ -31,6 +32,9 @@ impl Site<'_> {
         let devices: Vec<Option<Device<'_>>> =
             transition.acts.iter().map(|act| self.open(act)).collect::<Result<_>>()?;
         self.check_tables(transition)?;
+        if transition.acts.iter().any(|act| matches!(act, Act::Variables(_))) {
+            self.machine.firmware()?;
+        }
         let disk = self.machine.disk();
         let load =
             || commit::load(&*disk, self.machine.name()).map(|read| read.with_method(self.loaded.method()));

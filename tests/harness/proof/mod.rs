@@ -264,8 +264,12 @@ impl Site {
 
     /// Calls `act` with an engine on the disk.
     pub fn engine<T>(&self, disk: Arc<dyn BlockDevice>, act: impl FnOnce(&Engine<'_>) -> T) -> T {
-        let (machine, journal) = (Bench(disk), MemoryJournal::default());
-        act(&Engine::new(&machine, &journal, self.policy()))
+        self.engine_of(&Bench(disk), act)
+    }
+
+    /// Calls `act` with an engine on a machine of its own.
+    pub fn engine_of<T>(&self, machine: &dyn Machine, act: impl FnOnce(&Engine<'_>) -> T) -> T {
+        act(&Engine::new(machine, &MemoryJournal::default(), self.policy()))
     }
 
     /// Runs a verb.

@@ -18,6 +18,8 @@ pub enum Verb {
     Prepare(Arc<Vec<u8>>),
     Commit,
     MarkGood,
+    /// `mark-good SLOT`: made good and selected whatever its flags say.
+    MakeGood(Slot),
     RollBack,
     Cancel,
     /// The selector of an initramfs starts a slot and counts its try.
@@ -26,6 +28,8 @@ pub enum Verb {
     TrialFailed,
     /// Commit by kexec.
     Kexec,
+    /// Commit by kexec of a slot whose kernel cannot be loaded.
+    KexecRefused,
     /// What starts the container: which image, and its try counted.
     Start,
     /// The container of a software slot is healthy.
@@ -42,10 +46,11 @@ impl Verb {
         Some(match self {
             Self::Commit => Change::Commit,
             Self::MarkGood => Change::MarkGood(None),
+            Self::MakeGood(slot) => Change::MarkGood(Some(*slot)),
             Self::RollBack => Change::RollBack(None),
             Self::Cancel => Change::Cancel,
             Self::TrialFailed => Change::TrialFailed(None),
-            Self::Kexec => Change::CommitByKexec,
+            Self::Kexec | Self::KexecRefused => Change::CommitByKexec,
             Self::Start => Change::SoftwareTry(Slot::A),
             Self::SoftwareGood(slot) => Change::SoftwareGood(*slot),
             Self::SoftwareBack(slot) => Change::SoftwareBack(*slot, "its probe failed"),
@@ -60,13 +65,15 @@ impl Verb {
             Self::Prepare(bundle) => engine.prepare(open(bundle)?, options, &Silent).map(drop),
             Self::Commit => engine.commit(false).map(drop),
             Self::MarkGood => engine.mark_good(None).map(drop),
+            Self::MakeGood(slot) => engine.mark_good(Some(*slot)).map(drop),
             Self::RollBack => engine.roll_back().map(drop),
             Self::Cancel => engine.cancel().map(drop),
             Self::TrialFailed => {
                 engine.trial_failed(Some("health check 'disk': it is full"))?;
                 engine.trial_failed(None).map(drop)
             }
-            Self::Kexec => engine.commit_by_kexec(&Kernel).map(drop),
+            Self::Kexec => engine.commit_by_kexec(&Kernel { loads: true }).map(drop),
+            Self::KexecRefused => engine.commit_by_kexec(&Kernel { loads: false }).map(drop),
             Self::Start => engine.software_try(engine.software_selected()?.slot).map(drop),
             Self::SoftwareGood(slot) => engine.software_good(*slot).map(drop),
             Self::SoftwareBack(slot) => engine.software_back(*slot, "its probe failed").map(drop),
@@ -80,12 +87,17 @@ impl Verb {
     }
 }
 
-/// A kernel that loads and starts.
-struct Kernel;
+/// A kernel that starts, once it is loaded.
+struct Kernel {
+    loads: bool,
+}
 
 impl SlotKernel for Kernel {
     fn load(&self, _: Slot, _: &Path, _: &str) -> Result<()> {
-        Ok(())
+        match self.loads {
+            true => Ok(()),
+            false => Err(Error::Kexec { problem: "its signature is bad".to_owned() }),
+        }
     }
     fn start(&self) -> Result<()> {
         Ok(())
