@@ -1,4 +1,4 @@
-//! The attribute field of a partition entry, as a type with verbs.
+//! The attribute field of a partition entry, as a type with one method per bit field.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use std::fmt;
 /// | 48-51 | priority: 15 first, 1 last, 0 never                      | yes    |
 /// | 52-55 | tries left, counted down by the boot loader              | yes    |
 /// | 56    | successful: boots whatever the tries say                 | yes    |
-/// | 57-63 | of the partition type's owner                            | never  |
+/// | 57-63 | reserved for the owner of the partition type             | never  |
 ///
 /// Every `with_` returns a changed copy; nothing here writes to the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -34,7 +34,7 @@ impl Attributes {
         ((self.0 >> PRIORITY) & NIBBLE) as u8
     }
 
-    /// With that priority; above 15 is 15.
+    /// These attributes with another priority; values above 15 become 15.
     #[must_use]
     pub fn with_priority(self, priority: u8) -> Self {
         self.with_nibble(PRIORITY, priority)
@@ -45,35 +45,36 @@ impl Attributes {
         ((self.0 >> TRIES) & NIBBLE) as u8
     }
 
-    /// With that many tries left; above 15 is 15.
+    /// These attributes with another number of tries left; values above 15 become 15.
     #[must_use]
     pub fn with_tries(self, tries: u8) -> Self {
         self.with_nibble(TRIES, tries)
     }
 
-    /// Whether it was marked good.
+    /// Whether the successful bit is set: the slot was marked good.
     pub const fn successful(self) -> bool {
         self.0 & SUCCESSFUL != 0
     }
 
-    /// Marked good, or not.
+    /// These attributes with the successful bit set or cleared.
     #[must_use]
     pub const fn with_successful(self, yes: bool) -> Self {
         self.with_bit(SUCCESSFUL, yes)
     }
 
-    /// Whether it carries bit 2.
+    /// Whether bit 2 (legacy BIOS bootable) is set.
     pub const fn legacy_bootable(self) -> bool {
         self.0 & LEGACY != 0
     }
 
-    /// With bit 2 set or clear.
+    /// These attributes with bit 2 set or cleared.
     #[must_use]
     pub const fn with_legacy_bootable(self, yes: bool) -> Self {
         self.with_bit(LEGACY, yes)
     }
 
-    /// Whether a loader that goes by priority may take it: a priority, and successful or tries left.
+    /// Whether a boot loader that goes by priority may take the entry: it has a priority, and is successful or has
+    /// tries left.
     pub const fn will_boot(self) -> bool {
         self.priority() > 0 && (self.successful() || self.tries() > 0)
     }

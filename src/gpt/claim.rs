@@ -1,18 +1,18 @@
-//! Which blocks outside of slots are ours to write, and the only way to make a write of them.
+//! Which blocks outside of slots qstage may write ("ours"), and the only way to make a write of them.
 //!
 //! Boot loaders of many boards lie outside of partitions: Amlogic at LBA 1, i.MX at 2 or 66, Allwinner at 16 and
-//! 256, Rockchip at 64 and 16384, some of them within the unused end of the entry array, some written after the
+//! 256, Rockchip at 64 and 16384. Some lie within the unused end of the entry array, some are written after the
 //! first upgrade. So a block is claimed by what it holds *now*:
 //!
 //! | where | ours if it holds |
 //! |---|---|
 //! | LBA 1 and the rest of its physical block | anything: a GPT disk has its header there, and the other bytes are written as they are |
-//! | between the header and the first partition | zeroes, or a block of this table's array with whatever attributes, torn or not |
-//! | between the last usable block and the end of the disk, in no partition | the same, or a header with this disk's GUID, or what the medium lost |
+//! | between the header and the first partition | zeroes, or a block of this table's array with any attributes, torn or not |
+//! | between the last usable block and the end of the disk, in no partition | the same, or a header with this disk's GUID, or a block that the medium lost |
 //!
 //! [`Step::Write`](super::Step) takes a [`Write`], and only [`Claimed::write`] makes one: a plan cannot be built
-//! from a block that was not claimed. Rejected: to trust what a valid header names as its array. Allwinner's
-//! loader lies there.
+//! from a block that was not claimed. Rejected: trusting what a valid header names as its array, because
+//! Allwinner's loader lies there.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -22,7 +22,7 @@ use super::table::ATTRIBUTES;
 use super::{Header, Table};
 use crate::units::{ByteOffset, Guid, Lba};
 
-/// A write of whole blocks that are ours. Only a claim makes one.
+/// A write of whole claimed blocks. Only a claim makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     at: ByteOffset,
@@ -31,27 +31,27 @@ pub struct Write {
 }
 
 impl Write {
-    /// Where, in bytes from the start of the disk.
+    /// Offset of the first byte, in bytes from the start of the disk.
     pub const fn at(&self) -> ByteOffset {
         self.at
     }
 
-    /// The blocks.
+    /// The bytes to write: whole blocks.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// What it is, for people.
+    /// Description for people.
     pub const fn what(&self) -> &'static str {
         self.what
     }
 
-    /// The same under another name.
+    /// The same write with another description.
     pub(super) fn called(self, what: &'static str) -> Self {
         Self { what, ..self }
     }
 
-    /// A write to a disk without a table, which is laid out anew: nothing there is anybody's any more.
+    /// A write to a disk without a table, which is laid out anew: every block of it is free.
     pub(super) const fn to_blank(at: ByteOffset, bytes: Vec<u8>, what: &'static str) -> Self {
         Self { at, bytes, what }
     }
@@ -65,34 +65,34 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
-    /// The write of these bytes to the claimed blocks; `None` where they are not as many.
+    /// The write of these bytes to the claimed blocks; `None` if the lengths differ.
     pub(super) fn write(self, bytes: Vec<u8>, what: &'static str) -> Option<Write> {
         (bytes.len() == self.len).then_some(Write { at: self.at, bytes, what })
     }
 }
 
-/// What a block holds, as far as ownership goes.
+/// What a block holds, as far as ownership depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BlockContent {
-    /// Zeroes: nobody's.
+    /// Zeroes: free.
     Nothing,
     /// A block of this table's array, attributes aside, perhaps torn.
     Copy,
     /// Something else.
     Foreign,
-    /// The medium lost it.
+    /// The medium lost it: reading fails.
     Lost,
     /// It was not read.
     Unknown,
 }
 
-/// Whose word allows a write.
+/// What permits a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClaimSource {
     /// What the blocks hold now.
     Evidence,
-    /// Somebody asked for this very copy to be replaced: `qstage repair --from`. Behind the usable area, where
-    /// UEFI has backups and nothing else, whatever lies there may go.
+    /// An explicit request to replace this very copy: `qstage repair --from`. After the usable area UEFI has
+    /// backups and nothing else, so any content there may be overwritten.
     Order,
 }
 
@@ -103,9 +103,9 @@ pub(super) struct Claims<'a> {
     pub(super) sectors: Cow<'a, Sectors>,
     table: &'a Table,
     warrant: ClaimSource,
-    /// Blocks between the header and the first partition, as far as they may be used.
+    /// Usable blocks between the header and the first partition.
     pub(super) gap: Range<u64>,
-    /// An array of the table that is to be replaced by order.
+    /// Blocks of an entry array that is to be replaced on request; `None` without such a request.
     replaced: Option<Range<u64>>,
 }
 
@@ -125,14 +125,14 @@ impl<'a> Claims<'a> {
         }
     }
 
-    /// With the word of somebody who wants the array of `replaced` overwritten too.
+    /// These claims on explicit request: the array of `replaced` may be overwritten too.
     pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
         self.warrant = ClaimSource::Order;
         self.replaced = replaced.map(|h| h.entries_lba.0..h.entries_lba.0.saturating_add(h.array_blocks()));
         self
     }
 
-    /// LBA 1 with its physical block; the bytes around the header, as they are, come with it.
+    /// LBA 1 with its physical block; the bytes around the header are written as they are.
     pub(super) fn primary_header(&self, header: &[u8]) -> Option<Write> {
         let around = self.geometry.physical_block(Lba(1));
         let (range, bytes) = match self.sectors.bytes(around.clone()) {
@@ -141,13 +141,13 @@ impl<'a> Claims<'a> {
                 bytes.get_mut(at..at + header.len())?.copy_from_slice(header);
                 (around, bytes)
             }
-            // Where they cannot be read only the header's own: better the medium merges than that we guess.
+            // If they cannot be read, only the header's own block: better the medium merges than that we guess.
             None => (1..2, header.to_vec()),
         };
         self.claimed(&range).write(bytes, "primary header")
     }
 
-    /// One block for a backup header; the LBA where it is not ours.
+    /// One block for a backup header; the LBA as error if it is not ours.
     pub(super) fn backup_header(&self, at: Lba) -> Result<Claimed, Lba> {
         let ours = self.rear(at.0)
             && match self.sectors.get(at.0) {
@@ -162,7 +162,8 @@ impl<'a> Claims<'a> {
         if ours { Ok(self.claimed(&(at.0..at.0 + 1))) } else { Err(at) }
     }
 
-    /// Blocks of an array, before the first partition or behind the usable area; the first LBA that is not ours.
+    /// Blocks of an array, before the first partition or after the usable area; the first LBA that is not ours as
+    /// error.
     pub(super) fn array(&self, blocks: Range<u64>) -> Result<Claimed, Lba> {
         match blocks.clone().find(|lba| !self.is_ours(*lba)) {
             Some(foreign) => Err(Lba(foreign)),
@@ -195,7 +196,7 @@ impl<'a> Claims<'a> {
         (first..first.saturating_add(header.array_blocks())).contains(&lba)
     }
 
-    /// Whether a block lies behind the usable area, on the disk, and in no partition.
+    /// Whether a block lies after the usable area, on the disk, and in no partition.
     fn rear(&self, lba: u64) -> bool {
         let at = self.geometry.offset(lba).0;
         lba > self.table.header().last_usable.0
@@ -223,7 +224,7 @@ impl<'a> Claims<'a> {
         }
     }
 
-    /// Whether these bytes are a block of the array, whichever.
+    /// Whether these bytes are any block of the array.
     fn is_copy(&self, lba: u64, bytes: &[u8]) -> bool {
         let (block, size) = (bytes.len(), self.table.header().entry_size() as usize);
         // At its own place a block needs no proof by GUID: whatever the CRC covers there is the array.
@@ -245,7 +246,7 @@ impl Claims<'_> {
     }
 }
 
-/// The disk GUID of a header, whole or not; `None`: there is no header here.
+/// The disk GUID of a header, valid or not; `None` if there is no header signature.
 pub(super) fn disk_guid(block: &[u8]) -> Option<Guid> {
     let signature = block.get(..8)?;
     let known = signature == b"EFI PART" || signature == b"IGNOREME";
@@ -253,12 +254,12 @@ pub(super) fn disk_guid(block: &[u8]) -> Option<Guid> {
     Some(Guid(guid.try_into().ok()?))
 }
 
-/// How many bytes from the start are the same, attributes of used entries aside; `ours` lies at `at` of the array.
+/// Number of equal bytes from the start, attributes of used entries aside; `ours` begins at byte `at` of the array.
 fn same(there: &[u8], ours: &[u8], at: usize, size: usize) -> usize {
     (0..there.len()).position(|i| !same_byte(there, ours, at, size, i)).unwrap_or(there.len())
 }
 
-/// Byte `i` of both; what lies behind the end of the array in its last block counts as zero.
+/// Whether byte `i` of both is equal; bytes after the end of the array in its last block count as zero.
 fn same_byte(there: &[u8], ours: &[u8], at: usize, size: usize, i: usize) -> bool {
     let mine = ours.get(i).copied().unwrap_or(0);
     if there.get(i) == Some(&mine) {
@@ -266,15 +267,15 @@ fn same_byte(there: &[u8], ours: &[u8], at: usize, size: usize, i: usize) -> boo
     }
     let entry = (at + i) / size * size;
     let used = |entry: usize| {
-        // An entry begins in this block or, where entries are larger than blocks, before it: then it is not seen
-        // whole, and counts as used if this part of it holds anything.
+        // An entry begins in this block or, where entries are larger than blocks, before it. In the latter case
+        // only a part of it is visible, and it counts as used if this part holds anything.
         entry.checked_sub(at).and_then(|from| ours.get(from..from + 16)).is_none_or(|kind| kind != [0; 16])
     };
     i < ours.len() && ATTRIBUTES.contains(&(at + i - entry)) && used(entry)
 }
 
-/// Whether a block is one of ours, or was when a cut tore it: the one part ours, the other zero. One partition GUID
-/// has to be there whole: a few bytes that happen to fit prove nothing.
+/// Whether a block is one of ours, or was when a power cut tore it: one part ours, the other zero. One partition
+/// GUID has to be there whole: a few bytes that fit by chance prove nothing.
 fn is_torn_copy(there: &[u8], ours: &[u8], at: usize, size: usize) -> bool {
     let eq = |i: usize| same_byte(there, ours, at, size, i);
     let prefix = same(there, ours, at, size);

@@ -1,4 +1,4 @@
-//! The GPT header as bytes and as fields. Takes bytes, knows no device.
+//! The GPT header as bytes and as fields. Takes bytes, does no I/O.
 //!
 //! | offset | size | field (UEFI 2.10, table 5.5, little-endian)              |
 //! |-------:|-----:|----------------------------------------------------------|
@@ -6,7 +6,7 @@
 //! |      8 |    4 | revision, 1.0 = 0x00010000                               |
 //! |     12 |    4 | header size, 92 to the block size                        |
 //! |     16 |    4 | CRC-32 of the header, computed with this field as zero   |
-//! |     20 |    4 | reserved; kept as found                                  |
+//! |     20 |    4 | reserved; preserved                                      |
 //! |     24 |    8 | LBA of this header                                       |
 //! |     32 |    8 | LBA of the other header                                  |
 //! |     40 |    8 | first usable LBA                                         |
@@ -16,13 +16,13 @@
 //! |     80 |    4 | number of entries                                        |
 //! |     84 |    4 | size of an entry, 128 x 2^n                              |
 //! |     88 |    4 | CRC-32 of the entry array                                |
-//! |     92 |      | to the end of the block: kept as found                   |
+//! |     92 |      | to the end of the block: preserved                       |
 
 use crate::units::{BlockSize, Guid, Lba};
 
 /// The largest entry array accepted, in bytes; the usual one has 16 KiB. Checked before anything is allocated.
 pub const MAX_ARRAY: u64 = 1 << 20;
-/// The largest entry accepted, in bytes. Linux and the `gpt` crate know 128 only.
+/// The largest entry accepted, in bytes. Linux and the `gpt` crate accept 128 only.
 pub const MAX_ENTRY: u32 = 4096;
 
 const SIGNATURE: [u8; 8] = *b"EFI PART";
@@ -33,13 +33,13 @@ const MIN_ENTRY: u32 = 128;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "a field is named for the fact it carries; the variant is documented")]
 pub enum Fault {
-    /// The device does not give the bytes.
+    /// Reading the device failed.
     #[error("{what} at LBA {lba} cannot be read: {problem}")]
     Unreadable { what: &'static str, lba: Lba, problem: String },
-    /// A place is not on the disk, or where it must not be.
+    /// A block range is beyond the disk, or where it must not be.
     #[error("{what} at LBA {lba}, {blocks} blocks, is not within LBA {from} to {to}")]
     Outside { what: &'static str, lba: Lba, blocks: u64, from: Lba, to: Lba },
-    /// The bytes are no multiple of a block.
+    /// The length is not that of one block.
     #[error("a header block has {got} bytes, expected 512 or 4096")]
     BlockSize { got: usize },
     /// No header begins here.
@@ -51,58 +51,58 @@ pub enum Fault {
     /// A revision that is not 1.x.
     #[error("header revision {got:#010x}, expected 0x00010000")]
     Revision { got: u32 },
-    /// A header size that cannot be.
+    /// A header size outside of its bounds.
     #[error("header size {got}, expected 92 to {block}")]
     HeaderSize { got: u32, block: u32 },
-    /// The header is torn or rotten.
+    /// The CRC of the header does not match: the header is torn or rotten.
     #[error("header CRC {got:#010x}, expected {expected:#010x}")]
     HeaderCrc { expected: u32, got: u32 },
-    /// The header belongs elsewhere.
+    /// The header names another LBA as its own.
     #[error("the header says it is at LBA {got}, it is at LBA {expected}")]
     MyLba { expected: Lba, got: Lba },
     /// The usable area is empty.
     #[error("usable area from LBA {first} to {last}")]
     Usable { first: Lba, last: Lba },
-    /// A size of entries that cannot be.
+    /// An invalid entry size.
     #[error("entries of {got} bytes, expected 128 x 2^n up to 4096")]
     EntrySize { got: u32 },
     /// No entries, or more than the limit.
     #[error("{count} entries of {size} bytes, expected 1 to {MAX_ARRAY} bytes in all")]
     EntryCount { count: u32, size: u32 },
-    /// The array has not the length that the header says.
+    /// The array does not have the length that the header says.
     #[error("entry array of {got} bytes, expected {expected}")]
     ArrayLen { expected: usize, got: usize },
-    /// The array is torn or rotten.
+    /// The CRC of the array does not match: the array is torn or rotten.
     #[error("entry array CRC {got:#010x}, expected {expected:#010x}")]
     ArrayCrc { expected: u32, got: u32 },
 }
 
-/// A header that decoded: its CRC held and its fields are within bounds. Knows the rest of its block too, and
-/// gives it back unchanged.
+/// A decoded header: its CRC matched and its fields are within bounds. Stores the rest of its block too and encodes
+/// it unchanged.
 #[derive(Debug, Clone)]
 pub struct Header {
-    /// Where this header lies.
+    /// LBA of this header.
     pub my_lba: Lba,
-    /// Where the other one lies.
+    /// LBA of the other header.
     pub alternate_lba: Lba,
     /// First LBA that a partition may use.
     pub first_usable: Lba,
     /// Last LBA that a partition may use.
     pub last_usable: Lba,
-    /// The disk's GUID.
+    /// GUID of the disk.
     pub disk_guid: Guid,
-    /// Where the entry array begins.
+    /// First LBA of the entry array.
     pub entries_lba: Lba,
     /// CRC-32 of the entry array.
     pub entries_crc: u32,
-    // Not public: what decode checked holds for as long as the header lives.
+    // Not public: what decode checked stays true while the header lives.
     pub(super) count: u32,
     pub(super) entry_size: u32,
     pub(super) block: BlockSize,
     pub(super) raw: Vec<u8>,
 }
 
-/// Two headers are equal when they are the same bytes on a disk: what they were decoded from is no part of it.
+/// Two headers are equal if they encode to the same bytes, whatever bytes they were decoded from.
 impl PartialEq for Header {
     fn eq(&self, other: &Self) -> bool {
         self.encode() == other.encode()
@@ -112,11 +112,11 @@ impl PartialEq for Header {
 impl Eq for Header {}
 
 impl Header {
-    /// Decodes the block that was read at `at`. Never panics, whatever the bytes.
+    /// Decodes the block that was read at `at`. Never panics on any input.
     pub fn decode(raw: &[u8], at: Lba) -> Result<Self, Fault> {
         let block = u32::try_from(raw.len()).ok().and_then(BlockSize::from_bytes);
         let block = block.ok_or(Fault::BlockSize { got: raw.len() })?;
-        // From here on raw has at least 512 bytes: the fixed offsets below are within.
+        // From here on raw has at least 512 bytes, so the fixed offsets below are within it.
         let got = field(raw, 0);
         if got == *b"IGNOREME" {
             return Err(Fault::Ignored);
@@ -168,7 +168,7 @@ impl Header {
         Ok(header)
     }
 
-    /// The whole block, with the fields as they are now and a fitting CRC. Does not write to the disk.
+    /// The whole block, with the current fields and a matching CRC. Does not write to the disk.
     pub fn encode(&self) -> Vec<u8> {
         let mut raw = self.raw.clone();
         let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
@@ -189,12 +189,12 @@ impl Header {
         self.count
     }
 
-    /// Bytes of an entry: 128 x 2^n, at most [`MAX_ENTRY`].
+    /// Size of an entry in bytes: 128 x 2^n, at most [`MAX_ENTRY`].
     pub const fn entry_size(&self) -> u32 {
         self.entry_size
     }
 
-    /// Bytes of the header itself; the rest of its block belongs to nobody.
+    /// Size of the header in bytes; the rest of its block has no meaning.
     pub fn header_size(&self) -> u32 {
         u32::from_le_bytes(field(&self.raw, 12))
     }
@@ -204,7 +204,7 @@ impl Header {
         self.block
     }
 
-    /// Bytes of the entry array, at most [`MAX_ARRAY`].
+    /// Size of the entry array in bytes, at most [`MAX_ARRAY`].
     pub const fn array_len(&self) -> usize {
         // Bounded by decode.
         self.count as usize * self.entry_size as usize
@@ -229,7 +229,7 @@ fn header_crc(raw: &[u8], size: usize) -> u32 {
     hasher.finalize()
 }
 
-/// `N` bytes at `at`. The callers' offsets are constants within a block; a shorter input gives zeroes.
+/// `N` bytes at `at`. The callers' offsets are constants within a block; a shorter input yields zeroes.
 fn field<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
     raw.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
 }
@@ -250,7 +250,7 @@ mod tests {
             let mut moved = header.clone();
             moved.entries_lba = Lba(64);
             let encoded = moved.encode();
-            // The tail is kept, only the LBA and the CRC differ.
+            // The tail is preserved, only the LBA and the CRC differ.
             let differing: Vec<usize> = (0..block).filter(|&i| encoded[i] != raw[i]).collect();
             assert!(differing.iter().all(|i| (16..20).contains(i) || (72..80).contains(i)), "{differing:?}");
             assert_eq!(Header::decode(&encoded, Lba(1)).unwrap().entries_lba, Lba(64));
@@ -299,7 +299,7 @@ mod tests {
             let _ = Header::decode(&raw, Lba(at));
         }
 
-        /// Random fields behind a signature and a CRC that hold: the bounds are what stands.
+        /// Random fields after a valid signature and CRC: only the bounds protect the decoder.
         #[test]
         fn random_fields_never_panic(mut raw in proptest::collection::vec(any::<u8>(), 512), size in 0u32..600) {
             raw[..12].copy_from_slice(b"EFI PART\0\0\x01\0");

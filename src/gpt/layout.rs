@@ -8,14 +8,14 @@ use super::{Attributes, Geometry, Table};
 use crate::error::{Error, Result};
 use crate::units::{BlockSize, ByteOffset, Guid, Lba, MIB};
 
-/// A partition to be made.
+/// A partition to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewPartition {
     /// Its name, at most 36 UTF-16 units.
     pub name: String,
     /// Its type.
     pub type_guid: Guid,
-    /// Its unique GUID; `None`: a random one.
+    /// Its unique GUID; `None` for a random one.
     pub guid: Option<Guid>,
     /// Its size in bytes, rounded up to a multiple of 1 MiB.
     pub size: u64,
@@ -23,14 +23,14 @@ pub struct NewPartition {
     pub attributes: Attributes,
 }
 
-/// 128 entries of 128 bytes, the least that UEFI allows and what every reader knows.
+/// Size of the entry array in bytes: 128 entries of 128, the least that UEFI allows and what every reader accepts.
 const ARRAY: u64 = 16384;
-/// What is kept of both ends of the disk while the table is built; the backup takes 20 KiB at most.
+/// Bytes kept of the end of the disk while the table is built; the backup takes 20 KiB at most.
 const TAIL: u64 = 64 << 10;
 /// Units that the name field of an entry holds.
 const NAME_UNITS: usize = 36;
 
-/// As [`create_after`], with 1 MiB before the first partition.
+/// Same as [`create_after`], with 1 MiB reserved before the first partition.
 ///
 /// # Errors
 /// As [`create_after`].
@@ -44,10 +44,12 @@ pub fn create(
     create_after(MIB, disk, disk_len, block, partitions, disk_guid)
 }
 
-/// The plan that lays these partitions out on a blank disk of `disk_len` bytes: numbered from 1 in this order,
-/// from `reserve` bytes on, rounded up to 1 MiB and aligned to 1 MiB. There the first usable LBA is, too: before it is
-/// room for boot loaders and for a spare entry array. `disk` is its name for errors; `disk_guid` `None`: a random one.
-/// Does not write to the disk.
+/// The plan that lays these partitions out on a blank disk of `disk_len` bytes. They are numbered from 1 in this
+/// order and aligned to 1 MiB.
+///
+/// The first one begins at `reserve` bytes, rounded up to 1 MiB, and so does the usable area. Before it is room for
+/// boot loaders and for a spare entry array. `disk` is the disk's name in errors; `disk_guid` is `None` for a
+/// random one. Does not write to the disk.
 ///
 /// # Errors
 /// [`Error::DiskTooSmall`]; [`Error::Argument`]: a name is too long, or there are more than 128 partitions.
@@ -83,7 +85,7 @@ pub fn create_after(
     plan(first, &ends, &geometry).map_err(|what| Error::Internal { what })
 }
 
-/// Has the `gpt` crate write its table to both [`Ends`] of the disk.
+/// Lets the `gpt` crate write its table to both [`Ends`] of the disk.
 fn build(
     first: u64,
     disk_len: u64,
@@ -131,8 +133,8 @@ fn build(
     Ok(ends)
 }
 
-/// Reads both copies with our codec, raises the first usable LBA, and orders the writes: what makes the disk a
-/// GPT disk comes last.
+/// Reads both copies with our codec, raises the first usable LBA, and orders the writes: those that make the disk a
+/// GPT disk come last.
 fn plan(first: u64, ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
     let unit = u64::from(geometry.block.bytes());
     let copy = |lba: Lba| -> Result<Table, String> {
@@ -160,8 +162,8 @@ fn plan(first: u64, ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
     Ok(Plan { steps, method: Method::Layout, primary, backup: Some(backup) })
 }
 
-/// Both ends of a disk in memory, so that the crate can lay out a large disk in little. The middle does not
-/// exist: reaching for it is an error.
+/// Both ends of a disk in memory, so that the crate can lay out a large disk in little memory. Access to the middle
+/// is an error.
 #[derive(Debug)]
 struct Ends {
     head: Vec<u8>,
@@ -176,7 +178,7 @@ impl Ends {
         Self { head: size(MIB), tail: size(TAIL), len, at: 0 }
     }
 
-    /// Which end a range lies in, and where.
+    /// Which end a range lies in (`true`: the head), and its range there.
     fn locate(&self, at: u64, len: usize) -> Option<(bool, std::ops::Range<usize>)> {
         let past = at.checked_add(len as u64)?;
         let tail_from = self.len - self.tail.len() as u64;

@@ -1,13 +1,13 @@
-//! Where an entry array lies at rest, and where it may go in between.
+//! Where an entry array lies at rest, and where it may lie during a switch.
 //!
 //! ```text
 //! LBA 0    1        2 ... 33            ...            first partition
 //!  MBR   header   home: at rest   loaders, nothing   spare: during a transaction
 //! ```
 //!
-//! *Home* is where the maker of the table put the array, usually LBA 2: tools that look at the disk later, loaders
-//! that are written later, and firmware that reads LBA 2 whatever the header says meet what they know. The *spare*
-//! place is the highest one below the first partition that is ours to take, as far from loaders as the gap allows.
+//! *Home* is where the maker of the table put the array, usually LBA 2. Tools that look at the disk later, loaders
+//! that are written later, and firmware that always reads LBA 2 find what they expect. The *spare* place is the
+//! highest one before the first partition that is ours to take, as far from loaders as the gap allows.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,9 +25,9 @@ const UNIT: u64 = 4096;
 pub enum NoPlace {
     /// The gap is too small.
     NoRoom {
-        /// Where it ends: the first partition, say.
+        /// Where it ends, usually at the first partition.
         end: ByteOffset,
-        /// Bytes that a place takes.
+        /// Size of a place in bytes.
         needed: u64,
     },
     /// The gap is large enough, but every place in it holds something.
@@ -35,7 +35,7 @@ pub enum NoPlace {
         /// Where it ends.
         end: ByteOffset,
     },
-    /// The configuration wants the table changed where it lies.
+    /// The configuration demands that the table is changed in place.
     Configured,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn blocks(table: &Table, lba: Lba) -> Range<u64> {
     lba.0..lba.0.saturating_add(table.header().array_blocks())
 }
 
-/// The highest place below the first partition that is ours to take and apart from the arrays at `avoid`.
+/// The highest place before the first partition that is ours to take and does not overlap the arrays at `avoid`.
 pub(super) fn spare(claims: &Claims<'_>, table: &Table, avoid: &[Lba]) -> Result<Lba, NoPlace> {
     let geometry = claims.geometry;
     let unit = unit(geometry);
@@ -84,7 +84,7 @@ pub(super) fn spare(claims: &Claims<'_>, table: &Table, avoid: &[Lba]) -> Result
     loop {
         if apart(at) {
             apart_ones = true;
-            // The last foreign block of a place tells how far down the next place ends.
+            // The last foreign block of a place determines where the next place down ends.
             match (at..at + len)
                 .rev()
                 .find(|lba| !matches!(claims.holds(*lba), BlockContent::Nothing | BlockContent::Copy))
@@ -111,15 +111,16 @@ pub(super) fn spare(claims: &Claims<'_>, table: &Table, avoid: &[Lba]) -> Result
     })
 }
 
-/// Where the array lies at rest: where the header has it, unless it was left at a spare place by a cut, or at one of the
-/// two places between which version 0.1 changed. Then a former copy at the place that it came from is the proof.
+/// Where the array lies at rest: where the header says, unless a cut left it at a spare place, or at one of the two
+/// places between which version 0.1 alternated. In those cases a former copy at the place that it came from is the
+/// proof.
 pub(super) fn home(claims: &Claims<'_>, table: &Table) -> Lba {
     let named = table.header().entries_lba;
     let older = older_places(claims.geometry, table);
     if !older.contains(&named) && spare(claims, table, &[]) != Ok(named) {
         return named;
     }
-    // The highest former copy below: `sgdisk -j` leaves one behind where the array was before it.
+    // The highest former copy before it: `sgdisk -j` leaves one behind where the array was before.
     let below = (2..named.0).rev().map(Lba).filter(|lba| is_former_copy(claims, table, *lba));
     let (mut last_older, mut found) = (None, None);
     for lba in below {
@@ -138,14 +139,14 @@ pub(super) fn home(claims: &Claims<'_>, table: &Table) -> Lba {
     from_older.or(found).or(last_older.filter(|_| !older.contains(&named))).unwrap_or(named)
 }
 
-/// Between the header and the first partition, from the bottom up: where version 0.1 put arrays.
+/// The two places of version 0.1: between the header and the first partition, from the bottom up.
 fn older_places(geometry: &Geometry, table: &Table) -> [Lba; 2] {
     let unit = unit(geometry);
     let first = 2u64.next_multiple_of(unit);
     [Lba(first), Lba(first + table.header().array_blocks().next_multiple_of(unit))]
 }
 
-/// Whether the array lay at `lba`: its first block that holds an entry is there, and nothing foreign is.
+/// Whether the array lay at `lba`: its first block that holds an entry is there, and no foreign block is.
 fn is_former_copy(claims: &Claims<'_>, table: &Table, lba: Lba) -> bool {
     let block = claims.geometry.block.bytes() as usize;
     let Some(i) = table.entries().chunks(block).position(|block| block.iter().any(|byte| *byte != 0)) else {

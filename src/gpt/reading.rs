@@ -1,18 +1,18 @@
-//! What was read of a disk's table, and which copy of it is believed.
+//! The copies of the table as read from a disk, and which of them is used.
 //!
 //! | primary | backup | state | the table |
 //! |---|---|---|---|
-//! | whole | whole, says the same | equal | both |
-//! | whole | of this disk, says something else | differ | primary; the backup is repaired |
+//! | whole | whole, same content | equal | both |
+//! | whole | of this disk, other content | differ | primary; the backup is repaired |
 //! | whole | of this disk, torn | primary only | primary; the backup is repaired |
-//! | whole | no place on this disk, or somebody else's | no backup | primary; all works, nothing is repaired |
+//! | whole | cannot lie on this disk, or is another disk's | no backup | primary; all works, nothing is repaired |
 //! | not whole | whole, with evidence | backup only | backup; the primary is repaired |
 //! | not whole | whole, without evidence | doubtful | backup, for reading; nothing is written |
 //! | marked to be ignored | whole | ignored | backup, for reading; nothing is written |
 //! | not whole | not whole | none | |
 //!
-//! A medium keeps the backup of its former life at its end, and a new image seldom reaches so far. So a backup speaks
-//! only where there is no valid primary, and repairs the primary only with [`Evidence`] that it is this disk's.
+//! A medium has the backup of its former life at its end, and a new image seldom reaches so far. So a backup counts
+//! only if there is no valid primary, and repairs the primary only with [`Evidence`] that it is this disk's.
 
 use std::fmt;
 
@@ -27,11 +27,11 @@ use crate::units::{Guid, Lba};
 pub struct Damaged {
     /// What is wrong.
     pub fault: Fault,
-    /// Its header, if at least that is whole.
+    /// Its header, if that is whole; else `None`.
     pub header: Option<Header>,
 }
 
-/// Both copies as they were read.
+/// Both copies as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copies {
     /// The one at LBA 1.
@@ -40,24 +40,24 @@ pub struct Copies {
     pub backup: Result<Table, Box<Damaged>>,
 }
 
-/// How sound the two copies are.
+/// State of the two copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CopyState {
-    /// Both valid, and they say the same.
+    /// Both are valid and have the same content.
     Equal,
-    /// Both valid and of this disk, but they say different things; the primary rules.
+    /// Both are valid and of this disk, but their contents differ; the primary is used.
     Differ,
     /// Only the primary is valid; the backup can be made from it.
     PrimaryOnly,
     /// Only the primary is valid, and there is no place of ours for a backup.
     NoBackup,
-    /// Only the backup is valid, and it is this disk's.
+    /// Only the backup is valid, and there is evidence that it is this disk's.
     BackupOnly,
-    /// Only a backup is valid, and nothing shows that it is this disk's.
+    /// Only a backup is valid, and there is no evidence that it is this disk's.
     Doubtful,
-    /// Only the backup is valid, since the primary is marked to be ignored.
+    /// Only the backup is valid, because the primary is marked to be ignored.
     Ignored,
-    /// Neither is.
+    /// Neither is valid.
     None,
 }
 
@@ -79,23 +79,23 @@ impl fmt::Display for CopyState {
 /// Why a primary has no backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoBackup {
-    /// The primary says that it is at a place where none can be.
+    /// The primary names a place where no backup can lie.
     NoPlace {
-        /// What the primary says.
+        /// LBA that the primary names.
         alternate: Lba,
         /// The last block of the disk.
         last: Lba,
     },
-    /// There is the backup of another disk.
+    /// The backup of another disk is there.
     OtherDisk {
-        /// Where.
+        /// LBA of that backup.
         at: Lba,
-        /// The GUID of that disk.
+        /// GUID of that disk.
         guid: Guid,
     },
-    /// Something that is no backup lies at its place.
+    /// Something other than a backup lies at its place.
     Foreign {
-        /// The first block of it.
+        /// First block of that.
         at: Lba,
     },
 }
@@ -115,18 +115,18 @@ impl fmt::Display for NoBackup {
     }
 }
 
-/// What shows that a lone backup is this disk's.
+/// Evidence that a lone backup is this disk's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
     /// The damaged primary header carries the same disk GUID.
     Guid,
-    /// What is left of the primary array is the backup's but for some blocks.
+    /// What is left of the primary array equals the backup's except for some blocks.
     Array,
     /// A slot that it lays out holds a whole record.
     Record,
 }
 
-/// What was read of a disk.
+/// Everything read of a disk's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
     /// Its block sizes and length.
@@ -135,16 +135,16 @@ pub struct Reading {
     pub copies: Copies,
     /// The blocks around them.
     pub sectors: Sectors,
-    /// Whether a slot that a lone backup lays out holds a whole record. Not asked for otherwise.
+    /// Whether a slot that a lone backup lays out holds a whole record; `false` if not looked at.
     record: bool,
-    /// What follows from all that, worked out once.
+    /// Derived from the other fields, computed once.
     state: CopyState,
     no_backup: Option<NoBackup>,
 }
 
 impl Reading {
-    /// What was read. `record`: whether a slot that a lone backup lays out holds a whole record; `false` where that was not
-    /// looked at.
+    /// Joins what was read. `record`: whether a slot that a lone backup lays out holds a whole record; `false` if
+    /// that was not looked at.
     pub fn new(geometry: Geometry, copies: Copies, sectors: Sectors, record: bool) -> Self {
         let mut reading = Self { geometry, copies, sectors, record, state: CopyState::None, no_backup: None };
         reading.no_backup = reading.find_no_backup();
@@ -158,13 +158,13 @@ impl Reading {
         Self::new(self.geometry, copies, sectors, self.record)
     }
 
-    /// The table that is believed: the primary where it is valid, else the backup. U-Boot, OVMF and Linux with `gpt`
-    /// decide so too.
+    /// The table in use: the primary if it is valid, else the backup. U-Boot, OVMF and Linux with `gpt` choose the
+    /// same.
     pub fn ruling(&self) -> Option<&Table> {
         self.copies.primary.as_ref().or(self.copies.backup.as_ref()).ok()
     }
 
-    /// How sound the copies are.
+    /// The state of the copies.
     pub const fn state(&self) -> CopyState {
         self.state
     }
@@ -185,7 +185,7 @@ impl Reading {
         }
     }
 
-    /// Why a valid primary has no backup; `None`: it has one, sound or not, or there is no valid primary.
+    /// Why a valid primary has no backup; `None` if it has one, whole or not, or if there is no valid primary.
     pub fn no_backup(&self) -> Option<NoBackup> {
         self.no_backup.clone()
     }
@@ -215,7 +215,7 @@ impl Reading {
         }
     }
 
-    /// What shows that a backup without a valid primary is this disk's.
+    /// Evidence that a backup without a valid primary is this disk's; `None` if there is none.
     pub fn evidence(&self) -> Option<Evidence> {
         let (Err(_), Ok(backup)) = (&self.copies.primary, &self.copies.backup) else { return None };
         if let Known::Bytes(header) = self.sectors.get(1)
@@ -224,21 +224,21 @@ impl Reading {
             return Some(Evidence::Guid);
         }
         let claims = Claims::new(backup, &self.geometry, &self.sectors);
-        // Where partitioners put it, and where version 0.1 and transactions do: anywhere in the gap.
+        // Partitioners, version 0.1 and switches put the array at some place in the gap.
         if claims.gap.clone().any(|lba| claims.holds(lba) == super::claim::BlockContent::Copy) {
             return Some(Evidence::Array);
         }
         self.record.then_some(Evidence::Record)
     }
 
-    /// Where the primary array lies and where it belongs: equal but for a table that a cut or version 0.1 left away from
-    /// home.
+    /// LBA where the primary array belongs. It differs from where the array lies only if a cut or version 0.1 left
+    /// it away from home.
     pub fn home(&self) -> Option<Lba> {
         let primary = self.copies.primary.as_ref().ok()?;
         Some(place::home(&Claims::new(primary, &self.geometry, &self.sectors), primary))
     }
 
-    /// The last usable block of a table that describes a larger disk than this one.
+    /// The last usable LBA of a table that describes a larger disk than this one; else `None`.
     pub fn describes_larger(&self) -> Option<Lba> {
         let last = self.ruling()?.header().last_usable;
         (last > self.geometry.last_lba()).then_some(last)
@@ -246,7 +246,7 @@ impl Reading {
 }
 
 impl Copies {
-    /// The header of the backup, if it is whole.
+    /// The header of the backup if it is whole.
     pub(super) fn backup_header(&self) -> Option<&Header> {
         self.backup.as_ref().map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()))
     }

@@ -1,9 +1,9 @@
-//! The independent second reader: the `gpt` crate reads what was written and must agree. It shares no line with
-//! our codec, so an error common to our writer and our reader is found here.
+//! The independent second reader: the `gpt` crate reads what was written and must agree. It shares no code with our
+//! codec, so an error common to our writer and our reader is found here.
 //!
-//! It is strict where UEFI is not, measured on 4.1.0: entries other than 128 bytes make it panic (an assertion),
-//! a header longer than 92 bytes fails its CRC, and it seeks the backup in the last block only. [`scope`] tells
-//! which tables it can judge; the others rest on our own re-read alone.
+//! It is strict where UEFI is not, measured on 4.1.0: entries of other sizes than 128 bytes make it panic (an
+//! assertion), a header longer than 92 bytes fails its CRC, and it seeks the backup in the last block only.
+//! [`scope`] returns which tables it can judge; the others rest on our own re-read alone.
 
 use std::fmt;
 use std::io::{Read, Seek, Write};
@@ -19,7 +19,7 @@ pub enum Scope {
     Both,
     /// The primary: there is no backup, or it is not in the last block of the disk.
     PrimaryOnly,
-    /// Nothing: entries are not of 128 bytes.
+    /// Nothing: entries are not 128 bytes long.
     NothingEntrySize,
     /// Nothing: the header is longer than 92 bytes.
     NothingHeaderSize,
@@ -38,7 +38,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What the second reader can judge of this table, which has a backup or not.
+/// What the second reader can judge of this table.
 pub fn scope(primary: &Table, has_backup: bool, geometry: &Geometry) -> Scope {
     let header = primary.header();
     match (header.entry_size(), header.header_size()) {
@@ -49,8 +49,8 @@ pub fn scope(primary: &Table, has_backup: bool, geometry: &Geometry) -> Scope {
     }
 }
 
-/// Reads the table anew from `disk` and compares it with `primary`, as far as [`scope`] goes. The error says
-/// what differs. `Write` is asked for by the crate's trait; nothing is written.
+/// Reads the table again from `disk` and compares it with `primary`, as far as [`scope`] goes. The error names what
+/// differs. The crate's trait demands `Write`; nothing is written.
 pub fn check<D>(mut disk: D, primary: &Table, has_backup: bool, geometry: &Geometry) -> Result<Scope, String>
 where
     D: Read + Write + Seek + fmt::Debug,
@@ -82,7 +82,7 @@ where
     Ok(scope)
 }
 
-/// A partition as both readers see it.
+/// A partition as both readers report it.
 #[derive(Debug, PartialEq)]
 struct Row {
     number: u32,

@@ -1,5 +1,5 @@
-//! What was read of a disk around its table: the space before the first partition and the space after the last
-//! usable block, block by block. Everything that is decided about the table is decided on these bytes.
+//! The blocks around a disk's table as read: before the first partition and after the last usable block. Every
+//! decision about the table is made on these bytes.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -18,15 +18,15 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry of a disk of `len` bytes. A physical size that cannot be (firmware reports strange ones)
-    /// is taken for the logical size.
+    /// The geometry of a disk of `len` bytes. An impossible physical size (firmware reports strange ones) is
+    /// replaced by the logical size.
     pub fn new(len: u64, block: BlockSize, physical: u32) -> Self {
         let sane = physical.is_power_of_two() && (block.bytes()..=1 << 16).contains(&physical);
         let physical = if sane { physical } else { block.bytes() };
         Self { block, physical, blocks: len / u64::from(block.bytes()) }
     }
 
-    /// The last block of the disk: where the backup header is when nothing says otherwise.
+    /// The last block of the disk: where the backup header is by default.
     pub fn last_lba(&self) -> Lba {
         Lba(self.blocks.saturating_sub(1))
     }
@@ -42,19 +42,19 @@ impl Geometry {
         first..(first + each).min(self.blocks)
     }
 
-    /// Where a block lies. Places are checked against the size of the disk first, so nothing saturates.
+    /// Offset of a block. Places are checked against the size of the disk first, so nothing saturates.
     pub(crate) fn offset(&self, lba: u64) -> ByteOffset {
         ByteOffset(lba.saturating_mul(self.block_len()))
     }
 }
 
-/// Blocks of a disk, as they were read or as a plan leaves them. Blocks that nobody read are unknown.
+/// Blocks of a disk, as read or as a plan leaves them. Blocks that were not read are unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sectors {
     block: usize,
-    /// First block and bytes, in rising order, apart from each other.
+    /// First block and bytes, in rising order, without overlap.
     runs: Vec<(u64, Vec<u8>)>,
-    /// Blocks within the runs that the medium did not give.
+    /// Blocks within the runs that the medium could not return.
     lost: BTreeSet<u64>,
 }
 
@@ -70,13 +70,13 @@ pub enum Known<'a> {
 }
 
 impl Sectors {
-    /// Knows nothing of a disk with blocks of this size.
+    /// No known blocks, on a disk with blocks of this size.
     pub fn new(block: BlockSize) -> Self {
         Self { block: block.bytes() as usize, runs: Vec::new(), lost: BTreeSet::new() }
     }
 
-    /// Adds what was read from block `first` on, whole blocks; `lost` of them could not be read. Runs are added
-    /// in rising order and do not overlap.
+    /// Adds whole blocks that were read from block `first` on; those in `lost` could not be read. Runs are added in
+    /// rising order and do not overlap.
     pub fn add(&mut self, first: Lba, bytes: Vec<u8>, lost: impl IntoIterator<Item = u64>) {
         self.lost.extend(lost);
         self.runs.push((first.0, bytes));
@@ -100,7 +100,7 @@ impl Sectors {
         }
     }
 
-    /// The bytes of these blocks, if all of them are known.
+    /// The bytes of these blocks; `None` unless all of them are known.
     pub fn bytes(&self, blocks: Range<u64>) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for lba in blocks {
@@ -110,7 +110,7 @@ impl Sectors {
         Some(bytes)
     }
 
-    /// Notes that whole blocks were written at `at`. Blocks that are not known stay so.
+    /// Applies a write of whole blocks at `at`. Unknown blocks stay unknown.
     pub(super) fn overlay(&mut self, at: ByteOffset, bytes: &[u8]) {
         let first = at.0 / self.block as u64;
         for (lba, block) in (first..).zip(bytes.chunks_exact(self.block)) {

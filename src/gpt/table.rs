@@ -1,4 +1,4 @@
-//! One copy of the table: a header and the entry array that fits it.
+//! One copy of the table: a header and the matching entry array.
 //!
 //! | offset | size | field of an entry (UEFI 2.10, table 5.6)   |
 //! |-------:|-----:|--------------------------------------------|
@@ -8,7 +8,7 @@
 //! |     40 |    8 | last LBA, inclusive                        |
 //! |     48 |    8 | attributes: the only bytes ever edited     |
 //! |     56 |   72 | name, UTF-16LE, padded with zeroes         |
-//! |    128 |      | to the end of the entry: kept as found     |
+//! |    128 |      | to the end of the entry: preserved         |
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use super::codec::{Fault, Header, crc};
 use super::{Attributes, Partition};
 use crate::units::{ByteOffset, Extent, Guid, Lba};
 
-/// Where the attributes lie in an entry.
+/// Bytes of an entry that hold its attributes.
 pub(crate) const ATTRIBUTES: Range<usize> = 48..56;
 
 /// A header and the entry array whose CRC it carries.
@@ -27,7 +27,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Joins a header and its array: length and CRC must be what the header says.
+    /// Joins a header and its array: length and CRC must match the header.
     pub fn new(header: Header, entries: Vec<u8>) -> Result<Self, Fault> {
         let (expected, got) = (header.array_len(), entries.len());
         if expected != got {
@@ -50,8 +50,8 @@ impl Table {
         &self.entries
     }
 
-    /// The used entries in the order of their numbers. Overlapping and impossible ones are listed as they
-    /// are: what is wrong with a partition that is none of ours must not keep us from ours.
+    /// The used entries in the order of their numbers. Overlapping and impossible ones are listed as they are: a
+    /// fault in a partition that is none of ours must not block ours.
     pub fn partitions(&self) -> Vec<Partition> {
         let entries = self.entries.chunks_exact(self.header.entry_size() as usize);
         (1..)
@@ -61,19 +61,19 @@ impl Table {
             .collect()
     }
 
-    /// Every partition of that name; none or several is for the caller to judge.
+    /// Every partition of that name; the caller decides about none or several.
     pub fn find(&self, name: &str) -> Vec<Partition> {
         self.partitions().into_iter().filter(|partition| partition.name == name).collect()
     }
 
-    /// The attributes of the entry of that number (from 1). An entry beyond the array has none set.
+    /// The attributes of the entry with that number (from 1). An entry beyond the array has none set.
     pub fn attributes(&self, number: u32) -> Attributes {
         let bytes = self.entry(number).and_then(|entry| self.entries[entry][ATTRIBUTES].try_into().ok());
         Attributes(u64::from_le_bytes(bytes.unwrap_or([0; 8])))
     }
 
-    /// The table with the attributes of that entry (from 1) replaced and the CRC fitted. An entry beyond the
-    /// array changes nothing. Does not write to the disk.
+    /// The table with the attributes of that entry (from 1) replaced and a matching CRC. An entry beyond the array
+    /// changes nothing. Does not write to the disk.
     #[must_use]
     pub fn with_attributes(&self, number: u32, attributes: Attributes) -> Self {
         let mut table = self.clone();
@@ -84,15 +84,15 @@ impl Table {
         table
     }
 
-    /// The table with these header fields instead of its own; the array's CRC is fitted. For the plan, which
-    /// places copies.
+    /// The table with these header fields instead of its own and a matching array CRC. Used by the plan to place
+    /// copies.
     pub(crate) fn with_header(&self, mut header: Header) -> Self {
         header.entries_crc = self.header.entries_crc;
         Self { header, entries: self.entries.clone() }
     }
 
-    /// Whether both say the same of the disk. What differs by nature is left out: where each header and its
-    /// array lie, and bytes that have no meaning.
+    /// Whether both have the same content. What differs between copies by design is left out: where each header and
+    /// its array lie, and bytes without meaning.
     pub fn agrees_with(&self, other: &Self) -> bool {
         let facts = |h: &Header| {
             (h.first_usable, h.last_usable, h.disk_guid, h.entry_count(), h.entry_size(), h.entries_crc)
@@ -108,8 +108,8 @@ impl Table {
                 == masked(&other.entries, self.header.entry_size())
     }
 
-    /// The lowest first LBA of a used entry. Everything between the header and it is free for arrays, as far
-    /// as the table goes.
+    /// The lowest first LBA of a used entry; `None` if no entry is used. As far as the table goes, everything
+    /// between the header and it is free for arrays.
     pub fn first_partition(&self) -> Option<Lba> {
         let entries = self.entries.chunks_exact(self.header.entry_size() as usize);
         entries.filter(|entry| entry[..16] != [0; 16]).map(|entry| Lba(number(entry, 32))).min()
@@ -142,7 +142,7 @@ fn number(entry: &[u8], at: usize) -> u64 {
     entry.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// The array with the attributes of every used entry zeroed: what stays the same through all switches.
+/// The array with the attributes of every used entry zeroed: this stays the same across all switches.
 pub(crate) fn masked(entries: &[u8], entry_size: u32) -> Vec<u8> {
     let mut bytes = entries.to_vec();
     let used = |entry: &&mut [u8]| entry.get(..16).is_some_and(|kind| kind != [0; 16]);
@@ -195,7 +195,7 @@ mod tests {
                 prop_assert!(old == new || (at + 48..at + 56).contains(&i));
             }
             prop_assert_eq!(after.attributes(number), Attributes(bits));
-            // Attributes of an unused entry are no attributes: nobody but us would write them so.
+            // Attributes of an unused entry do not count: no other program writes them.
             prop_assert!(after.same_partitions(&before) == ([1, 3].contains(&number) || bits == 0));
             prop_assert!(Table::new(after.header().clone(), after.entries().to_vec()).is_ok());
         }

@@ -1,9 +1,10 @@
-//! Tables for the unit tests of this folder and of its neighbours, built by hand from UEFI 2.10, table 5.5 and 5.6.
+//! Tables for the unit tests of this folder and of its neighbours, built by hand from UEFI 2.10, tables 5.5 and
+//! 5.6.
 
 use super::{Header, Table};
 use crate::units::Lba;
 
-/// A valid primary header at LBA 1 of a disk of 8192 blocks, with noise behind byte 92.
+/// A valid primary header at LBA 1 of a disk of 8192 blocks, with noise after byte 92.
 pub(crate) fn header_block(block: usize, size: usize) -> Vec<u8> {
     let mut raw: Vec<u8> = (0..block).map(|i| if i < 92 { 0 } else { (i * 7) as u8 }).collect();
     raw[..8].copy_from_slice(b"EFI PART");

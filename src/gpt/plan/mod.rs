@@ -16,12 +16,13 @@
 //! 6  spare place cleared, read back all
 //! ```
 //!
-//! Each array is written where it differs from what lies there. Step 3 and 4 are missing where the table has no backup.
+//! Each array is written only where it differs from what lies there. Steps 3 and 4 are missing if the table has no
+//! backup.
 //!
 //! Rejected: the whole array in place (80 of its cut states leave some real reader without a slot in 35); backup
 //! first (a cut then leaves two valid copies that differ before the commit); an array that stays at its second
-//! place (loaders that are written later meet it, and firmware that reads LBA 2 whatever the header says keeps the
-//! flags of the first day).
+//! place (loaders that are written later overwrite it, and firmware that always reads LBA 2 sees the flags of the
+//! first day for ever).
 
 mod repair;
 mod restore;
@@ -48,7 +49,7 @@ use crate::units::{ByteOffset, Lba};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TableMethod {
-    /// By way of a spare place, switched by one sector; in place only where there is none.
+    /// At a spare place, switched by one sector; in place only if there is no spare place.
     #[default]
     Spare,
     /// In place, for firmware that must never see a header that names another place than the usual one.
@@ -64,10 +65,10 @@ pub enum Copy {
     Backup,
 }
 
-/// Why nothing can be planned.
+/// Why no plan is possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Obstacle {
-    /// A block that would have to be written holds something that is not ours.
+    /// A block that would have to be written holds data that is not ours.
     Foreign {
         /// What would be written.
         what: &'static str,
@@ -76,52 +77,53 @@ pub enum Obstacle {
     },
     /// There is no place for the array of a new primary.
     NoPlace(NoPlace),
-    /// There is neither a spare place nor a backup: a cut would leave no table.
+    /// There is neither a spare place nor a backup: a power cut would leave no table.
     Unsafe {
         /// Why there is no spare place.
         why: NoPlace,
     },
-    /// Only a backup is valid, and nothing shows that it is this disk's.
+    /// Only a backup is valid, and there is no evidence that it is this disk's.
     Doubtful,
-    /// The primary is marked to be ignored.
+    /// The primary header is marked IGNOREME.
     Ignored,
-    /// The copy that is asked for is not whole, or cannot lie on this disk.
+    /// The requested copy is not whole, or cannot lie on this disk.
     Fault(Fault),
 }
 
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Writes whole blocks, which were claimed.
+    /// Writes whole claimed blocks.
     Write(Write),
-    /// All before is durable before anything after.
+    /// Everything before is durable before anything after.
     Barrier,
     /// Reads from the medium and compares.
     ReadBack {
-        /// Where.
+        /// Offset in bytes from the start of the disk.
         at: ByteOffset,
-        /// What has to be there.
+        /// The expected bytes.
         bytes: Vec<u8>,
-        /// What it is.
+        /// Description for people.
         what: &'static str,
     },
 }
 
-/// How a plan does it.
+/// How a plan changes the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// The new array goes to another place, one header sector switches. Safe at every cut for every reader.
+    /// The new array is written to another place, then one header sector switches. Safe at every cut for every
+    /// reader.
     SecondArray,
-    /// The primary array is overwritten. A cut in the midst of it leaves the backup only.
+    /// The primary array is overwritten. A cut during that leaves only the backup.
     InPlace {
-        /// Why not the other way.
+        /// Why the other method is not possible.
         why: NoPlace,
     },
     /// A new table on a disk that has none.
     Layout,
     /// One copy is made from the other; the valid one is not touched before the other is whole.
     Repair {
-        /// What was found.
+        /// State of the copies before the repair.
         found: CopyState,
     },
 }
@@ -142,13 +144,13 @@ impl fmt::Display for Method {
 /// Writes and barriers that bring a table onto the disk, and what the disk holds afterwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// In order. Empty where the disk already is as wanted.
+    /// In order. Empty if the disk already is as wanted.
     pub steps: Vec<Step>,
-    /// How.
+    /// The method.
     pub method: Method,
-    /// The primary copy afterwards.
+    /// The primary copy after the plan.
     pub primary: Table,
-    /// The backup copy afterwards; `None`: the table has none.
+    /// The backup copy after the plan; `None` if the table has none.
     pub backup: Option<Table>,
 }
 
@@ -158,7 +160,7 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// The steps for people, one line each.
+    /// The steps as text, one line each.
     pub fn describe(&self) -> Vec<String> {
         let block = u64::from(self.primary.header().block().bytes());
         let line = |verb: &str, at: ByteOffset, bytes: &[u8], what: &str| {
@@ -174,14 +176,14 @@ impl Plan {
         self.steps.iter().map(text).collect()
     }
 
-    /// This plan, then that one.
+    /// This plan followed by `next`.
     #[must_use]
     pub fn then(mut self, next: Self) -> Self {
         self.steps.extend(next.steps);
         Self { steps: self.steps, ..next }
     }
 
-    /// What is known of the disk after this plan.
+    /// The known blocks of the disk after this plan.
     pub(crate) fn apply(&self, mut sectors: Sectors) -> Sectors {
         for step in &self.steps {
             if let Step::Write(write) = step {
@@ -192,8 +194,7 @@ impl Plan {
     }
 }
 
-/// The plan that brings `new` onto the disk: what is due to be repaired first, then the switch. Does not write to the
-/// disk.
+/// The plan that brings `new` onto the disk: pending repairs first, then the switch. Does not write to the disk.
 ///
 /// # Errors
 /// As [`plan_repair`] and [`plan_switch`].
@@ -210,15 +211,15 @@ pub fn plan(reading: &Reading, new: &Table, how: TableMethod) -> Result<Plan, Ob
     plan_switch(primary, backup, new, (geometry, &reading.sectors), how)
 }
 
-/// Whether a slot becomes bootable, or comes before another, by what changes in this block of an array. Attributes of
-/// entries that are no slots do not change.
+/// Whether this change of an array block makes a slot bootable or moves it before another. Attributes of entries
+/// that are not slots do not change.
 fn gains(old: &[u8], new: &[u8], entry_size: usize) -> bool {
     let step = entry_size.clamp(1, old.len().max(1));
     let attributes = |block: &[u8], at: usize| {
         let bytes = block.get(at + ATTRIBUTES.start..at + ATTRIBUTES.end);
         Attributes(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
     };
-    // What a loader goes by: the priority of what may boot, and the flag of the legacy BIOS.
+    // What a loader goes by: the priority of bootable entries, and the flag of the legacy BIOS.
     let rank =
         |bits: Attributes| (if bits.will_boot() { bits.priority() } else { 0 }, bits.legacy_bootable());
     (0..old.len()).step_by(step).any(|at| {
@@ -227,8 +228,8 @@ fn gains(old: &[u8], new: &[u8], entry_size: usize) -> bool {
     })
 }
 
-/// Whether header and array lie where a copy of this kind may lie on this disk. Where a primary has its backup is no
-/// question of whether it is valid, nor is a usable area that ends beyond the disk.
+/// Whether header and array lie where a copy of this kind may lie on this disk. A primary is valid whatever it says
+/// of its backup, and even if its usable area ends beyond the disk.
 pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
     let end = geometry.last_lba();
     let inside = |what, lba: Lba, blocks: u64, from: Lba, to: Lba| {
@@ -243,7 +244,7 @@ pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
         return inside("the primary entry array", header.entries_lba, blocks, Lba(2), end);
     }
     inside("the last usable block", header.last_usable, 1, Lba(0), end)?;
-    // Behind the usable area and before its header (UEFI 2.10, 5.3.1): elsewhere it may be anything, the
+    // After the usable area and before its header (UEFI 2.10, 5.3.1): elsewhere it may overlap anything, the
     // primary array included.
     let (from, to) = (Lba(header.last_usable.0 + 1), Lba(header.my_lba.0.saturating_sub(1)));
     inside("the backup entry array", header.entries_lba, blocks, from, to)?;

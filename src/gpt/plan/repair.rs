@@ -1,4 +1,4 @@
-//! One copy of the table made from the other.
+//! Makes one copy of the table from the other.
 
 use super::steps::Steps;
 use super::{Method, Obstacle, Plan, check_places};
@@ -9,8 +9,8 @@ use crate::gpt::sectors::Geometry;
 use crate::gpt::{Table, place};
 use crate::units::Lba;
 
-/// The plan that makes a copy of what is beyond doubt: a torn backup from a valid primary, a torn primary from a backup
-/// that is this disk's. `None` where there is nothing to do: both are equal, or there is no backup, which harms nobody.
+/// The plan that repairs what is beyond doubt: a torn backup from a valid primary, a torn primary from a backup
+/// that is this disk's. `None` if there is nothing to do: both are equal, or there is no backup, which is harmless.
 /// Does not write to the disk.
 ///
 /// # Errors
@@ -35,7 +35,7 @@ pub fn plan_repair(reading: &Reading) -> Result<Option<Plan>, Obstacle> {
             (mirrored.first_usable, mirrored.alternate_lba) = (primary.header().first_usable, Lba(1));
             let mirrored = backup.with_header(mirrored);
             if mirrored != *backup {
-                // A first usable LBA that had to be raised is in both headers.
+                // A raised first usable LBA goes into both headers.
                 steps.barrier();
                 steps.backup_header(&mirrored)?;
             }
@@ -56,7 +56,7 @@ pub(super) fn foreign(what: &'static str, at: Lba) -> Obstacle {
     Obstacle::Foreign { what, at }
 }
 
-/// The steps that write a backup, and nothing else.
+/// The steps that write a backup and leave the primary as it is.
 pub(super) fn backup_from_primary(
     mut steps: Steps<'_>,
     primary: &Table,
@@ -73,8 +73,9 @@ pub(super) fn backup_from_primary(
     Ok(Plan { steps: steps.done, method, primary: primary.clone(), backup: Some(backup) })
 }
 
-/// The backup that belongs to `primary`, at the place that the primary says: its header is `theirs` where that is of
-/// the same form, so that bytes without meaning stay; its array lies where `theirs` says, else just before the header.
+/// The backup that belongs to `primary`, at the place that the primary names. If the old header `theirs` has the
+/// same form, it is the model, so that bytes without meaning stay. The array lies where `theirs` says, else just
+/// before the header.
 ///
 /// # Errors
 /// The first block of that place that is not ours.
@@ -115,7 +116,7 @@ pub(super) fn primary_from(
     geometry: &Geometry,
 ) -> Result<Table, Obstacle> {
     let theirs = backup.header();
-    // A header that is whole names the place of the torn array; a lost one leaves us to search.
+    // A valid header names the place of the torn array; without one the place is searched.
     let left = left.filter(|h| {
         (h.disk_guid, h.entry_count(), h.entry_size())
             == (theirs.disk_guid, theirs.entry_count(), theirs.entry_size())
@@ -125,7 +126,7 @@ pub(super) fn primary_from(
     let entries_lba = match left.map_or(Lba(2), |left| left.entries_lba) {
         lba if free(lba) => lba,
         _ if free(Lba(2)) => Lba(2),
-        // A loader has been written over a part of it: it is not overwritten in turn.
+        // A loader was written over a part of it and must not be overwritten in turn.
         _ => place::spare(claims, backup, &[]).map_err(Obstacle::NoPlace)?,
     };
     let end = Lba(entries_lba.0 + theirs.array_blocks());
@@ -134,7 +135,7 @@ pub(super) fn primary_from(
     let header = Header {
         my_lba: Lba(1),
         alternate_lba: theirs.my_lba,
-        // sgdisk -v and UEFI want the usable area behind an array that stays.
+        // sgdisk -v and UEFI demand a usable area that begins after an array at rest.
         first_usable: if fits { raised } else { theirs.first_usable },
         last_usable: theirs.last_usable,
         disk_guid: theirs.disk_guid,

@@ -1,4 +1,4 @@
-//! A copy replaced by the other because somebody says so: `qstage repair --from`.
+//! Replaces one copy by the other on explicit request: `qstage repair --from`.
 
 use super::repair::{backup_from_primary, foreign, mirror, primary_from};
 use super::steps::Steps;
@@ -8,10 +8,11 @@ use crate::gpt::codec::{Fault, Header};
 use crate::gpt::reading::Reading;
 use crate::units::Lba;
 
-/// The plan that makes the other copy from the one that is named, whatever the other is. Does not write to the disk.
 ///
-/// From the primary: the backup goes where the primary says or, where that is no place for it, into the last block of
-/// the disk. From the backup: the primary is replaced, also by one with another disk GUID.
+/// The plan that makes the other copy from the named one, whatever the other holds. Does not write to the disk.
+///
+/// From the primary: the backup goes where the primary says or, if it cannot lie there, into the last block of the
+/// disk. From the backup: the primary is replaced, even one with another disk GUID.
 ///
 /// # Errors
 /// [`Obstacle::Fault`]: the copy to start from is not whole; [`Obstacle::Foreign`], [`Obstacle::NoPlace`].
@@ -32,7 +33,7 @@ pub fn plan_restore(reading: &Reading, from: Copy) -> Result<Plan, Obstacle> {
             let backup = mirror(&linked, theirs, &steps.claims).map_err(|at| foreign("backup", at))?;
             let mut plan = backup_from_primary(steps, &linked, backup, found)?;
             if !in_place {
-                // The primary names its new backup once that is whole.
+                // The primary names its new backup only after that is whole.
                 let sectors = plan.apply(reading.sectors.clone());
                 let mut steps = Steps::new(&linked, geometry, &sectors);
                 steps.primary_header(&linked, "primary header");
@@ -68,7 +69,7 @@ pub fn plan_restore(reading: &Reading, from: Copy) -> Result<Plan, Obstacle> {
     }
 }
 
-/// The primary with its backup in the last block, if there is room behind the usable area.
+/// The primary with its backup in the last block, if there is room after the usable area.
 fn moved(primary: &Table, last: Lba) -> Result<Table, Obstacle> {
     let header = primary.header();
     let blocks = header.array_blocks();

@@ -1,4 +1,4 @@
-//! Puts steps together: blocks that differ only, and only such as were claimed.
+//! Builds the steps of a plan: writes only blocks that differ, and only claimed ones.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::gpt::sectors::{Known, Sectors};
 use crate::gpt::{Header, Table};
 use crate::units::Lba;
 
-/// Collects steps, knowing what each leaves on the disk.
+/// Collects steps and tracks what each leaves on the disk.
 pub(super) struct Steps<'a> {
     pub(super) claims: Claims<'a>,
     pub(super) done: Vec<Step>,
@@ -20,13 +20,13 @@ impl<'a> Steps<'a> {
         Self { claims: Claims::new(table, geometry, sectors), done: Vec::new() }
     }
 
-    /// With the word of somebody who wants the copy of `replaced` overwritten.
+    /// These steps on explicit request: the copy of `replaced` may be overwritten.
     pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
         self.claims = self.claims.by_order(replaced);
         self
     }
 
-    /// A barrier, unless nothing was written since the last one.
+    /// Adds a barrier, unless nothing was written since the last one.
     pub(super) fn barrier(&mut self) {
         let writes = self.done.iter().rev().take_while(|step| !matches!(step, Step::Barrier));
         if writes.into_iter().any(|step| matches!(step, Step::Write(_))) {
@@ -41,7 +41,8 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// The array in whole blocks, as it would lie at `lba`. Where it ends within a block, what follows it there stays.
+    /// The array in whole blocks, as it would lie at `lba`. If it ends within a block, the bytes after it stay as
+    /// they are.
     fn padded(&self, table: &Table, lba: Lba) -> Vec<u8> {
         let block = self.claims.geometry.block.bytes() as usize;
         let mut bytes = table.entries().to_vec();
@@ -56,7 +57,7 @@ impl<'a> Steps<'a> {
         bytes
     }
 
-    /// Runs of neighbouring blocks of the array that are not on the disk as they should be.
+    /// Runs of neighbouring blocks of the array that differ from the disk.
     fn differing(&self, table: &Table) -> Vec<(u64, Vec<u8>)> {
         let first = table.header().entries_lba;
         let block = self.claims.geometry.block.bytes() as usize;
@@ -65,7 +66,7 @@ impl<'a> Steps<'a> {
         runs(blocks.filter(|(lba, bytes)| self.claims.sectors.get(*lba) != Known::Bytes(bytes)))
     }
 
-    /// The array where the table's header has it: the blocks that are not there as they should be.
+    /// Writes the array where the table's header has it: only the blocks that differ.
     pub(super) fn array(&mut self, table: &Table, what: &'static str) -> Result<(), Obstacle> {
         for (lba, bytes) in self.differing(table) {
             self.blocks(lba, bytes, what)?;
@@ -81,8 +82,8 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// The same for a reader that takes these blocks whatever the header says: those in which a slot becomes bootable
-    /// are durable before those in which one stops to be.
+    /// Same as [`Self::array`], for a reader that takes these blocks whatever the header says. Blocks in which a
+    /// slot becomes bootable are durable before those in which one ceases to be.
     pub(super) fn array_for_blind_readers(
         &mut self,
         table: &Table,
@@ -113,8 +114,8 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// The primary header with its whole physical block, the other bytes as they are, so that the medium has nothing to
-    /// read and merge.
+    /// Writes the primary header with its whole physical block, the other bytes as they are, so that the medium
+    /// need not read and merge.
     pub(super) fn primary_header(&mut self, table: &Table, what: &'static str) {
         let write = self.claims.primary_header(&table.header().encode()).map(|write| write.called(what));
         self.write(write);
@@ -128,7 +129,7 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// Zeroes over former copies of the array in the gap: those at `spare` and those behind `home`.
+    /// Zeroes former copies of the array in the gap: those at `spare` and those after `home`.
     pub(super) fn clear(&mut self, spare: Option<Range<u64>>, home: Range<u64>) {
         let zero = vec![0; self.claims.geometry.block.bytes() as usize];
         let goes = |lba: &u64| *lba >= home.end || spare.as_ref().is_some_and(|spare| spare.contains(lba));
@@ -139,7 +140,7 @@ impl<'a> Steps<'a> {
         for (lba, bytes) in runs {
             let what = "former array: cleared";
             let at = self.claims.geometry.offset(lba);
-            // A copy of ours is claimed by what it is.
+            // Blocks of a former copy are claimed by what they hold.
             if self.blocks(lba, bytes.clone(), what).is_ok() {
                 cleared.push(Step::ReadBack { at, bytes, what });
             }
@@ -166,7 +167,7 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// Blocks in rising order joined to runs of neighbours, each with the LBA of its first block.
+/// Joins blocks in rising order to runs of neighbours, each with the LBA of its first block.
 fn runs<'b>(blocks: impl Iterator<Item = (u64, &'b [u8])>) -> Vec<(u64, Vec<u8>)> {
     let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
     let mut next = None;

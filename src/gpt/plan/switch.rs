@@ -1,4 +1,4 @@
-//! A table with other attributes brought onto the disk.
+//! Brings a table with other attributes onto the disk.
 
 use super::steps::Steps;
 use super::{Method, Obstacle, Plan, TableMethod};
@@ -7,19 +7,19 @@ use crate::gpt::sectors::{Geometry, Sectors};
 use crate::gpt::{Header, Table};
 use crate::units::Lba;
 
-/// By which way the primary copy becomes another one.
+/// How the primary copy is changed.
 #[derive(Clone, Copy)]
 enum Way {
-    /// By an array at this spare place, then home.
+    /// The array goes to this spare place, then home.
     Spare(Lba),
-    /// From where the array lies, away from home, to its home: that is as good a place as any.
+    /// The array lies away from home: it goes home, which serves as the spare place.
     Home,
-    /// Over the array that is in force.
+    /// The array in use is overwritten.
     InPlace(NoPlace),
 }
 
-/// The plan that brings `new`, which is `primary` with other attributes, onto a disk whose copies are equal or that has
-/// no backup. Empty where nothing changes and the array lies at home. Does not write to the disk.
+/// The plan that brings `new`, which is `primary` with other attributes, onto a disk whose copies are equal or that
+/// has no backup. Empty if nothing changes and the array lies at home. Does not write to the disk.
 ///
 /// # Errors
 /// [`Obstacle::Unsafe`]: there is neither a spare place nor a backup; [`Obstacle::Foreign`]: a block that has to be
@@ -69,7 +69,7 @@ pub fn plan_switch(
             steps.read_back_array(&after, "array at home");
             steps.primary_header(&after, "primary header: the array is home");
             steps.barrier();
-            // A disk that lost this write still names the spare place, which must not be cleared then.
+            // If the disk lost this write, it still names the spare place, which must not be cleared then.
             steps.read_back_header(&after, "primary header");
         }
         Way::Home => {
@@ -94,7 +94,8 @@ pub fn plan_switch(
             steps.barrier();
         }
     }
-    // Nothing refers to it any more, so a cut that loses this is harmless. The barrier is for what the verb writes next.
+    // Nothing refers to it any more, so losing this write is harmless. The barrier is for what the verb writes
+    // next.
     match way {
         Way::Spare(spare) => {
             steps.clear(Some(place::blocks(primary, spare)), place::blocks(primary, home));
@@ -109,8 +110,7 @@ pub fn plan_switch(
     Ok(Plan { steps: steps.done, method, primary: after, backup: mirrored })
 }
 
-/// The backup copy. Its header shares the barrier of what comes next: nothing that is written there is referred to by
-/// either copy yet.
+/// Writes the backup copy. Its header shares the barrier of the next write: neither copy refers to that yet.
 fn back_up(steps: &mut Steps<'_>, mirrored: Option<&Table>) -> Result<(), Obstacle> {
     let Some(mirrored) = mirrored else { return Ok(()) };
     steps.array(mirrored, "backup array")?;
