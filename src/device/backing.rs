@@ -1,4 +1,4 @@
-//! What lies below a loop device: by device and inode, which no path and no mount namespace hides.
+//! What lies below a loop device: identified by device and inode, which no path and no mount namespace hides.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -8,7 +8,7 @@ use std::{fs, io};
 use super::{DeviceNumber, open_for_lock};
 use crate::error::Error;
 
-/// A file or a block device, whatever it is called.
+/// Identity of a file or a block device, independent of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Identity {
     /// A file: the device of its file system (`st_dev`) and its inode.
@@ -18,7 +18,7 @@ pub(crate) enum Identity {
 }
 
 impl Identity {
-    /// Of what a path names, links followed.
+    /// Identity of what a path names; symbolic links are followed.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let found = fs::metadata(path)?;
         Ok(if found.file_type().is_block_device() {
@@ -28,8 +28,8 @@ impl Identity {
         })
     }
 
-    /// Of what the loop device at `node` is attached to. sysfs tells a path only, as it was when somebody attached it:
-    /// it may come from another mount namespace, have been renamed or have been deleted.
+    /// Identity of what the loop device at `node` is attached to. sysfs has only the path at the time of attaching:
+    /// it may come from another mount namespace, be renamed or deleted since.
     pub(crate) fn below(node: &Path) -> io::Result<Self> {
         let file = open_for_lock(node).map_err(|error| match error {
             Error::Open { source, .. } => source,
@@ -85,7 +85,7 @@ mod tests {
         let of = |path: &Path| Identity::of(path).unwrap();
         assert_eq!((of(&hard), of(&soft)), (of(&one), of(&one)));
         assert_ne!(of(&other), of(&one));
-        // What is no loop device has nothing below it.
+        // Nothing but a loop device has something below it.
         Identity::below(&one).unwrap_err();
         Identity::below(Path::new("/dev/null")).unwrap_err();
         Identity::below(&dir.path().join("none")).unwrap_err();

@@ -3,16 +3,16 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Remembers whether a flush has failed. Linux reports lost writes to one flush only and marks their pages
-/// clean, so the next flush succeeds although the data is gone ("fsyncgate"; Rebello et al., USENIX ATC
-/// 2020). Whoever tries again would call durable what is lost.
+/// Remembers whether a flush has failed. Linux reports lost writes to one flush only and marks their pages clean,
+/// so the next flush succeeds although the data is gone ("fsyncgate"; Rebello et al., USENIX ATC 2020). A second
+/// try would report lost data as durable.
 #[derive(Debug, Default)]
 pub(crate) struct Barrier {
     failed: AtomicBool,
 }
 
 impl Barrier {
-    /// Fails if a flush has failed before; asked before every write.
+    /// Fails if a flush has failed before; called before every write.
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.failed.load(Ordering::Acquire) {
             return Err(io::Error::other("an earlier flush of this device failed, its content is unknown"));

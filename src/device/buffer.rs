@@ -5,14 +5,15 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::{Advice, MmapMut, MmapOptions};
 
-/// The alignment of every transfer buffer in bytes: the largest that a Linux block device asks for
-/// (open(2), O_DIRECT; `STATX_DIOALIGN`), which is also the page size of the machines this runs on.
+/// Alignment of every transfer buffer in bytes: the largest that a Linux block device demands (open(2), O_DIRECT;
+/// `STATX_DIOALIGN`), which is also the page size of the machines this runs on.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
-/// A huge page of x86-64 and of arm64 with pages of 4 KiB. Where they have another size nothing is gained and nothing lost.
+/// Size in bytes of a huge page of x86-64, and of arm64 with pages of 4 KiB. On machines with another size nothing
+/// is gained and nothing lost.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Buffers from this size on are in huge pages, where the kernel has one to spare.
+/// Buffers of this size in bytes and above are in huge pages, if the kernel has one to spare.
 const LARGE: usize = 512 << 10;
 
 /// A byte buffer whose first byte lies at a multiple of [`BUFFER_ALIGNMENT`].
@@ -46,22 +47,22 @@ impl AlignedBuf {
     /// A buffer of `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         let mapped = if len < LARGE { None } else { map(len) };
-        // The alignment is had by allocating one unit more and starting inside: the allocator's aligned entry points need
-        // `unsafe`. What is not touched of it is no memory yet.
+        // Aligned by allocating one unit more and starting inside it: the allocator's aligned entry points need
+        // `unsafe`. Untouched pages of it take no memory.
         let (memory, unit) = match mapped {
             Some(map) => (Memory::Mapped(map), HUGE_PAGE),
             None => (Memory::Heap(vec![0; len + BUFFER_ALIGNMENT]), BUFFER_ALIGNMENT),
         };
         let start = memory.bytes().as_ptr().align_offset(unit);
-        // align_offset may say "cannot" (usize::MAX) only where a type is larger than the alignment or in
-        // const evaluation; for bytes at run time it never does. The min keeps even that from panicking:
-        // an unaligned buffer is then refused by the device.
+        // align_offset may return "impossible" (usize::MAX) only if a type is larger than the alignment or in const
+        // evaluation; for bytes at run time it never does. The min prevents a panic even then: the device refuses
+        // the unaligned buffer.
         Self { start: start.min(unit), memory, len }
     }
 
-    /// Room for `count` buffers of at least `len` bytes each, which share huge pages, for
-    /// [`chunks_exact_mut`](slice::chunks_exact_mut) and the length that is returned beside it. One by one buffers of a
-    /// mebibyte take twice the memory, each a huge page of two.
+    /// Room for `count` buffers of at least `len` bytes each, which share huge pages, and the size of each for
+    /// [`chunks_exact_mut`](slice::chunks_exact_mut). Allocated one by one, buffers of a mebibyte would take twice
+    /// the memory, each a huge page of two.
     pub fn shared(count: NonZeroUsize, len: usize) -> (Self, usize) {
         let unit = len.next_multiple_of(BUFFER_ALIGNMENT).max(BUFFER_ALIGNMENT);
         (Self::zeroed(unit.saturating_mul(count.get())), unit)
@@ -75,11 +76,12 @@ impl AlignedBuf {
     }
 }
 
-/// Address space for `len` bytes in huge pages of their own; anonymous, so zeroes. `None` where the system has none left.
+/// Address space for `len` bytes in huge pages of their own; anonymous, so zeroes. `None` if the system has none
+/// left.
 fn map(len: usize) -> Option<MmapMut> {
     let whole = len.checked_next_multiple_of(HUGE_PAGE)?.checked_add(HUGE_PAGE)?;
     let map = MmapOptions::new().len(whole).map_anon().ok()?;
-    // Advice only: a kernel without huge pages gives small ones.
+    // Advice only: a kernel without huge pages uses small ones.
     let _ = map.advise(Advice::HugePage);
     Some(map)
 }

@@ -19,20 +19,20 @@ use super::{AlignedBuf, BUFFER_ALIGNMENT, BlockDevice, check_transfer, watch, wr
 use crate::error::{Error, Result};
 use crate::units::{BlockSize, ByteOffset};
 
-/// What a [`Direct`] may do.
+/// What a [`Direct`] may do, and what it excludes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Read.
     Read,
-    /// Read and write, whoever else uses the device.
+    /// Read and write, even while others use the device.
     Write,
     /// Read and write; a block device is refused (`EBUSY`) while it is mounted, swapped on or claimed by
     /// another layer, and cannot become so while this is open (`O_EXCL` without `O_CREAT`, open(2)).
     Claim,
 }
 
-/// A block device or an image file, opened with `O_DIRECT`: a read comes from the medium, a write is on its
-/// way to it when the call returns, and no page of the running system is evicted for either.
+/// A block device or an image file, opened with `O_DIRECT`: a read comes from the medium, a write is on its way to
+/// it when the call returns, and neither evicts a page of the running system.
 #[derive(Debug)]
 pub struct Direct {
     file: File,
@@ -42,29 +42,29 @@ pub struct Direct {
     block: BlockSize,
     physical: u32,
     barrier: Barrier,
-    /// Raised by the first refusal of `fallocate`, so that it is asked once and not for each range.
+    /// Set by the first refusal of `fallocate`, so that it is called once and not for each range.
     zero_range_refused: AtomicBool,
 }
 
 impl Direct {
-    /// Opens `path`. A file has no sector size of its own, `file_block` says which one its partition table
-    /// uses; a block device is asked. Refuses (there is no fallback to the page cache) where `O_DIRECT`
-    /// does not work, and where it works only in larger units than the sectors of an image.
+    /// Opens `path`. `file_block` is the block size of the partition table in a file, which has no sector size of
+    /// its own; that of a block device is read from the kernel. There is no fallback to the page cache: refuses if
+    /// `O_DIRECT` does not work, or works only in larger units than the sectors of an image.
     pub fn open(path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {
         let failed = |source| Error::Open { path: path.to_owned(), source };
-        // Asked before the open as well: to open a FIFO blocks until somebody writes to it.
+        // Checked before the open as well: opening a FIFO blocks until another process writes to it.
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(failed(invalid("neither a regular file nor a block device")));
         }
         let file = open_direct(path, mode, kind.is_block_device())?;
         let found = file.metadata().map_err(failed)?;
-        // After the open, of the very file that was opened: a path can change its meaning in between.
+        // Checked after the open, on the very file that was opened: a path can change its meaning in between.
         let (number, len, block, physical) = if found.file_type().is_block_device() {
             let number = DeviceNumber::from_raw(found.rdev());
             let queue = Queue::of(Path::new("/sys"), number).map_err(failed)?;
             if mode != Mode::Read && queue.read_only {
-                // Linux lets a read-only disk be opened for writing and fails each write (EPERM).
+                // Linux allows opening a read-only disk for writing and fails each write (EPERM).
                 return Err(Error::ReadOnly { path: path.to_owned() });
             }
             let end = lseek64(&file, 0, Whence::SeekEnd).map_err(|e| failed(e.into()))?;
@@ -97,7 +97,7 @@ impl Direct {
         Ok(device)
     }
 
-    /// The number of the block device; `None` for a file.
+    /// Number of the block device; `None` for a file.
     pub fn number(&self) -> Option<DeviceNumber> {
         self.number
     }
@@ -107,11 +107,11 @@ impl Direct {
         &self.path
     }
 
-    /// File systems on 4096-byte sectors do direct I/O in such units only, whatever the sectors of the image.
-    /// To read, change and write back the larger unit would serve such an image, but then two threads that
-    /// write neighbouring sectors undo each other, and the one sector that commits a table takes others with
-    /// it: refused, with a way out. The queue of the device below is asked since a blank image is one hole,
-    /// and a read of a hole succeeds in any unit.
+    /// File systems on 4096-byte sectors do direct I/O in such units only, whatever the sectors of the image. To
+    /// read, change and write back the larger unit would work. But two threads that write neighbouring sectors
+    /// would undo each other, and the one sector that commits a table would take others with it: refused, with a
+    /// remedy. The queue of the device below is read because a blank image is one hole, and a read of a hole
+    /// succeeds in any unit.
     fn check_file_system(&self, below: DeviceNumber) -> Result<()> {
         match Queue::of(Path::new("/sys"), below) {
             Ok(queue) if queue.logical.bytes() > self.block.bytes() => {
@@ -126,8 +126,8 @@ impl Direct {
         Error::DirectIoUnit { path: self.path.clone(), sector: self.block.bytes(), unit }
     }
 
-    /// Reads the second block, where a disk has the header of its table (UEFI 2.10, 5.3.2): some file
-    /// systems refuse `O_DIRECT` not at the open but at the first transfer.
+    /// Reads the second block, where a disk has the header of its table (UEFI 2.10, 5.3.2): some file systems
+    /// refuse `O_DIRECT` only at the first transfer.
     fn probe(&self) -> Result<()> {
         let unit = self.block.bytes() as usize;
         let last = self.len.saturating_sub(unit as u64);
@@ -144,7 +144,7 @@ impl Direct {
         Err(Error::NoDirectIo { path: self.path.clone() })
     }
 
-    /// Whether a read of `len` bytes at `at` is accepted; other failures than `EINVAL` are failures.
+    /// Whether a read of `len` bytes at `at` is accepted: `false` for `EINVAL`, an error for other failures.
     fn try_read(&self, len: usize, at: u64) -> Result<bool> {
         let mut buf = AlignedBuf::zeroed(len);
         let _entry = watch::begin(&self.path, "read");
@@ -157,7 +157,7 @@ impl Direct {
 
     fn check(&self, buf: &[u8], at: ByteOffset) -> io::Result<()> {
         check_transfer(self.block, self.len, at, buf.len() as u64)?;
-        // The kernel would ask for less on most devices; one rule for all is found by the first test.
+        // The kernel demands less on most devices; one rule for all is checked by the first test.
         if buf.as_ptr().align_offset(BUFFER_ALIGNMENT) != 0 {
             return Err(invalid(&format!("the buffer is not aligned to {BUFFER_ALIGNMENT} bytes in memory")));
         }
@@ -198,7 +198,7 @@ impl BlockDevice for Direct {
             return Ok(());
         }
         if self.number.is_none() {
-            // Of a sparse file only what holds data has to be zeroed: an image of zeroes must not fill the disk below.
+            // Only the data of a sparse file has to be zeroed: an image of zeroes must not fill the disk below.
             if let Some((from, to)) = data_within(&self.file, at.0, at.0.saturating_add(len))? {
                 let unit = u64::from(self.block.bytes());
                 let (from, to) =
@@ -217,15 +217,15 @@ impl BlockDevice for Direct {
 }
 
 impl Direct {
-    /// Zeroes by the file system's or the device's own means, else by writing.
+    /// Zeroes by means of the file system or the device, else by writing.
     fn zero_range(&self, at: ByteOffset, len: u64) -> io::Result<()> {
         // Both lie within the device, whose length fits an off_t.
         let (Ok(from), Ok(count)) = (at.0.try_into(), len.try_into()) else {
             return Err(invalid("a range beyond 2^63 bytes"));
         };
         if !self.zero_range_refused.load(Ordering::Relaxed) {
-            // ZERO_RANGE and not PUNCH_HOLE: the blocks stay allocated, so no later write finds a full file
-            // system. On a block device it is WRITE ZEROES, or the kernel's own loop of zero pages.
+            // ZERO_RANGE and not PUNCH_HOLE: the blocks stay allocated, so no later write meets a full file system.
+            // On a block device it is WRITE ZEROES, or the kernel's own loop of zero pages.
             let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let _entry = watch::begin(&self.path, "zero");
             match retry(|| fallocate(&self.file, flags, from, count).map_err(io::Error::from)) {
@@ -234,7 +234,7 @@ impl Direct {
                     Some(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {
                         self.zero_range_refused.store(true, Ordering::Relaxed);
                     }
-                    // Dirty pages of a buffered writer lie in the range: no statement about the device.
+                    // Dirty pages of a buffered writer lie in the range: not a property of the device.
                     Some(Errno::EBUSY) => {}
                     _ => return Err(e),
                 },
@@ -244,8 +244,8 @@ impl Direct {
     }
 }
 
-/// The least range within `from..to` that holds all data of a file, by its file system (lseek(2), `SEEK_DATA`); `None` where
-/// it is one hole. A file system that does not know says that all is data.
+/// The smallest range within `from..to` that holds all data of a file, by its file system (lseek(2), `SEEK_DATA`);
+/// `None` if it is one hole. A file system without that call reports everything as data.
 fn data_within(file: &File, from: u64, to: u64) -> io::Result<Option<(u64, u64)>> {
     let seek = |at: u64, whence| match lseek64(file, i64::try_from(at).unwrap_or(i64::MAX), whence) {
         Ok(found) => Ok(u64::try_from(found).ok()),
@@ -261,15 +261,15 @@ fn data_within(file: &File, from: u64, to: u64) -> io::Result<Option<(u64, u64)>
     Ok(Some((first, last)))
 }
 
-/// Opens a disk or an image only to lock it, without `O_DIRECT` and without the right to write: a writer's
-/// close would make udev probe the disk again.
+/// Opens a disk or an image only to lock it, without `O_DIRECT` and read-only: closing a file that is open for
+/// writing makes udev probe the disk again.
 pub(crate) fn open_for_lock(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).open(path).map_err(|source| Error::Open { path: path.to_owned(), source })
 }
 
-/// Whether somebody holds a block device exclusively: a mount in any namespace, also one that was unmounted lazily and
-/// lives on, swap, device mapper, md, another program. The kernel is asked by an exclusive open, which it refuses then;
-/// that makes this a holder for an instant as well, so a refusal counts only if it lasts.
+/// Whether a block device is held exclusively: by a mount in any namespace (also one unmounted lazily), by swap,
+/// device mapper, md, or another program. Tested by an exclusive open, which the kernel refuses then. That makes
+/// this process a holder for an instant as well, so a refusal counts only if it lasts.
 pub(crate) fn is_claimed(path: &Path) -> io::Result<bool> {
     for left in (0..CLAIM_TRIES).rev() {
         let opened = retry(|| OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path));
@@ -283,12 +283,12 @@ pub(crate) fn is_claimed(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// How often [`is_claimed`] asks, and how long it waits in between: others who ask so need microseconds.
+/// Number of tries of [`is_claimed`], and the time between them: others that test this way need microseconds.
 const CLAIM_TRIES: u32 = 5;
 const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 fn open_direct(path: &Path, mode: Mode, block_device: bool) -> Result<File> {
-    // O_CLOEXEC is what std always sets. O_EXCL means nothing for a file that is not created.
+    // O_CLOEXEC is what std always sets. O_EXCL has no effect on a file that is not created.
     let claim = if mode == Mode::Claim && block_device { libc::O_EXCL } else { 0 };
     let opened = retry(|| {
         OpenOptions::new()
@@ -337,7 +337,7 @@ mod tests {
         device.read_at(&mut buf, ByteOffset(0)).unwrap();
     }
 
-    /// Before: `init` of a tiny image with slots of 30 GiB allocated 60 GiB.
+    /// Regression: `init` of a tiny image with slots of 30 GiB allocated 60 GiB.
     #[test]
     fn holes_stay_holes_and_data_becomes_zero() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
@@ -389,7 +389,7 @@ mod tests {
             assert_eq!(error.code(), "UPGRADE_ERROR_OPEN");
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
-        // A regular file of a file system that has no direct I/O.
+        // A regular file of a file system without direct I/O.
         let error = Direct::open(Path::new("/proc/version"), Mode::Read, BlockSize::B512).unwrap_err();
         assert_eq!(error.code(), "UPGRADE_ERROR_NO_DIRECT_IO");
         let cut = image(None, 4096 + 512);

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 use super::{BlockDevice, check_transfer};
 use crate::units::{BlockSize, ByteOffset};
 
-/// A block device that is a vector of bytes. `sync` does nothing: all is as durable as the process.
+/// A block device in a vector of bytes. `sync` does nothing: everything is as durable as the process.
 #[derive(Debug)]
 pub struct MemoryDevice {
     bytes: RwLock<Vec<u8>>,
@@ -14,13 +14,13 @@ pub struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// A device that holds `bytes`, whose number is rounded up to whole blocks.
+    /// A device with these bytes, padded with zeroes to whole blocks.
     pub fn new(mut bytes: Vec<u8>, block: BlockSize) -> Self {
         bytes.resize(bytes.len().next_multiple_of(block.bytes() as usize), 0);
         Self { bytes: RwLock::new(bytes), block }
     }
 
-    /// A copy of what it holds.
+    /// A copy of the current content.
     pub fn snapshot(&self) -> Vec<u8> {
         self.bytes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

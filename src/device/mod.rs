@@ -1,5 +1,5 @@
-//! Storage as the engine sees it: positional, block-aligned, with a barrier. Nothing above this module
-//! knows whether a device is a disk, a partition, a file or memory; faults are injected by decorators in tests.
+//! Storage as the engine uses it: positional, block-aligned, with a barrier. No module above this one depends on
+//! whether a device is a disk, a partition, a file or memory; tests inject faults by decorators.
 
 mod backing;
 mod barrier;
@@ -24,34 +24,34 @@ pub use region::Region;
 use crate::error::{Error, Result};
 use crate::units::{BlockSize, ByteOffset};
 
-/// A block device. Offsets and lengths are multiples of [`block_size`](Self::block_size), buffers are aligned
-/// to [`BUFFER_ALIGNMENT`]; an implementation refuses others with [`io::ErrorKind::InvalidInput`], it never
-/// rounds. Transfers are all or error: a short transfer is an error of kind `UnexpectedEof` or `WriteZero`.
+/// A block device. Offsets and lengths are multiples of [`block_size`](Self::block_size), buffers are aligned to
+/// [`BUFFER_ALIGNMENT`]. An implementation refuses others with [`io::ErrorKind::InvalidInput`]; it never rounds.
+/// Transfers are complete or an error: a short transfer is an error of kind `UnexpectedEof` or `WriteZero`.
 pub trait BlockDevice: Send + Sync {
-    /// The size in bytes.
+    /// Size in bytes.
     fn len(&self) -> u64;
 
-    /// Whether the device holds no byte at all.
+    /// Whether the device has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The logical block size: the unit of addresses and of transfers.
+    /// Logical block size: the unit of addresses and of transfers.
     fn block_size(&self) -> BlockSize;
 
-    /// The physical block size in bytes: what the medium writes as one. Larger than the logical size on
-    /// "512e" disks, where the write of one logical block rewrites its neighbours too.
+    /// Physical block size in bytes: what the medium writes as one. Larger than the logical size on "512e" disks,
+    /// where the write of one logical block rewrites its neighbours too.
     fn physical_block_size(&self) -> u32 {
         self.block_size().bytes()
     }
 
-    /// Fills `buf` from position `at`, from the medium and not from a cache of this machine.
+    /// Fills `buf` from offset `at`, from the medium and not from a cache of this machine.
     fn read_at(&self, buf: &mut [u8], at: ByteOffset) -> io::Result<()>;
 
-    /// Writes `buf` at position `at`. Durable only after [`sync`](Self::sync).
+    /// Writes `buf` at offset `at`. Durable only after [`sync`](Self::sync).
     fn write_at(&self, buf: &[u8], at: ByteOffset) -> io::Result<()>;
 
-    /// Makes `len` bytes at `at` read as zero, by the cheapest means the device has. Durable only after
+    /// Makes `len` bytes at `at` read as zero, by the cheapest means of the device. Durable only after
     /// [`sync`](Self::sync).
     fn write_zeroes(&self, at: ByteOffset, len: u64) -> io::Result<()> {
         write_zeroes_by_writing(self, at, len)
@@ -64,7 +64,7 @@ pub trait BlockDevice: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// Zeroes by ordinary writes: what [`BlockDevice::write_zeroes`] falls back to.
+/// Zeroes by ordinary writes: the fallback of [`BlockDevice::write_zeroes`].
 pub(crate) fn write_zeroes_by_writing(
     device: &(impl BlockDevice + ?Sized),
     at: ByteOffset,
@@ -80,23 +80,23 @@ pub(crate) fn write_zeroes_by_writing(
     Ok(())
 }
 
-/// [`BlockDevice::read_at`] with the facts of a failure: what was being read, where, how much.
+/// [`BlockDevice::read_at`] with context in its error: what was read, where, how much.
 pub fn read(device: &dyn BlockDevice, what: &str, buf: &mut [u8], at: ByteOffset) -> Result<()> {
     let len = buf.len();
     device.read_at(buf, at).map_err(|source| Error::Read { what: what.to_owned(), at: at.0, len, source })
 }
 
-/// [`BlockDevice::write_at`] with the facts of a failure.
+/// [`BlockDevice::write_at`] with context in its error.
 pub fn write(device: &dyn BlockDevice, what: &str, buf: &[u8], at: ByteOffset) -> Result<()> {
     device.write_at(buf, at).map_err(|source| Error::write(what, at.0, buf.len() as u64, source))
 }
 
-/// [`BlockDevice::sync`] with the facts of a failure.
+/// [`BlockDevice::sync`] with context in its error.
 pub fn sync(device: &dyn BlockDevice, what: &str) -> Result<()> {
     device.sync().map_err(|source| Error::Sync { what: what.to_owned(), source })
 }
 
-/// Refuses a transfer that is not aligned to `block` or leaves the device; shared by the implementations.
+/// Refuses a transfer that is not aligned to `block` or exceeds the device; shared by the implementations.
 pub(crate) fn check_transfer(block: BlockSize, device_len: u64, at: ByteOffset, len: u64) -> io::Result<()> {
     let unit = u64::from(block.bytes());
     if !at.0.is_multiple_of(unit) || !len.is_multiple_of(unit) {

@@ -1,4 +1,4 @@
-//! Block devices as the kernel numbers them, and what sysfs tells of their queue.
+//! Block devices by the kernel's numbers, and the properties of their queues in sysfs.
 
 use std::fmt;
 use std::io;
@@ -9,12 +9,12 @@ use nix::sys::stat::{major, minor};
 
 use crate::units::BlockSize;
 
-/// A block device's number, printed and parsed as `major:minor`: its name under `/sys/dev/block`.
+/// Number of a block device, printed and parsed as `major:minor`: its name under `/sys/dev/block`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceNumber {
-    /// The driver. 0 stands for file systems without a device of their own.
+    /// Number of the driver. 0 stands for file systems without a device of their own.
     pub major: u64,
-    /// The device of that driver.
+    /// Number of the device within that driver.
     pub minor: u64,
 }
 
@@ -24,7 +24,7 @@ impl DeviceNumber {
         Self { major: major(raw), minor: minor(raw) }
     }
 
-    /// The device's directory below `sys`, which is `/sys` outside tests.
+    /// Directory of the device below `sys`, which is `/sys` outside tests.
     pub fn sysfs(self, sys: &Path) -> PathBuf {
         sys.join("dev/block").join(self.to_string())
     }
@@ -46,20 +46,20 @@ impl FromStr for DeviceNumber {
     }
 }
 
-/// What the kernel says of a block device (Documentation/ABI/stable/sysfs-block). The ioctls that tell the
-/// same (`BLKSSZGET`, `BLKPBSZGET`) take a pointer, so they would need `unsafe`.
+/// Properties of a block device (Documentation/ABI/stable/sysfs-block). The equivalent ioctls (`BLKSSZGET`,
+/// `BLKPBSZGET`) take a pointer, so they would need `unsafe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Queue {
-    /// The unit of addresses.
+    /// Logical block size: the unit of addresses.
     pub(crate) logical: BlockSize,
-    /// What the medium writes as one, in bytes; never smaller than the logical size.
+    /// Physical block size in bytes: what the medium writes as one; never smaller than the logical size.
     pub(crate) physical: u32,
     /// Whether writes fail.
     pub(crate) read_only: bool,
 }
 
 impl Queue {
-    /// Asks sysfs, mounted at `sys`, about a disk or a partition.
+    /// Reads the queue of a disk or a partition from sysfs, mounted at `sys`.
     pub(crate) fn of(sys: &Path, number: DeviceNumber) -> io::Result<Self> {
         let own = number.sysfs(sys);
         // A partition has no queue of its own; its directory lies in its disk's.
@@ -73,7 +73,7 @@ impl Queue {
     }
 }
 
-/// The number that a file of sysfs holds; failures name the file.
+/// The number in a file of sysfs; errors name the file.
 pub(crate) fn value<T: FromStr>(path: &Path) -> io::Result<T> {
     let named = |problem: String| io::Error::other(format!("{}: {problem}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| named(e.to_string()))?;

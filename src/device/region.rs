@@ -1,4 +1,4 @@
-//! A window onto a device: a partition where the kernel offers no node of its own.
+//! A window onto a device: a partition for which the kernel has no device node.
 
 use std::io;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::{BlockDevice, check_transfer};
 use crate::units::{BlockSize, ByteOffset, Extent};
 
-/// The part of a device that an [`Extent`] names, as a device of its own. Nothing outside can be reached.
+/// The part of a device that an [`Extent`] names, as a device of its own. Nothing outside of it is accessible.
 pub struct Region {
     device: Arc<dyn BlockDevice>,
     extent: Extent,
 }
 
 impl Region {
-    /// The window, or `None` where `extent` is not inside the device or not aligned to its blocks.
+    /// The window; `None` if `extent` is not inside the device or not aligned to its blocks.
     pub fn new(device: Arc<dyn BlockDevice>, extent: Extent) -> Option<Self> {
         check_transfer(device.block_size(), device.len(), extent.at, extent.len).ok()?;
         Some(Self { device, extent })

@@ -1,10 +1,10 @@
-//! Transfers that end whole or fail, over calls that may be interrupted or cut short.
+//! Transfers that complete or fail, over calls that may be interrupted or cut short.
 
 use std::io;
 
 use crate::units::BlockSize;
 
-/// Runs `call` until it is not interrupted by a signal.
+/// Repeats `call` while a signal interrupts it.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -44,8 +44,8 @@ pub(crate) fn write_all(
     Ok(())
 }
 
-/// How far a transfer is after `got` more bytes. Zero would loop for ever; a rest that is not aligned could
-/// only be asked for with `EINVAL`, which would hide that the transfer was cut off.
+/// Progress of a transfer after `got` more bytes. Zero would loop for ever; the unaligned rest of a short transfer
+/// would fail with `EINVAL`, which would hide that the transfer was cut off.
 fn advance(done: usize, got: usize, len: usize, block: BlockSize, ended: io::ErrorKind) -> io::Result<usize> {
     let now = done + got.min(len - done);
     if got == 0 || (now < len && !now.is_multiple_of(block.bytes() as usize)) {
@@ -66,8 +66,8 @@ mod tests {
     const B: BlockSize = BlockSize::B512;
 
     proptest! {
-        /// However a device cuts and interrupts a transfer, every byte arrives at its place exactly once;
-        /// where it cuts inside a block or gives up, the transfer fails.
+        /// However a device cuts and interrupts a transfer, every byte arrives at its place exactly once; if it
+        /// cuts inside a block or stops, the transfer fails.
         #[test]
         fn short_transfers_are_completed_or_refused(script in proptest::collection::vec(0usize..6, 1..12), blocks in 1usize..8) {
             let data: Vec<u8> = (0..blocks * 512).map(|i| (i % 251) as u8).collect();

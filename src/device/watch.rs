@@ -1,22 +1,22 @@
-//! What devices have been asked and have not answered yet.
+//! Transfers that devices have not answered yet.
 //!
-//! A device that hangs holds whoever asked it in the kernel, where no flag and no signal reaches it. Others can still say
-//! so: each transfer is entered here while it lasts. One table for the process, since whoever asks (a display, a service)
-//! knows nothing of the devices that are open.
+//! A device that hangs holds its caller in the kernel, where no flag and no signal reaches it. Other threads can
+//! still report it: each transfer is listed here while it lasts. One table for the process, because a reader of it
+//! (a display, a service) does not know which devices are open.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A transfer that lasts.
+/// A transfer in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     /// Path of the device or image.
     pub device: String,
     /// `read`, `write`, `zero` or `flush`.
     pub operation: &'static str,
-    /// For how long.
+    /// Time since it began.
     pub age: Duration,
 }
 
@@ -28,16 +28,16 @@ impl std::fmt::Display for Waiting {
 
 struct Table {
     next: u64,
-    /// By number, so the first is the oldest.
+    /// Oldest first: entries are numbered in order.
     open: BTreeMap<u64, (Instant, String, &'static str)>,
 }
 
 static TABLE: Mutex<Table> = Mutex::new(Table { next: 0, open: BTreeMap::new() });
 
-/// Takes its entry back when dropped.
+/// Removes its entry from the table when dropped.
 pub(super) struct Entry(u64);
 
-/// Enters a transfer.
+/// Lists a transfer until the returned entry is dropped.
 pub(super) fn begin(device: &Path, operation: &'static str) -> Entry {
     let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let number = table.next;
@@ -52,7 +52,7 @@ impl Drop for Entry {
     }
 }
 
-/// The transfer that has lasted longest, if for at least `limit`.
+/// The longest transfer in progress, if it has lasted at least `limit`.
 pub fn silent(limit: Duration) -> Option<Waiting> {
     let table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let (begun, device, operation) = table.open.values().next()?;
