@@ -1,11 +1,11 @@
-//! What has been written and is not yet proved: frames wait for a flush, then to be read back.
+//! Frames that are written and not yet proved: they wait for a flush, then to be read back.
 //!
 //! ```text
 //!   written ──(a batch is full: one worker flushes, the others go on)──▶ durable ──▶ read back, verified
 //! ```
 //!
-//! Reading back while later frames are still being decompressed lets device and processors work at the same time; to
-//! read everything after everything was written leaves first the one and then the other idle. A frame is read only
+//! Reading back while later frames are still being decompressed lets device and processors work at the same time.
+//! Reading everything after everything was written leaves first one and then the other idle. A frame is read only
 //! after a flush that began when its write had ended, so what is read has been on the medium.
 
 use std::collections::VecDeque;
@@ -13,16 +13,16 @@ use std::sync::Mutex;
 
 use crate::workers::lock;
 
-/// What a worker should do before it writes one more frame.
+/// What a worker should do before it writes another frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NextStep<T> {
-    /// Flush the targets, then [`Ledger::flushed`] with these frames.
+    /// Flush the targets, then call [`Ledger::flushed`] with these frames.
     Flush(Vec<T>),
-    /// Read this frame back, then [`Ledger::read`].
+    /// Read this frame back, then call [`Ledger::read`].
     Read(T),
 }
 
-/// See the module; `T` is a frame.
+/// Frames on their way from written to proved, see the module; `T` is a frame.
 #[derive(Debug)]
 pub(super) struct Ledger<T> {
     batch: u64,
@@ -40,22 +40,22 @@ struct State<T> {
 }
 
 impl<T> Ledger<T> {
-    /// Flushes each time `batch` bytes were written. At most `readers` workers read at the same time, so that the
-    /// others keep the processors busy.
+    /// A ledger that demands a flush after every `batch` bytes. At most `readers` workers read back at the same
+    /// time, so that the others keep the processors busy.
     pub(super) fn new(batch: u64, readers: usize) -> Self {
         let state =
             State { written: Vec::new(), bytes: 0, flushing: false, durable: VecDeque::new(), reading: 0 };
         Self { batch, readers: readers.max(1), state: Mutex::new(state) }
     }
 
-    /// `frames` were written, `bytes` of them as data.
+    /// Records that `frames` were written, `bytes` of them as data.
     pub(super) fn wrote(&self, frames: impl IntoIterator<Item = T>, bytes: u64) {
         let mut state = lock(&self.state);
         state.written.extend(frames);
         state.bytes += bytes;
     }
 
-    /// What comes first, if anything.
+    /// What to do first; `None`: write on.
     pub(super) fn duty(&self) -> Option<NextStep<T>> {
         let mut state = lock(&self.state);
         if state.bytes >= self.batch && !state.flushing {
@@ -71,19 +71,20 @@ impl<T> Ledger<T> {
         Some(NextStep::Read(frame))
     }
 
-    /// A [`NextStep::Flush`] is done, successfully.
+    /// Records that a [`NextStep::Flush`] succeeded.
     pub(super) fn flushed(&self, frames: Vec<T>) {
         let mut state = lock(&self.state);
         state.flushing = false;
         state.durable.extend(frames);
     }
 
-    /// A [`NextStep::Read`] is done, successfully.
+    /// Records that a [`NextStep::Read`] succeeded.
     pub(super) fn read(&self) {
         lock(&self.state).reading -= 1;
     }
 
-    /// Everything that was written and not read back, in the order of writing, once no worker runs any more.
+    /// All frames that were written and not read back, in the order of writing. Call it when no worker runs any
+    /// more.
     pub(super) fn into_rest(self) -> Vec<T> {
         let state = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.durable.into_iter().chain(state.written).collect()

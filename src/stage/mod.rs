@@ -1,4 +1,4 @@
-//! Prepare: the payloads of a bundle into slots.
+//! Stages the payloads of a bundle into slots.
 //!
 //! ```text
 //!   footer torn, barrier ─▶ gaps and zero frames ─▶ frames ─▶ barrier ─▶ rest read back ─▶ record, barrier, footer, barrier
@@ -8,25 +8,25 @@
 //!                          └── read back, verify ◀── durable ◀── a flush each batch, by one worker ◀── ledger
 //! ```
 //!
-//! For a [delta](crate::bundle::delta) only the step after the claim is another: the frame is copied from the running slot,
-//! or decompressed with ranges of it, and then verified as any other.
+//! For a [delta](crate::bundle::delta) only the step after the claim differs: the frame is copied from the running
+//! slot, or decompressed with ranges of it, and then verified as any other.
 //!
-//! Each worker runs a frame to completion: take the next one (a stream is read under the lock), decompress into its own
-//! aligned buffer, verify, write. No channels and no pool: back-pressure is by construction, memory is workers x 2
-//! frames.
+//! Each worker runs a frame to completion: take the next one (a stream is read under the lock), decompress into its
+//! own aligned buffer, verify, write. There are no channels and no pool: back-pressure is by construction, memory
+//! is workers x 2 frames.
 //!
-//! What was measured (`qstage bench`, an image of 2 GiB, two cores) and left:
+//! Measured (`qstage bench`, an image of 2 GiB, two cores) and rejected:
 //!
 //! | idea | result |
 //! |---|---|
 //! | four stages with channels between them | no faster, three times the context switches |
 //! | io_uring | no more than threads with synchronous transfers gave: 1 MiB at depth 1 comes near the device's best already |
 //! | frames of 256 KiB to 8 MiB instead of 1 MiB | the same time; bundles of 537 to 477 MB: smaller with larger frames, but a worker's memory grows and reuse is coarser |
-//! | flush and read back every 128 MiB, or once at the end | 64 MiB is faster: less is left to be read when nothing is left to decompress |
+//! | flush and read back every 128 MiB, or once at the end | 64 MiB is faster: less remains to be read when nothing is left to decompress |
 //! | more than a quarter of the workers reading | the device served the reads and let the writes wait |
-//! | at most one decompression a core at a time | no faster: those who have what they need should not wait |
+//! | at most one decompression a core at a time | no faster: a worker that has its data should not wait |
 //! | link-time optimisation | the same: the time is spent in C and assembly |
-//! | pinning workers to processors | not done: they block on the device, and whoever is ready should run |
+//! | pinning workers to processors | not done: they block on the device, and any worker that is ready should run |
 
 mod ledger;
 mod patch;
@@ -51,76 +51,78 @@ use crate::units::{ByteOffset, Extent, Group};
 use crate::workers;
 use ledger::Ledger;
 
-/// A slot that is to be written, open exclusively.
+/// A slot to write, open exclusively.
 pub struct Target {
-    /// Which group it belongs to: decides which payloads go there.
+    /// Group of the slot: determines which payloads go there.
     pub group: Group,
     /// Name of its partition, for messages.
     pub partition: String,
-    /// The slot.
+    /// Device of the slot.
     pub device: Box<dyn BlockDevice>,
-    /// What it will say of itself.
+    /// Record to write after its images.
     pub record: Record,
 }
 
 /// Waits until `bytes` more bytes may be written, or, with 0, until something may be read; see [`Options::pace`].
 pub type Pace<'a> = dyn Fn(u64) -> Result<()> + Sync + 'a;
 
-/// How to stage.
+/// Settings of one run.
 pub struct Options<'a> {
     /// Number of workers.
     pub jobs: NonZeroUsize,
-    /// Whether to read the slot back from the medium. Without it a disk that loses or misplaces writes is not noticed.
+    /// Whether to read the slot back from the medium. Without it a disk that loses or misplaces writes goes
+    /// undetected.
     pub read_back: bool,
-    /// Whether to compute the SHA-256 of the whole images as well. Every frame is verified by its BLAKE3 value anyway,
-    /// and those merge to the signed hash of the image; see [`read_back`] for what this costs. It is computed from what
-    /// is written, in the order of the bundle: frames are read back in another one.
+    /// Whether to compute the SHA-256 of the whole images as well. Every frame is verified by its BLAKE3 value
+    /// anyway, and those merge to the signed hash of the image; see [`read_back`] for the cost. It is computed from
+    /// what is written, in the order of the bundle: frames are read back in another order.
     pub sha256: bool,
-    /// Raised to stop.
+    /// Requests a stop.
     pub cancel: &'a Cancel,
-    /// Where the frames of a delta come from besides itself; `None` for a bundle.
+    /// Other sources of the frames of a delta; `None` for a bundle.
     pub delta: Option<&'a Sources<'a>>,
-    /// Slows down where a rate was asked for, or others wait for the disk. Called before each transfer.
+    /// Called before each transfer: waits if a maximum rate is set, or while others need the disk.
     pub pace: &'a Pace<'a>,
 }
 
-/// What was done with the bytes of the images.
+/// How the bytes of the images came into place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Written as data.
+    /// Bytes written as data.
     pub written: u64,
-    /// Written as zeroes by the device's own means.
+    /// Bytes zeroed by means of the device.
     pub zeroed: u64,
-    /// Already in place.
+    /// Bytes that were already in place.
     pub reused: u64,
-    /// How much of it a delta gave, where it was one.
+    /// Statistics of a delta; `None` for a bundle.
     pub made: Option<DeltaOutcome>,
 }
 
-/// Bytes between two flushes, and so the distance between writing and reading back: large, so that the cache of the
-/// disk has had other things to keep meanwhile, but not so large that the rest that is read back in the end, while
-/// nothing is left to decompress, counts.
+/// Bytes between two flushes, and so the distance between writing and reading back. Large, so that the cache of the
+/// disk holds other data meanwhile; but not so large that the rest counts that is read back in the end, while
+/// nothing is left to decompress.
 fn batch(total: u64) -> u64 {
     (total / 8).clamp(1, 64 << 20)
 }
 
-/// How many of `jobs` workers may read back at the same time: two keep a device busy with frames of 1 MiB, and with more
-/// of them some devices answer the reads and leave the writes waiting.
+/// How many of `jobs` workers may read back at the same time: two keep a device busy with frames of 1 MiB, and with
+/// more of them some devices serve the reads and let the writes wait.
 fn readers(jobs: NonZeroUsize) -> usize {
     (jobs.get() / 4).max(2)
 }
 
-/// How many workers stage the payloads of a bundle best where nobody says: besides one for each core ten that wait for the
-/// device, a quarter of all for reading. On two cores and an ordinary virtual disk 8 took 0.84 of the time of 4, and 12 took
-/// 0.90 of that of 8; 16 and 20 were no faster, and on tmpfs there was no difference. Each holds one frame and its compressed
-/// bytes, so large frames get fewer, but never fewer than 4: 32 MiB is the bound for frames of up to 4 MiB.
+/// Default number of workers for the payloads of a bundle: one for each core, ten that wait for the device, and a
+/// quarter of all for reading. On two cores and an ordinary virtual disk 8 took 0.84 of the time of 4, and 12 took
+/// 0.90 of that of 8; 16 and 20 were no faster, and on tmpfs there was no difference. Each holds one frame and its
+/// compressed bytes, so large frames get fewer, but never fewer than 4: 32 MiB is the bound for frames of up to 4
+/// MiB.
 pub fn default_jobs(payloads: &[Payload]) -> NonZeroUsize {
     let most = ((16 << 20) / largest_frame(payloads).max(1 << 20)).max(4);
     workers::cores().saturating_add(10).min(workers::at_least_one(most))
 }
 
-/// Stages what `targets` hold of a bundle. On success every target is whole: written, flushed, read back, and its
-/// record says so. On failure every target that was begun says torn, and running it again goes on where it stopped.
+/// Stages the payloads of a bundle that belong to `targets`. On success every target is whole: written, flushed,
+/// read back, and recorded. On failure every target that was begun is torn; another run continues where it stopped.
 ///
 /// The caller has already made the targets unbootable.
 ///
@@ -135,7 +137,7 @@ pub fn stage(
     for target in targets {
         target.record.write_torn(&*target.device, target.group, &target.partition)?;
     }
-    // Before the frames, for the reason that zero frames are: see there.
+    // Before the frames, for the same reason as zero frames: see there.
     for target in targets {
         for (at, len) in target.record.layout.gaps() {
             make_zero(target, Extent { at: ByteOffset(at), len })?;
@@ -154,7 +156,7 @@ pub fn stage(
     Ok(outcome)
 }
 
-/// The barrier in front of reading back: what is read then comes from the medium, not from a write cache that could
+/// The barrier before reading back: what is read then comes from the medium, not from a write cache that could
 /// still lose it.
 fn sync(targets: &[Target]) -> Result<()> {
     targets.iter().try_for_each(|target| device::sync(&*target.device, &target.partition))
@@ -171,7 +173,7 @@ fn target_of(targets: &[Target], group: Group) -> Result<&Target> {
     target.ok_or_else(|| Error::Internal { what: format!("no slot of the group {group} is written") })
 }
 
-/// A frame at its place in its target.
+/// A frame with its place in its target.
 fn frame_at<'a>(targets: &'a [Target], frame: Frame<'a>) -> Result<FrameAt<'a>> {
     let target = target_of(targets, frame.payload().kind.group())?;
     target.record.frame_at(frame, &*target.device)

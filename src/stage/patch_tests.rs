@@ -1,4 +1,5 @@
-//! Deltas that are cut, bent, or applied to a base that is damaged: what reaches the slot is the genuine image or nothing.
+//! Deltas that are cut, altered, or applied to a damaged base: either the genuine image reaches the slot or
+//! nothing.
 
 use std::io::{self, Cursor};
 use std::num::NonZeroUsize;
@@ -42,7 +43,7 @@ fn staged(bundle: &Bundle, sources: Option<&Sources<'_>>, slot: &Arc<MemoryDevic
     stage::stage(bundle, &targets, &options, &Silent)
 }
 
-/// A base that turns one byte over, or fails, from some read on, as one does that changes under its reader or is dying.
+/// A base that flips one byte, or fails, from some read on: one that changes under its reader or is dying.
 struct Turning {
     inner: Arc<MemoryDevice>,
     reads: AtomicUsize,
@@ -125,7 +126,8 @@ impl Case {
         Base { partition, device, record: *record, payload: 0 }
     }
 
-    /// Prepares from these bytes; on success the slot must hold the new image, on failure nothing else and no record.
+    /// Prepares from these bytes; on success the slot must hold the new image, on failure nothing else and no
+    /// record.
     #[track_caller]
     fn prepare(&self, bytes: &[u8], stream: bool, base: Base, whole: bool) -> Result<DeltaOutcome> {
         let source = if stream {
@@ -170,7 +172,7 @@ fn every_byte_of_a_delta_that_is_changed_or_missing() {
             let base = || case.base(usize::MAX, false);
             if case.prepare(&bytes, stream, base(), false).is_err() {
                 refused += 1;
-                // What was seen in a frame is mended by the bundle; what was seen in the archive is not.
+                // Damage found in a frame is repaired by the bundle; damage found in the archive is not.
                 fallen += usize::from(case.prepare(&bytes, stream, base(), true).is_ok());
             }
         }

@@ -1,5 +1,5 @@
-//! Recognising frames that are already in the slot, by reading and hashing it. No journal: what an interrupted run
-//! or an earlier release left is found by its content, so nothing can be wrongly believed.
+//! Recognises frames that are already in the slot, by reading and hashing it. There is no journal: remains of an
+//! interrupted run or an earlier release are found by their content, so no stale note can be believed.
 
 use std::sync::Mutex;
 
@@ -10,30 +10,30 @@ use crate::device::AlignedBuf;
 use crate::error::Result;
 use crate::workers::{Abort, lock};
 
-/// Frames of each payload that are looked at before anything is written.
+/// Number of frames of each payload that are probed before anything is written.
 const SAMPLES: u64 = 8;
-/// The same where a frame that is not in place costs a transfer: a read of the slot is cheap beside it.
+/// The same if a frame that is not in place costs a transfer: reading the slot is cheap compared to it.
 const REMOTE_SAMPLES: u64 = 64;
-/// A frame that is packed into a smaller part than this may be all zeroes.
+/// A frame that is compressed to a smaller part than this may be all zeroes.
 const SURELY_NOT_ZERO: u64 = 256;
-/// After so many frames in a row that did not match, only one in [`STRIDE`] is looked at.
+/// After this number of consecutive misses, only one frame in [`STRIDE`] is probed.
 const PATIENCE: u32 = 16;
 /// See [`PATIENCE`].
 const STRIDE: u64 = 16;
 
-/// Decides which frames are worth looking at before they are decompressed. Reading costs about as much as
-/// writing: where nothing matches, probing must cost nothing.
+/// Decides which frames are probed before they are decompressed. Reading costs about as much as writing: if nothing
+/// matches, probing must cost nothing.
 pub(super) struct Probing {
-    /// Misses since the last match; `None` where the samples matched nothing.
+    /// Misses since the last match; `None` if no sample matched.
     misses: Option<Mutex<u32>>,
-    /// Whether each frame is looked at, whatever came before it.
+    /// Whether each frame is probed, whatever the results before it.
     every: bool,
 }
 
 impl Probing {
-    /// Looks at a few frames of every payload: the first one that holds something, where an interrupted run has been, and
-    /// others spread evenly. Zeroes that match prove nothing: blank space matches them too. `remote`: frames that are not
-    /// in place come over a network.
+    /// Probes a few frames of every payload: the first one that holds something, where an interrupted run has been,
+    /// and others spread evenly. Zeroes that match prove nothing: blank space matches them too. `remote`: frames
+    /// that are not in place come over a network.
     pub(super) fn sample(
         release: &Release,
         targets: &[Target],
@@ -66,12 +66,12 @@ impl Probing {
         Ok(Self { misses: None, every: remote })
     }
 
-    /// Whether the slot seems to hold something of this bundle.
+    /// Whether the slot seems to hold frames of this bundle.
     pub(super) fn resembles(&self) -> bool {
         self.misses.is_some()
     }
 
-    /// Calls `look` if frame number `ordinal` is worth it, and learns from the answer.
+    /// Calls `look` if frame number `ordinal` is worth probing, and counts the result.
     pub(super) fn look<T>(&self, ordinal: u64, look: impl FnOnce() -> Option<T>) -> Option<T> {
         let misses = self.misses.as_ref()?;
         if !self.every && *lock(misses) >= PATIENCE && !ordinal.is_multiple_of(STRIDE) {

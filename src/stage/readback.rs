@@ -1,4 +1,4 @@
-//! Reading a slot from the medium and checking it against its record: after writing, and whenever a slot is scrubbed.
+//! Reads a slot from the medium and verifies it against its record: after writing, and in a scrub.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -12,43 +12,43 @@ use crate::progress::{Cancel, Progress};
 use crate::slot::Record;
 use crate::workers::{self, Abort, Sequencer, lock};
 
-/// What to read.
+/// What to read, and how.
 pub struct ReadBack<'a> {
-    /// The slot.
+    /// Device of the slot.
     pub device: &'a dyn BlockDevice,
-    /// What it should hold.
+    /// Record with the expected content.
     pub record: &'a Record,
     /// Number of workers.
     pub jobs: NonZeroUsize,
     /// Whether to compute the SHA-256 of the whole images as well.
     pub sha256: bool,
-    /// Raised to stop.
+    /// Requests a stop.
     pub cancel: &'a Cancel,
-    /// What is being done, for the message when it is stopped.
+    /// Name of the operation, for the message when it is stopped.
     pub doing: &'a str,
 }
 
 /// Frames that differ from the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// Payload of the first one.
+    /// Name of the payload with the first bad frame.
     pub payload: String,
-    /// Its number in the payload.
+    /// Number of that frame in its payload, from 0.
     pub frame: u64,
     /// Where it begins in the slot, in bytes.
     pub at: u64,
-    /// How many differ in all.
+    /// Number of frames that differ.
     pub bad: u64,
-    /// How many there are.
+    /// Number of frames in all.
     pub frames: u64,
 }
 
-/// Reads every frame with the device's own reads (O_DIRECT on real ones: not the page cache), verifies each by
-/// its BLAKE3 value, in parallel. Returns what differs.
+/// Reads every frame with the device's own reads (O_DIRECT on real ones: not the page cache) and verifies each by
+/// its BLAKE3 value, in parallel. Returns what differs; `None` if nothing does.
 ///
-/// With `sha256` the whole images are hashed by SHA-256 too. It proves nothing that the BLAKE3 values, which merge to the
-/// signed hash, have not proved, it is sequential by nature, and on processors without SHA instructions it alone takes
-/// longer than everything else together; so it is for those who must report that very number.
+/// With `sha256` the whole images are hashed by SHA-256 too. It proves nothing new: the BLAKE3 values merge to the
+/// signed hash. It is sequential by nature, and on processors without SHA instructions it takes longer than all
+/// other steps together. So it is for users who must report that very number.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::ImageDigest`],
@@ -90,7 +90,7 @@ pub fn read_back(job: &ReadBack<'_>, progress: &dyn Progress) -> Result<Option<D
                 Err(Error::ReadBack { payload, frame, at }) => {
                     let mut damage = lock(&damage);
                     let bad = damage.as_ref().map_or(0, |(_, damage)| damage.bad) + 1;
-                    // Workers finish in any order: the first in the slot is what is reported.
+                    // Workers finish in any order: report the first damage in the slot.
                     let keep = damage.take().filter(|(earlier, _)| *earlier < ordinal);
                     let found = Damage { payload, frame, at, bad: 0, frames };
                     *damage = Some(keep.unwrap_or((ordinal, found)));

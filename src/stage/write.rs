@@ -1,4 +1,4 @@
-//! What the workers do.
+//! The work of each worker: write frames, flush, read back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use crate::progress::{Phase, Progress};
 use crate::slot::FrameAt;
 use crate::workers::{self, Abort, Sequencer};
 
-/// Everything that the workers of one run share.
+/// State shared by the workers of one run.
 struct Run<'r, 'a> {
     targets: &'a [Target],
     options: &'r Options<'r>,
@@ -34,12 +34,12 @@ struct Run<'r, 'a> {
     reused: AtomicU64,
 }
 
-/// Bytes of a bundle on a server that all workers together may look past, so that they are fetched side by side meanwhile.
+/// Bytes of a remote bundle that all workers together may defer, so that they are fetched in parallel meanwhile.
 const AHEAD: u64 = 8 << 20;
-/// Frames that one worker may look past.
+/// Maximum number of frames that one worker may defer.
 const LATE: usize = 256;
 
-/// Frames that a worker has looked for in vain, and that are on their way.
+/// Deferred frames of one worker: not in place, and requested from the server.
 #[derive(Default)]
 struct Late<'a> {
     frames: VecDeque<(Claim<'a>, u64)>,
@@ -58,13 +58,13 @@ impl<'a> Late<'a> {
         Some(claim)
     }
 
-    /// Whether another one may be added: at least one, further ones up to `most` bytes in all.
+    /// Whether another frame may be added: at least one, further ones up to `most` bytes in all.
     fn has_room(&self, most: u64) -> bool {
         self.frames.is_empty() || self.bytes < most && self.frames.len() < LATE
     }
 }
 
-/// What one worker owns.
+/// Buffers of one worker.
 struct Scratch<'a> {
     compressed: Vec<u8>,
     buffer: &'a mut [u8],
@@ -72,7 +72,7 @@ struct Scratch<'a> {
     patch: patch::Scratch,
 }
 
-/// Writes all frames; flushes and reads back, by the way, what `ledger` asks for.
+/// Writes all frames; flushes and reads back in between, as `ledger` demands.
 pub(super) fn write_frames<'a>(
     bundle: &'a Bundle,
     targets: &'a [Target],
@@ -90,7 +90,7 @@ pub(super) fn write_frames<'a>(
         (Some(_), None) => return Err(Error::Internal { what: "a delta without its base".to_owned() }),
     };
     let probing = probe::Probing::sample(bundle.release(), targets, feed.is_remote(), &abort)?;
-    // Where some of it may be in place, only what turns out not to be is asked for.
+    // If some of it may be in place, only frames that turn out to be missing are requested.
     if probing.resembles() {
         feed.expect_skeleton();
     } else {
@@ -112,8 +112,8 @@ pub(super) fn write_frames<'a>(
         zeroed: AtomicU64::new(0),
         reused: AtomicU64::new(0),
     };
-    // Where some frames are in place, the others are looked for first and waited for afterwards. Not where images are hashed,
-    // in their order: a worker would wait for its turn with the frame before in its own hands.
+    // If some frames are in place, the missing ones are requested first and awaited afterwards. Not if images are
+    // hashed, which is done in order: a worker would wait for its turn while it defers the frame before.
     let ahead = match run.feed.is_remote() && run.hashes.is_none() && run.probing.resembles() {
         true => AHEAD / options.jobs.get() as u64,
         false => 0,
@@ -135,7 +135,7 @@ pub(super) fn write_frames<'a>(
                     Some(claim) if run.is_in_place(&claim, &mut scratch)? => {
                         progress.advance(claim.len() as u64)
                     }
-                    // What is not looked past is loaded at once, and declared already.
+                    // Without deferring it is loaded at once, and is declared already.
                     Some(claim) => late.push(claim, if ahead > 0 { run.feed.expect(&claim) } else { 0 }),
                 }
                 continue;
@@ -156,7 +156,7 @@ pub(super) fn write_frames<'a>(
     })
 }
 
-/// Reads back what was not read back by the way. Everything is durable by now.
+/// Reads back what was not read back in between. Everything is durable by now.
 pub(super) fn read_rest(
     options: &Options<'_>,
     ledger: Ledger<FrameAt<'_>>,
@@ -201,7 +201,7 @@ impl<'a> Run<'_, 'a> {
         Ok(())
     }
 
-    /// Whether a frame is in its place already; then it is done with.
+    /// Whether a frame is in place already; if so, it is completed.
     fn is_in_place(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<bool> {
         let frame = self.frame_at(claim)?;
         let Some(verified) = self.in_place(claim.ordinal, &frame, scratch.buffer)? else { return Ok(false) };
@@ -215,7 +215,7 @@ impl<'a> Run<'_, 'a> {
         frame_at(self.targets, self.zeroes.get(&claim.ordinal).copied().unwrap_or(**claim))
     }
 
-    /// Brings one frame into its place.
+    /// Loads, verifies and writes one frame.
     fn bring(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
         let frame = self.frame_at(claim)?;
         let problem = loop {
@@ -228,14 +228,14 @@ impl<'a> Run<'_, 'a> {
                 break problem;
             }
         };
-        // A delta only proposes; a bundle that is wrong has nothing to fall back to.
+        // Only a delta can fall back: if a bundle is wrong, nothing else has the frame.
         let Some(patcher) = &self.patcher else { return Err(problem) };
         patcher.fall_back(&frame, problem, &mut scratch.decoder, scratch.buffer, self.progress)?;
         let verified = frame.verify(scratch.buffer)?;
         self.write(claim.ordinal, &frame, &verified)
     }
 
-    /// Puts what bundle or delta say that a frame is into the buffer, to be verified.
+    /// Loads the frame from bundle or delta into the buffer, not verified yet.
     fn load(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
         self.feed.load(claim, &mut scratch.compressed)?;
         match &self.patcher {
@@ -244,7 +244,7 @@ impl<'a> Run<'_, 'a> {
         }
     }
 
-    /// The frame, where the slot holds it already and it is worth while to look.
+    /// The frame, if the slot holds it already and probing is worth it.
     fn in_place<'b>(
         &self,
         ordinal: u64,
@@ -261,7 +261,7 @@ impl<'a> Run<'_, 'a> {
         }
     }
 
-    /// Writes a frame, unless its zeroes are there already: then the bundle has been checked all the same.
+    /// Writes a frame, unless its zeroes are in place already: then the bundle has been verified all the same.
     fn write(&self, ordinal: u64, frame: &FrameAt<'a>, verified: &VerifiedFrame<'_>) -> Result<()> {
         let len = verified.len() as u64;
         if frame.known() != Known::Nothing {

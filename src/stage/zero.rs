@@ -1,12 +1,12 @@
-//! Frames of zeroes, before all others.
+//! Writes frames of zeroes, before all others.
 //!
-//! They come first for safety. A write that the disk misplaces is found because its own place does not hold what it
-//! should; but on a blank slot the place of a zero frame holds zeroes anyway, and what the zeroes have overwritten
-//! elsewhere would not be noticed if it had been read back already. In front of all other frames there is nothing to
-//! overwrite.
+//! They come first for safety. A write that the disk misplaces is found because its own place does not hold the
+//! expected content. But on a blank slot the place of a zero frame holds zeroes anyway, and a frame that the
+//! misplaced zeroes overwrote would go undetected if it had been read back already. Before all other frames there
+//! is nothing to overwrite.
 //!
-//! And for speed: neighbours become one request. That a frame is zero is known without a byte of the bundle's payloads, by
-//! hashing zeroes and comparing with the signed index.
+//! And for speed: neighbours become one request. Zero frames are recognised without a byte of the bundle's
+//! payloads, by hashing zeroes and comparing with the signed index.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -22,12 +22,12 @@ use crate::slot::FrameAt;
 use crate::units::{Extent, Group};
 use crate::workers::{self, Abort, lock};
 
-/// Bytes that are zeroed by one request at most: devices without a command for it write them all, and a request to stop
+/// Maximum bytes of one request to zero: devices without a command for it write them all, and a request to stop
 /// waits for that.
 const RUN: u64 = 16 << 20;
 
-/// Makes all zero frames of `bundle` that lie in a target. With `look`, those that are there already are left alone.
-/// Returns them, all in their place now, by the number in the feed; those that were there are known to be.
+/// Makes all zero frames of `bundle` that lie in a target. With `look`, those that are there already are left
+/// alone. Returns them by their number in the feed; all are in place.
 pub(super) fn make<'a>(
     bundle: &'a Bundle,
     targets: &'a [Target],
@@ -71,8 +71,8 @@ pub(super) fn make<'a>(
     Ok(found.into_iter().map(|(ordinal, found)| (ordinal, known(found))).collect())
 }
 
-/// Frames that compress so well that they may be zero, with their numbers in the feed. One that is zero and not among them
-/// is found to be so when it has been decompressed.
+/// Frames that compress so well that they may be zero, with their numbers in the feed. A zero frame that is not
+/// among them is recognised after decompression.
 fn candidates<'a>(bundle: &'a Bundle, targets: &'a [Target]) -> Result<Vec<(u64, FrameAt<'a>)>> {
     let mut candidates = Vec::new();
     let mut ordinal = 0;
@@ -91,7 +91,7 @@ fn candidates<'a>(bundle: &'a Bundle, targets: &'a [Target]) -> Result<Vec<(u64,
     Ok(candidates)
 }
 
-/// Neighbours in the same group's slot joined, up to [`RUN`] bytes each.
+/// Joins neighbours in the same group's slot, up to [`RUN`] bytes each.
 fn runs(frames: impl Iterator<Item = (Group, Extent)>) -> Vec<(Group, Extent)> {
     let mut runs: Vec<(Group, Extent)> = Vec::new();
     for (group, frame) in frames {
