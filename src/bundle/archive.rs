@@ -1,16 +1,17 @@
-//! The tar around the members: POSIX ustar (IEEE Std 1003.1-1988, "ustar Interchange Format"), in one spelling only.
+//! The tar around the members: POSIX ustar (IEEE Std 1003.1-1988, "ustar Interchange Format"), in exactly one
+//! encoding.
 //!
 //! Every header field but name, size and time is fixed, and a reader compares whole headers with what it would have
-//! written itself: no bit of them is without meaning, and nothing can hide in them. Sizes from 8 GiB on are written
-//! in the base-256 form that GNU tar, bsdtar and busybox share; a pax header would be one more member to distrust.
+//! written itself: every bit has a meaning, and nothing can hide in them. Sizes from 8 GiB on are written in the
+//! base-256 form that GNU tar, bsdtar and busybox share; a pax header would be one more member to distrust.
 
 use tar::{EntryType, Header};
 
 use crate::error::{Error, Result};
 
-/// The unit of a tar archive in bytes: headers, and what members are padded to.
+/// Block size of a tar archive in bytes: the size of a header; members are padded to a multiple of it.
 pub const BLOCK: usize = 512;
-/// Bytes of the end-of-archive mark: two blocks of zeroes.
+/// Size of the end-of-archive mark in bytes: two blocks of zeroes.
 pub const END_LEN: usize = 2 * BLOCK;
 
 /// The 512 bytes of a member's header.
@@ -29,14 +30,15 @@ pub fn header(name: &str, size: u64, mtime: u64) -> Result<[u8; BLOCK]> {
     Ok(*header.as_bytes())
 }
 
-/// Size and time of a member whose size nothing else tells; everything else must be as [`header`] writes it.
+/// Size and time from the header of a member whose size is not known beforehand; every other field must be as
+/// [`header`] writes it.
 ///
 /// # Errors
 /// [`Error::TarHeader`].
 pub fn read_header(bytes: &[u8; BLOCK], name: &str, at: u64) -> Result<(u64, u64)> {
     let bad = |problem: String| Error::TarHeader { member: name.to_owned(), at, problem };
     let found = Header::from_byte_slice(bytes);
-    // The library's own words repeat the field and the name: those are a stranger's.
+    // The library's message repeats the field and the name: text from an untrusted file.
     let size = found.entry_size().map_err(|_| bad("the size is no number".to_owned()))?;
     let mtime = found.mtime().map_err(|_| bad("the time is no number".to_owned()))?;
     check_header(bytes, name, size, mtime, at)?;
@@ -46,7 +48,7 @@ pub fn read_header(bytes: &[u8; BLOCK], name: &str, at: u64) -> Result<(u64, u64
 /// Checks a header whose name, size and time are all known.
 ///
 /// # Errors
-/// [`Error::TarHeader`], saying in which field it differs.
+/// [`Error::TarHeader`], with the field that differs.
 pub fn check_header(bytes: &[u8; BLOCK], name: &str, size: u64, mtime: u64, at: u64) -> Result<()> {
     let expected = header(name, size, mtime)?;
     let Some(differs) = (0..BLOCK).find(|&i| bytes[i] != expected[i]) else { return Ok(()) };
@@ -69,24 +71,24 @@ pub fn check_header(bytes: &[u8; BLOCK], name: &str, size: u64, mtime: u64, at: 
         member: name.to_owned(),
         at,
         problem: format!(
-            // Not what stands there instead: nobody vouches for it, and it would be a stranger who speaks.
+            // Not the bytes found there: they are unauthenticated, and a message must not show an attacker's text.
             "the {field} is not as packed (expected '{name}', {size} bytes; found {} bytes)",
             found.entry_size().map_or_else(|_| "unreadable".to_owned(), |size| size.to_string())
         ),
     })
 }
 
-/// Whether a header names this member; nothing else of it is looked at.
+/// Whether a header has this member name; no other field is checked.
 pub fn is_named(bytes: &[u8; BLOCK], name: &str) -> bool {
     Header::from_byte_slice(bytes).path_bytes().as_ref() == name.as_bytes()
 }
 
-/// How many zero bytes follow a member of `size` bytes.
+/// Number of zero bytes after a member of `size` bytes.
 pub const fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
 }
 
-/// Bytes that a member of `size` bytes takes: header, content, padding. `None` beyond 2^64.
+/// Size in bytes of a member with `size` bytes of content: header, content, padding. `None` beyond 2^64.
 pub fn member_len(size: u64) -> Option<u64> {
     size.checked_add(padding(size))?.checked_add(BLOCK as u64)
 }
@@ -107,7 +109,7 @@ mod tests {
                     check_header(&bad, "firmware/bios.zst", size, 1_700_000_000, 0).is_err(),
                     "bit {bit} at size {size}"
                 );
-                // Where size and time are not known beforehand, the checksum still binds them.
+                // Even if size and time are not known beforehand, the checksum still covers them.
                 assert!(read_header(&bad, "firmware/bios.zst", 0).is_err(), "bit {bit} at size {size}");
             }
         }

@@ -1,4 +1,4 @@
-//! The frames of a bundle, handed to workers one by one.
+//! Distributes the frames of a bundle to workers.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -12,9 +12,9 @@ use super::source::read_failed;
 use crate::error::{Class, Error, Result};
 use crate::workers::{Abort, lock};
 
-/// Hands out frames in the order of the bundle; every worker holds one at a time. A stream is read under the
-/// lock, so memory is bounded by the number of workers and back-pressure needs no queue; of a file only the
-/// position is taken under the lock and reading happens in parallel, and only where the frame is needed.
+/// Hands out frames in the order of the bundle; every worker holds one at a time. A stream is read under the lock,
+/// so memory is bounded by the number of workers and back-pressure needs no queue. Of a file, only the position is
+/// taken under the lock; reading happens in parallel, and only if the frame is needed.
 pub struct Feed<'a> {
     bundle: &'a Bundle,
     wanted: Vec<bool>,
@@ -26,19 +26,19 @@ pub struct Feed<'a> {
 struct Position {
     payload: usize,
     frame: u64,
-    /// Frames handed out before.
+    /// Number of frames handed out before.
     ordinal: u64,
-    /// Where the next frame's bytes begin; only kept for files.
+    /// Offset of the next frame's bytes; only maintained for files.
     at: u64,
-    /// Whether the end of the archive was seen.
+    /// Whether the end of the archive was reached.
     ended: bool,
 }
 
-/// A frame that a worker has taken, and its place in the bundle.
+/// A frame that a worker has taken, with its offset in the bundle.
 #[derive(Clone, Copy)]
 pub struct Claim<'a> {
     frame: Frame<'a>,
-    /// How many frames were handed out before it: its turn in a [`Sequencer`](crate::workers::Sequencer).
+    /// Number of frames handed out before it: its turn in a [`Sequencer`](crate::workers::Sequencer).
     pub ordinal: u64,
     at: u64,
 }
@@ -52,7 +52,7 @@ impl<'a> Deref for Claim<'a> {
 }
 
 impl<'a> Feed<'a> {
-    /// A feed of the payloads for which `wanted` says so; the others are passed over.
+    /// A feed of the payloads for which `wanted` returns true; the others are skipped.
     pub fn new(bundle: &'a Bundle, wanted: impl Fn(&Payload) -> bool) -> Self {
         Self {
             bundle,
@@ -62,13 +62,13 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Uncompressed bytes that it hands out in all.
+    /// Total of uncompressed bytes in this feed.
     pub fn total(&self) -> u64 {
         let payloads = self.bundle.manifest().payloads.iter();
         payloads.zip(&self.wanted).filter(|(_, wanted)| **wanted).map(|(payload, _)| payload.size).sum()
     }
 
-    /// Says that all of it will be loaded, so that it may be fetched ahead of the workers.
+    /// Declares that all of it will be loaded, so that it may be fetched ahead of the workers.
     pub fn expect_all(&self) {
         let Some(file) = self.bundle.file() else { return };
         let mut at = self.bundle.payloads_at();
@@ -85,7 +85,7 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Says that not all of it will be loaded, but all that stands between the frames.
+    /// Declares that only some frames will be loaded, but every header and padding between them.
     pub fn expect_skeleton(&self) {
         let Some(file) = self.bundle.file() else { return };
         let mut at = self.bundle.payloads_at();
@@ -107,12 +107,13 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Whether to load a frame costs a round trip, unless it was declared before.
+    /// Whether loading a frame costs a round trip, unless it was declared before.
     pub fn is_remote(&self) -> bool {
         self.bundle.file().is_some_and(super::source::ReadAt::is_remote)
     }
 
-    /// Says that a claimed frame will be loaded, so that it may be fetched meanwhile. Its size in the bundle in bytes.
+    /// Declares that a claimed frame will be loaded, so that it may be fetched meanwhile. Returns its size in the
+    /// bundle in bytes.
     pub fn expect(&self, claim: &Claim<'_>) -> u64 {
         let len = u64::from(self.bundle.packed(claim));
         if let Some(file) = self.bundle.file() {
@@ -121,23 +122,23 @@ impl<'a> Feed<'a> {
         len
     }
 
-    /// Says that a claimed frame will not be loaded: it is in its place.
+    /// Declares that a claimed frame will not be loaded: it is in place already.
     pub fn pass(&self, claim: &Claim<'_>) {
         if let Some(file) = self.bundle.file() {
             file.will_not_read(claim.at, u64::from(self.bundle.packed(claim)));
         }
     }
 
-    /// Says what was wrong with the bytes of a claimed frame. Whether loading it again may bring other ones: of several
-    /// servers one may send something else, and then the others are asked.
+    /// Reports a problem with the bytes of a claimed frame. Returns whether loading it again may bring other bytes:
+    /// if one of several servers sends wrong bytes, another one is tried.
     pub fn has_another(&self, claim: &Claim<'_>, problem: &Error) -> bool {
         let len = u64::from(self.bundle.packed(claim));
         problem.class() == Class::Bundle
             && self.bundle.file().is_some_and(|file| file.distrust(claim.at, len))
     }
 
-    /// Takes the next frame. A stream's bytes are put into `compressed`; a file's are fetched by [`load`](Self::load).
-    /// `None` after the last one; by then the end of the archive has been checked.
+    /// Takes the next frame. A stream's bytes are put into `compressed`; a file's are fetched by
+    /// [`load`](Self::load). `None` after the last one; by then the end of the archive has been checked.
     pub fn claim(&self, compressed: &mut Vec<u8>, abort: &Abort<'_>) -> Result<Option<Claim<'a>>> {
         let manifest = self.bundle.manifest();
         let release = self.bundle.release();
@@ -145,7 +146,8 @@ impl<'a> Feed<'a> {
         loop {
             abort.check()?;
             let Some(payload) = manifest.payloads.get(position.payload) else {
-                // Asked once, whatever comes of it: a second worker would find the stream at its end and say that it is cut.
+                // Checked once, whatever the result: a second worker would find the stream at its end and report it
+                // as truncated.
                 let ended = std::mem::replace(&mut position.ended, true);
                 if !ended && !self.seekable {
                     self.bundle.with_input(Input::end)?;
@@ -156,11 +158,11 @@ impl<'a> Feed<'a> {
             };
             let number = position.payload;
             if position.frame == 0 {
-                // Entering a member. Those of a file were checked when it was opened.
+                // Enters a member. The headers of a file were checked when it was opened.
                 let (member, size) = self.bundle.member(number);
                 if self.seekable {
                     if self.wanted[number] {
-                        // The first one was read when the bundle was opened, to tell a delta from a bundle.
+                        // The first one was read when the bundle was opened, to distinguish a delta from a bundle.
                         let read = Cell::new(number == 0);
                         let header = |input: &mut Input| input.header(&member, size, manifest.created);
                         self.bundle.check_remote(position.at, BLOCK as u64, |input| {
@@ -181,7 +183,7 @@ impl<'a> Feed<'a> {
                 }
             }
             if position.frame == payload.frames() {
-                // Leaving it.
+                // Leaves the member.
                 let (member, size) = self.bundle.member(number);
                 if self.seekable {
                     if self.wanted[number] {
@@ -219,7 +221,7 @@ impl<'a> Feed<'a> {
         if len == 0 {
             return Ok(());
         }
-        // The size was right when it was opened: where it ends early now, somebody is truncating it.
+        // The size was right when it was opened: if it ends early now, another process is truncating it.
         file.read_exact_at(compressed, claim.at)
             .map_err(|source| read_failed(&claim.payload().member(), claim.at, source))?;
         file.done_with(claim.at, compressed.len() as u64);

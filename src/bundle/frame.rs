@@ -12,11 +12,11 @@ use super::release::Release;
 use crate::error::{Error, Result};
 use crate::units::{Blake3, ByteOffset, Extent};
 
-/// Images are stored in units of this many bytes: what O_DIRECT takes on every device.
+/// Images are stored in units of this size in bytes: O_DIRECT accepts it on every device.
 pub const STORED_UNIT: usize = 4096;
 
-/// The BLAKE3 value of a frame's bytes as the subtree at `image_at`; where the frame is the `whole` image,
-/// the root hash. `image_at` is a multiple of a frame size, so the subtree is one of the tree.
+/// The BLAKE3 value of a frame's bytes as the subtree at `image_at`, or the root hash if the frame is the `whole`
+/// image. `image_at` is a multiple of a frame size, so the subtree is one of the tree.
 pub fn chaining_value(bytes: &[u8], image_at: u64, whole: bool) -> Blake3 {
     if whole {
         return Blake3(*blake3::hash(bytes).as_bytes());
@@ -26,30 +26,30 @@ pub fn chaining_value(bytes: &[u8], image_at: u64, whole: bool) -> Blake3 {
     Blake3(hasher.finalize_non_root())
 }
 
-/// What is known of a frame's bytes before they are there.
+/// What is known of a frame's bytes before they are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// Nothing but what the index says.
+    /// Only what the index contains.
     Nothing,
-    /// All of them are zero: as many zeroes hash to the value in the index. To compare with zero then says as much as to
-    /// hash, in a fraction of the time.
+    /// All of them are zero: the same number of zeroes hashes to the value in the index. Comparing with zero is
+    /// then as good as hashing, in a fraction of the time.
     Zero,
-    /// The same, and the slot holds them at their place.
+    /// All of them are zero, and the slot holds them in place.
     ZeroInPlace,
 }
 
-/// One frame of a release: which one, where in its image, and what it must hash to.
+/// One frame of a release: its number, its place in the image, and its expected hash.
 #[derive(Clone, Copy)]
 pub struct Frame<'a> {
     release: &'a Release,
     payload: usize,
     number: u64,
-    /// Private: [`Zeroes::prove`] is the only way to know anything.
+    /// Private: only [`Zeroes::prove`] may change it.
     known: Known,
 }
 
 impl<'a> Frame<'a> {
-    /// Frame `number` of the payload at this place in the manifest, of which nothing is known.
+    /// Frame `number` of the payload with this index in the manifest; nothing is known of its bytes.
     pub(super) const fn new(release: &'a Release, payload: usize, number: u64) -> Self {
         Self { release, payload, number, known: Known::Nothing }
     }
@@ -59,22 +59,22 @@ impl<'a> Frame<'a> {
         &self.release.manifest.payloads[self.payload]
     }
 
-    /// Place of its payload in the manifest.
+    /// Index of its payload in the manifest.
     pub fn payload_number(&self) -> usize {
         self.payload
     }
 
-    /// Its number in the payload.
+    /// Its number in the payload, from 0.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// What the index says of it.
+    /// Its entry in the index.
     pub fn entry(&self) -> FrameEntry {
         self.release.index().entry(self.payload, self.number)
     }
 
-    /// Where it lies in the image.
+    /// Its extent in the image.
     pub fn extent(&self) -> Extent {
         let (at, len) = self.payload().frame_extent(self.number);
         Extent { at: ByteOffset(at), len: u64::from(len) }
@@ -85,12 +85,12 @@ impl<'a> Frame<'a> {
         self.payload().frame_extent(self.number).1 as usize
     }
 
-    /// Whether it holds no byte: never, an image has at least one.
+    /// Whether it is empty: never, an image has at least one byte.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes that it takes in a slot: a shorter last frame is followed by zeroes up to a whole page.
+    /// Bytes that it occupies in a slot: a shorter last frame is padded with zeroes to a whole page.
     pub fn stored_len(&self) -> usize {
         self.len().next_multiple_of(STORED_UNIT)
     }
@@ -100,14 +100,14 @@ impl<'a> Frame<'a> {
         self.known
     }
 
-    /// The same frame, of which the slot turned out to hold its zeroes. One that is not known to be zero stays as it is.
+    /// The same frame, marked as in place if it is known to be zero; other frames stay as they are.
     pub(crate) fn in_place(self) -> Self {
         let known = if self.known == Known::Nothing { Known::Nothing } else { Known::ZeroInPlace };
         Self { known, ..self }
     }
 
-    /// Verifies the start of `buffer` as this frame, wherever the bytes come from, a bundle or a slot. What follows a
-    /// shorter last frame is zeroed up to the next multiple of [`STORED_UNIT`].
+    /// Verifies the start of `buffer` as this frame, whether the bytes come from a bundle or a slot. The space
+    /// after a shorter last frame is zeroed up to the next multiple of [`STORED_UNIT`].
     ///
     /// # Errors
     /// [`Error::FrameDigest`].
@@ -128,13 +128,13 @@ impl<'a> Frame<'a> {
         Err(Error::FrameDigest { payload, frame: self.number, at, expected, got })
     }
 
-    /// The error for compressed bytes that cannot be this frame.
+    /// The error for compressed bytes that are not a valid encoding of this frame.
     pub(super) fn malformed(&self, problem: String) -> Error {
         let (payload, at) = (self.payload().to_string(), self.extent().at.0);
         Error::Frame { payload, frame: self.number, at, problem }
     }
 
-    /// The value that `bytes` have at its place.
+    /// The value of `bytes` at the place of this frame.
     fn value_of(&self, bytes: &[u8]) -> Blake3 {
         chaining_value(bytes, self.extent().at.0, self.payload().frames() == 1)
     }
@@ -144,20 +144,20 @@ impl<'a> Frame<'a> {
 pub struct Zeroes(Vec<u8>);
 
 impl Zeroes {
-    /// At most `longest` bytes of them.
+    /// At most `longest` bytes of zeroes.
     pub fn new(longest: usize) -> Self {
         Self(vec![0; longest])
     }
 
-    /// The same frame, known to be nothing but zeroes where as many hash to its value; no byte of the bundle's payloads
-    /// is needed for that.
+    /// The same frame, known to be zero, if as many zeroes hash to its value; else `None`. Needs no byte of the
+    /// bundle's payloads.
     pub fn prove<'a>(&self, frame: Frame<'a>) -> Option<Frame<'a>> {
         let zeroes = self.0.get(..frame.len())?;
         (frame.value_of(zeroes) == frame.entry().value).then_some(Frame { known: Known::Zero, ..frame })
     }
 }
 
-/// A frame's bytes that hash to what the index says. Only these are written to a slot: the type is the proof.
+/// A frame's bytes, verified against the index. Only these are written to a slot: the type is the proof.
 #[derive(Debug, Clone, Copy)]
 pub struct VerifiedFrame<'a> {
     stored: &'a [u8],
@@ -165,12 +165,12 @@ pub struct VerifiedFrame<'a> {
 }
 
 impl<'a> VerifiedFrame<'a> {
-    /// The frame as it lies in a slot: a shorter last frame is followed by zeroes up to a whole page.
+    /// The frame as stored in a slot: a shorter last frame is padded with zeroes to a whole page.
     pub fn stored(&self) -> &'a [u8] {
         self.stored
     }
 
-    /// Whether every byte is zero, so that the device can make them cheaper than by a write.
+    /// Whether every byte is zero, so that the device can make them by cheaper means than a write.
     pub fn is_zero(&self) -> bool {
         is_zero(self.stored)
     }
@@ -184,12 +184,13 @@ impl Deref for VerifiedFrame<'_> {
     }
 }
 
-/// Whether every byte is zero. Written so that the compiler makes wide loads of it, and ends early.
+/// Whether every byte is zero. Written so that the compiler emits wide loads, and stops at the first other byte.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(1024).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Refuses what is not exactly one zstd frame that declares exactly the size of `frame`, before it is decompressed.
+/// Refuses anything but exactly one zstd frame that declares exactly the size of `frame`, before it is
+/// decompressed.
 pub(super) fn check_declared(frame: &Frame<'_>, compressed: &[u8]) -> Result<()> {
     let bad = |problem| Err(frame.malformed(problem));
     match find_frame_compressed_size(compressed) {
@@ -205,11 +206,11 @@ pub(super) fn check_declared(frame: &Frame<'_>, compressed: &[u8]) -> Result<()>
     }
 }
 
-/// Decompresses frames; holds zstd's working memory so that it is allocated once for each worker.
+/// Decompresses frames; owns zstd's working memory so that it is allocated once per worker.
 pub struct FrameDecoder(Decompressor<'static>);
 
 impl FrameDecoder {
-    /// A decoder.
+    /// A decoder with its own zstd context.
     pub fn new() -> Result<Self> {
         let decoder = Decompressor::new();
         decoder.map(Self).map_err(|problem| Error::Internal { what: format!("zstd: {problem}") })
@@ -229,11 +230,11 @@ impl FrameDecoder {
         frame.verify(out)
     }
 
-    /// Decompresses only. Nothing may be done with the bytes but to verify them.
+    /// Decompresses without verifying: the bytes may only be passed to [`Frame::verify`].
     ///
-    /// `compressed` must be exactly one frame that declares exactly the size the manifest implies; more frames,
-    /// skippable frames or a missing size are refused before anything is decompressed, and zstd never writes
-    /// beyond that size: a decompression bomb ends here.
+    /// `compressed` must be exactly one frame that declares exactly the size that the manifest implies. More
+    /// frames, skippable frames or a missing size are refused before anything is decompressed, and zstd never
+    /// writes beyond that size: this stops a decompression bomb.
     ///
     /// # Errors
     /// [`Error::Frame`].

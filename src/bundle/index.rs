@@ -1,4 +1,4 @@
-//! `index.bin`: for each payload and frame the compressed length and the hash. Pure.
+//! `index.bin`: the compressed length and the hash of every frame of every payload. Pure.
 //!
 //! | offset in an entry | bytes | meaning |
 //! |---|---|---|
@@ -6,9 +6,9 @@
 //! | 4 | 32 | BLAKE3 chaining value of the frame's bytes as a subtree at its offset in the image |
 //!
 //! The entries of all payloads stand back to back in the order of the manifest. The chaining values of an image
-//! merge to its BLAKE3 ("BLAKE3", 2.1: the left subtree of a node is the largest power of two of chunks
-//! that leaves something on the right; frames are powers of two, so every frame is a node). Where an image
-//! has one frame only, that frame is the root, and the value is the image's BLAKE3 itself.
+//! merge to its BLAKE3 ("BLAKE3", 2.1: the left subtree of a node is the largest power of two of chunks that leaves
+//! something on the right; frames are powers of two, so every frame is a node). If an image has one frame only,
+//! that frame is the root, and the value is the image's BLAKE3 itself.
 
 use blake3::hazmat::{ChainingValue, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use zstd::zstd_safe::compress_bound;
@@ -17,23 +17,23 @@ use super::manifest::{Claims, Payload};
 use crate::error::{Error, Result};
 use crate::units::Blake3;
 
-/// Bytes of one entry.
+/// Size of one entry in bytes.
 pub const ENTRY_LEN: usize = 36;
 
-/// One frame of a payload, as the index describes it.
+/// Entry of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameEntry {
-    /// Bytes of the compressed frame.
+    /// Size of the compressed frame in bytes.
     pub compressed: u32,
-    /// Its chaining value, or the root hash where it is the only frame.
+    /// Its chaining value, or the root hash if it is the only frame.
     pub value: Blake3,
 }
 
-/// An index that fits its manifest: hash, sizes, and the merged values of every image were compared.
+/// An index that matches its manifest: hash, sizes, and the merged values of every image were compared.
 #[derive(Debug, Clone)]
 pub struct Index {
     bytes: Vec<u8>,
-    /// For each payload the number of entries before its own.
+    /// For each payload, the number of entries before its first one.
     first: Vec<u64>,
 }
 
@@ -65,7 +65,7 @@ impl Index {
         for frame in 0..payload.frames() {
             let compressed = self.entry(number, frame).compressed;
             let bound = compress_bound(payload.frame_extent(frame).1 as usize);
-            // A bound on what is read and held, before any of it is.
+            // A bound on what is read and held in memory, checked before either happens.
             if compressed == 0 || compressed as usize > bound {
                 return bad(format!(
                     "frame {frame} has a compressed length of {compressed}, possible is 1 to {bound}"
@@ -79,7 +79,7 @@ impl Index {
         Ok(())
     }
 
-    /// The entry of a frame. `payload` and `frame` are within what the manifest says.
+    /// The entry of a frame. `payload` and `frame` are within the bounds of the manifest.
     pub fn entry(&self, payload: usize, frame: u64) -> FrameEntry {
         let at = (self.first[payload] + frame) as usize * ENTRY_LEN;
         let entry = &self.bytes[at..at + ENTRY_LEN];
@@ -101,7 +101,7 @@ impl Index {
     }
 }
 
-/// Appends an entry to the bytes of an index that is being made.
+/// Appends an entry to an index under construction.
 pub(super) fn push_entry(bytes: &mut Vec<u8>, entry: FrameEntry) {
     bytes.extend_from_slice(&entry.compressed.to_le_bytes());
     bytes.extend_from_slice(&entry.value.0);
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn merged_values_are_what_blake3_says() {
-        // Independent judge: the one-shot hash of the blake3 crate (and b3sum in tests/).
+        // Independent check: the one-shot hash of the blake3 crate (and b3sum in tests/).
         let image: Vec<u8> =
             (0..40 * 4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for len in

@@ -1,7 +1,7 @@
-//! `manifest.json`: what a bundle says of itself. Pure: bytes in, values out.
+//! `manifest.json`: the content of a bundle. Pure: bytes in, values out.
 //!
-//! [`Claims`] is what anybody can read from the bytes; a [`Manifest`] is the same with proof: it exists only
-//! behind a signature that held, in a slot record that was written behind one, or by an explicit unsigned mode.
+//! [`Claims`] are the unauthenticated fields; a [`Manifest`] is the same with proof. It exists only after a
+//! signature was verified, from a slot record that was written after that, or by an explicit unsigned mode.
 
 use std::fmt;
 use std::ops::Deref;
@@ -21,12 +21,12 @@ pub const INDEX_MAX: u64 = 16 << 20;
 pub const FRAME_MIN: u32 = 4 << 10;
 /// Largest frame size in bytes. Memory is workers x 2 frames, so this bounds it.
 pub const FRAME_MAX: u32 = 8 << 20;
-/// Most payloads that a bundle may have.
+/// Maximum number of payloads in a bundle.
 pub const PAYLOADS_MAX: usize = 64;
-/// Longest name or version in bytes.
+/// Maximum length of a name or version in bytes.
 pub const NAME_MAX: usize = 64;
 
-/// What a payload is. The order is the order in the bundle.
+/// Kind of a payload. The order is the order in the bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -34,12 +34,12 @@ pub enum Kind {
     Platform,
     /// The container image: becomes the file system at the start of the software slot.
     Software,
-    /// A blob behind the platform image in the platform slot.
+    /// A blob after the platform image in the platform slot.
     Firmware,
 }
 
 impl Kind {
-    /// The group of slots that holds it.
+    /// The group whose slots hold it.
     pub const fn group(self) -> Group {
         match self {
             Self::Platform | Self::Firmware => Group::Platform,
@@ -52,7 +52,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Payload {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Name of a firmware blob; for the others the name of their kind.
     pub name: String,
@@ -60,16 +60,16 @@ pub struct Payload {
     pub version: String,
     /// Uncompressed size in bytes, at least 1.
     pub size: u64,
-    /// Bytes in a frame, a power of two; the last frame may be shorter.
+    /// Frame size in bytes, a power of two; the last frame may be shorter.
     pub frame_size: u32,
-    /// BLAKE3 of the whole image: what `b3sum` prints.
+    /// BLAKE3 of the whole image, as printed by `b3sum`.
     pub blake3: Blake3,
-    /// SHA-256 of the whole image: what `sha256sum` prints.
+    /// SHA-256 of the whole image, as printed by `sha256sum`.
     pub sha256: Sha256,
 }
 
 impl Payload {
-    /// How many frames it has.
+    /// Number of frames.
     pub fn frames(&self) -> u64 {
         self.size.div_ceil(u64::from(self.frame_size))
     }
@@ -95,12 +95,12 @@ impl Payload {
     }
 }
 
-/// Bytes of the largest frame among some payloads; 0 without any.
+/// Size in bytes of the largest frame among some payloads; 0 if there are none.
 pub fn largest_frame(payloads: &[Payload]) -> usize {
     payloads.iter().map(|payload| payload.frame_size as usize).max().unwrap_or(0)
 }
 
-/// What it is called in messages: `platform`, `software`, `firmware/<name>`.
+/// Its name in messages: `platform`, `software`, `firmware/<name>`.
 impl fmt::Display for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
@@ -121,7 +121,7 @@ pub struct IndexRef {
     pub blake3: Blake3,
 }
 
-/// The fields of `manifest.json`, checked for sense but not for trust.
+/// The fields of `manifest.json`, checked for validity but not authenticated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claims {
@@ -131,12 +131,12 @@ pub struct Claims {
     pub product: String,
     /// Version of the bundle, compared by [`crate::version::compare`].
     pub version: String,
-    /// The oldest running version that may install it directly.
+    /// The oldest running version that may install it directly; `None`: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_version: Option<String>,
     /// Anti-rollback epoch: never goes down, needs no clock.
     pub epoch: u64,
-    /// When it was packed, in seconds since 1970 UTC (SOURCE_DATE_EPOCH where that is set). Information only.
+    /// Time of creation in seconds since 1970 UTC (SOURCE_DATE_EPOCH if that is set). Information only.
     pub created: u64,
     /// The payloads in the order of their members.
     pub payloads: Vec<Payload>,
@@ -151,8 +151,8 @@ impl Claims {
     /// [`Error::TooLarge`], [`Error::FormatVersion`], [`Error::Manifest`].
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         limit("manifest.json in bytes", bytes.len() as u64, MANIFEST_MAX)?;
-        // The version is looked at alone and first: a newer format may have fields that this one lacks, and
-        // "unknown field" would hide the reason.
+        // The version is checked first and alone: a newer format may have fields that this one lacks, and "unknown
+        // field" would hide the reason.
         #[derive(Deserialize)]
         struct Version {
             format: u64,
@@ -176,7 +176,7 @@ impl Claims {
         Ok(bytes)
     }
 
-    /// Everything that must hold before a size of this manifest is used for anything.
+    /// Every condition that must hold before a size in this manifest is used.
     fn check(&self) -> Result<()> {
         let bad = |problem: String| Err(Error::Manifest { problem });
         if self.product.is_empty()
@@ -189,7 +189,7 @@ impl Claims {
         if let Some(min) = &self.min_version {
             check_word("min_version", min)?;
         }
-        // What an octal tar field of 11 digits can hold: the year 2242.
+        // The maximum of an octal tar field of 11 digits: the year 2242.
         if self.created >= 1 << 33 {
             return bad(format!("created is {}, beyond what a tar header holds", self.created));
         }
@@ -235,18 +235,18 @@ impl Claims {
         Ok(())
     }
 
-    /// The payload of a kind of which there is at most one.
+    /// The payload of a kind that occurs at most once.
     pub fn payload(&self, kind: Kind) -> Option<&Payload> {
         self.payloads.iter().find(|p| p.kind == kind)
     }
 
-    /// The payloads that a group's slot holds, with their places in [`payloads`](Self::payloads).
+    /// The payloads in a group's slot, with their indexes in [`payloads`](Self::payloads).
     pub fn group(&self, group: Group) -> impl Iterator<Item = (usize, &Payload)> {
         self.payloads.iter().enumerate().filter(move |(_, p)| p.kind.group() == group)
     }
 
-    /// Whether two manifests describe the same platform: image and firmware by content, versions and names
-    /// of the bundle aside; see the [format](crate::manual::format).
+    /// Whether two manifests describe the same platform: image and firmware by content, versions and names of the
+    /// bundle aside; see the [format](crate::manual::format).
     pub fn same_platform(&self, other: &Self) -> bool {
         let content = |claims: &Self| -> Vec<(Kind, String, u64, Blake3)> {
             claims.group(Group::Platform).map(|(_, p)| (p.kind, p.name.clone(), p.size, p.blake3)).collect()
@@ -259,7 +259,7 @@ pub(super) fn limit(what: &str, got: u64, limit: u64) -> Result<()> {
     if got > limit { Err(Error::TooLarge { what: what.to_owned(), limit, got }) } else { Ok(()) }
 }
 
-/// Names and versions become parts of paths, tar members and terminal output.
+/// Checks a name or version: they become parts of paths, tar members and terminal output.
 fn check_word(what: &str, text: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._+~^-".contains(c);
     if text.is_empty() || text.len() > NAME_MAX || text.starts_with('.') || !text.chars().all(fine) {
@@ -272,7 +272,7 @@ fn check_word(what: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A manifest that somebody we trust vouches for, with the exact bytes that were signed.
+/// An authenticated manifest, with the exact bytes that were signed.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     claims: Claims,
@@ -281,20 +281,21 @@ pub struct Manifest {
     vouched: Provenance,
 }
 
-/// Why a [`Manifest`] may be believed.
+/// How a [`Manifest`] was authenticated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Provenance {
-    /// A signature held under a trusted key: its fingerprint, and the principals of the trust file.
+    /// By a signature of a trusted key: its fingerprint, and the principals of the trust file.
     Signature(String),
-    /// The record of a slot, which is written behind a signature only.
+    /// By the record of a slot, which is written only after a signature was verified.
     Record,
-    /// Nobody: the mode for development, asked for by name.
+    /// Not at all: the development mode, requested explicitly.
     Unsigned,
 }
 
 impl Manifest {
-    /// For the three places that may vouch: [`super::trust`], [`crate::slot`], and the packer for its own work.
+    /// For the three places that may authenticate: [`super::trust`], [`crate::slot`], and the packer for its own
+    /// output.
     pub(crate) fn with_provenance(bytes: Vec<u8>, signature: Vec<u8>, vouched: Provenance) -> Result<Self> {
         let claims = Claims::parse(&bytes)?;
         Ok(Self { claims, bytes, signature, vouched })
@@ -305,7 +306,7 @@ impl Manifest {
         &self.bytes
     }
 
-    /// BLAKE3 of `manifest.json`: which release this is, to the bit.
+    /// BLAKE3 of `manifest.json`: identifies the release to the bit.
     pub fn digest(&self) -> Blake3 {
         Blake3(*blake3::hash(&self.bytes).as_bytes())
     }
@@ -315,7 +316,7 @@ impl Manifest {
         &self.signature
     }
 
-    /// Why it may be believed.
+    /// How it was authenticated.
     pub fn provenance(&self) -> &Provenance {
         &self.vouched
     }

@@ -1,6 +1,6 @@
 //! The `.qimg` bundle.
 //!
-//! A POSIX tar, so that `tar tvf` lists it and `tar xOf x.qimg platform.img.zst | zstd -d` gives the image back:
+//! A POSIX tar: `tar tvf` lists it, and `tar xOf x.qimg platform.img.zst | zstd -d` prints the image.
 //!
 //! | member | content | bound before it is read |
 //! |---|---|---|
@@ -8,14 +8,14 @@
 //! | `manifest.json.sig` | one or more armored SSHSIG over the exact bytes of `manifest.json`, namespace `qimg` | 64 KiB |
 //! | `index.bin` | per payload and frame: compressed length (u32 LE), BLAKE3 chaining value (32 bytes) | 16 MiB, exact size in the manifest |
 //! | `platform.img.zst` | zstd frames back to back | exact size by the index |
-//! | `software.img.zst` | the same, where there is one | exact size by the index |
+//! | `software.img.zst` | the same; optional | exact size by the index |
 //! | `firmware/<name>.zst` | the same for each blob, by name | exact size by the index |
 //! | end | two blocks of zeroes, then nothing | |
 //!
-//! A [`delta`] has other members in place of the payloads, and before them `delta.bin`.
+//! A [`delta`] has other members in place of the payloads, and `delta.bin` before them.
 //!
-//! Order of trust: bounds, then signature, then index (its hash stands in the manifest, and its values merge to
-//! the image hashes there), then frame by frame. No payload byte is decompressed before the signature held.
+//! Order of checks: bounds, then signature, then index (its hash stands in the manifest, and its values merge to
+//! the image hashes there), then frame by frame. No payload byte is decompressed before the signature is verified.
 
 pub mod archive;
 pub mod delta;

@@ -1,4 +1,4 @@
-//! Single frames out of a bundle that can be read anywhere.
+//! Random access to single frames of a seekable bundle.
 
 use super::archive;
 use super::frame::Frame;
@@ -6,15 +6,15 @@ use super::reader::Bundle;
 use super::source::read_failed;
 use crate::error::{Error, Result};
 
-/// A whole bundle with the place of each of its frames: where a delta takes from what it cannot make.
+/// A whole bundle with the place of each of its frames: the source of frames that a delta cannot make.
 pub struct Picker<'a> {
     bundle: &'a Bundle,
-    /// For each payload and frame where its compressed bytes begin.
+    /// For each payload and frame, the offset of its compressed bytes.
     places: Vec<Vec<u64>>,
 }
 
 impl<'a> Picker<'a> {
-    /// The places of all frames.
+    /// Computes the places of all frames.
     pub fn new(bundle: &'a Bundle) -> Self {
         let (release, mut at) = (bundle.release(), bundle.payloads_at());
         let payloads = 0..release.manifest.payloads.len();

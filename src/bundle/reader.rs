@@ -1,4 +1,4 @@
-//! Opening a bundle: everything in front of the payloads is read, bounded, and proved before any payload byte.
+//! Opens a bundle: everything before the payloads is read, bounded, and verified before any payload byte.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -16,15 +16,15 @@ use super::trust::Trust;
 use crate::error::{Class, Error, Result};
 use crate::workers::lock;
 
-/// An opened bundle, or delta: its manifest is vouched for, its index fits the manifest.
+/// An open bundle or delta: its manifest is authenticated, and its index matches the manifest.
 pub struct Bundle {
     release: Release,
-    /// How the frames are had, where it is a delta.
+    /// The recipes of a delta; `None` for a bundle.
     delta: Option<Delta>,
-    /// The same input where it is a file: workers read it side by side.
+    /// The same input if it is a file, which workers read in parallel; `None` for a stream.
     file: Option<Arc<dyn ReadAt>>,
     input: Mutex<Input>,
-    /// Where the header of the first payload begins, in bytes.
+    /// Offset of the header of the first payload, in bytes.
     payloads_at: u64,
 }
 
@@ -37,8 +37,8 @@ impl fmt::Debug for Bundle {
 
 impl Bundle {
     /// Reads and checks manifest, signature and index. Of a file, the size and the archive's whole skeleton are
-    /// checked as well, so that a bundle that was cut off or grew is refused before anything is written;
-    /// a stream shows that only as it is read.
+    /// checked as well, so that a truncated or extended bundle is refused before anything is written. For a stream
+    /// that is only possible as it is read.
     ///
     /// # Errors
     /// Any of the classes Bundle and Trust; [`Error::Source`].
@@ -56,7 +56,7 @@ impl Bundle {
                 });
             }
         }
-        // Bounded by INDEX_MAX: the manifest was checked.
+        // Bounded by INDEX_MAX, because the manifest was checked.
         let mut index = vec![0; manifest.index.size as usize];
         input.header("index.bin", manifest.index.size, manifest.created)?;
         input.fill(&mut index, "index.bin")?;
@@ -73,12 +73,12 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// What it brings: manifest and index.
+    /// The release: manifest and index.
     pub fn release(&self) -> &Release {
         &self.release
     }
 
-    /// Itself, unless it is a delta: for those who need every byte of the images.
+    /// The bundle itself; an error for a delta. For callers that need every byte of the images.
     ///
     /// # Errors
     /// [`Error::Delta`].
@@ -89,12 +89,12 @@ impl Bundle {
         Err(Error::Delta { problem: "only prepare, plan and inspect take a delta".to_owned() })
     }
 
-    /// Whether it can be read anywhere, again and again.
+    /// Whether any part can be read at any time, repeatedly.
     pub fn is_seekable(&self) -> bool {
         self.file.is_some()
     }
 
-    /// How the frames are had, where it is a delta.
+    /// The recipes of a delta; `None` for a bundle.
     pub fn delta(&self) -> Option<&Delta> {
         self.delta.as_ref()
     }
@@ -108,12 +108,12 @@ impl Bundle {
         }
     }
 
-    /// Bytes that the member has for a frame.
+    /// Bytes of a frame in its member.
     pub fn packed(&self, frame: &Frame<'_>) -> u32 {
         self.delta.as_ref().map_or_else(|| frame.entry().compressed, |delta| delta.recipe(frame).packed)
     }
 
-    /// What it says of itself.
+    /// The manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.release.manifest
     }
@@ -133,28 +133,28 @@ impl Bundle {
         len.ok_or_else(too_large)
     }
 
-    /// Where the header of the first payload begins, in bytes.
+    /// Offset of the header of the first payload, in bytes.
     pub fn payloads_at(&self) -> u64 {
         self.payloads_at
     }
 
-    /// The whole size in bytes.
+    /// Size of the whole bundle in bytes.
     pub fn size(&self) -> Result<u64> {
         Ok(self.payloads_len()?.saturating_add(self.payloads_at))
     }
 
-    /// The seekable file behind it, if it is one.
+    /// The seekable input, or `None` for a stream.
     pub(super) fn file(&self) -> Option<&dyn ReadAt> {
         self.file.as_deref()
     }
 
-    /// Runs `work` on the input; streams are read in here, one reader at a time.
+    /// Runs `work` on the input; streams are read here, one reader at a time.
     pub(super) fn with_input<T>(&self, work: impl FnOnce(&mut Input) -> Result<T>) -> Result<T> {
         work(&mut lock(&self.input))
     }
 
-    /// Has `check` read the `len` bytes at `at`, where this is a file whose skeleton was not read when it was opened. Of
-    /// several servers one may send something else: then the others are asked.
+    /// Lets `check` read the `len` bytes at `at` of a file whose skeleton was not read when it was opened. If one
+    /// of several servers sends wrong bytes, another one is tried.
     pub(super) fn check_remote(
         &self,
         at: u64,
@@ -171,7 +171,7 @@ impl Bundle {
         }
     }
 
-    /// Of a stream whose size was announced: that size, before anything is written.
+    /// Checks the announced size of a stream, before anything is written.
     fn check_announced(&self) -> Result<()> {
         let expected = self.size()?;
         match lock(&self.input).source {
@@ -180,12 +180,12 @@ impl Bundle {
         }
     }
 
-    /// Of a file: its size, every member's header, every byte of padding, and the end.
+    /// Checks a file: its size, every member's header, every byte of padding, and the end.
     fn check_skeleton(&self) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let (expected, got) = (self.size()?, file.len());
         if file.is_remote() {
-            // The headers are read with what follows them: each would be a round trip here.
+            // The headers are read later with the frames after them: each would be a round trip here.
             return if got == expected { Ok(()) } else { Err(Error::SourceLength { expected, got }) };
         }
         if got < expected {
@@ -205,7 +205,8 @@ impl Bundle {
     }
 }
 
-/// `read_exact` that says after how many bytes it failed: where a transfer broke off is what its user wants to know.
+/// `read_exact` whose error has the number of bytes read before it: a user wants to know where a transfer broke
+/// off.
 fn read_counted(stream: &mut dyn Read, buf: &mut [u8]) -> Result<(), (u64, io::Error)> {
     let mut got = 0;
     while got < buf.len() {
@@ -219,16 +220,17 @@ fn read_counted(stream: &mut dyn Read, buf: &mut [u8]) -> Result<(), (u64, io::E
     Ok(())
 }
 
-/// The bundle's bytes with a position. On a file the position is only remembered, on a stream it is a fact.
+/// The bundle's bytes with a position. On a file it is the offset of the next read; on a stream it is the number of
+/// bytes consumed.
 pub(super) struct Input {
     source: Source,
     pub(super) at: u64,
-    /// The block at `at`, where a stream has been read one further to see what comes.
+    /// The block at `at`, if a stream has been read one block ahead to identify the next member.
     ahead: Option<[u8; BLOCK]>,
 }
 
 impl Input {
-    /// Fills `buf` from the position and moves it on.
+    /// Fills `buf` from the position and advances it.
     pub(super) fn fill(&mut self, buf: &mut [u8], what: &str) -> Result<()> {
         let at = self.at;
         let result = match &mut self.source {
@@ -237,7 +239,7 @@ impl Input {
                 read_counted(stream, buf).map_err(|(got, source)| (at + got, source))
             }
         };
-        // A second worker that comes to the end must find the same end.
+        // A second worker that reaches the end must find the same end.
         result.map_err(|(at, source)| {
             self.at = at;
             read_failed(what, at, source)
@@ -246,7 +248,7 @@ impl Input {
         Ok(())
     }
 
-    /// A member in front of the payloads: its header tells its size, which is bounded before it is allocated.
+    /// A member before the payloads: its header names its size, which is bounded before it is allocated.
     fn front_member(&mut self, name: &str, max: u64) -> Result<(Vec<u8>, u64)> {
         let at = self.at;
         let mut header = [0; BLOCK];
@@ -259,7 +261,7 @@ impl Input {
         Ok((bytes, mtime))
     }
 
-    /// `delta.bin`, where the member that follows the index is that; else the position stays where it is.
+    /// `delta.bin`, if it is the next member; else the position stays where it is.
     fn delta(&mut self, release: &Release) -> Result<Option<Delta>> {
         let at = self.at;
         let mut header = [0; BLOCK];
@@ -279,7 +281,7 @@ impl Input {
         Delta::parse(bytes, release).map(Some)
     }
 
-    /// The header of a member of which all is known.
+    /// Checks the header of a member whose fields are all known.
     pub(super) fn header(&mut self, name: &str, size: u64, mtime: u64) -> Result<()> {
         let at = self.at;
         let mut header = [0; BLOCK];
@@ -293,7 +295,7 @@ impl Input {
         archive::check_header(&header, name, size, mtime, at)
     }
 
-    /// The zeroes behind a member.
+    /// Checks the zeroes after a member.
     pub(super) fn padding(&mut self, name: &str, size: u64) -> Result<()> {
         let at = self.at;
         let mut padding = [0; BLOCK];
@@ -309,7 +311,7 @@ impl Input {
         Ok(())
     }
 
-    /// The end-of-archive mark, and nothing behind it.
+    /// Checks the end-of-archive mark, and that nothing follows it.
     pub(super) fn end(&mut self) -> Result<()> {
         let at = self.at;
         let mut end = [0; END_LEN];
@@ -331,7 +333,7 @@ impl Input {
         }
     }
 
-    /// Passes over `len` bytes: a stream must be read, a file not.
+    /// Skips `len` bytes: a stream is read, a file not.
     pub(super) fn skip(
         &mut self,
         mut len: u64,

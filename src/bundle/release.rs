@@ -1,16 +1,17 @@
-//! A release: its manifest and the index that fits it. The two travel together, from the bundle into the record of a slot.
+//! A release: a manifest and the matching index. The two travel together, from the bundle into the record of a
+//! slot.
 
 use super::frame::Frame;
 use super::index::Index;
 use super::manifest::Manifest;
 use crate::error::Result;
 
-/// What a bundle, a delta and the record of a slot say alike: which images there are, and what every frame hashes to.
+/// What a bundle, a delta and the record of a slot have in common: the images and the hash of every frame.
 #[derive(Debug, Clone)]
 pub struct Release {
     /// The manifest, with the exact bytes that were signed.
     pub manifest: Manifest,
-    /// Only had by [`Release::new`]: an index without its manifest would be a list of lengths that nobody bounds.
+    /// Only made by [`Release::new`]: an index without its manifest would be a list of lengths without bounds.
     index: Index,
 }
 
@@ -29,18 +30,18 @@ impl Release {
         &self.index
     }
 
-    /// Length in bytes of what a slot's record stores of it: manifest, signatures, index.
+    /// Bytes of a slot's record that depend on the release: manifest, signatures, index.
     pub fn record_len(&self) -> u64 {
         let parts = [self.manifest.bytes(), self.manifest.signature(), self.index.bytes()];
         parts.iter().map(|part| part.len() as u64).sum()
     }
 
-    /// Compressed size in bytes of a payload, by its place in the manifest: the size of its member in a bundle.
+    /// Compressed size in bytes of a payload, by its index in the manifest: the size of its member in a bundle.
     pub fn compressed_size(&self, payload: usize) -> u64 {
         self.index.compressed_size(payload, &self.manifest.payloads[payload])
     }
 
-    /// A frame of a payload, by its place in the manifest. Both numbers are within what the manifest says.
+    /// A frame of a payload, by its index in the manifest. Both numbers are within the bounds of the manifest.
     pub fn frame(&self, payload: usize, number: u64) -> Frame<'_> {
         Frame::new(self, payload, number)
     }

@@ -1,7 +1,7 @@
-//! SHA-256 (FIPS 180-4) of whole images, the hash that `sha256sum` prints. It is sequential, and where the processor has
-//! no instructions for it, it takes longer than anything else that is done with an image. By ring, which is linked for TLS
-//! anyway: its assembly uses AVX where the SHA extensions are missing and took 0.6 of the time of the portable code of the
-//! crate `sha2` there (`cargo bench sha256`). With the extensions both use them, and are alike.
+//! SHA-256 (FIPS 180-4) of whole images, as printed by `sha256sum`. It is sequential, and on processors without
+//! instructions for it, it takes longer than any other work on an image. Implemented by ring, which is linked for
+//! TLS anyway: its assembly uses AVX where the SHA extensions are missing, and took 0.6 of the time of the portable
+//! code of the crate `sha2` there (`cargo bench sha256`). With the extensions both are equally fast.
 
 use ring::digest::{Context, SHA256};
 
@@ -9,7 +9,7 @@ use super::manifest::Payload;
 use crate::error::{Error, Result};
 use crate::units::Sha256;
 
-/// The SHA-256 of bytes that come in pieces.
+/// SHA-256 of bytes that arrive in pieces.
 #[derive(Clone)]
 pub struct Hasher(Context);
 
@@ -20,12 +20,12 @@ impl Default for Hasher {
 }
 
 impl Hasher {
-    /// Takes in the next bytes.
+    /// Appends the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The hash of all of them.
+    /// The hash of all bytes.
     pub fn finish(self) -> Sha256 {
         let mut value = [0; 32];
         value.copy_from_slice(self.0.finish().as_ref());
@@ -33,21 +33,21 @@ impl Hasher {
     }
 }
 
-/// The SHA-256 of several images whose frames come in order, one hasher each.
+/// SHA-256 of several images whose frames come in order, with one hasher each.
 pub(crate) struct ImageHashes(Vec<Hasher>);
 
 impl ImageHashes {
-    /// For as many payloads as the manifest has.
+    /// One hasher for each payload of the manifest.
     pub(crate) fn new(payloads: usize) -> Self {
         Self(vec![Hasher::default(); payloads])
     }
 
-    /// Takes in the next bytes of a payload.
+    /// Appends the next bytes of a payload.
     pub(crate) fn update(&mut self, payload: usize, bytes: &[u8]) {
         self.0[payload].update(bytes);
     }
 
-    /// Compares with the manifest the payloads for which `wanted` says so.
+    /// Compares the payloads for which `wanted` returns true with the manifest.
     ///
     /// # Errors
     /// [`Error::ImageDigest`].
@@ -75,7 +75,8 @@ mod tests {
     #[test]
     fn another_implementation_agrees_however_the_bytes_are_cut() {
         let bytes: Vec<u8> = (0..300_u32).flat_map(u32::to_le_bytes).collect();
-        // Every length around the blocks of 64 bytes and their padding, in two pieces cut everywhere near such an edge.
+        // Every length around the blocks of 64 bytes and their padding, in two pieces, cut at every place near such
+        // an edge.
         for len in (0..=200).chain(bytes.len() - 70..=bytes.len()) {
             let expected: [u8; 32] = sha2::Sha256::digest(&bytes[..len]).into();
             for cut in (0..=len).step_by(if len <= 200 { 1 } else { 13 }) {

@@ -1,7 +1,7 @@
 //! `manifest.json.sig`: one or more armored OpenSSH signatures (PROTOCOL.sshsig), back to back.
 //!
-//! Each must be in the one spelling that ssh-keygen writes (70 columns, LF), so that no byte of the member is
-//! without meaning. Verifying by hand with several: cut out one block and give it to `ssh-keygen -Y verify`.
+//! Each must have the exact encoding that ssh-keygen writes (70 columns, LF), so that every byte of the member has
+//! a meaning. To verify one of several by hand, pass its block to `ssh-keygen -Y verify`.
 
 use base64ct::{Base64, Encoding};
 use ssh_key::{LineEnding, SshSig};
@@ -9,24 +9,24 @@ use ssh_key::{LineEnding, SshSig};
 use super::manifest::limit;
 use crate::error::{Error, Result};
 
-/// The SSHSIG namespace: a signature made for anything else is no signature of a bundle.
+/// The SSHSIG namespace: a signature made for another purpose is not a signature of a bundle.
 pub const NAMESPACE: &str = "qimg";
 /// Upper limit of the size of `manifest.json.sig` in bytes: some forty signatures by RSA-4096.
 pub const SIGNATURE_MAX: u64 = 64 << 10;
 
 const BEGIN: &str = "-----BEGIN SSH SIGNATURE-----\n";
 const END: &str = "-----END SSH SIGNATURE-----\n";
-/// What a signature begins with: `MAGIC_PREAMBLE` of PROTOCOL.sshsig.
+/// First bytes of a signature: `MAGIC_PREAMBLE` of PROTOCOL.sshsig.
 const MAGIC: &[u8] = b"SSHSIG";
-/// Columns of a line of base64.
+/// Length of a base64 line in characters.
 const COLUMNS: usize = 70;
 
 /// One signature of the member.
 #[derive(Debug)]
 pub enum Candidate {
-    /// It can be checked against a key.
+    /// A signature that can be checked against a key.
     Known(Box<SshSig>),
-    /// Whole by its outer form, of a kind that this build cannot check: by a certificate, say.
+    /// Well-formed on the outside, but of a kind that this build cannot check: by a certificate, for instance.
     Unknown,
 }
 
@@ -47,7 +47,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-/// Decodes one armored signature. The errors hold nothing of it: nobody vouches for it yet.
+/// Decodes one armored signature. The errors contain none of its bytes, which are not authenticated yet.
 fn candidate(block: &str) -> Result<Candidate, &'static str> {
     let body = block.strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(END));
     let body = body.ok_or("has no armor of an SSH signature")?;
@@ -56,12 +56,13 @@ fn candidate(block: &str) -> Result<Candidate, &'static str> {
         return Err("is not spelled as ssh-keygen does");
     }
     let version = outline(&blob).ok_or("is damaged")?;
-    // The library takes any version up to its own, 0 included, and keeps it out of what is signed; ssh-keygen does not.
+    // The library accepts any version up to its own, 0 included, and leaves it out of the signed data; ssh-keygen
+    // does not.
     if version != SshSig::VERSION {
         return Err("is of another version");
     }
     Ok(match SshSig::from_pem(block) {
-        // What the library makes of it is all of it: no byte is without meaning.
+        // Encoding it again yields the same block: every byte has a meaning.
         Ok(signature) if spelled(&signature).as_deref() == Ok(block) => Candidate::Known(Box::new(signature)),
         _ => Candidate::Unknown,
     })
@@ -79,7 +80,7 @@ fn outline(blob: &[u8]) -> Option<u32> {
     if rest.is_empty() { number(version) } else { None }
 }
 
-/// The one spelling of these bytes.
+/// The canonical armor of these bytes.
 fn armor(blob: &[u8]) -> String {
     let mut text = BEGIN.to_owned();
     let base64 = Base64::encode_string(blob);
@@ -90,7 +91,7 @@ fn armor(blob: &[u8]) -> String {
     text + END
 }
 
-/// The one spelling of a signature.
+/// The canonical encoding of a signature.
 pub(crate) fn spelled(signature: &SshSig) -> Result<String, ssh_key::Error> {
     let mut text = signature.to_pem(LineEnding::LF)?;
     if !text.ends_with('\n') {
@@ -99,10 +100,10 @@ pub(crate) fn spelled(signature: &SshSig) -> Result<String, ssh_key::Error> {
     Ok(text)
 }
 
-/// Brings a detached signature (the `.sig` file of `ssh-keygen -Y sign`) into the one spelling.
+/// Converts a detached signature (the `.sig` file of `ssh-keygen -Y sign`) to the canonical encoding.
 ///
 /// # Errors
-/// [`Error::SignatureFormat`]; also where its namespace is not [`NAMESPACE`].
+/// [`Error::SignatureFormat`]; also if its namespace is not [`NAMESPACE`].
 pub fn import(bytes: &[u8]) -> Result<String> {
     let bad = |problem: String| Error::SignatureFormat { problem };
     let signature = SshSig::from_pem(bytes).map_err(|problem| bad(problem.to_string()))?;

@@ -1,16 +1,16 @@
-//! Where the bytes of a bundle come from, as the reader sees it. The kinds are in [`crate::source`].
+//! The interface of a bundle's input. The implementations are in [`crate::source`].
 
 use std::io::{self, Read};
 use std::sync::Arc;
 
 use crate::error::Error;
 
-/// A bundle that can be read anywhere, from several threads at once.
+/// A bundle that can be read at any offset, from several threads at once.
 pub trait ReadAt: Send + Sync {
-    /// Its size in bytes.
+    /// Size in bytes.
     fn len(&self) -> u64;
 
-    /// Whether it holds no byte at all.
+    /// Whether it has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -18,21 +18,22 @@ pub trait ReadAt: Send + Sync {
     /// Fills `buf` from byte `at`.
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
 
-    /// Says that a range will not be needed again: the page cache may forget it.
+    /// Declares that a range will not be needed again: the page cache may drop it.
     fn done_with(&self, _at: u64, _len: u64) {}
 
-    /// Says that all of a range will be read soon, so that it may be fetched ahead of the readers.
+    /// Declares that all of a range will be read soon, so that it may be fetched ahead of the readers.
     fn will_read(&self, _at: u64, _len: u64) {}
 
-    /// Says that a range that was declared, or lies between such, will not be read after all.
+    /// Declares that a range that was declared, or lies between such ranges, will not be read after all.
     fn will_not_read(&self, _at: u64, _len: u64) {}
 
-    /// Whether reading here and there costs round trips, and whether the size is what a server says it is.
+    /// Whether random access costs round trips, and the size is only what a server reports.
     fn is_remote(&self) -> bool {
         false
     }
 
-    /// Says that the bytes of a range were wrong. Whether they may be other ones when they are read again, from elsewhere.
+    /// Reports that the bytes of a range were wrong. Returns whether reading again may yield other bytes, from
+    /// another server.
     fn distrust(&self, _at: u64, _len: u64) -> bool {
         false
     }
@@ -53,27 +54,27 @@ impl ReadAt for Vec<u8> {
 
 /// A bundle, seekable or not.
 pub enum Source {
-    /// A file: parts that are not needed are not read.
+    /// A file: only the needed parts are read.
     File(Arc<dyn ReadAt>),
-    /// A pipe or a connection: read once, from front to back.
+    /// A pipe or a connection: read once, from start to end.
     Stream(Box<dyn Read + Send>),
-    /// The same where the other end has said how many bytes will come.
+    /// The same with the size in bytes that the other end announced.
     Sized(Box<dyn Read + Send>, u64),
 }
 
-/// The inner error of a read that was stopped on request. Not `ErrorKind::Interrupted`: `read_exact` and its kin
-/// take that for `EINTR` and try for ever.
+/// The inner error of a read that was stopped on request. Not `ErrorKind::Interrupted`: `read_exact` and similar
+/// functions treat that as `EINTR` and retry for ever.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped on request")]
 pub struct Stopped;
 
-/// The error of a failed read as one of ours. A read that was stopped is an interruption, not a failure; `what` is the
-/// part of the bundle that was being read, for when it ends there.
+/// Converts the error of a failed read. A read that was stopped is an interruption, not a failure; `what` is the
+/// part of the bundle that was being read, named if the input ends there.
 pub fn read_failed(what: &str, at: u64, source: io::Error) -> Error {
     if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
         return Error::Interrupted { doing: "reading the bundle".to_owned() };
     }
-    // A transfer knows best what became of it.
+    // A transfer has its own, more precise error.
     let source = match source.downcast::<Error>() {
         Ok(error) => return error,
         Err(source) => source,

@@ -1,4 +1,4 @@
-//! What a bundle holds, for people and programs.
+//! Summary of a bundle, for people and programs.
 
 use serde::Serialize;
 use ssh_key::{HashAlg, PublicKey};
@@ -11,20 +11,20 @@ use super::signature::{self, Candidate};
 use crate::error::Result;
 use crate::units::{Blake3, Sha256};
 
-/// A bundle at a glance.
+/// Summary of a bundle.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Summary {
     /// Compatibility string.
     pub product: String,
     /// Version.
     pub version: String,
-    /// The oldest version that may install it directly.
+    /// The oldest version that may install it directly; `None`: any.
     pub min_version: Option<String>,
     /// Anti-rollback epoch.
     pub epoch: u64,
     /// Time of creation in seconds since 1970 UTC.
     pub created: u64,
-    /// Principal and fingerprint of the trusted signer; `None` where trust was not checked.
+    /// Principal and fingerprint of the trusted signer; `None` if trust was not checked.
     pub signed_by: Option<String>,
     /// Fingerprints of all keys that claim to have signed it, trusted or not.
     pub signatures: Vec<String>,
@@ -32,23 +32,23 @@ pub struct Summary {
     pub bundle_bytes: u64,
     /// Its payloads.
     pub payloads: Vec<PayloadSummary>,
-    /// How the frames are had, where it is a delta.
+    /// Statistics of a delta; `None` for a bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<DeltaSummary>,
 }
 
-/// What is special about a delta. Nobody vouches for it: it only says where bytes come from.
+/// Statistics of a delta. They are not authenticated: they only concern where bytes come from.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeltaSummary {
-    /// For each payload the BLAKE3 of the image that it starts from, where there is one.
+    /// For each payload, the BLAKE3 of its base image; `None` if it has no base.
     pub bases: Vec<Option<Blake3>>,
-    /// How the frames are had.
+    /// Number of frames by kind.
     pub frames: Tally,
-    /// Bytes of the bundle that it stands for.
+    /// Size in bytes of the bundle that it replaces.
     pub stands_for: u64,
 }
 
-/// A payload at a glance.
+/// Summary of a payload.
 #[derive(Debug, Clone, Serialize)]
 pub struct PayloadSummary {
     /// `platform`, `software` or `firmware/<name>`.
@@ -61,7 +61,7 @@ pub struct PayloadSummary {
     pub size: u64,
     /// Compressed size in bytes.
     pub compressed: u64,
-    /// Bytes in a frame.
+    /// Frame size in bytes.
     pub frame_size: u32,
     /// Number of frames.
     pub frames: u64,
@@ -72,11 +72,11 @@ pub struct PayloadSummary {
 }
 
 impl Bundle {
-    /// What it holds.
+    /// Summarizes the bundle.
     ///
     /// # Errors
-    /// [`Error::SignatureFormat`](crate::Error::SignatureFormat): where trust was not checked, nobody has looked
-    /// at the signatures yet.
+    /// [`Error::SignatureFormat`](crate::Error::SignatureFormat): if trust was not checked, the signatures have not
+    /// been parsed before.
     pub fn summary(&self) -> Result<Summary> {
         let manifest = self.manifest();
         let signatures = signature::parse(manifest.signature())?;
@@ -132,7 +132,7 @@ impl Bundle {
 }
 
 impl Provenance {
-    /// Principal and fingerprint of the signer, where it was a signature.
+    /// Principal and fingerprint of the signer; `None` if it was not a signature.
     pub fn signer(&self) -> Option<&str> {
         match self {
             Self::Signature(signer) => Some(signer),

@@ -1,4 +1,4 @@
-//! Checking a whole bundle without writing anything.
+//! Checks a whole bundle without writing anything.
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -15,18 +15,18 @@ use crate::error::Result;
 use crate::progress::{Cancel, Phase, Progress};
 use crate::workers::{self, Abort, Sequencer};
 
-/// The result of a bundle that held.
+/// Report on a valid bundle.
 #[derive(Debug, Clone, Serialize)]
 pub struct VerifyReport {
     /// Product of the bundle.
     pub product: String,
     /// Version of the bundle.
     pub version: String,
-    /// Principal and fingerprint of the trusted signer; `None` where trust was not checked.
+    /// Principal and fingerprint of the trusted signer; `None` if trust was not checked.
     pub signed_by: Option<String>,
-    /// The payloads with their hashes, all of which were computed anew.
+    /// The payloads with their hashes, all of them recomputed.
     pub payloads: Vec<Payload>,
-    /// Uncompressed bytes that were checked.
+    /// Number of uncompressed bytes that were checked.
     pub image_bytes: u64,
     /// Wall time in seconds.
     pub seconds: f64,

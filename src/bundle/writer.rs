@@ -1,5 +1,5 @@
-//! Making bundles. Frames are compressed on all cores and appended in order; the payload part of the archive
-//! is written first, to a file of its own, because manifest and index, which stand in front of it, are known last.
+//! Writes bundles. Frames are compressed on all cores and appended in order. The payload part of the archive is
+//! written first, to a file of its own, because manifest and index, which come before it, are known last.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
@@ -17,23 +17,23 @@ use crate::progress::{Cancel, Phase, Progress};
 use crate::units::{Blake3, Sha256};
 use crate::workers::{self, Abort, Queue};
 
-/// The compression levels of zstd that make sense for files that are packed once and unpacked often.
+/// The compression levels of zstd that suit files that are packed once and unpacked often.
 pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
 
-/// Bytes of compressed frames that may wait for an earlier one, at most.
+/// Maximum bytes of compressed frames that wait for an earlier one.
 const WAITING_MAX: usize = 64 << 20;
 
-/// An image to pack: bytes that can be looked at from several threads.
+/// An image to pack: its bytes are readable from several threads.
 pub trait Image: Sync {
     /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// Whether a range is known to be a hole, which reads as zero, without looking at it.
+    /// Whether a range is known to be a hole, which reads as zero, without reading it.
     fn is_hole(&self, _at: u64, _len: u64) -> bool {
         false
     }
 
-    /// The range is not needed any more, if there is something that this lets go.
+    /// Declares that the range is not needed any more; an implementation may free its memory.
     fn release(&self, _at: u64, _len: u64) {}
 }
 
@@ -45,7 +45,7 @@ impl Image for Vec<u8> {
 
 /// One payload to pack.
 pub struct Input<'a> {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its name; for platform and software the name of the kind.
     pub name: String,
@@ -55,45 +55,45 @@ pub struct Input<'a> {
     pub image: &'a dyn Image,
 }
 
-/// What the manifest says besides the payloads.
+/// Fields of the manifest besides the payloads.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// Compatibility string.
     pub product: String,
     /// Version of the bundle.
     pub version: String,
-    /// The oldest version that may install it directly.
+    /// The oldest version that may install it directly; `None`: any.
     pub min_version: Option<String>,
     /// Anti-rollback epoch.
     pub epoch: u64,
-    /// Seconds since 1970 UTC.
+    /// Time of creation in seconds since 1970 UTC.
     pub created: u64,
 }
 
-/// How to compress.
+/// Settings of the compression.
 #[derive(Debug, Clone, Copy)]
 pub struct Compression {
     /// zstd level, one of [`LEVELS`].
     pub level: i32,
-    /// Bytes in a frame, a power of two.
+    /// Frame size in bytes, a power of two.
     pub frame_size: u32,
-    /// Number of workers; `None`: [`workers::default_jobs`].
+    /// Number of workers; `None` for [`workers::default_jobs`].
     pub jobs: Option<NonZeroUsize>,
 }
 
 /// Manifest and index of a packed bundle.
 pub struct Packed {
-    /// What goes into `manifest.json`.
+    /// The content of `manifest.json`.
     pub claims: Claims,
     /// The bytes of `index.bin`.
     pub index: Vec<u8>,
 }
 
-/// Compresses the payloads and writes the payload part of the archive, its end included, to `out`. Same input,
-/// same bytes: the result depends on content, level, frame size and the version of zstd, not on the number of workers.
+/// Compresses the payloads and writes the payload part of the archive, its end included, to `out`. Reproducible:
+/// the result depends on content, level, frame size and the version of zstd, not on the number of workers.
 ///
 /// # Errors
-/// [`Error::Argument`] for inputs that make no bundle, [`Error::Manifest`] for names and versions, [`Error::TooLarge`];
+/// [`Error::Argument`] for invalid inputs, [`Error::Manifest`] for names and versions, [`Error::TooLarge`];
 /// [`Error::Output`], [`Error::Interrupted`].
 pub fn pack_payloads<W: Write + Seek + Send>(
     identity: &Identity,
@@ -151,7 +151,7 @@ fn output(source: std::io::Error) -> Error {
     Error::Output { path: "the bundle".into(), source }
 }
 
-/// What a compressor at level 19 holds for frames of 1 MiB, in bytes, measured; at level 3 it is half of it.
+/// Memory of a compressor at level 19 with frames of 1 MiB, in bytes, measured; at level 3 it is half of that.
 const COMPRESSOR: u64 = 20 << 20;
 
 #[allow(clippy::too_many_arguments, reason = "the one caller is above; a struct would only rename the list")]
@@ -165,7 +165,7 @@ fn pack_payload<W: Write + Seek + Send>(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<()> {
-    /// What happens in order: hashing, appending, noting.
+    /// What happens in order: hashing, appending, adding to the index.
     struct Tail<'a, W> {
         sha256: Hasher,
         out: &'a mut W,
@@ -185,7 +185,7 @@ fn pack_payload<W: Write + Seek + Send>(
     let frame_size = compression.frame_size as usize;
     let bytes = workers::for_frames(frame_size as u64) + COMPRESSOR;
     let jobs = workers::affordable(compression.jobs, workers::default_jobs(), bytes, progress);
-    // Frames that do not compress wait with all their bytes.
+    // Incompressible frames wait at their full size.
     let ahead = (WAITING_MAX / frame_size).max(jobs.get()) as u64;
     let tail = Tail { sha256: Hasher::default(), out, written: 0, index };
     let queue = Queue::new(tail, ahead);
@@ -203,7 +203,7 @@ fn pack_payload<W: Write + Seek + Send>(
     workers::run(jobs, &abort, || {
         let zstd = |problem: std::io::Error| Error::Internal { what: format!("zstd: {problem}") };
         let mut compressor = Compressor::new(compression.level).map_err(zstd)?;
-        // Zero frames are compressed once: all but the last have one length.
+        // Zero frames are compressed once: all but the last have the same length.
         let mut zero_frame: Option<Vec<u8>> = None;
         loop {
             abort.check()?;
@@ -213,9 +213,9 @@ fn pack_payload<W: Write + Seek + Send>(
             }
             let (at, len) = shape.frame_extent(frame);
             let len = len as usize;
-            // A hole is not even looked at: mapping it would read it from the file system as zeroes. Its zeroes are
-            // hashed all the same: BLAKE3 counts its chunks from the start of the image and SHA-256 is one long chain, so
-            // neither value of zeroes at one place follows from that of others.
+            // A hole is not even read: mapping it would read it from the file system as zeroes. Its zeroes are
+            // hashed all the same: BLAKE3 counts its chunks from the start of the image and SHA-256 is one long
+            // chain, so neither value of zeroes at one place follows from that at another.
             let hole = image.is_hole(at, len as u64);
             let plain = if hole { &zeroes[..len] } else { &bytes[at as usize..at as usize + len] };
             let compressed = match &zero_frame {
@@ -247,7 +247,7 @@ fn pack_payload<W: Write + Seek + Send>(
     Ok(())
 }
 
-/// Writes everything in front of the payloads: manifest, signatures, index.
+/// Writes everything before the payloads: manifest, signatures, index.
 ///
 /// # Errors
 /// [`Error::TooLarge`], [`Error::Output`].

@@ -1,6 +1,6 @@
 //! One line of an `allowed_signers` file, byte for byte as OpenSSH reads it (sshsig.c,
-//! `parse_principals_key_and_options`). Where the manual is silent its source decides, and a generated table of lines is put
-//! before ssh-keygen too (tests/bundle/allowed_signers.rs).
+//! `parse_principals_key_and_options`). If the manual is silent, its source decides; a generated table of lines is
+//! also checked against ssh-keygen (tests/bundle/allowed_signers.rs).
 
 use base64ct::{Base64, Encoding};
 use ssh_key::public::KeyData;
@@ -8,28 +8,28 @@ use ssh_key::public::KeyData;
 use super::super::signature::NAMESPACE;
 use super::{pattern, time};
 
-/// What the C library calls white space.
+/// White space in the C library.
 const SPACE: &[u8] = b" \t\n\x0b\x0c\r";
 
 /// A line that names a key.
 #[derive(Debug)]
 pub(super) struct Signer {
-    /// Who the key belongs to: a pattern list.
+    /// Owners of the key: a pattern list.
     pub(super) principals: Vec<u8>,
     pub(super) key: KeyData,
     namespaces: Option<Vec<u8>>,
-    /// In seconds since 1970, as `valid_before`; it is valid at both.
+    /// In seconds since 1970, like `valid_before`; both ends are inclusive.
     valid_after: Option<i64>,
     valid_before: Option<i64>,
 }
 
 impl Signer {
-    /// Reads a line, without its line feed. `None`: it is blank or a comment.
+    /// Parses a line, without its line feed. `None`: it is blank or a comment.
     ///
     /// # Errors
-    /// Why the line gives no trust. It holds none of its bytes.
+    /// Why the line is not usable. The message contains none of its bytes.
     pub(super) fn parse(line: &[u8]) -> Result<Option<Self>, String> {
-        // A string of C ends at its first zero.
+        // A C string ends at its first zero.
         let line = line.split(|byte| *byte == 0).next().unwrap_or_default();
         let line = skip(line, b" \t\n\r");
         if line.is_empty() || line.starts_with(b"#") {
@@ -38,7 +38,7 @@ impl Signer {
         let (principals, rest) = principals(line).ok_or("nothing follows the principals")?;
         let (options, key) = match key(rest) {
             Ok(key) => (Options::default(), key),
-            // The name of a key is no option; to call it an unknown one would be true and of no help.
+            // A key type in the place of an option: the problem of the key is more helpful than "unknown option".
             Err(problem)
                 if [b"ssh-", b"sk-s", b"sk-e", b"ecds"].iter().any(|begin| rest.starts_with(*begin)) =>
             {
@@ -52,7 +52,7 @@ impl Signer {
                 (options, key(skip(rest, b" \t")).map_err(|problem| format!("key: {problem}"))?)
             }
         };
-        // Certificates would bring a second chain of trust with clock and revocation of its own.
+        // Certificates would add a second chain of trust with its own clock and revocation.
         if options.authority {
             return Err("certificate authorities are not supported".to_owned());
         }
@@ -60,7 +60,8 @@ impl Signer {
         Ok(Some(Self { principals, key, namespaces, valid_after, valid_before }))
     }
 
-    /// Why a signature by this key does not count at `now`, seconds since 1970, although the key is listed.
+    /// Why a signature by this key does not count at `now` (seconds since 1970) although the key is listed; `None`
+    /// if it counts.
     pub(super) fn refusal(&self, now: i64) -> Option<&'static str> {
         let fits = |list: &Vec<u8>| pattern::matches_list(NAMESPACE.as_bytes(), list);
         if !self.namespaces.as_ref().is_none_or(fits) {
@@ -76,7 +77,7 @@ impl Signer {
     }
 }
 
-/// The first word and what follows it: `strdelimw` in misc.c. A quote may open within the word, and its end ends the word.
+/// The first word and the rest: `strdelimw` in misc.c. A quote may open within the word, and its end ends the word.
 fn principals(line: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let end = line.iter().position(|byte| b" \t\r\n\"".contains(byte))?;
     let (word, rest) = line.split_at(end);
@@ -89,7 +90,7 @@ fn principals(line: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     Some((word, skip(rest, b" \t\r\n")))
 }
 
-/// A key: its type, its base64, a comment; `sshkey_read` in sshkey.c.
+/// Parses a key: its type, its base64, a comment; `sshkey_read` in sshkey.c.
 fn key(text: &[u8]) -> Result<KeyData, &'static str> {
     let end = blank(text).ok_or("it is missing")?;
     let (kind, rest) = text.split_at(end);
@@ -99,7 +100,7 @@ fn key(text: &[u8]) -> Result<KeyData, &'static str> {
     let base64 = std::str::from_utf8(&base64).map_err(|_| "it is not base64")?;
     let blob = Base64::decode_vec(base64).map_err(|_| "it is not base64")?;
     let key = ssh_key::PublicKey::from_bytes(&blob).map_err(|_| "of a kind that is not known, or damaged")?;
-    // OpenSSH takes the names of signatures for those of keys as well.
+    // OpenSSH accepts the names of signature algorithms as key types too.
     let kind = match kind {
         b"rsa-sha2-256" | b"rsa-sha2-512" => b"ssh-rsa",
         b"webauthn-sk-ecdsa-sha2-nistp256@openssh.com" => b"sk-ecdsa-sha2-nistp256@openssh.com".as_slice(),
@@ -118,7 +119,7 @@ fn key(text: &[u8]) -> Result<KeyData, &'static str> {
     Ok(data)
 }
 
-/// Where the options end: at a blank that no quotes enclose. `None`: a quote has no end.
+/// Where the options end: at a blank outside of quotes. `None`: a quote is not closed.
 fn options_end(text: &[u8]) -> Option<usize> {
     let (mut at, mut quoted) = (0, false);
     while let Some(byte) = text.get(at) {
@@ -166,7 +167,7 @@ impl Options {
                 [] => break,
                 [b','] => return Err("the options end with a comma".to_owned()),
                 [b',', rest @ ..] => text = rest,
-                // An option that is not understood may be a restriction: ignoring it would widen trust.
+                // An unknown option may be a restriction: ignoring it would widen trust.
                 _ => return Err("unknown option".to_owned()),
             }
         }
@@ -186,13 +187,13 @@ fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
     }
 }
 
-/// What follows a name, whose case does not matter.
+/// The text after a name, whose case does not matter.
 fn name<'t>(text: &'t [u8], name: &[u8]) -> Option<&'t [u8]> {
     let (begin, rest) = text.split_at_checked(name.len())?;
     begin.eq_ignore_ascii_case(name).then_some(rest)
 }
 
-/// A value in double quotes, within which `\"` is a quote, and what follows it: `opt_dequote` in misc.c.
+/// A value in double quotes, within which `\"` is a quote, and the text after it: `opt_dequote` in misc.c.
 fn value_of(text: &[u8]) -> Result<(Vec<u8>, &[u8]), String> {
     let mut rest = text.strip_prefix(b"\"").ok_or("the value of an option is not in double quotes")?;
     let mut value = Vec::new();

@@ -1,5 +1,5 @@
-//! Who may vouch for a bundle: an OpenSSH `allowed_signers` file (ssh-keygen(1), ALLOWED SIGNERS), so that keys
-//! in agents and hardware tokens work and a key is rotated by shipping a new file.
+//! The trusted keys: an OpenSSH `allowed_signers` file (ssh-keygen(1), ALLOWED SIGNERS), so that keys in agents and
+//! hardware tokens work and a key is rotated by shipping a new file.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ mod line;
 mod pattern;
 mod time;
 
-/// Largest trust file in bytes; some thousand keys.
+/// Maximum size of a trust file in bytes: some thousand keys.
 pub const TRUST_MAX: u64 = 1 << 20;
 
 /// The keys that may sign bundles for this machine.
@@ -28,12 +28,12 @@ pub struct Trust {
     demand: Demand,
 }
 
-/// What is asked of a bundle beyond a signature by a listed key.
+/// Requirements beyond a signature by a listed key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
-    /// So many different keys must have signed.
+    /// Number of different keys that must have signed.
     pub threshold: NonZeroUsize,
-    /// Only keys of this principal count, as with `ssh-keygen -Y verify -I`; `None`: those of any.
+    /// Only keys of this principal count, as with `ssh-keygen -Y verify -I`; `None`: keys of any principal.
     pub principal: Option<String>,
 }
 
@@ -50,12 +50,12 @@ enum Policy {
 }
 
 impl Trust {
-    /// Reads the text of an `allowed_signers` file; `path` is where it stands, for messages. A line that this build cannot use
-    /// (an unknown key type, a certificate authority) is skipped, as ssh-keygen does, so that a file for newer
-    /// machines still serves; what was skipped is reported when no key fits.
+    /// Parses an `allowed_signers` file; `path` is used in messages. A line that this build cannot use (an unknown
+    /// key type, a certificate authority) is skipped, as ssh-keygen does, so that a file for newer machines works
+    /// too. Skipped lines are reported if no key matches.
     ///
     /// # Errors
-    /// [`Error::TrustFile`] where it holds no usable key.
+    /// [`Error::TrustFile`] if it holds no usable key.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let (mut signers, mut skipped) = (Vec::new(), Vec::new());
         for (number, line) in text.split(|byte| *byte == b'\n').enumerate().map(|(i, line)| (i + 1, line)) {
@@ -73,18 +73,18 @@ impl Trust {
         Ok(Self { path: path.to_owned(), policy, demand: Demand::default() })
     }
 
-    /// The same keys with more asked of a bundle.
+    /// The same keys with more requirements.
     pub fn demanding(self, demand: Demand) -> Self {
         Self { demand, ..self }
     }
 
-    /// Accepts any bundle, signed or not. For development: it removes the protection that everything here
-    /// is built on, and every caller says so by this name.
+    /// Accepts any bundle, signed or not. For development: it removes the protection that all else is built on, and
+    /// the name makes every caller state that.
     pub fn dangerously_unsigned() -> Self {
         Self { path: PathBuf::new(), policy: Policy::Unsigned, demand: Demand::default() }
     }
 
-    /// Turns the bytes of `manifest.json` into a [`Manifest`] if enough of the signatures hold.
+    /// Turns the bytes of `manifest.json` into a [`Manifest`] if enough signatures are valid.
     ///
     /// # Errors
     /// [`Error::Unsigned`], [`Error::SignatureFormat`], [`Error::Untrusted`], [`Error::TooFewSigners`],
@@ -97,15 +97,15 @@ impl Trust {
         Manifest::with_provenance(manifest, signature, vouched)
     }
 
-    /// Who signed these bytes, of those that are trusted now: principals and fingerprint of each key.
+    /// The signers of these bytes that are trusted now: principals and fingerprint of each key.
     ///
     /// # Errors
-    /// As [`verify`](Self::verify), but those of the manifest.
+    /// As [`verify`](Self::verify), except those of the manifest.
     pub fn judge(&self, manifest: &[u8], signature: &[u8]) -> Result<String> {
         self.judge_at(manifest, signature, Timestamp::now().as_second())
     }
 
-    /// The same at another time, in seconds since 1970.
+    /// [`judge`](Self::judge) at another time, in seconds since 1970.
     ///
     /// # Errors
     /// As [`judge`](Self::judge).
@@ -163,16 +163,16 @@ impl Trust {
     }
 }
 
-/// What the signatures of a bundle came to.
+/// Result of checking the signatures of a bundle.
 #[derive(Default)]
 struct Findings<'t> {
-    /// The keys whose signature holds, each once.
+    /// The keys with a valid signature, each once.
     keys: Vec<&'t KeyData>,
-    /// Principals and fingerprint of each of them.
+    /// Principals and fingerprint of each of these keys.
     names: Vec<String>,
-    /// The key of a signature that does not fit.
+    /// Fingerprint of the key of an invalid signature; `None` if there is none.
     forged: Option<String>,
-    /// What counts for nothing, and why.
+    /// Signatures that do not count, with the reason.
     strangers: Vec<String>,
 }
 

@@ -3,14 +3,14 @@
 /// Longest pattern of a list in bytes; a list with a longer one matches nothing.
 const LONGEST: usize = 1022;
 
-/// Whether `text` matches one of the patterns that commas separate, and none of those that follow a `!`. A list of
+/// Whether `text` matches one of the comma-separated patterns, and none of those with a leading `!`. A list of
 /// negated patterns alone matches nothing.
 pub(super) fn matches_list(text: &[u8], list: &[u8]) -> bool {
     let mut matched = false;
     if list.is_empty() {
         return false;
     }
-    // No pattern follows a comma that stands last.
+    // A trailing comma is not followed by an empty pattern.
     let list = list.strip_suffix(b",").unwrap_or(list);
     for pattern in list.split(|byte| *byte == b',') {
         let (negated, pattern) = match pattern.strip_prefix(b"!") {
@@ -32,8 +32,8 @@ pub(super) fn matches_list(text: &[u8], list: &[u8]) -> bool {
 
 /// Whether `text` as a whole matches a pattern: `*` stands for any bytes, `?` for one.
 fn matches(mut text: &[u8], mut pattern: &[u8]) -> bool {
-    // The rest of the pattern behind the last star, and of the text from where it was tried last: no recursion, so no
-    // pattern costs more than the product of both lengths.
+    // The rest of the pattern after the last star, and of the text from the last place where it was tried. No
+    // recursion, so no pattern costs more than the product of both lengths.
     let mut star: Option<(&[u8], &[u8])> = None;
     loop {
         match (pattern.split_first(), text.split_first()) {
@@ -85,7 +85,7 @@ mod tests {
         assert!(!matches_list(b"qimg", [vec![b'*'; LONGEST + 1], b",qimg".to_vec()].concat().as_slice()));
     }
 
-    /// Stated by recursion, as OpenSSH does it.
+    /// Defined by recursion, as in OpenSSH.
     fn stated(text: &[u8], pattern: &[u8]) -> bool {
         match (pattern, text) {
             ([], text) => text.is_empty(),

@@ -20,7 +20,7 @@ pub(super) fn parse(text: &[u8]) -> Result<i64, String> {
         return Err(bad());
     }
     let part = |at: usize, len: usize, from: i64, to: i64| match digits.get(at..at + len) {
-        // Blanks before a number are what strptime(3) passes over.
+        // strptime(3) skips blanks before a number.
         Some(part) => std::str::from_utf8(part)
             .ok()
             .map(|part| part.trim_start_matches(' '))
@@ -39,7 +39,7 @@ pub(super) fn parse(text: &[u8]) -> Result<i64, String> {
     let local = time.map_err(|_| bad())?;
     let utc = local.to_zoned(TimeZone::UTC).map_err(|_| bad())?.timestamp();
     let zoned = local.to_zoned(zone.clone()).map_err(|_| bad())?.timestamp();
-    // OpenSSH passes tm_isdst = 0: in summer too the time is that of winter.
+    // OpenSSH passes tm_isdst = 0, so winter time applies in summer too.
     let time = match standard_offset(&zone, zoned) {
         Some(offset) => utc.as_second() - offset,
         None => zoned.as_second(),
@@ -47,7 +47,7 @@ pub(super) fn parse(text: &[u8]) -> Result<i64, String> {
     if time > 0 { Ok(time) } else { Err(bad()) }
 }
 
-/// The offset of standard time in seconds, where daylight saving time holds at `time`; `None` where it does not.
+/// The offset of standard time in seconds if daylight saving time applies at `time`; else `None`.
 fn standard_offset(zone: &TimeZone, time: Timestamp) -> Option<i64> {
     if zone.to_offset_info(time).dst() == Dst::No {
         return None;
