@@ -1,5 +1,5 @@
-//! The disk that a selector starts from, where nobody names it by path. It boots in any case: of several disks with slots,
-//! be it a clone, an installer's stick or the disk before a replacement, one is taken, and what was seen is said.
+//! Finds the disk to boot from if no path is given. The machine must boot in any case: of several disks with slots
+//! (a clone, an installer's stick, the disk before a replacement) one is taken, and the others are reported.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,17 @@ use crate::error::{Error, Result};
 use crate::host::kernel::{Drive, Kernel};
 use crate::units::{BlockSize, Group, Guid, Slot};
 
-/// What the machine says of the disk that it booted from.
+/// What the machine knows of the disk that it booted from.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
     /// The partitions from which boot loader and kernel image were loaded, by EFI variables.
     pub loaded_from: Vec<Guid>,
-    /// GUID of the disk, as the initramfs was told when it was built, or the kernel command line says.
+    /// GUID of the disk, from the configuration of the initramfs or the kernel command line; `None` if neither
+    /// names one.
     pub disk: Option<Guid>,
 }
 
-/// A disk with a partition that bears the name of a slot.
+/// A disk with a partition that has the name of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     path: PathBuf,
@@ -27,13 +28,13 @@ struct Seen {
     /// PARTUUIDs of its platform slots: one or two.
     slots: Vec<Guid>,
     is_removable: bool,
-    /// Where it is attached, which does not depend on the order in which disks come up.
+    /// Where it is attached; independent of the order in which disks appear.
     place: PathBuf,
 }
 
-/// The disk whose partitions bear the names of slots, by what the machine says of where it booted from. Each disk of the
-/// kernel is read, since Linux shows no partitions where the primary copy of the table is damaged. `note` is told, as
-/// a sentence each, what else was seen.
+/// Finds the disk whose partitions have the names of slots, by evidence of where the machine booted from. Each disk
+/// of the kernel is read, because Linux shows no partitions if the primary copy of the table is damaged. `note`
+/// receives each other finding as a sentence.
 ///
 /// # Errors
 /// [`Error::NoDisk`].
@@ -67,8 +68,8 @@ fn look(drive: &Drive) -> Result<Option<Seen>> {
 
 type Rule<'a> = (&'a str, &'a dyn Fn(&Seen) -> bool);
 
-/// The disk to take and what to say; `None` where there is none. The rules narrow down one after the other; one that no
-/// disk fulfils, or all, decides nothing.
+/// The disk to take and the findings; `None` if there is no disk. Each rule narrows down the candidates; a rule
+/// that matches no disk, or all, decides nothing.
 fn decide<'s>(seen: &'s [Seen], origin: &Origin) -> Option<(&'s Seen, Vec<String>)> {
     let rules: [Rule<'_>; 4] = [
         ("the boot loader was loaded from it", &|disk| {
@@ -124,7 +125,7 @@ mod tests {
         Guid([n; 16])
     }
 
-    /// A disk: its number gives path, GUID and those of its partitions (number + 1 is its boot partition).
+    /// A disk: its number determines path, GUID and those of its partitions (number + 1 is its boot partition).
     fn disk(n: u8, slots: u8, is_removable: bool) -> Seen {
         let slots: Vec<Guid> = (0..slots).map(|slot| guid(n + 2 + slot)).collect();
         Seen {
@@ -149,18 +150,18 @@ mod tests {
         let cases = [
             (vec![&inner], &nothing, 20, 0),
             (vec![&stick], &nothing, 10, 0),
-            // A stick never wins by its name, not over half of a pair either.
+            // A stick never wins by its name, not even over half of a pair.
             (vec![&stick, &inner], &nothing, 20, 1),
             (vec![&stick, &half], &nothing, 40, 1),
             (vec![&half, &other], &nothing, 30, 1),
-            // Nothing tells them apart: always the same one, whatever the order.
+            // No difference between them: always the same one, whatever the order.
             (vec![&other, &inner], &nothing, 20, 1),
             (vec![&stick2, &stick], &nothing, 10, 1),
             (vec![&inner, &other], &origin(&[31], None), 30, 1),
             (vec![&inner, &other], &origin(&[99, 22], Some(30)), 20, 1),
             (vec![&inner, &other], &origin(&[99], Some(30)), 30, 1),
             (vec![&inner, &stick], &origin(&[11], None), 10, 1),
-            // The disk was replaced: it boots, and that is said.
+            // The disk was replaced: it boots, and that is reported.
             (vec![&inner], &origin(&[], Some(99)), 20, 1),
             (vec![&inner, &stick], &origin(&[], Some(99)), 20, 2),
         ];
@@ -172,7 +173,7 @@ mod tests {
         assert!(decide(&[], &nothing).is_none());
     }
 
-    /// What a copy has in common says nothing of which of the two it is.
+    /// What a copy has in common with the original does not identify either.
     #[test]
     fn a_copy_on_a_stick_is_not_taken_and_is_said() {
         let inner = disk(20, 2, false);

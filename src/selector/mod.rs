@@ -1,8 +1,8 @@
-//! `qstage select`: which slot an initramfs starts. The one verb that may not fail: where a disk can be read at all it
-//! names a slot, and what went wrong on the way is a note.
+//! `qstage select`: selects the slot that an initramfs starts. The one verb that may not fail: if a disk can be
+//! read at all it returns a slot, and reports faults as notes.
 //!
-//! What is decided is pure and lies in [`boot::choose`]; here the disk is found, a damaged copy of
-//! the table is repaired, the try is counted in the same transaction as every switch, and the choice is told.
+//! The decision is pure and lies in [`boot::choose`]; here the disk is found, a damaged copy of the table is
+//! repaired, the try is counted in the same transaction as every switch, and the choice is reported.
 
 mod disks;
 mod report;
@@ -19,12 +19,12 @@ use crate::host::{DiskLock, Machine, MountSource};
 use crate::slot::Content;
 use crate::units::{Group, Slot};
 
-/// Chooses a slot, counts the try of one that is on trial, and tells where it lies. `writable`: whether the disk was
-/// opened for writing. `note` is told, as a sentence each, what did not go as it should.
+/// Chooses a slot, counts the try if it is on trial, and returns its location. `writable`: whether the disk was
+/// opened for writing. `note` receives each fault as a sentence.
 ///
 /// # Errors
-/// Only where there is nothing to start: [`Error::NotGpt`], [`Error::GptDamaged`] (neither copy of the table is whole),
-/// [`Error::SlotMissing`] (no partition bears the name of a platform slot), [`Error::Read`].
+/// Only if there is nothing to start: [`Error::NotGpt`], [`Error::GptDamaged`] (neither copy of the table is
+/// whole), [`Error::SlotMissing`] (no partition has the name of a platform slot), [`Error::Read`].
 pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Result<Selection> {
     let told = |what: &str, error: &Error| note(&format!("{what}: {}", crate::error::sentence(error)));
     let disk = machine.disk();
@@ -37,7 +37,7 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
         None => None,
     };
     let mut loaded = commit::load(&*disk, machine.name())?;
-    // Refused before anything is repaired: it might be no disk of ours.
+    // Refused before any repair: the disk may not be ours.
     let found = Found::of(loaded.table()?, &*disk, &|_| {});
     if Slot::BOTH.into_iter().all(|slot| found.get(Group::Platform, slot).is_none()) {
         return Err(missing(loaded.table()?, machine));
@@ -80,7 +80,7 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
     let platform = slots.get(Group::Platform, choice.slot).ok_or_else(none)?;
     let software = software(table, &slots, &content, choice);
     let place = |partition: &Partition| {
-        // Where kernel and table disagree the node would be another partition: better none.
+        // If kernel and table disagree, the node would be another partition: better none.
         let node = match machine.mount_source(partition) {
             Ok(MountSource::Node(path)) => Some(path),
             Ok(MountSource::Window(..)) => None,
@@ -120,7 +120,7 @@ fn count(
     commit::switch(disk, lock, loaded, new).map(drop)
 }
 
-/// The software slot beside the platform that was chosen. Its tries are counted by whoever starts it.
+/// The software slot to run with the chosen platform. Its tries are counted by the program that starts it.
 fn software<'c>(
     table: &Table,
     slots: &Found,
@@ -145,7 +145,7 @@ fn software<'c>(
     })
 }
 
-/// The partitions of the slots, each for itself: what is wrong with one must not cost the other.
+/// The partitions of the slots, each found separately: a fault of one must not affect the other.
 struct Found([[Option<Partition>; 2]; 2]);
 
 impl Found {
@@ -180,8 +180,8 @@ impl Found {
         self.0[usize::from(group == Group::Software)][usize::from(slot == Slot::B)].as_ref()
     }
 
-    /// What a slot says of itself, read through the disk: the kernel's nodes may be missing. `None` where there is no
-    /// such slot, or it cannot be read.
+    /// The content of a slot by its record, read through the disk: the kernel's nodes may be missing. `None` if
+    /// there is no such slot, or it cannot be read.
     fn read(&self, disk: &std::sync::Arc<dyn BlockDevice>, group: Group, slot: Slot) -> Option<Content> {
         let partition = self.get(group, slot)?;
         let region = Region::new(std::sync::Arc::clone(disk), partition.extent)?;

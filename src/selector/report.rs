@@ -1,4 +1,4 @@
-//! What `qstage select` tells: one structure, as JSON and as lines for a shell.
+//! Report of `qstage select`: one structure, as JSON and as lines for a shell.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -10,20 +10,20 @@ use crate::error::{Error, Result};
 use crate::gpt::Partition;
 use crate::units::Slot;
 
-/// Where a partition lies, in every way in which it can be mounted.
+/// Location of a partition, in every form that `mount` needs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Place {
-    /// Its name: `platform_b`, say.
+    /// Its name, for instance `platform_b`.
     pub name: String,
-    /// The kernel's node; `None` where the kernel shows none, as where it does not accept the table.
+    /// Device node; `None` if the kernel has none, for instance because it rejects the table.
     pub node: Option<PathBuf>,
-    /// Its number in the table.
+    /// Number in the table.
     pub number: u32,
-    /// Its unique GUID, as in `root=PARTUUID=`.
+    /// Unique GUID, as in `root=PARTUUID=`.
     pub partuuid: String,
-    /// Where it begins on the disk, in bytes.
+    /// Offset of the first byte on the disk, in bytes.
     pub offset: u64,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
@@ -40,36 +40,37 @@ impl Place {
     }
 }
 
-/// What is to be started.
+/// The selected slot.
 #[derive(Debug, Clone, Serialize)]
 pub struct Selection {
     /// The platform slot.
     pub slot: Slot,
-    /// Why this one.
+    /// Reason for the selection.
     pub reason: SelectionReason,
-    /// Tries left of a slot on trial, this one taken off; `None` where none was counted.
+    /// Tries left of a slot on trial, after this one; `None` if no try was counted.
     pub tries_left: Option<u8>,
-    /// The disk.
+    /// Path or name of the disk.
     pub disk: String,
-    /// The partition of the platform.
+    /// Partition of the platform.
     pub platform: Place,
-    /// The partition of the software that belongs to it; `None` where there is none to start.
+    /// Partition of the software that belongs to it; `None` if there is none to start.
     pub software: Option<Place>,
 }
 
 impl Selection {
-    /// One line of JSON.
+    /// The report as one line of JSON.
     ///
     /// # Errors
-    /// [`Error::Internal`]: it cannot fail for these types.
+    /// [`Error::Internal`], which cannot occur for these types.
     pub fn json(&self) -> Result<String> {
         let text = serde_json::to_string(self);
         text.map(|text| text + "\n")
             .map_err(|e| Error::Internal { what: format!("a selection is no JSON: {e}") })
     }
 
-    /// Lines `KEY='value'` that a POSIX shell may `eval`: every key always, empty where there is nothing to tell. Names
-    /// come from a disk, thus from anybody; between single quotes nothing has a meaning but the quote itself.
+    /// The report as lines `KEY='value'` that a POSIX shell may `eval`: always every key, with an empty value if
+    /// there is none. Names come from a disk and are untrusted; within single quotes only the quote itself has a
+    /// meaning.
     pub fn shell(&self) -> String {
         let mut text = String::new();
         let mut line = |key: &str, value: &str| {
