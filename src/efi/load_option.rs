@@ -8,8 +8,8 @@
 //! | | | device paths: nodes of type, subtype, length (u16, with these four bytes) and data; `7f ff` ends one |
 //! | | | optional data for the loader |
 //!
-//! Read tolerantly: of an entry that is none of ours only the first six bytes matter. Never built anew from what was
-//! read: a change is a change of four bytes in a copy.
+//! Parsed tolerantly: of a foreign entry only the first six bytes matter. Never rebuilt from its parts: a change is
+//! a change of four bytes in a copy.
 
 use crate::units::Guid;
 
@@ -20,35 +20,35 @@ const HARD_DRIVE: u8 = 1;
 const FILE_PATH: u8 = 4;
 const END: u8 = 0x7f;
 const END_ALL: [u8; 4] = [END, 0xff, 4, 0];
-/// Length of a hard drive node, and the two kinds in it: GPT, signature is a GUID (table 10.49).
+/// Length of a hard drive node, and two of its values: partition format GPT, signature type GUID (table 10.49).
 const HARD_DRIVE_LEN: u16 = 42;
 const GPT: u8 = 2;
 const SIGNATURE_GUID: u8 = 2;
 
-/// A partition as a device path names it.
+/// A partition as described in a device path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HardDrive {
-    /// Its number in the table, from 1.
+    /// Number in the table, from 1.
     pub number: u32,
-    /// Its first block.
+    /// First block.
     pub start: u64,
-    /// Its size in blocks.
+    /// Size in blocks.
     pub blocks: u64,
-    /// Its unique GUID: the one field that firmware goes by.
+    /// Unique GUID: the only field that firmware compares.
     pub guid: Guid,
 }
 
-/// A load option, byte for byte as it was read or built.
+/// A load option, byte for byte as read or built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadOption {
     bytes: Vec<u8>,
-    /// Where the description ends and the device paths begin.
+    /// The bytes of the device paths, which follow the description.
     paths: std::ops::Range<usize>,
 }
 
 impl LoadOption {
-    /// Takes the content of a variable. `None` where the three parts that everything else lies behind do not fit
-    /// into it: firmware cannot boot that either.
+    /// Takes the content of a variable. `None` if attributes, length and description do not fit into it: firmware
+    /// cannot boot such an entry either.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
         let len = usize::from(u16::from_le_bytes(bytes.get(4..6)?.try_into().ok()?));
         let units = bytes.get(6..)?.chunks_exact(2).position(|unit| unit == [0, 0])?;
@@ -69,7 +69,7 @@ impl LoadOption {
         path.extend([GPT, SIGNATURE_GUID]);
         let name = utf16(file);
         path.extend([MEDIA, FILE_PATH]);
-        // The configuration keeps it far below 64 KiB.
+        // The configuration bounds it far below 64 KiB.
         path.extend(u16::try_from(name.len() + 4).unwrap_or(u16::MAX).to_le_bytes());
         path.extend(name);
         path.extend(END_ALL);
@@ -90,23 +90,23 @@ impl LoadOption {
         self.bytes.first_chunk().map_or(0, |first| u32::from_le_bytes(*first))
     }
 
-    /// Whether the boot manager takes it from `BootOrder`: active, and an operating system rather than a tool of the
-    /// firmware (its setup is in `BootOrder` too).
+    /// Whether the boot manager takes it from `BootOrder`: active, and an operating system rather than an
+    /// application of the firmware (its setup is in `BootOrder` too).
     pub fn boots(&self) -> bool {
         self.is_active() && self.is_boot()
     }
 
-    /// Whether it is of the category that the boot manager takes by itself.
+    /// Whether it has the category that the boot manager boots on its own.
     pub fn is_boot(&self) -> bool {
         self.attributes() & CATEGORY == 0
     }
 
-    /// Whether it is active.
+    /// Whether the ACTIVE bit is set.
     pub fn is_active(&self) -> bool {
         self.attributes() & ACTIVE != 0
     }
 
-    /// The same, active or not.
+    /// A copy with the ACTIVE bit set or cleared.
     #[must_use]
     pub fn with_active(&self, yes: bool) -> Self {
         let mut new = self.clone();
@@ -115,13 +115,13 @@ impl LoadOption {
         new
     }
 
-    /// Its name for people; what is no UTF-16 is shown as question marks.
+    /// Its description; invalid UTF-16 is shown as question marks.
     pub fn description(&self) -> String {
         text(&self.bytes[6..self.paths.start])
     }
 
-    /// The GPT partition that it starts from: that of the first hard drive node, whether its path is given from the
-    /// root of the hardware or in the short form (UEFI 2.10, 3.1.2).
+    /// The GPT partition that it starts from: that of the first hard drive node, whether the path is a full
+    /// hardware path or the short form (UEFI 2.10, 3.1.2). `None` if there is no such node.
     pub fn partition(&self) -> Option<Guid> {
         let node = self.nodes().find(|node| node.starts_with(&[MEDIA, HARD_DRIVE]))?;
         let guid = node.get(24..40)?.try_into().ok()?;
@@ -129,17 +129,17 @@ impl LoadOption {
             .then_some(Guid(guid))
     }
 
-    /// The file that it starts.
+    /// The file that it starts; `None` if it names none.
     pub fn file(&self) -> Option<String> {
         self.nodes().find(|node| node.starts_with(&[MEDIA, FILE_PATH])).map(|node| text(&node[4..]))
     }
 
-    /// The nodes of the first device path, as far as they are whole. Those behind it say nothing of what boots.
+    /// The complete nodes of the first device path. Those after it do not determine what boots.
     fn nodes(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.bytes[self.paths.clone()];
         std::iter::from_fn(move || {
             let len = usize::from(u16::from_le_bytes([*rest.get(2)?, *rest.get(3)?]));
-            // A length below four would never end.
+            // A length below four would loop for ever.
             if len < 4 || rest.len() < len || rest[0] == END {
                 return None;
             }

@@ -1,4 +1,4 @@
-//! The variables that say what boots, as they were read.
+//! The EFI variables that concern booting, as read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,14 +8,14 @@ use crate::units::Guid;
 
 /// EFI_GLOBAL_VARIABLE (UEFI 2.10, 3.3).
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
-/// The vendor of the variables by which boot loaders speak to systemd.
+/// The vendor GUID of the variables of the systemd Boot Loader Interface.
 const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-/// The vendor of the variable that is ours alone.
+/// The vendor GUID of qstage's own variable.
 const OWN: &str = "0d1e5bd3-6a6c-4b55-8f6e-6a0a2f7c2b19";
-/// NON_VOLATILE, BOOTSERVICE_ACCESS, RUNTIME_ACCESS: what the specification demands of all that we make.
+/// NON_VOLATILE, BOOTSERVICE_ACCESS, RUNTIME_ACCESS: required by the specification for every variable made here.
 const ATTRIBUTES: u32 = 7;
 
-/// Name and vendor of a variable, written as efivarfs names its files.
+/// Name and vendor of a variable, in the form of efivarfs file names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
@@ -39,12 +39,12 @@ impl Name {
         Self::global(&format!("Boot{number:04X}"))
     }
 
-    /// `QstageEpoch`: the highest epoch that was ever marked good, u64, little-endian.
+    /// `QstageEpoch`: the highest epoch that was ever marked good, as a little-endian u64.
     pub fn epoch() -> Self {
         Self(format!("QstageEpoch-{OWN}"))
     }
 
-    /// The name of a file, if the variable in it has to do with what boots.
+    /// The name of a file, if its variable concerns booting; else `None`.
     pub fn relevant(file: &str) -> Option<Self> {
         let known = ["BootOrder", "BootNext", "BootCurrent"].map(Self::global);
         let name = Self(file.to_owned());
@@ -62,14 +62,15 @@ impl Name {
         Self(format!("StubDevicePartUUID-{LOADER}"))
     }
 
-    /// The number in `Boot####`: four upper-case digits; to firmware the same in lower case is another variable.
+    /// The number in `Boot####`: four upper-case hexadecimal digits; in lower case it is a different variable to
+    /// firmware.
     fn number(&self) -> Option<u16> {
         let digits = self.0.strip_prefix("Boot")?.strip_suffix(GLOBAL)?.strip_suffix('-')?;
         let valid = |c: u8| c.is_ascii_digit() || (b'A'..=b'F').contains(&c);
         (digits.len() == 4 && digits.bytes().all(valid)).then(|| u16::from_str_radix(digits, 16).ok())?
     }
 
-    /// As the name of a file in efivarfs.
+    /// The file name in efivarfs.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,7 +78,7 @@ impl Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The vendor is 36 characters that say nothing to people.
+        // Without the vendor GUID: 36 characters without use to people.
         f.write_str(self.0.get(..self.0.len().saturating_sub(37)).unwrap_or(&self.0))
     }
 }
@@ -85,25 +86,26 @@ impl fmt::Display for Name {
 /// The content of a variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variable {
-    /// Its attributes: bit 0 non-volatile, 1 boot services, 2 runtime.
+    /// Attributes: bit 0 non-volatile, 1 boot services, 2 runtime.
     pub attributes: u32,
     /// Its data.
     pub data: Vec<u8>,
 }
 
-/// All of them. What cannot be understood is as good as absent, to firmware as well, but its name stays taken.
+/// All variables that concern booting. A malformed one counts as absent, as it does to firmware, but its name stays
+/// taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Nvram {
     variables: BTreeMap<Name, Variable>,
 }
 
 impl Nvram {
-    /// From what was read.
+    /// Collects the variables as read.
     pub fn new(variables: impl IntoIterator<Item = (Name, Variable)>) -> Self {
         Self { variables: variables.into_iter().collect() }
     }
 
-    /// The variable of that name.
+    /// The variable with that name.
     pub fn get(&self, name: &Name) -> Option<&Variable> {
         self.variables.get(name)
     }
@@ -112,7 +114,7 @@ impl Nvram {
         self.get(name).map_or(&[], |variable| &variable.data)
     }
 
-    /// The entry of that number.
+    /// The entry with that number.
     pub fn entry(&self, number: u16) -> Option<LoadOption> {
         LoadOption::parse(self.data(&Name::entry(number)).to_vec())
     }
@@ -123,12 +125,12 @@ impl Nvram {
         numbers.filter_map(|number| Some((number, self.entry(number)?)))
     }
 
-    /// `BootOrder`, with all that it names, existing or not.
+    /// `BootOrder`, including numbers of missing entries.
     pub fn order(&self) -> Vec<u16> {
         self.data(&Name::order()).chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
     }
 
-    /// `QstageEpoch`; 0 where there is none that can be read.
+    /// `QstageEpoch`; 0 if it is missing or unreadable.
     pub fn epoch(&self) -> u64 {
         self.data(&Name::epoch()).try_into().map_or(0, u64::from_le_bytes)
     }
@@ -147,31 +149,33 @@ impl Nvram {
         self.data(name).try_into().ok().map(u16::from_le_bytes)
     }
 
-    /// The partition from which the boot loader was loaded, or the kernel image where there is none but systemd-stub.
+    /// The partition from which the boot loader was loaded, or the kernel image if it was started by systemd-stub
+    /// alone.
     pub fn loaded_from(&self) -> Option<Guid> {
         self.partition(&Name::loader())
     }
 
-    /// The partition from which systemd-stub, and the kernel with it, was loaded.
+    /// The partition from which systemd-stub, and the kernel within it, was loaded.
     pub fn stub(&self) -> Option<Guid> {
         self.partition(&Name::stub())
     }
 
-    /// A PARTUUID as systemd's boot loaders write it: text in UTF-16.
+    /// A PARTUUID as written by systemd's boot loaders: text in UTF-16.
     fn partition(&self, name: &Name) -> Option<Guid> {
         let units = self.data(name).chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
         let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
         String::from_utf16(&units).ok()?.parse().ok()
     }
 
-    /// The lowest number that no variable has and no list names: what a dangling reference meant must not become ours.
+    /// The lowest number that no variable has and no list names: a dangling reference must not come to mean an
+    /// entry of ours.
     pub fn free_number(&self) -> u16 {
         let taken: BTreeSet<u16> =
             self.variables.keys().filter_map(Name::number).chain(self.order()).chain(self.next()).collect();
         (0..u16::MAX).find(|number| !taken.contains(number)).unwrap_or(u16::MAX)
     }
 
-    /// The variable with other data and the attributes that it has, which firmware does not let anybody change.
+    /// The variable with other data. Existing attributes stay: firmware refuses to change them.
     pub(super) fn with_data(&self, name: &Name, data: Vec<u8>) -> Variable {
         let attributes = self.get(name).map_or(ATTRIBUTES, |variable| variable.attributes);
         Variable { attributes, data }

@@ -1,5 +1,5 @@
-//! Every combination of entries, orders and BootNext; every operation; every cut between two steps: judged by models of
-//! firmware that are written from UEFI 2.10, 3.1.1, and not with the code under test.
+//! Every combination of entries, orders and BootNext; every operation; every cut between two steps. Checked by
+//! models of firmware that are written from UEFI 2.10, 3.1.1, without the code under test.
 
 use std::collections::BTreeSet;
 
@@ -15,9 +15,9 @@ const B: u16 = 2;
 const TWIN: u16 = 3;
 /// Another system on another disk.
 const FOREIGN: u16 = 4;
-/// The firmware's setup: in BootOrder, but never taken without being asked for.
+/// The firmware's setup: in BootOrder, but never started on its own.
 const SETUP: u16 = 5;
-/// Named by lists, but there is no such variable.
+/// Named by lists, but the variable does not exist.
 const MISSING: u16 = 9;
 
 fn drive(slot: Slot) -> HardDrive {
@@ -55,12 +55,12 @@ fn choice(entries: &[(u16, bool)], order: &[u16], next: Option<u16>) -> Choice {
     Choice::new(Nvram::new(all), [drive(Slot::A), drive(Slot::B)], default_loader())
 }
 
-/// What a firmware makes of the variables.
+/// How a firmware treats the variables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Model {
-    /// EDK2: BootNext is started whether it is active or not.
+    /// EDK2: BootNext is started, active or not.
     Edk2,
-    /// One that goes by ACTIVE there too.
+    /// A firmware that requires ACTIVE there too.
     Strict,
     /// One that puts every active entry that is not in BootOrder at its end.
     Collects,
@@ -68,7 +68,7 @@ enum Model {
 
 const MODELS: [Model; 3] = [Model::Edk2, Model::Strict, Model::Collects];
 
-/// What a boot takes: one of the slots, something foreign, or nothing; and the variables that it leaves. Entries of
+/// One boot: returns one of the slots, a foreign entry, or nothing; and the variables afterwards. Entries of
 /// `broken` slots cannot be loaded, and the next in order is tried.
 fn boot(choice: &Choice, model: Model, broken: Option<Slot>) -> (Option<Option<Slot>>, Choice) {
     let nvram = choice.nvram();
@@ -92,7 +92,7 @@ fn boot(choice: &Choice, model: Model, broken: Option<Slot>) -> (Option<Option<S
     (order.into_iter().filter(automatic).find_map(|number| starts(number, false)), after)
 }
 
-/// Every start: which entries there are and are active, orders, BootNext.
+/// Every start: existing and active entries, orders, BootNext.
 fn starts() -> Vec<Choice> {
     let mut all = Vec::new();
     let lists: [&[u16]; 10] = [
@@ -125,7 +125,7 @@ fn starts() -> Vec<Choice> {
     all
 }
 
-/// The choices before the first step, between all, and behind the last.
+/// The choices before the first step, between all steps, and after the last.
 fn cuts(start: &Choice, turn: &Turn) -> Vec<Choice> {
     let mut now = start.clone();
     let mut all = vec![now.clone()];
@@ -137,7 +137,7 @@ fn cuts(start: &Choice, turn: &Turn) -> Vec<Choice> {
     all
 }
 
-/// Whatever is not ours is as it was: variables, and the foreign numbers in their order.
+/// Everything foreign is unchanged: variables, and the foreign numbers in their order.
 fn foreign_untouched(before: &Choice, after: &Choice) {
     let foreign = |choice: &Choice| {
         let entries: Vec<_> =
@@ -163,7 +163,7 @@ fn never_nothing(start: &Choice, turn: &Turn, intended: &[Slot]) {
             assert!(now.is_some() || before.is_none(), "{model:?} boots nothing: {start:?} -> {cut:?}");
             let mine =
                 now == before || intended.iter().any(|slot| now == Some(Some(*slot))) || before.is_none();
-            // Where none of ours was in the list, the other slot comes into it first.
+            // If none of ours was in the list, the other slot is added first.
             let another = start.first().is_none() && [Some(None), Some(Some(!intended[0]))].contains(&now);
             let trial_dropped =
                 start.nvram.next().is_some() && now == boot(&boot(start, model, None).1, model, None).0;
@@ -202,7 +202,7 @@ fn a_trial_is_one_boot_and_falls_back_by_itself() {
             foreign_untouched(&start, &turn.after);
             assert_eq!((turn.after.next(), turn.after.first()), (Some(slot), Some(!slot)));
             assert!(turn.after.try_once(slot).steps.is_empty());
-            // The last step is the commit: before it nothing tries the slot that did not before.
+            // The last step is the commit: before it nothing tries the slot.
             let all = cuts(&start, &turn);
             for cut in &all[..all.len() - 1] {
                 assert!(cut.pending() != Some(slot) || start.pending() == Some(slot));
@@ -218,7 +218,7 @@ fn a_trial_is_one_boot_and_falls_back_by_itself() {
                 // A kernel image that cannot even be loaded: the same boot falls back.
                 assert_ne!(boot(&turn.after, model, Some(slot)).0, None);
             }
-            // Nobody tries what boots already; if so, the other one comes first meanwhile.
+            // A slot that boots already is not tried; if it is, the other one comes first meanwhile.
             let both = [slot, !slot];
             let among = if start.first() == Some(slot) { &both[..] } else { &both[..1] };
             never_nothing(&start, &turn, among);
@@ -269,7 +269,7 @@ fn the_way_back_leads_to_the_other_slot() {
     }
 }
 
-/// The judge must see what it is for.
+/// The check must detect the faults it exists for.
 #[test]
 fn wrong_orders_are_noticed() {
     let start = choice(&[(A, true), (B, true), (FOREIGN, true)], &[A, FOREIGN], None);

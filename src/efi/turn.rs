@@ -1,4 +1,4 @@
-//! Changes of the choice, each as a list of steps that are safe to stop between.
+//! Changes of the boot choice, each as a list of steps that are safe to stop between.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use crate::units::Slot;
 /// One call of SetVariable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Which variable.
+    /// The variable.
     pub name: Name,
-    /// What it becomes; `None`: deleted.
+    /// Its new content; `None` to delete it.
     pub value: Option<Variable>,
-    /// What that means, for people.
+    /// Its meaning, for people.
     pub what: String,
 }
 
@@ -24,12 +24,12 @@ impl fmt::Display for Step {
     }
 }
 
-/// A change: the steps in their order, and the choice that they lead to.
+/// A change: the steps in order, and the resulting choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
-    /// What is to be written. Empty where all is so already.
+    /// Steps to run. Empty if nothing changes.
     pub steps: Vec<Step>,
-    /// What is chosen then.
+    /// The choice after the steps.
     pub after: Choice,
 }
 
@@ -48,7 +48,8 @@ impl Turn {
         }
     }
 
-    /// The same, and `epoch` has been good on this machine; nothing where the variable says so already, or more.
+    /// Adds the step that stores `epoch` as marked good on this machine; no step if the variable has that value or
+    /// a higher one.
     #[must_use]
     pub fn remember(mut self, epoch: u64) -> Self {
         if epoch > self.after.nvram.epoch() {
@@ -58,7 +59,7 @@ impl Turn {
         self
     }
 
-    /// The number of the slot's entry, which is made where it is missing, and is active afterwards.
+    /// Makes the slot's entry if it is missing, and activates it. Returns its number.
     fn active(&mut self, slot: Slot) -> u16 {
         let (number, option, what) = match self.after.entry(slot) {
             Some((number, option)) => (number, option.with_active(true), "active"),
@@ -79,8 +80,8 @@ impl Turn {
         }
     }
 
-    /// `BootOrder` with `slot` as the first of ours: at the place where the first of ours was, or at the front of all
-    /// where there was none or `lead` says so. With `without` the entries of the other slot are taken out of it.
+    /// Puts `slot` first among ours in `BootOrder`: at the place of the first of ours, or at the very start if
+    /// there was none or `lead` is set. With `without` the entries of the other slot are removed from it.
     fn order(&mut self, slot: Slot, lead: bool, without: bool) {
         let own = self.active(slot);
         let before = self.after.nvram.order();
@@ -89,7 +90,7 @@ impl Turn {
             order.retain(|number| self.after.slot(*number) != Some(!slot));
         }
         if lead || self.after.first() != Some(slot) {
-            // Foreign entries that came behind ours stay behind.
+            // Foreign entries after ours stay after them.
             let ahead = |number: &&u16| self.after.slot(**number).is_none();
             let at = before.iter().take_while(ahead).count();
             order.retain(|number| *number != own);
@@ -97,7 +98,7 @@ impl Turn {
         }
         let data = order.iter().flat_map(|number| number.to_le_bytes()).collect();
         let numbers: Vec<String> = order.iter().map(|number| format!("{number:04X}")).collect();
-        // An odd byte at its end is nobody's entry, but rewriting it would be a change for nothing.
+        // An odd trailing byte is not an entry, but rewriting it would be a needless change.
         if order != before {
             self.step(
                 Name::order(),
@@ -107,7 +108,7 @@ impl Turn {
         }
     }
 
-    /// `BootNext` does not name `slot`.
+    /// Makes sure that `BootNext` does not name `slot`.
     fn not_next(&mut self, slot: Slot) {
         if self.after.pending() == Some(slot) {
             self.step(Name::next(), None, format!("slot {slot} is not tried"));
@@ -116,7 +117,7 @@ impl Turn {
 }
 
 impl Choice {
-    /// Before `target` is written: the firmware cannot take it, and takes the other one.
+    /// Before `target` is written: the firmware cannot boot it, and boots the other one.
     #[must_use]
     pub fn withdraw(&self, target: Slot) -> Turn {
         let mut turn = Turn::none(self.clone());
@@ -126,7 +127,7 @@ impl Choice {
         turn
     }
 
-    /// `slot` is taken for one boot; whatever becomes of that, the next one takes the other slot.
+    /// `slot` is booted once; whatever the result, the next boot takes the other slot.
     #[must_use]
     pub fn try_once(&self, slot: Slot) -> Turn {
         let mut turn = Turn::none(self.clone());
@@ -145,7 +146,7 @@ impl Choice {
         turn
     }
 
-    /// Back to slot `to`; the other one stays a fallback or may not boot again.
+    /// Returns to slot `to`; the other one stays a fallback or may not boot again.
     #[must_use]
     pub fn back(&self, to: Slot, leave: RolledBackSlot) -> Turn {
         let mut turn = Turn::none(self.clone());
