@@ -1,19 +1,20 @@
-//! What boots next, and how that is changed: [`Flags`], from a table to a table. Nothing here writes to the disk.
+//! What boots next by the flags in the table, and how to change that: [`Flags`], from a table to a table. Nothing
+//! here writes to the disk.
 //!
-//! Under [`BootFlag::Priority`] the loader takes the slot with the highest priority among those that are
-//! successful or have tries left, slot `a` where two are equal; the priorities of a pair are kept at 2 and 1, as
-//! update_engine of ChromeOS does. Under [`BootFlag::Legacy`] exactly one platform slot carries bit 2, and the
-//! priority bits are left as found. The software group always goes by priority: no loader reads it, and syslinux'
-//! gptmbr refuses a disk on which two partitions carry bit 2. Under [`BootFlag::Efi`] the platform's entries stay as they
-//! are in all of these verbs: [`efi`](crate::efi) has its own, from variables to variables.
+//! Under [`BootFlag::Priority`] the loader takes the slot with the highest priority among those that are successful
+//! or have tries left, slot `a` if two are equal. The priorities of a pair are 2 and 1, as update_engine of
+//! ChromeOS sets them. Under [`BootFlag::Legacy`] exactly one platform slot carries bit 2, and the priority bits
+//! are left as found. The software group always goes by priority: no loader reads it, and syslinux' gptmbr refuses
+//! a disk on which two partitions carry bit 2. Under [`BootFlag::Efi`] all these verbs leave the platform's entries
+//! as they are: [`efi`](crate::efi) has its own, from variables to variables.
 //!
 //! | operation       | slot (priority/tries/successful) | the other one                | legacy platform |
 //! |-----------------|----------------------------------|------------------------------|-----------------|
-//! | make_unbootable | 0 / 0 / 0                        | as it is                     | bit 2 not on it |
+//! | make_unbootable | 0 / 0 / 0                        | unchanged                    | bit 2 not on it |
 //! | select_trial    | 2 / n / 0                        | priority 1 if it was above 0 | bit 2 on it     |
 //! | mark_good       | 2 / 0 / 1                        | priority 1 if it was above 0 | bit 2 on it     |
-//! | roll_back       | to: 2 / as it is, made good if it could not boot | fallback: 1, bad: 0/0/0 | bit 2 on `to` |
-//! | count_try       | as it is / one less / as it is   | as it is                     | as it is        |
+//! | roll_back       | to: 2 / unchanged, made good if it could not boot | fallback: 1, bad: 0/0/0 | bit 2 on `to` |
+//! | count_try       | unchanged / one less / unchanged | unchanged                    | unchanged       |
 
 mod choose;
 
@@ -27,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::units::{Group, Slot};
 
-/// Which bits of a partition entry say what boots; see [`crate::manual::boot`].
+/// Which bits of a partition entry determine what boots; see [`crate::manual::boot`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BootFlag {
@@ -36,12 +37,12 @@ pub enum BootFlag {
     Priority,
     /// Bit 2, "legacy BIOS bootable": syslinux, U-Boot and others. Exactly one platform slot carries it.
     Legacy,
-    /// No bits: the EFI variables BootNext and BootOrder, see [`efi`](crate::efi).
+    /// No bits: the EFI variables BootNext and BootOrder determine it, see [`efi`](crate::efi).
     Efi,
 }
 
 impl BootFlag {
-    /// The word of the command line and of the configuration.
+    /// The word on the command line and in the configuration.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Priority => "priority",
@@ -51,12 +52,12 @@ impl BootFlag {
     }
 }
 
-/// What becomes of the slot that is rolled back from.
+/// What happens to the slot that is rolled back from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RolledBackSlot {
-    /// It stays as it is, second in order: a fallback if it was bootable.
+    /// Unchanged and second in order: a fallback if it was bootable.
     Fallback,
-    /// It may not boot again until something new is installed.
+    /// It may not boot again until another release is installed.
     Bad,
 }
 
@@ -64,7 +65,7 @@ pub enum RolledBackSlot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slots {
     disk: String,
-    /// The partitions that the table has, as a sentence.
+    /// The partitions of the table, as a sentence for errors.
     found: String,
     platform: [Partition; 2],
     software: Option<[Partition; 2]>,
@@ -72,8 +73,8 @@ pub struct Slots {
 
 impl Slots {
     /// Finds them in `table`. The platform pair is required; of the software pair both or neither. `disk` is the
-    /// name for errors. A slot that leaves the usable area or overlaps another partition is refused: writing
-    /// it would destroy what is not ours.
+    /// name in errors. A slot that leaves the usable area or overlaps another partition is refused: writing it
+    /// would destroy foreign data.
     pub fn resolve(table: &Table, disk: &str) -> Result<Self> {
         let pair = |group: Group| -> Result<[Partition; 2]> {
             Ok([one(table, disk, group, Slot::A)?, one(table, disk, group, Slot::B)?])
@@ -83,7 +84,7 @@ impl Slots {
         Ok(Self { disk: disk.to_owned(), found: listing(table), platform: pair(Group::Platform)?, software })
     }
 
-    /// The partition of a slot, or `None` where the disk has no software slots.
+    /// The partition of a slot; `None` if the disk has no software slots.
     pub fn get(&self, group: Group, slot: Slot) -> Option<&Partition> {
         let pair = match group {
             Group::Platform => &self.platform,
@@ -102,13 +103,13 @@ impl Slots {
         })
     }
 
-    /// The slot that a partition is, by its number.
+    /// The slot with this partition number; `None` if it is not a slot of the group.
     pub fn slot_of(&self, group: Group, number: u32) -> Option<Slot> {
         Slot::BOTH.into_iter().find(|&slot| self.get(group, slot).is_some_and(|p| p.number == number))
     }
 
-    /// Refuses a partition that is no platform slot and carries the flag that rules: by [`BootFlag::Legacy`] gptmbr
-    /// stops at "Multiple active partitions" then, whatever the slots carry.
+    /// Refuses a foreign partition that carries the boot flag: under [`BootFlag::Legacy`] gptmbr then stops with
+    /// "Multiple active partitions", whatever the slots carry.
     ///
     /// # Errors
     /// [`Error::ForeignBootFlag`].
@@ -124,10 +125,10 @@ impl Slots {
     }
 }
 
-/// Most partitions that a message lists.
+/// Maximum number of partitions listed in a message.
 const MOST_LISTED: usize = 32;
 
-/// The partitions of a table by number and name, for whoever looks for one of another name or spelling.
+/// The partitions of a table by number and name: shows a user a different name or spelling.
 pub fn listing(table: &Table) -> String {
     let partitions = table.partitions();
     let mut listed: Vec<String> = partitions
@@ -178,8 +179,8 @@ fn one(table: &Table, disk: &str, group: Group, slot: Slot) -> Result<Partition>
     Ok(partition.clone())
 }
 
-/// A table as far as it says what boots, under the flag that rules. Each verb gives the table in which it is done; nothing
-/// here writes to the disk.
+/// A table and the boot flag that applies to it. Each verb returns the changed table; nothing here writes to the
+/// disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flags<'s> {
     table: Table,
@@ -193,17 +194,17 @@ impl<'s> Flags<'s> {
         Self { table, slots, flag }
     }
 
-    /// The table.
+    /// The table in its current state.
     pub const fn table(&self) -> &Table {
         &self.table
     }
 
-    /// The table, for writing it.
+    /// Consumes the flags and returns the table to write.
     pub fn into_table(self) -> Table {
         self.table
     }
 
-    /// Which bits rule a group.
+    /// The boot flag of a group.
     const fn ruling(&self, group: Group) -> BootFlag {
         match group {
             Group::Platform => self.flag,
@@ -211,13 +212,13 @@ impl<'s> Flags<'s> {
         }
     }
 
-    /// The attributes of a slot; `None` where the disk has no such slot.
+    /// The attributes of a slot; `None` if the disk has no such slot.
     pub fn of(&self, group: Group, slot: Slot) -> Option<Attributes> {
         self.slots.get(group, slot).map(|partition| self.table.attributes(partition.number))
     }
 
-    /// The slot that boots next by these flags, or `None` where none does (legacy: also where both carry bit 2,
-    /// which gptmbr refuses; efi: the table does not know).
+    /// The slot that boots next by these flags. `None` if none does (legacy: also if both carry bit 2, which gptmbr
+    /// refuses; efi: the table does not determine it).
     pub fn next(&self, group: Group) -> Option<Slot> {
         let (a, b) = (self.of(group, Slot::A)?, self.of(group, Slot::B)?);
         let pick = |a_can: bool, b_can: bool, a_first: bool| match (a_can, b_can) {
@@ -234,10 +235,11 @@ impl<'s> Flags<'s> {
         }
     }
 
-    /// `slot` cannot boot, for before it is overwritten. Under legacy that is so when it does not carry bit 2.
+    /// Makes `slot` unbootable, before it is overwritten. Under legacy it is unbootable when it does not carry bit
+    /// 2.
     ///
     /// # Errors
-    /// [`Error::SlotInUse`] where it is the only one that carries bit 2: the disk would boot nothing.
+    /// [`Error::SlotInUse`] if only this slot carries bit 2: the disk would not boot at all.
     pub fn make_unbootable(self, group: Group, slot: Slot) -> Result<Self> {
         let target = self.slots.require(group, slot)?;
         let other = self.slots.require(group, !slot)?;
@@ -255,7 +257,7 @@ impl<'s> Flags<'s> {
         }
     }
 
-    /// `slot` boots next, on trial: `tries` times (1 to 15, others are brought there) unless it is marked good. The other
+    /// Makes `slot` boot next, on trial: `tries` times (clamped to 1 to 15) unless it is marked good. The other
     /// slot stays a fallback if it was bootable.
     ///
     /// # Errors
@@ -265,7 +267,7 @@ impl<'s> Flags<'s> {
         self.select(group, slot, |a| a.with_tries(tries).with_successful(false))
     }
 
-    /// `slot` is good and boots next.
+    /// Marks `slot` good and makes it boot next.
     ///
     /// # Errors
     /// [`Error::SlotMissing`].
@@ -273,8 +275,8 @@ impl<'s> Flags<'s> {
         self.select(group, slot, |a| a.with_tries(0).with_successful(true))
     }
 
-    /// `to` boots next and the other slot is left as `leave` says. `to` keeps its marks; where they would not let it boot
-    /// it is made good, so whoever calls has made sure that it holds something whole.
+    /// Makes `to` boot next; `leave` determines the state of the other slot. `to` keeps its bits. If they do not
+    /// allow it to boot it is made good, so the caller must have checked that its content is whole.
     ///
     /// # Errors
     /// [`Error::SlotMissing`].
@@ -292,7 +294,7 @@ impl<'s> Flags<'s> {
         }
     }
 
-    /// One try of `slot` is taken, whatever its priority.
+    /// Takes one try off `slot`, whatever its priority.
     ///
     /// # Errors
     /// [`Error::SlotMissing`].
@@ -301,11 +303,11 @@ impl<'s> Flags<'s> {
         Ok(self.edit(partition, |a| a.with_tries(a.tries().saturating_sub(1))))
     }
 
-    /// Puts `slot` first. `marks` sets its tries and successful bits where priority rules.
+    /// Puts `slot` first. `marks` sets its tries and successful bits if priority applies.
     fn select(self, group: Group, slot: Slot, marks: impl Fn(Attributes) -> Attributes) -> Result<Self> {
         let (first, second) = (self.slots.require(group, slot)?, self.slots.require(group, !slot)?);
         Ok(match self.ruling(group) {
-            // Priority 0 means never: raising it could bring back what was ruled out.
+            // Priority 0 means never: raising it could bring back a slot that was marked bad.
             BootFlag::Priority => self
                 .edit(first, |a| marks(a).with_priority(2))
                 .edit(second, |a| a.with_priority(a.priority().min(1))),

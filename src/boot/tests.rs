@@ -1,5 +1,5 @@
-//! Every combination of the bits that say what boots, for both slots: after each operation exactly the
-//! intended slot boots, and no other bit has changed.
+//! Every combination of the boot bits of both slots: after each operation exactly the intended slot boots, and no
+//! other bit has changed.
 
 use super::*;
 use crate::gpt::testing::{table, table_of};
@@ -7,14 +7,14 @@ use crate::gpt::testing::{table, table_of};
 const OURS: u64 = 0x01ff << 48 | 1 << 2;
 const FLAGS: [BootFlag; 2] = [BootFlag::Priority, BootFlag::Legacy];
 
-/// Noise in every bit that is not ours.
+/// Noise in every foreign bit.
 const NOISE: u64 = 0xa5a5_5a5a_c3c3_3c3c & !OURS;
 
 fn bits(priority: u64, tries: u64, successful: u64, legacy: u64) -> u64 {
     NOISE | priority << 48 | tries << 52 | successful << 56 | legacy << 2
 }
 
-/// All values that behave differently: priorities and tries around their limits, both marks.
+/// All values that behave differently: priorities and tries around their limits, both values of the other bits.
 fn values() -> Vec<u64> {
     let mut all = Vec::new();
     for priority in [0, 1, 2, 15] {
@@ -55,7 +55,7 @@ fn roll_back(
 }
 
 fn disk(a: u64, b: u64) -> (Table, Slots) {
-    // Sixteen entries: the CRC of a full array is what these loops would spend their time on.
+    // Sixteen entries: these loops would spend their time on the CRC of a full array.
     let table = table_of(
         16,
         &[
@@ -106,7 +106,7 @@ fn every(mut f: impl FnMut(&Table, &Slots, Group, Slot, BootFlag)) {
 
 #[test]
 fn selection_is_that_of_the_loaders() {
-    // Written as a table, not as code: priority, tries, successful of a and b, and who boots.
+    // Written as a table, not as code: priority, tries, successful of a and b, and the slot that boots.
     let cases = [
         ((2, 0, 1), (1, 0, 1), Some(Slot::A)),
         ((1, 0, 1), (2, 0, 1), Some(Slot::B)),
@@ -204,7 +204,7 @@ fn an_unbootable_slot_is_never_taken() {
     });
 }
 
-/// What EFI variables rule, stays as it is in the table; the software goes by its bits all the same.
+/// Under EFI the table is left as it is for the platform; the software goes by its bits all the same.
 #[test]
 fn under_efi_the_platform_is_left_as_found() {
     let efi = BootFlag::Efi;
@@ -247,7 +247,7 @@ fn slots_are_found_by_name_and_refused_with_facts() {
         let rows = [(4, "software_a", bad.0, bad.1, 0), (5, "software_b", 5000, 5001, 0)];
         assert!(matches!(resolve(&rows), Err(Error::GptUnsupported { .. })), "{bad:?}");
     }
-    // Odd neighbours that touch no slot do not matter.
+    // Odd neighbours that overlap no slot do not matter.
     assert!(resolve(&[(7, "x", 9, 3, 0), (8, "y", 6000, 6010, 0), (9, "z", 6005, 9000, 0)]).is_ok());
 }
 

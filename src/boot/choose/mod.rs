@@ -1,29 +1,29 @@
-//! Which slot starts where an initramfs chooses and not a boot loader: the decision of `qstage select`. Nothing here
-//! writes to the disk.
+//! Selects the slot to start if an initramfs chooses and not a boot loader: the decision of `qstage select`.
+//! Nothing here writes to the disk.
 //!
-//! 1. By flags, as the firmware of ChromeOS and the GRUB of Flatcar and Bottlerocket do it: the highest priority among
-//!    those that are successful or have tries left, slot `a` where two are equal. Of a slot that is not successful
-//!    one try is taken. (Flatcar takes one off a successful slot too, which nobody reads; ChromeOS takes the priority
-//!    with the last try, which would hide from `status` that there was a trial.) A slot that is known to be torn is
-//!    passed over.
-//! 2. Where the flags let none boot, the machine must come up all the same: the first by [`Standing`], then the higher
-//!    priority, then slot `a`. Nothing is counted, and no flag is changed: that is for whoever repairs it.
+//! 1. By flags, as the firmware of ChromeOS and the GRUB of Flatcar and Bottlerocket do: the highest priority among
+//!    the slots that are successful or have tries left, slot `a` if two are equal. A slot that is not successful
+//!    loses one try. (Flatcar takes one off a successful slot too, but nothing reads it; ChromeOS clears the
+//!    priority with the last try, which would hide from `status` that there was a trial.) A slot that is known to
+//!    be torn is skipped.
+//! 2. If the flags allow none, the machine must boot all the same: the first by [`Standing`], then the higher
+//!    priority, then slot `a`. Nothing is counted, and no flag is changed: that is left to a repair.
 //!
-//! A try that cannot be counted (a disk that takes no writes) could be made for ever. So then a successful slot
-//! goes first, and a trial waits.
+//! A try that cannot be counted (a disk that refuses writes) could be repeated for ever. So in that case a
+//! successful slot goes first, and a trial waits.
 
 use crate::gpt::Attributes;
 use crate::slot::{Content, Verdict};
 use crate::units::Slot;
 
-/// What speaks for a slot that no flag lets boot; the later the better.
+/// Rank of a slot that no flag allows to boot; later variants are preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Standing {
     /// A prepare began and did not end: it is known to be incomplete.
     Torn,
-    /// Nothing that qstage wrote, or what it wrote cannot be read: installed by other means, or empty.
+    /// No readable record of qstage: installed by other means, or empty.
     Unknown,
-    /// Whole, but its trial failed, or it was ruled out.
+    /// Whole, but its trial failed, or it was marked bad.
     Failed,
     /// Whole, and never tried.
     Whole,
@@ -31,17 +31,17 @@ pub enum Standing {
     Good,
 }
 
-/// One platform slot, as far as the choice goes.
+/// One platform slot, as far as the choice depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
     /// Its attributes in the partition table.
     pub attributes: Attributes,
-    /// What its record says.
+    /// Its rank by its record.
     pub standing: Standing,
 }
 
 impl Candidate {
-    /// A slot by its flags and by what it says of itself; `None` where that cannot be read.
+    /// A slot by its flags and its content; `content` is `None` if that cannot be read.
     pub fn new(attributes: Attributes, content: Option<&Content>) -> Self {
         let mark = |content: &Content| match content {
             Content::Whole(_, mark) => Some(mark.as_ref().map(|mark| mark.verdict)),
@@ -69,18 +69,18 @@ impl Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SelectionReason {
-    /// It is successful and first.
+    /// Successful and first.
     Good,
-    /// It is first, on trial; a try is to be counted.
+    /// First, on trial; a try is to be counted.
     Trial,
-    /// It is first, on trial, and no try can be counted.
+    /// First, on trial, and no try can be counted.
     Uncounted,
-    /// No flag lets any slot boot; this one has the best standing.
+    /// No flag allows any slot to boot; this one has the best standing.
     Rescue,
 }
 
 impl SelectionReason {
-    /// The word that programs read.
+    /// The word in reports.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -94,24 +94,24 @@ impl SelectionReason {
 /// Whether tries can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counting {
-    /// The disk takes writes, as far as is known.
+    /// The disk accepts writes, as far as known.
     Possible,
-    /// It does not.
+    /// The disk refuses writes.
     Impossible,
 }
 
-/// What is to be started.
+/// The slot to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
     /// The slot.
     pub slot: Slot,
-    /// Why.
+    /// The reason.
     pub why: SelectionReason,
-    /// Its attributes with one try less, to be written before it starts.
+    /// Its attributes with one try less, to be written before it starts; `None` if no try is counted.
     pub count: Option<Attributes>,
 }
 
-/// The slot to start among those that exist; `None` only where there is none.
+/// The slot to start among those that exist; `None` only if there is none.
 pub fn choose(a: Option<Candidate>, b: Option<Candidate>, counting: Counting) -> Option<Choice> {
     let all: Vec<(Slot, Candidate)> = [(Slot::A, a), (Slot::B, b)]
         .into_iter()
@@ -140,7 +140,7 @@ pub fn choose(a: Option<Candidate>, b: Option<Candidate>, counting: Counting) ->
     rescue.map(|&(slot, _)| Choice { slot, why: SelectionReason::Rescue, count: None })
 }
 
-/// The one with the greatest key, the first of equals: `max_by_key` gives the last.
+/// The one with the greatest key, the first of equals: `max_by_key` returns the last.
 fn first<'c, K: Ord>(
     entries: impl DoubleEndedIterator<Item = &'c (Slot, Candidate)>,
     key: impl Fn(&&'c (Slot, Candidate)) -> K,
@@ -148,18 +148,18 @@ fn first<'c, K: Ord>(
     entries.rev().max_by_key(key)
 }
 
-/// A software slot beside the platform that runs.
+/// A software slot as partner of the running platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Companion {
-    /// Whether it came with that platform; `None` where it holds no record.
+    /// Whether it came with that platform; `None` if it has no record.
     pub fits: Option<bool>,
-    /// Whether it may run without its flags: it is good, or its trial is that of the platform.
+    /// Whether it may run whatever its flags: it is good, or its trial is that of the platform.
     pub usable: bool,
 }
 
-/// The software slot that runs beside a platform. `flagged` is the one that the flags select. Where that came with
-/// another platform while the other slot fits, the boot went to the other platform, and the software follows:
-/// never a mixed pair where a matching one is there.
+/// The software slot to run with a platform. `flagged` is the one that the flags select. If that came with another
+/// platform while the other slot fits, the boot went to the other platform, and the software follows: never a mixed
+/// pair if there is a matching one.
 pub fn software_beside(flagged: Option<Slot>, of: impl Fn(Slot) -> Companion) -> Option<Slot> {
     let flagged = flagged?;
     let (first, other) = (of(flagged), of(!flagged));

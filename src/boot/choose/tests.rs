@@ -1,12 +1,12 @@
-//! Every combination of the nine bits of both slots, with every standing, against the algorithms as their documents
-//! write them down.
+//! Every combination of the nine bits of both slots, with every standing, against the algorithms as documented by
+//! their projects.
 
 use super::*;
 
 const STANDINGS: [Standing; 5] =
     [Standing::Torn, Standing::Unknown, Standing::Failed, Standing::Whole, Standing::Good];
 
-/// Bits that are not ours, which must come through.
+/// Foreign bits, which must be preserved.
 const NOISE: u64 = 0x5a00_c3c3_3c3c_a5a5 & !(0x01ff << 48);
 
 fn bits(priority: u8, tries: u8, successful: bool) -> Attributes {
@@ -18,8 +18,8 @@ fn every_bits() -> Vec<Attributes> {
     nibbles().flat_map(|p| nibbles().flat_map(move |t| [false, true].map(|s| bits(p, t, s)))).collect()
 }
 
-/// ChromeOS (`GptNextKernelEntry`), Flatcar and Bottlerocket (`gptprio.next`): from priority 15 down, in the order of the
-/// table, the first entry that is successful or has tries left.
+/// ChromeOS (`GptNextKernelEntry`), Flatcar and Bottlerocket (`gptprio.next`): from priority 15 down, in the order
+/// of the table, the first entry that is successful or has tries left.
 fn loader(a: Attributes, b: Attributes) -> Option<Slot> {
     for priority in (1..=15).rev() {
         for (slot, bits) in [(Slot::A, a.0 >> 48), (Slot::B, b.0 >> 48)] {
@@ -100,7 +100,7 @@ fn check(a: Option<Candidate>, b: Option<Candidate>, counting: Counting, choice:
             assert!(other.is_none_or(|other| other.standing <= chosen.standing), "the best standing");
         }
     }
-    // What is known to be incomplete is the last thing to be started.
+    // A slot that is known to be incomplete is the last choice.
     if chosen.standing == Standing::Torn {
         assert!(other.is_none_or(|other| other.standing == Standing::Torn));
     }
@@ -113,7 +113,7 @@ fn check(a: Option<Candidate>, b: Option<Candidate>, counting: Counting, choice:
     }
 }
 
-/// Trials run out, and then the good slot boots for ever: in as many boots as there are tries, whatever they are.
+/// Trials run out, and then the good slot boots for ever: after as many boots as there are tries.
 #[test]
 fn the_old_slot_is_back_after_the_tries() {
     for tries in 1..=15 {
@@ -148,7 +148,7 @@ fn what_a_slot_says_of_itself() {
     }
 }
 
-/// Whatever the flags of the software say: where the slot that came with the running platform may run, the pair matches.
+/// Whatever the flags of the software: if the slot that came with the running platform may run, the pair matches.
 #[test]
 fn software_is_never_paired_with_another_platform() {
     let fits = [None, Some(false), Some(true)];
