@@ -5,8 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::units::ByteOffset;
 
-/// A device as `Read + Seek` for the second reader, which reads entry by entry: a window of blocks saves it a
-/// transfer for each. Writing is refused.
+/// A device as `Read + Seek` for the second reader, which reads entry by entry; a window of blocks saves one
+/// transfer per entry. Writing is refused.
 pub(super) struct Cursor<'a> {
     disk: &'a dyn BlockDevice,
     at: u64,
@@ -14,7 +14,7 @@ pub(super) struct Cursor<'a> {
     window_at: u64,
 }
 
-/// A multiple of every block size; the usual array fits.
+/// Window size in bytes: a multiple of every block size; the usual array fits.
 const WINDOW: u64 = 32 << 10;
 
 impl<'a> Cursor<'a> {
@@ -45,7 +45,7 @@ impl Read for Cursor<'_> {
         }
         let past = self.window_at.saturating_add(self.window.len() as u64);
         if !(self.window_at..past).contains(&self.at) {
-            // A bad block near by is none of the table's: then the block alone.
+            // A bad block close by may not belong to the table: then read only the block itself.
             let block = u64::from(self.disk.block_size().bytes());
             self.fill(WINDOW).or_else(|_| self.fill(block))?;
         }

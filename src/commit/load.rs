@@ -1,4 +1,4 @@
-//! What is read of a disk before anything is decided: both copies of the table, and the blocks around them.
+//! Reads everything that decisions about a disk are based on: both copies of the table, and the blocks around them.
 
 use std::io;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::gpt::{
 use crate::slot::Content;
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Lba, Slot};
 
-/// How much is read of a large gap: this much from its start, where headers, arrays and most loaders lie, ...
+/// Bytes read of a large gap: this much from its start, where headers, arrays and most loaders lie, ...
 const GAP_START: u64 = 2 << 20;
 /// ... and this much before the first partition, where the spare place is.
 const GAP_END: u64 = 256 << 10;
@@ -40,12 +40,12 @@ pub(super) fn reading(disk: &dyn BlockDevice, name: &str) -> Result<Reading> {
         let here = geometry.block.bytes();
         return Err(Error::TableSectorSize { disk: name.to_owned(), here, table: table.bytes() });
     }
-    // The primary header says where the other one is, even where its array is damaged.
+    // The primary header names the backup's LBA, even if its own array is damaged.
     let header =
         primary.as_ref().map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()));
     let said = header.map_or(geometry.last_lba(), |header| header.alternate_lba);
     let mut backup = read_copy(disk, said, &geometry);
-    // A valid primary alone says where its backup is: what lies at the end may be a stranger's.
+    // A valid primary is the only authority on where its backup is: the end of the disk may hold another disk's.
     if primary.is_err() && backup.is_err() && said != geometry.last_lba() {
         backup = read_copy(disk, geometry.last_lba(), &geometry);
     }
@@ -63,7 +63,7 @@ pub(super) fn reading(disk: &dyn BlockDevice, name: &str) -> Result<Reading> {
     Ok(Reading::new(geometry, copies, sectors, record))
 }
 
-/// The sector size that a table was made for, if it is the other one.
+/// The sector size that a table was made for, if it is not that of the disk; else `None`.
 fn other_sector_size(disk: &dyn BlockDevice, block: BlockSize) -> Option<BlockSize> {
     let other = match block {
         BlockSize::B512 => BlockSize::B4096,
@@ -75,7 +75,8 @@ fn other_sector_size(disk: &dyn BlockDevice, block: BlockSize) -> Option<BlockSi
     Header::decode(start.get(len..2 * len)?, Lba(1)).ok().map(|_| other)
 }
 
-/// What is read around the copies: the gap, and what lies behind the usable area. In rising order, apart.
+/// The blocks to read around the copies: the gap, and the space after the usable area. In rising order, without
+/// overlap.
 fn windows(table: &Table, copies: &Copies, geometry: &Geometry) -> Vec<Range<u64>> {
     let block = geometry.block_len();
     let gap = table.first_partition().map_or(u64::MAX, |lba| lba.0).min(geometry.blocks);
@@ -106,7 +107,7 @@ fn windows(table: &Table, copies: &Copies, geometry: &Geometry) -> Vec<Range<u64
     merged
 }
 
-/// Reads blocks at once and, where that fails, one by one, so that a lost block costs that block only.
+/// Reads blocks at once and, if that fails, one by one, so that one lost block does not hide others.
 fn read_window(disk: &dyn BlockDevice, blocks: Range<u64>, geometry: &Geometry, sectors: &mut Sectors) {
     let first = Lba(blocks.start);
     if let Ok(bytes) =
@@ -153,7 +154,7 @@ fn read_blocks(
         return Err(Fault::Outside { what, lba, blocks, from, to });
     };
     let mut buf = AlignedBuf::zeroed(blocks as usize * geometry.block.bytes() as usize);
-    // A sector that the medium lost is damage of this copy, and writing it anew is its repair.
+    // A sector that the medium lost is damage of this copy; writing it again is the repair.
     let unreadable = |error: io::Error| Fault::Unreadable { what, lba, problem: error.to_string() };
     disk.read_at(&mut buf, at).map_err(unreadable)?;
     Ok(buf.to_vec())
@@ -171,7 +172,7 @@ fn has_record(disk: &dyn BlockDevice, table: &Table) -> bool {
     })
 }
 
-/// A partition of a disk, for reading.
+/// A read-only view of a partition of a disk.
 struct Window<'a> {
     disk: &'a dyn BlockDevice,
     extent: Extent,

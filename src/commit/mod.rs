@@ -1,6 +1,6 @@
 //! The partition table on a device: read both copies, repair, switch, and prove it by reading again.
 //!
-//! All that decides is pure and lies in [`gpt`](crate::gpt) and [`boot`](crate::boot); here steps are run.
+//! All decisions are pure and lie in [`gpt`](crate::gpt) and [`boot`](crate::boot); here steps are run.
 //!
 //! ```no_run
 //! # use qstage::{boot::{self, BootFlag, Flags}, commit, device::BlockDevice, error::Result, host::DiskLock, units::{Group, Slot}};
@@ -30,7 +30,7 @@ use crate::gpt::{
 use crate::host::DiskLock;
 use crate::units::Lba;
 
-/// What was read of a disk: both copies of the table and the blocks around them.
+/// Everything read of a disk: both copies of the table and the blocks around them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     name: String,
@@ -39,17 +39,17 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The table that is believed: the primary where it is valid, else the backup. An error where neither is.
+    /// The table in use: the primary if it is valid, else the backup. An error if neither is.
     pub fn table(&self) -> Result<&Table> {
         self.reading.ruling().ok_or_else(|| damaged(&self.name, &self.reading.copies))
     }
 
-    /// How sound the copies are.
+    /// The state of the copies.
     pub fn state(&self) -> CopyState {
         self.reading.state()
     }
 
-    /// What is read once a plan for this table was run.
+    /// The expected reading after a plan for this table was run.
     #[must_use]
     pub fn after(&self, plan: &Plan) -> Self {
         let backup = plan.backup.clone().map_or_else(|| self.reading.copies.backup.clone(), Ok);
@@ -58,7 +58,7 @@ impl Loaded {
         Self { reading: self.reading.after(copies, sectors), name: self.name.clone(), how: self.how }
     }
 
-    /// How it is changed.
+    /// How the table is to be changed.
     pub const fn method(&self) -> TableMethod {
         self.how
     }
@@ -73,12 +73,12 @@ impl Loaded {
         &self.reading.geometry
     }
 
-    /// All that was read.
+    /// Everything that was read.
     pub const fn reading(&self) -> &Reading {
         &self.reading
     }
 
-    /// How sound the table is, for people: the state of the copies, what is the matter, and the remedy.
+    /// The state of the table for people: state of the copies, what is wrong, and the remedy.
     pub fn describe(&self) -> String {
         let mut text = self.state().to_string();
         if let Some(why) = self.no_backup() {
@@ -94,18 +94,18 @@ impl Loaded {
         text
     }
 
-    /// Why the table has no backup, where it has none.
+    /// Why the table has no backup; `None` if it has one.
     pub fn no_backup(&self) -> Option<NoBackup> {
         self.reading.no_backup()
     }
 
-    /// Where the primary array lies and where it belongs, if it was left elsewhere.
+    /// Where the primary array lies and where it belongs; `None` if it is at home.
     pub fn away_from_home(&self) -> Option<(Lba, Lba)> {
         let named = self.reading.copies.primary.as_ref().ok()?.header().entries_lba;
         self.reading.home().filter(|home| *home != named).map(|home| (named, home))
     }
 
-    /// The same, to be changed in this way.
+    /// The same reading, to be changed by this method.
     #[must_use]
     pub fn with_method(self, how: TableMethod) -> Self {
         Self { how, ..self }
@@ -117,21 +117,21 @@ impl Loaded {
     }
 }
 
-/// Reads both copies of the table of a disk called `name` in errors. A copy that is damaged or cannot be read
-/// is no error here.
+/// Reads both copies of the table of a disk called `name` in errors. A damaged or unreadable copy is not an error
+/// here.
 ///
 /// # Errors
-/// [`Error::NotGpt`], [`Error::MbrDisk`]: a disk without protective MBR, whatever an older table left behind;
+/// [`Error::NotGpt`], [`Error::MbrDisk`]: a disk without protective MBR, whatever an older table left on it;
 /// [`Error::TableSectorSize`]; [`Error::Read`].
 pub fn load(disk: &dyn BlockDevice, name: &str) -> Result<Loaded> {
     let reading = load::reading(disk, name)?;
     Ok(Loaded { name: name.to_owned(), reading, how: TableMethod::default() })
 }
 
-/// What [`switch`] would do to bring `new` onto the disk, a repair that is due included. Writes nothing.
+/// The plan by which [`switch`] brings `new` onto the disk, including a pending repair. Writes nothing.
 ///
 /// # Errors
-/// What forbids it: [`Error::TableDoubtful`], [`Error::TableIgnored`], [`Error::TableLargerDisk`],
+/// The reason against it: [`Error::TableDoubtful`], [`Error::TableIgnored`], [`Error::TableLargerDisk`],
 /// [`Error::TableOccupied`], [`Error::TableUnsafe`], [`Error::GptDamaged`].
 pub fn plan(loaded: &Loaded, new: &Table) -> Result<Plan> {
     if !loaded.table()?.same_partitions(new) {
@@ -142,20 +142,21 @@ pub fn plan(loaded: &Loaded, new: &Table) -> Result<Plan> {
     crate::gpt::plan::plan(&loaded.reading, new, loaded.how).map_err(|obstacle| refusal(loaded, obstacle))
 }
 
-/// What [`repair`] would do. `None`: nothing.
+/// The plan of [`repair`]; `None` if nothing is to be repaired.
 ///
 /// # Errors
-/// As [`plan`].
+/// Same as [`plan`].
 pub fn repair_plan(loaded: &Loaded) -> Result<Option<Plan>> {
     loaded.table()?;
     writable(loaded)?;
     plan_repair(&loaded.reading).map_err(|obstacle| refusal(loaded, obstacle))
 }
 
-/// Makes the other copy of what is beyond doubt: see [`plan_repair`]. `None` and no write where nothing is due.
+/// Repairs the copy that is beyond doubt, see [`plan_repair`]. Returns `None` and writes nothing if there is
+/// nothing to repair.
 ///
 /// # Errors
-/// As [`plan`]; then nothing was written.
+/// Same as [`plan`]; then nothing was written.
 pub fn repair(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded) -> Result<Option<Plan>> {
     unchanged(disk, loaded)?;
     let plan = repair_plan(loaded)?;
@@ -165,10 +166,10 @@ pub fn repair(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded) -> Resu
     Ok(plan)
 }
 
-/// What [`restore`] would do.
+/// The plan of [`restore`].
 ///
 /// # Errors
-/// [`Error::TableLargerDisk`], [`Error::TableOccupied`]; [`Error::GptDamaged`]: the copy to start from is not whole.
+/// [`Error::TableLargerDisk`], [`Error::TableOccupied`]; [`Error::GptDamaged`]: the source copy is not whole.
 pub fn restore_plan(loaded: &Loaded, from: Copy) -> Result<Plan> {
     loaded.table()?;
     if from == Copy::Primary {
@@ -177,10 +178,10 @@ pub fn restore_plan(loaded: &Loaded, from: Copy) -> Result<Plan> {
     plan_restore(&loaded.reading, from).map_err(|obstacle| refusal(loaded, obstacle))
 }
 
-/// Makes the other copy from the one that is named, whatever it was: somebody said so.
+/// Makes the other copy from the named one, whatever the other holds: on explicit request.
 ///
 /// # Errors
-/// As [`restore_plan`]; then nothing was written.
+/// Same as [`restore_plan`]; then nothing was written.
 pub fn restore(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, from: Copy) -> Result<Plan> {
     unchanged(disk, loaded)?;
     let plan = restore_plan(loaded, from)?;
@@ -188,10 +189,10 @@ pub fn restore(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, from: 
     Ok(plan)
 }
 
-/// Brings `new` onto the disk: the loaded table with other attributes. Returns what was done; the plan is empty,
-/// and nothing was written, where the disk already was so. On return the table has been re-read from the
-/// device and by a second reader. After an error the disk holds the old table or the new one (except in place,
-/// as [`Method`](crate::gpt::Method) says), and the next [`load()`] tells which.
+/// Brings `new` onto the disk: the loaded table with other attributes. Returns the plan that was run; it is empty,
+/// and nothing was written, if the disk already has these attributes. On return the table has been re-read from the
+/// device, also by the second reader. After an error the disk holds the old table or the new one (except in place,
+/// see [`Method`](crate::gpt::Method)), and the next [`load()`] shows which.
 pub fn switch(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, new: &Table) -> Result<Plan> {
     unchanged(disk, loaded)?;
     let plan = plan(loaded, new)?;
@@ -201,12 +202,13 @@ pub fn switch(disk: &dyn BlockDevice, _lock: &DiskLock, loaded: &Loaded, new: &T
     Ok(plan)
 }
 
-/// Writes the table of [`layout::create`](crate::gpt::layout::create) and reads it back. Destroys what was there.
+/// Writes the table of [`layout::create`](crate::gpt::layout::create) and reads it back. Destroys the previous
+/// table.
 pub fn lay_out(disk: &dyn BlockDevice, name: &str, _lock: &DiskLock, layout: &Plan) -> Result<()> {
     run(disk, name, layout)
 }
 
-/// Another program may have written between reading and taking the lock: acting on a stale table would undo it.
+/// Another program may have written between reading and locking: acting on a stale table would undo its change.
 fn unchanged(disk: &dyn BlockDevice, loaded: &Loaded) -> Result<()> {
     if load::reading(disk, &loaded.name)? == loaded.reading {
         return Ok(());
@@ -215,7 +217,8 @@ fn unchanged(disk: &dyn BlockDevice, loaded: &Loaded) -> Result<()> {
     Err(Error::GptUnsupported { disk: loaded.name.clone(), problem })
 }
 
-/// A table that describes a larger disk may lie over what another one says of the rest: it is read, not written.
+/// Refuses a table that describes a larger disk: it may overlap what another table describes. It is read, not
+/// written.
 fn writable(loaded: &Loaded) -> Result<()> {
     match loaded.reading.describes_larger() {
         None => Ok(()),
@@ -259,8 +262,8 @@ fn damaged(name: &str, copies: &Copies) -> Error {
     Error::GptDamaged { disk: name.to_owned(), primary: text(&copies.primary), backup: text(&copies.backup) }
 }
 
-/// Runs the steps, then reads everything again. The first failure ends it: after a failed sync nothing that is
-/// written later can be trusted to be durable, so there is no second try.
+/// Runs the steps, then reads everything again. Stops at the first failure: after a failed sync no later write can
+/// be trusted to be durable, so there is no second try.
 fn run(disk: &dyn BlockDevice, name: &str, plan: &Plan) -> Result<()> {
     let verify = |problem: String| Error::GptVerify { disk: name.to_owned(), problem };
     for step in &plan.steps {
