@@ -11,8 +11,8 @@
 //! | 40 | 4 | group: 0 platform, 1 software |
 //! | 44 | 4 | 0 signed, 1 installed without a signature |
 //! | 48 | 32 | BLAKE3 of the manifest's bytes |
-//! | 80 | 2 + 1024 | where the bundle came from (length, UTF-8): `install_path` of the status |
-//! | 4092 | 4 | CRC-32 of all that |
+//! | 80 | 2 + 1024 | origin of the bundle (length, UTF-8): `install_path` of the status |
+//! | 4092 | 4 | CRC-32 of everything before it |
 
 use super::{UNIT, put_text, seal, sealed, text_at, u32_at, u64_at};
 use crate::units::{Blake3, Group};
@@ -21,12 +21,12 @@ const MAGIC: &[u8; 8] = b"QSTGSLOT";
 const VERSION: u32 = 1;
 const ORIGIN_MAX: usize = 1024;
 
-/// Whether the slot holds what its record says.
+/// Whether the content of the slot is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     /// Written, flushed, read back.
     Whole,
-    /// Being written, or given up while it was.
+    /// Being written, or abandoned while it was.
     Torn,
 }
 
@@ -35,7 +35,7 @@ pub enum Condition {
 pub struct Footer {
     /// Whole or torn.
     pub condition: Condition,
-    /// Where the record body begins; 0 in a torn footer.
+    /// Offset of the record body in the slot in bytes; 0 in a torn footer.
     pub body_at: u64,
     /// Length of the manifest in bytes.
     pub manifest_len: u32,
@@ -43,20 +43,20 @@ pub struct Footer {
     pub signature_len: u32,
     /// Length of the index in bytes.
     pub index_len: u32,
-    /// CRC-32 of the body.
+    /// CRC-32 of the body without padding.
     pub body_crc: u32,
-    /// Which group the slot belongs to.
+    /// Group of the slot.
     pub group: Group,
-    /// Installed in the unsigned mode.
+    /// Whether it was installed in the unsigned mode.
     pub unsigned: bool,
     /// BLAKE3 of the manifest.
     pub manifest: Blake3,
-    /// Where the bundle came from; cut to 1024 bytes.
+    /// Origin of the bundle; cut to 1024 bytes.
     pub origin: String,
 }
 
 impl Footer {
-    /// The block that says it.
+    /// Encodes the 4 KiB block.
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; UNIT as usize];
         let condition: u32 = match self.condition {
@@ -88,7 +88,7 @@ impl Footer {
         block
     }
 
-    /// Reads a block; `None` where it is no footer of a version this build knows, or damaged.
+    /// Decodes a block; `None` if it is damaged, or not a footer of a known version.
     pub fn decode(block: &[u8]) -> Option<Self> {
         if !sealed(block) || !block.starts_with(MAGIC) || u32_at(block, 8) != VERSION {
             return None;

@@ -1,4 +1,4 @@
-//! A frame at its place in a slot.
+//! A frame with its place in a slot.
 
 use std::ops::Deref;
 
@@ -8,7 +8,7 @@ use crate::device::{self, BlockDevice};
 use crate::error::{Error, Result};
 use crate::units::{ByteOffset, Extent};
 
-/// A frame of a release and its place in a slot that holds that release, or will hold it.
+/// A frame of a release with its place in a slot that holds that release, or will hold it.
 #[derive(Clone, Copy)]
 pub struct FrameAt<'a> {
     frame: Frame<'a>,
@@ -25,7 +25,7 @@ impl<'a> Deref for FrameAt<'a> {
 }
 
 impl Record {
-    /// `frame` at its place in `slot`, by this record's layout.
+    /// `frame` with its place in `slot`, by this record's layout.
     ///
     /// # Errors
     /// [`Error::Internal`] for a frame of the other group's payloads.
@@ -38,7 +38,7 @@ impl Record {
 }
 
 impl FrameAt<'_> {
-    /// What it takes of the slot: whole pages.
+    /// Extent in the slot, in whole pages.
     pub fn stored(&self) -> Extent {
         Extent { at: self.at, len: self.frame.stored_len() as u64 }
     }
@@ -46,7 +46,7 @@ impl FrameAt<'_> {
     /// Reads it from the medium into the start of `buffer` and verifies it.
     ///
     /// # Errors
-    /// [`Error::Read`]; [`Error::ReadBack`] where the slot holds something else.
+    /// [`Error::Read`]; [`Error::ReadBack`] if the slot holds other bytes.
     pub fn read_back<'b>(&self, buffer: &'b mut [u8]) -> Result<VerifiedFrame<'b>> {
         let buffer = &mut buffer[..self.frame.stored_len()];
         device::read(self.slot, &self.payload().to_string(), buffer, self.at)?;
@@ -57,13 +57,13 @@ impl FrameAt<'_> {
         })
     }
 
-    /// The frame, if the slot holds it already. A read error is no match: the frame is written then, which is what makes
-    /// a disk remap a bad sector.
+    /// The frame, if the slot holds it already; else `None`. A read error counts as no match: the frame is written
+    /// then, which makes a disk remap a bad sector.
     pub(crate) fn find<'b>(&self, buffer: &'b mut [u8]) -> Option<VerifiedFrame<'b>> {
         let buffer = &mut buffer[..self.frame.stored_len()];
         self.slot.read_at(buffer, self.at).ok()?;
-        // What follows a shorter last frame must be zero as well, or it has to be written. And where zeroes are
-        // expected, other bytes need not be hashed to be refused.
+        // The bytes after a shorter last frame must be zero as well, or it has to be written. And if zeroes are
+        // expected, other bytes are refused without hashing.
         let expected = self.known() == Known::Nothing || is_zero(buffer);
         if !expected || !is_zero(&buffer[self.len()..]) {
             return None;

@@ -1,23 +1,23 @@
-//! Where the parts of a bundle lie in a slot. Pure.
+//! The layout of a bundle's parts in a slot. Pure.
 
 use super::UNIT;
 use crate::bundle::manifest::Claims;
 use crate::error::{Error, Result};
 use crate::units::{Group, MIB};
 
-/// Where one payload lies.
+/// Location of one payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Its place in the manifest.
+    /// Index of the payload in the manifest.
     pub payload: usize,
-    /// Where it begins in the slot, in bytes.
+    /// Offset in the slot in bytes.
     pub at: u64,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub len: u64,
 }
 
 impl Place {
-    /// Where the next byte that belongs to nobody lies, on a page.
+    /// Offset of the first page after it.
     fn end(&self) -> u64 {
         (self.at + self.len).next_multiple_of(UNIT)
     }
@@ -28,27 +28,27 @@ impl Place {
 pub struct Layout {
     /// The payloads, in order.
     pub places: Vec<Place>,
-    /// Where the record's body begins, in bytes.
+    /// Offset of the record's body in bytes.
     pub body_at: u64,
-    /// Length of the record's body without padding.
+    /// Length of the record's body without padding, in bytes.
     pub body_len: u64,
-    /// Where the mark lies.
+    /// Offset of the mark in bytes.
     pub mark_at: u64,
-    /// Where the footer lies.
+    /// Offset of the footer in bytes.
     pub footer_at: u64,
 }
 
 impl Layout {
-    /// Where the footer of a slot of `size` bytes lies; `None` where the slot cannot even hold one.
+    /// Offset of the footer in a slot of `size` bytes; `None` if the slot is too small for one.
     pub fn footer_at(size: u64) -> Option<u64> {
         (size / UNIT * UNIT).checked_sub(UNIT).filter(|at| *at >= UNIT)
     }
 
-    /// Lays out what `group` of a bundle needs. `body_len` is the length of manifest, signature and index,
-    /// `size` that of the slot called `partition`.
+    /// Lays out the payloads of `group`. `body_len` is the length of manifest, signature and index in bytes, `size`
+    /// that of the slot called `partition`.
     ///
     /// # Errors
-    /// [`Error::SlotTooSmall`] with the size that would do.
+    /// [`Error::SlotTooSmall`] with the size that is needed.
     pub fn new(claims: &Claims, group: Group, body_len: u64, size: u64, partition: &str) -> Result<Self> {
         let mut places = Vec::new();
         let mut free = 0_u64;
@@ -67,12 +67,13 @@ impl Layout {
         Ok(Self { places, body_at, body_len, mark_at: footer_at - UNIT, footer_at })
     }
 
-    /// The place of a payload.
+    /// The location of a payload; `None` if it belongs to the other group.
     pub fn place(&self, payload: usize) -> Option<&Place> {
         self.places.iter().find(|place| place.payload == payload)
     }
 
-    /// The ranges that must read as zero: between payloads, and from the last one to the record. As (at, length).
+    /// The ranges that must read as zero: between payloads, and from the last one to the record. As (offset,
+    /// length) in bytes.
     pub fn gaps(&self) -> Vec<(u64, u64)> {
         let ends = self.places.iter().map(Place::end);
         let starts = self.places.iter().skip(1).map(|place| place.at).chain([self.body_at]);

@@ -1,10 +1,10 @@
-//! Whether the slot proved itself: the block in front of the footer. Pure.
+//! The outcome of a slot's trial: the block before the footer. Pure.
 //!
-//! Under `--boot-flag legacy` the partition entry has one bit, "boot this"; that a trial ended well or badly, and why,
-//! has no place there. So the slot remembers it. The block is one write of 4 KiB and is void until the slot is
-//! judged. A block that is neither zero nor whole, as a power cut within it leaves it, counts as bad: a slot that once
-//! was judged must never look as if it had just been prepared. Under the other flags the block keeps what the flags have no
-//! room for: why a trial failed, across the reboot and with `/var` lost.
+//! Under `--boot-flag legacy` the partition entry has one bit, "boot this", and no room for the outcome of a trial
+//! and its reason. So the slot stores them. The block is one write of 4 KiB and is void until a trial has an
+//! outcome. A block that is neither zero nor whole, as a power cut within it leaves it, counts as bad: a slot whose
+//! trial had an outcome must never look as if it had just been prepared. Under the other flags the block stores
+//! what the flags have no room for: why a trial failed, across the reboot and if `/var` is lost.
 //!
 //! | offset | bytes | meaning |
 //! |---|---|---|
@@ -12,15 +12,15 @@
 //! | 8 | 4 | version, 1 (all numbers are little-endian) |
 //! | 12 | 4 | verdict: 1 good, 2 bad, 3 failed, 4 trying |
 //! | 16 | 2 + 2048 | reason (length, UTF-8) |
-//! | 2068 | 4 | tries that were left when it was written |
-//! | 2072 | 8 | epoch: the highest that was ever marked good on this machine, as far as was known here |
-//! | 4092 | 4 | CRC-32 of all that |
+//! | 2068 | 4 | number of tries left when it was written |
+//! | 2072 | 8 | epoch: the highest that was ever marked good on this machine, as far as known here |
+//! | 4092 | 4 | CRC-32 of everything before it |
 //!
-//! The epoch came later, in place of zeroes and under the same version: a mark without it reads as epoch 0, which forbids
-//! nothing, and a reader that does not know it takes the rest for what it is, within the same CRC. What such a reader
-//! writes has none; the other slots still hold it.
+//! The epoch was added later, in place of zeroes and under the same version: a mark without it reads as epoch 0,
+//! which forbids nothing. An older reader ignores it; it is covered by the same CRC. A mark written by such a build
+//! has none; the other slots still hold it.
 //!
-//! A reader that knows verdicts 1 and 2 only takes 3 and 4 for bad, which is what they are once the slot does not run.
+//! A reader that knows verdicts 1 and 2 only treats 3 and 4 as bad, which they are once the slot does not run.
 
 use super::{UNIT, put_text, seal, sealed, text_at, u32_at, u64_at};
 
@@ -35,17 +35,17 @@ const EPOCH_AT: usize = 2072;
 pub enum Verdict {
     /// It was marked good.
     Good,
-    /// It was ruled out: rolled back by somebody, or being replaced.
+    /// It was ruled out: rolled back on request, or being replaced.
     Bad,
-    /// A trial that fails: while the slot runs it can still be marked good, afterwards it has failed.
+    /// A failing trial: while the slot runs it can still be marked good, afterwards it has failed.
     Failed,
-    /// A trial of one boot that no flag outlives: by EFI's BootNext, or by kexec. The slot is on trial while that boot is
-    /// ahead and while it runs; afterwards it has failed, and the reason says how.
+    /// A trial of one boot that leaves no flag behind: by EFI's BootNext, or by kexec. The slot is on trial until
+    /// and during that boot; afterwards it has failed, and the reason states how.
     Trying,
 }
 
 impl Verdict {
-    /// The word that people read.
+    /// The word in reports.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -56,26 +56,26 @@ impl Verdict {
     }
 }
 
-/// What the block says.
+/// Content of the block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
-    /// The outcome, or where the trial stands.
+    /// The outcome, or the state of the trial.
     pub verdict: Verdict,
-    /// Why, for people; cut to 2048 bytes.
+    /// The reason, for people; cut to 2048 bytes.
     pub reason: String,
-    /// The tries that were left: they tell one boot of the trial from the next.
+    /// Number of tries left when it was written: distinguishes one boot of the trial from the next.
     pub tries_left: u8,
-    /// The highest epoch that was ever marked good here; 0: none is known.
+    /// The highest epoch that was ever marked good here; 0 if none is known.
     pub epoch: u64,
 }
 
 impl Mark {
-    /// A mark for which the tries do not matter.
+    /// A mark without a number of tries.
     pub fn new(verdict: Verdict, reason: impl Into<String>) -> Self {
         Self { verdict, reason: reason.into(), tries_left: 0, epoch: 0 }
     }
 
-    /// The block that says it.
+    /// Encodes the 4 KiB block.
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; UNIT as usize];
         let verdict: u32 = match self.verdict {
@@ -94,7 +94,7 @@ impl Mark {
         block
     }
 
-    /// Reads a block; `None` where it is void, which is all zero. What cannot be read is bad.
+    /// Decodes a block; `None` if it is void, that is all zero. An unreadable block counts as bad.
     pub fn decode(block: &[u8]) -> Option<Self> {
         if block.iter().all(|&byte| byte == 0) {
             return None;
@@ -107,7 +107,7 @@ impl Mark {
             4 if known => Verdict::Trying,
             _ => return Some(Self::new(Verdict::Bad, "its mark cannot be read")),
         };
-        // Four bits in the partition table; whatever else stands here is nobody's tries.
+        // Four bits in the partition table; other values cannot be tries.
         let tries_left = u8::try_from(u32_at(block, TRIES_AT)).unwrap_or_default();
         let epoch = u64_at(block, EPOCH_AT);
         Some(Self { verdict, reason: text_at(block, 16, REASON_MAX), tries_left, epoch })
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(Mark::decode(&vec![0; 4096]), None);
     }
 
-    /// What version 0.1.0 wrote, and what it reads of a mark of now: the same fields at the same places.
+    /// What version 0.1.0 wrote, and what it reads of a current mark: the same fields at the same places.
     #[test]
     fn a_mark_without_an_epoch_is_read_and_one_with_it_differs_nowhere_else() {
         let with = Mark { epoch: 7, ..Mark::new(Verdict::Good, "marked good") }.encode();
@@ -147,7 +147,8 @@ mod tests {
         assert!(differs.iter().all(|at| *at == EPOCH_AT || *at >= 4092), "{differs:?}");
     }
 
-    /// Of a block that already holds a mark a cut may leave any mixture with the next one: bad, or one of the two.
+    /// Writing a mark over another one: a cut may leave any mixture of both, which counts as bad or as one of the
+    /// two.
     #[test]
     fn a_mark_over_a_mark_is_old_or_new_or_bad() {
         let old = Mark { verdict: Verdict::Failed, reason: "x".repeat(2048), tries_left: 2, epoch: 1 };

@@ -1,4 +1,4 @@
-//! What lies in a slot, and what a slot says of itself.
+//! The content of a slot, and the record that describes it.
 //!
 //! | from | to | content |
 //! |---|---|---|
@@ -6,7 +6,7 @@
 //! | next multiples of 1 MiB | | firmware blobs, in a platform slot |
 //! | | record body | the tail, zeroed: nothing old remains |
 //! | end - 8 KiB - body | end - 8 KiB | record body: manifest, signature, index, padded to 4 KiB |
-//! | end - 8 KiB | end - 4 KiB | mark: whether the slot proved good, where the boot flag has no bit for it |
+//! | end - 8 KiB | end - 4 KiB | mark: the outcome of the trial, as far as the boot flag has no bit for it |
 //! | end - 4 KiB | end | footer: whole or torn, lengths and CRC-32 of the body |
 //!
 //! `end` is the partition's size rounded down to 4 KiB. The footer is destroyed before the first byte of a new
@@ -24,17 +24,17 @@ pub use layout::{Layout, Place};
 pub use mark::{Mark, Verdict};
 pub use record::{Content, Record, discard, write_mark};
 
-/// The unit of everything in a record in bytes.
+/// Unit of all sizes and offsets of a record, in bytes.
 pub const UNIT: u64 = 4096;
 
-/// A block with a CRC-32 (IEEE 802.3) of all that stands in front of it in its last four bytes.
+/// Stores a CRC-32 (IEEE 802.3) of everything before it in the last four bytes of a block.
 fn seal(block: &mut [u8]) {
     let split = block.len() - 4;
     let crc = crc32fast::hash(&block[..split]);
     block[split..].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Whether [`seal`] made this block.
+/// Whether the CRC-32 of [`seal`] matches.
 fn sealed(block: &[u8]) -> bool {
     block.len() == UNIT as usize
         && u32_at(block, block.len() - 4) == crc32fast::hash(&block[..block.len() - 4])
@@ -52,7 +52,7 @@ fn u64_at(block: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Text of at most `max` bytes behind a u16 length; cut at a character boundary.
+/// Stores text of at most `max` bytes after its u16 length; cut at a character boundary.
 fn put_text(block: &mut [u8], at: usize, max: usize, text: &str) {
     let len = text.floor_char_boundary(max);
     block[at..at + 2].copy_from_slice(&(len as u16).to_le_bytes());

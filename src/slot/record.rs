@@ -1,4 +1,4 @@
-//! Reading and writing a slot's record.
+//! Reads and writes a slot's record.
 
 use std::ops::Deref;
 
@@ -15,15 +15,15 @@ use crate::units::{Blake3, ByteOffset, Group};
 pub struct Record {
     /// The release: the manifest that was signed, and the index of all its payloads.
     pub release: Release,
-    /// Which payloads lie where.
+    /// Location of each payload.
     pub layout: Layout,
-    /// Where the bundle came from.
+    /// Origin of the bundle, a path or URL.
     pub origin: String,
     /// Whether it was installed in the unsigned mode.
     pub unsigned: bool,
 }
 
-/// It is the release that is installed, so that `record.manifest` is what it says.
+/// A record is an installed release, so its fields are accessible as `record.manifest`.
 impl Deref for Record {
     type Target = Release;
 
@@ -32,33 +32,33 @@ impl Deref for Record {
     }
 }
 
-/// What a slot says of itself.
+/// Content of a slot by its record.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// It holds exactly this.
+    /// Complete: exactly the content of the record, with the mark if there is one.
     Whole(Box<Record>, Option<Mark>),
     /// A prepare of a bundle from `origin` began and did not end.
     Torn {
-        /// Where that bundle came from.
+        /// Origin of that bundle.
         origin: String,
         /// BLAKE3 of its manifest.
         manifest: Blake3,
-        /// The epoch of the mark, which a prepare leaves alone until its end.
+        /// The epoch of the mark, which a prepare does not change before its end.
         epoch: u64,
     },
-    /// Nothing, or nothing that qstage wrote; `why` is a sentence.
+    /// No record of qstage; `why` is a sentence.
     Nothing {
         /// What was found instead.
         why: String,
-        /// Whether the place of a record holds anything but zeroes: a record that was damaged, say.
+        /// Whether there is anything but zeroes at the place of a record: for instance a damaged record.
         traces: bool,
-        /// The epoch of the mark, where there is a whole one.
+        /// The epoch of the mark; 0 if it is not whole.
         epoch: u64,
     },
 }
 
 impl Content {
-    /// The highest epoch that was ever marked good, as far as the mark says; 0: it says none.
+    /// The highest epoch that was ever marked good, by the mark; 0 if unknown.
     pub fn epoch(&self) -> u64 {
         match self {
             Self::Whole(_, mark) => mark.as_ref().map_or(0, |mark| mark.epoch),
@@ -66,7 +66,7 @@ impl Content {
         }
     }
 
-    /// The record, where the slot is whole.
+    /// The record if the slot is whole; else `None`.
     pub fn record(&self) -> Option<&Record> {
         match self {
             Self::Whole(record, _) => Some(record),
@@ -74,11 +74,11 @@ impl Content {
         }
     }
 
-    /// Reads what the slot `partition` of `group` says of itself. Everything is checked: the CRCs, the index
-    /// against the manifest, the layout against both. The images are not read.
+    /// Reads the record of the slot `partition` of `group`. Everything is checked: the CRCs, the index against the
+    /// manifest, the layout against both. The images are not read.
     ///
     /// # Errors
-    /// [`Error::Read`] only: a damaged record is no error but [`Content::Nothing`].
+    /// [`Error::Read`] only: a damaged record is not an error but [`Content::Nothing`].
     pub fn read(slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<Self> {
         let Some(footer_at) = Layout::footer_at(slot.len()) else {
             let why = "the partition is too small".to_owned();
@@ -113,7 +113,7 @@ impl Content {
         }
         let (manifest, rest) = body.split_at(lengths[0] as usize);
         let (signature, index) = rest.split_at(lengths[1] as usize);
-        // From here on the bytes are those that were written; a failure means another build wrote them.
+        // From here on the bytes are as written; a failure means another build wrote them.
         let parse = || -> Result<Record> {
             let manifest =
                 Manifest::with_provenance(manifest.to_vec(), signature.to_vec(), Provenance::Record)?;
@@ -154,21 +154,21 @@ impl Record {
         }
     }
 
-    /// Says on the slot itself that it is about to be overwritten, durably: the footer torn, and read again, since all
-    /// that follows rests on it. The mark stays: were it voided in the same breath, a cut between the two could leave a
-    /// slot that was ruled out looking as if it had just been prepared.
+    /// Marks the slot as torn, durably, before it is overwritten. The footer is read again, because everything
+    /// after rests on it. The mark stays: if it were voided at the same time, a cut between the two writes could
+    /// make a slot that was marked bad look as if it had just been prepared.
     ///
     /// # Errors
-    /// Class Io; [`Error::ReadBack`] where the footer is not there afterwards.
+    /// Class Io; [`Error::ReadBack`] if the footer is not there afterwards.
     pub fn write_torn(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
         self.write_footer(slot, Condition::Torn, group, partition)
     }
 
-    /// Says that the slot holds what this record says, durably: body and void mark, a barrier, then the footer, and the
-    /// record is read again. Called when everything else is durable and has been read back.
+    /// Marks the slot as whole, durably: body and void mark, a barrier, then the footer, and the record is read
+    /// again. Called when everything else is durable and has been read back.
     ///
     /// # Errors
-    /// Class Io; [`Error::ReadBack`] where the record is not there afterwards.
+    /// Class Io; [`Error::ReadBack`] if the record is not there afterwards.
     pub fn write_whole(&self, slot: &dyn BlockDevice, group: Group, partition: &str) -> Result<()> {
         let mut body = Vec::with_capacity(self.layout.body_len as usize);
         for part in [self.manifest.bytes(), self.manifest.signature(), self.index().bytes()] {
@@ -208,25 +208,26 @@ impl Record {
     }
 }
 
-/// Writes the mark of an installed slot, durably; `None`: void. One block: a power cut leaves the old or the new one.
+/// Writes the mark of an installed slot, durably; `None` voids it. One block: a power cut leaves the old or the new
+/// one.
 ///
 /// # Errors
-/// Class Io; [`Error::ReadBack`] where it is not there afterwards.
+/// Class Io; [`Error::ReadBack`] if it is not there afterwards.
 pub fn write_mark(slot: &dyn BlockDevice, mark: Option<&Mark>, partition: &str) -> Result<()> {
     let Some(at) = Layout::footer_at(slot.len()) else { return Ok(()) };
     let block = mark.map_or_else(|| vec![0; UNIT as usize], Mark::encode);
     write_block(slot, &format!("the mark of {partition}"), &block, at - UNIT)
 }
 
-/// Destroys the footer of a slot, durably: what it holds is no longer vouched for. The images stay, so that the
-/// next prepare recognises what it can use. The mark stays as well, see [`Record::write_torn`].
+/// Destroys the footer of a slot, durably: its content is no longer authenticated. The images stay, so that the
+/// next prepare recognises what it can reuse. The mark stays as well, see [`Record::write_torn`].
 pub fn discard(slot: &dyn BlockDevice, partition: &str) -> Result<()> {
     let Some(at) = Layout::footer_at(slot.len()) else { return Ok(()) };
     write_block(slot, &format!("the footer of {partition}"), &[0; UNIT as usize], at)
 }
 
-/// Writes one block, makes it durable, and reads it again: what a slot says of itself is what everything is decided by, so
-/// a write that the disk lost or misplaced must not go unnoticed.
+/// Writes one block, makes it durable, and reads it again: every decision is based on the record, so a write that
+/// the disk lost or misplaced must be detected.
 fn write_block(slot: &dyn BlockDevice, what: &str, block: &[u8], at: u64) -> Result<()> {
     device::write(slot, what, &AlignedBuf::padded(block, UNIT as usize), ByteOffset(at))?;
     device::sync(slot, what)?;
