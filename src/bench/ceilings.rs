@@ -1,4 +1,4 @@
-//! What the target does by itself: writes and reads of several sizes, one and several at a time.
+//! Raw rates of the target: writes and reads in several block sizes and queue depths.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -14,24 +14,24 @@ use crate::progress::Cancel;
 use crate::units::ByteOffset;
 use crate::workers::{self, Abort};
 
-/// Bytes of one transfer and transfers under way at once.
+/// Block sizes in bytes, and queue depths.
 const SHAPES: [(usize, usize); 5] = [(128 << 10, 1), (1 << 20, 1), (1 << 20, 4), (4 << 20, 1), (4 << 20, 4)];
-/// Bytes that each figure is taken over, at most.
+/// Maximum bytes that each rate is measured over.
 const SPAN: u64 = 256 << 20;
 
 /// A rate of the target.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ceiling {
-    /// Writing, with the flush at the end; else reading.
+    /// Writing, with the flush at the end; otherwise reading.
     pub write: bool,
-    /// Bytes of one transfer.
+    /// Block size in bytes.
     pub block: usize,
-    /// Transfers under way at once.
+    /// Queue depth: number of concurrent transfers.
     pub depth: usize,
     /// Gigabytes (10^9 bytes) per second.
     pub gb_per_s: Spread,
-    /// Processor time that it costs, in seconds per gigabyte: the kernel copies and maps, and on a device that is memory
-    /// that is all there is.
+    /// Processor time in seconds per gigabyte. The kernel copies and maps; if the device is memory, that is all the
+    /// work there is.
     pub cpu_s_per_gb: Spread,
     #[serde(skip)]
     samples: Vec<f64>,
@@ -39,7 +39,7 @@ pub struct Ceiling {
     costs: Vec<f64>,
 }
 
-/// Takes one more sample of each figure.
+/// Adds one sample to each rate.
 pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cancel: &Cancel) -> Result<()> {
     for (block, depth) in SHAPES {
         for write in [true, false] {
@@ -69,18 +69,18 @@ pub(super) fn measure(slot: &dyn BlockDevice, ceilings: &mut Vec<Ceiling>, cance
     Ok(())
 }
 
-/// What a number of bytes cost in bare transfers.
+/// Cost of transferring a number of bytes without other work.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pass {
     pub(super) bytes: u64,
     /// Wall time, in seconds.
     pub(super) seconds: f64,
-    /// Processor time in seconds, of this process and of threads of the kernel: a loop device has its own.
+    /// Processor time in seconds, of this process and of kernel threads: a loop device has its own.
     pub(super) cpu_seconds: f64,
 }
 
 impl Pass {
-    /// At the same time as another one, on another device.
+    /// Both at the same time, on different devices.
     pub(super) fn beside(self, other: Self) -> Self {
         Self { seconds: self.seconds.max(other.seconds), ..self + other }
     }
@@ -104,8 +104,8 @@ impl std::ops::Add for Pass {
     }
 }
 
-/// Transfers `len` bytes in the shape that was the fastest so far. Rates over a part of them would promise too much: caches
-/// and quotas of a device make bursts fast.
+/// Transfers `len` bytes with the block size and depth that were fastest so far. A smaller sample would overstate
+/// the rate: caches and quotas of a device make bursts fast.
 pub(super) fn pass(
     slot: &dyn BlockDevice,
     ceilings: &[Ceiling],
@@ -122,8 +122,9 @@ fn best_shape(ceilings: &[Ceiling], write: bool) -> (usize, usize) {
     best.map_or(SHAPES[1], |c| (c.block, c.depth))
 }
 
-/// Reads `len` bytes like [`pass`] and hashes the first `hashed` of them by BLAKE3. What a device has just put into memory is
-/// not in the caches of the core that hashes it, which costs more than the same bytes a second time.
+/// Reads `len` bytes like [`pass`] and hashes the first `hashed` of them by BLAKE3. Bytes that a device has just
+/// put into memory are not in the caches of the core that hashes them, which costs more than hashing the same bytes
+/// again.
 pub(super) fn read_and_hash(
     slot: &dyn BlockDevice,
     ceilings: &[Ceiling],
@@ -139,8 +140,9 @@ pub(super) fn read_and_hash(
     })
 }
 
-/// Writes and reads so many bytes at the same time, evenly mixed, in the shape in which writing was the fastest. A link with
-/// two directions, or a device with a queue, may do both in less time than one after the other; others take longer.
+/// Writes and reads these numbers of bytes at the same time, evenly mixed, with the block size and depth that were
+/// fastest for writing. A link with two directions, or a device with a queue, may do both in less time than one
+/// after the other; others take longer.
 pub(super) fn both(
     slot: &dyn BlockDevice,
     ceilings: &[Ceiling],
@@ -152,19 +154,19 @@ pub(super) fn both(
     let (writes, reads) = (blocks(slot, written, block), blocks(slot, read, block));
     let all = writes + reads;
     repeat(slot, all, (block, depth), cancel, |buffer, number| {
-        // The n-th transfer is a write wherever the share of writes passes a whole number.
+        // The n-th transfer is a write whenever the accumulated share of writes passes a whole number.
         let before = number * writes / all;
         if (number + 1) * writes / all > before {
             device::write(slot, "the target", buffer, ByteOffset(before * block as u64))
         } else {
-            // Half the slot away from where it is written: no block is asked for both at once.
+            // Half a slot away from the writes: no block is read and written at once.
             let place = (number - before + reads / 2) % reads;
             device::read(slot, "the target", buffer, ByteOffset(place * block as u64))
         }
     })
 }
 
-/// Makes zeroes of `len` bytes from `at`, by the device's own means where it has any.
+/// Zeroes `len` bytes from `at`, by means of the device if it has any.
 pub(super) fn zeroes(slot: &dyn BlockDevice, at: u64, len: u64, cancel: &Cancel) -> Result<Pass> {
     run(slot, len, (1 << 20, 4), cancel, |buffer, offset| {
         let len = buffer.len() as u64;
@@ -189,7 +191,7 @@ fn transfer(
     })
 }
 
-/// Times `work` on each block of `len` bytes, and the flush at the end.
+/// Measures `work` on each block of `len` bytes, and the flush at the end.
 fn run(
     slot: &dyn BlockDevice,
     len: u64,
@@ -203,12 +205,12 @@ fn run(
     })
 }
 
-/// Blocks that `len` bytes take, as far as the slot goes.
+/// Number of blocks in `len` bytes, at most those of the slot.
 fn blocks(slot: &dyn BlockDevice, len: u64, block: usize) -> u64 {
     len.div_ceil(block as u64).min(slot.len() / block as u64)
 }
 
-/// Times `work` on each of so many blocks, by their numbers, and the flush at the end.
+/// Measures `work` on each block number below `blocks`, and the flush at the end.
 fn repeat(
     slot: &dyn BlockDevice,
     blocks: u64,
@@ -221,7 +223,7 @@ fn repeat(
     let (start, own, kernel) = (Instant::now(), CpuTime::now(), kernel_seconds());
     workers::run(workers::at_least_one(depth), &abort, || {
         let mut buffer = AlignedBuf::zeroed(block);
-        // Not zeroes: some devices answer those without writing.
+        // Not zeroes: some devices complete those without writing.
         buffer.iter_mut().zip((0..=250_u8).cycle()).for_each(|(byte, value)| *byte = value);
         loop {
             abort.check()?;
@@ -232,7 +234,7 @@ fn repeat(
             work(&mut buffer, number)?;
         }
     })?;
-    // After reading it has nothing to do.
+    // After reading, this flush has nothing to write.
     device::sync(slot, "the target")?;
     let seconds = start.elapsed().as_secs_f64();
     let (own, kernel) = (CpuTime::now() - own, kernel_seconds() - kernel);

@@ -1,29 +1,29 @@
-//! What prepare cannot do without, reckoned from what the machine gives in one moment.
+//! The minimum possible time of prepare, calculated from the machine's current rates.
 
 use std::num::NonZeroUsize;
 
 use super::ceilings::Pass;
 use super::processor::AllCores;
 
-/// A way to prepare.
+/// A variant of prepare.
 pub(super) struct RunKind {
     pub(super) name: &'static str,
     pub(super) read_back: bool,
-    /// Whether the bundle has to come from its device.
+    /// Whether the bundle has to be read from its device.
     pub(super) cold: bool,
 }
 
-/// What is measured. `--at-least` goes by the last one.
+/// The variants that are measured. `--at-least` applies to the last one.
 pub(super) const KINDS: [RunKind; 3] = [
     RunKind { name: "prepare without read-back", read_back: false, cold: false },
     RunKind { name: "prepare, cold bundle", read_back: true, cold: true },
     PREPARE,
 ];
 
-/// Prepare as it is.
+/// Prepare with its defaults.
 pub(super) const PREPARE: RunKind = RunKind { name: "prepare", read_back: true, cold: false };
 
-/// What there is to do.
+/// Amount of work.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     /// Bytes that are not zero frames.
@@ -32,45 +32,45 @@ pub(super) struct Work {
     pub(super) zero: u64,
     /// Whether bundle and slot are on the same device.
     pub(super) same_device: bool,
-    /// Cores to do it with.
+    /// Number of cores for it.
     pub(super) cores: NonZeroUsize,
 }
 
-/// What the machine gives in one moment, while nothing is prepared.
+/// Rates of the machine at one moment, while no prepare runs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MachineRates {
     pub(super) all_cores: AllCores,
-    /// Everything written, data and zeroes.
+    /// Writing everything, data and zeroes.
     pub(super) write: Pass,
-    /// Everything read back; its processor time is that of reading and hashing.
+    /// Reading everything back; its processor time is that of reading and hashing.
     pub(super) read: Pass,
-    /// The same bytes written and read at the same time.
+    /// Writing and reading the same bytes at the same time.
     pub(super) both: Pass,
-    /// The bundle read past the page cache.
+    /// Reading the bundle past the page cache.
     pub(super) fetch: Pass,
     /// Processor time, in seconds, of reading the bundle from the page cache.
     pub(super) copy_cpu_seconds: f64,
 }
 
 impl MachineRates {
-    /// One after the other or at the same time, whichever takes the device less.
+    /// Writing and reading, one after the other or at the same time, whichever takes the device less time.
     fn written_and_read(&self) -> Pass {
         let one_by_one = self.write + self.read;
         Pass { seconds: one_by_one.seconds.min(self.both.seconds), ..one_by_one }
     }
 }
 
-/// How long prepare takes at least, in seconds.
+/// The minimum possible time of prepare, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct LowerBound {
-    /// The device, by itself.
+    /// Minimum time of the device.
     pub(super) device: f64,
-    /// All cores, by themselves: decompression, BLAKE3, and what the kernel does for the transfers.
+    /// Minimum time of all cores: decompression, BLAKE3, and the kernel's work for the transfers.
     pub(super) processor: f64,
 }
 
 impl LowerBound {
-    /// Of `kind`, at the rates of `now`.
+    /// The bound for `kind`, at the rates of `now`.
     pub(super) fn of(kind: &RunKind, work: &Work, now: &MachineRates) -> Self {
         let slot = if kind.read_back { now.written_and_read() } else { now.write };
         let device = match (kind.cold, work.same_device) {
@@ -84,13 +84,13 @@ impl LowerBound {
             }
             (true, false) => slot.beside(now.fetch),
         };
-        // Everything is hashed once before it is written, and what is not zero when it is read back.
+        // Everything is hashed once before it is written, and data is hashed again when it is read back.
         let image = (work.data + work.zero) as f64 / 1e9;
         let cores = image / now.all_cores.decompress + image / now.all_cores.blake3;
         Self { device: device.seconds, processor: cores + device.cpu_seconds / work.cores.get() as f64 }
     }
 
-    /// Half-way to `other`: what a run needs that lies between two rates.
+    /// Half-way to `other`: the bound of a run between two measurements of the rates.
     pub(super) fn midpoint(self, other: Self) -> Self {
         Self {
             device: f64::midpoint(self.device, other.device),
@@ -98,7 +98,7 @@ impl LowerBound {
         }
     }
 
-    /// What takes longer; everything else can be done meanwhile.
+    /// The longer of both; all other work can overlap with it.
     pub(super) fn ideal(&self) -> f64 {
         self.device.max(self.processor)
     }
@@ -141,7 +141,7 @@ mod tests {
         close(LowerBound::of(&KINDS[1], &work, &now).device, 1.75);
         close(whole.midpoint(blind).device, 1.25);
         close(whole.midpoint(blind).ideal(), 2.66);
-        // A device that reads while it writes has no time for excuses.
+        // A device that reads while it writes has a lower bound.
         now.both.seconds = 1.1;
         let [blind, cold, whole] = KINDS.map(|kind| LowerBound::of(&kind, &work, &now));
         close(blind.device, 1.0);

@@ -1,5 +1,5 @@
-//! What the target and the processors can do, what prepare reaches of it, and what bounds it. All of it in one run,
-//! alternating: machines are noisy, and only ratios of figures from the same minutes mean anything.
+//! Measures the rates of target and processors, the time of prepare, and what bounds it. All in one run,
+//! alternating: machines are noisy, and only ratios of figures from the same minutes are meaningful.
 
 mod ceilings;
 mod lower_bound;
@@ -40,14 +40,14 @@ use processor::InMemory;
 pub struct Spread {
     /// Smallest.
     pub min: f64,
-    /// Median; of an even number the upper one.
+    /// Median; the upper one if the number of values is even.
     pub median: f64,
     /// Largest.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of at least one value; of none all are 0.
+    /// The spread of at least one value; all 0 if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -56,40 +56,42 @@ impl Spread {
     }
 }
 
-/// How long prepare took, and how long it could not help taking.
+/// Duration of prepare, and its minimum possible duration.
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
-    /// What was done.
+    /// Variant of prepare.
     pub name: &'static str,
     /// Wall time in seconds.
     pub seconds: Spread,
-    /// Processor time in seconds, of all cores together, with that of threads of the kernel.
+    /// Processor time in seconds, of all cores together, including kernel threads.
     pub cpu_seconds: Spread,
-    /// The part of the time of all cores that this is: median of the rounds. Where it is nearly 1 only less work helps.
+    /// Share of the time of all cores: median of the rounds. If it is nearly 1 only less work helps.
     pub busy: f64,
     /// Uncompressed gigabytes (10^9 bytes) per second, by the median.
     pub gb_per_s: f64,
     /// The longer one of `device` and `processor`, in seconds: median of the rounds.
     pub ideal_seconds: f64,
-    /// Time that the same number of bytes takes in bare transfers: data and zeroes written, flushed, and read, one after the
-    /// other or at the same time, whichever is faster, in the best of the shapes, in seconds: median of the rounds.
+    /// Time of transferring the same number of bytes without other work, in seconds: data and zeroes written,
+    /// flushed, and read. One after the other or at the same time, whichever is faster, with the fastest block size
+    /// and depth: median of the rounds.
     pub device_seconds: f64,
-    /// Time of all cores for decompression, BLAKE3 and what the kernel does for the transfers, in seconds: median of the
-    /// rounds.
+    /// Time of all cores for decompression, BLAKE3 and the kernel's work for the transfers, in seconds: median of
+    /// the rounds.
     pub processor_seconds: f64,
-    /// The ideal of a round divided by the time of prepare in that round: median of the rounds. 1.0 cannot be had.
+    /// The minimum possible time of a round divided by the time of prepare in that round: median of the rounds. 1.0
+    /// is not reachable.
     pub of_ideal: f64,
-    /// The same of the best round: what other load takes away from a machine it takes from the others.
+    /// The same for the best round: other load on the machine slows down the others.
     pub best_of_ideal: f64,
-    /// What bounds it: `device` or `processor`.
+    /// Limiting resource: `device` or `processor`.
     pub bound_by: &'static str,
 }
 
 impl BenchReport {
-    /// Compares ratios, not seconds: the same limit holds on every machine.
+    /// Compares ratios, not seconds, so that the same limit applies on every machine.
     ///
     /// # Errors
-    /// [`Error::TooSlow`] where the fastest prepare, with read-back, has not reached `wanted` of the ideal.
+    /// [`Error::TooSlow`] if the fastest prepare with read-back has not reached `wanted` of the ideal.
     pub fn at_least(&self, wanted: f64) -> Result<()> {
         let slow = self.runs.last().filter(|run| run.best_of_ideal < wanted);
         slow.map_or(Ok(()), |run| {
@@ -98,69 +100,72 @@ impl BenchReport {
     }
 }
 
-/// Everything that was measured.
+/// Report of a benchmark.
 #[derive(Debug, Clone, Serialize)]
 pub struct BenchReport {
-    /// Where it was written to.
+    /// Name of the target.
     pub target: String,
-    /// Uncompressed bytes of the bundle.
+    /// Uncompressed size of the bundle in bytes.
     pub image_bytes: u64,
-    /// Of these, bytes that are not zero frames.
+    /// Of these, bytes outside of zero frames.
     pub data_bytes: u64,
-    /// Compressed bytes.
+    /// Compressed size in bytes.
     pub bundle_bytes: u64,
-    /// Cores that this process may use.
+    /// Number of cores that this process may use.
     pub cores: usize,
-    /// Workers of prepare.
+    /// Number of workers of prepare.
     pub jobs: usize,
     /// Raw rates of the target.
     pub ceilings: Vec<Ceiling>,
     /// Rates of the processors.
     pub processor: Processor,
-    /// Rate at which the bundle comes past the page cache from where it lies, in gigabytes (10^9 compressed bytes) per
+    /// Rate of reading the bundle past the page cache from its location, in gigabytes (10^9 compressed bytes) per
     /// second.
     pub bundle_gb_per_s: Spread,
-    /// Rate of everything that a prepare writes, from its first byte to its last, in gigabytes (10^9 bytes) per second.
+    /// Rate of writing everything that a prepare writes, in gigabytes (10^9 bytes) per second.
     pub write_gb_per_s: Spread,
-    /// The same for what it reads back.
+    /// Rate of reading everything that a prepare reads back, in gigabytes (10^9 bytes) per second.
     pub read_gb_per_s: Spread,
-    /// Bytes written and read together in a second, in gigabytes, where both are done at the same time.
+    /// Rate of writing and reading at the same time, both together, in gigabytes (10^9 bytes) per second.
     pub mixed_gb_per_s: Spread,
-    /// Prepare without read-back and with a bundle that is not in the page cache; prepare as it is comes last.
+    /// Variants of prepare: without read-back, with a bundle that is not in the page cache, and last with its
+    /// defaults.
     pub runs: Vec<Run>,
-    /// Milliseconds of one switch of the partition table, all its barriers and re-reads included; measured on a scratch
-    /// file only.
+    /// Milliseconds of one switch of the partition table, including all barriers and re-reads; only measured on a
+    /// scratch file, else `None`.
     pub commit_ms: Option<Spread>,
-    /// The same with `table = "in-place"`, measured in turns with it: what the detour by the spare place costs.
+    /// The same with `table = "in-place"`, measured alternately: the difference is the cost of the detour by the
+    /// spare place.
     pub commit_in_place_ms: Option<Spread>,
 }
 
-/// What to measure on. The slot is overwritten.
+/// The bundle and the slot to measure with. The slot is overwritten.
 pub struct Subject<'a> {
-    /// What it is called in the report.
+    /// Name in the report.
     pub name: String,
     /// The slot.
     pub slot: Arc<dyn BlockDevice>,
-    /// Opens the bundle once more: a bundle is read once, and leaves the page cache with that.
+    /// Opens the bundle again: a bundle is read once, and is dropped from the page cache by that.
     pub open: &'a dyn Fn() -> Result<Bundle>,
-    /// Where the bundle is.
+    /// Path of the bundle.
     pub bundle: &'a Path,
-    /// Whether reading the bundle and writing the slot are work for the same device. Where nobody knows: no.
+    /// Whether bundle and slot are on the same device; `false` if unknown.
     pub same_device: bool,
 }
 
-/// How to measure.
+/// Settings of a benchmark.
 pub struct BenchOptions<'a> {
-    /// Repetitions of everything.
+    /// Number of repetitions of each measurement.
     pub repeat: NonZeroUsize,
-    /// Workers of prepare; `None`: as prepare itself.
+    /// Number of workers of prepare; `None` for its own default.
     pub jobs: Option<NonZeroUsize>,
-    /// Raised to stop.
+    /// Requests a stop.
     pub cancel: &'a Cancel,
 }
 
-/// Measures. The platform image and firmware of the bundle are staged into the slot several times, with their record; the
-/// caller has seen to it that nobody needs what is there, and discards the record afterwards.
+/// Runs the benchmark. The platform image and firmware of the bundle are staged into the slot several times, with
+/// their record. The caller has made sure that the slot's content is not needed, and discards the record
+/// afterwards.
 ///
 /// # Errors
 /// Those of reading the bundle and of staging.
@@ -183,7 +188,7 @@ pub fn bench(
     let bare = InMemory::load(&bundle, cores, options.cancel)?;
     let packed = Direct::open(subject.bundle, Mode::Read, BlockSize::B512)?;
     let run = |kind: &RunKind| prepare(subject, options, jobs, &layout, kind, progress);
-    // Not counted: the first run pays for memory that the others find. It tells what is zero.
+    // Not counted: the first run allocates memory that the others reuse. Its result shows which bytes are zero.
     let first = run(&lower_bound::PREPARE)?.outcome;
     let work = Work { data: first.written, zero: first.zeroed, same_device: subject.same_device, cores };
     let sound = |ceilings: &[Ceiling]| {
@@ -214,7 +219,7 @@ pub fn bench(
         for (kind, rounds) in KINDS.iter().zip(&mut rounds) {
             let run = run(kind)?;
             let after = sound(&ceilings)?;
-            // The rates of a shared machine change within seconds: what counts is before the run and after it.
+            // The rates of a shared machine change within seconds, so they are measured before and after the run.
             let needs = LowerBound::of(kind, &work, &before).midpoint(LowerBound::of(kind, &work, &after));
             rounds.push(Round { seconds: run.seconds, cpu_seconds: run.cpu_seconds, needs });
             rates.push(std::mem::replace(&mut before, after));
@@ -244,7 +249,7 @@ pub fn bench(
     })
 }
 
-/// One run of prepare.
+/// Result of one run of prepare.
 struct Prepared {
     outcome: Outcome,
     seconds: f64,
@@ -259,7 +264,7 @@ fn prepare(
     kind: &RunKind,
     progress: &dyn Progress,
 ) -> Result<Prepared> {
-    // A blind write is what is measured: what is there must not be recognised.
+    // A blind write is to be measured: the present content must not be recognised.
     sample::spoil(&*subject.slot, layout)?;
     if kind.cold {
         sample::cool(subject.bundle)?;
@@ -293,7 +298,7 @@ fn prepare(
     Ok(Prepared { outcome, seconds, cpu_seconds })
 }
 
-/// One prepare, and what bounded it in the same seconds.
+/// One prepare, and its lower bound in the same seconds.
 struct Round {
     seconds: f64,
     cpu_seconds: f64,
@@ -304,7 +309,7 @@ impl Run {
     fn of(name: &'static str, rounds: &[Round], image_bytes: u64, cores: NonZeroUsize) -> Self {
         let of = |get: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(get));
         let ideal = |round: &Round| round.needs.ideal();
-        // Machines change from minute to minute: what was reached is asked round by round.
+        // Machines change from minute to minute, so the ratio is taken within each round.
         let reached = of(&|round| ideal(round) / round.seconds);
         let seconds = of(&|round| round.seconds);
         let device_seconds = of(&|round| round.needs.device).median;
@@ -325,15 +330,16 @@ impl Run {
     }
 }
 
-/// The slot as a device that a target may own.
+/// The slot as a device that a target can own.
 fn whole(slot: &Arc<dyn BlockDevice>) -> Result<Region> {
     let extent = Extent { at: ByteOffset(0), len: slot.len() };
     Region::new(Arc::clone(slot), extent)
         .ok_or_else(|| Error::Internal { what: "a device is not within itself".into() })
 }
 
-/// Times one switch of the boot flag on a freshly laid out disk image in `scratch`, `rounds` times there and back: by way
-/// of the spare place, and in place. In turns, so that both meet the same minutes of the machine.
+/// Measures one switch of the boot flag on a newly laid out disk image in `scratch`, `rounds` times in both
+/// directions: by way of the spare place, and in place. Alternating, so that both run in the same minutes of the
+/// machine.
 ///
 /// # Errors
 /// Class Disk and Io.
@@ -385,7 +391,7 @@ mod tests {
             cpu_seconds: 1.0,
             needs: LowerBound { device, processor },
         };
-        // The second round fell into a slow minute, of the machine and so of its ideal too.
+        // The second round fell into a slow minute of the machine, so its lower bound is higher too.
         let run = Run::of(
             "prepare",
             &[round(2.0, 1.0, 1.8), round(8.0, 6.0, 2.0), round(2.0, 1.6, 1.0)],

@@ -1,4 +1,4 @@
-//! What the processors do by themselves: the frames of the bundle from memory, without a device.
+//! Rates of the processors: frames of the bundle in memory, without a device.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -19,9 +19,9 @@ use crate::progress::Cancel;
 use crate::units::Group;
 use crate::workers::{self, Abort, lock};
 
-/// Uncompressed bytes of the sample, at most, spread over the whole bundle: it is kept in memory.
+/// Maximum uncompressed bytes of the sample, spread over the whole bundle: it is kept in memory.
 const SAMPLE: u64 = 256 << 20;
-/// How often all cores go over it: the rates of a shared machine change within tenths of a second.
+/// Number of passes of all cores over it: the rates of a shared machine change within tenths of a second.
 const PASSES: usize = 4;
 
 /// Rates in gigabytes (10^9 uncompressed bytes) per second.
@@ -35,7 +35,7 @@ pub struct Processor {
     pub blake3_one: f64,
     /// BLAKE3 of frames, all cores.
     pub blake3_all: f64,
-    /// SHA-256, one core: it has no more.
+    /// SHA-256, one core: it cannot use more.
     pub sha256_one: f64,
 }
 
@@ -68,7 +68,7 @@ impl Processor {
     }
 }
 
-/// Frames of a bundle in memory, and what works on them.
+/// Frames of a bundle in memory, and workers for them.
 pub(super) struct InMemory<'a> {
     frames: Vec<Sample<'a>>,
     /// One for each core.
@@ -102,7 +102,7 @@ impl<'a> InMemory<'a> {
         let stride = feed.total().div_ceil(SAMPLE).max(1);
         let (mut frames, mut compressed) = (Vec::new(), Vec::new());
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
-            // Not every so many: images repeat themselves at round distances.
+            // Not at a fixed distance: images have periodic content.
             if scattered(claim.ordinal).is_multiple_of(stride) {
                 feed.load(&claim, &mut compressed)?;
                 frames.push(Sample { claim, compressed: compressed.clone() });
@@ -111,7 +111,7 @@ impl<'a> InMemory<'a> {
         let largest = largest_frame(&bundle.manifest().payloads);
         let worker = |_| {
             let mut buffer = AlignedBuf::zeroed(largest);
-            // The kernel gives memory at the first touch.
+            // The kernel allocates memory at the first access.
             buffer.fill(0xa5);
             FrameDecoder::new().map(|decoder| Worker { decoder, buffer })
         };
@@ -137,7 +137,7 @@ impl<'a> InMemory<'a> {
         })
     }
 
-    /// Times `work` on `jobs` cores, `passes` times on each frame.
+    /// Measures `work` on `jobs` cores, `passes` times on each frame.
     fn rate(&self, jobs: NonZeroUsize, passes: usize, work: &Work) -> Result<f64> {
         let abort = Abort::new(self.cancel, "measuring the processors");
         let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
@@ -156,7 +156,7 @@ impl<'a> InMemory<'a> {
     }
 }
 
-/// A number that follows no order that frames may have (Fibonacci hashing: Knuth, TAOCP 3, 6.4).
+/// A number without correlation to any period of the frames (Fibonacci hashing: Knuth, TAOCP 3, 6.4).
 fn scattered(ordinal: u64) -> u64 {
     ordinal.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_not_in_step_with_the_image() {
-        // As bench's own image: of four mebibytes one is zero.
+        // As in the synthetic image: of four mebibytes one is zero.
         for stride in [2, 4, 8, 16] {
             let sampled: Vec<u64> = (0..4096).filter(|n| scattered(*n).is_multiple_of(stride)).collect();
             let zero = sampled.iter().filter(|n| n.is_multiple_of(4)).count();

@@ -1,4 +1,4 @@
-//! A bundle and a place to write to, for when there is neither.
+//! A synthetic bundle and a scratch directory, if the user names neither bundle nor slot.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,14 +12,14 @@ use crate::slot::Layout;
 use crate::source::drop_from_cache;
 use crate::units::{ByteOffset, MIB};
 
-/// A directory that is gone when this is dropped, or, if the process is killed, when the next one is made.
+/// A directory that is removed when this is dropped or, if the process is killed, when the next one is made.
 pub struct Scratch(PathBuf, File);
 
-/// How its name begins; the process follows.
+/// Prefix of its name, before the process ID.
 const SCRATCH: &str = "qstage-bench.";
 
 impl Scratch {
-    /// Makes one in `parent`, and removes those there whose process is gone: its lock is.
+    /// Makes one in `parent`, and removes those of ended processes, which are not locked any more.
     ///
     /// # Errors
     /// [`Error::Output`].
@@ -27,7 +27,7 @@ impl Scratch {
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            // Killed between the next two steps: nothing is in it.
+            // Killed between the next two steps: the directory is empty.
             if let Some(pid) = name.strip_prefix('.').and_then(|name| name.strip_prefix(SCRATCH)) {
                 if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
                     let _ = std::fs::remove_dir(entry.path());
@@ -42,7 +42,7 @@ impl Scratch {
         }
         let path = parent.join(format!("{SCRATCH}{}", std::process::id()));
         let output = |source| Error::Output { path: path.clone(), source };
-        // Under its name when it is locked: nobody takes it for a stale one before.
+        // Renamed after it is locked, so that it is never mistaken for a stale one.
         let new = parent.join(format!(".{SCRATCH}{}", std::process::id()));
         std::fs::create_dir(&new).map_err(output)?;
         let lock = File::open(&new).and_then(|dir| {
@@ -59,7 +59,7 @@ impl Scratch {
         }
     }
 
-    /// A path in it.
+    /// A path in the directory.
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -67,14 +67,14 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Nothing can be done about a failure here, and nothing depends on it.
+        // A failure here has no remedy, and nothing depends on it.
         let _ = std::fs::remove_dir_all(&self.0);
         let _ = self.1.unlock();
     }
 }
 
-/// Packs an unsigned bundle of one platform image of `size` bytes that compresses about as a root file system does:
-/// of four mebibytes one is zero, one noise, and two are words that repeat. The same bytes every time.
+/// Packs an unsigned bundle of one platform image of `size` bytes that compresses about as well as a root file
+/// system: of four mebibytes one is zero, one noise, and two are repeating words. The same bytes every time.
 ///
 /// # Errors
 /// Those of [`pack`]; [`Error::Output`].
@@ -84,7 +84,7 @@ pub fn synthetic_bundle(scratch: &Scratch, size: u64, cancel: &Cancel) -> Result
     let output = |source| Error::Output { path: image.clone(), source };
     let mut file = std::io::BufWriter::new(std::fs::File::create(&image).map_err(output)?);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    // xorshift64 (Marsaglia, "Xorshift RNGs", 2003): noise that needs no crate and is the same everywhere.
+    // xorshift64 (Marsaglia, "Xorshift RNGs", 2003): reproducible noise without a crate.
     let mut noise = || {
         state ^= state << 13;
         state ^= state >> 7;
@@ -127,7 +127,7 @@ pub fn synthetic_bundle(scratch: &Scratch, size: u64, cancel: &Cancel) -> Result
     Ok(bundle)
 }
 
-/// Writes all of a device.
+/// Overwrites a whole device.
 ///
 /// # Errors
 /// [`Error::Write`], [`Error::Sync`].
@@ -143,7 +143,7 @@ pub fn fill(slot: &dyn BlockDevice) -> Result<()> {
     device::sync(slot, "the target")
 }
 
-/// Brings a file into the page cache.
+/// Loads a file into the page cache.
 pub(super) fn warm(path: &Path) -> Result<()> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(failed)?;
@@ -151,7 +151,7 @@ pub(super) fn warm(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes a file out of the page cache.
+/// Drops a file from the page cache.
 pub(super) fn cool(path: &Path) -> Result<()> {
     drop_from_cache(path).map_err(|source| Error::Open { path: path.to_owned(), source })
 }
@@ -168,7 +168,7 @@ pub(super) fn time_copy(path: &Path) -> Result<f64> {
     Ok((CpuTime::now() - start).total())
 }
 
-/// Changes the start of every frame's place, so that nothing of an earlier run is recognised.
+/// Changes the start of every frame's place, so that no frame of an earlier run is recognised.
 pub(super) fn spoil(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
     let mut noise = AlignedBuf::zeroed(4096);
     noise.fill(0xa5);
