@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// One mebibyte in bytes: the alignment of partitions and of firmware blobs inside a slot.
 pub const MIB: u64 = 1 << 20;
 
-/// A position on a device or in an image, in bytes from its start.
+/// A position on a device or in an image, in bytes from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct ByteOffset(pub u64);
 
@@ -21,7 +21,7 @@ pub struct ByteOffset(pub u64);
 pub struct Lba(pub u64);
 
 impl Lba {
-    /// The byte position of this block, or `None` where it lies beyond 2^64 bytes.
+    /// The byte position of this block; `None` if it is beyond 2^64 bytes.
     pub fn offset(self, block: BlockSize) -> Option<ByteOffset> {
         self.0.checked_mul(u64::from(block.bytes())).map(ByteOffset)
     }
@@ -57,7 +57,7 @@ impl BlockSize {
         }
     }
 
-    /// The block size of that many bytes, or `None` where qstage does not know it.
+    /// The block size of that many bytes; `None` if qstage does not support it.
     pub const fn from_bytes(bytes: u32) -> Option<Self> {
         match bytes {
             512 => Some(Self::B512),
@@ -70,9 +70,9 @@ impl BlockSize {
 /// A contiguous range of bytes on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Extent {
-    /// Where it begins.
+    /// Offset of the first byte.
     pub at: ByteOffset,
-    /// How many bytes it holds.
+    /// Length in bytes.
     pub len: u64,
 }
 
@@ -123,7 +123,7 @@ impl FromStr for Slot {
     }
 }
 
-/// What a pair of slots holds. Each group has one GPT partition for each slot.
+/// Kind of content of a pair of slots. Each group has one GPT partition per slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Group {
@@ -137,7 +137,7 @@ impl Group {
     /// Both, in order.
     pub const BOTH: [Self; 2] = [Self::Platform, Self::Software];
 
-    /// The GPT partition name by which a slot of this group is found.
+    /// The name of the GPT partition of a slot.
     pub const fn partition_name(self, slot: Slot) -> &'static str {
         match (self, slot) {
             (Self::Platform, Slot::A) => "platform_a",
@@ -234,11 +234,11 @@ macro_rules! digest {
 }
 
 digest!(
-    /// A BLAKE3 hash, as `b3sum` prints it.
+    /// A BLAKE3 hash, as printed by `b3sum`.
     Blake3
 );
 digest!(
-    /// A SHA-256 hash (FIPS 180-4), as `sha256sum` prints it.
+    /// A SHA-256 hash (FIPS 180-4), as printed by `sha256sum`.
     Sha256
 );
 
@@ -288,7 +288,7 @@ impl FromStr for Guid {
     }
 }
 
-/// Milliseconds for which software was down, by its health probe; `None`: not known, since it was down before.
+/// Milliseconds for which software was down, by its health probe; `None` if unknown, because it was down before.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Downtime(pub Option<f64>);
 

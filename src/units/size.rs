@@ -1,4 +1,4 @@
-//! Sizes and rates as people write and read them. Multiples are binary: a `K` is 1024 bytes.
+//! Sizes and rates in human-readable form. Multiples are binary: a `K` is 1024 bytes.
 
 use super::BlockSize;
 
@@ -41,7 +41,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     count.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is more than 64 bits hold"))
 }
 
-/// Parses a rate in bytes per second: a size, with or without `/s`. Zero would never end and is refused.
+/// Parses a rate in bytes per second: a size, with or without `/s`. Zero is refused: the transfer would never end.
 pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
     match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
         0 => Err("a rate of 0 would never end: leave the option out for no limit".to_owned()),

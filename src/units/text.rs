@@ -1,11 +1,12 @@
-//! Text of strangers as it is shown: names in a bundle, marks and footers of a disk, answers of servers and checks. On a
-//! terminal a control character is an order, and one that turns the direction of writing makes text say what it does not.
+//! Untrusted text as it is shown: names in a bundle, marks and footers of a disk, answers of servers and checks. On
+//! a terminal a control character is a command, and one that changes the direction of writing makes text look like
+//! other text.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a character does something other than to be seen: Unicode's categories Cc but for the line feed, Cf, Zl and Zp
-/// (UnicodeData.txt, version 16).
+/// Whether a character has an effect other than being visible: Unicode's categories Cc except the line feed, Cf, Zl
+/// and Zp (UnicodeData.txt, version 16).
 pub(crate) fn acts(c: char) -> bool {
     match c {
         '\n' => false,
@@ -20,7 +21,7 @@ pub(crate) fn acts(c: char) -> bool {
     }
 }
 
-/// The text with every character that [`acts`] written as `\u{…}`.
+/// The text with every character for which [`acts`] returns true written as `\u{…}`.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -36,7 +37,8 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// JSON with every character that [`acts`] in the escapes of JSON (RFC 8259, section 7); it means the same.
+/// JSON with every character for which [`acts`] returns true as a JSON escape (RFC 8259, section 7); its meaning is
+/// unchanged.
 pub(crate) fn json(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -65,8 +67,8 @@ mod tests {
         for c in (0..=0x10_ffff).filter_map(char::from_u32) {
             let text = shown(c.encode_utf8(&mut [0; 4])).into_owned();
             assert!(!text.contains(acts), "{c:?}");
-            // The standard library's list of what cannot be printed is the judge, but for what is not assigned, private, or
-            // belongs to the letter before it.
+            // Compared with the standard library's list of unprintable characters, except those that are
+            // unassigned, private, or combine with the letter before.
             if c != '\n' && acts(c) {
                 assert!(c.escape_debug().count() > 1 || c == '\u{e0000}', "{c:?} is only a letter");
             }
