@@ -1,8 +1,9 @@
-//! How much memory this process may still use.
+//! The amount of memory that this process may still use.
 //!
-//! A worker holds a frame and its compressed bytes. Where a cgroup, a resource limit or a small machine has no room for
-//! them the kernel kills the process, or an allocation fails, which Rust answers by `abort`: both would come in the middle
-//! of a slot. So it is asked before. What is asked changes with what else runs, hence the [`RESERVE`].
+//! A worker holds a frame and its compressed bytes. If a cgroup, a resource limit or a small machine has no room
+//! for them the kernel kills the process, or an allocation fails, and Rust calls `abort`. Either would happen in
+//! the middle of a slot, so the room is checked before. It changes with the other processes on the machine, hence
+//! the [`RESERVE`].
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -10,24 +11,25 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Bytes that are left for everything besides workers: index and record of a bundle, the allocator, page tables. Measured
-/// on a bundle of 2 GiB: 9 MiB with one worker.
+/// Bytes reserved for everything besides workers: index and record of a bundle, the allocator, page tables.
+/// Measured on a bundle of 2 GiB: 9 MiB with one worker.
 const RESERVE: u64 = 8 << 20;
 
-/// Address space of a thread besides its buffers: its stack (2 MiB) and its share of the allocator's arenas.
+/// Address space of a thread besides its buffers, in bytes: its stack (2 MiB) and its share of the allocator's
+/// arenas.
 const THREAD: u64 = 3 << 20;
 
-/// From so many bytes on a number of workers that was asked for is worth a notice.
+/// Memory in bytes from which on an explicitly requested number of workers causes a notice.
 pub(super) const MUCH: u64 = 256 << 20;
 
-/// As many of `jobs` workers as `room` suffices for, each with `bytes`; at least one.
+/// As many of `jobs` workers as fit into `room`, each with `bytes`; at least one.
 pub(super) fn fit(jobs: NonZeroUsize, bytes: u64, room: Option<u64>) -> NonZeroUsize {
     let Some(room) = room else { return jobs };
     let workers = room.saturating_sub(RESERVE) / bytes.max(1);
     jobs.min(super::at_least_one(usize::try_from(workers).unwrap_or(usize::MAX)))
 }
 
-/// Bytes that may still be used; `None` where nothing says.
+/// Bytes that may still be used; `None` if no limit is known.
 pub(super) fn room() -> Option<u64> {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| field(&text, "MemAvailable:"));
@@ -37,21 +39,22 @@ pub(super) fn room() -> Option<u64> {
     [machine, group, in_limits()].into_iter().flatten().min()
 }
 
-/// What the limits of this process leave (setrlimit(2)): address space, and data.
+/// Bytes left by the limits of this process (setrlimit(2)): address space, and data; `None` if unlimited.
 fn in_limits() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let left = |resource, used: &str| {
         let (limit, _) = getrlimit(resource).ok().filter(|(limit, _)| *limit != nix::libc::RLIM_INFINITY)?;
         let left = limit.saturating_sub(field(&status, used)?.saturating_mul(1024));
-        // Half for what is reserved and never touched: stacks and arenas, see [`THREAD`].
+        // Half is for what is reserved and never touched: stacks and arenas, see [`THREAD`].
         Some(left.saturating_sub(THREAD) / 2)
     };
     let limits = [left(Resource::RLIMIT_AS, "VmSize:"), left(Resource::RLIMIT_DATA, "VmData:")];
     limits.into_iter().flatten().min()
 }
 
-/// What a line of `/proc/self/cgroup` (cgroups(7): `id:controllers:path`) leaves: the least of the group and those above,
-/// in version 1 or 2. A path of another namespace is not found here; the root of the mount counts in any case.
+/// Bytes left by the cgroup in a line of `/proc/self/cgroup` (cgroups(7): `id:controllers:path`): the minimum of
+/// the group and its parents, in version 1 or 2. A path of another namespace does not exist here; the root of the
+/// mount counts in any case.
 fn in_group(line: &str, mount: &Path) -> Option<u64> {
     let mut fields = line.splitn(3, ':');
     let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -65,7 +68,7 @@ fn in_group(line: &str, mount: &Path) -> Option<u64> {
     places.filter_map(|place| left_in(&place)).min()
 }
 
-/// Bytes that a group may still use. Its page cache counts as free: the kernel takes that back before it kills.
+/// Bytes that a group may still use. Its page cache counts as free: the kernel reclaims that before it kills.
 fn left_in(group: &Path) -> Option<u64> {
     let text = |name: &str| fs::read_to_string(group.join(name)).ok();
     let number = |name: &str| text(name)?.trim().parse::<u64>().ok();
@@ -79,7 +82,7 @@ fn left_in(group: &Path) -> Option<u64> {
     Some(limit.saturating_sub(used.saturating_sub(cache)))
 }
 
-/// The number after a word that begins a line.
+/// The number after a word at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(name))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
@@ -102,7 +105,7 @@ mod tests {
         assert!(room().is_some(), "Linux says what is available");
     }
 
-    /// Both versions of cgroups, limits of groups above, and paths that are not here.
+    /// Both versions of cgroups, limits of parent groups, and missing paths.
     #[test]
     fn the_narrowest_group_counts_and_page_cache_is_free() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
-//! Threads that each run frames to completion, and the one order that some work needs among them.
+//! Threads that each run frames to completion, and the ordering that some work needs among them.
 //!
-//! No thread is taken for granted: `pids.max` and `RLIMIT_NPROC` refuse them at any time. Whoever calls [`run`] is a worker
-//! itself, so work goes on with as many threads as there are, and nothing that was begun can fail for want of them. All
-//! other threads come from [`spawn`], whose refusal is an error like any other.
+//! Starting a thread may fail at any time: `pids.max` and `RLIMIT_NPROC` refuse them. The caller of [`run`] is a
+//! worker itself, so work goes on with as many threads as there are, and no work in progress can fail for lack of
+//! them. All other threads are started by [`spawn`], whose failure is an error like any other.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -16,7 +16,7 @@ use crate::progress::{Cancel, Progress};
 
 mod memory;
 
-/// How the workers of one run learn that another of them failed or that a signal came.
+/// Notifies the workers of one run that another one failed or that a signal arrived.
 #[derive(Debug)]
 pub struct Abort<'a> {
     failed: AtomicBool,
@@ -25,12 +25,12 @@ pub struct Abort<'a> {
 }
 
 impl<'a> Abort<'a> {
-    /// For a run that `cancel` can end; `doing` is what it is said to have been doing then.
+    /// For a run that `cancel` can end; `doing` names it in the error.
     pub fn new(cancel: &'a Cancel, doing: &'a str) -> Self {
         Self { failed: AtomicBool::new(false), cancel, doing }
     }
 
-    /// An error once somebody failed or asked to stop. Whose error is reported is decided by [`run`].
+    /// An error once another worker failed or a stop was requested. [`run`] decides which error is reported.
     pub fn check(&self) -> Result<()> {
         self.cancel.check(self.doing)?;
         if self.failed.load(Ordering::Relaxed) {
@@ -40,8 +40,8 @@ impl<'a> Abort<'a> {
     }
 }
 
-/// Runs `work` on up to `jobs` threads, one of which is the caller's, and waits for all. The first failure ends the others at their next
-/// [`Abort::check`] and is the one that is returned.
+/// Runs `work` on up to `jobs` threads, one of which is the caller's, and waits for all. The first failure ends the
+/// others at their next [`Abort::check`] and is returned.
 pub fn run<T: Send>(
     jobs: NonZeroUsize,
     abort: &Abort<'_>,
@@ -50,8 +50,8 @@ pub fn run<T: Send>(
     run_with((0..jobs.get()).map(|_| ()), abort, |()| work())
 }
 
-/// The same on one thread for each of `tools`, of which it is the only user. Where the system has fewer threads to give,
-/// the tools that are left stay unused.
+/// Runs `work` on one thread for each of `tools`, with exclusive use of it. If the system refuses threads, the
+/// remaining tools stay unused.
 ///
 /// # Errors
 /// The first one.
@@ -60,7 +60,7 @@ pub fn run_with<W: Send, T: Send>(
     abort: &Abort<'_>,
     work: impl Fn(W) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    /// Also a panicking worker must not leave others waiting for their turn for ever.
+    /// A panicking worker must not leave others waiting for their turn for ever either.
     struct Guard<'a, 'b>(&'a Abort<'b>);
     impl Drop for Guard<'_, '_> {
         fn drop(&mut self) {
@@ -115,7 +115,7 @@ pub fn spawn<T: Send + 'static>(
     started.map_err(|source| Error::NoThread { what: what.to_owned(), source })
 }
 
-/// Runs `work` on a thread of its own and waits for it: for what a thread does not come back from.
+/// Runs `work` on a thread of its own and waits for it: for changes of a thread that cannot be undone.
 ///
 /// # Errors
 /// [`Error::NoThread`].
@@ -127,9 +127,8 @@ pub fn apart<T: Send>(what: &'static str, work: impl FnOnce() -> T + Send) -> Re
     })
 }
 
-/// Lets the workers take turns: turn `n` runs after turn `n - 1`, whoever has it. This is where the work
-/// that is sequential by nature happens (SHA-256 of buffers that are to be used again) without a thread or a queue of its
-/// own.
+/// Lets the workers take turns: turn `n` runs after turn `n - 1`, on whichever thread has it. For inherently
+/// sequential work (SHA-256 of buffers that are to be reused) without a thread or a queue of its own.
 #[derive(Debug)]
 pub struct Sequencer<S> {
     state: Mutex<(u64, S)>,
@@ -137,7 +136,7 @@ pub struct Sequencer<S> {
 }
 
 impl<S> Sequencer<S> {
-    /// Begins with turn 0.
+    /// A sequencer at turn 0.
     pub fn new(state: S) -> Self {
         Self { state: Mutex::new((0, state)), changed: Condvar::new() }
     }
@@ -169,14 +168,15 @@ impl<S> Sequencer<S> {
     }
 }
 
-/// A line to one that works in order: whoever brings the piece that is next works off what waits, and the others go back to
-/// their own work. For work that may come later than its turn in [`Sequencer`], where everyone waits.
+/// A queue for work in order: the thread that adds the next piece works off all waiting pieces, and the others
+/// return to their own work. For work that may be done later than its turn in [`Sequencer`], where every thread
+/// waits.
 #[derive(Debug)]
 pub struct Queue<S, T> {
     ahead: u64,
     line: Mutex<Line<T>>,
     changed: Condvar,
-    /// Locked by the one for whom `Line::busy` was raised, so never contended.
+    /// Locked only by the thread that set `Line::busy`, so never contended.
     state: Mutex<S>,
 }
 
@@ -188,8 +188,8 @@ struct Line<T> {
 }
 
 impl<S, T> Queue<S, T> {
-    /// Begins with piece 0. Who brings a piece `ahead` (at least 1) before the one that is next waits, which bounds the
-    /// memory.
+    /// A queue at piece 0. A thread with a piece that is `ahead` (at least 1) or more beyond the next one waits,
+    /// which bounds the memory.
     pub fn new(state: S, ahead: u64) -> Self {
         let line = Line { next: 0, waiting: BTreeMap::new(), busy: false };
         Self {
@@ -200,10 +200,10 @@ impl<S, T> Queue<S, T> {
         }
     }
 
-    /// Hands over piece `number`; `work` is called with pieces in order, maybe later and by another caller.
+    /// Adds piece `number`; `work` is called with pieces in order, maybe later and on another thread.
     ///
     /// # Errors
-    /// Of `work`, which is then not called again; of [`Abort::check`] while waiting.
+    /// Those of `work`, which is then not called again; those of [`Abort::check`] while waiting.
     pub fn put(
         &self,
         number: u64,
@@ -222,7 +222,7 @@ impl<S, T> Queue<S, T> {
         if line.busy {
             return Ok(());
         }
-        // Stays raised after a failure: nothing may follow a piece that is missing.
+        // Stays set after a failure: nothing may follow a missing piece.
         line.busy = true;
         loop {
             let next = line.next;
@@ -244,30 +244,30 @@ impl<S, T> Queue<S, T> {
     }
 }
 
-/// Locks; a panic elsewhere has already decided the outcome, so poison adds nothing.
+/// Locks; a panic elsewhere has already decided the outcome, so poison is ignored.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Processor cores that this process may use.
+/// Number of processor cores that this process may use.
 pub fn cores() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// How many workers to use where nobody says, for work that now and then waits for a file: with cores only, a worker that
-/// waits idles one.
+/// Default number of workers for work that sometimes waits for a file: with one per core, a waiting worker would
+/// idle a core.
 pub fn default_jobs() -> NonZeroUsize {
     cores().saturating_add(2)
 }
 
-/// Bytes that a worker holds with frames of that size: one frame, what it is compressed to, a decoder.
+/// Memory of a worker in bytes for frames of that size: one frame, its compressed form, a decoder.
 pub const fn for_frames(frame: u64) -> u64 {
     frame.saturating_mul(2).saturating_add(512 << 10)
 }
 
-/// How many workers run, and a notice where that is not what was asked for or takes much memory: `wanted`, or
-/// `otherwise` where nobody said, but no more than the memory has room for that this process may still use (its cgroup,
-/// its limits, the machine). Each needs `bytes`. One runs in any case.
+/// Number of workers to run: `wanted`, or `otherwise` if that is `None`, but no more than fit into the memory that
+/// this process may still use (its cgroup, its limits, the machine). Each needs `bytes`. At least one runs in any
+/// case. Sends a notice if the number is lower than wanted or takes much memory.
 pub fn affordable(
     wanted: Option<NonZeroUsize>,
     otherwise: NonZeroUsize,
@@ -293,7 +293,7 @@ pub fn affordable(
     fit
 }
 
-/// That many workers, or one.
+/// `jobs` as a number of workers, at least one.
 pub fn at_least_one(jobs: usize) -> NonZeroUsize {
     NonZeroUsize::new(jobs).unwrap_or(NonZeroUsize::MIN)
 }
