@@ -1,4 +1,4 @@
-//! States of slots and upgrades; `report`: the objects that show them to operators and programs.
+//! States of slots and upgrades; `report`: their representation for operators and programs.
 
 mod report;
 
@@ -13,13 +13,13 @@ use crate::boot::BootFlag;
 use crate::gpt::Attributes;
 use crate::slot::{Content, Verdict};
 
-/// What a slot is, derived from its boot flags and its record.
+/// State of a slot, derived from its boot flags and its record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SlotState {
-    /// Nothing whole is in it.
+    /// It has no complete content.
     Empty,
-    /// A prepare began and did not end: running it again completes it.
+    /// A prepare began and did not end: another run completes it.
     Torn,
     /// It holds a verified image that is not selected to boot.
     Prepared,
@@ -31,22 +31,22 @@ pub enum SlotState {
     Bad,
 }
 
-/// All that decides what a slot is.
+/// Everything that determines the state of a slot.
 pub struct Evidence<'a> {
     /// Its attributes in the partition table.
     pub attributes: Attributes,
-    /// Which of them rule its group.
+    /// The boot flag that applies to its group.
     pub flag: BootFlag,
-    /// Whether something else than flags takes it next: the firmware, by BootNext or as the first in BootOrder
-    /// (`efi`); or a kernel that is loaded for kexec.
+    /// Whether something other than flags selects it for the next boot: the firmware, by BootNext or as the first
+    /// in BootOrder (`efi`), or a kernel that is loaded for kexec.
     pub chosen: bool,
-    /// What it says of itself.
+    /// Its content by its record.
     pub content: &'a Content,
     /// Whether this machine runs from it.
     pub running: bool,
 }
 
-/// What a slot is.
+/// The state of a slot.
 ///
 /// | content | flags (`priority`) | state |
 /// |---|---|---|
@@ -58,14 +58,14 @@ pub struct Evidence<'a> {
 /// | whole | priority 0 | prepared |
 /// | nothing | priority 0 | empty |
 ///
-/// Under `legacy` bit 2 says only what boots, and the mark of the slot says whether it proved good. A slot that
-/// boots without a record of ours was installed by other means, and is taken for good. One that is marked bad and
-/// still selected is one whose roll-back was cut short: it is on trial until that is done. Under `efi` it is the same,
-/// with what the firmware chooses for the bit.
+/// Under `legacy`, bit 2 only determines the boot; the mark of the slot has the outcome of its trial. A slot that
+/// boots without a record of ours was installed by other means, and counts as good. One that is marked bad and
+/// still selected is one whose roll-back was cut short: it is on trial until that is completed. Under `efi` the
+/// same applies, with the choice of the firmware in place of the bit.
 ///
-/// A trial of one boot, by BootNext or by kexec, has no flag while it runs: the slot that is marked so is on trial while it
-/// runs or is about to, and has failed when it does neither. BootNext comes before its mark: a slot that runs by `efi`
-/// and is not marked is on trial too.
+/// A trial of one boot, by BootNext or by kexec, has no flag while it runs. The slot with that mark is on trial
+/// while it runs or is selected, and has failed otherwise. BootNext is written before the mark: a slot that runs by
+/// `efi` without a mark is on trial too.
 pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
     let (attributes, priority) = (evidence.attributes, evidence.flag == BootFlag::Priority);
     let verdict = match evidence.content {
@@ -95,7 +95,7 @@ pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
 }
 
 impl SlotState {
-    /// The word that tables and JSON show.
+    /// The word in tables and JSON.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -108,21 +108,21 @@ impl SlotState {
     }
 }
 
-/// State of the upgrade as the v1 status names it.
+/// State of the upgrade in the v1 status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum UpgradeState {
-    /// Nothing is under way.
+    /// No upgrade is in progress.
     UpgradeIdle,
     /// A bundle is being staged.
     UpgradePreparing,
     /// A bundle is staged and verified.
     UpgradePrepared,
-    /// The new slot is selected; it has not been marked good.
+    /// The new slot is selected, and not marked good yet.
     UpgradeTrial,
 }
 
-/// What an upgrade would be; see [`crate::manual::verbs`].
+/// Type of an upgrade; see [`crate::manual::verbs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum UpgradeType {

@@ -1,4 +1,4 @@
-//! What verbs print, as text and with `--json`, and what the service sends.
+//! Reports of the verbs, printed as text and with `--json`, and sent by the service.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use crate::units::{Blake3, Group, Slot};
 /// The status: exactly these seven keys in this order (the wire contract of `GET /v1/upgrade/status`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// Where the bundle came from.
+    /// Origin of the bundle.
     pub install_path: String,
     /// The state.
     pub state: UpgradeState,
@@ -18,9 +18,9 @@ pub struct Status {
     pub error_message: String,
     /// The last error's stable code, or [`NO_ERROR`](crate::error::NO_ERROR).
     pub error_state: String,
-    /// Whether an upgrade may not begin or go on now.
+    /// Whether an upgrade is blocked now.
     pub is_blocked: bool,
-    /// Why, or empty.
+    /// The reason, or empty.
     pub blocked_reason: String,
 }
 
@@ -33,36 +33,36 @@ pub struct SlotReport {
     pub slot: Slot,
     /// Number of the partition in the table.
     pub partition: u32,
-    /// Its unique GUID.
+    /// Unique GUID of the partition.
     pub partuuid: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What it is.
+    /// Its state.
     pub state: SlotState,
-    /// Whether this machine runs from it now. Of an image file that is so only where somebody says it.
+    /// Whether this machine runs from it now. For an image file only if a user states it.
     pub booted: bool,
-    /// Whether the verbs take it as the platform that runs: of an image file the one that boots next.
+    /// Whether the verbs treat it as the running platform: for an image file the one that boots next.
     #[serde(skip)]
     pub is_current: bool,
     /// Whether the next boot takes it.
     pub boots_next: bool,
-    /// Why a slot is bad, or what its trial has brought so far.
+    /// Why a slot is bad, or the progress of its trial; else `None`.
     pub reason: Option<String>,
-    /// Version of what it holds, from its record.
+    /// Version of its content, from its record; `None` without a record.
     pub version: Option<String>,
-    /// Whether it was installed without a look at its signature; left out where it was not.
+    /// Whether it was installed without verifying a signature; omitted if it was verified.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unsigned: bool,
-    /// Product of what it holds.
+    /// Product of its content; `None` without a record.
     pub product: Option<String>,
-    /// Seconds from 1970 to the making of the bundle that it came with, by its manifest.
+    /// Time of creation of its bundle in seconds since 1970, from the manifest; `None` without a record.
     pub created: Option<u64>,
-    /// BLAKE3 of the image that it holds.
+    /// BLAKE3 of its image; `None` without a record.
     pub blake3: Option<Blake3>,
-    /// BLAKE3 of the manifest that it was installed from.
+    /// BLAKE3 of the manifest that it was installed from; `None` without a record.
     #[serde(skip)]
     pub manifest: Option<Blake3>,
-    /// Names of the firmware blobs that it holds.
+    /// Names of its firmware blobs.
     pub firmware: Vec<String>,
     /// Boot priority (bits 48-51).
     pub priority: u8,
@@ -72,7 +72,7 @@ pub struct SlotReport {
     pub successful: bool,
     /// Legacy BIOS bootable (bit 2).
     pub legacy_bootable: bool,
-    /// The boot entry of a platform slot, where EFI variables rule and it has one.
+    /// The boot entry of a platform slot; `None` without EFI variables or without an entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_entry: Option<BootEntry>,
 }
@@ -82,36 +82,36 @@ pub struct SlotReport {
 pub struct BootEntry {
     /// Its name, `Boot0001`.
     pub name: String,
-    /// What firmware and people call it.
+    /// Its description, as shown by firmware.
     pub description: String,
-    /// The file that it starts.
+    /// The file that it starts; `None` if it names none.
     pub file: Option<String>,
-    /// Whether firmware may take it.
+    /// Whether it is active: firmware may boot it.
     pub active: bool,
-    /// Its place in BootOrder, from 1.
+    /// Its place in BootOrder, from 1; `None` if it is not listed.
     pub place: Option<usize>,
     /// Whether BootNext names it.
     pub next: bool,
 }
 
-/// `slots`: what the disk holds.
+/// `slots`: the slots of a disk.
 #[derive(Debug, Clone, Serialize)]
 pub struct SlotsReport {
     /// The disk.
     pub disk: String,
-    /// Which bits rule.
+    /// The boot flag that applies.
     pub boot_flag: crate::boot::BootFlag,
-    /// How sound the two copies of the partition table are, as a word.
+    /// State of the two copies of the partition table, as a word.
     pub table: String,
-    /// How the next switch will be written (by second array, or in place where there is no room).
+    /// How the next switch will be written (by second array, or in place if there is no room).
     pub switch_method: String,
-    /// Foreign boot entries that the firmware takes before those of the slots, where EFI variables rule.
+    /// Foreign boot entries that the firmware tries before those of the slots, if EFI variables apply.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub boot_before: Vec<String>,
-    /// Why it is not known which slot runs; `None` where it is, and for image files.
+    /// Why the running slot is unknown; `None` if it is known, and for image files.
     #[serde(skip)]
     pub booted_unknown: Option<String>,
-    /// The slots: platform a, b, then software a, b where they exist.
+    /// The slots: platform a, b, then software a, b if they exist.
     pub slots: Vec<SlotReport>,
 }
 
@@ -124,67 +124,68 @@ pub struct PlannedPayload {
     pub version: String,
     /// Uncompressed size in bytes.
     pub size: u64,
-    /// Where it goes: `platform_b`, say; `None` where it is already installed and is left alone.
+    /// Target partition, for instance `platform_b`; `None` if it is already installed and is left as it is.
     pub target: Option<String>,
 }
 
-/// `plan BUNDLE`: what an upgrade would be and do, and what blocks it.
+/// `plan BUNDLE`: type and steps of an upgrade, and what blocks it.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanReport {
     /// The disk.
     pub disk: String,
     /// Product of the bundle.
     pub product: String,
-    /// Version of the running platform slot, if it is known.
+    /// Version of the running platform slot; `None` if unknown.
     pub running_version: Option<String>,
     /// Version of the bundle.
     pub target_version: String,
     /// The type of the upgrade.
     pub upgrade_type: UpgradeType,
-    /// The slot that runs; of an image file the one that boots next.
+    /// The running slot; for an image file the one that boots next.
     pub booted: Slot,
-    /// Whether it runs, and is not only what boots next.
+    /// Whether it runs, and is not only the one that boots next.
     #[serde(skip)]
     pub is_running: bool,
     /// The payloads, in the order of the bundle.
     pub payloads: Vec<PlannedPayload>,
-    /// Of a delta: bytes that will be read of it at most.
+    /// Maximum bytes to be read of a delta; `None` for a bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transfer_bytes: Option<u64>,
     /// How the switch will be written.
     pub switch_method: String,
-    /// BLAKE3 of the bundle's `manifest.json`: `prepare --manifest` takes no other bundle.
+    /// BLAKE3 of the bundle's `manifest.json`: `prepare --manifest` accepts no other bundle.
     pub manifest: Blake3,
-    /// Whether the very bundle is already prepared.
+    /// Whether the same bundle is already prepared.
     pub already_prepared: bool,
-    /// Code and sentence of each thing that forbids the upgrade now; empty when it may go ahead.
+    /// Code and message of each obstacle to the upgrade now; empty if there is none.
     pub blocked_by: Vec<Obstacle>,
-    /// What of the host is open to the container of the software; `None`: nothing here runs it.
+    /// The parts of the host that the software's container has access to; `None` if no container is configured
+    /// here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_open: Option<Vec<String>>,
 }
 
-/// What a delta was worth.
+/// Statistics of a delta.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct DeltaReport {
-    /// Bytes that were read of the delta and, where frames were taken from it, of the whole bundle.
+    /// Bytes that were read of the delta and, for frames taken from it, of the whole bundle.
     pub downloaded_bytes: u64,
-    /// Bytes of images copied from the slot that runs.
+    /// Bytes of images copied from the running slot.
     pub copied_bytes: u64,
-    /// Bytes of images made of ranges of it and of the delta.
+    /// Bytes of images made of ranges of the running slot and of the delta.
     pub patched_bytes: u64,
-    /// Bytes of images taken from the whole bundle after all.
+    /// Bytes of images taken from the whole bundle in the end.
     pub fallen_back_bytes: u64,
-    /// Offset in bytes in the slot that runs at which it is not what its record says, where that was met.
+    /// Offset in bytes in the running slot at which it differs from its record; `None` if no difference was met.
     pub base_damaged: Option<u64>,
 }
 
-/// Something that forbids an upgrade.
+/// An obstacle to an upgrade.
 #[derive(Debug, Clone, Serialize)]
 pub struct Obstacle {
     /// Its stable code.
     pub code: String,
-    /// It and its remedy.
+    /// Message with the remedy.
     pub message: String,
 }
 
@@ -193,7 +194,7 @@ pub struct Obstacle {
 pub struct PrepareReport {
     /// The type of the upgrade.
     pub upgrade_type: UpgradeType,
-    /// Version that is now prepared.
+    /// The version that is now prepared.
     pub version: String,
     /// Names of the partitions that now hold it.
     pub targets: Vec<String>,
@@ -201,11 +202,11 @@ pub struct PrepareReport {
     pub image_bytes: u64,
     /// Of these, bytes written as data.
     pub written_bytes: u64,
-    /// Of these, bytes written as zeroes by the device's own means.
+    /// Of these, bytes zeroed by means of the device.
     pub zeroed_bytes: u64,
-    /// Of these, bytes that already were in place.
+    /// Of these, bytes that were already in place.
     pub reused_bytes: u64,
-    /// What a delta was worth, where it was one.
+    /// Statistics of a delta; `None` for a bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<DeltaReport>,
     /// Whether the slot was read back past the page cache and verified.
@@ -221,7 +222,7 @@ pub struct SwitchReport {
     pub done: String,
     /// The platform slot that boots next.
     pub boots_next: Slot,
-    /// What has to happen for it to take effect (`reboot`, `kexec`, `restart-software`, `nothing`).
+    /// The step that makes it take effect (`reboot`, `kexec`, `restart-software`, `nothing`).
     pub next_step: String,
     /// How it was written.
     pub switch_method: String,
