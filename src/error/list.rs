@@ -1,4 +1,4 @@
-//! The list: a variant, its facts, its class, its code and its sentence, each written here and nowhere else.
+//! The list of errors: for each variant its facts, class, code and message, each written here and nowhere else.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use super::Class;
 use crate::units::{Blake3, Downtime, Group, Guid, Sha256, Slot};
 
-/// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be forgotten.
+/// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be left out.
 macro_rules! errors {
     ($($(#[doc = $doc:literal])+ $name:ident $({ $($field:ident: $ty:ty),* $(,)? })?
         => $class:ident, $code:literal, ($($message:tt)+);)*) => {
-        /// A failure. `Display` is the sentence for people: what, where, expected, got, what to do.
+        /// A failure. `Display` is the message for people: what, where, expected, got, what to do.
         #[derive(Debug, thiserror::Error)]
         #[allow(missing_docs, reason = "a field is named for the fact it carries; the variant is documented")]
         #[non_exhaustive]
@@ -27,7 +27,7 @@ macro_rules! errors {
                 match self { $(Self::$name $({ $($field: _),* })? => Class::$class,)* }
             }
 
-            /// Every code there is, with its class.
+            /// All codes, with their classes.
             pub const ALL: &'static [(&'static str, Class)] =
                 &[$((concat!("UPGRADE_ERROR_", $code), Class::$class)),*];
         }
@@ -35,67 +35,67 @@ macro_rules! errors {
 }
 errors! {
     // ---- Internal ----
-    /// Something that cannot happen did; a defect of qstage.
+    /// An impossible state; a defect of qstage.
     Internal { what: String } => Internal, "INTERNAL", ("internal error: {what}; please report this");
 
-    /// The process that prepares ended without saying how.
+    /// The process of a prepare ended without a result.
     Worker { what: String, problem: String } => Internal, "WORKER",
         ("the process for {what} {problem}; nothing that runs was touched, run it again to go on");
-    /// The system has no thread to give.
+    /// The system refuses to start a thread.
     NoThread { what: String, source: io::Error } => Internal, "NO_THREAD",
         ("no thread for {what}: {source}; raise the limit of processes (pids.max of the cgroup, ulimit -u) or end others");
-    /// A service answered with an error that this qstage does not know, or failed while it was watched.
+    /// A service answered with an error that this qstage does not know, or failed while it was being watched.
     Remote { code: String, class: Class, message: String } => Internal, "REMOTE", ("{message}");
 
     // ---- Usage ----
-    /// The configuration file cannot be used.
+    /// The configuration file is unreadable or invalid.
     Config { path: PathBuf, problem: String } => Usage, "CONFIG",
         ("configuration {}: {problem}", .path.display());
-    /// An argument cannot be used.
+    /// An argument is invalid.
     Argument { what: String, problem: String } => Usage, "ARGUMENT", ("{what}: {problem}");
 
-    /// A request to the service cannot be understood.
+    /// A request to the service is malformed.
     BadRequest { problem: String } => Usage, "BAD_REQUEST", ("{problem}");
-    /// The service has nothing at this address, or not for this method.
+    /// The service has no endpoint at this path, or none for this method.
     NoSuchEndpoint { what: String } => Usage, "NO_SUCH_ENDPOINT", ("{what}; see /v1/qstage/openapi.json");
-    /// A request names a node that is not there.
+    /// A request names an unknown node.
     NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; 'qstage cluster status' shows those that there are, a single node is node 1");
-    /// Something was asked of a node that answers at another address.
+    /// A request concerns a node with another address.
     ElsewhereNode { node: u64 } => Usage, "ELSEWHERE_NODE",
         ("that is for node {node} itself; ask at its address, which 'qstage cluster status' shows");
-    /// Something was asked for that a member of a cluster does together with the others only.
+    /// A single-node operation was requested on a member of a cluster.
     ClusterMember { what: String } => Usage, "CLUSTER_MEMBER",
         ("{what} is not for one member of a cluster alone; use /v2/upgrade, which is for all of them");
-    /// Something was asked for that only a cluster can do.
+    /// A cluster operation was requested on a single node.
     NotACluster { what: String } => Usage, "NOT_A_CLUSTER", ("{what} needs a cluster; this is a single node");
 
     // ---- Bundle ----
     /// The bundle ends early.
     Truncated { what: String, at: u64 } => Bundle, "BUNDLE_TRUNCATED",
         ("the bundle ends at byte {at}, within {what}; transfer it again");
-    /// There is something behind the end of the archive.
+    /// There are bytes after the end of the archive.
     TrailingBytes { at: u64 } => Bundle, "BUNDLE_TRAILING_BYTES",
         ("the bundle goes on behind its end at byte {at}; it is not what was packed");
-    /// A tar header is not the one that the manifest implies.
+    /// A tar header differs from the one that the manifest implies.
     TarHeader { member: String, at: u64, problem: String } => Bundle, "BUNDLE_TAR_HEADER",
         ("tar header of {member} at byte {at}: {problem}");
-    /// A limit that is checked before anything is allocated was exceeded.
+    /// A limit that is checked before any allocation was exceeded.
     TooLarge { what: String, limit: u64, got: u64 } => Bundle, "BUNDLE_LIMIT",
         ("{what} is {got}, the limit is {limit}");
-    /// The manifest cannot be parsed or contradicts itself.
+    /// The manifest cannot be parsed or is inconsistent.
     Manifest { problem: String } => Bundle, "BUNDLE_MANIFEST", ("manifest.json: {problem}");
     /// The bundle's format version is unknown.
     FormatVersion { got: u64, known: u64 } => Bundle, "BUNDLE_FORMAT_VERSION",
         ("the bundle has format version {got}, this qstage knows {known}; use a qstage that knows it");
-    /// The index does not hash to what the manifest says.
+    /// The hash of the index is not that in the manifest.
     IndexDigest { expected: Blake3, got: Blake3 } => Bundle, "BUNDLE_INDEX_DIGEST",
         ("index.bin has BLAKE3 {got}, the manifest says {expected}; transfer the bundle again");
     /// The index contradicts the manifest.
     Index { payload: String, problem: String } => Bundle, "BUNDLE_INDEX", ("index.bin, {payload}: {problem}");
-    /// A frame cannot be decompressed to what the manifest says it holds.
+    /// A frame cannot be decompressed to the size in the manifest.
     Frame { payload: String, frame: u64, at: u64, problem: String } => Bundle, "BUNDLE_FRAME",
         ("{payload}, frame {frame} (image offset {at}): {problem}; transfer the bundle again");
-    /// A frame does not hash to its chaining value in the index.
+    /// The hash of a frame is not its chaining value in the index.
     FrameDigest { payload: String, frame: u64, at: u64, expected: Blake3, got: Blake3 } => Bundle,
         "BUNDLE_FRAME_DIGEST",
         ("{payload}, frame {frame} (image offset {at}): BLAKE3 chaining value {got}, the index says {expected}; transfer the bundle again");
@@ -105,22 +105,22 @@ errors! {
     /// A frame of a delta cannot be made, and no whole bundle is known to take it from.
     DeltaFrame { payload: String, frame: u64, at: u64, problem: String } => Bundle, "DELTA_FRAME",
         ("{payload}, frame {frame} (image offset {at}) cannot be made from the delta: {problem}; give the whole bundle too (--bundle), or prepare that one");
-    /// A whole image does not have the SHA-256 of the manifest although every frame has its BLAKE3.
+    /// The SHA-256 of a whole image is not that in the manifest, although every frame has the right BLAKE3.
     ImageDigest { payload: String, expected: Sha256, got: Sha256 } => Bundle, "BUNDLE_IMAGE_DIGEST",
         ("{payload}: SHA-256 {got}, the manifest says {expected}; the bundle was packed wrongly");
 
     // ---- Trust ----
     /// The bundle carries no signature.
     Unsigned => Trust, "UNSIGNED", ("the bundle is not signed; sign it with 'qstage sign'");
-    /// The signature member is not a row of SSH signatures in their one spelling.
+    /// The signature member is not a sequence of SSH signatures in their canonical encoding.
     SignatureFormat { problem: String } => Trust, "SIGNATURE_FORMAT", ("manifest.json.sig: {problem}");
-    /// No signature holds under a key that is trusted.
+    /// No signature is valid under a trusted key.
     Untrusted { path: PathBuf, signers: String } => Trust, "UNTRUSTED",
         ("no signature holds under a key of {}: {signers}; add the key to that file if you trust it", .path.display());
-    /// Trusted keys have signed, but fewer than are asked for.
+    /// Fewer trusted keys have signed than are required.
     TooFewSigners { path: PathBuf, found: usize, needed: usize, signers: String } => Trust, "TOO_FEW_SIGNERS",
         ("signed by {found} of {needed} different keys of {} that 'threshold' asks for: {signers}; have it signed by another one ('qstage sign')", .path.display());
-    /// A trusted key made the signature, but over other bytes: the manifest was changed.
+    /// A trusted key made the signature, but over other bytes: the manifest was altered.
     BadSignature { key: String } => Trust, "BAD_SIGNATURE",
         ("the signature by trusted key {key} does not fit manifest.json: one of them was changed; transfer the bundle again");
     /// The `allowed_signers` file cannot be read or holds no usable key.
@@ -129,9 +129,9 @@ errors! {
     /// A signature could not be made.
     Signing { key: PathBuf, problem: String } => Trust, "SIGNING", ("signing with {}: {problem}", .key.display());
 
-    /// A request carries no token, or one that is not known.
+    /// A request has no token, or an unknown one.
     Unauthenticated { problem: String } => Trust, "UNAUTHENTICATED", ("{problem}");
-    /// Who asks may not do this.
+    /// The client of a request lacks the permission for it.
     Forbidden { who: String } => Trust, "FORBIDDEN",
         ("{who} may only read; changes need a token with the privilege 'write', or root on the Unix socket");
 
@@ -139,34 +139,35 @@ errors! {
     /// The bundle is for another product.
     Product { bundle: String, machine: String } => Refused, "PRODUCT",
         ("the bundle is for product '{bundle}', this machine is '{machine}'");
-    /// The bundle is older than what runs.
+    /// The bundle is older than the running release.
     Downgrade { bundle: String, running: String } => Refused, "DOWNGRADE",
         ("the bundle has version {bundle}, older than the running {running}; --allow-downgrade overrides");
-    /// The bundle has the version of what runs, and is another one.
+    /// The bundle has the version of the running release, but other content.
     SameVersion { version: String } => Refused, "SAME_VERSION",
         ("the bundle has version {version}, which runs already with other content; --allow-downgrade overrides");
-    /// The anti-rollback epoch of a release is lower than what runs, or than the highest that was ever marked good here.
+    /// The anti-rollback epoch of a release is lower than that of the running one, or than the highest that was
+    /// ever marked good here.
     Epoch { version: String, epoch: u64, floor: u64 } => Refused, "EPOCH",
         ("{version} has epoch {epoch}, lower than {floor}, which has been good on this machine: a release with a known hole; --allow-epoch-rollback overrides");
-    /// What runs does not say what it is: its record is damaged or missing, so that no rule can be checked against it.
+    /// The record of the running slot is damaged or missing, so that no rule can be checked against it.
     RunningUnknown { partition: String, found: String } => Refused, "RUNNING_UNKNOWN",
         ("what runs in {partition} cannot be told, so neither can what may follow it: {found}; --allow-epoch-rollback overrides");
-    /// The bundle is not the one that was asked for, by its manifest.
+    /// The manifest of the bundle is not the requested one.
     OtherBundle { expected: String, found: String } => Refused, "OTHER_BUNDLE",
         ("the bundle has manifest {found}, not {expected}: it was exchanged since it was looked at; look at it again");
     /// The running version is too old for a direct upgrade.
     MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
         ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");
-    /// The machine runs exactly what the bundle holds.
+    /// The machine already runs exactly the content of the bundle.
     AlreadyInstalled { version: String } => Refused, "ALREADY_INSTALLED",
         ("nothing to do: what bundle {version} holds is what already runs");
     /// Another qstage holds the lock of the disk.
     Busy { disk: String, holder: String } => Refused, "BUSY",
         ("{disk} is locked by {holder}; wait for it to end");
-    /// A delta starts from another image than the one that runs.
+    /// A delta has another base than the running image.
     DeltaBase { payload: String, expected: Blake3, running: String } => Refused, "DELTA_BASE",
         ("the delta of {payload} starts from the image with BLAKE3 {expected}, but {running}; use the delta from that one, or the whole bundle");
-    /// The slot that a delta starts from can change while it is read.
+    /// The base slot of a delta is writable, so it could change while it is read.
     BaseWritable { partition: String, by: String } => Refused, "BASE_WRITABLE",
         ("{partition}, which the delta starts from, is writable ({by}) and no longer what was installed; use the whole bundle");
     /// A delta saves too little.
@@ -175,83 +176,83 @@ errors! {
     /// The target slot is mounted or claimed.
     SlotInUse { partition: String, by: String } => Refused, "SLOT_IN_USE",
         ("{partition} is in use: {by}; it must be idle to be written");
-    /// Whether the target slot is in use cannot be told.
+    /// It cannot be determined whether the target slot is in use.
     UseUnknown { partition: String, problem: String } => Refused, "USE_UNKNOWN",
         ("cannot tell whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
     /// The running boot has not been marked good: writing would destroy the only good fallback.
     OnTrial { slot: Slot, fallback: Slot } => Refused, "ON_TRIAL",
         ("slot {slot} is on trial and slot {fallback} is the only good fallback; mark it good or roll back first");
-    /// A switch between good slots waits for its reboot: what is selected next would be overwritten.
+    /// A switch between good slots waits for its reboot: the slot that is selected next would be overwritten.
     SwitchPending { slot: Slot, running: Slot } => Refused, "SWITCH_PENDING",
         ("slot {slot} is selected to boot next and would be overwritten; reboot into it, or stay in slot {running} with 'qstage cancel'");
-    /// Which slot is running cannot be told.
+    /// It cannot be determined which slot is running.
     BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
         ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b, or have the boot loader or the initramfs put qstage.partuuid=GUID (or root=PARTUUID=GUID) of that slot on the kernel command line");
     /// There is nothing prepared to commit.
     NotPrepared { problem: String } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; run 'qstage prepare' first");
-    /// The very bundle has already failed its trial on this machine.
+    /// The same bundle has already failed its trial on this machine.
     FailedBefore { version: String, partition: String, why: String } => Refused, "FAILED_BEFORE",
         ("{version} has failed its trial in {partition} ({why}); install another release, or try it again with --retry");
     /// A partition that is no slot carries the legacy boot flag.
     ForeignBootFlag { disk: String, number: u32, name: String } => Refused, "FOREIGN_BOOT_FLAG",
         ("{disk}: partition {number} '{name}' carries the legacy boot flag too, and a boot loader that finds two starts none; take it off: sgdisk --attributes={number}:clear:2");
-    /// Nothing runs on trial whose failure could be kept.
+    /// No trial is running, so there is no failure to record.
     NoTrial => Refused, "NO_TRIAL", ("what runs is not on trial");
-    /// A trial by kexec is not possible, or makes no sense.
+    /// A trial by kexec is not possible, or not useful.
     KexecTrial { problem: String } => Refused, "KEXEC_TRIAL", ("--trial kexec: {problem}; commit without it");
     /// There is nothing to mark good.
     NothingToMark { problem: String } => Refused, "NOTHING_TO_MARK", ("nothing to mark good: {problem}");
     /// There is no slot to go back to.
     NoFallback { problem: String } => Refused, "NO_FALLBACK", ("cannot roll back: {problem}");
-    /// There is nothing that can be cancelled.
+    /// There is no upgrade to cancel.
     NothingToCancel { problem: String } => Refused, "NOTHING_TO_CANCEL", ("nothing to cancel: {problem}");
-    /// The disk to be laid out holds something.
+    /// The disk to be laid out is not blank.
     NotBlank { disk: String, found: String } => Refused, "NOT_BLANK",
         ("{disk} holds {found}; --force destroys it");
 
-    /// A file that was to be written is there already.
+    /// The output file exists already.
     OutputExists { path: PathBuf } => Refused, "OUTPUT_EXISTS",
         ("{} exists; --force replaces it", .path.display());
 
-    /// A selector was asked for where the boot loader or the firmware selects.
+    /// A selector was run although the boot loader or the firmware selects.
     SelectorUnused { flag: &'static str } => Refused, "SELECTOR_UNUSED",
         ("boot_flag is '{flag}': what reads it has chosen before any initramfs runs, and a selector is not used");
     /// The prepared upgrade changes the platform, which no container swap can do.
     NeedsReboot => Refused, "NEEDS_REBOOT",
         ("the prepared bundle brings another platform; commit it and reboot");
-    /// A container is asked for, but none is configured.
+    /// A container is needed, but none is configured.
     NoContainer => Refused, "NO_CONTAINER",
         ("no container is configured; set [container] in the configuration");
     /// Another bundle is prepared, and would be lost.
     OtherPrepared { version: String } => Refused, "OTHER_PREPARED",
         ("{version} is prepared and would be discarded; commit it, cancel it (POST /v1/qstage/cancel, or target IDLE by v1), or prepare with ?replace=true");
-    /// The service is at work on an upgrade.
+    /// The service is busy with an upgrade.
     UpgradeBusy { doing: String } => Refused, "UPGRADE_BUSY",
         ("an upgrade is under way ({doing}); wait for it to end or cancel it");
-    /// An upgrade must not begin or go on now.
+    /// An upgrade is blocked now.
     Blocked { reason: String } => Refused, "BLOCKED", ("{reason}");
-    /// The service was not told how to do this.
+    /// The configuration of the service lacks a key for this.
     NotConfigured { what: String, key: String } => Refused, "NOT_CONFIGURED",
         ("the service cannot {what}: set '{key}' in its configuration");
-    /// The machine or its last upgrade is too young for another one.
+    /// The waiting period since the boot or the last upgrade is not over.
     Waiting { left: u64 } => Refused, "WAITING",
         ("the waiting period after the start of the machine and after an upgrade lasts for another {left} s; 'waiting_period' in the configuration sets it");
-    /// A reboot that is not under way cannot be paused or resumed.
+    /// There is no rolling reboot to pause or resume.
     NoReboot => Refused, "NO_REBOOT", ("no rolling reboot is under way");
 
     /// This node may not join the cluster, or leave it.
     Membership { problem: String } => Refused, "MEMBERSHIP", ("{problem}");
-    /// A member of a cluster was asked for an upgrade of the software alone.
+    /// An upgrade of the software alone was requested from a member of a cluster.
     ClusterSoftware { version: String } => Refused, "CLUSTER_SOFTWARE",
         ("{version} changes the software alone, and a cluster takes upgrades of the platform only; let all nodes leave ('qstage cluster leave'), upgrade them one by one, and join again ('qstage cluster join')");
-    /// A key of the cluster holds what this program does not understand.
+    /// A key of the cluster has content that this program does not understand.
     ClusterData { key: String, problem: String } => Refused, "CLUSTER_DATA",
         ("etcd key '{key}' holds no value of this qstage ({problem}); nothing moves until all nodes run one qstage and somebody has seen to that key");
 
     // ---- Disk ----
-    /// No software slot holds what could be started.
+    /// No software slot holds startable software.
     NoSoftware { problem: String } => Disk, "NO_SOFTWARE", ("there is no software to run: {problem}; run 'qstage prepare'");
-    /// No disk holds slots.
+    /// No disk has slots.
     NoDisk { read: String } => Disk, "NO_DISK",
         ("no disk holds partitions named 'platform_a' and 'platform_b' (looked at: {read}); name the disk with --disk");
     /// There is no GPT on the disk.
@@ -260,7 +261,7 @@ errors! {
     /// There is a GPT, but neither copy is whole.
     GptDamaged { disk: String, primary: String, backup: String } => Disk, "GPT_DAMAGED",
         ("{disk}: both copies of the partition table are damaged (primary: {primary}; backup: {backup}); restore it from a saved copy (sgdisk --load-backup) before anything else");
-    /// The disk has an MBR partition table.
+    /// The disk has an MBR partition table instead of a GPT.
     MbrDisk { disk: String, partitions: usize } => Disk, "MBR_DISK",
         ("{disk} has an MBR partition table with {partitions} partitions, no GUID partition table; convert it (sgdisk --mbrtogpt, after a backup) or use another disk");
     /// The table was made for another sector size.
@@ -269,30 +270,30 @@ errors! {
     /// The table describes a larger disk than this one.
     TableLargerDisk { disk: String, usable: u64, last: u64 } => Disk, "TABLE_LARGER_DISK",
         ("{disk}: the partition table has usable blocks up to LBA {usable}, the disk ends at LBA {last}: it was copied from a larger disk; 'sgdisk -e' corrects that if all partitions lie within this disk");
-    /// Only a backup is valid, and nothing shows that it is this disk's.
+    /// Only a backup is valid, and there is no evidence that it is this disk's.
     TableDoubtful { disk: String } => Disk, "TABLE_DOUBTFUL",
         ("{disk}: the primary partition table is lost, and nothing shows that the backup at the end is this disk's: it may be that of an earlier use; look at it ('qstage slots'), then 'qstage repair --from backup', or restore a saved table");
-    /// The primary is marked to be ignored.
+    /// The primary header is marked IGNOREME.
     TableIgnored { disk: String } => Disk, "TABLE_IGNORED",
         ("{disk}: the primary partition table is marked IGNOREME, which leaves the backup only: no change of that is safe; 'cgpt legacy -e' takes the mark off");
-    /// A block that the table needs holds something that is not ours.
+    /// A block that the table needs holds data that is not ours.
     TableOccupied { disk: String, what: String, at: u64 } => Disk, "TABLE_OCCUPIED",
         ("{disk}: the {what} cannot be written, since LBA {at} holds something else, a boot loader perhaps; nothing was written; move that, or move the table's array ('sgdisk -j')");
-    /// The table cannot be changed so that a power cut harms nothing.
+    /// The table cannot be changed safely against a power cut.
     TableUnsafe { disk: String, why: String } => Disk, "TABLE_UNSAFE",
         ("{disk}: the partition table cannot be changed safely: {why}");
-    /// The GPT does something qstage does not support.
+    /// The GPT has a property that qstage does not support.
     GptUnsupported { disk: String, problem: String } => Disk, "GPT_UNSUPPORTED", ("{disk}: {problem}");
-    /// After a change the table is not what was intended, or an independent reader disagrees.
+    /// After a change the table is not as intended, or the independent reader disagrees.
     GptVerify { disk: String, problem: String } => Disk, "GPT_VERIFY",
         ("{disk}: the partition table does not read back as written: {problem}; do not power off, check the disk");
     /// A slot's partition does not exist.
     SlotMissing { disk: String, name: String, found: String } => Disk, "SLOT_MISSING",
         ("{disk} has no partition named '{name}', in this very spelling; {found}; name one so (sgdisk --change-name=NUMBER:{name}) or lay the disk out with 'qstage init'");
-    /// Several partitions carry the name of one slot.
+    /// Several partitions have the name of one slot.
     SlotAmbiguous { disk: String, name: String, numbers: String } => Disk, "SLOT_AMBIGUOUS",
         ("{disk}: partitions {numbers} are all named '{name}'; the name must be unique");
-    /// A slot shares its PARTUUID with another partition of its disk: what boots by it could be either.
+    /// A slot shares its PARTUUID with another partition of its disk: a boot by PARTUUID could start either.
     PartuuidAmbiguous { disk: String, partuuid: Guid, numbers: String } => Disk, "PARTUUID_AMBIGUOUS",
         ("{disk}: partitions {numbers} all have the PARTUUID {partuuid}; give each its own (sgdisk --partition-guid=NUMBER:R)");
     /// A slot's partition cannot be written directly.
@@ -304,19 +305,19 @@ errors! {
     /// The disk cannot hold the layout.
     DiskTooSmall { disk: String, needed: u64, size: u64 } => Disk, "DISK_TOO_SMALL",
         ("{disk} has {size} bytes, the layout needs {needed}");
-    /// The kernel's idea of a partition is not the table's.
+    /// Kernel and table disagree about a partition.
     KernelTable { partition: String, problem: String } => Disk, "KERNEL_TABLE",
         ("{partition}: {problem}; make the kernel read the table again ('partx -d' the disk, then 'partx -a') or reboot");
-    /// A slot holds no record: it never was installed whole.
+    /// A slot has no record: it was never completely installed.
     NoRecord { group: Group, slot: Slot, found: String } => Disk, "NO_RECORD",
         ("{group} slot {slot} has no record of a whole installation ({found}); run 'qstage prepare'");
-    /// A slot's content is not what its record says.
+    /// A slot's content differs from its record.
     SlotDamaged { group: Group, slot: Slot, payload: String, bad: u64, frames: u64, first: u64 } => Disk, "SLOT_DAMAGED",
         ("{group} slot {slot}, {payload}: {bad} of {frames} frames differ from the record, the first at image offset {first}; run 'qstage prepare' again");
-    /// The running slot, which a delta starts from, is not what its record says, and no whole bundle is known.
+    /// The running slot, the base of a delta, differs from its record, and no whole bundle is known.
     BaseDamaged { partition: String, at: u64 } => Disk, "BASE_DAMAGED",
         ("{partition}, which the delta starts from, is not what its record says at offset {at}; give the whole bundle too (--bundle), or prepare that one");
-    /// Neither slot may boot.
+    /// Neither slot can boot.
     NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
         ("{disk}: no platform slot is bootable by its flags; 'qstage mark-good --slot a' (or b) selects one that holds a release, 'qstage init {disk} --keep-table --bundle FILE' installs one, and --booted a (or b) says what this machine runs");
 
@@ -334,14 +335,14 @@ errors! {
     /// An EFI variable cannot be written, or does not read back.
     EfiWrite { name: String, source: io::Error } => Io, "EFI_WRITE",
         ("writing EFI variable {name}: {source}; what boots is as it was before or as intended ('qstage slots' shows it), run it again");
-    /// A file or device cannot be opened or asked.
+    /// A file or device cannot be opened or examined.
     Open { path: PathBuf, source: io::Error } => Io, "OPEN", ("{}: {source}", .path.display());
     /// The disk or file is read-only.
     ReadOnly { path: PathBuf } => Io, "READ_ONLY", ("{} is read-only; make it writable", .path.display());
-    /// The place refuses O_DIRECT.
+    /// The file system or device refuses O_DIRECT.
     NoDirectIo { path: PathBuf } => Io, "NO_DIRECT_IO",
         ("{} cannot be opened with O_DIRECT: its file system does not support it; use another one", .path.display());
-    /// O_DIRECT works here, but only in units larger than the sectors of the image.
+    /// O_DIRECT works there, but only in units larger than the sectors of the image.
     DirectIoUnit { path: PathBuf, sector: u32, unit: u32 } => Io, "DIRECT_IO_UNIT",
         ("{} has sectors of {sector} bytes, its file system does direct I/O in units of {unit} only; attach it (losetup --show -f FILE) and give the loop device, or move it to a disk with {sector}-byte sectors", .path.display());
     /// A read from a device failed.
@@ -353,17 +354,17 @@ errors! {
     /// The device or its file system is full.
     NoSpace { what: String, at: u64 } => Io, "NO_SPACE",
         ("writing {what} at byte {at}: no space left; free some and run it again");
-    /// A flush failed: what was written may be lost.
+    /// A flush failed: written data may be lost.
     Sync { what: String, source: io::Error } => Io, "SYNC",
         ("flushing {what}: {source}; what was written may be lost, check the disk");
-    /// A device has not answered, and nobody can end the wait.
+    /// A device has not answered, and the wait cannot be ended.
     NoAnswer { device: String, seconds: u64, known: String } => Io, "NO_ANSWER",
         ("no answer from {device} for {seconds} s; {known}; check the device and its connection (kernel log), what waits for it ends when it answers");
-    /// A measurement fell short of what was asked for.
+    /// A measurement did not reach the requested value.
     TooSlow { reached: f64, wanted: f64, bound: &'static str } => Io, "TOO_SLOW",
         ("prepare reached {reached:.2} of the ideal, {wanted:.2} was asked for (bound by the {bound}); on a busy machine \
           try again, with more --repeat");
-    /// What was written does not read back.
+    /// Reading back returned other bytes than were written.
     ReadBack { payload: String, frame: u64, at: u64 } => Io, "READ_BACK",
         ("{payload}, frame {frame} does not read back as written (slot offset {at}); the disk is failing");
     /// Reading the bundle failed.
@@ -371,18 +372,18 @@ errors! {
     /// A file could not be written.
     Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {source}", .path.display());
 
-    /// An address or socket cannot be served.
+    /// Listening on an address or socket failed.
     Listen { address: String, source: io::Error } => Io, "LISTEN", ("cannot listen on {address}: {source}");
-    /// A service cannot be reached or does not answer as one.
+    /// A service is unreachable or does not answer like one.
     ServiceUnreachable { service: String, problem: String } => Io, "SERVICE_UNREACHABLE",
         ("service {service}: {problem}");
     /// The kernel of a slot could not be started by kexec.
     Kexec { problem: String } => Io, "KEXEC",
         ("starting the prepared slot by kexec: {problem}; nothing was switched, 'qstage cancel' or 'qstage commit' go on");
-    /// A command of the configuration failed.
+    /// A configured command failed.
     Command { command: String, problem: String } => Io, "COMMAND", ("'{command}' {problem}");
 
-    /// The command that reboots succeeded, and the machine is still there.
+    /// The reboot command succeeded, but the machine did not reboot.
     NotRebooted { command: String, seconds: u64 } => Io, "NOT_REBOOTED",
         ("'{command}' did not reboot the machine within {seconds} s; reboot it by hand to start the new slot");
 
@@ -390,32 +391,32 @@ errors! {
     /// etcd cannot be reached, has no quorum, or refuses.
     ClusterStore { problem: String } => Network, "CLUSTER_STORE",
         ("etcd does not answer ({problem}); nothing moves until it does, see [cluster] in the configuration");
-    /// A web server gave an answer that no retry will change.
+    /// The answer of a web server is final: a retry would not change it.
     Http { url: String, problem: String } => Network, "HTTP", ("{url}: {problem}");
 
-    /// No connection to a web server or its proxy came about.
+    /// The connection to a web server or its proxy failed.
     NetworkConnect { url: String, problem: String } => Network, "NETWORK_CONNECT", ("{url}: {problem}");
-    /// A server did not prove who it is, or did not accept who we are.
+    /// A server did not prove its identity, or did not accept ours.
     NetworkTls { url: String, problem: String } => Network, "NETWORK_TLS",
         ("{url}: {problem}; see 'web_ca' and [network] in the configuration");
-    /// A transfer of which nothing came for too long.
+    /// A transfer stalled: no bytes arrived for too long.
     NetworkStalled { url: String, at: u64, seconds: u64 } => Network, "NETWORK_STALLED",
         ("{url}: nothing came for {seconds} s at byte {at}; run it again to go on");
-    /// A transfer that went on, but too slowly.
+    /// A transfer was too slow.
     NetworkSlow { url: String, at: u64, rate: u64, least: u64, seconds: u64 } => Network, "NETWORK_SLOW",
         ("{url}: {rate} bytes a second over {seconds} s at byte {at}, {least} were asked for; run it again to go on");
-    /// A transfer that broke more often than it may.
+    /// A transfer broke more often than the configured number of retries.
     NetworkBroken { url: String, at: u64, problem: String, retries: u32 } => Network, "NETWORK_BROKEN",
         ("{url}: broken at byte {at} after {retries} retries: {problem}; run it again to go on");
-    /// The file on the server is another one than at the beginning of the transfer.
+    /// The file on the server changed during the transfer.
     SourceChanged { url: String, problem: String } => Network, "SOURCE_CHANGED",
         ("{url} has changed during the transfer: {problem}; run it again with the new file");
-    /// The file on the server does not have the size of the bundle whose signed index it begins with.
+    /// The file on the server does not have the size of the bundle with the signed index at its start.
     SourceLength { expected: u64, got: u64 } => Network, "SOURCE_LENGTH",
         ("the server has {got} bytes, the bundle has {expected}: the file there is not whole; nothing was written");
 
     // ---- Interrupted ----
-    /// Somebody cancelled the upgrade.
+    /// The upgrade was cancelled on request.
     Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and what was prepared is discarded");
     /// The service ended during an upgrade.
     ServiceEnded { doing: String } => Interrupted, "SERVICE_ENDED",
@@ -428,25 +429,25 @@ errors! {
     /// A container could not be started.
     ContainerStart { slot: Slot, problem: String } => Service, "CONTAINER_START",
         ("the container of software slot {slot} does not start: {problem}");
-    /// A container could not be stopped, not by SIGKILL either.
+    /// A container could not be stopped, not even by SIGKILL.
     ContainerStop { slot: Slot, problem: String } => Service, "CONTAINER_STOP",
         ("the container of software slot {slot} does not stop: {problem}; reboot the machine");
-    /// An upgrade of the cluster failed; its sentence names the node.
+    /// An upgrade of the cluster failed; its message names the node.
     ClusterUpgrade { problem: String } => Service, "CLUSTER_UPGRADE", ("{problem}");
-    /// A container runs, but its probe did not succeed in time; there is nothing to go back to.
+    /// A container runs, but its probe did not succeed in time; there is no other one to return to.
     ContainerUnhealthy { slot: Slot, seconds: f64, problem: String } => Service, "CONTAINER_UNHEALTHY",
         ("the container of software slot {slot} is not healthy after {seconds:.1} s: {problem}");
     /// The new container failed and the old one runs again.
     SwappedBack { version: String, problem: String, running: String, downtime: Downtime } => Service, "SWAPPED_BACK",
         ("{version} failed and was swapped back: {problem}; {running} runs again, downtime {downtime}");
-    /// The new container failed, and going back failed too.
+    /// The new container failed, and returning to the old one failed too.
     SwapBack { version: String, problem: String, back: String } => Service, "SWAP_BACK",
         ("{version} failed ({problem}), and so did going back: {back}; see 'qstage container status'");
     /// A health check failed.
     Unhealthy { check: String, problem: String } => Service, "UNHEALTHY", ("health check {check}: {problem}");
 
     // ---- Report ----
-    /// What was asked for is done, but standard output did not take the report.
+    /// The operation is done, but standard output did not accept the report.
     ReportLost { done: String, source: io::Error } => Report, "REPORT_LOST",
         ("done, but standard output did not take the report ({source}): {done}");
 }

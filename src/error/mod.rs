@@ -1,5 +1,5 @@
-//! Every failure the project knows: one variant each, with the facts as fields, a class that is the exit
-//! code, and a stable code for machines. The [list](Error) is the only place where any of the three is written.
+//! Every failure of the project: one variant each, with the facts as fields, a class that determines the exit code,
+//! and a stable code for programs. The [list](Error) is the only place where any of the three is written.
 
 mod list;
 
@@ -9,39 +9,41 @@ pub use list::Error;
 
 use crate::units::text;
 
-/// The result of anything here that can fail.
+/// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure it was; the process exits with [`exit_code`](Self::exit_code).
+/// Class of a failure; the process exits with [`exit_code`](Self::exit_code).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// A defect of qstage or of the system below it. Exit code 1.
     Internal,
-    /// The command line or the configuration is wrong. Exit code 2 (as clap's own).
+    /// The command line or the configuration is wrong. Exit code 2 (the same as clap's).
     Usage,
     /// The bundle is malformed, damaged or exceeds a limit. Exit code 3.
     Bundle,
-    /// The bundle may be whole, but nobody we trust vouches for it. Exit code 4.
+    /// The bundle may be whole, but no trusted key has signed it. Exit code 4.
     Trust,
-    /// All parts are sound, but the rules forbid the step now. Exit code 5.
+    /// All parts are valid, but the rules forbid the step now. Exit code 5.
     Refused,
     /// The disk is not laid out as needed, or a slot is not what it should be. Exit code 6.
     Disk,
     /// Reading or writing failed. Exit code 7.
     Io,
-    /// Stopped by a signal; run it again and it goes on. Exit code 8.
+    /// Stopped by a signal; another run continues. Exit code 8.
     Interrupted,
-    /// The disk is as it should be, but what runs from it is not: a container, a health check. Exit code 9.
+    /// The disk is as it should be, but a program that runs from it is not: a container, a health check. Exit code
+    /// 9.
     Service,
-    /// The bundle could not be had from where it lies: a link, a proxy, a server. Says nothing of the bundle. Exit code 10.
+    /// The bundle could not be fetched: a link, a proxy, a server failed. Does not concern its content. Exit code
+    /// 10.
     Network,
-    /// All is done, only the report of it could not be delivered. Exit code 11.
+    /// Everything is done, but its report could not be delivered. Exit code 11.
     Report,
 }
 
 impl Class {
-    /// The name, as in JSON.
+    /// Name in JSON.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Internal => "internal",
@@ -79,7 +81,8 @@ impl Class {
 /// `error_state` of a status without an error.
 pub const NO_ERROR: &str = "UPGRADE_ERROR_NO_ERROR";
 impl Error {
-    /// The stable code: `error_state` of the status, `code` in JSON. A failure that a service reported keeps its own.
+    /// The stable code: `error_state` of the status, `code` in JSON. A failure that a service reported has its
+    /// original code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Remote { code, .. } => {
@@ -97,19 +100,19 @@ impl Error {
         }
     }
 
-    /// A failure that a service reported by code and sentence; its class is what this program knows of the code.
+    /// A failure reported by a service; the class is derived from the code, as far as this program knows it.
     pub fn remote(code: &str, message: &str) -> Self {
         let class =
             Self::ALL.iter().find(|(known, _)| *known == code).map_or(Class::Internal, |known| known.1);
         Self::Remote { code: code.to_owned(), class, message: message.to_owned() }
     }
 
-    /// What whoever may only read is shown of it: code and class.
+    /// Code and class only: what users without write access are shown.
     pub fn for_readers(&self) -> String {
         format!("{} ({})", self.code(), self.class().word())
     }
 
-    /// A failed write, told apart by its cause: a full file system is not a broken disk.
+    /// A failed write, classified by its cause: a full file system is not a broken disk.
     pub(crate) fn write(what: &str, at: u64, len: u64, source: io::Error) -> Self {
         let what = what.to_owned();
         match source.kind() {
@@ -119,8 +122,8 @@ impl Error {
     }
 }
 
-/// The sentence of an error with its causes. A cause that the sentence already tells is not told twice. Nothing in it acts on
-/// a terminal.
+/// The message of an error with its causes. A cause that the message already contains is not repeated. Control
+/// characters are escaped.
 pub fn sentence(error: &Error) -> String {
     use std::error::Error as _;
     let mut text = error.to_string();
