@@ -12,19 +12,19 @@
 //!   boot: table in, table out ──▶ gpt::plan: writes and barriers ──▶ commit: apply, re-read, second reader
 //! ```
 //!
-//! The manual is in [`manual`]. Modules by layer; each knows those below it only.
+//! The manual is in [`manual`]. Modules by layer; each imports only modules of lower layers.
 //!
 //! | layer | modules |
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes; `config`: the configuration file; [`service`]: the same verbs over REST |
 //! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`mod@bench`]: measurements |
-//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`], [`mod@delta`]: files and blank disks; [`selector`]: what an initramfs starts |
+//! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`], [`mod@delta`]: files and blank disks; [`selector`]: the choice of the slot in an initramfs |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
-//! | pure | [`cluster`]: what nodes do together; [`bundle`]: the format; [`gpt`]: the table; [`slot`]: what lies in a slot; [`boot`]: what boots; [`efi`]: the same by EFI variables; [`state`]: what is shown |
-//! | ground | [`sandbox`]: giving up rights; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
+//! | pure | [`cluster`]: coordination of nodes; [`bundle`]: the format; [`gpt`]: the table; [`slot`]: the content of a slot; [`boot`]: boot flags; [`efi`]: the same by EFI variables; [`state`]: states and reports |
+//! | ground | [`sandbox`]: dropping privileges; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
 
-// Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
+// No input, disk, network or other process may be able to end the program by a panic. Tests may.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod bench;

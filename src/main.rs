@@ -1,6 +1,6 @@
 //! `qstage`: parse, run, exit code. The only place where an error is printed.
 
-// Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
+// No input, disk, network or other process may be able to end the program by a panic. Tests may.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,9 +10,9 @@ use qstage::Error;
 use qstage::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    // clap prints its own errors and exits with 2, the code of our class "usage".
+    // clap prints its own errors and exits with 2, the code of the class "usage".
     let cli = Cli::of_process();
-    // A panic is a defect; it ends as one, with a code and an event, and not with 101 and no word on standard output.
+    // A panic is a defect; it is reported with a code and an event, instead of exit code 101 and no output.
     let result = catch_unwind(AssertUnwindSafe(|| cli.run()))
         .unwrap_or_else(|_| Err(Error::Internal { what: "a panic, see the lines before".to_owned() }));
     let code = match result {

@@ -1,4 +1,4 @@
-//! What a long step tells whoever started it, and how it is told to stop.
+//! Progress of a long step, reported to its caller, and the request to stop it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// A part of a long step, in the order in which they come. Parts without work are left out.
+/// A part of a long step, in order. Parts without work are omitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Compressing images into a bundle.
     Pack,
-    /// Checking the frames of a bundle, nothing is written.
+    /// Verifying the frames of a bundle without writing.
     Verify,
     /// Decompressing, verifying and writing frames to the slot.
     Write,
@@ -29,7 +29,7 @@ pub trait Progress: Sync {
     fn begin(&self, _phase: Phase, _total: u64) {}
     /// `bytes` more bytes of the phase are done.
     fn advance(&self, _bytes: u64) {}
-    /// Something a person should know although nothing failed: a repaired table, a fallback, an option's risk.
+    /// A message to people although nothing failed: a repaired table, a fallback, a risk of an option.
     fn notice(&self, _message: &str) {}
 }
 
@@ -47,27 +47,27 @@ impl<P: Progress + Send + ?Sized> Progress for Arc<P> {
     }
 }
 
-/// A progress that nobody watches.
+/// Discards all progress.
 pub struct Silent;
 
 impl Progress for Silent {}
 
-/// A request to stop that signal handlers and other threads can raise; all clones share it.
+/// A request to stop, raised by signal handlers and other threads; all clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Asks to stop.
+    /// Requests the stop.
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody asked to stop.
+    /// Whether a stop was requested.
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// An error if somebody asked to stop, naming what was being done.
+    /// An error if a stop was requested; `doing` names the interrupted step.
     pub fn check(&self, doing: &str) -> Result<()> {
         if self.requested() { Err(Error::Interrupted { doing: doing.to_owned() }) } else { Ok(()) }
     }

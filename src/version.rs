@@ -1,6 +1,6 @@
-//! Comparing version strings by the UAPI version format specification (UAPI.10), the order of systemd,
-//! pacman and rpm: `1.0~rc1 < 1.0 < 1.0-1 < 1.0.1 < 1.1 < 1.10`. Semantic versioning was rejected: appliances
-//! ship versions of four components (`7.7.0.2`), which it forbids.
+//! Compares version strings by the UAPI version format specification (UAPI.10), the order of systemd, pacman and
+//! rpm: `1.0~rc1 < 1.0 < 1.0-1 < 1.0.1 < 1.1 < 1.10`. Semantic versioning was rejected: appliances ship versions of
+//! four components (`7.7.0.2`), which it forbids.
 
 use std::cmp::Ordering;
 
@@ -14,11 +14,11 @@ use std::cmp::Ordering;
 pub fn compare(left: &str, right: &str) -> Ordering {
     let (mut a, mut b) = (left.as_bytes(), right.as_bytes());
     loop {
-        // Characters outside the alphabet separate components and carry no order of their own.
+        // Characters outside the alphabet separate components and do not affect the order.
         a = skip(a, |c| !c.is_ascii_alphanumeric() && !b"-.~^".contains(&c));
         b = skip(b, |c| !c.is_ascii_alphanumeric() && !b"-.~^".contains(&c));
-        // `~` sorts before the end of the string: a pre-release. `-` and `^` come behind the end; of the two
-        // strings the one that has reached its end is then the smaller.
+        // `~` sorts before the end of the string: a pre-release. `-` and `^` sort after it; of the two strings the
+        // one that has reached its end is then the smaller.
         for mark in [b'~', b'-', b'^', b'.'] {
             let (in_a, in_b) = (a.first() == Some(&mark), b.first() == Some(&mark));
             if mark == b'-' && (a.is_empty() || b.is_empty()) {
@@ -41,12 +41,12 @@ pub fn compare(left: &str, right: &str) -> Ordering {
         let (part_a, rest_a) = split(a, belongs);
         let (part_b, rest_b) = split(b, belongs);
         let order = if digits {
-            // Numbers of any length: without leading zeroes the longer is the larger. No number sorts
-            // before zero, so that letters come before digits ("1.a" < "1.0").
+            // Numbers of any length: without leading zeroes the longer is the larger. A missing number sorts before
+            // zero, so that letters come before digits ("1.a" < "1.0").
             let (m, n) = (skip(part_a, |c| c == b'0'), skip(part_b, |c| c == b'0'));
             (!part_a.is_empty()).cmp(&!part_b.is_empty()).then(m.len().cmp(&n.len())).then_with(|| m.cmp(n))
         } else {
-            // Byte order puts capitals before small letters, as the specification asks.
+            // Byte order puts capitals before small letters, as the specification demands.
             part_a.cmp(part_b)
         };
         if order != Ordering::Equal {

@@ -1,6 +1,6 @@
 //! `qstage-select`: `qstage select` as a small program of its own, for an initramfs.
 
-// Nothing that input, disk, network or another process can influence may end the program by a panic. Tests may.
+// No input, disk, network or other process may be able to end the program by a panic. Tests may.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::ExitCode;
