@@ -25,7 +25,7 @@ pub(super) const PREPARE: RunKind = RunKind { name: "prepare", read_back: true, 
 
 /// Amount of work.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Work {
+pub(super) struct Workload {
     /// Bytes that are not zero frames.
     pub(super) data: u64,
     /// Bytes of zero frames.
@@ -71,7 +71,7 @@ pub(super) struct LowerBound {
 
 impl LowerBound {
     /// The bound for `kind`, at the rates of `now`.
-    pub(super) fn of(kind: &RunKind, work: &Work, now: &MachineRates) -> Self {
+    pub(super) fn of(kind: &RunKind, work: &Workload, now: &MachineRates) -> Self {
         let slot = if kind.read_back { now.written_and_read() } else { now.write };
         let device = match (kind.cold, work.same_device) {
             (false, _) => Pass { cpu_seconds: slot.cpu_seconds + now.copy_cpu_seconds, ..slot },
@@ -122,7 +122,7 @@ mod tests {
             fetch: pass(0.25, 0.1),
             copy_cpu_seconds: 0.02,
         };
-        let mut work = Work {
+        let mut work = Workload {
             data: 3_000_000_000,
             zero: 1_000_000_000,
             same_device: false,

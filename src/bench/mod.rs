@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use ceilings::Ceiling;
 pub use processor::Processor;
-pub use sample::{Scratch, fill, synthetic_bundle};
+pub use sample::{ScratchDir, fill, synthetic_bundle};
 
 use crate::boot::{BootFlag, Flags, Slots};
 use crate::bundle::Bundle;
@@ -28,11 +28,11 @@ use crate::host::{LocalDisk, Machine};
 use crate::init::{InitSpec, init};
 use crate::progress::{Cancel, Progress, Silent};
 use crate::slot::{Layout, Record};
-use crate::stage::{self, Options, Outcome, Target};
+use crate::stage::{self, StageOptions, StageOutcome, Target};
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Slot};
 use crate::workers;
 use ceilings::Pass;
-use lower_bound::{KINDS, LowerBound, MachineRates, RunKind, Work};
+use lower_bound::{KINDS, LowerBound, MachineRates, RunKind, Workload};
 use processor::InMemory;
 
 /// Minimum, median and maximum of several runs.
@@ -58,7 +58,7 @@ impl Spread {
 
 /// Duration of prepare, and its minimum possible duration.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub struct RunReport {
     /// Variant of prepare.
     pub name: &'static str,
     /// Wall time in seconds.
@@ -130,7 +130,7 @@ pub struct BenchReport {
     pub mixed_gb_per_s: Spread,
     /// Variants of prepare: without read-back, with a bundle that is not in the page cache, and last with its
     /// defaults.
-    pub runs: Vec<Run>,
+    pub runs: Vec<RunReport>,
     /// Milliseconds of one switch of the partition table, including all barriers and re-reads; only measured on a
     /// scratch file, else `None`.
     pub commit_ms: Option<Spread>,
@@ -190,7 +190,7 @@ pub fn bench(
     let run = |kind: &RunKind| prepare(subject, options, jobs, &layout, kind, progress);
     // Not counted: the first run allocates memory that the others reuse. Its result shows which bytes are zero.
     let first = run(&lower_bound::PREPARE)?.outcome;
-    let work = Work { data: first.written, zero: first.zeroed, same_device: subject.same_device, cores };
+    let work = Workload { data: first.written, zero: first.zeroed, same_device: subject.same_device, cores };
     let sound = |ceilings: &[Ceiling]| {
         let (slot, cancel) = (&*subject.slot, options.cancel);
         let write = ceilings::pass(slot, ceilings, work.data, true, cancel)?;
@@ -237,7 +237,7 @@ pub fn bench(
         bundle_bytes: compressed,
         cores: cores.get(),
         jobs: jobs.get(),
-        runs: runs.map(|(rounds, kind)| Run::of(kind.name, rounds, image_bytes, cores)).collect(),
+        runs: runs.map(|(rounds, kind)| RunReport::of(kind.name, rounds, image_bytes, cores)).collect(),
         bundle_gb_per_s: rate(|rate| rate.fetch),
         write_gb_per_s: rate(|rate| rate.write),
         read_gb_per_s: rate(|rate| rate.read),
@@ -251,7 +251,7 @@ pub fn bench(
 
 /// Result of one run of prepare.
 struct Prepared {
-    outcome: Outcome,
+    outcome: StageOutcome,
     seconds: f64,
     cpu_seconds: f64,
 }
@@ -283,7 +283,7 @@ fn prepare(
             unsigned: true,
         },
     };
-    let staging = Options {
+    let staging = StageOptions {
         jobs,
         read_back: kind.read_back,
         sha256: false,
@@ -305,7 +305,7 @@ struct Round {
     needs: LowerBound,
 }
 
-impl Run {
+impl RunReport {
     fn of(name: &'static str, rounds: &[Round], image_bytes: u64, cores: NonZeroUsize) -> Self {
         let of = |get: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(get));
         let ideal = |round: &Round| round.needs.ideal();
@@ -343,7 +343,7 @@ fn whole(slot: &Arc<dyn BlockDevice>) -> Result<Region> {
 ///
 /// # Errors
 /// Class Disk and Io.
-pub fn time_commit(scratch: &Scratch, rounds: usize) -> Result<(Spread, Spread)> {
+pub fn time_commit(scratch: &ScratchDir, rounds: usize) -> Result<(Spread, Spread)> {
     let path = scratch.join("table.img");
     let spec = InitSpec {
         disk: path.clone(),
@@ -392,7 +392,7 @@ mod tests {
             needs: LowerBound { device, processor },
         };
         // The second round fell into a slow minute of the machine, so its lower bound is higher too.
-        let run = Run::of(
+        let run = RunReport::of(
             "prepare",
             &[round(2.0, 1.0, 1.8), round(8.0, 6.0, 2.0), round(2.0, 1.6, 1.0)],
             4_000_000_000,

@@ -138,7 +138,7 @@ impl<'a> InMemory<'a> {
     }
 
     /// Measures `work` on `jobs` cores, `passes` times on each frame.
-    fn rate(&self, jobs: NonZeroUsize, passes: usize, work: &Work) -> Result<f64> {
+    fn rate(&self, jobs: NonZeroUsize, passes: usize, work: &WorkFn) -> Result<f64> {
         let abort = Abort::new(self.cancel, "measuring the processors");
         let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
         let len = self.frames.len();
@@ -161,7 +161,7 @@ fn scattered(ordinal: u64) -> u64 {
     ordinal.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
-type Work = dyn Fn(&mut Worker, &Sample<'_>) -> Result<()> + Sync;
+type WorkFn = dyn Fn(&mut Worker, &Sample<'_>) -> Result<()> + Sync;
 
 fn decompress(worker: &mut Worker, frame: &Sample<'_>) -> Result<()> {
     worker.decoder.decompress(&frame.claim, &frame.compressed, &mut worker.buffer)

@@ -13,12 +13,12 @@ use crate::source::drop_from_cache;
 use crate::units::{ByteOffset, MIB};
 
 /// A directory that is removed when this is dropped or, if the process is killed, when the next one is made.
-pub struct Scratch(PathBuf, File);
+pub struct ScratchDir(PathBuf, File);
 
 /// Prefix of its name, before the process ID.
 const SCRATCH: &str = "qstage-bench.";
 
-impl Scratch {
+impl ScratchDir {
     /// Makes one in `parent`, and removes those of ended processes, which are not locked any more.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchDir {
     fn drop(&mut self) {
         // A failure here has no remedy, and nothing depends on it.
         let _ = std::fs::remove_dir_all(&self.0);
@@ -78,7 +78,7 @@ impl Drop for Scratch {
 ///
 /// # Errors
 /// Those of [`pack`]; [`Error::Output`].
-pub fn synthetic_bundle(scratch: &Scratch, size: u64, cancel: &Cancel) -> Result<PathBuf> {
+pub fn synthetic_bundle(scratch: &ScratchDir, size: u64, cancel: &Cancel) -> Result<PathBuf> {
     use std::io::Write as _;
     let (image, bundle) = (scratch.join("image"), scratch.join("bundle.qimg"));
     let output = |source| Error::Output { path: image.clone(), source };
@@ -196,11 +196,11 @@ mod tests {
         std::fs::create_dir(&used).unwrap();
         let lock = File::open(&used).unwrap();
         lock.try_lock().unwrap();
-        let scratch = Scratch::new(parent.path()).unwrap();
+        let scratch = ScratchDir::new(parent.path()).unwrap();
         assert!(!left.exists() && used.exists() && scratch.join("").exists());
         drop(scratch);
         drop(lock);
-        drop(Scratch::new(parent.path()).unwrap());
+        drop(ScratchDir::new(parent.path()).unwrap());
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 }

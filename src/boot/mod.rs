@@ -19,7 +19,7 @@
 mod choose;
 
 pub use choose::{
-    Candidate, Choice, Companion, Counting, SelectionReason, Standing, choose, software_beside,
+    Candidate, Choice, Companion, Counting, SelectionReason, SlotRank, choose, software_beside,
 };
 
 use serde::{Deserialize, Serialize};
@@ -205,7 +205,7 @@ impl<'s> Flags<'s> {
     }
 
     /// The boot flag of a group.
-    const fn ruling(&self, group: Group) -> BootFlag {
+    const fn flag_of(&self, group: Group) -> BootFlag {
         match group {
             Group::Platform => self.flag,
             Group::Software => BootFlag::Priority,
@@ -227,7 +227,7 @@ impl<'s> Flags<'s> {
             (false, true) => Some(Slot::B),
             (false, false) => None,
         };
-        match self.ruling(group) {
+        match self.flag_of(group) {
             BootFlag::Priority => pick(a.will_boot(), b.will_boot(), a.priority() >= b.priority()),
             BootFlag::Legacy if a.legacy_bootable() && b.legacy_bootable() => None,
             BootFlag::Legacy => pick(a.legacy_bootable(), b.legacy_bootable(), true),
@@ -243,7 +243,7 @@ impl<'s> Flags<'s> {
     pub fn make_unbootable(self, group: Group, slot: Slot) -> Result<Self> {
         let target = self.slots.require(group, slot)?;
         let other = self.slots.require(group, !slot)?;
-        match self.ruling(group) {
+        match self.flag_of(group) {
             BootFlag::Priority => Ok(self.edit(target, unbootable)),
             BootFlag::Legacy => {
                 let carries = |p: &Partition| self.table.attributes(p.number).legacy_bootable();
@@ -284,9 +284,9 @@ impl<'s> Flags<'s> {
         let revive =
             |a: Attributes| if a.successful() || a.tries() > 0 { a } else { a.with_successful(true) };
         let other = self.slots.require(group, !to)?;
-        let ruling = self.ruling(group);
+        let flag = self.flag_of(group);
         let flags = self.select(group, to, revive)?;
-        match (leave, ruling) {
+        match (leave, flag) {
             (RolledBackSlot::Bad, BootFlag::Priority) => Ok(flags.edit(other, unbootable)),
             (RolledBackSlot::Fallback, _) | (RolledBackSlot::Bad, BootFlag::Legacy | BootFlag::Efi) => {
                 Ok(flags)
@@ -306,7 +306,7 @@ impl<'s> Flags<'s> {
     /// Puts `slot` first. `marks` sets its tries and successful bits if priority applies.
     fn select(self, group: Group, slot: Slot, marks: impl Fn(Attributes) -> Attributes) -> Result<Self> {
         let (first, second) = (self.slots.require(group, slot)?, self.slots.require(group, !slot)?);
-        Ok(match self.ruling(group) {
+        Ok(match self.flag_of(group) {
             // Priority 0 means never: raising it could bring back a slot that was marked bad.
             BootFlag::Priority => self
                 .edit(first, |a| marks(a).with_priority(2))

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::archive::{self, BLOCK, END_LEN};
 use super::frame::Frame;
 use super::manifest::Payload;
-use super::reader::{Bundle, Input};
+use super::reader::{Bundle, BundleInput};
 use super::source::read_failed;
 use crate::error::{Class, Error, Result};
 use crate::workers::{Abort, lock};
@@ -150,9 +150,9 @@ impl<'a> Feed<'a> {
                 // as truncated.
                 let ended = std::mem::replace(&mut position.ended, true);
                 if !ended && !self.seekable {
-                    self.bundle.with_input(Input::end)?;
+                    self.bundle.with_input(BundleInput::end)?;
                 } else if !ended && self.wanted.last() == Some(&true) {
-                    self.bundle.check_remote(position.at, END_LEN as u64, Input::end)?;
+                    self.bundle.check_remote(position.at, END_LEN as u64, BundleInput::end)?;
                 }
                 return Ok(None);
             };
@@ -164,7 +164,7 @@ impl<'a> Feed<'a> {
                     if self.wanted[number] {
                         // The first one was read when the bundle was opened, to distinguish a delta from a bundle.
                         let read = Cell::new(number == 0);
-                        let header = |input: &mut Input| input.header(&member, size, manifest.created);
+                        let header = |input: &mut BundleInput| input.header(&member, size, manifest.created);
                         self.bundle.check_remote(position.at, BLOCK as u64, |input| {
                             if read.take() { self.bundle.with_input(header) } else { header(input) }
                         })?;

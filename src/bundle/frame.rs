@@ -26,11 +26,11 @@ pub fn chaining_value(bytes: &[u8], image_at: u64, whole: bool) -> Blake3 {
     Blake3(hasher.finalize_non_root())
 }
 
-/// What is known of a frame's bytes before they are loaded.
+/// Whether a frame is known to be zero before its bytes are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// Only what the index contains.
-    Nothing,
+pub enum ZeroState {
+    /// Not known to be zero: only its hash in the index is known.
+    Unproven,
     /// All of them are zero: the same number of zeroes hashes to the value in the index. Comparing with zero is
     /// then as good as hashing, in a fraction of the time.
     Zero,
@@ -45,13 +45,13 @@ pub struct Frame<'a> {
     payload: usize,
     number: u64,
     /// Private: only [`Zeroes::prove`] may change it.
-    known: Known,
+    zero: ZeroState,
 }
 
 impl<'a> Frame<'a> {
     /// Frame `number` of the payload with this index in the manifest; nothing is known of its bytes.
     pub(super) const fn new(release: &'a Release, payload: usize, number: u64) -> Self {
-        Self { release, payload, number, known: Known::Nothing }
+        Self { release, payload, number, zero: ZeroState::Unproven }
     }
 
     /// Its payload.
@@ -95,15 +95,16 @@ impl<'a> Frame<'a> {
         self.len().next_multiple_of(STORED_UNIT)
     }
 
-    /// What is known of its bytes.
-    pub fn known(&self) -> Known {
-        self.known
+    /// Whether it is known to be zero.
+    pub fn zero_state(&self) -> ZeroState {
+        self.zero
     }
 
     /// The same frame, marked as in place if it is known to be zero; other frames stay as they are.
     pub(crate) fn in_place(self) -> Self {
-        let known = if self.known == Known::Nothing { Known::Nothing } else { Known::ZeroInPlace };
-        Self { known, ..self }
+        let zero =
+            if self.zero == ZeroState::Unproven { ZeroState::Unproven } else { ZeroState::ZeroInPlace };
+        Self { zero, ..self }
     }
 
     /// Verifies the start of `buffer` as this frame, whether the bytes come from a bundle or a slot. The space
@@ -115,8 +116,8 @@ impl<'a> Frame<'a> {
         let len = self.len().min(buffer.len());
         let end = len.next_multiple_of(STORED_UNIT).min(buffer.len());
         buffer[len..end].fill(0);
-        let known = self.known != Known::Nothing && len == self.len();
-        if known && is_zero(&buffer[..len]) {
+        let zero = self.zero != ZeroState::Unproven && len == self.len();
+        if zero && is_zero(&buffer[..len]) {
             return Ok(VerifiedFrame { stored: &buffer[..end], len });
         }
         let expected = self.entry().value;
@@ -153,7 +154,7 @@ impl Zeroes {
     /// bundle's payloads.
     pub fn prove<'a>(&self, frame: Frame<'a>) -> Option<Frame<'a>> {
         let zeroes = self.0.get(..frame.len())?;
-        (frame.value_of(zeroes) == frame.entry().value).then_some(Frame { known: Known::Zero, ..frame })
+        (frame.value_of(zeroes) == frame.entry().value).then_some(Frame { zero: ZeroState::Zero, ..frame })
     }
 }
 
@@ -260,21 +261,21 @@ mod tests {
 
     /// A release of one image.
     fn release(image: &[u8], frame_size: u32) -> Release {
-        let (mut claims, mut index) = (sample(), Vec::new());
-        claims.payloads.truncate(1);
-        claims.payloads[0] = Payload {
+        let (mut fields, mut index) = (sample(), Vec::new());
+        fields.payloads.truncate(1);
+        fields.payloads[0] = Payload {
             size: image.len() as u64,
             frame_size,
             blake3: Blake3(*blake3::hash(image).as_bytes()),
-            ..claims.payloads[0].clone()
+            ..fields.payloads[0].clone()
         };
         for (number, frame) in image.chunks(frame_size as usize).enumerate() {
             let value = chaining_value(frame, number as u64 * u64::from(frame_size), false);
             push_entry(&mut index, FrameEntry { compressed: 1, value });
         }
-        claims.index =
+        fields.index =
             IndexRef { size: index.len() as u64, blake3: Blake3(*blake3::hash(&index).as_bytes()) };
-        let bytes = claims.to_bytes().unwrap();
+        let bytes = fields.to_bytes().unwrap();
         Release::new(Manifest::with_provenance(bytes, Vec::new(), Provenance::Unsigned).unwrap(), index)
             .unwrap()
     }
@@ -289,7 +290,10 @@ mod tests {
             let plain = release.frame(0, number);
             let (len, expected) = (plain.len(), plain.entry().value);
             let known = zeroes.prove(plain).unwrap();
-            assert_eq!((known.known(), known.in_place().known()), (Known::Zero, Known::ZeroInPlace));
+            assert_eq!(
+                (known.zero_state(), known.in_place().zero_state()),
+                (ZeroState::Zero, ZeroState::ZeroInPlace)
+            );
             let check = |frame: Frame<'_>, buffer: &mut [u8]| match frame.verify(buffer) {
                 Ok(verified) => Ok(verified.len()),
                 Err(Error::FrameDigest { frame, expected, got, .. }) => Err((frame, expected, got)),
@@ -311,7 +315,7 @@ mod tests {
         for number in [0, 2] {
             let plain = release.frame(0, number);
             assert!(zeroes.prove(plain).is_none());
-            assert_eq!(plain.in_place().known(), Known::Nothing, "nothing is known without a proof");
+            assert_eq!(plain.in_place().zero_state(), ZeroState::Unproven, "only a proof changes it");
             assert!(plain.verify(&mut vec![0; 65536]).is_err());
             assert!(plain.verify(&mut vec![1; 65536]).is_ok());
         }

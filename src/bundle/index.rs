@@ -13,7 +13,7 @@
 use blake3::hazmat::{ChainingValue, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use zstd::zstd_safe::compress_bound;
 
-use super::manifest::{Claims, Payload};
+use super::manifest::{ManifestFields, Payload};
 use crate::error::{Error, Result};
 use crate::units::Blake3;
 
@@ -42,19 +42,19 @@ impl Index {
     ///
     /// # Errors
     /// [`Error::IndexDigest`], [`Error::Index`].
-    pub fn parse(bytes: Vec<u8>, claims: &Claims) -> Result<Self> {
+    pub fn parse(bytes: Vec<u8>, fields: &ManifestFields) -> Result<Self> {
         let got = Blake3(*blake3::hash(&bytes).as_bytes());
-        if got != claims.index.blake3 || bytes.len() as u64 != claims.index.size {
-            return Err(Error::IndexDigest { expected: claims.index.blake3, got });
+        if got != fields.index.blake3 || bytes.len() as u64 != fields.index.size {
+            return Err(Error::IndexDigest { expected: fields.index.blake3, got });
         }
-        let mut first = Vec::with_capacity(claims.payloads.len());
+        let mut first = Vec::with_capacity(fields.payloads.len());
         let mut next = 0;
-        for payload in &claims.payloads {
+        for payload in &fields.payloads {
             first.push(next);
             next += payload.frames();
         }
         let index = Self { bytes, first };
-        for (number, payload) in claims.payloads.iter().enumerate() {
+        for (number, payload) in fields.payloads.iter().enumerate() {
             index.check(number, payload)?;
         }
         Ok(index)

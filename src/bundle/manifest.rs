@@ -1,6 +1,6 @@
 //! `manifest.json`: the content of a bundle. Pure: bytes in, values out.
 //!
-//! [`Claims`] are the unauthenticated fields; a [`Manifest`] is the same with proof. It exists only after a
+//! [`ManifestFields`] are the unauthenticated fields; a [`Manifest`] is the same with proof. It exists only after a
 //! signature was verified, from a slot record that was written after that, or by an explicit unsigned mode.
 
 use std::fmt;
@@ -124,7 +124,7 @@ pub struct IndexRef {
 /// The fields of `manifest.json`, checked for validity but not authenticated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Claims {
+pub struct ManifestFields {
     /// Format version, [`FORMAT`].
     pub format: u64,
     /// Compatibility string: the machines that this bundle is for.
@@ -144,7 +144,7 @@ pub struct Claims {
     pub index: IndexRef,
 }
 
-impl Claims {
+impl ManifestFields {
     /// Parses and checks `manifest.json`.
     ///
     /// # Errors
@@ -162,9 +162,9 @@ impl Claims {
         if version.format != FORMAT {
             return Err(Error::FormatVersion { got: version.format, known: FORMAT });
         }
-        let claims: Self = serde_json::from_slice(bytes).map_err(json)?;
-        claims.check()?;
-        Ok(claims)
+        let fields: Self = serde_json::from_slice(bytes).map_err(json)?;
+        fields.check()?;
+        Ok(fields)
     }
 
     /// The bytes of `manifest.json`: indented JSON with a final newline.
@@ -248,8 +248,8 @@ impl Claims {
     /// Whether two manifests describe the same platform: image and firmware by content, versions and names of the
     /// bundle aside; see the [format](crate::manual::format).
     pub fn same_platform(&self, other: &Self) -> bool {
-        let content = |claims: &Self| -> Vec<(Kind, String, u64, Blake3)> {
-            claims.group(Group::Platform).map(|(_, p)| (p.kind, p.name.clone(), p.size, p.blake3)).collect()
+        let content = |fields: &Self| -> Vec<(Kind, String, u64, Blake3)> {
+            fields.group(Group::Platform).map(|(_, p)| (p.kind, p.name.clone(), p.size, p.blake3)).collect()
         };
         content(self) == content(other)
     }
@@ -275,10 +275,10 @@ fn check_word(what: &str, text: &str) -> Result<()> {
 /// An authenticated manifest, with the exact bytes that were signed.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    claims: Claims,
+    fields: ManifestFields,
     bytes: Vec<u8>,
     signature: Vec<u8>,
-    vouched: Provenance,
+    provenance: Provenance,
 }
 
 /// How a [`Manifest`] was authenticated.
@@ -296,9 +296,13 @@ pub enum Provenance {
 impl Manifest {
     /// For the three places that may authenticate: [`super::trust`], [`crate::slot`], and the packer for its own
     /// output.
-    pub(crate) fn with_provenance(bytes: Vec<u8>, signature: Vec<u8>, vouched: Provenance) -> Result<Self> {
-        let claims = Claims::parse(&bytes)?;
-        Ok(Self { claims, bytes, signature, vouched })
+    pub(crate) fn with_provenance(
+        bytes: Vec<u8>,
+        signature: Vec<u8>,
+        provenance: Provenance,
+    ) -> Result<Self> {
+        let fields = ManifestFields::parse(&bytes)?;
+        Ok(Self { fields, bytes, signature, provenance })
     }
 
     /// The exact bytes of `manifest.json`.
@@ -318,15 +322,15 @@ impl Manifest {
 
     /// How it was authenticated.
     pub fn provenance(&self) -> &Provenance {
-        &self.vouched
+        &self.provenance
     }
 }
 
 impl Deref for Manifest {
-    type Target = Claims;
+    type Target = ManifestFields;
 
-    fn deref(&self) -> &Claims {
-        &self.claims
+    fn deref(&self) -> &ManifestFields {
+        &self.fields
     }
 }
 
@@ -334,7 +338,7 @@ impl Deref for Manifest {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn sample() -> Claims {
+    pub(crate) fn sample() -> ManifestFields {
         let payload = |kind, name: &str, size| Payload {
             kind,
             name: name.to_owned(),
@@ -344,7 +348,7 @@ pub(crate) mod tests {
             blake3: Blake3([1; 32]),
             sha256: Sha256([2; 32]),
         };
-        Claims {
+        ManifestFields {
             format: FORMAT,
             product: "acme gateway".to_owned(),
             version: "1.0".to_owned(),
@@ -362,13 +366,13 @@ pub(crate) mod tests {
 
     #[test]
     fn round_trip() {
-        let claims = sample();
-        assert_eq!(Claims::parse(&claims.to_bytes().unwrap()).unwrap(), claims);
+        let fields = sample();
+        assert_eq!(ManifestFields::parse(&fields.to_bytes().unwrap()).unwrap(), fields);
     }
 
     #[test]
     fn each_rule_refuses() {
-        type Break = fn(&mut Claims);
+        type Break = fn(&mut ManifestFields);
         let rules: &[(&str, Break)] = &[
             ("product", |c| c.product.clear()),
             ("product", |c| c.product = "a\nb".into()),
@@ -391,10 +395,10 @@ pub(crate) mod tests {
             ("index size", |c| c.payloads[0].size = u64::MAX),
         ];
         for (word, spoil) in rules {
-            let mut claims = sample();
-            spoil(&mut claims);
-            let bytes = serde_json::to_vec(&claims).unwrap();
-            let error = Claims::parse(&bytes).unwrap_err();
+            let mut fields = sample();
+            spoil(&mut fields);
+            let bytes = serde_json::to_vec(&fields).unwrap();
+            let error = ManifestFields::parse(&bytes).unwrap_err();
             assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_MANIFEST", "{error}");
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
@@ -402,15 +406,15 @@ pub(crate) mod tests {
 
     #[test]
     fn limits_and_versions_have_their_own_codes() {
-        let code = |bytes: &[u8]| Claims::parse(bytes).unwrap_err().code();
+        let code = |bytes: &[u8]| ManifestFields::parse(bytes).unwrap_err().code();
         let mut big = sample().to_bytes().unwrap();
         big.resize(MANIFEST_MAX as usize + 1, b' ');
         assert_eq!(code(&big), "UPGRADE_ERROR_BUNDLE_LIMIT");
-        let mut claims = sample();
-        claims.index.size = INDEX_MAX + 1;
-        assert_eq!(code(&serde_json::to_vec(&claims).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
-        claims.payloads = vec![claims.payloads[2].clone(); PAYLOADS_MAX + 1];
-        assert_eq!(code(&serde_json::to_vec(&claims).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
+        let mut fields = sample();
+        fields.index.size = INDEX_MAX + 1;
+        assert_eq!(code(&serde_json::to_vec(&fields).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
+        fields.payloads = vec![fields.payloads[2].clone(); PAYLOADS_MAX + 1];
+        assert_eq!(code(&serde_json::to_vec(&fields).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
         assert_eq!(code(br#"{"format":2,"news":1}"#), "UPGRADE_ERROR_BUNDLE_FORMAT_VERSION");
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
         assert_eq!(

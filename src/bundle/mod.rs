@@ -34,7 +34,7 @@ pub mod trust;
 pub mod verify;
 pub mod writer;
 
-pub use manifest::{Claims, Kind, Manifest, Payload};
+pub use manifest::{Kind, Manifest, ManifestFields, Payload};
 pub use reader::Bundle;
 pub use release::Release;
 pub use source::{ReadAt, Source};

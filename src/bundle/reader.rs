@@ -23,7 +23,7 @@ pub struct Bundle {
     delta: Option<Delta>,
     /// The same input if it is a file, which workers read in parallel; `None` for a stream.
     file: Option<Arc<dyn ReadAt>>,
-    input: Mutex<Input>,
+    input: Mutex<BundleInput>,
     /// Offset of the header of the first payload, in bytes.
     payloads_at: u64,
 }
@@ -43,7 +43,7 @@ impl Bundle {
     /// # Errors
     /// Any of the classes Bundle and Trust; [`Error::Source`].
     pub fn open(source: Source, trust: &Trust) -> Result<Self> {
-        let mut input = Input { source, at: 0, ahead: None };
+        let mut input = BundleInput { source, at: 0, ahead: None };
         let (bytes, mtime) = input.front_member("manifest.json", MANIFEST_MAX)?;
         let (signature, signature_time) = input.front_member("manifest.json.sig", SIGNATURE_MAX)?;
         let manifest = trust.verify(bytes, signature)?;
@@ -149,7 +149,7 @@ impl Bundle {
     }
 
     /// Runs `work` on the input; streams are read here, one reader at a time.
-    pub(super) fn with_input<T>(&self, work: impl FnOnce(&mut Input) -> Result<T>) -> Result<T> {
+    pub(super) fn with_input<T>(&self, work: impl FnOnce(&mut BundleInput) -> Result<T>) -> Result<T> {
         work(&mut lock(&self.input))
     }
 
@@ -159,11 +159,11 @@ impl Bundle {
         &self,
         at: u64,
         len: u64,
-        check: impl Fn(&mut Input) -> Result<()>,
+        check: impl Fn(&mut BundleInput) -> Result<()>,
     ) -> Result<()> {
         let Some(file) = self.file.as_ref().filter(|file| file.is_remote()) else { return Ok(()) };
         loop {
-            let mut input = Input { source: Source::File(Arc::clone(file)), at, ahead: None };
+            let mut input = BundleInput { source: Source::File(Arc::clone(file)), at, ahead: None };
             match check(&mut input) {
                 Err(problem) if problem.class() == Class::Bundle && file.distrust(at, len) => {}
                 result => return result,
@@ -194,7 +194,8 @@ impl Bundle {
         if got > expected {
             return Err(Error::TrailingBytes { at: expected });
         }
-        let mut input = Input { source: Source::File(Arc::clone(file)), at: self.payloads_at, ahead: None };
+        let mut input =
+            BundleInput { source: Source::File(Arc::clone(file)), at: self.payloads_at, ahead: None };
         for number in 0..self.manifest().payloads.len() {
             let (member, size) = self.member(number);
             input.header(&member, size, self.manifest().created)?;
@@ -222,14 +223,14 @@ fn read_counted(stream: &mut dyn Read, buf: &mut [u8]) -> Result<(), (u64, io::E
 
 /// The bundle's bytes with a position. On a file it is the offset of the next read; on a stream it is the number of
 /// bytes consumed.
-pub(super) struct Input {
+pub(super) struct BundleInput {
     source: Source,
     pub(super) at: u64,
     /// The block at `at`, if a stream has been read one block ahead to identify the next member.
     ahead: Option<[u8; BLOCK]>,
 }
 
-impl Input {
+impl BundleInput {
     /// Fills `buf` from the position and advances it.
     pub(super) fn fill(&mut self, buf: &mut [u8], what: &str) -> Result<()> {
         let at = self.at;

@@ -23,7 +23,7 @@ const COLUMNS: usize = 70;
 
 /// One signature of the member.
 #[derive(Debug)]
-pub enum Candidate {
+pub enum SignatureBlock {
     /// A signature that can be checked against a key.
     Known(Box<SshSig>),
     /// Well-formed on the outside, but of a kind that this build cannot check: by a certificate, for instance.
@@ -34,7 +34,7 @@ pub enum Candidate {
 ///
 /// # Errors
 /// [`Error::TooLarge`], [`Error::SignatureFormat`].
-pub fn parse(bytes: &[u8]) -> Result<Vec<Candidate>> {
+pub fn parse(bytes: &[u8]) -> Result<Vec<SignatureBlock>> {
     limit("manifest.json.sig in bytes", bytes.len() as u64, SIGNATURE_MAX)?;
     let bad = |problem: String| Error::SignatureFormat { problem };
     let text = std::str::from_utf8(bytes).map_err(|_| bad("it is not text".to_owned()))?;
@@ -48,7 +48,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Candidate>> {
 }
 
 /// Decodes one armored signature. The errors contain none of its bytes, which are not authenticated yet.
-fn candidate(block: &str) -> Result<Candidate, &'static str> {
+fn candidate(block: &str) -> Result<SignatureBlock, &'static str> {
     let body = block.strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(END));
     let body = body.ok_or("has no armor of an SSH signature")?;
     let blob = Base64::decode_vec(&body.replace('\n', "")).map_err(|_| "is not base64")?;
@@ -63,8 +63,10 @@ fn candidate(block: &str) -> Result<Candidate, &'static str> {
     }
     Ok(match SshSig::from_pem(block) {
         // Encoding it again yields the same block: every byte has a meaning.
-        Ok(signature) if spelled(&signature).as_deref() == Ok(block) => Candidate::Known(Box::new(signature)),
-        _ => Candidate::Unknown,
+        Ok(signature) if spelled(&signature).as_deref() == Ok(block) => {
+            SignatureBlock::Known(Box::new(signature))
+        }
+        _ => SignatureBlock::Unknown,
     })
 }
 

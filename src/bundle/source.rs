@@ -66,12 +66,12 @@ pub enum Source {
 /// functions treat that as `EINTR` and retry for ever.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped on request")]
-pub struct Stopped;
+pub struct ReadStopped;
 
 /// Converts the error of a failed read. A read that was stopped is an interruption, not a failure; `what` is the
 /// part of the bundle that was being read, named if the input ends there.
 pub fn read_failed(what: &str, at: u64, source: io::Error) -> Error {
-    if source.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
+    if source.get_ref().is_some_and(|inner| inner.is::<ReadStopped>()) {
         return Error::Interrupted { doing: "reading the bundle".to_owned() };
     }
     // A transfer has its own, more precise error.

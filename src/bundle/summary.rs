@@ -7,7 +7,7 @@ use super::archive::{self, END_LEN};
 use super::delta::Tally;
 use super::manifest::Provenance;
 use super::reader::Bundle;
-use super::signature::{self, Candidate};
+use super::signature::{self, SignatureBlock};
 use crate::error::Result;
 use crate::units::{Blake3, Sha256};
 
@@ -94,9 +94,9 @@ impl Bundle {
         let fingerprint = |key: &ssh_key::public::KeyData| {
             PublicKey::from(key.clone()).fingerprint(HashAlg::Sha256).to_string()
         };
-        let signed = |candidate: &Candidate| match candidate {
-            Candidate::Known(signature) => fingerprint(signature.public_key()),
-            Candidate::Unknown => "of a kind that is not known".to_owned(),
+        let signed = |candidate: &SignatureBlock| match candidate {
+            SignatureBlock::Known(signature) => fingerprint(signature.public_key()),
+            SignatureBlock::Unknown => "of a kind that is not known".to_owned(),
         };
         Ok(Summary {
             product: manifest.product.clone(),

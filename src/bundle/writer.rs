@@ -10,7 +10,7 @@ use zstd::bulk::Compressor;
 use super::archive::{self, BLOCK, END_LEN};
 use super::frame::{chaining_value, is_zero};
 use super::index::{ENTRY_LEN, FrameEntry, merge, push_entry};
-use super::manifest::{Claims, FORMAT, IndexRef, Kind, Payload};
+use super::manifest::{FORMAT, IndexRef, Kind, ManifestFields, Payload};
 use super::sha256::Hasher;
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Phase, Progress};
@@ -44,7 +44,7 @@ impl Image for Vec<u8> {
 }
 
 /// One payload to pack.
-pub struct Input<'a> {
+pub struct PayloadInput<'a> {
     /// Its kind.
     pub kind: Kind,
     /// Its name; for platform and software the name of the kind.
@@ -57,7 +57,7 @@ pub struct Input<'a> {
 
 /// Fields of the manifest besides the payloads.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub struct ReleaseInfo {
     /// Compatibility string.
     pub product: String,
     /// Version of the bundle.
@@ -84,7 +84,7 @@ pub struct Compression {
 /// Manifest and index of a packed bundle.
 pub struct Packed {
     /// The content of `manifest.json`.
-    pub claims: Claims,
+    pub fields: ManifestFields,
     /// The bytes of `index.bin`.
     pub index: Vec<u8>,
 }
@@ -96,14 +96,14 @@ pub struct Packed {
 /// [`Error::Argument`] for invalid inputs, [`Error::Manifest`] for names and versions, [`Error::TooLarge`];
 /// [`Error::Output`], [`Error::Interrupted`].
 pub fn pack_payloads<W: Write + Seek + Send>(
-    identity: &Identity,
-    inputs: &[Input<'_>],
+    identity: &ReleaseInfo,
+    inputs: &[PayloadInput<'_>],
     compression: Compression,
     out: &mut W,
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<Packed> {
-    let mut claims = Claims {
+    let mut fields = ManifestFields {
         format: FORMAT,
         product: identity.product.clone(),
         version: identity.version.clone(),
@@ -125,8 +125,8 @@ pub fn pack_payloads<W: Write + Seek + Send>(
             blake3: Blake3([0; 32]),
             sha256: Sha256([0; 32]),
         };
-        claims.index.size += if payload.frame_size == 0 { 0 } else { payload.frames() * ENTRY_LEN as u64 };
-        claims.payloads.push(payload);
+        fields.index.size += if payload.frame_size == 0 { 0 } else { payload.frames() * ENTRY_LEN as u64 };
+        fields.payloads.push(payload);
     }
     if !LEVELS.contains(&compression.level) {
         return Err(Error::Argument {
@@ -135,16 +135,16 @@ pub fn pack_payloads<W: Write + Seek + Send>(
         });
     }
     // Everything that a reader would refuse is refused before hours of compression, not after.
-    claims.to_bytes()?;
+    fields.to_bytes()?;
 
-    progress.begin(Phase::Pack, claims.payloads.iter().map(|payload| payload.size).sum());
-    let mut index = Vec::with_capacity(claims.index.size as usize);
-    for (input, payload) in inputs.iter().zip(&mut claims.payloads) {
+    progress.begin(Phase::Pack, fields.payloads.iter().map(|payload| payload.size).sum());
+    let mut index = Vec::with_capacity(fields.index.size as usize);
+    for (input, payload) in inputs.iter().zip(&mut fields.payloads) {
         pack_payload(input.image, payload, identity.created, compression, out, &mut index, cancel, progress)?;
     }
     out.write_all(&[0; END_LEN]).map_err(output)?;
-    claims.index.blake3 = Blake3(*blake3::hash(&index).as_bytes());
-    Ok(Packed { claims, index })
+    fields.index.blake3 = Blake3(*blake3::hash(&index).as_bytes());
+    Ok(Packed { fields, index })
 }
 
 fn output(source: std::io::Error) -> Error {
@@ -172,7 +172,7 @@ fn pack_payload<W: Write + Seek + Send>(
         written: u64,
         index: &'a mut Vec<u8>,
     }
-    struct Piece<'a> {
+    struct CompressedFrame<'a> {
         at: u64,
         plain: &'a [u8],
         compressed: Vec<u8>,
@@ -189,7 +189,7 @@ fn pack_payload<W: Write + Seek + Send>(
     let ahead = (WAITING_MAX / frame_size).max(jobs.get()) as u64;
     let tail = Tail { sha256: Hasher::default(), out, written: 0, index };
     let queue = Queue::new(tail, ahead);
-    let append = |tail: &mut Tail<'_, W>, piece: Piece<'_>| {
+    let append = |tail: &mut Tail<'_, W>, piece: CompressedFrame<'_>| {
         tail.sha256.update(piece.plain);
         tail.out.write_all(&piece.compressed).map_err(output)?;
         tail.written += piece.compressed.len() as u64;
@@ -226,7 +226,7 @@ fn pack_payload<W: Write + Seek + Send>(
                 zero_frame = Some(compressed.clone());
             }
             let value = chaining_value(plain, at, shape.frames() == 1);
-            queue.put(frame, Piece { at, plain, compressed, value }, &abort, append)?;
+            queue.put(frame, CompressedFrame { at, plain, compressed, value }, &abort, append)?;
         }
     })?;
     let Tail { sha256, out, written, index } = queue.into_inner();

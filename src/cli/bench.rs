@@ -12,7 +12,7 @@ use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
-use crate::bench::{self, BenchOptions, BenchReport, Scratch, Subject};
+use crate::bench::{self, BenchOptions, BenchReport, ScratchDir, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
@@ -79,7 +79,7 @@ impl BenchArgs {
         let cancel = machine::cancel_on_signals()?;
         let progress = Reporter::new(format);
         let options = BenchOptions { repeat: self.repeat, jobs: self.jobs.jobs, cancel: &cancel };
-        let scratch = Scratch::new(self.scratch.as_deref().unwrap_or(Path::new(".")))?;
+        let scratch = ScratchDir::new(self.scratch.as_deref().unwrap_or(Path::new(".")))?;
         let path = match &self.bundle {
             Some(path) => path.clone(),
             None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
@@ -138,7 +138,7 @@ fn on_one_device(one: &Path, other: &Path) -> bool {
 }
 
 /// A file that is large enough for the bundle, and for the target's rates to mean something.
-fn scratch_slot(scratch: &Scratch, bundle: &Bundle) -> Result<Arc<dyn BlockDevice>> {
+fn scratch_slot(scratch: &ScratchDir, bundle: &Bundle) -> Result<Arc<dyn BlockDevice>> {
     let body_len = bundle.release().record_len();
     let needed = match Layout::new(bundle.manifest(), Group::Platform, body_len, 0, "scratch file") {
         Err(Error::SlotTooSmall { needed, .. }) => needed,

@@ -129,7 +129,7 @@ fn human(report: &PlanReport, palette: Palette) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Obstacle, PlannedPayload};
+    use crate::state::{PlannedPayload, UpgradeObstacle};
     use crate::units::Slot;
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
              software  7             1 B  installed already\n\
              \n";
         assert_eq!(human(&report, Palette::PLAIN), format!("{facts}Nothing forbids it.\n"));
-        report.blocked_by.push(Obstacle { code: "UPGRADE_ERROR_X".into(), message: "m".into() });
+        report.blocked_by.push(UpgradeObstacle { code: "UPGRADE_ERROR_X".into(), message: "m".into() });
         assert_eq!(human(&report, Palette::PLAIN), format!("{facts}Forbidden: m [UPGRADE_ERROR_X]\n"));
     }
 }

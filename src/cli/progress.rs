@@ -12,7 +12,7 @@ use super::outlet;
 use super::output::{Event, Format, json_line, note};
 use super::pace::{Figures, Meter, Pace};
 use super::terminal;
-use crate::device::watch::{Waiting, silent};
+use crate::device::watch::{PendingTransfer, silent};
 use crate::progress::{Phase, Progress};
 use crate::units::size;
 use crate::workers;
@@ -173,7 +173,7 @@ impl View {
     }
 
     /// Says that a device does not answer, and since when nothing was done.
-    fn stalled(&mut self, waiting: &Waiting, now: Duration) {
+    fn stalled(&mut self, waiting: &PendingTransfer, now: Duration) {
         let idle = now.saturating_sub(self.moved).as_secs();
         if let Kind::Json(out) = &mut self.kind {
             let seconds = waiting.age.as_secs();

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::host::LocalDisk;
 use crate::host::efivars::{Directory, EFIVARS, Variables};
 use crate::host::kernel::Kernel;
-use crate::selector::{self, Origin, Selection};
+use crate::selector::{self, BootOrigin, Selection};
 use crate::units::{BlockSize, Guid};
 
 /// Choose the slot that an initramfs starts, and count its try
@@ -61,7 +61,7 @@ fn on(disk: Option<&Path>, sector_size: Option<BlockSize>) -> Result<Selection> 
         _ => {
             let variables = Directory::new(EFIVARS.into()).read().unwrap_or_default();
             let loaded_from = variables.loaded_from().into_iter().chain(variables.stub()).collect();
-            let origin = Origin { loaded_from, disk: guid };
+            let origin = BootOrigin { loaded_from, disk: guid };
             selector::find_disk(&Kernel::default(), &origin, &output::note)?
         }
     };

@@ -41,7 +41,7 @@ pub struct Loaded {
 impl Loaded {
     /// The table in use: the primary if it is valid, else the backup. An error if neither is.
     pub fn table(&self) -> Result<&Table> {
-        self.reading.ruling().ok_or_else(|| damaged(&self.name, &self.reading.copies))
+        self.reading.in_use().ok_or_else(|| damaged(&self.name, &self.reading.copies))
     }
 
     /// The state of the copies.

@@ -45,18 +45,18 @@ impl Identity {
 
 /// `struct loop_info64` of linux/loop.h, 232 bytes: five u64 (device, inode, rdevice, offset, sizelimit), four u32,
 /// 160 bytes of names and key, two u64. As an array any content is valid, and its alignment is that of the structure.
-type Status = [u64; 29];
+type LoopInfo = [u64; 29];
 const DEVICE: usize = 0;
 const INODE: usize = 1;
 const RDEVICE: usize = 2;
 
 mod call {
-    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::Status);
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo);
 }
 
 #[expect(unsafe_code, reason = "no crate has this ioctl as a safe function; see the SAFETY paragraph")]
-fn status(file: &fs::File) -> io::Result<Status> {
-    let mut status: Status = [0; 29];
+fn status(file: &fs::File) -> io::Result<LoopInfo> {
+    let mut status: LoopInfo = [0; 29];
     // SAFETY: LOOP_GET_STATUS64 writes sizeof(struct loop_info64), 232 bytes since Linux 2.6 on every architecture, to
     // the pointer; `status` has exactly 232 bytes, is exclusively borrowed for the call, and every bit pattern is a
     // valid u64. The descriptor is open for as long as `file` is borrowed. A file that is no loop device has no such
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_structure_has_the_size_of_the_kernels() {
-        assert_eq!(size_of::<Status>(), 5 * 8 + 4 * 4 + 64 + 64 + 32 + 2 * 8);
+        assert_eq!(size_of::<LoopInfo>(), 5 * 8 + 4 * 4 + 64 + 64 + 32 + 2 * 8);
     }
 
     #[test]

@@ -23,18 +23,18 @@ const LARGE: usize = 512 << 10;
 /// a loop device over tmpfs, 0.8 on a virtual disk, medians of nine pairs.
 #[derive(Debug)]
 pub struct AlignedBuf {
-    memory: Memory,
+    memory: BufferMemory,
     start: usize,
     len: usize,
 }
 
 #[derive(Debug)]
-enum Memory {
+enum BufferMemory {
     Heap(Vec<u8>),
     Mapped(MmapMut),
 }
 
-impl Memory {
+impl BufferMemory {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Heap(bytes) => bytes,
@@ -50,8 +50,8 @@ impl AlignedBuf {
         // Aligned by allocating one unit more and starting inside it: the allocator's aligned entry points need
         // `unsafe`. Untouched pages of it take no memory.
         let (memory, unit) = match mapped {
-            Some(map) => (Memory::Mapped(map), HUGE_PAGE),
-            None => (Memory::Heap(vec![0; len + BUFFER_ALIGNMENT]), BUFFER_ALIGNMENT),
+            Some(map) => (BufferMemory::Mapped(map), HUGE_PAGE),
+            None => (BufferMemory::Heap(vec![0; len + BUFFER_ALIGNMENT]), BUFFER_ALIGNMENT),
         };
         let start = memory.bytes().as_ptr().align_offset(unit);
         // align_offset may return "impossible" (usize::MAX) only if a type is larger than the alignment or in const
@@ -98,8 +98,8 @@ impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         let range = self.start..self.start + self.len;
         match &mut self.memory {
-            Memory::Heap(bytes) => &mut bytes[range],
-            Memory::Mapped(bytes) => &mut bytes[range],
+            BufferMemory::Heap(bytes) => &mut bytes[range],
+            BufferMemory::Mapped(bytes) => &mut bytes[range],
         }
     }
 }

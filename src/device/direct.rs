@@ -13,7 +13,7 @@ use nix::libc;
 use nix::unistd::{Whence, lseek64};
 
 use super::barrier::Barrier;
-use super::number::{DeviceNumber, Queue};
+use super::number::{DeviceNumber, QueueLimits};
 use super::transfer::{self, retry};
 use super::{AlignedBuf, BUFFER_ALIGNMENT, BlockDevice, check_transfer, watch, write_zeroes_by_writing};
 use crate::error::{Error, Result};
@@ -62,7 +62,7 @@ impl Direct {
         // Checked after the open, on the very file that was opened: a path can change its meaning in between.
         let (number, len, block, physical) = if found.file_type().is_block_device() {
             let number = DeviceNumber::from_raw(found.rdev());
-            let queue = Queue::of(Path::new("/sys"), number).map_err(failed)?;
+            let queue = QueueLimits::of(Path::new("/sys"), number).map_err(failed)?;
             if mode != Mode::Read && queue.read_only {
                 // Linux allows opening a read-only disk for writing and fails each write (EPERM).
                 return Err(Error::ReadOnly { path: path.to_owned() });
@@ -113,7 +113,7 @@ impl Direct {
     /// remedy. The queue of the device below is read because a blank image is one hole, and a read of a hole
     /// succeeds in any unit.
     fn check_file_system(&self, below: DeviceNumber) -> Result<()> {
-        match Queue::of(Path::new("/sys"), below) {
+        match QueueLimits::of(Path::new("/sys"), below) {
             Ok(queue) if queue.logical.bytes() > self.block.bytes() => {
                 Err(self.too_small(queue.logical.bytes()))
             }

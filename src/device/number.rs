@@ -49,7 +49,7 @@ impl FromStr for DeviceNumber {
 /// Properties of a block device (Documentation/ABI/stable/sysfs-block). The equivalent ioctls (`BLKSSZGET`,
 /// `BLKPBSZGET`) take a pointer, so they would need `unsafe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Queue {
+pub(crate) struct QueueLimits {
     /// Logical block size: the unit of addresses.
     pub(crate) logical: BlockSize,
     /// Physical block size in bytes: what the medium writes as one; never smaller than the logical size.
@@ -58,7 +58,7 @@ pub(crate) struct Queue {
     pub(crate) read_only: bool,
 }
 
-impl Queue {
+impl QueueLimits {
     /// Reads the queue of a disk or a partition from sysfs, mounted at `sys`.
     pub(crate) fn of(sys: &Path, number: DeviceNumber) -> io::Result<Self> {
         let own = number.sysfs(sys);
@@ -110,10 +110,10 @@ mod tests {
         write("ro", "0\n");
         write("sda1/partition", "1\n");
         write("sda1/ro", "1\n");
-        let of = |text: &str| Queue::of(sys.path(), text.parse().unwrap());
-        let disk_queue = Queue { logical: BlockSize::B512, physical: 4096, read_only: false };
+        let of = |text: &str| QueueLimits::of(sys.path(), text.parse().unwrap());
+        let disk_queue = QueueLimits { logical: BlockSize::B512, physical: 4096, read_only: false };
         assert_eq!(of("8:0").unwrap(), disk_queue);
-        assert_eq!(of("8:1").unwrap(), Queue { read_only: true, ..disk_queue });
+        assert_eq!(of("8:1").unwrap(), QueueLimits { read_only: true, ..disk_queue });
         let missing = of("8:2").unwrap_err().to_string();
         assert!(missing.contains("8:2/queue/logical_block_size"), "{missing}");
         write("queue/logical_block_size", "520\n");

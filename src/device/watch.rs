@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// A transfer in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub struct PendingTransfer {
     /// Path of the device or image.
     pub device: String,
     /// `read`, `write`, `zero` or `flush`.
@@ -20,44 +20,44 @@ pub struct Waiting {
     pub age: Duration,
 }
 
-impl std::fmt::Display for Waiting {
+impl std::fmt::Display for PendingTransfer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "no answer from {} for {} s ({})", self.device, self.age.as_secs(), self.operation)
     }
 }
 
-struct Table {
+struct Transfers {
     next: u64,
     /// Oldest first: entries are numbered in order.
     open: BTreeMap<u64, (Instant, String, &'static str)>,
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table { next: 0, open: BTreeMap::new() });
+static TRANSFERS: Mutex<Transfers> = Mutex::new(Transfers { next: 0, open: BTreeMap::new() });
 
 /// Removes its entry from the table when dropped.
-pub(super) struct Entry(u64);
+pub(super) struct TransferGuard(u64);
 
 /// Lists a transfer until the returned entry is dropped.
-pub(super) fn begin(device: &Path, operation: &'static str) -> Entry {
-    let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+pub(super) fn begin(device: &Path, operation: &'static str) -> TransferGuard {
+    let mut table = TRANSFERS.lock().unwrap_or_else(PoisonError::into_inner);
     let number = table.next;
     table.next += 1;
     table.open.insert(number, (Instant::now(), device.display().to_string(), operation));
-    Entry(number)
+    TransferGuard(number)
 }
 
-impl Drop for Entry {
+impl Drop for TransferGuard {
     fn drop(&mut self) {
-        TABLE.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.0);
+        TRANSFERS.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.0);
     }
 }
 
 /// The longest transfer in progress, if it has lasted at least `limit`.
-pub fn silent(limit: Duration) -> Option<Waiting> {
-    let table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+pub fn silent(limit: Duration) -> Option<PendingTransfer> {
+    let table = TRANSFERS.lock().unwrap_or_else(PoisonError::into_inner);
     let (begun, device, operation) = table.open.values().next()?;
     let age = begun.elapsed();
-    (age >= limit).then(|| Waiting { device: device.clone(), operation, age })
+    (age >= limit).then(|| PendingTransfer { device: device.clone(), operation, age })
 }
 
 #[cfg(test)]
@@ -78,8 +78,11 @@ mod tests {
         assert!(told("/dev/second"));
         drop(second);
         assert!(!told("/dev/second"));
-        let waiting =
-            Waiting { device: "/dev/x".into(), operation: "flush", age: Duration::from_millis(12_900) };
+        let waiting = PendingTransfer {
+            device: "/dev/x".into(),
+            operation: "flush",
+            age: Duration::from_millis(12_900),
+        };
         assert_eq!(waiting.to_string(), "no answer from /dev/x for 12 s (flush)");
     }
 }

@@ -31,15 +31,15 @@
 //! Every other variable, the order of the foreign entries among themselves and each byte of an entry but its ACTIVE
 //! bit stay as they are. Steps that would change nothing are left out.
 
-mod choice;
+mod boot;
 mod load_option;
 mod nvram;
-mod turn;
+mod plan;
 
-pub use choice::Choice;
+pub use boot::EfiBoot;
 pub use load_option::{HardDrive, LoadOption};
 pub use nvram::{Name, Nvram, Variable};
-pub use turn::{Step, Turn};
+pub use plan::{SetVariable, VariablePlan};
 
 /// The loader that firmware tries on an unknown medium (UEFI 2.10, 3.5.1.1), for this architecture.
 pub const fn default_loader() -> &'static str {

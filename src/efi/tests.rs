@@ -43,7 +43,7 @@ fn variable(data: Vec<u8>) -> Variable {
     Variable { attributes: 7, data }
 }
 
-fn choice(entries: &[(u16, bool)], order: &[u16], next: Option<u16>) -> Choice {
+fn choice(entries: &[(u16, bool)], order: &[u16], next: Option<u16>) -> EfiBoot {
     let mut all: Vec<(Name, Variable)> = entries
         .iter()
         .map(|&(number, active)| {
@@ -52,7 +52,7 @@ fn choice(entries: &[(u16, bool)], order: &[u16], next: Option<u16>) -> Choice {
         .collect();
     all.push((Name::order(), variable(order.iter().flat_map(|n| n.to_le_bytes()).collect())));
     all.extend(next.map(|next| (Name::next(), variable(next.to_le_bytes().to_vec()))));
-    Choice::new(Nvram::new(all), [drive(Slot::A), drive(Slot::B)], default_loader())
+    EfiBoot::new(Nvram::new(all), [drive(Slot::A), drive(Slot::B)], default_loader())
 }
 
 /// How a firmware treats the variables.
@@ -70,7 +70,7 @@ const MODELS: [Model; 3] = [Model::Edk2, Model::Strict, Model::Collects];
 
 /// One boot: returns one of the slots, a foreign entry, or nothing; and the variables afterwards. Entries of
 /// `broken` slots cannot be loaded, and the next in order is tried.
-fn boot(choice: &Choice, model: Model, broken: Option<Slot>) -> (Option<Option<Slot>>, Choice) {
+fn boot(choice: &EfiBoot, model: Model, broken: Option<Slot>) -> (Option<Option<Slot>>, EfiBoot) {
     let nvram = choice.nvram();
     let starts = |number: u16, ignore_active: bool| {
         let option = nvram.entry(number).filter(|option| ignore_active || option.is_active())?;
@@ -93,7 +93,7 @@ fn boot(choice: &Choice, model: Model, broken: Option<Slot>) -> (Option<Option<S
 }
 
 /// Every start: existing and active entries, orders, BootNext.
-fn starts() -> Vec<Choice> {
+fn starts() -> Vec<EfiBoot> {
     let mut all = Vec::new();
     let lists: [&[u16]; 10] = [
         &[],
@@ -126,20 +126,20 @@ fn starts() -> Vec<Choice> {
 }
 
 /// The choices before the first step, between all steps, and after the last.
-fn cuts(start: &Choice, turn: &Turn) -> Vec<Choice> {
+fn cuts(start: &EfiBoot, plan: &VariablePlan) -> Vec<EfiBoot> {
     let mut now = start.clone();
     let mut all = vec![now.clone()];
-    for step in &turn.steps {
+    for step in &plan.steps {
         now.nvram.put(step.name.clone(), step.value.clone());
         all.push(now.clone());
     }
-    assert_eq!(now, turn.after, "the steps do what they promise");
+    assert_eq!(now, plan.after, "the steps do what they promise");
     all
 }
 
 /// Everything foreign is unchanged: variables, and the foreign numbers in their order.
-fn foreign_untouched(before: &Choice, after: &Choice) {
-    let foreign = |choice: &Choice| {
+fn foreign_untouched(before: &EfiBoot, after: &EfiBoot) {
+    let foreign = |choice: &EfiBoot| {
         let entries: Vec<_> =
             choice.nvram.entries().filter(|(number, _)| choice.slot(*number).is_none()).collect();
         let order: Vec<_> = choice.nvram.order().into_iter().filter(|n| choice.slot(*n).is_none()).collect();
@@ -155,10 +155,10 @@ fn foreign_untouched(before: &Choice, after: &Choice) {
 }
 
 /// A machine that boots one of its slots without a trial does so, or as intended, after every cut.
-fn never_nothing(start: &Choice, turn: &Turn, intended: &[Slot]) {
+fn never_nothing(start: &EfiBoot, plan: &VariablePlan, intended: &[Slot]) {
     for model in MODELS {
         let before = boot(start, model, None).0;
-        for cut in cuts(start, turn) {
+        for cut in cuts(start, plan) {
             let now = boot(&cut, model, None).0;
             assert!(now.is_some() || before.is_none(), "{model:?} boots nothing: {start:?} -> {cut:?}");
             let mine =
@@ -176,20 +176,20 @@ fn never_nothing(start: &Choice, turn: &Turn, intended: &[Slot]) {
 fn a_slot_that_is_withdrawn_is_taken_by_no_firmware() {
     for start in starts() {
         for target in Slot::BOTH {
-            let turn = start.withdraw(target);
-            foreign_untouched(&start, &turn.after);
+            let plan = start.withdraw(target);
+            foreign_untouched(&start, &plan.after);
             for model in MODELS {
-                assert_ne!(boot(&turn.after, model, None).0, Some(Some(target)), "{model:?} {start:?}");
+                assert_ne!(boot(&plan.after, model, None).0, Some(Some(target)), "{model:?} {start:?}");
                 assert_ne!(
-                    boot(&turn.after, model, Some(!target)).0,
+                    boot(&plan.after, model, Some(!target)).0,
                     Some(Some(target)),
                     "{model:?} {start:?}"
                 );
             }
-            assert_eq!(turn.after.first(), Some(!target));
-            assert!(turn.after.entries(target).iter().all(|(_, option)| !option.is_active()));
-            assert!(turn.after.withdraw(target).steps.is_empty(), "twice is once");
-            never_nothing(&start, &turn, &[!target]);
+            assert_eq!(plan.after.first(), Some(!target));
+            assert!(plan.after.entries(target).iter().all(|(_, option)| !option.is_active()));
+            assert!(plan.after.withdraw(target).steps.is_empty(), "twice is once");
+            never_nothing(&start, &plan, &[!target]);
         }
     }
 }
@@ -198,17 +198,17 @@ fn a_slot_that_is_withdrawn_is_taken_by_no_firmware() {
 fn a_trial_is_one_boot_and_falls_back_by_itself() {
     for start in starts() {
         for slot in Slot::BOTH {
-            let turn = start.try_once(slot);
-            foreign_untouched(&start, &turn.after);
-            assert_eq!((turn.after.next(), turn.after.first()), (Some(slot), Some(!slot)));
-            assert!(turn.after.try_once(slot).steps.is_empty());
+            let plan = start.try_once(slot);
+            foreign_untouched(&start, &plan.after);
+            assert_eq!((plan.after.next(), plan.after.first()), (Some(slot), Some(!slot)));
+            assert!(plan.after.try_once(slot).steps.is_empty());
             // The last step is the commit: before it nothing tries the slot.
-            let all = cuts(&start, &turn);
+            let all = cuts(&start, &plan);
             for cut in &all[..all.len() - 1] {
                 assert!(cut.pending() != Some(slot) || start.pending() == Some(slot));
             }
             for model in MODELS {
-                let (first, then) = boot(&turn.after, model, None);
+                let (first, then) = boot(&plan.after, model, None);
                 assert_eq!(first, Some(Some(slot)), "{model:?} {start:?}");
                 assert_ne!(
                     boot(&then, model, None).0,
@@ -216,12 +216,12 @@ fn a_trial_is_one_boot_and_falls_back_by_itself() {
                     "{model:?}: tried for ever, {start:?}"
                 );
                 // A kernel image that cannot even be loaded: the same boot falls back.
-                assert_ne!(boot(&turn.after, model, Some(slot)).0, None);
+                assert_ne!(boot(&plan.after, model, Some(slot)).0, None);
             }
             // A slot that boots already is not tried; if it is, the other one comes first meanwhile.
             let both = [slot, !slot];
             let among = if start.first() == Some(slot) { &both[..] } else { &both[..1] };
-            never_nothing(&start, &turn, among);
+            never_nothing(&start, &plan, among);
         }
     }
 }
@@ -230,19 +230,19 @@ fn a_trial_is_one_boot_and_falls_back_by_itself() {
 fn what_is_kept_boots_before_everything_else() {
     for start in starts() {
         for slot in Slot::BOTH {
-            let turn = start.keep(slot);
-            foreign_untouched(&start, &turn.after);
-            assert!(turn.after.keep(slot).steps.is_empty());
+            let plan = start.keep(slot);
+            foreign_untouched(&start, &plan.after);
+            assert!(plan.after.keep(slot).steps.is_empty());
             let foreign_once = start.nvram.next() == Some(FOREIGN);
             for model in MODELS {
-                let (first, then) = boot(&turn.after, model, None);
+                let (first, then) = boot(&plan.after, model, None);
                 assert!(
                     first == Some(Some(slot)) || foreign_once && first == Some(None),
                     "{model:?} {start:?}"
                 );
                 assert_eq!(boot(&then, model, None).0, Some(Some(slot)));
             }
-            never_nothing(&start, &turn, &[slot]);
+            never_nothing(&start, &plan, &[slot]);
         }
     }
 }
@@ -252,13 +252,13 @@ fn the_way_back_leads_to_the_other_slot() {
     for start in starts() {
         for to in Slot::BOTH {
             for leave in [RolledBackSlot::Fallback, RolledBackSlot::Bad] {
-                let turn = start.back(to, leave);
-                foreign_untouched(&start, &turn.after);
-                assert_eq!(turn.after.next(), Some(to));
-                assert!(turn.after.back(to, leave).steps.is_empty());
-                never_nothing(&start, &turn, &[to]);
+                let plan = start.back(to, leave);
+                foreign_untouched(&start, &plan.after);
+                assert_eq!(plan.after.next(), Some(to));
+                assert!(plan.after.back(to, leave).steps.is_empty());
+                never_nothing(&start, &plan, &[to]);
                 for model in MODELS {
-                    let broken = boot(&turn.after, model, Some(to)).0;
+                    let broken = boot(&plan.after, model, Some(to)).0;
                     assert!(
                         leave == RolledBackSlot::Fallback || broken != Some(Some(!to)),
                         "{model:?} {start:?}"
@@ -273,26 +273,26 @@ fn the_way_back_leads_to_the_other_slot() {
 #[test]
 fn wrong_orders_are_noticed() {
     let start = choice(&[(A, true), (B, true), (FOREIGN, true)], &[A, FOREIGN], None);
-    let fails = |check: fn(&Choice, Turn), turn: Turn| {
+    let fails = |check: fn(&EfiBoot, VariablePlan), plan: VariablePlan| {
         let start = start.clone();
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
-        let failed = std::panic::catch_unwind(move || check(&start, turn)).is_err();
+        let failed = std::panic::catch_unwind(move || check(&start, plan)).is_err();
         std::panic::set_hook(hook);
         failed
     };
     // Good before its trial: it is tried for ever.
-    let early: fn(&Choice, Turn) = |_, turn| {
-        let (first, then) = boot(&turn.after, Model::Edk2, None);
+    let early: fn(&EfiBoot, VariablePlan) = |_, plan| {
+        let (first, then) = boot(&plan.after, Model::Edk2, None);
         assert_eq!(first, Some(Some(Slot::B)));
         assert_ne!(boot(&then, Model::Edk2, None).0, Some(Some(Slot::B)));
     };
     assert!(!fails(early, start.try_once(Slot::B)));
     assert!(fails(early, start.keep(Slot::B)));
     // BootOrder names an entry that is made afterwards.
-    let safe: fn(&Choice, Turn) = |_, turn| {
+    let safe: fn(&EfiBoot, VariablePlan) = |_, plan| {
         let bare = choice(&[], &[], None);
-        let whole = cuts(&bare, &turn);
+        let whole = cuts(&bare, &plan);
         assert!(whole[1..].iter().all(|cut| cut.nvram.order().iter().all(|n| cut.nvram.entry(*n).is_some())));
     };
     let bare = choice(&[], &[], None).keep(Slot::A);
@@ -301,20 +301,20 @@ fn wrong_orders_are_noticed() {
     assert!(!fails(safe, bare));
     assert!(fails(safe, reversed));
     // The target stays in BootOrder while it is written.
-    let written: fn(&Choice, Turn) = |_, turn| {
-        assert_ne!(boot(&turn.after, Model::Edk2, Some(Slot::B)).0, Some(Some(Slot::A)));
+    let written: fn(&EfiBoot, VariablePlan) = |_, plan| {
+        assert_ne!(boot(&plan.after, Model::Edk2, Some(Slot::B)).0, Some(Some(Slot::A)));
     };
     assert!(!fails(written, start.withdraw(Slot::A)));
-    assert!(fails(written, Turn::none(start.clone())));
+    assert!(fails(written, VariablePlan::none(start.clone())));
 }
 
 #[test]
 fn a_new_entry_takes_no_number_that_means_something() {
     let start = choice(&[(0, true), (A, true)], &[A, B, TWIN], Some(FOREIGN));
     // 2 to 4 dangle in the lists, and a lower-case name is no entry to the firmware, but 5 is free.
-    let turn = start.try_once(Slot::B);
-    assert_eq!(turn.after.entry(Slot::B).unwrap().0, 5);
-    let (_, entry) = turn.after.entry(Slot::B).unwrap();
+    let plan = start.try_once(Slot::B);
+    assert_eq!(plan.after.entry(Slot::B).unwrap().0, 5);
+    let (_, entry) = plan.after.entry(Slot::B).unwrap();
     assert_eq!((entry.description().as_str(), entry.file().as_deref()), ("qstage b", Some(default_loader())));
 }
 
@@ -411,10 +411,10 @@ proptest! {
         }
         let names = [Name::order(), Name::next(), Name::entry(0), Name::entry(1)];
         let all = names.into_iter().map(|name| (name, variable(bytes.clone())));
-        let choice = Choice::new(Nvram::new(all), [drive(Slot::A), drive(Slot::B)], default_loader());
+        let choice = EfiBoot::new(Nvram::new(all), [drive(Slot::A), drive(Slot::B)], default_loader());
         let numbers: BTreeSet<u16> = [choice.withdraw(Slot::A), choice.try_once(Slot::B), choice.keep(Slot::A)]
             .iter()
-            .filter_map(|turn| Some(turn.after.entry(Slot::A)?.0))
+            .filter_map(|plan| Some(plan.after.entry(Slot::A)?.0))
             .collect();
         prop_assert!(numbers.len() <= 3);
         prop_assert_eq!(choice.keep(Slot::B).after.next(), Some(Slot::B));

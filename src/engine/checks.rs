@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use super::view::{SlotView, View};
 use super::{Engine, Policy};
 use crate::bundle::Bundle;
-use crate::bundle::manifest::{Claims, Kind, Manifest};
+use crate::bundle::manifest::{Kind, Manifest, ManifestFields};
 use crate::error::{Error, Result};
 use crate::slot::Layout;
 use crate::state::{SlotState, UpgradeType};
@@ -23,7 +23,7 @@ pub(super) struct Upgrade {
 impl Upgrade {
     /// By content, not by version. A platform that runs already is not staged, nor is a software
     /// image that runs already.
-    pub(super) fn new(view: &View, claims: &Claims, body_len: u64) -> Result<Self> {
+    pub(super) fn new(view: &View, claims: &ManifestFields, body_len: u64) -> Result<Self> {
         let booted = view.booted()?;
         let mut targets = Vec::new();
         for group in needed(view, claims) {
@@ -39,7 +39,7 @@ impl Upgrade {
 }
 
 /// The groups of which a bundle brings something else than what runs.
-pub(super) fn needed(view: &View, claims: &Claims) -> Vec<Group> {
+pub(super) fn needed(view: &View, claims: &ManifestFields) -> Vec<Group> {
     let platform_runs =
         view.running_record(Group::Platform).is_some_and(|record| record.manifest.same_platform(claims));
     let software = claims.payload(Kind::Software);
@@ -117,7 +117,7 @@ fn failed_before(view: &View, held: &SlotView, manifest: &Manifest) -> Option<Er
 }
 
 /// Product, version and epoch against what runs.
-fn release_obstacles(view: &View, claims: &Claims, policy: &Policy) -> Vec<Error> {
+fn release_obstacles(view: &View, claims: &ManifestFields, policy: &Policy) -> Vec<Error> {
     let running = view.running_record(Group::Platform).map(|record| &*record.manifest);
     let software = view.running_record(Group::Software).map(|record| &*record.manifest);
     let mut found = Vec::new();

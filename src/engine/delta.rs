@@ -9,7 +9,7 @@ use crate::bundle::manifest::Payload;
 use crate::error::{Error, Result};
 use crate::host::Access;
 use crate::stage::{Base, DeltaOutcome, Sources};
-use crate::state::DeltaReport;
+use crate::state::AppliedDelta;
 
 impl Engine<'_> {
     /// The images that `bundle`, where it is a delta, is applied to: those that run, each named by its slot's record.
@@ -98,7 +98,7 @@ pub(super) fn transfer_bytes(upgrade: &Upgrade, bundle: &Bundle) -> u64 {
     frames.map(|frame| u64::from(bundle.packed(&frame))).sum::<u64>() + bundle.payloads_at()
 }
 
-impl From<DeltaOutcome> for DeltaReport {
+impl From<DeltaOutcome> for AppliedDelta {
     fn from(made: DeltaOutcome) -> Self {
         Self {
             downloaded_bytes: made.downloaded,

@@ -1,4 +1,4 @@
-//! The verbs where EFI variables say what boots. The platform's part of a switch is then a [`Turn`] of variables, beside the
+//! The verbs where EFI variables say what boots. The platform's part of a switch is then a [`VariablePlan`] of variables, beside the
 //! table, which still selects the software.
 //!
 //! Both cannot change in one instant, so their order is chosen for what a cut between them leaves. `commit`: the
@@ -8,7 +8,7 @@
 use super::Policy;
 use super::view::View;
 use crate::boot::{BootFlag, Slots};
-use crate::efi::{Choice, HardDrive, Turn};
+use crate::efi::{EfiBoot, HardDrive, VariablePlan};
 use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::host::Machine;
@@ -21,7 +21,7 @@ pub(super) fn read(
     policy: &Policy,
     table: &Table,
     slots: &Slots,
-) -> Result<Option<Choice>> {
+) -> Result<Option<EfiBoot>> {
     if policy.boot_flag != BootFlag::Efi {
         return Ok(None);
     }
@@ -32,12 +32,12 @@ pub(super) fn read(
         Ok::<_, Error>(HardDrive { number: partition.number, start, blocks, guid: partition.guid })
     };
     let drives = [drive(Slot::A)?, drive(Slot::B)?];
-    Ok(Some(Choice::new(machine.firmware()?.read()?, drives, &policy.efi_loader)))
+    Ok(Some(EfiBoot::new(machine.firmware()?.read()?, drives, &policy.efi_loader)))
 }
 
 impl View {
     /// A change of the firmware's choice; none where it does not rule.
-    pub(super) fn turn(&self, change: impl FnOnce(&Choice) -> Turn) -> Option<Turn> {
+    pub(super) fn turn(&self, change: impl FnOnce(&EfiBoot) -> VariablePlan) -> Option<VariablePlan> {
         self.efi.as_ref().map(change)
     }
 
@@ -72,7 +72,7 @@ impl View {
 
     /// Foreign entries that the firmware takes before ours.
     pub(super) fn boot_before(&self) -> Vec<String> {
-        let before = self.efi.as_ref().map(Choice::before).unwrap_or_default();
+        let before = self.efi.as_ref().map(EfiBoot::foreign_before).unwrap_or_default();
         before.iter().map(|(number, option)| format!("Boot{number:04X} {}", option.description())).collect()
     }
 }

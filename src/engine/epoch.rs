@@ -7,7 +7,7 @@
 
 use super::transition::Act;
 use super::view::{SlotView, View};
-use crate::bundle::manifest::Claims;
+use crate::bundle::manifest::ManifestFields;
 use crate::error::{Error, Result};
 use crate::slot::{Content, Mark, Verdict};
 use crate::state::SlotState;
@@ -32,7 +32,7 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Epoch`].
-    pub(super) fn above_floor(&self, claims: &Claims) -> Result<()> {
+    pub(super) fn above_floor(&self, claims: &ManifestFields) -> Result<()> {
         let (epoch, floor) = (claims.epoch, self.floor());
         if epoch >= floor || self.policy.allow_epoch_rollback {
             return Ok(());

@@ -102,7 +102,7 @@ pub struct PrepareOptions {
     pub background: bool,
     /// Whether to read the slot back from the medium.
     pub read_back: bool,
-    /// Whether to verify the SHA-256 of the whole images too; see [`stage::Options`](crate::stage::Options).
+    /// Whether to verify the SHA-256 of the whole images too; see [`stage::StageOptions`](crate::stage::StageOptions).
     pub sha256: bool,
     /// Raised to stop.
     pub cancel: Cancel,

@@ -18,8 +18,8 @@ use crate::host::load::throttle::Throttle;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Phase, Progress};
 use crate::slot::Record;
-use crate::stage::{self, Outcome, Target};
-use crate::state::{Obstacle, PlanReport, PlannedPayload, PrepareReport};
+use crate::stage::{self, StageOutcome, Target};
+use crate::state::{PlanReport, PlannedPayload, PrepareReport, UpgradeObstacle};
 use crate::units::{Group, Slot};
 use crate::workers;
 
@@ -61,7 +61,7 @@ impl Engine<'_> {
             already_prepared: is_prepared(&view, &upgrade, manifest.bytes()),
             blocked_by: obstacles
                 .iter()
-                .map(|error| Obstacle { code: error.code().to_owned(), message: error.to_string() })
+                .map(|error| UpgradeObstacle { code: error.code().to_owned(), message: error.to_string() })
                 .collect(),
             container_open: None,
         })
@@ -105,7 +105,7 @@ impl Engine<'_> {
         let manifest = bundle.manifest();
         let body_len = bundle.release().record_len();
         let upgrade = Upgrade::new(&view, manifest, body_len)?;
-        let report = |outcome: Outcome, read_back: bool| PrepareReport {
+        let report = |outcome: StageOutcome, read_back: bool| PrepareReport {
             upgrade_type: upgrade.kind,
             version: manifest.version.clone(),
             targets: upgrade
@@ -124,7 +124,7 @@ impl Engine<'_> {
         if is_prepared(&view, &upgrade, manifest.bytes()) {
             if let Some(reused) = self.still_whole(&view, &upgrade, options, progress)? {
                 self.settled(lock, found, progress)?;
-                return Ok(report(Outcome { reused, ..Outcome::default() }, true));
+                return Ok(report(StageOutcome { reused, ..StageOutcome::default() }, true));
             }
             progress.notice("the prepared slot is damaged; it is written again");
         }
@@ -165,7 +165,7 @@ impl Engine<'_> {
             let limit = limit.as_ref().filter(|_| bytes > 0);
             limit.map_or(Ok(()), |limit| limit.take(bytes, &options.cancel))
         };
-        let staging = stage::Options {
+        let staging = stage::StageOptions {
             jobs: workers::affordable(
                 options.jobs,
                 stage::default_jobs(&manifest.payloads),

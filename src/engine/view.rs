@@ -4,12 +4,12 @@ use super::transition::Act;
 use super::{Policy, efi_variables};
 use crate::boot::{self, BootFlag, Companion, Slots};
 use crate::commit::{self, Loaded};
-use crate::efi::Choice;
+use crate::efi::EfiBoot;
 use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::host::{Access, Booted, Machine};
 use crate::slot::{Content, Mark, Record, Verdict};
-use crate::state::{Evidence, SlotState, slot_state};
+use crate::state::{SlotFacts, SlotState, slot_state};
 use crate::units::{Group, Slot};
 
 /// Table, slots and their records.
@@ -19,7 +19,7 @@ pub(super) struct View {
     pub(super) table: Table,
     pub(super) slots: Slots,
     /// What the firmware chooses, where it rules.
-    pub(super) efi: Option<Choice>,
+    pub(super) efi: Option<EfiBoot>,
     pub(super) policy: Policy,
     machine: Seen,
     /// The platform slot that runs; of an image file the one that boots next. `None`: none does, or
@@ -97,7 +97,7 @@ impl View {
         let efi = efi_variables::read(machine, policy, &table, &slots)?;
         let (evident, why) = match booted(machine, policy, &table, &slots)? {
             Ok(slot) => (Some(slot), None),
-            Err(why) => (efi.as_ref().and_then(Choice::booted), Some(why)),
+            Err(why) => (efi.as_ref().and_then(EfiBoot::booted), Some(why)),
         };
         let seen = Seen {
             name,
@@ -180,7 +180,7 @@ impl View {
         for held in &mut holds {
             held.attributes = self.table.attributes(held.partition.number);
             held.fell = false;
-            held.state = slot_state(&Evidence {
+            held.state = slot_state(&SlotFacts {
                 attributes: held.attributes,
                 // No loader reads the software group: it goes by priority always.
                 flag: if held.group == Group::Platform { self.policy.boot_flag } else { BootFlag::Priority },

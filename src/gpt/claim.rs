@@ -10,7 +10,7 @@
 //! | between the header and the first partition | zeroes, or a block of this table's array with any attributes, torn or not |
 //! | between the last usable block and the end of the disk, in no partition | the same, or a header with this disk's GUID, or a block that the medium lost |
 //!
-//! [`Step::Write`](super::Step) takes a [`Write`], and only [`Claimed::write`] makes one: a plan cannot be built
+//! [`Step::Write`](super::Step) takes a [`ClaimedWrite`], and only [`Claimed::write`] makes one: a plan cannot be built
 //! from a block that was not claimed. Rejected: trusting what a valid header names as its array, because
 //! Allwinner's loader lies there.
 
@@ -24,13 +24,13 @@ use crate::units::{ByteOffset, Guid, Lba};
 
 /// A write of whole claimed blocks. Only a claim makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Write {
+pub struct ClaimedWrite {
     at: ByteOffset,
     bytes: Vec<u8>,
     what: &'static str,
 }
 
-impl Write {
+impl ClaimedWrite {
     /// Offset of the first byte, in bytes from the start of the disk.
     pub const fn at(&self) -> ByteOffset {
         self.at
@@ -47,7 +47,7 @@ impl Write {
     }
 
     /// The same write with another description.
-    pub(super) fn called(self, what: &'static str) -> Self {
+    pub(super) fn with_what(self, what: &'static str) -> Self {
         Self { what, ..self }
     }
 
@@ -66,8 +66,8 @@ pub(super) struct Claimed {
 
 impl Claimed {
     /// The write of these bytes to the claimed blocks; `None` if the lengths differ.
-    pub(super) fn write(self, bytes: Vec<u8>, what: &'static str) -> Option<Write> {
-        (bytes.len() == self.len).then_some(Write { at: self.at, bytes, what })
+    pub(super) fn write(self, bytes: Vec<u8>, what: &'static str) -> Option<ClaimedWrite> {
+        (bytes.len() == self.len).then_some(ClaimedWrite { at: self.at, bytes, what })
     }
 }
 
@@ -93,7 +93,7 @@ pub(super) enum ClaimSource {
     Evidence,
     /// An explicit request to replace this very copy: `qstage repair --from`. After the usable area UEFI has
     /// backups and nothing else, so any content there may be overwritten.
-    Order,
+    Request,
 }
 
 /// The claims on a disk with this table.
@@ -102,7 +102,7 @@ pub(super) struct Claims<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) sectors: Cow<'a, Sectors>,
     table: &'a Table,
-    warrant: ClaimSource,
+    source: ClaimSource,
     /// Usable blocks between the header and the first partition.
     pub(super) gap: Range<u64>,
     /// Blocks of an entry array that is to be replaced on request; `None` without such a request.
@@ -119,21 +119,21 @@ impl<'a> Claims<'a> {
             geometry,
             sectors: Cow::Borrowed(sectors),
             table,
-            warrant: ClaimSource::Evidence,
+            source: ClaimSource::Evidence,
             gap,
             replaced: None,
         }
     }
 
     /// These claims on explicit request: the array of `replaced` may be overwritten too.
-    pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
-        self.warrant = ClaimSource::Order;
+    pub(super) fn on_request(mut self, replaced: Option<&Header>) -> Self {
+        self.source = ClaimSource::Request;
         self.replaced = replaced.map(|h| h.entries_lba.0..h.entries_lba.0.saturating_add(h.array_blocks()));
         self
     }
 
     /// LBA 1 with its physical block; the bytes around the header are written as they are.
-    pub(super) fn primary_header(&self, header: &[u8]) -> Option<Write> {
+    pub(super) fn primary_header(&self, header: &[u8]) -> Option<ClaimedWrite> {
         let around = self.geometry.physical_block(Lba(1));
         let (range, bytes) = match self.sectors.bytes(around.clone()) {
             Some(mut bytes) => {
@@ -149,10 +149,10 @@ impl<'a> Claims<'a> {
 
     /// One block for a backup header; the LBA as error if it is not ours.
     pub(super) fn backup_header(&self, at: Lba) -> Result<Claimed, Lba> {
-        let ours = self.rear(at.0)
+        let ours = self.after_usable(at.0)
             && match self.sectors.get(at.0) {
                 Known::Bytes(bytes) => {
-                    self.warrant == ClaimSource::Order
+                    self.source == ClaimSource::Request
                         || bytes.iter().all(|byte| *byte == 0)
                         || disk_guid(bytes) == Some(self.table.header().disk_guid)
                 }
@@ -173,10 +173,10 @@ impl<'a> Claims<'a> {
 
     fn is_ours(&self, lba: u64) -> bool {
         let replaced = self.replaced.as_ref().is_some_and(|replaced| replaced.contains(&lba));
-        if self.rear(lba) {
+        if self.after_usable(lba) {
             return match self.holds(lba) {
                 BlockContent::Nothing | BlockContent::Copy | BlockContent::Lost => true,
-                BlockContent::Foreign => self.warrant == ClaimSource::Order,
+                BlockContent::Foreign => self.source == ClaimSource::Request,
                 BlockContent::Unknown => false,
             };
         }
@@ -197,7 +197,7 @@ impl<'a> Claims<'a> {
     }
 
     /// Whether a block lies after the usable area, on the disk, and in no partition.
-    fn rear(&self, lba: u64) -> bool {
+    fn after_usable(&self, lba: u64) -> bool {
         let at = self.geometry.offset(lba).0;
         lba > self.table.header().last_usable.0
             && lba < self.geometry.blocks

@@ -147,7 +147,7 @@ fn plan(first: u64, ends: &Ends, geometry: &Geometry) -> Result<Plan, String> {
     };
     let (primary, backup) = (copy(Lba(1))?, copy(geometry.last_lba())?);
     let write = |lba: Lba, bytes: Vec<u8>, what| {
-        Step::Write(super::plan::Write::to_blank(ByteOffset(lba.0 * unit), bytes, what))
+        Step::Write(super::plan::ClaimedWrite::to_blank(ByteOffset(lba.0 * unit), bytes, what))
     };
     let mbr = ends.slice(0, unit as usize).unwrap_or_default().to_vec();
     let steps = vec![

@@ -160,7 +160,7 @@ impl Reading {
 
     /// The table in use: the primary if it is valid, else the backup. U-Boot, OVMF and Linux with `gpt` choose the
     /// same.
-    pub fn ruling(&self) -> Option<&Table> {
+    pub fn in_use(&self) -> Option<&Table> {
         self.copies.primary.as_ref().or(self.copies.backup.as_ref()).ok()
     }
 
@@ -240,7 +240,7 @@ impl Reading {
 
     /// The last usable LBA of a table that describes a larger disk than this one; else `None`.
     pub fn describes_larger(&self) -> Option<Lba> {
-        let last = self.ruling()?.header().last_usable;
+        let last = self.in_use()?.header().last_usable;
         (last > self.geometry.last_lba()).then_some(last)
     }
 }

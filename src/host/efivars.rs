@@ -14,7 +14,7 @@ use nix::sys::statfs::{FsType, statfs};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::files::replace;
-use crate::efi::{Name, Nvram, Step, Variable};
+use crate::efi::{Name, Nvram, SetVariable, Variable};
 use crate::error::{Error, Result};
 
 /// Where Linux mounts them.
@@ -45,7 +45,7 @@ pub trait Variables: Send + Sync {
 ///
 /// # Errors
 /// [`Error::EfiWrite`] with the step; those before it have been made, and are safe to stop at.
-pub fn run(variables: &dyn Variables, steps: &[Step]) -> Result<()> {
+pub fn run(variables: &dyn Variables, steps: &[SetVariable]) -> Result<()> {
     for step in steps {
         variables.set(&step.name, step.value.as_ref())?;
         if variables.read()?.get(&step.name) != step.value.as_ref() {
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_write_that_the_firmware_forgot_is_found() {
         let value = Some(Variable { attributes: 7, data: vec![1, 0] });
-        let step = Step { name: Name::next(), value, what: String::new() };
+        let step = SetVariable { name: Name::next(), value, what: String::new() };
         let variables = Forgetful(MemoryVariables::default());
         let error = run(&variables, std::slice::from_ref(&step)).unwrap_err();
         assert_eq!(error.code(), "UPGRADE_ERROR_EFI_WRITE");

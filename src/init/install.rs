@@ -94,7 +94,7 @@ impl Install<'_> {
             self.boot_flag,
             self.bundle.manifest().epoch,
         )?;
-        let options = stage::Options {
+        let options = stage::StageOptions {
             jobs: stage::default_jobs(&self.bundle.manifest().payloads),
             read_back: true,
             sha256: true,

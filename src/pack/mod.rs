@@ -15,7 +15,7 @@ use serde::Serialize;
 pub use destination::Destination;
 
 use crate::bundle::manifest::Kind;
-use crate::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
+use crate::bundle::writer::{Compression, PayloadInput, ReleaseInfo, pack_payloads, write_front};
 use crate::bundle::{Bundle, ReadAt, Source, Trust, signature};
 use crate::error::{Error, Result};
 use crate::host::signer;
@@ -116,16 +116,16 @@ pub fn pack(
     for (name, path) in &spec.firmware {
         images.push((Kind::Firmware, name.clone(), open_image(path)?));
     }
-    let inputs: Vec<Input<'_>> = images
+    let inputs: Vec<PayloadInput<'_>> = images
         .iter()
-        .map(|(kind, name, image)| Input {
+        .map(|(kind, name, image)| PayloadInput {
             kind: *kind,
             name: name.clone(),
             version: spec.version.clone(),
             image,
         })
         .collect();
-    let identity = Identity {
+    let identity = ReleaseInfo {
         product: spec.product.clone(),
         version: spec.version.clone(),
         min_version: spec.min_version.clone(),
@@ -141,7 +141,7 @@ pub fn pack(
     let packed = pack_payloads(&identity, &inputs, compression, &mut writer, cancel, progress)?;
     writer.flush().map_err(failed)?;
     drop(writer);
-    let manifest = packed.claims.to_bytes()?;
+    let manifest = packed.fields.to_bytes()?;
     let signature = match &spec.key {
         Some(key) => signer::sign(&manifest, key)?,
         None => String::new(),
@@ -155,7 +155,7 @@ pub fn pack(
     Ok(PackReport {
         path,
         bundle_bytes,
-        image_bytes: packed.claims.payloads.iter().map(|payload| payload.size).sum(),
+        image_bytes: packed.fields.payloads.iter().map(|payload| payload.size).sum(),
         signed: spec.key.is_some(),
         seconds: start.elapsed().as_secs_f64(),
     })

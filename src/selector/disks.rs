@@ -11,7 +11,7 @@ use crate::units::{BlockSize, Group, Guid, Slot};
 
 /// What the machine knows of the disk that it booted from.
 #[derive(Debug, Clone, Default)]
-pub struct Origin {
+pub struct BootOrigin {
     /// The partitions from which boot loader and kernel image were loaded, by EFI variables.
     pub loaded_from: Vec<Guid>,
     /// GUID of the disk, from the configuration of the initramfs or the kernel command line; `None` if neither
@@ -21,7 +21,7 @@ pub struct Origin {
 
 /// A disk with a partition that has the name of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
+struct FoundDisk {
     path: PathBuf,
     guid: Guid,
     partitions: Vec<Guid>,
@@ -38,10 +38,10 @@ struct Seen {
 ///
 /// # Errors
 /// [`Error::NoDisk`].
-pub fn find_disk(kernel: &Kernel, origin: &Origin, note: &dyn Fn(&str)) -> Result<PathBuf> {
+pub fn find_disk(kernel: &Kernel, origin: &BootOrigin, note: &dyn Fn(&str)) -> Result<PathBuf> {
     let drives = kernel.drives();
     // A drive without medium, a disk without table: not ours.
-    let seen: Vec<Seen> = drives.iter().filter_map(|drive| look(drive).ok().flatten()).collect();
+    let seen: Vec<FoundDisk> = drives.iter().filter_map(|drive| look(drive).ok().flatten()).collect();
     let Some((taken, notes)) = decide(&seen, origin) else {
         let read: Vec<String> = drives.iter().map(|drive| drive.path.display().to_string()).collect();
         return Err(Error::NoDisk { read: read.join(", ") });
@@ -50,13 +50,13 @@ pub fn find_disk(kernel: &Kernel, origin: &Origin, note: &dyn Fn(&str)) -> Resul
     Ok(taken.path.clone())
 }
 
-fn look(drive: &Drive) -> Result<Option<Seen>> {
+fn look(drive: &Drive) -> Result<Option<FoundDisk>> {
     let device = Direct::open(&drive.path, Mode::Read, BlockSize::B512)?;
     let loaded = commit::load(&device, "")?;
     let table = loaded.table()?;
     let named = |slot: Slot| table.find(Group::Platform.partition_name(slot)).into_iter().next();
     let slots: Vec<Guid> = Slot::BOTH.into_iter().filter_map(named).map(|p| p.guid).collect();
-    Ok((!slots.is_empty()).then(|| Seen {
+    Ok((!slots.is_empty()).then(|| FoundDisk {
         path: drive.path.clone(),
         guid: table.header().disk_guid,
         partitions: table.partitions().into_iter().map(|p| p.guid).collect(),
@@ -66,11 +66,11 @@ fn look(drive: &Drive) -> Result<Option<Seen>> {
     }))
 }
 
-type Rule<'a> = (&'a str, &'a dyn Fn(&Seen) -> bool);
+type Rule<'a> = (&'a str, &'a dyn Fn(&FoundDisk) -> bool);
 
 /// The disk to take and the findings; `None` if there is no disk. Each rule narrows down the candidates; a rule
 /// that matches no disk, or all, decides nothing.
-fn decide<'s>(seen: &'s [Seen], origin: &Origin) -> Option<(&'s Seen, Vec<String>)> {
+fn decide<'s>(seen: &'s [FoundDisk], origin: &BootOrigin) -> Option<(&'s FoundDisk, Vec<String>)> {
     let rules: [Rule<'_>; 4] = [
         ("the boot loader was loaded from it", &|disk| {
             origin.loaded_from.iter().any(|guid| disk.partitions.contains(guid))
@@ -79,10 +79,10 @@ fn decide<'s>(seen: &'s [Seen], origin: &Origin) -> Option<(&'s Seen, Vec<String
         ("it is not removable", &|disk| !disk.is_removable),
         ("it has both slots", &|disk| disk.slots.len() == 2),
     ];
-    let mut left: Vec<&Seen> = seen.iter().collect();
+    let mut left: Vec<&FoundDisk> = seen.iter().collect();
     let mut why = Vec::new();
     for (reason, rule) in rules {
-        let kept: Vec<&Seen> = left.iter().copied().filter(|disk| rule(disk)).collect();
+        let kept: Vec<&FoundDisk> = left.iter().copied().filter(|disk| rule(disk)).collect();
         if !kept.is_empty() && kept.len() < left.len() {
             left = kept;
             why.push(reason);
@@ -126,9 +126,9 @@ mod tests {
     }
 
     /// A disk: its number determines path, GUID and those of its partitions (number + 1 is its boot partition).
-    fn disk(n: u8, slots: u8, is_removable: bool) -> Seen {
+    fn disk(n: u8, slots: u8, is_removable: bool) -> FoundDisk {
         let slots: Vec<Guid> = (0..slots).map(|slot| guid(n + 2 + slot)).collect();
-        Seen {
+        FoundDisk {
             path: format!("/dev/{n}").into(),
             guid: guid(n),
             partitions: [vec![guid(n + 1)], slots.clone()].concat(),
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_disk_that_the_machine_booted_from_is_taken() {
-        let origin = |loaded: &[u8], disk: Option<u8>| Origin {
+        let origin = |loaded: &[u8], disk: Option<u8>| BootOrigin {
             loaded_from: loaded.iter().map(|n| guid(*n)).collect(),
             disk: disk.map(guid),
         };
@@ -166,7 +166,7 @@ mod tests {
             (vec![&inner, &stick], &origin(&[], Some(99)), 20, 2),
         ];
         for (seen, origin, expected, notes) in cases {
-            let seen: Vec<Seen> = seen.into_iter().cloned().collect();
+            let seen: Vec<FoundDisk> = seen.into_iter().cloned().collect();
             let (taken, said) = decide(&seen, origin).unwrap();
             assert_eq!((taken.guid, said.len()), (guid(expected), notes), "{seen:?} {origin:?} {said:?}");
         }
@@ -177,10 +177,14 @@ mod tests {
     #[test]
     fn a_copy_on_a_stick_is_not_taken_and_is_said() {
         let inner = disk(20, 2, false);
-        let copy =
-            Seen { path: "/dev/copy".into(), is_removable: true, place: "/sys/1".into(), ..inner.clone() };
+        let copy = FoundDisk {
+            path: "/dev/copy".into(),
+            is_removable: true,
+            place: "/sys/1".into(),
+            ..inner.clone()
+        };
         for disk in [None, Some(guid(20))] {
-            let origin = Origin { loaded_from: vec![guid(21)], disk };
+            let origin = BootOrigin { loaded_from: vec![guid(21)], disk };
             let both = [copy.clone(), inner.clone()];
             let (taken, said) = decide(&both, &origin).unwrap();
             assert_eq!(taken.path, inner.path);

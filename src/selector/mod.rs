@@ -7,8 +7,8 @@
 mod disks;
 mod report;
 
-pub use disks::{Origin, find_disk};
-pub use report::{Place, Selection};
+pub use disks::{BootOrigin, find_disk};
+pub use report::{PartitionLocation, Selection};
 
 use crate::boot::{self, Candidate, Choice, Companion, Counting};
 use crate::commit;
@@ -89,7 +89,7 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
                 None
             }
         };
-        Place::new(partition, node)
+        PartitionLocation::new(partition, node)
     };
     Ok(Selection {
         slot: choice.slot,

@@ -12,7 +12,7 @@ use crate::units::Slot;
 
 /// Location of a partition, in every form that `mount` needs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Place {
+pub struct PartitionLocation {
     /// Its name, for instance `platform_b`.
     pub name: String,
     /// Device node; `None` if the kernel has none, for instance because it rejects the table.
@@ -27,7 +27,7 @@ pub struct Place {
     pub size: u64,
 }
 
-impl Place {
+impl PartitionLocation {
     pub(super) fn new(partition: &Partition, node: Option<PathBuf>) -> Self {
         Self {
             name: partition.name.clone(),
@@ -52,9 +52,9 @@ pub struct Selection {
     /// Path or name of the disk.
     pub disk: String,
     /// Partition of the platform.
-    pub platform: Place,
+    pub platform: PartitionLocation,
     /// Partition of the software that belongs to it; `None` if there is none to start.
-    pub software: Option<Place>,
+    pub software: Option<PartitionLocation>,
 }
 
 impl Selection {
@@ -83,7 +83,7 @@ impl Selection {
         line("TRIES_LEFT", &self.tries_left.map(|n| n.to_string()).unwrap_or_default());
         line("DISK", &self.disk);
         for (group, place) in [("PLATFORM", Some(&self.platform)), ("SOFTWARE", self.software.as_ref())] {
-            let text = |value: &dyn Fn(&Place) -> String| place.map(value).unwrap_or_default();
+            let text = |value: &dyn Fn(&PartitionLocation) -> String| place.map(value).unwrap_or_default();
             line(group, &text(&|p| p.name.clone()));
             let key = |field: &str| format!("{group}_{field}");
             line(

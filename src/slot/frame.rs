@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use super::Record;
-use crate::bundle::frame::{Frame, Known, VerifiedFrame, is_zero};
+use crate::bundle::frame::{Frame, VerifiedFrame, ZeroState, is_zero};
 use crate::device::{self, BlockDevice};
 use crate::error::{Error, Result};
 use crate::units::{ByteOffset, Extent};
@@ -64,7 +64,7 @@ impl FrameAt<'_> {
         self.slot.read_at(buffer, self.at).ok()?;
         // The bytes after a shorter last frame must be zero as well, or it has to be written. And if zeroes are
         // expected, other bytes are refused without hashing.
-        let expected = self.known() == Known::Nothing || is_zero(buffer);
+        let expected = self.zero_state() == ZeroState::Unproven || is_zero(buffer);
         if !expected || !is_zero(&buffer[self.len()..]) {
             return None;
         }

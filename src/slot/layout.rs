@@ -1,13 +1,13 @@
 //! The layout of a bundle's parts in a slot. Pure.
 
 use super::UNIT;
-use crate::bundle::manifest::Claims;
+use crate::bundle::manifest::ManifestFields;
 use crate::error::{Error, Result};
 use crate::units::{Group, MIB};
 
 /// Location of one payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct PlacedPayload {
     /// Index of the payload in the manifest.
     pub payload: usize,
     /// Offset in the slot in bytes.
@@ -16,7 +16,7 @@ pub struct Place {
     pub len: u64,
 }
 
-impl Place {
+impl PlacedPayload {
     /// Offset of the first page after it.
     fn end(&self) -> u64 {
         (self.at + self.len).next_multiple_of(UNIT)
@@ -27,7 +27,7 @@ impl Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The payloads, in order.
-    pub places: Vec<Place>,
+    pub places: Vec<PlacedPayload>,
     /// Offset of the record's body in bytes.
     pub body_at: u64,
     /// Length of the record's body without padding, in bytes.
@@ -49,12 +49,18 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::SlotTooSmall`] with the size that is needed.
-    pub fn new(claims: &Claims, group: Group, body_len: u64, size: u64, partition: &str) -> Result<Self> {
+    pub fn new(
+        fields: &ManifestFields,
+        group: Group,
+        body_len: u64,
+        size: u64,
+        partition: &str,
+    ) -> Result<Self> {
         let mut places = Vec::new();
         let mut free = 0_u64;
         // No sum here overflows: the manifest's limits keep each image below 4 TiB and their number below 65.
-        for (payload, described) in claims.group(group) {
-            let place = Place { payload, at: free.next_multiple_of(MIB), len: described.size };
+        for (payload, described) in fields.group(group) {
+            let place = PlacedPayload { payload, at: free.next_multiple_of(MIB), len: described.size };
             free = place.end();
             places.push(place);
         }
@@ -68,14 +74,14 @@ impl Layout {
     }
 
     /// The location of a payload; `None` if it belongs to the other group.
-    pub fn place(&self, payload: usize) -> Option<&Place> {
+    pub fn place(&self, payload: usize) -> Option<&PlacedPayload> {
         self.places.iter().find(|place| place.payload == payload)
     }
 
     /// The ranges that must read as zero: between payloads, and from the last one to the record. As (offset,
     /// length) in bytes.
     pub fn gaps(&self) -> Vec<(u64, u64)> {
-        let ends = self.places.iter().map(Place::end);
+        let ends = self.places.iter().map(PlacedPayload::end);
         let starts = self.places.iter().skip(1).map(|place| place.at).chain([self.body_at]);
         ends.zip(starts).map(|(end, start)| (end, start - end)).filter(|(_, len)| *len > 0).collect()
     }
@@ -88,10 +94,10 @@ mod tests {
 
     #[test]
     fn a_slot_is_covered_without_overlap() {
-        let claims = sample();
+        let fields = sample();
         for group in Group::BOTH {
             for size in [2 * MIB, 2 * MIB + 512, 64 * MIB + 3584] {
-                let layout = Layout::new(&claims, group, 5000, size, "x").unwrap();
+                let layout = Layout::new(&fields, group, 5000, size, "x").unwrap();
                 // Payloads, gaps, body, mark and footer in order of position meet exactly.
                 let mut parts: Vec<(u64, u64)> =
                     layout.places.iter().map(|p| (p.at, p.end() - p.at)).collect();
@@ -108,18 +114,18 @@ mod tests {
                 assert_eq!(at, size / UNIT * UNIT);
             }
         }
-        let platform = Layout::new(&claims, Group::Platform, 5000, 2 * MIB, "x").unwrap();
+        let platform = Layout::new(&fields, Group::Platform, 5000, 2 * MIB, "x").unwrap();
         assert_eq!(platform.places.iter().map(|p| (p.payload, p.at)).collect::<Vec<_>>(), [(0, 0), (2, MIB)]);
     }
 
     #[test]
     fn the_needed_size_is_exact() {
-        let claims = sample();
-        let Err(Error::SlotTooSmall { needed, .. }) = Layout::new(&claims, Group::Software, 5000, 0, "x")
+        let fields = sample();
+        let Err(Error::SlotTooSmall { needed, .. }) = Layout::new(&fields, Group::Software, 5000, 0, "x")
         else {
             panic!("an empty slot was accepted");
         };
-        assert!(Layout::new(&claims, Group::Software, 5000, needed, "x").is_ok());
-        assert!(Layout::new(&claims, Group::Software, 5000, needed - 1, "x").is_err());
+        assert!(Layout::new(&fields, Group::Software, 5000, needed, "x").is_ok());
+        assert!(Layout::new(&fields, Group::Software, 5000, needed - 1, "x").is_err());
     }
 }

@@ -20,7 +20,7 @@ mod record;
 
 pub use footer::{Condition, Footer};
 pub use frame::FrameAt;
-pub use layout::{Layout, Place};
+pub use layout::{Layout, PlacedPayload};
 pub use mark::{Mark, Verdict};
 pub use record::{Content, Record, discard, write_mark};
 

@@ -13,7 +13,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{self, off_t};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::bundle::source::{ReadAt, Source, Stopped};
+use crate::bundle::source::{ReadAt, ReadStopped, Source};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
@@ -155,7 +155,7 @@ impl<F: AsFd + Read> Read for Polled<F> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             if self.cancel.requested() {
-                return Err(io::Error::other(Stopped));
+                return Err(io::Error::other(ReadStopped));
             }
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
             // A FIFO that nobody has opened for writing yet is not at its end: poll waits, read would say 0.

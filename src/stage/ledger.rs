@@ -27,11 +27,11 @@ pub(super) enum NextStep<T> {
 pub(super) struct Ledger<T> {
     batch: u64,
     readers: usize,
-    state: Mutex<State<T>>,
+    state: Mutex<LedgerState<T>>,
 }
 
 #[derive(Debug)]
-struct State<T> {
+struct LedgerState<T> {
     written: Vec<T>,
     bytes: u64,
     flushing: bool,
@@ -43,8 +43,13 @@ impl<T> Ledger<T> {
     /// A ledger that demands a flush after every `batch` bytes. At most `readers` workers read back at the same
     /// time, so that the others keep the processors busy.
     pub(super) fn new(batch: u64, readers: usize) -> Self {
-        let state =
-            State { written: Vec::new(), bytes: 0, flushing: false, durable: VecDeque::new(), reading: 0 };
+        let state = LedgerState {
+            written: Vec::new(),
+            bytes: 0,
+            flushing: false,
+            durable: VecDeque::new(),
+            reading: 0,
+        };
         Self { batch, readers: readers.max(1), state: Mutex::new(state) }
     }
 

@@ -63,11 +63,11 @@ pub struct Target {
     pub record: Record,
 }
 
-/// Waits until `bytes` more bytes may be written, or, with 0, until something may be read; see [`Options::pace`].
-pub type Pace<'a> = dyn Fn(u64) -> Result<()> + Sync + 'a;
+/// Waits until `bytes` more bytes may be written, or, with 0, until something may be read; see [`StageOptions::pace`].
+pub type PaceFn<'a> = dyn Fn(u64) -> Result<()> + Sync + 'a;
 
 /// Settings of one run.
-pub struct Options<'a> {
+pub struct StageOptions<'a> {
     /// Number of workers.
     pub jobs: NonZeroUsize,
     /// Whether to read the slot back from the medium. Without it a disk that loses or misplaces writes goes
@@ -82,12 +82,12 @@ pub struct Options<'a> {
     /// Other sources of the frames of a delta; `None` for a bundle.
     pub delta: Option<&'a Sources<'a>>,
     /// Called before each transfer: waits if a maximum rate is set, or while others need the disk.
-    pub pace: &'a Pace<'a>,
+    pub pace: &'a PaceFn<'a>,
 }
 
 /// How the bytes of the images came into place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct StageOutcome {
     /// Bytes written as data.
     pub written: u64,
     /// Bytes zeroed by means of the device.
@@ -131,9 +131,9 @@ pub fn default_jobs(payloads: &[Payload]) -> NonZeroUsize {
 pub fn stage(
     bundle: &Bundle,
     targets: &[Target],
-    options: &Options<'_>,
+    options: &StageOptions<'_>,
     progress: &dyn Progress,
-) -> Result<Outcome> {
+) -> Result<StageOutcome> {
     for target in targets {
         target.record.write_torn(&*target.device, target.group, &target.partition)?;
     }

@@ -14,7 +14,7 @@ use crate::bundle::{Source, Trust};
 use crate::device::{MemoryDevice, Region};
 use crate::progress::{Cancel, Silent};
 use crate::slot::{Content, Layout};
-use crate::stage::{self, Outcome, Target};
+use crate::stage::{self, StageOutcome, Target};
 use crate::units::{BlockSize, Group};
 
 const FRAME: u32 = 4096;
@@ -24,7 +24,7 @@ fn slot() -> Arc<MemoryDevice> {
     Arc::new(MemoryDevice::new(vec![0; SLOT as usize], BlockSize::B512))
 }
 
-fn staged(bundle: &Bundle, sources: Option<&Sources<'_>>, slot: &Arc<MemoryDevice>) -> Result<Outcome> {
+fn staged(bundle: &Bundle, sources: Option<&Sources<'_>>, slot: &Arc<MemoryDevice>) -> Result<StageOutcome> {
     let release = bundle.release().clone();
     let layout = Layout::new(&release.manifest, Group::Platform, release.record_len(), SLOT, "slot")?;
     let extent = Extent { at: ByteOffset(0), len: SLOT };
@@ -32,7 +32,7 @@ fn staged(bundle: &Bundle, sources: Option<&Sources<'_>>, slot: &Arc<MemoryDevic
     let record = Record { release, layout, origin: String::new(), unsigned: false };
     let (partition, device) = ("slot".to_owned(), Box::new(device));
     let targets = [Target { group: Group::Platform, partition, device, record }];
-    let options = stage::Options {
+    let options = stage::StageOptions {
         jobs: NonZeroUsize::MIN,
         read_back: true,
         sha256: false,

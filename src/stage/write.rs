@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::ledger::{Ledger, NextStep};
 use super::patch::{self, Patcher};
-use super::{Options, Outcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
+use super::{StageOptions, StageOutcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
-use crate::bundle::frame::{Frame, FrameDecoder, Known, VerifiedFrame};
+use crate::bundle::frame::{Frame, FrameDecoder, VerifiedFrame, ZeroState};
 use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::ImageHashes;
 use crate::device::{self, AlignedBuf};
@@ -20,7 +20,7 @@ use crate::workers::{self, Abort, Sequencer};
 /// State shared by the workers of one run.
 struct Run<'r, 'a> {
     targets: &'a [Target],
-    options: &'r Options<'r>,
+    options: &'r StageOptions<'r>,
     feed: Feed<'a>,
     patcher: Option<Patcher<'r>>,
     zeroes: BTreeMap<u64, Frame<'a>>,
@@ -76,10 +76,10 @@ struct Scratch<'a> {
 pub(super) fn write_frames<'a>(
     bundle: &'a Bundle,
     targets: &'a [Target],
-    options: &Options<'_>,
+    options: &StageOptions<'_>,
     ledger: Option<&Ledger<FrameAt<'a>>>,
     progress: &dyn Progress,
-) -> Result<Outcome> {
+) -> Result<StageOutcome> {
     let payloads = &bundle.manifest().payloads;
     let feed = Feed::new(bundle, |payload| wanted(targets, payload));
     let abort = Abort::new(options.cancel, "writing the slot");
@@ -148,7 +148,7 @@ pub(super) fn write_frames<'a>(
     if let Some(hashes) = run.hashes {
         hashes.into_inner().check(payloads, |payload| wanted(targets, payload))?;
     }
-    Ok(Outcome {
+    Ok(StageOutcome {
         written: run.written.into_inner(),
         zeroed: run.zeroed.into_inner(),
         reused: run.reused.into_inner(),
@@ -158,7 +158,7 @@ pub(super) fn write_frames<'a>(
 
 /// Reads back what was not read back in between. Everything is durable by now.
 pub(super) fn read_rest(
-    options: &Options<'_>,
+    options: &StageOptions<'_>,
     ledger: Ledger<FrameAt<'_>>,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -251,10 +251,10 @@ impl<'a> Run<'_, 'a> {
         frame: &FrameAt<'_>,
         buffer: &'b mut [u8],
     ) -> Result<Option<VerifiedFrame<'b>>> {
-        match frame.known() {
-            Known::Nothing => Ok(self.probing.look(ordinal, || frame.find(buffer))),
-            Known::Zero => Ok(None),
-            Known::ZeroInPlace => {
+        match frame.zero_state() {
+            ZeroState::Unproven => Ok(self.probing.look(ordinal, || frame.find(buffer))),
+            ZeroState::Zero => Ok(None),
+            ZeroState::ZeroInPlace => {
                 buffer.fill(0);
                 frame.verify(buffer).map(Some)
             }
@@ -264,7 +264,7 @@ impl<'a> Run<'_, 'a> {
     /// Writes a frame, unless its zeroes are in place already: then the bundle has been verified all the same.
     fn write(&self, ordinal: u64, frame: &FrameAt<'a>, verified: &VerifiedFrame<'_>) -> Result<()> {
         let len = verified.len() as u64;
-        if frame.known() != Known::Nothing {
+        if frame.zero_state() != ZeroState::Unproven {
             self.zeroed.fetch_add(len, Ordering::Relaxed);
             return self.hash(ordinal, frame, verified);
         }

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::ledger::Ledger;
-use super::{Options, Target, frame_at, make_zero, target_of};
+use super::{StageOptions, Target, frame_at, make_zero, target_of};
 use crate::bundle::Bundle;
 use crate::bundle::frame::{Frame, Zeroes};
 use crate::device::AlignedBuf;
@@ -31,7 +31,7 @@ const RUN: u64 = 16 << 20;
 pub(super) fn make<'a>(
     bundle: &'a Bundle,
     targets: &'a [Target],
-    options: &Options<'_>,
+    options: &StageOptions<'_>,
     look: bool,
     ledger: Option<&Ledger<FrameAt<'a>>>,
     abort: &Abort<'_>,

@@ -3,8 +3,8 @@
 mod report;
 
 pub use report::{
-    BootEntry, DeltaReport, Obstacle, PlanReport, PlannedPayload, PrepareReport, SlotReport, SlotsReport,
-    Status, SwitchReport,
+    AppliedDelta, BootEntry, PlanReport, PlannedPayload, PrepareReport, SlotReport, SlotsReport, Status,
+    SwitchReport, UpgradeObstacle,
 };
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub enum SlotState {
 }
 
 /// Everything that determines the state of a slot.
-pub struct Evidence<'a> {
+pub struct SlotFacts<'a> {
     /// Its attributes in the partition table.
     pub attributes: Attributes,
     /// The boot flag that applies to its group.
@@ -66,25 +66,25 @@ pub struct Evidence<'a> {
 /// A trial of one boot, by BootNext or by kexec, has no flag while it runs. The slot with that mark is on trial
 /// while it runs or is selected, and has failed otherwise. BootNext is written before the mark: a slot that runs by
 /// `efi` without a mark is on trial too.
-pub fn slot_state(evidence: &Evidence<'_>) -> SlotState {
-    let (attributes, priority) = (evidence.attributes, evidence.flag == BootFlag::Priority);
-    let verdict = match evidence.content {
+pub fn slot_state(facts: &SlotFacts<'_>) -> SlotState {
+    let (attributes, priority) = (facts.attributes, facts.flag == BootFlag::Priority);
+    let verdict = match facts.content {
         Content::Torn { .. } => return SlotState::Torn,
         Content::Whole(_, mark) => Some(mark.as_ref().map(|mark| mark.verdict)),
         Content::Nothing { .. } => None,
     };
-    let selected = match evidence.flag {
+    let selected = match facts.flag {
         BootFlag::Priority => attributes.priority() > 0,
         BootFlag::Legacy => attributes.legacy_bootable(),
-        BootFlag::Efi => evidence.chosen,
+        BootFlag::Efi => facts.chosen,
     };
-    let unmarked = selected || evidence.flag == BootFlag::Efi && evidence.running;
+    let unmarked = selected || facts.flag == BootFlag::Efi && facts.running;
     match verdict {
         _ if priority && attributes.successful() => SlotState::Good,
-        _ if priority && selected && (attributes.tries() > 0 || evidence.running) => SlotState::Trial,
+        _ if priority && selected && (attributes.tries() > 0 || facts.running) => SlotState::Trial,
         _ if priority && selected => SlotState::Bad,
-        Some(Some(Verdict::Trying)) if evidence.chosen => SlotState::Trial,
-        Some(Some(Verdict::Failed | Verdict::Trying)) if !priority && evidence.running => SlotState::Trial,
+        Some(Some(Verdict::Trying)) if facts.chosen => SlotState::Trial,
+        Some(Some(Verdict::Failed | Verdict::Trying)) if !priority && facts.running => SlotState::Trial,
         Some(Some(Verdict::Bad | Verdict::Failed | Verdict::Trying)) if !selected => SlotState::Bad,
         Some(Some(Verdict::Good)) if !priority => SlotState::Good,
         Some(_) if unmarked => SlotState::Trial,

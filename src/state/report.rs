@@ -158,7 +158,7 @@ pub struct PlanReport {
     /// Whether the same bundle is already prepared.
     pub already_prepared: bool,
     /// Code and message of each obstacle to the upgrade now; empty if there is none.
-    pub blocked_by: Vec<Obstacle>,
+    pub blocked_by: Vec<UpgradeObstacle>,
     /// The parts of the host that the software's container has access to; `None` if no container is configured
     /// here.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,7 +167,7 @@ pub struct PlanReport {
 
 /// Statistics of a delta.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct DeltaReport {
+pub struct AppliedDelta {
     /// Bytes that were read of the delta and, for frames taken from it, of the whole bundle.
     pub downloaded_bytes: u64,
     /// Bytes of images copied from the running slot.
@@ -182,7 +182,7 @@ pub struct DeltaReport {
 
 /// An obstacle to an upgrade.
 #[derive(Debug, Clone, Serialize)]
-pub struct Obstacle {
+pub struct UpgradeObstacle {
     /// Its stable code.
     pub code: String,
     /// Message with the remedy.
@@ -208,7 +208,7 @@ pub struct PrepareReport {
     pub reused_bytes: u64,
     /// Statistics of a delta; `None` for a bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub delta: Option<DeltaReport>,
+    pub delta: Option<AppliedDelta>,
     /// Whether the slot was read back past the page cache and verified.
     pub read_back: bool,
     /// Wall time in seconds.

@@ -174,14 +174,14 @@ impl<S> Sequencer<S> {
 #[derive(Debug)]
 pub struct Queue<S, T> {
     ahead: u64,
-    line: Mutex<Line<T>>,
+    line: Mutex<QueueState<T>>,
     changed: Condvar,
-    /// Locked only by the thread that set `Line::busy`, so never contended.
+    /// Locked only by the thread that set `QueueState::busy`, so never contended.
     state: Mutex<S>,
 }
 
 #[derive(Debug)]
-struct Line<T> {
+struct QueueState<T> {
     next: u64,
     waiting: BTreeMap<u64, T>,
     busy: bool,
@@ -191,7 +191,7 @@ impl<S, T> Queue<S, T> {
     /// A queue at piece 0. A thread with a piece that is `ahead` (at least 1) or more beyond the next one waits,
     /// which bounds the memory.
     pub fn new(state: S, ahead: u64) -> Self {
-        let line = Line { next: 0, waiting: BTreeMap::new(), busy: false };
+        let line = QueueState { next: 0, waiting: BTreeMap::new(), busy: false };
         Self {
             ahead: ahead.max(1),
             line: Mutex::new(line),

@@ -4,8 +4,8 @@
 use std::num::NonZeroUsize;
 
 use qstage::bundle::archive;
-use qstage::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
-use qstage::bundle::{Claims, Kind};
+use qstage::bundle::writer::{Compression, PayloadInput, ReleaseInfo, pack_payloads, write_front};
+use qstage::bundle::{Kind, ManifestFields};
 use qstage::progress::{Cancel, Silent};
 use qstage::units::{Blake3, Sha256};
 use ssh_key::private::Ed25519Keypair;
@@ -24,7 +24,7 @@ pub(crate) struct Attack {
 /// The parts of a bundle with a platform image of one frame.
 #[derive(Clone)]
 struct Parts {
-    claims: Claims,
+    claims: ManifestFields,
     index: Vec<u8>,
     frame: Vec<u8>,
 }
@@ -33,14 +33,14 @@ const CREATED: u64 = 1_700_000_000;
 
 fn parts() -> Parts {
     let image = noise(1, 2000);
-    let identity = Identity {
+    let identity = ReleaseInfo {
         product: "demo".to_owned(),
         version: "2.0".to_owned(),
         min_version: None,
         epoch: 0,
         created: CREATED,
     };
-    let inputs = [Input {
+    let inputs = [PayloadInput {
         kind: Kind::Platform,
         name: "platform".to_owned(),
         version: "2.0".to_owned(),
@@ -51,7 +51,7 @@ fn parts() -> Parts {
     let packed =
         pack_payloads(&identity, &inputs, compression, &mut out, &Cancel::default(), &Silent).unwrap();
     let len = u32::from_le_bytes(packed.index[..4].try_into().unwrap()) as usize;
-    Parts { frame: out.into_inner()[512..512 + len].to_vec(), claims: packed.claims, index: packed.index }
+    Parts { frame: out.into_inner()[512..512 + len].to_vec(), claims: packed.fields, index: packed.index }
 }
 
 impl Parts {

@@ -102,7 +102,7 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
         });
         tapes.push((tape, group));
     }
-    let options = stage::Options {
+    let options = stage::StageOptions {
         jobs: NonZeroUsize::MIN,
         read_back: true,
         // The one attack that only this finds is among them.

@@ -14,7 +14,7 @@ use loops::{Loop, is_root, text};
 use machine::{Bench, Run, tool};
 use qstage::Error;
 use qstage::host::kernel::Kernel;
-use qstage::selector::{Origin, find_disk};
+use qstage::selector::{BootOrigin, find_disk};
 use serde_json::{Value, json};
 
 /// What the small program says, which must be what the large one says; of the first nothing may be written in between.
@@ -293,7 +293,7 @@ fn the_disk_is_found_by_its_partitions() {
     let find = |disks: &[(&str, Option<&Path>)]| {
         notes.borrow_mut().clear();
         let note = |text: &str| notes.borrow_mut().push(text.to_owned());
-        find_disk(&machine(&bench, disks), &Origin::default(), &note)
+        find_disk(&machine(&bench, disks), &BootOrigin::default(), &note)
     };
     let found = find(&[("sda", Some(&blank)), ("sr0", None), ("vda", Some(&disk))]).unwrap();
     assert!(found.ends_with("vda"), "{found:?}");
@@ -316,7 +316,7 @@ fn the_disk_is_found_by_its_partitions() {
     for path in ["sda", "sdb"] {
         fs::create_dir(bench.path(&format!("sys/block/{path}/holders/dm-0"))).unwrap();
     }
-    assert!(find_disk(&kernel, &Origin::default(), &|_| ()).unwrap().ends_with("dm-0"));
+    assert!(find_disk(&kernel, &BootOrigin::default(), &|_| ()).unwrap().ends_with("dm-0"));
     // With the primary table gone Linux shows no partitions; the disk is found all the same.
     let mut bytes = fs::read(&clone).unwrap();
     bytes[512..1024].fill(0);

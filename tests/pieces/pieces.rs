@@ -18,7 +18,7 @@ use qstage::bundle::feed::Feed;
 use qstage::bundle::frame::{FrameDecoder, chaining_value};
 use qstage::bundle::index::Index;
 use qstage::bundle::sha256::Hasher;
-use qstage::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
+use qstage::bundle::writer::{Compression, PayloadInput, ReleaseInfo, pack_payloads, write_front};
 use qstage::bundle::{Bundle, Kind, Source, Trust};
 use qstage::commit;
 use qstage::device::{AlignedBuf, MemoryDevice};
@@ -45,20 +45,24 @@ fn bundle(frame_size: u32) -> Bundle {
         [word, word ^ 0x5555_5555, word.rotate_left(9)]
     });
     let image: Vec<u8> = words.flatten().flat_map(u32::to_le_bytes).take(8 * MIB as usize).collect();
-    let identity = Identity {
+    let identity = ReleaseInfo {
         product: "bench".to_owned(),
         version: "1".to_owned(),
         min_version: None,
         epoch: 0,
         created: 0,
     };
-    let input =
-        Input { kind: Kind::Platform, name: "platform".to_owned(), version: "1".to_owned(), image: &image };
+    let input = PayloadInput {
+        kind: Kind::Platform,
+        name: "platform".to_owned(),
+        version: "1".to_owned(),
+        image: &image,
+    };
     let compression = Compression { level: 3, frame_size, jobs: NonZeroUsize::new(2) };
     let mut payloads = Cursor::new(Vec::new());
     let packed = pack_payloads(&identity, &[input], compression, &mut payloads, &Cancel::default(), &Silent)
         .expect("packs");
-    let manifest = packed.claims.to_bytes().expect("is a manifest");
+    let manifest = packed.fields.to_bytes().expect("is a manifest");
     let mut bytes = Vec::new();
     write_front(&mut bytes, &manifest, b"", &packed.index, 0).expect("is a bundle");
     bytes.extend_from_slice(payloads.get_ref());

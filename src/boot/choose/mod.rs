@@ -6,7 +6,7 @@
 //!    loses one try. (Flatcar takes one off a successful slot too, but nothing reads it; ChromeOS clears the
 //!    priority with the last try, which would hide from `status` that there was a trial.) A slot that is known to
 //!    be torn is skipped.
-//! 2. If the flags allow none, the machine must boot all the same: the first by [`Standing`], then the higher
+//! 2. If the flags allow none, the machine must boot all the same: the first by [`SlotRank`], then the higher
 //!    priority, then slot `a`. Nothing is counted, and no flag is changed: that is left to a repair.
 //!
 //! A try that cannot be counted (a disk that refuses writes) could be repeated for ever. So in that case a
@@ -18,7 +18,7 @@ use crate::units::Slot;
 
 /// Rank of a slot that no flag allows to boot; later variants are preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Standing {
+pub enum SlotRank {
     /// A prepare began and did not end: it is known to be incomplete.
     Torn,
     /// No readable record of qstage: installed by other means, or empty.
@@ -37,7 +37,7 @@ pub struct Candidate {
     /// Its attributes in the partition table.
     pub attributes: Attributes,
     /// Its rank by its record.
-    pub standing: Standing,
+    pub rank: SlotRank,
 }
 
 impl Candidate {
@@ -47,21 +47,21 @@ impl Candidate {
             Content::Whole(_, mark) => Some(mark.as_ref().map(|mark| mark.verdict)),
             Content::Torn { .. } | Content::Nothing { .. } => None,
         };
-        let standing = match (content, content.and_then(mark)) {
-            (Some(Content::Torn { .. }), _) => Standing::Torn,
-            (_, Some(Some(Verdict::Good))) => Standing::Good,
-            _ if attributes.successful() => Standing::Good,
-            (_, Some(Some(Verdict::Bad | Verdict::Failed | Verdict::Trying))) => Standing::Failed,
+        let rank = match (content, content.and_then(mark)) {
+            (Some(Content::Torn { .. }), _) => SlotRank::Torn,
+            (_, Some(Some(Verdict::Good))) => SlotRank::Good,
+            _ if attributes.successful() => SlotRank::Good,
+            (_, Some(Some(Verdict::Bad | Verdict::Failed | Verdict::Trying))) => SlotRank::Failed,
             // Selected once, and no try left.
-            (_, Some(None)) if attributes.priority() > 0 => Standing::Failed,
-            (_, Some(None)) => Standing::Whole,
-            (_, None) => Standing::Unknown,
+            (_, Some(None)) if attributes.priority() > 0 => SlotRank::Failed,
+            (_, Some(None)) => SlotRank::Whole,
+            (_, None) => SlotRank::Unknown,
         };
-        Self { attributes, standing }
+        Self { attributes, rank }
     }
 
     fn by_flags(&self) -> bool {
-        self.attributes.will_boot() && self.standing != Standing::Torn
+        self.attributes.will_boot() && self.rank != SlotRank::Torn
     }
 }
 
@@ -75,7 +75,7 @@ pub enum SelectionReason {
     Trial,
     /// First, on trial, and no try can be counted.
     Uncounted,
-    /// No flag allows any slot to boot; this one has the best standing.
+    /// No flag allows any slot to boot; this one has the best rank.
     Rescue,
 }
 
@@ -136,7 +136,7 @@ pub fn choose(a: Option<Candidate>, b: Option<Candidate>, counting: Counting) ->
             },
         });
     }
-    let rescue = first(all.iter(), |entry| (entry.1.standing, entry.1.attributes.priority()));
+    let rescue = first(all.iter(), |entry| (entry.1.rank, entry.1.attributes.priority()));
     rescue.map(|&(slot, _)| Choice { slot, why: SelectionReason::Rescue, count: None })
 }
 

@@ -1,10 +1,10 @@
-//! Every combination of the nine bits of both slots, with every standing, against the algorithms as documented by
+//! Every combination of the nine bits of both slots, with every rank, against the algorithms as documented by
 //! their projects.
 
 use super::*;
 
-const STANDINGS: [Standing; 5] =
-    [Standing::Torn, Standing::Unknown, Standing::Failed, Standing::Whole, Standing::Good];
+const RANKS: [SlotRank; 5] =
+    [SlotRank::Torn, SlotRank::Unknown, SlotRank::Failed, SlotRank::Whole, SlotRank::Good];
 
 /// Foreign bits, which must be preserved.
 const NOISE: u64 = 0x5a00_c3c3_3c3c_a5a5 & !(0x01ff << 48);
@@ -36,7 +36,7 @@ fn the_flags_rule_as_they_do_for_other_loaders() {
     let all = every_bits();
     for &a in &all {
         for &b in &all {
-            let candidate = |attributes| Some(Candidate { attributes, standing: Standing::Unknown });
+            let candidate = |attributes| Some(Candidate { attributes, rank: SlotRank::Unknown });
             let choice = choose(candidate(a), candidate(b), Counting::Possible).unwrap();
             let Some(slot) = loader(a, b) else {
                 assert_eq!((choice.why, choice.count), (SelectionReason::Rescue, None));
@@ -59,13 +59,13 @@ fn the_flags_rule_as_they_do_for_other_loaders() {
     }
 }
 
-/// All standings, with the bits that behave differently.
+/// All ranks, with the bits that behave differently.
 #[test]
 fn something_is_started_whatever_is_found() {
     let values: Vec<Candidate> = [0, 1, 2, 15]
         .into_iter()
         .flat_map(|p| [0, 1, 15].into_iter().flat_map(move |t| [false, true].map(|s| bits(p, t, s))))
-        .flat_map(|attributes| STANDINGS.map(|standing| Candidate { attributes, standing }))
+        .flat_map(|attributes| RANKS.map(|rank| Candidate { attributes, rank }))
         .collect();
     let slots: Vec<Option<Candidate>> = values.iter().copied().map(Some).chain([None]).collect();
     for &a in &slots {
@@ -97,16 +97,16 @@ fn check(a: Option<Candidate>, b: Option<Candidate>, counting: Counting, choice:
         }
         SelectionReason::Rescue => {
             assert!(can(Slot::A).is_none() && can(Slot::B).is_none());
-            assert!(other.is_none_or(|other| other.standing <= chosen.standing), "the best standing");
+            assert!(other.is_none_or(|other| other.rank <= chosen.rank), "the best rank");
         }
     }
     // A slot that is known to be incomplete is the last choice.
-    if chosen.standing == Standing::Torn {
-        assert!(other.is_none_or(|other| other.standing == Standing::Torn));
+    if chosen.rank == SlotRank::Torn {
+        assert!(other.is_none_or(|other| other.rank == SlotRank::Torn));
     }
     // Of equals the higher priority, then slot a.
     if choice.why == SelectionReason::Rescue
-        && let Some(other) = other.filter(|other| other.standing == chosen.standing)
+        && let Some(other) = other.filter(|other| other.rank == chosen.rank)
     {
         let (own, its) = (chosen.attributes.priority(), other.attributes.priority());
         assert!(own > its || own == its && choice.slot == Slot::A);
@@ -119,7 +119,7 @@ fn the_old_slot_is_back_after_the_tries() {
     for tries in 1..=15 {
         let (a, mut b) = (bits(1, 0, true), bits(2, tries, false));
         let start = |b: Attributes| {
-            let candidate = |attributes| Some(Candidate { attributes, standing: Standing::Whole });
+            let candidate = |attributes| Some(Candidate { attributes, rank: SlotRank::Whole });
             choose(candidate(a), candidate(b), Counting::Possible).unwrap()
         };
         for left in (0..tries).rev() {
@@ -138,12 +138,12 @@ fn the_old_slot_is_back_after_the_tries() {
 fn what_a_slot_says_of_itself() {
     let torn = Content::Torn { origin: String::new(), manifest: crate::units::Blake3([0; 32]), epoch: 0 };
     let nothing = Content::Nothing { why: String::new(), traces: false, epoch: 0 };
-    let standing = |attributes, content: Option<&Content>| Candidate::new(attributes, content).standing;
+    let rank = |attributes, content: Option<&Content>| Candidate::new(attributes, content).rank;
     for attributes in every_bits() {
-        assert_eq!(standing(attributes, Some(&torn)), Standing::Torn);
+        assert_eq!(rank(attributes, Some(&torn)), SlotRank::Torn);
         for unread in [None, Some(&nothing)] {
-            let expected = if attributes.successful() { Standing::Good } else { Standing::Unknown };
-            assert_eq!(standing(attributes, unread), expected);
+            let expected = if attributes.successful() { SlotRank::Good } else { SlotRank::Unknown };
+            assert_eq!(rank(attributes, unread), expected);
         }
     }
 }

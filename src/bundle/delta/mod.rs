@@ -64,7 +64,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use crate::bundle::manifest::Kind;
-    use crate::bundle::writer::{Compression, Identity, Input, pack_payloads, write_members};
+    use crate::bundle::writer::{Compression, PayloadInput, ReleaseInfo, pack_payloads, write_members};
     use crate::bundle::{Bundle, Release, Source, Trust};
     use crate::progress::{Cancel, Silent};
 
@@ -78,16 +78,17 @@ pub(crate) mod tests {
     /// A bundle of one image.
     pub(crate) fn bundle(image: &[u8], frame_size: u32) -> Bundle {
         let (version, image) = ("2".to_owned(), image.to_vec());
-        let identity = Identity { product: "p".to_owned(), version, min_version: None, epoch: 0, created: 5 };
+        let identity =
+            ReleaseInfo { product: "p".to_owned(), version, min_version: None, epoch: 0, created: 5 };
         let (name, version) = ("platform".to_owned(), "2".to_owned());
-        let input = Input { kind: Kind::Platform, name, version, image: &image };
+        let input = PayloadInput { kind: Kind::Platform, name, version, image: &image };
         let compression = Compression { level: 9, frame_size, jobs: NonZeroUsize::new(2) };
         let mut payloads = Cursor::new(Vec::new());
         let packed =
             pack_payloads(&identity, &[input], compression, &mut payloads, &Cancel::default(), &Silent);
         let packed = packed.unwrap();
         let mut bytes = Vec::new();
-        let manifest = packed.claims.to_bytes().unwrap();
+        let manifest = packed.fields.to_bytes().unwrap();
         let members =
             [("manifest.json", &manifest[..]), ("manifest.json.sig", b""), ("index.bin", &packed.index)];
         write_members(&mut bytes, &members, 5).unwrap();

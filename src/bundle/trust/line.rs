@@ -13,7 +13,7 @@ const SPACE: &[u8] = b" \t\n\x0b\x0c\r";
 
 /// A line that names a key.
 #[derive(Debug)]
-pub(super) struct Signer {
+pub(super) struct AllowedSigner {
     /// Owners of the key: a pattern list.
     pub(super) principals: Vec<u8>,
     pub(super) key: KeyData,
@@ -23,7 +23,7 @@ pub(super) struct Signer {
     valid_before: Option<i64>,
 }
 
-impl Signer {
+impl AllowedSigner {
     /// Parses a line, without its line feed. `None`: it is blank or a comment.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Signer {
         }
         let (principals, rest) = principals(line).ok_or("nothing follows the principals")?;
         let (options, key) = match key(rest) {
-            Ok(key) => (Options::default(), key),
+            Ok(key) => (LineOptions::default(), key),
             // A key type in the place of an option: the problem of the key is more helpful than "unknown option".
             Err(problem)
                 if [b"ssh-", b"sk-s", b"sk-e", b"ecds"].iter().any(|begin| rest.starts_with(*begin)) =>
@@ -48,7 +48,7 @@ impl Signer {
                 let end = options_end(rest).ok_or("a quote of the options has no end")?;
                 let (options, rest) = rest.split_at(end);
                 let Some((_, rest)) = rest.split_first() else { return Err(format!("key: {problem}")) };
-                let options = Options::parse(options)?;
+                let options = LineOptions::parse(options)?;
                 (options, key(skip(rest, b" \t")).map_err(|problem| format!("key: {problem}"))?)
             }
         };
@@ -56,7 +56,7 @@ impl Signer {
         if options.authority {
             return Err("certificate authorities are not supported".to_owned());
         }
-        let Options { namespaces, valid_after, valid_before, .. } = options;
+        let LineOptions { namespaces, valid_after, valid_before, .. } = options;
         Ok(Some(Self { principals, key, namespaces, valid_after, valid_before }))
     }
 
@@ -136,14 +136,14 @@ fn options_end(text: &[u8]) -> Option<usize> {
 
 /// The options of a line: `sshsigopt_parse`.
 #[derive(Debug, Default)]
-struct Options {
+struct LineOptions {
     authority: bool,
     namespaces: Option<Vec<u8>>,
     valid_after: Option<i64>,
     valid_before: Option<i64>,
 }
 
-impl Options {
+impl LineOptions {
     fn parse(mut text: &[u8]) -> Result<Self, String> {
         let mut options = Self::default();
         while !text.is_empty() {
@@ -232,8 +232,8 @@ mod tests {
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIHGAFN8+qXJ9VkdxEQLWjDDy5KRFAJEQ0Jh3yGQ3XqT";
 
-    fn signer(line: &str) -> Signer {
-        Signer::parse(line.as_bytes()).unwrap().unwrap()
+    fn signer(line: &str) -> AllowedSigner {
+        AllowedSigner::parse(line.as_bytes()).unwrap().unwrap()
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
             ("x ssh-ed25519 AAAA".to_owned(), "key"),
             ("x".to_owned(), "principals"),
         ] {
-            let problem = Signer::parse(line.as_bytes()).unwrap_err();
+            let problem = AllowedSigner::parse(line.as_bytes()).unwrap_err();
             assert!(problem.contains(word), "{line}: {problem}");
         }
     }

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey};
 
-use self::line::Signer;
+use self::line::AllowedSigner;
 use super::manifest::{Manifest, Provenance};
-use super::signature::{self, Candidate, NAMESPACE};
+use super::signature::{self, NAMESPACE, SignatureBlock};
 use crate::error::{Error, Result};
 
 mod line;
@@ -24,7 +24,7 @@ pub const TRUST_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Trust {
     path: PathBuf,
-    policy: Policy,
+    policy: TrustPolicy,
     demand: Demand,
 }
 
@@ -44,8 +44,8 @@ impl Default for Demand {
 }
 
 #[derive(Debug)]
-enum Policy {
-    Signers { signers: Vec<Signer>, skipped: Vec<String> },
+enum TrustPolicy {
+    Signers { signers: Vec<AllowedSigner>, skipped: Vec<String> },
     Unsigned,
 }
 
@@ -59,7 +59,7 @@ impl Trust {
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let (mut signers, mut skipped) = (Vec::new(), Vec::new());
         for (number, line) in text.split(|byte| *byte == b'\n').enumerate().map(|(i, line)| (i + 1, line)) {
-            match Signer::parse(line) {
+            match AllowedSigner::parse(line) {
                 Ok(signer) => signers.extend(signer),
                 Err(problem) => skipped.push(format!("line {number}: {problem}")),
             }
@@ -69,7 +69,7 @@ impl Trust {
             let problem = format!("no usable key: {why}");
             return Err(Error::TrustFile { path: path.to_owned(), problem });
         }
-        let policy = Policy::Signers { signers, skipped };
+        let policy = TrustPolicy::Signers { signers, skipped };
         Ok(Self { path: path.to_owned(), policy, demand: Demand::default() })
     }
 
@@ -81,18 +81,18 @@ impl Trust {
     /// Accepts any bundle, signed or not. For development: it removes the protection that all else is built on, and
     /// the name makes every caller state that.
     pub fn dangerously_unsigned() -> Self {
-        Self { path: PathBuf::new(), policy: Policy::Unsigned, demand: Demand::default() }
+        Self { path: PathBuf::new(), policy: TrustPolicy::Unsigned, demand: Demand::default() }
     }
 
     /// Turns the bytes of `manifest.json` into a [`Manifest`] if enough signatures are valid.
     ///
     /// # Errors
     /// [`Error::Unsigned`], [`Error::SignatureFormat`], [`Error::Untrusted`], [`Error::TooFewSigners`],
-    /// [`Error::BadSignature`], and those of [`Claims::parse`](super::manifest::Claims::parse).
+    /// [`Error::BadSignature`], and those of [`ManifestFields::parse`](super::manifest::ManifestFields::parse).
     pub fn verify(&self, manifest: Vec<u8>, signature: Vec<u8>) -> Result<Manifest> {
         let vouched = match &self.policy {
-            Policy::Signers { .. } => Provenance::Signature(self.judge(&manifest, &signature)?),
-            Policy::Unsigned => Provenance::Unsigned,
+            TrustPolicy::Signers { .. } => Provenance::Signature(self.judge(&manifest, &signature)?),
+            TrustPolicy::Unsigned => Provenance::Unsigned,
         };
         Manifest::with_provenance(manifest, signature, vouched)
     }
@@ -110,13 +110,13 @@ impl Trust {
     /// # Errors
     /// As [`judge`](Self::judge).
     pub fn judge_at(&self, manifest: &[u8], signature: &[u8], now: i64) -> Result<String> {
-        let Policy::Signers { signers, skipped } = &self.policy else { return Ok(String::new()) };
+        let TrustPolicy::Signers { signers, skipped } = &self.policy else { return Ok(String::new()) };
         if signature.is_empty() {
             return Err(Error::Unsigned);
         }
         let mut found = Findings::default();
         for (number, candidate) in (1..).zip(signature::parse(signature)?) {
-            let Candidate::Known(candidate) = candidate else {
+            let SignatureBlock::Known(candidate) = candidate else {
                 found.strangers.push(format!("signature {number} (of a kind that is not known)"));
                 continue;
             };
@@ -153,7 +153,7 @@ impl Trust {
         Err(Error::Untrusted { path: self.path.clone(), signers: found.strangers.join(", ") })
     }
 
-    fn refusal(&self, signer: &Signer, now: i64) -> Option<&'static str> {
+    fn refusal(&self, signer: &AllowedSigner, now: i64) -> Option<&'static str> {
         let principal = self.demand.principal.as_ref();
         let fits = |name: &String| pattern::matches_list(name.as_bytes(), &signer.principals);
         if !principal.is_none_or(fits) {
@@ -177,7 +177,7 @@ struct Findings<'t> {
 }
 
 impl<'t> Findings<'t> {
-    fn holds(&mut self, signer: &'t Signer, fingerprint: &str) {
+    fn holds(&mut self, signer: &'t AllowedSigner, fingerprint: &str) {
         if !self.keys.contains(&&signer.key) {
             self.keys.push(&signer.key);
             self.names.push(format!("{} {fingerprint}", String::from_utf8_lossy(&signer.principals)));

@@ -46,7 +46,7 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
         flags = flags.make_unbootable(late.group, late.slot)?;
         turn = view.turn(|choice| choice.back(!late.slot, RolledBackSlot::Bad));
     }
-    turn = turn.map(|turn| turn.remember(floor));
+    turn = turn.map(|turn| turn.store_epoch(floor));
     let done = match (names.is_empty(), slot) {
         (true, None) if turn.is_some() => "the slot that runs is good, and now in BootOrder".to_owned(),
         (true, _) => match view.on_trial().next() {

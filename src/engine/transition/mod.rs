@@ -29,7 +29,7 @@ pub(crate) use run::Site;
 
 use super::view::{SlotView, View};
 use crate::boot::{BootFlag, Flags};
-use crate::efi::Turn;
+use crate::efi::VariablePlan;
 use crate::error::{Error, Result};
 use crate::gpt::Table;
 use crate::slot::{Mark, Verdict};
@@ -68,7 +68,7 @@ pub enum Act {
     /// The mark of a slot is set; `None`: it is made void.
     Mark(Group, Slot, Option<Mark>),
     /// EFI variables are set, one after another.
-    Variables(Turn),
+    Variables(VariablePlan),
     /// The table is brought onto the disk, in one transaction.
     Table(Table),
     /// The record of a slot is destroyed.
@@ -174,7 +174,7 @@ impl View {
 }
 
 /// A turn as an act, where there is something to be set.
-fn variables(turn: Option<Turn>) -> Option<Act> {
+fn variables(turn: Option<VariablePlan>) -> Option<Act> {
     turn.filter(|turn| !turn.steps.is_empty()).map(Act::Variables)
 }
 

@@ -37,7 +37,7 @@ pub use restore::plan_restore;
 pub use switch::plan_switch;
 
 use super::Attributes;
-pub use super::claim::Write;
+pub use super::claim::ClaimedWrite;
 use super::codec::{Fault, Header};
 use super::place::NoPlace;
 use super::reading::{CopyState, Reading};
@@ -94,7 +94,7 @@ pub enum Obstacle {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Writes whole claimed blocks.
-    Write(Write),
+    Write(ClaimedWrite),
     /// Everything before is durable before anything after.
     Barrier,
     /// Reads from the medium and compares.

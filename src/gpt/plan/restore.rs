@@ -28,7 +28,7 @@ pub fn plan_restore(reading: &Reading, from: Copy) -> Result<Plan, Obstacle> {
             let alternate = primary.header().alternate_lba;
             let in_place = alternate > primary.header().last_usable && alternate <= last;
             let linked = if in_place { primary.clone() } else { moved(&primary, last)? };
-            let steps = Steps::new(&primary, geometry, &reading.sectors).by_order(None);
+            let steps = Steps::new(&primary, geometry, &reading.sectors).on_request(None);
             let theirs = reading.copies.backup_header().filter(|_| in_place);
             let backup = mirror(&linked, theirs, &steps.claims).map_err(|at| foreign("backup", at))?;
             let mut plan = backup_from_primary(steps, &linked, backup, found)?;
@@ -48,7 +48,7 @@ pub fn plan_restore(reading: &Reading, from: Copy) -> Result<Plan, Obstacle> {
             let backup = whole(&reading.copies.backup)?;
             let old = reading.copies.primary.as_ref();
             let old = old.map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()));
-            let mut steps = Steps::new(&backup, geometry, &reading.sectors).by_order(old);
+            let mut steps = Steps::new(&backup, geometry, &reading.sectors).on_request(old);
             let primary = primary_from(&backup, old, &steps.claims, geometry)?;
             steps.array(&primary, "primary array")?;
             steps.barrier();

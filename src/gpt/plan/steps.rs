@@ -21,8 +21,8 @@ impl<'a> Steps<'a> {
     }
 
     /// These steps on explicit request: the copy of `replaced` may be overwritten.
-    pub(super) fn by_order(mut self, replaced: Option<&Header>) -> Self {
-        self.claims = self.claims.by_order(replaced);
+    pub(super) fn on_request(mut self, replaced: Option<&Header>) -> Self {
+        self.claims = self.claims.on_request(replaced);
         self
     }
 
@@ -34,7 +34,7 @@ impl<'a> Steps<'a> {
         }
     }
 
-    fn write(&mut self, write: Option<super::Write>) {
+    fn write(&mut self, write: Option<super::ClaimedWrite>) {
         if let Some(write) = write {
             self.claims.sectors.to_mut().overlay(write.at(), write.bytes());
             self.done.push(Step::Write(write));
@@ -117,7 +117,7 @@ impl<'a> Steps<'a> {
     /// Writes the primary header with its whole physical block, the other bytes as they are, so that the medium
     /// need not read and merge.
     pub(super) fn primary_header(&mut self, table: &Table, what: &'static str) {
-        let write = self.claims.primary_header(&table.header().encode()).map(|write| write.called(what));
+        let write = self.claims.primary_header(&table.header().encode()).map(|write| write.with_what(what));
         self.write(write);
     }
 

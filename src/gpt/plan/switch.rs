@@ -9,7 +9,7 @@ use crate::units::Lba;
 
 /// How the primary copy is changed.
 #[derive(Clone, Copy)]
-enum Way {
+enum Route {
     /// The array goes to this spare place, then home.
     Spare(Lba),
     /// The array lies away from home: it goes home, which serves as the spare place.
@@ -42,20 +42,20 @@ pub fn plan_switch(
     let mirrored = backup.map(|backup| new.with_header(backup.header().clone()));
     let apart = place::blocks(primary, home).end <= named.0;
     let way = match spare {
-        Ok(spare) => Way::Spare(spare),
-        Err(_) if apart => Way::Home,
-        Err(why) => Way::InPlace(why),
+        Ok(spare) => Route::Spare(spare),
+        Err(_) if apart => Route::Home,
+        Err(why) => Route::InPlace(why),
     };
     let (method, rest) = match way {
-        Way::Spare(_) | Way::Home => (Method::SecondArray, home),
-        Way::InPlace(why) => (Method::InPlace { why }, named),
+        Route::Spare(_) | Route::Home => (Method::SecondArray, home),
+        Route::InPlace(why) => (Method::InPlace { why }, named),
     };
     let after = at(rest);
     if new.entries() == primary.entries() && rest == named {
         return Ok(Plan { steps: Vec::new(), method, primary: primary.clone(), backup: backup.cloned() });
     }
     match way {
-        Way::Spare(spare) => {
+        Route::Spare(spare) => {
             let meanwhile = at(spare);
             steps.array(&meanwhile, "spare array")?;
             steps.barrier();
@@ -72,7 +72,7 @@ pub fn plan_switch(
             // If the disk lost this write, it still names the spare place, which must not be cleared then.
             steps.read_back_header(&after, "primary header");
         }
-        Way::Home => {
+        Route::Home => {
             steps.array_for_blind_readers(&after, "array at home")?;
             steps.barrier();
             steps.read_back_array(&after, "array at home");
@@ -82,7 +82,7 @@ pub fn plan_switch(
             back_up(&mut steps, mirrored.as_ref())?;
             steps.barrier();
         }
-        Way::InPlace(why) => {
+        Route::InPlace(why) => {
             let mirrored = mirrored.as_ref().ok_or(Obstacle::Unsafe { why })?;
             steps.array(mirrored, "backup array")?;
             steps.barrier();
@@ -97,11 +97,11 @@ pub fn plan_switch(
     // Nothing refers to it any more, so losing this write is harmless. The barrier is for what the verb writes
     // next.
     match way {
-        Way::Spare(spare) => {
+        Route::Spare(spare) => {
             steps.clear(Some(place::blocks(primary, spare)), place::blocks(primary, home));
         }
-        Way::Home => steps.clear(None, place::blocks(primary, home)),
-        Way::InPlace(_) => {}
+        Route::Home => steps.clear(None, place::blocks(primary, home)),
+        Route::InPlace(_) => {}
     }
     steps.read_back(&after, "primary");
     if let Some(mirrored) = &mirrored {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::watch::{Waiting, silent};
+use crate::device::watch::{PendingTransfer, silent};
 use crate::error::{Error, Result};
 use crate::service::Service;
 
@@ -48,7 +48,7 @@ pub(in crate::service) async fn unless_silent<T: Send + 'static>(
     }
 }
 
-fn no_answer(waiting: &Waiting) -> Error {
+fn no_answer(waiting: &PendingTransfer) -> Error {
     Error::NoAnswer {
         device: waiting.device.clone(),
         seconds: waiting.age.as_secs(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::shared::{Shared, State};
-use crate::bundle::source::{ReadAt, Stopped};
+use crate::bundle::source::{ReadAt, ReadStopped};
 use crate::progress::Cancel;
 
 /// How soon a request to stop is seen.
@@ -32,7 +32,7 @@ impl Transfer {
                 return Ok(found);
             }
             if self.cancel.requested() {
-                return Err(io::Error::other(Stopped));
+                return Err(io::Error::other(ReadStopped));
             }
             if let Some(failed) = &state.failed {
                 return Err(io::Error::other(failed.error()));

@@ -64,7 +64,7 @@ fn a_write_that_the_disk_lost_is_found_by_reading_back() {
             device: Box::new(lossy),
             record,
         };
-        let options = stage::Options {
+        let options = stage::StageOptions {
             jobs: NonZeroUsize::MIN,
             read_back,
             sha256: false,

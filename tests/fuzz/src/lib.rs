@@ -8,7 +8,7 @@ use std::sync::Arc;
 use qstage::boot::Slots;
 use qstage::bundle::index::{ENTRY_LEN, Index};
 use qstage::bundle::manifest::{FORMAT, IndexRef, Payload};
-use qstage::bundle::{Bundle, Claims, Kind, Source, Trust, verify};
+use qstage::bundle::{Bundle, Kind, ManifestFields, Source, Trust, verify};
 use qstage::commit;
 use qstage::device::{BlockDevice, MemoryDevice};
 use qstage::gpt::plan::{plan_repair, plan_restore};
@@ -36,9 +36,9 @@ pub fn bundle(data: &[u8]) {
 
 /// `manifest.json`: what is accepted can be written again and read back as the same.
 pub fn manifest(data: &[u8]) {
-    if let Ok(claims) = Claims::parse(data) {
+    if let Ok(claims) = ManifestFields::parse(data) {
         let bytes = claims.to_bytes().expect("what was accepted can be written");
-        assert_eq!(Claims::parse(&bytes).expect("and read again"), claims);
+        assert_eq!(ManifestFields::parse(&bytes).expect("and read again"), claims);
     }
 }
 
@@ -55,7 +55,7 @@ pub fn index(data: &[u8]) {
         blake3: Blake3([0; 32]),
         sha256: Sha256([0; 32]),
     };
-    let mut claims = Claims {
+    let mut claims = ManifestFields {
         format: FORMAT,
         product: "p".to_owned(),
         version: "1".to_owned(),

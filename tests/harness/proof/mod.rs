@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use qstage::boot::BootFlag;
-use qstage::bundle::writer::{Compression, Identity, Input, pack_payloads, write_front};
+use qstage::bundle::writer::{Compression, PayloadInput, ReleaseInfo, pack_payloads, write_front};
 use qstage::bundle::{Bundle, Kind, Source, Trust, signature};
 use qstage::device::{AlignedBuf, BlockDevice, MemoryDevice, Region};
 use qstage::engine::{Engine, Policy, PrepareOptions};
@@ -95,7 +95,7 @@ impl Release {
 
     /// The bundle, signed.
     pub fn pack(&self) -> Arc<Vec<u8>> {
-        let identity = Identity {
+        let identity = ReleaseInfo {
             product: "demo".to_owned(),
             version: self.version.to_owned(),
             min_version: None,
@@ -103,7 +103,7 @@ impl Release {
             epoch: if self.version == "9.0" { 9 } else { 0 },
             created: 1_700_000_000,
         };
-        let input = |kind, name: &str, image| Input {
+        let input = |kind, name: &str, image| PayloadInput {
             kind,
             name: name.to_owned(),
             version: self.version.to_owned(),
@@ -117,7 +117,7 @@ impl Release {
         let packed =
             pack_payloads(&identity, &inputs, compression, &mut payloads, &Cancel::default(), &Silent)
                 .unwrap();
-        let manifest = packed.claims.to_bytes().unwrap();
+        let manifest = packed.fields.to_bytes().unwrap();
         let mut bundle = Vec::new();
         let signature = sign(&manifest);
         write_front(&mut bundle, &manifest, signature.as_bytes(), &packed.index, identity.created).unwrap();

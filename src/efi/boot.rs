@@ -5,13 +5,13 @@ use crate::units::Slot;
 
 /// The EFI variables together with the partitions of the slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
+pub struct EfiBoot {
     pub(super) nvram: Nvram,
     drives: [HardDrive; 2],
     loader: String,
 }
 
-impl Choice {
+impl EfiBoot {
     /// `drives` are the platform slots a and b; `loader` is the file in them that newly made entries start.
     pub fn new(nvram: Nvram, drives: [HardDrive; 2], loader: &str) -> Self {
         Self { nvram, drives, loader: loader.to_owned() }
@@ -68,7 +68,7 @@ impl Choice {
     }
 
     /// The slot that boots whenever there is no trial: the first active one of ours in `BootOrder`. A foreign entry
-    /// before it may boot instead; [`before`](Self::before) returns it.
+    /// before it may boot instead; [`foreign_before`](Self::foreign_before) returns it.
     pub fn first(&self) -> Option<Slot> {
         self.first_of(&self.nvram.order())
     }
@@ -97,7 +97,7 @@ impl Choice {
     }
 
     /// Foreign entries that the firmware tries before any of ours.
-    pub fn before(&self) -> Vec<(u16, LoadOption)> {
+    pub fn foreign_before(&self) -> Vec<(u16, LoadOption)> {
         let found =
             self.nvram.order().into_iter().filter_map(|number| Some((number, self.nvram.entry(number)?)));
         let bootable = found.filter(|(_, option)| option.boots());

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use super::{Choice, Name, Variable};
+use super::{EfiBoot, Name, Variable};
 use crate::boot::RolledBackSlot;
 use crate::units::Slot;
 
 /// One call of SetVariable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct SetVariable {
     /// The variable.
     pub name: Name,
     /// Its new content; `None` to delete it.
@@ -17,7 +17,7 @@ pub struct Step {
     pub what: String,
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for SetVariable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verb = if self.value.is_some() { "set" } else { "delete" };
         write!(f, "{verb} EFI variable {}: {}", self.name, self.what)
@@ -26,16 +26,16 @@ impl fmt::Display for Step {
 
 /// A change: the steps in order, and the resulting choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Turn {
+pub struct VariablePlan {
     /// Steps to run. Empty if nothing changes.
-    pub steps: Vec<Step>,
+    pub steps: Vec<SetVariable>,
     /// The choice after the steps.
-    pub after: Choice,
+    pub after: EfiBoot,
 }
 
-impl Turn {
+impl VariablePlan {
     /// No change.
-    pub const fn none(choice: Choice) -> Self {
+    pub const fn none(choice: EfiBoot) -> Self {
         Self { steps: Vec::new(), after: choice }
     }
 
@@ -44,14 +44,14 @@ impl Turn {
         let value = data.map(|data| nvram.with_data(&name, data));
         if nvram.get(&name) != value.as_ref() {
             nvram.put(name.clone(), value.clone());
-            self.steps.push(Step { name, value, what });
+            self.steps.push(SetVariable { name, value, what });
         }
     }
 
     /// Adds the step that stores `epoch` as marked good on this machine; no step if the variable has that value or
     /// a higher one.
     #[must_use]
-    pub fn remember(mut self, epoch: u64) -> Self {
+    pub fn store_epoch(mut self, epoch: u64) -> Self {
         if epoch > self.after.nvram.epoch() {
             let what = format!("epoch {epoch} has been good");
             self.step(Name::epoch(), Some(epoch.to_le_bytes().to_vec()), what);
@@ -116,45 +116,45 @@ impl Turn {
     }
 }
 
-impl Choice {
+impl EfiBoot {
     /// Before `target` is written: the firmware cannot boot it, and boots the other one.
     #[must_use]
-    pub fn withdraw(&self, target: Slot) -> Turn {
-        let mut turn = Turn::none(self.clone());
-        turn.order(!target, false, true);
-        turn.not_next(target);
-        turn.inactive(target);
-        turn
+    pub fn withdraw(&self, target: Slot) -> VariablePlan {
+        let mut plan = VariablePlan::none(self.clone());
+        plan.order(!target, false, true);
+        plan.not_next(target);
+        plan.inactive(target);
+        plan
     }
 
     /// `slot` is booted once; whatever the result, the next boot takes the other slot.
     #[must_use]
-    pub fn try_once(&self, slot: Slot) -> Turn {
-        let mut turn = Turn::none(self.clone());
-        turn.order(!slot, false, true);
-        let number = turn.active(slot);
-        turn.step(Name::next(), Some(number.to_le_bytes().to_vec()), format!("slot {slot} boots once"));
-        turn
+    pub fn try_once(&self, slot: Slot) -> VariablePlan {
+        let mut plan = VariablePlan::none(self.clone());
+        plan.order(!slot, false, true);
+        let number = plan.active(slot);
+        plan.step(Name::next(), Some(number.to_le_bytes().to_vec()), format!("slot {slot} boots once"));
+        plan
     }
 
     /// `slot` is good: it boots from now on, before everything else.
     #[must_use]
-    pub fn keep(&self, slot: Slot) -> Turn {
-        let mut turn = Turn::none(self.clone());
-        turn.order(slot, true, false);
-        turn.not_next(!slot);
-        turn
+    pub fn keep(&self, slot: Slot) -> VariablePlan {
+        let mut plan = VariablePlan::none(self.clone());
+        plan.order(slot, true, false);
+        plan.not_next(!slot);
+        plan
     }
 
     /// Returns to slot `to`; the other one stays a fallback or may not boot again.
     #[must_use]
-    pub fn back(&self, to: Slot, leave: RolledBackSlot) -> Turn {
-        let mut turn = Turn::none(self.clone());
-        turn.order(to, false, leave == RolledBackSlot::Bad);
-        turn.not_next(!to);
+    pub fn back(&self, to: Slot, leave: RolledBackSlot) -> VariablePlan {
+        let mut plan = VariablePlan::none(self.clone());
+        plan.order(to, false, leave == RolledBackSlot::Bad);
+        plan.not_next(!to);
         if leave == RolledBackSlot::Bad {
-            turn.inactive(!to);
+            plan.inactive(!to);
         }
-        turn
+        plan
     }
 }
