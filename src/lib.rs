@@ -23,6 +23,14 @@
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`cluster`]: coordination of nodes; [`bundle`]: the format; [`gpt`]: the table; [`slot`]: the content of a slot; [`boot`]: boot flags; [`efi`]: the same by EFI variables; [`state`]: states and reports |
 //! | ground | [`sandbox`]: dropping privileges; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
+//!
+//! # Example
+//!
+//! `examples/upgrade_image.rs`, a whole upgrade of an image file; `cargo run --example upgrade_image` runs it without root:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/upgrade_image.rs")]
+//! ```
 
 // No input, disk, network or other process may be able to end the program by a panic. Tests may.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
