@@ -1,7 +1,7 @@
 //! The kernel's command line. Pure: text in, words out.
 
-/// The value of the last `key=value` in `line`, without its quotes. The last one counts, as for the kernel's
-/// own `root=`; behind a lone `--` stand the arguments of init, which are none of the kernel's.
+/// Value of the last `key=value` in `line`, without its quotes. The last one counts, as for the kernel's own `root=`.
+/// Words after a lone `--` are arguments of init, and are ignored.
 pub fn last<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     words(line)
         .take_while(|&word| word != "--")

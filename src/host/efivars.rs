@@ -1,8 +1,8 @@
-//! The variables of UEFI firmware: efivarfs, a directory of its form (disk images, captured variables), or memory.
+//! EFI variables: in efivarfs, in a directory of the same format (disk images, captured variables), or in memory.
 //!
 //! A file holds the attributes (u32, little-endian) and the data. In efivarfs one write(2) is one SetVariable
-//! (Documentation/filesystems/efivarfs.rst): it must bring attributes and data at once, it replaces all of the
-//! variable, and when it returns, the firmware has it. A directory elsewhere gets the same by a rename.
+//! (Documentation/filesystems/efivarfs.rst): it must contain attributes and data at once, it replaces the whole
+//! variable, and when it returns, the variable is stored. In any other directory a rename has the same effect.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,34 +17,34 @@ use super::files::replace;
 use crate::efi::{Name, Nvram, SetVariable, Variable};
 use crate::error::{Error, Result};
 
-/// Where Linux mounts them.
+/// Mount point of efivarfs on Linux.
 pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
 /// EFIVARFS_MAGIC of linux/magic.h.
 const EFIVARFS: FsType = FsType(0xde5e_81e4);
-/// Nothing that says what boots is larger; firmware itself has some 64 KiB for all variables.
+/// Largest variable that is read, in bytes; a machine has some 64 KiB for all its variables.
 const LIMIT: u64 = 64 << 10;
 
-/// The variables of one machine.
+/// The EFI variables of one machine.
 pub trait Variables: Send + Sync {
-    /// Those that have to do with what boots.
+    /// Reads the variables that decide what boots.
     ///
     /// # Errors
     /// [`Error::NoEfi`], [`Error::EfiRead`].
     fn read(&self) -> Result<Nvram>;
 
-    /// One SetVariable: all of it or nothing, durable on return; `None` deletes.
+    /// Performs one SetVariable: atomic, durable on return; `None` deletes the variable.
     ///
     /// # Errors
     /// [`Error::EfiWrite`].
     fn set(&self, name: &Name, value: Option<&Variable>) -> Result<()>;
 }
 
-/// Makes the steps, and reads all variables again after each: firmware has refused and forgotten writes that the
-/// kernel reported as done.
+/// Runs the steps, and reads all variables again after each: some UEFI implementations have refused or forgotten writes
+/// that the kernel reported as done.
 ///
 /// # Errors
-/// [`Error::EfiWrite`] with the step; those before it have been made, and are safe to stop at.
+/// [`Error::EfiWrite`] with the step that failed. The steps before it have been made; it is safe to stop between steps.
 pub fn run(variables: &dyn Variables, steps: &[SetVariable]) -> Result<()> {
     for step in steps {
         variables.set(&step.name, step.value.as_ref())?;
@@ -56,13 +56,13 @@ pub fn run(variables: &dyn Variables, steps: &[SetVariable]) -> Result<()> {
     Ok(())
 }
 
-/// A directory with a file for each variable.
+/// A directory with one file per variable.
 pub struct Directory {
     path: PathBuf,
 }
 
 impl Directory {
-    /// The variables in that directory; whether there are any is said when they are read.
+    /// The variables in that directory. Nothing is opened before they are read.
     pub const fn new(path: PathBuf) -> Self {
         Self { path }
     }
@@ -71,7 +71,7 @@ impl Directory {
         Error::NoEfi { dir: self.path.clone(), problem: source.to_string() }
     }
 
-    /// Whether this is the firmware itself.
+    /// Whether the directory is an efivarfs.
     fn is_firmware(&self) -> bool {
         statfs(&self.path).is_ok_and(|found| found.filesystem_type() == EFIVARFS)
     }
@@ -87,7 +87,7 @@ impl Variables for Directory {
                 load(&file.path()).map_err(|source| Error::EfiRead { name: name.to_string(), source })?;
             found.extend(variable.map(|variable| (name, variable)));
         }
-        // Every firmware that has booted anything has some; an empty directory is efivarfs that is not mounted.
+        // A machine that booted by UEFI has some; an empty directory means that efivarfs is not mounted.
         if found.is_empty() {
             let problem = "it holds no boot variables (is efivarfs mounted there?)".to_owned();
             return Err(Error::NoEfi { dir: self.path.clone(), problem });
@@ -107,7 +107,7 @@ impl Variables for Directory {
     }
 }
 
-/// A variable; `None` where it vanished meanwhile or has no attributes, which is the same to efivarfs.
+/// Reads one variable; `None` if it vanished meanwhile or has no attributes, which efivarfs treats alike.
 fn load(path: &Path) -> io::Result<Option<Variable>> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut bytes)) {
@@ -124,7 +124,7 @@ fn load(path: &Path) -> io::Result<Option<Variable>> {
 fn set_firmware(path: &Path, bytes: Option<&[u8]>) -> io::Result<()> {
     mutable(path)?;
     let Some(bytes) = bytes else { return remove(path) };
-    // Neither truncated before nor written in parts: each would be a SetVariable of its own.
+    // Not truncated first and not written in parts: each would be a separate SetVariable.
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     match file.write(bytes)? {
         written if written == bytes.len() => Ok(()),
@@ -132,7 +132,7 @@ fn set_firmware(path: &Path, bytes: Option<&[u8]>) -> io::Result<()> {
     }
 }
 
-/// The kernel protects variables that it does not know by the immutable flag, so that `rm -r` cannot brick a machine.
+/// Clears the immutable flag, by which the kernel protects variables that it does not know: `rm -r` must not brick a machine.
 fn mutable(path: &Path) -> io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -158,7 +158,7 @@ fn remove(path: &Path) -> io::Result<()> {
 pub struct MemoryVariables(Mutex<BTreeMap<Name, Variable>>);
 
 impl MemoryVariables {
-    /// With those to begin with.
+    /// A store that holds these variables.
     pub fn new(variables: impl IntoIterator<Item = (Name, Variable)>) -> Self {
         Self(Mutex::new(variables.into_iter().collect()))
     }
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(variables.read().unwrap().next(), None);
     }
 
-    /// Firmware that says yes and does nothing.
+    /// A UEFI implementation that accepts a write and does not store it.
     struct Forgetful(MemoryVariables);
 
     impl Variables for Forgetful {

@@ -12,7 +12,7 @@ use super::files::check_trusted;
 use super::program::{End, Program};
 use crate::error::{Error, Result};
 
-/// Number of characters of the last words of a failing check that are shown.
+/// Number of characters of a failing check's last output that are shown.
 const LAST_WORDS: usize = 300;
 
 /// A check that passed.
@@ -20,16 +20,16 @@ const LAST_WORDS: usize = 300;
 pub struct Passed {
     /// The file name of the program.
     pub check: String,
-    /// How long it took.
+    /// Run time in seconds.
     pub seconds: f64,
 }
 
-/// Runs the executable files of a directory in the order of their names, each for `timeout` at most. The first that
-/// fails ends it: a machine is healthy when all agree. A directory that is missing or empty has no objection. Names
-/// that begin with a dot or end with `~`, `.bak`, `.dpkg-*` or such are left out, as run-parts(8) leaves them.
+/// Runs the executable files of a directory in the order of their names, each for `timeout` at most. The first failure ends
+/// the run: a machine is healthy when all checks pass. A missing or empty directory passes. Names that begin with a dot or
+/// end with `~`, `.bak`, `.dpkg-*` and the like are skipped, as run-parts(8) does.
 ///
 /// # Errors
-/// [`Error::Unhealthy`] names the check; [`Error::Open`] where the directory cannot be read.
+/// [`Error::Unhealthy`] with the check that failed; [`Error::Open`] if the directory cannot be read.
 pub fn run_checks(dir: &Path, timeout: Duration) -> Result<Vec<Passed>> {
     let failed = |source| Error::Open { path: dir.to_owned(), source };
     let mut programs = Vec::new();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failing_one_is_named_with_what_it_said() {
+    fn a_failing_check_is_named_with_its_output() {
         let dir = dir(&[("10-good", "true", 0o755), ("20-disk", "echo disk is full >&2; exit 3", 0o755)]);
         let error = run(dir.path(), LONG).unwrap_err();
         assert_eq!(error.code(), "UPGRADE_ERROR_UNHEALTHY");
@@ -123,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_hangs_it() {
-        // The child keeps the pipe open, and prints more than a pipe holds.
+    fn a_check_that_hangs_is_killed() {
+        // The child holds the pipe open, and prints more than a pipe holds.
         let dir = dir(&[("10-hang", "yes & sleep 60", 0o755)]);
         let begun = Instant::now();
         let error = run(dir.path(), Duration::from_millis(300)).unwrap_err();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_check_leaves_running_holds_nobody_up() {
+    fn a_process_left_running_by_a_failed_check_blocks_nothing() {
         let dir = dir(&[("10-leaves", "sleep 5 & echo broken; exit 1", 0o755)]);
         let begun = Instant::now();
         let text = run(dir.path(), LONG).unwrap_err().to_string();

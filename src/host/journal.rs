@@ -1,6 +1,5 @@
-//! What qstage remembers between two runs: last error, source of the installation, history. All of it is a
-//! comfort. Slots describe themselves ([`crate::slot`]), so nothing is decided by it, and a full or read-only
-//! `/var` breaks nothing.
+//! The journal, stored between two runs: last error, origin of its bundle, history. It is for people only. Slots describe
+//! themselves ([`crate::slot`]), so no decision depends on it, and a full or read-only `/var` breaks nothing.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,18 +16,18 @@ use serde::{Deserialize, Serialize};
 use super::files::{lock_file, private_directory, replace};
 use crate::units::text;
 
-/// Where [`FileJournal`] keeps its files unless the configuration says otherwise.
+/// Directory of [`FileJournal`] unless the configuration names another.
 pub const DEFAULT_DIR: &str = "/var/lib/qstage";
 
-/// What is remembered of one disk.
+/// The journal's record of one disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
-    /// The last failure; gone after the next success.
+    /// The last failure; `None` since the last success.
     pub last_error: Option<LastError>,
-    /// Where the bundle came from that [`last_error`](Self::last_error) is about, where no slot tells.
+    /// Origin of the bundle that [`last_error`](Self::last_error) is about; `None` without an error.
     pub install_path: Option<String>,
-    /// The last swap of the container, as it stands in the history.
+    /// The last swap of the container, as in the history; `None` before the first.
     pub last_swap: Option<Event>,
 }
 
@@ -37,60 +36,60 @@ pub struct Record {
 pub struct LastError {
     /// Its stable code.
     pub code: String,
-    /// Its sentence.
+    /// Its message, a sentence.
     pub message: String,
-    /// When it was, as [`now`] writes it.
+    /// Time of the failure, as [`now`] writes it.
     pub time: String,
 }
 
 /// One line of the history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// When it ended, as [`now`] writes it.
+    /// Time at which the verb ended, as [`now`] writes it.
     pub time: String,
-    /// What was done: the name of the verb.
+    /// Name of the verb.
     pub verb: String,
-    /// How it ended: the stable code of an error, or of none.
+    /// Stable code of the error, or [`NO_ERROR`](crate::error::NO_ERROR).
     pub code: String,
-    /// What came of it, as a sentence.
+    /// The outcome, as a sentence.
     #[serde(default)]
     pub message: String,
-    /// Milliseconds for which the software was down, where it was swapped and that is known.
+    /// Time in milliseconds for which the software was down during a swap; `None` for other verbs, or if unknown.
     #[serde(default)]
     pub downtime_ms: Option<f64>,
 }
 
 impl Event {
-    /// What has just ended.
+    /// An event that ended just now.
     pub fn new(verb: &str, code: &str, message: String) -> Self {
         let message = text::shown(&message).into_owned();
         Self { time: now(), verb: verb.to_owned(), code: code.to_owned(), message, downtime_ms: None }
     }
 }
 
-/// The time by the machine's clock, RFC 3339 in UTC, to the second. For people only: appliances boot
-/// without a clock, so nothing compares it.
+/// The current time of the machine's clock, RFC 3339 in UTC, to the second. For people only: appliances boot without a
+/// correct clock, so nothing compares it.
 pub fn now() -> String {
     date(jiff::Timestamp::now().as_second())
 }
 
-/// Seconds since 1970 as [`now`] writes them.
+/// Formats seconds since 1970 as [`now`] does.
 pub fn date(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }
 
-/// The memory, separate for each disk, whose GUID as text is the key. Nothing of it fails.
+/// The journal, separate for each disk; the key is the GUID of the disk as text. No method fails.
 pub trait Journal: Send + Sync {
-    /// What is remembered; the default where there is nothing, or nothing that can be read.
+    /// The record of a disk; the default if there is none, or none that can be read.
     fn load(&self, disk: &str) -> Record;
 
-    /// Changes what is remembered, in one step as seen by other processes and after a power cut.
+    /// Changes the record of a disk, atomically as seen by other processes and after a power cut.
     fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record));
 
-    /// Adds to the history.
+    /// Appends an event to the history.
     fn append(&self, disk: &str, event: &Event);
 
-    /// The history, oldest first, as far as it is kept.
+    /// The history, oldest first, as far back as it is stored.
     fn history(&self, disk: &str) -> Vec<Event>;
 }
 
@@ -123,23 +122,23 @@ impl Journal for MemoryJournal {
     }
 }
 
-/// A journal in `DIR/<disk>/`: `state.json`, replaced as a whole, and `history.jsonl`, appended to. When that
-/// exceeds [`HISTORY_LIMIT`] it becomes `history.1.jsonl` and the one before is gone.
+/// A journal in `DIR/<disk>/`: `state.json`, replaced as a whole, and `history.jsonl`, appended to. When the history exceeds
+/// [`HISTORY_LIMIT`], it is renamed to `history.1.jsonl` and replaces the one before.
 pub struct FileJournal {
     dir: PathBuf,
     notice: Box<dyn Fn(&str) + Send + Sync>,
-    /// Whether another process has held the lock for the whole limit: it is not waited for a second time.
+    /// Whether a wait for the lock has reached its limit: there is no second wait.
     gave_up: AtomicBool,
 }
 
-/// How long another process may hold the lock of a disk's directory. It takes milliseconds; a verb does not wait for one
-/// that was stopped in them.
+/// Longest wait for the lock of a disk's directory. It is held for milliseconds; a verb does not wait longer for a process
+/// that was stopped while it held the lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// The size in bytes at which the history is rotated; about a thousand events.
 pub const HISTORY_LIMIT: u64 = 256 << 10;
 
-/// Nothing larger is read back: neither file grows so large unless somebody else writes it.
+/// Number of bytes at the end of a file that are read; neither file grows larger unless another program writes to it.
 const READ_LIMIT: u64 = 2 * HISTORY_LIMIT;
 
 const STATE: &str = "state.json";
@@ -147,12 +146,12 @@ const HISTORY: &str = "history.jsonl";
 const OLD_HISTORY: &str = "history.1.jsonl";
 
 impl FileJournal {
-    /// A journal in `dir`, which is made when it is needed. `notice` is told what could not be kept.
+    /// A journal in `dir`, which is created when needed. `notice` receives a message about what could not be stored.
     pub fn new(dir: &Path, notice: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self { dir: dir.to_owned(), notice: Box::new(notice), gave_up: AtomicBool::new(false) }
     }
 
-    /// The directory of a disk. The key comes from a disk, thus from anybody: no path may come of it.
+    /// The directory of a disk. The key is read from a disk, so it is untrusted: it must not form a path.
     fn place(&self, disk: &str) -> io::Result<PathBuf> {
         if disk.is_empty() || !disk.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-') {
             return Err(io::Error::other(format!("'{disk}' cannot be the name of a directory")));
@@ -160,7 +159,7 @@ impl FileJournal {
         Ok(self.dir.join(disk))
     }
 
-    /// Runs `act` on the disk's directory while no other process writes there.
+    /// Runs `act` on the disk's directory under its lock.
     fn writing(&self, disk: &str, act: impl FnOnce(&Path) -> io::Result<()>) {
         let done = self.place(disk).and_then(|dir| {
             private_directory(&dir, true)?;
@@ -178,7 +177,7 @@ impl FileJournal {
         }
     }
 
-    /// The end of a file, as far as it is kept.
+    /// The last [`READ_LIMIT`] bytes of a file; empty if it is missing.
     fn text(&self, disk: &str, file: &str) -> String {
         let read = |path: PathBuf| {
             let mut file = match regular(&path, OpenOptions::new().read(true)) {
@@ -202,8 +201,8 @@ impl FileJournal {
         })
     }
 
-    /// The history of the one disk that is remembered, for when the disk itself cannot be asked who it is; nothing where
-    /// several are.
+    /// The history of the only disk in the journal, for when the GUID of the disk cannot be read; empty if the journal knows
+    /// several disks.
     pub fn only_history(&self) -> Vec<Event> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let names =
@@ -216,7 +215,7 @@ impl FileJournal {
     }
 }
 
-/// Opens a file that is none but a file: a FIFO would wait for somebody, a device act.
+/// Opens a regular file only: to open a FIFO may block, to open a device may have effects.
 fn regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     if file.metadata()?.is_file() {
@@ -252,7 +251,7 @@ impl Journal for FileJournal {
             let mut file =
                 regular(&path, OpenOptions::new().create(true).read(true).append(true).mode(0o600))?;
             let mut line = Vec::new();
-            // A power cut may have left half a line; it must not swallow this one.
+            // A power cut may have left half a line; this one must not become a part of it.
             if file.seek(SeekFrom::End(0))? > 0 {
                 let mut last = [0];
                 file.seek(SeekFrom::End(-1))?;
@@ -317,7 +316,7 @@ mod tests {
         assert!(notices.lock().unwrap().is_empty());
     }
 
-    /// Lines of older releases know no downtime.
+    /// Lines of older releases have no downtime.
     #[test]
     fn a_line_without_downtime_is_read() {
         let old = r#"{"time":"t","verb":"swap","code":"C","message":"m"}"#;
@@ -326,9 +325,9 @@ mod tests {
         assert_eq!(date(1_700_000_000), "2023-11-14T22:13:20Z");
     }
 
-    /// Before: a FIFO held every verb, and of a large file the oldest part was shown.
+    /// Once a FIFO blocked every verb, and of a large file the oldest part was shown.
     #[test]
-    fn what_is_no_file_is_said_at_once_and_of_a_large_one_the_end_is_read() {
+    fn a_fifo_is_reported_at_once_and_of_a_large_file_the_end_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, notices) = journal(dir.path());
         journal.append(DISK, &event(0));
@@ -411,9 +410,9 @@ mod tests {
         assert!(!dir.path().join("good").exists());
     }
 
-    /// A process that was stopped while it wrote, say: what it keeps the verb from is history, not its result.
+    /// Another process was stopped while it held the lock: the verb loses its history entry, not its result.
     #[test]
-    fn a_lock_that_is_kept_costs_one_wait_and_a_notice() {
+    fn a_lock_that_stays_held_costs_one_wait_and_a_notice() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, notices) = journal(dir.path());
         journal.append(DISK, &event(0));

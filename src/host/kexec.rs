@@ -1,5 +1,5 @@
-//! Starts the kernel of a slot without the boot loader, by kexec(8): the trial of machines whose loader knows one flag and
-//! counts nothing. The flag stays where it is, so whatever becomes of the new kernel, the next reset boots the old slot.
+//! Starts the kernel of a slot by kexec(8), without the boot loader: the trial of machines whose loader has one flag and no
+//! counter. The flag does not change, so whatever happens to the new kernel, the next reset boots the old slot.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use super::program::Program;
 use crate::error::{Error, Result};
 use crate::units::Slot;
 
-/// How long each program may take: a slow disk is mounted and read in it, and what shuts the machine down says that it will.
+/// Time limit of each program: it covers the mount and the read of a slow disk, and the request of a shutdown.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// The table `[kexec]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where a slot may have its kernel, by the path in its file system; the first that is there.
+    /// Candidate paths of the kernel in the slot's file system; the first that exists is used.
     pub kernel: Vec<PathBuf>,
-    /// Where it may have its initramfs; it may have none.
+    /// Candidate paths of the initramfs; if none exists, there is no initramfs.
     pub initrd: Vec<PathBuf>,
-    /// The kernel command line; `None`: that of the running kernel. What says which slot it is, is added.
+    /// The kernel command line; `None`: that of the running kernel. Words that name the slot are added.
     pub command_line: Option<String>,
-    /// What starts the loaded kernel, after the machine was shut down properly.
+    /// Command that shuts the machine down and starts the loaded kernel.
     pub command: Vec<String>,
 }
 
@@ -41,15 +41,15 @@ impl Default for Config {
     }
 }
 
-/// The kernel of a slot, in two steps: what can fail comes before anything is written on the disk.
+/// The kernel of a slot, started in two steps, so that whatever can fail comes before the first write to the disk.
 pub trait SlotKernel {
-    /// Loads the kernel of `slot`, whose partition has this node and unique GUID.
+    /// Loads the kernel of `slot`, whose partition has this device node and unique GUID.
     ///
     /// # Errors
     /// [`Error::Kexec`].
     fn load(&self, slot: Slot, node: &Path, partuuid: &str) -> Result<()>;
 
-    /// Starts it. It returns where that is under way, as a shutdown is.
+    /// Starts the loaded kernel. It may return while that is under way, as a shutdown is.
     ///
     /// # Errors
     /// [`Error::Kexec`].
@@ -71,7 +71,7 @@ impl SlotKernel for Config {
         })?;
         let running = || fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let line = command_line(&self.command_line.clone().unwrap_or_else(running), slot, partuuid);
-        // The kernel reads the file by itself where it can, which lockdown asks for; else the old call.
+        // kexec_file_load(2) where the kernel has it, since lockdown demands it; else kexec_load(2).
         let mut program = Program::new("kexec", LIMIT)
             .args(["-a", "-l"])
             .arg(&kernel)
@@ -91,14 +91,14 @@ impl SlotKernel for Config {
     }
 }
 
-/// The line of the running kernel for the kernel of a slot. Both words say which partition is the root: the first to
-/// whatever mounts it, the others to qstage, also where the root is an overlay.
+/// The running kernel's command line, changed for the kernel of a slot. The words that are added name the root partition:
+/// `root=` for the initramfs, the others for qstage, also if the root is an overlay.
 fn command_line(line: &str, slot: Slot, partuuid: &str) -> String {
     let ours = ["root", "qstage.partuuid", "qstage.trial", "qstage.selected", "BOOT_IMAGE", "initrd"];
     let mut init = false;
     let kept = cmdline::words(line).filter(|word| {
         let key = word.trim_start_matches('"').split('=').next().unwrap_or_default();
-        // What stands behind a lone "--" is for init.
+        // Words after a lone "--" are for init.
         init |= *word == "--";
         init || !ours.contains(&key)
     });
@@ -123,7 +123,7 @@ fn run(name: &str, program: Program) -> Result<()> {
     Err(failed(format!("{name}: {}: {}", outcome.end, outcome.last_words.replace('\n', "; "))))
 }
 
-/// A slot mounted read-only, for as long as the value lives.
+/// A slot that is mounted read-only until the value is dropped.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -137,7 +137,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A mount that stays is read-only, and the machine is about to go down.
+        // If it fails: the mount is read-only, and the machine is about to shut down.
         let _ = run("umount", Program::new("umount", LIMIT).arg(&self.0));
     }
 }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_fails_is_told_with_what_it_said() {
+    fn a_command_that_fails_is_reported_with_its_output() {
         let start = |words: &[&str]| {
             let command = words.iter().map(|word| (*word).to_owned()).collect();
             Config { command, ..Config::default() }.start()

@@ -1,4 +1,4 @@
-//! The disk of this machine, or an image file of one.
+//! A disk of this machine, or an image file of a disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,8 +24,8 @@ pub struct LocalDisk {
     assume_unused: bool,
 }
 
-/// Whether a GPT header lies where sectors of this size would have it, and not where those of 512 bytes would:
-/// there, byte 4096 may lie in an entry array. What cannot be read is said when it is opened for good.
+/// Whether a GPT header lies at its place for sectors of this size, and none at the place for 512-byte sectors: with those,
+/// byte 4096 may lie in an entry array. A read error counts as no; the caller's own open reports it.
 fn has_header(path: &Path, block: BlockSize) -> bool {
     let read = || -> Result<bool> {
         let device = Direct::open(path, Mode::Read, block)?;
@@ -38,9 +38,8 @@ fn has_header(path: &Path, block: BlockSize) -> bool {
 }
 
 impl LocalDisk {
-    /// Opens the disk at `path`, with [`Mode::Read`] or [`Mode::Write`] ([`Mode::Claim`] fails while any
-    /// of its partitions is in use). `file_block` is the sector size of an image file; `None`: the one at which
-    /// a partition table is found.
+    /// Opens the disk at `path`, with [`Mode::Read`] or [`Mode::Write`]; [`Mode::Claim`] fails while any of its partitions
+    /// is in use. `file_block` is the sector size of an image file; `None`: the size at which a partition table is found.
     pub fn open(path: &Path, mode: Mode, file_block: Option<BlockSize>) -> Result<Self> {
         let found = || if has_header(path, BlockSize::B4096) { BlockSize::B4096 } else { BlockSize::B512 };
         Self::open_on(Kernel::default(), path, mode, file_block.unwrap_or_else(found))
@@ -49,14 +48,14 @@ impl LocalDisk {
     fn open_on(kernel: Kernel, path: &Path, mode: Mode, file_block: BlockSize) -> Result<Self> {
         let mut device = Direct::open(path, mode, file_block)?;
         let failed = |source| Error::Open { path: path.to_owned(), source };
-        // One path of several: the kernel wants the device above it used, and has its partitions there.
+        // A path of a multipath device: the kernel demands that the multipath device is used, which has the partitions.
         while let Some(above) = device.number().and_then(|number| kernel.multipath_of(number)) {
             device = Direct::open(&above.path, mode, file_block)?;
         }
         let disk = match device.number() {
             None => Disk::File(path.to_owned()),
             Some(number) => {
-                // A table inside a partition would be read by nothing else on this machine.
+                // Nothing else on this machine would read a partition table inside a partition.
                 if let Some(whole) = kernel.disk_of(number).map_err(failed)? {
                     return Err(Error::Argument {
                         what: path.display().to_string(),
@@ -66,7 +65,7 @@ impl LocalDisk {
                 Disk::Block(kernel.node(number).map_err(failed)?)
             }
         };
-        // The firmware of this machine says nothing of an image.
+        // The EFI variables of this machine are not about an image.
         let efivars = matches!(disk, Disk::Block(_)).then(|| Directory::new(EFIVARS.into()));
         Ok(Self {
             name: path.display().to_string(),
@@ -79,20 +78,20 @@ impl LocalDisk {
         })
     }
 
-    /// With the EFI variables in another directory than that of this machine's firmware.
+    /// Reads EFI variables from `dir`; `None`: from this machine's efivarfs.
     #[must_use]
     pub fn with_efivars(self, dir: Option<PathBuf>) -> Self {
         Self { efivars: dir.map(Directory::new).or(self.efivars), ..self }
     }
 
-    /// Whether a slot counts as unused where it cannot be told. What is known to be in use stays refused.
+    /// Sets whether a slot counts as unused if its use is unknown. A slot that is known to be in use stays refused.
     #[must_use]
     pub fn assuming_unused(self, assume_unused: bool) -> Self {
         Self { assume_unused, ..self }
     }
 
-    /// Refuses a disk of which any part is seen to be in use: for whoever lays it out anew. [`Mode::Claim`] alone does
-    /// not see loop devices over the disk, and an image file cannot be claimed.
+    /// Refuses a disk of which any part is in use: for verbs that replace its table. [`Mode::Claim`] alone does not notice
+    /// loop devices over the disk, and an image file cannot be claimed.
     ///
     /// # Errors
     /// [`Error::SlotInUse`].
@@ -109,8 +108,8 @@ impl LocalDisk {
         usage::of(&self.kernel, &ask, &self.disk, number, extent)
     }
 
-    /// The files that the methods of [`Machine`] open later: those that are this disk and its partitions, and those that
-    /// are asked whether they show bytes of it (loop devices).
+    /// The files that the methods of [`Machine`] open later: first the nodes of this disk and its partitions, then the nodes
+    /// of devices that may expose bytes of it (loop devices).
     pub fn nodes(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
         let mut own = vec![PathBuf::from(&self.name), self.device.path().to_owned()];
         let partitions = |disk| {
@@ -122,10 +121,12 @@ impl LocalDisk {
             own.push(node.path.clone());
             own.extend(partitions(node.number));
         }
-        // Copies of this disk are looked for in tables only where the kernel does not tell.
+        // Copies of this disk are looked for in the tables of others only if the kernel does not report PARTUUID.
         let copies = match &self.disk {
-            Disk::Block(node) if !self.kernel.tells_partuuid() => {
-                let named = |slot| self.kernel.others_with(Group::Platform.partition_name(slot), node.number);
+            Disk::Block(node) if !self.kernel.reports_partuuid() => {
+                let named = |slot| {
+                    self.kernel.others_with_partition(Group::Platform.partition_name(slot), node.number)
+                };
                 Slot::BOTH.into_iter().flat_map(named).map(|node| node.path).collect()
             }
             _ => Vec::new(),
@@ -137,12 +138,12 @@ impl LocalDisk {
         (own, others.chain(copies).collect())
     }
 
-    /// The kernel's node of a partition; `None` where it has none of any partition: image files, loop
-    /// devices, a table that it could not read. If it has others but not this one, or has it elsewhere,
-    /// kernel and table disagree, and that is an error.
+    /// The kernel's node of a partition; `None` if the disk has no partition nodes at all: image files, loop devices, a table
+    /// that the kernel could not read. If it has other nodes but not this one, or one at another place, kernel and table
+    /// disagree, and that is an error.
     fn node(&self, partition: &Partition) -> Result<Option<Node>> {
         let Disk::Block(disk) = &self.disk else { return Ok(None) };
-        // Where kpartx has made nodes, it holds the disk, and with that the kernel's own nodes can be had by nobody.
+        // Mappings by kpartx hold the disk, and while they do, the kernel refuses its own nodes to everybody.
         let mapped = self.kernel.mapped_partitions(disk.number);
         if let Some((_, node)) = mapped.into_iter().find(|(number, _)| *number == partition.number) {
             return self.checked_mapping(node, partition).map(Some);
@@ -151,8 +152,8 @@ impl LocalDisk {
         checked_node(&nodes, partition)
     }
 
-    /// A mapping does not tell sysfs where on the disk it lies: it must have the size of the partition, and hold the same
-    /// at both ends as the disk there (in a slot that was installed, the last block is the footer of its record).
+    /// Checks a mapping, whose place on the disk sysfs does not report: it must have the size of the partition, and its first
+    /// and last block must equal those on the disk. (The last block of an installed slot is the footer of its record.)
     fn checked_mapping(&self, node: Node, partition: &Partition) -> Result<Node> {
         let at = node.path.display();
         let size = self.kernel.size(node.number).unwrap_or(0);
@@ -213,7 +214,7 @@ impl Machine for LocalDisk {
     }
 
     fn lock(&self) -> Result<DiskLock> {
-        lock::exclusive(self.device.path(), &self.kernel.proc, lock::PATIENCE).map(DiskLock::new)
+        lock::exclusive(self.device.path(), &self.kernel.proc, lock::LOCK_WAIT).map(DiskLock::new)
     }
 
     fn is_locked(&self) -> Result<bool> {
@@ -222,8 +223,8 @@ impl Machine for LocalDisk {
 
     fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>> {
         let node = self.node(partition)?;
-        // O_EXCL alone is not enough: a loop device over the node does not claim it, and a window onto the
-        // disk has no node to claim.
+        // O_EXCL alone is not enough: a loop device over the node does not claim it, and without a node there is nothing to
+        // claim.
         if access == Access::Exclusive
             && let Some(by) = self.in_use(partition)?
         {
@@ -236,7 +237,7 @@ impl Machine for LocalDisk {
             Access::Exclusive => Mode::Claim,
         };
         let device = Direct::open(&node.path, mode, self.device.block_size())?;
-        // The node was found by name; that it is the device meant is checked on what was opened.
+        // The node was found by name; the open file must be the device that was meant.
         if device.number() != Some(node.number) || device.len() != partition.extent.len {
             return Err(mismatch(
                 partition,
@@ -295,7 +296,7 @@ impl Machine for LocalDisk {
         let Disk::Block(disk) = &self.disk else {
             return Ok(Booted::Unknown { why: "it is an image file, which no machine runs from".to_owned() });
         };
-        // Where there is no firmware that tells, it tells nothing.
+        // Without EFI variables there is no such evidence.
         let variables = self.efivars.as_ref().and_then(|dir| dir.read().ok()).unwrap_or_default();
         let loaded_from: Vec<Guid> = variables.loaded_from().into_iter().chain(variables.stub()).collect();
         let ask = Devices { holds_disk: self.mode == Mode::Claim };
@@ -304,7 +305,7 @@ impl Machine for LocalDisk {
     }
 }
 
-/// The node of `partition` among those of its disk, which must agree with the table about it.
+/// The node of `partition` among those of its disk; its extent must agree with the table.
 fn checked_node(nodes: &[Node], partition: &Partition) -> Result<Option<Node>> {
     let own = nodes.iter().find_map(|node| {
         node.partition.filter(|(number, _)| *number == partition.number).map(|(_, extent)| (node, extent))

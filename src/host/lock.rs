@@ -1,10 +1,10 @@
 //! One writer per disk: `flock(2)` on the disk itself.
 //!
-//! It is the lock that systemd documents for block devices ("Locking Block Device Access"): udev takes it
-//! shared while it probes, so it neither reads a half-written table nor re-reads one under our feet. The
-//! kernel drops it with the last descriptor, so a killed process leaves no stale lock, which a lock *file*
-//! would; and it needs no writable directory. Limit: it belongs to the inode of the device node, so two
-//! containers with a `/dev` each do not see each other's.
+//! It is the lock that systemd documents for block devices ("Locking Block Device Access"): udev takes it shared while it
+//! probes, so udev neither reads a half-written table nor re-reads one while we change it. The kernel releases the lock
+//! with the last descriptor, so a killed process leaves no stale lock, as a lock *file* would; and it needs no writable
+//! directory. Limit: it belongs to the inode of the device node, so two containers with separate `/dev` do not see each
+//! other's lock.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -17,21 +17,21 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::device::{DeviceNumber, open_for_lock};
 use crate::error::{Error, Result};
 
-/// How long a holder may take to end: udev's probing of a slow disk, not another upgrade.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest wait for a holder: enough for udev's probing of a slow disk, not for another upgrade.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(3);
 
 const STEP: Duration = Duration::from_millis(50);
 
 /// Locks `path` exclusively; the lock ends with the returned value.
-pub(crate) fn exclusive(path: &Path, proc: &Path, patience: Duration) -> Result<Flock<File>> {
-    wait(open_for_lock(path)?, patience, STEP).map_err(|(file, errno)| match errno {
+pub(crate) fn exclusive(path: &Path, proc: &Path, limit: Duration) -> Result<Flock<File>> {
+    wait(open_for_lock(path)?, limit, STEP).map_err(|(file, errno)| match errno {
         Some(errno) => failed(path, errno),
         None => Error::Busy { disk: path.display().to_string(), holder: holder(&file, proc) },
     })
 }
 
-/// Locks a file exclusively, and looks every `step` whether its holder has ended, for as long as `limit`. The file comes back
-/// with the reason where that failed; `None`: it is still held.
+/// Locks a file exclusively; retries every `step` for as long as `limit`. On failure returns the file with the error; `None`:
+/// another process still holds the lock.
 pub(super) fn wait(
     mut file: File,
     limit: Duration,
@@ -39,7 +39,7 @@ pub(super) fn wait(
 ) -> Result<Flock<File>, (File, Option<Errno>)> {
     let begun = Instant::now();
     loop {
-        // Never the blocking call: it cannot be given a limit without a signal handler.
+        // Not the blocking call: it has no time limit without a signal handler.
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
             Err((file, errno)) if !is_held(errno) => return Err((file, Some(errno))),
@@ -50,8 +50,8 @@ pub(super) fn wait(
     }
 }
 
-/// Whether somebody holds the lock exclusively now. To ask takes it shared for an instant, which a waiting
-/// [`exclusive`] outlasts; `/proc/locks` is no answer, since it hides holders outside the PID namespace.
+/// Whether another process holds the lock exclusively now. The test takes the lock shared for an instant, which a waiting
+/// [`exclusive`] outlasts. `/proc/locks` was rejected: it hides holders outside the PID namespace.
 pub(crate) fn is_held_by_another(path: &Path) -> Result<bool> {
     match Flock::lock(open_for_lock(path)?, FlockArg::LockSharedNonblock) {
         Ok(_) => Ok(false),
@@ -60,7 +60,7 @@ pub(crate) fn is_held_by_another(path: &Path) -> Result<bool> {
     }
 }
 
-/// `EINTR` cannot come from a call that does not wait, but a retry costs nothing.
+/// Whether the lock is held. A call that does not wait returns no `EINTR`, but a retry costs nothing.
 fn is_held(errno: Errno) -> bool {
     matches!(errno, Errno::EWOULDBLOCK | Errno::EINTR)
 }
@@ -69,7 +69,7 @@ fn failed(path: &Path, errno: Errno) -> Error {
     Error::Open { path: path.to_owned(), source: errno.into() }
 }
 
-/// Who holds the lock of this file, for the message only.
+/// The holder of the lock of this file, for the message only.
 fn holder(file: &File, proc: &Path) -> String {
     let unknown = || "another process".to_owned();
     let Ok(meta) = file.metadata() else { return unknown() };
@@ -122,27 +122,27 @@ odd
     fn a_second_lock_waits_and_then_names_the_first() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let proc = Path::new("/proc");
-        let patience = Duration::from_millis(120);
+        let limit = Duration::from_millis(120);
         assert!(!is_held_by_another(file.path()).unwrap());
-        let first = exclusive(file.path(), proc, patience).unwrap();
+        let first = exclusive(file.path(), proc, limit).unwrap();
         assert!(is_held_by_another(file.path()).unwrap());
         let begun = Instant::now();
-        match exclusive(file.path(), proc, patience) {
+        match exclusive(file.path(), proc, limit) {
             Err(Error::Busy { holder, .. }) => {
                 assert!(holder.contains(&std::process::id().to_string()), "{holder}");
             }
             other => panic!("{other:?}"),
         }
-        assert!(begun.elapsed() >= patience);
+        assert!(begun.elapsed() >= limit);
         drop(first);
         assert!(!is_held_by_another(file.path()).unwrap());
-        // A short holder, as udev is one, is outlasted.
-        let first = exclusive(file.path(), proc, patience).unwrap();
+        // A short holder, such as udev, is outlasted.
+        let first = exclusive(file.path(), proc, limit).unwrap();
         let ender = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));
             drop(first);
         });
-        exclusive(file.path(), proc, PATIENCE).unwrap();
+        exclusive(file.path(), proc, LOCK_WAIT).unwrap();
         ender.join().unwrap();
     }
 }

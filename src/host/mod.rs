@@ -1,5 +1,5 @@
-//! The machine behind traits: disks and partitions of the kernel, the state file. The engine
-//! is tested against other implementations.
+//! The machine behind traits: disks and partitions of the kernel, locks, the journal. Tests run the engine against other
+//! implementations.
 
 mod booted;
 pub mod cmdline;
@@ -35,87 +35,86 @@ use crate::error::{Error, Result};
 use crate::gpt::Partition;
 use crate::units::Extent;
 
-/// Proof that this process owns the disk: who changes anything asks for a reference to it. The lock ends
-/// when this is dropped or the process dies, however it dies.
+/// Proof that this process holds the lock of the disk: every function that changes the disk takes a reference to it. The
+/// lock ends when this is dropped, or when the process ends in any way.
 pub struct DiskLock(#[allow(dead_code, reason = "held for its Drop")] Box<dyn Any + Send + Sync>);
 
 impl DiskLock {
-    /// Wraps whatever holds the lock until it is dropped.
+    /// Wraps a guard that holds the lock until it is dropped.
     pub fn new(guard: impl Any + Send + Sync) -> Self {
         Self(Box::new(guard))
     }
 }
 
-/// What a slot is opened for.
+/// Purpose for which a slot is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Reading; other users do not matter.
     Read,
     /// Reading and writing, refused while the partition is mounted or claimed.
     Exclusive,
-    /// Reading and writing the record of a slot that may be running (it lies behind the file system).
+    /// Reading and writing the record of a slot that may be running (the record lies after the file system).
     Record,
 }
 
-/// What to give to mount(2) for the file system in a partition.
+/// Source argument of mount(2) for the file system in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountSource {
     /// The kernel's node of the partition.
     Node(PathBuf),
-    /// A part of a disk or image file whose partitions the kernel does not show: it takes a loop device.
+    /// A part of a disk or image file whose partitions the kernel does not show: a loop device is needed.
     Window(PathBuf, Extent),
 }
 
 /// The machine that carries the disk.
 pub trait Machine: Send + Sync {
-    /// What the disk is called in messages: the path that the user gave.
+    /// Name of the disk in messages: the path that the user gave.
     fn name(&self) -> &str;
 
     /// The whole disk.
     fn disk(&self) -> Arc<dyn BlockDevice>;
 
-    /// Takes the lock of the disk, waiting a moment for a holder to end.
+    /// Takes the lock of the disk; waits a few seconds for another holder.
     fn lock(&self) -> Result<DiskLock>;
 
-    /// Whether somebody holds the lock now. `status` asks; nothing is decided by the answer.
+    /// Whether another process holds the lock now. For `status` only; no decision depends on it.
     fn is_locked(&self) -> Result<bool>;
 
-    /// Opens a partition: through the kernel's node where there is one, else as a window onto the disk.
+    /// Opens a partition: through the kernel's node if there is one, else as a part of the disk.
     fn open_partition(&self, partition: &Partition, access: Access) -> Result<Box<dyn BlockDevice>>;
 
-    /// How the file system in a partition can be mounted.
+    /// Source from which the file system in a partition can be mounted.
     fn mount_source(&self, partition: &Partition) -> Result<MountSource>;
 
-    /// By whom a partition is in use (mounted, swap, claimed by another layer), if it is.
+    /// The user of a partition (mount, swap, another layer that claims it); `None` if it is idle.
     ///
     /// # Errors
-    /// [`Error::UseUnknown`] where that cannot be told.
+    /// [`Error::UseUnknown`] if that cannot be found out.
     fn in_use(&self, partition: &Partition) -> Result<Option<String>>;
 
-    /// Where the file system in a partition is mounted so that it can be written, if it is.
+    /// Writable mount point of the file system in a partition; `None` if there is none.
     fn written_by(&self, _partition: &Partition) -> Result<Option<String>> {
         Ok(None)
     }
 
-    /// From which partition among `candidates` this machine runs, where anything says so; `table` are all of the disk. Unknown on disk images and on
-    /// disks that this machine did not boot from.
+    /// The partition among `candidates` that this machine runs from; `table` has all partitions of the disk. Unknown for
+    /// image files, and for disks that this machine did not boot from.
     fn booted_from(&self, candidates: &[Partition], table: &[Partition]) -> Result<Booted>;
 
-    /// Whether a kernel is loaded that kexec is about to start.
+    /// Whether kexec_load(2) has loaded a kernel that has not been started yet.
     fn kexec_is_loaded(&self) -> bool {
         false
     }
 
-    /// The variables of the firmware that boots this disk.
+    /// The EFI variables of the machine that boots this disk.
     ///
     /// # Errors
-    /// [`Error::NoEfi`] where there are none.
+    /// [`Error::NoEfi`] if there are none.
     fn firmware(&self) -> Result<&dyn efivars::Variables> {
         let problem = "this machine has none".to_owned();
         Err(Error::NoEfi { dir: efivars::EFIVARS.into(), problem })
     }
 
-    /// Whether this is an image file: no machine runs from it, and verbs take the slot that boots next as the one that
-    /// would run.
+    /// Whether this is an image file: no machine runs from it, and verbs assume that the slot that boots next is running.
     fn is_image(&self) -> bool;
 }

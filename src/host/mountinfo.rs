@@ -1,26 +1,26 @@
-//! What is mounted and swapped on, from the tables in `/proc`. Pure: text in, values out.
+//! Mounts and swap, from the tables in `/proc`. Pure: text in, values out.
 
 use crate::device::DeviceNumber;
 
-/// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)), as far as it matters here.
+/// The fields of a line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)) that are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// `st_dev` of its files. Major 0 where the file system does not lie on one device as the kernel sees
-    /// it: tmpfs, overlay, but btrfs too.
+    /// `st_dev` of its files. Major 0 if the kernel does not see the file system as on one device: tmpfs, overlay, but btrfs
+    /// too.
     pub number: DeviceNumber,
-    /// Where it is mounted.
+    /// Mount point.
     pub target: String,
-    /// The type of the file system.
+    /// Type of the file system.
     pub fs_type: String,
-    /// What was mounted: a path of a device, or any word.
+    /// Source: the path of a device, or any word.
     pub source: String,
     /// Options of the file system itself, comma-separated.
     pub options: String,
 }
 
 impl Mount {
-    /// The lower directories of an overlay, as paths of the time when it was mounted. In the kernel's spelling a colon or a
-    /// comma in a path has a backslash before it (Documentation/filesystems/overlayfs.rst).
+    /// Lower directories of an overlay, by their paths at the time of the mount. The kernel writes a backslash before a colon
+    /// or a comma in a path (Documentation/filesystems/overlayfs.rst).
     pub fn lower_directories(&self) -> Vec<String> {
         let option = |option: &String| {
             let (key, paths) = option.split_once('=')?;
@@ -31,7 +31,7 @@ impl Mount {
     }
 }
 
-/// Splits at `separator`, but not where a backslash stands before it, which is taken off there.
+/// Splits at `separator`, unless a backslash precedes it; such a backslash is removed.
 fn split(text: &str, separator: char) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut escaped = false;
@@ -49,8 +49,7 @@ fn split(text: &str, separator: char) -> Vec<String> {
     parts
 }
 
-/// The mounts, in the order of the file: of two on one target the later hides the earlier. Lines that are
-/// not understood are left out.
+/// The mounts, in the order of the file: of two on one target the later hides the earlier. Malformed lines are left out.
 pub fn mounts(text: &str) -> Vec<Mount> {
     text.lines().filter_map(mount).collect()
 }
@@ -67,7 +66,8 @@ fn mount(line: &str) -> Option<Mount> {
     Some(Mount { number, target, fs_type, source, options: fields.next().map(unescape).unwrap_or_default() })
 }
 
-/// Where the file system on a device is mounted so that it can be written: the superblock, not only the mount, is "rw".
+/// A writable mount point of the file system on a device: the superblock, not only the mount, is "rw". `None` if there is
+/// none.
 pub fn writable(text: &str, number: DeviceNumber) -> Option<String> {
     let is_writable = |line: &str| {
         let options = line.split(" - ").nth(1)?.split(' ').nth(2)?;
@@ -79,12 +79,12 @@ pub fn writable(text: &str, number: DeviceNumber) -> Option<String> {
     })
 }
 
-/// The devices and files that are swapped on, from `/proc/swaps` (proc_swaps(5)).
+/// The active swap devices and files, from `/proc/swaps` (proc_swaps(5)).
 pub fn swaps(text: &str) -> Vec<String> {
     text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(unescape).collect()
 }
 
-/// Undoes the kernel's `mangle()`: space, tab, newline and backslash come as three octal digits.
+/// Undoes the kernel's `mangle()`, which writes space, tab, newline and backslash as three octal digits.
 fn unescape(field: &str) -> String {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();

@@ -1,4 +1,4 @@
-//! The notifications of a service to its manager (sd_notify(3)), without a library: one datagram.
+//! Notifications of a service to its service manager (sd_notify(3)), without a library: one datagram each.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -6,23 +6,23 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// What a service tells.
+/// A notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State<'a> {
-    /// It serves now.
+    /// The service is ready for requests.
     Ready,
-    /// It is about to end.
+    /// The service is about to end.
     Stopping,
-    /// It is alive; to be told at least once within [`watchdog`].
+    /// Keep-alive; to be sent at least once within [`watchdog`].
     Alive,
     /// A sentence for `systemctl status`.
     Status(&'a str),
 }
 
-/// Tells the manager; whether there is one that wants to know.
+/// Sends a notification; `false` if no service manager expects one.
 ///
 /// # Errors
-/// Those of socket(2) and sendto(2). A service goes on without: it is the manager that misses something.
+/// Those of socket(2) and sendto(2). A service works without notifications; only the manager misses them.
 pub fn notify(state: State<'_>) -> io::Result<bool> {
     match std::env::var_os("NOTIFY_SOCKET") {
         Some(path) => tell(&address(path.as_bytes())?, state).map(|()| true),
@@ -30,8 +30,8 @@ pub fn notify(state: State<'_>) -> io::Result<bool> {
     }
 }
 
-/// How often the manager wants to hear [`State::Alive`]: half of what it allows, as sd_watchdog_enabled(3) advises.
-/// `None` where it does not watch this process.
+/// Interval at which to send [`State::Alive`]: half of the manager's limit, as sd_watchdog_enabled(3) advises. `None` if the
+/// manager does not watch this process.
 pub fn watchdog() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     watched(number("WATCHDOG_USEC"), number("WATCHDOG_PID"), std::process::id())
@@ -42,7 +42,7 @@ fn watched(usec: Option<u64>, pid: Option<u64>, own: u32) -> Option<Duration> {
     usec.filter(|usec| *usec > 0 && mine).map(|usec| Duration::from_micros(usec / 2))
 }
 
-/// A path, or behind `@` a name of the abstract namespace.
+/// The address for a path, or for `@` followed by a name of the abstract namespace.
 fn address(name: &[u8]) -> io::Result<SocketAddr> {
     match name {
         [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest),
@@ -55,7 +55,7 @@ fn tell(to: &SocketAddr, state: State<'_>) -> io::Result<()> {
         State::Ready => "READY=1".to_owned(),
         State::Stopping => "STOPPING=1".to_owned(),
         State::Alive => "WATCHDOG=1".to_owned(),
-        // One assignment per line: a line break in it would be the next assignment.
+        // One assignment per line: a line break in the text would start another assignment.
         State::Status(text) => format!("STATUS={}", text.replace('\n', " ")),
     };
     UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), to).map(drop)
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_of_somebody_else_is_none_of_ours() {
+    fn a_watchdog_of_another_process_is_ignored() {
         assert_eq!(watched(Some(10_000_000), None, 7), Some(Duration::from_secs(5)));
         assert_eq!(watched(Some(10_000_000), Some(7), 7), Some(Duration::from_secs(5)));
         assert_eq!(watched(Some(10_000_000), Some(8), 7), None);

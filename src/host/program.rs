@@ -1,16 +1,16 @@
-//! The one place that runs helper programs to their end: hooks of the configuration, health checks, mount(8), kexec(8),
-//! systemctl(1), ssh-keygen(1).
+//! Runs helper programs: hooks of the configuration, health checks, mount(8), kexec(8), systemctl(1), ssh-keygen(1). This is
+//! the one place that does so.
 //!
-//! Whatever a program does, its caller goes on:
+//! A program cannot block its caller:
 //!
-//! - It has a time limit. Then it is killed with all that it has started: it leads a process group of its own.
-//! - Its input and output are served while it runs, by one loop without threads. It never waits for a reader, and what
-//!   is kept of its output has a bound.
-//! - Its last words are kept, for the message about its failure.
-//! - Its name is looked up in [`PATH`], never in the search path of whoever called `qstage`.
+//! - It has a time limit, after which it is killed with all its children: it leads its own process group.
+//! - One loop without threads serves its input and output. It never waits for a reader, and the stored part of its output
+//!   has a limit.
+//! - The end of its output (`last_words`) is stored, for the message about a failure.
+//! - Its name is looked up in [`PATH`], never in the caller's search path.
 //!
-//! What a program leaves running after it has ended by itself is left alone: a command that restarts the software may
-//! start it in the background. Such a process must redirect its output, since nobody reads it any more.
+//! Processes that a program leaves running when it exits by itself are not killed: a command that restarts the software may
+//! start it in the background. Such a process must redirect its output, since nothing reads it any more.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -24,27 +24,27 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// Where programs are looked up. The last one is for NixOS, which has none of the others.
+/// Search path of programs. The last directory is that of NixOS, which has none of the others.
 pub const PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
 
-/// Number of bytes that are kept of the last words.
+/// Number of bytes at the end of the output that are stored.
 const LAST_WORDS: usize = 4096;
-/// Largest answer that is read from a standard output.
+/// Largest standard output that is returned as an answer, in bytes.
 const ANSWER: usize = 1 << 20;
-/// How often is looked whether the program has ended.
-const LOOK: Duration = Duration::from_millis(2);
-/// How long the last words of a program that has ended are waited for: what it left running may keep the pipe open.
-const LISTEN: Duration = Duration::from_millis(200);
-/// How long the end of a killed program is waited for. Blocked within the kernel it may not end at all.
-const BURY: Duration = Duration::from_secs(1);
+/// Interval at which the exit of the program is polled.
+const POLL: Duration = Duration::from_millis(2);
+/// Longest wait for output after the exit of the program: a process that it left running may hold the pipe open.
+const DRAIN: Duration = Duration::from_millis(200);
+/// Longest wait for the exit of a killed program: while it is blocked in the kernel, it does not exit.
+const KILL_WAIT: Duration = Duration::from_secs(1);
 
 /// A program that is to be run.
 #[derive(Debug)]
 pub struct Program {
     command: Command,
     input: Option<Vec<u8>>,
-    /// `None`: a person may be asked, which takes as long as it takes.
+    /// Time limit; `None` for an interactive program.
     limit: Option<Duration>,
     answers: bool,
 }
@@ -52,14 +52,14 @@ pub struct Program {
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// By itself, or by a signal of somebody else.
+    /// By itself, or by a signal of another process.
     Exited(ExitStatus),
-    /// It did not end within this limit and was killed with its process group.
+    /// It did not end within this limit, and was killed with its process group.
     TimedOut(Duration),
 }
 
 impl End {
-    /// Whether it ended in time, with 0.
+    /// Whether it ended within its limit with exit code 0.
     pub fn success(&self) -> bool {
         matches!(self, Self::Exited(status) if status.success())
     }
@@ -74,29 +74,28 @@ impl std::fmt::Display for End {
     }
 }
 
-/// What became of a program that could be started.
+/// Outcome of a program that could be started.
 #[derive(Debug)]
 pub struct Outcome {
     /// How it ended.
     pub end: End,
-    /// Its standard output, up to 1 MiB, where [`Program::answer`] asked for it; else empty.
+    /// Standard output, up to 1 MiB, if [`Program::answer`] was called; else empty.
     pub answer: Vec<u8>,
-    /// The last 4 KiB of its standard error, and of its standard output where that is no answer; without white space
-    /// around.
+    /// Last 4 KiB of the standard error, together with the standard output unless that is the answer; trimmed.
     pub last_words: String,
 }
 
 impl Program {
-    /// A program without arguments and input, with the environment of this process but for the search path.
+    /// A program without arguments and input, with the environment of this process except for the search path.
     pub fn new(program: impl AsRef<OsStr>, limit: Duration) -> Self {
         let mut command = Command::new(program);
-        // The path of the child is the one that its name is looked up in.
+        // The program's name is looked up in the PATH of its own environment.
         command.env("PATH", PATH).process_group(0);
         Self { command, input: None, limit: Some(limit), answers: false }
     }
 
-    /// A program that may ask a person: it stays in the foreground of the terminal and has no time limit. Its standard
-    /// error is that of this process.
+    /// A program that may prompt the user: it stays in the foreground of the terminal and has no time limit. It inherits the
+    /// standard error.
     pub fn interactive(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env("PATH", PATH).stderr(Stdio::inherit());
@@ -117,38 +116,38 @@ impl Program {
         self
     }
 
-    /// Sets variables of its environment. One named `PATH` also changes where it is looked up.
+    /// Sets environment variables. `PATH` also changes where the program is looked up.
     #[must_use]
     pub fn envs(mut self, pairs: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>) -> Self {
         self.command.envs(pairs);
         self
     }
 
-    /// Drops the environment of this process; the search path stays.
+    /// Clears the environment, except for the search path.
     #[must_use]
     pub fn without_environment(mut self) -> Self {
         self.command.env_clear().env("PATH", PATH);
         self
     }
 
-    /// Sends this to its standard input, which ends then. A program need not read it.
+    /// Sends these bytes to its standard input, and closes it. A program need not read them.
     #[must_use]
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = Some(bytes.into());
         self
     }
 
-    /// Keeps the standard output apart from the last words.
+    /// Stores the standard output separately, as [`Outcome::answer`].
     #[must_use]
     pub fn answer(mut self) -> Self {
         self.answers = true;
         self
     }
 
-    /// Runs it to its end or to its limit.
+    /// Runs the program until it ends or reaches its limit.
     ///
     /// # Errors
-    /// It could not be started or watched; a failure of the program itself is an [`Outcome`].
+    /// The program could not be started or watched; a failure of the program itself is an [`Outcome`].
     pub fn run(mut self) -> io::Result<Outcome> {
         let mut streams = Streams::default();
         let (reader, writer) = io::pipe()?;
@@ -166,14 +165,14 @@ impl Program {
         self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
         let begun = Instant::now();
         let mut group = Group { child: self.command.spawn()?, leads: self.limit.is_some() };
-        // With it go the writing ends of this process: else the reading ones would never end.
+        // Closes our copies of the writing ends: else the reading ends would never report the end.
         drop(self.command);
         if let (Some(bytes), Some(pipe)) = (self.input, group.child.stdin.take()) {
             nonblocking(&pipe)?;
             streams.input = Some((pipe, bytes, 0));
         }
         let end = loop {
-            streams.serve(LOOK)?;
+            streams.serve(POLL)?;
             if let Some(status) = group.child.try_wait()? {
                 break End::Exited(status);
             }
@@ -184,9 +183,9 @@ impl Program {
         drop(group);
         streams.input = None;
         if self.answers || !end.success() {
-            let until = Instant::now() + LISTEN;
+            let until = Instant::now() + DRAIN;
             while streams.open() && Instant::now() < until {
-                streams.serve(LOOK)?;
+                streams.serve(POLL)?;
             }
         }
         let words = streams.words.map(|words| words.kept).unwrap_or_default();
@@ -199,7 +198,7 @@ impl Program {
 /// The pipes to and from a program.
 #[derive(Default)]
 struct Streams {
-    /// The pipe, the bytes for it, and how many of them are written.
+    /// The pipe, the bytes for it, and how many of them have been written.
     input: Option<(ChildStdin, Vec<u8>, usize)>,
     words: Option<Stream>,
     answer: Option<Stream>,
@@ -210,7 +209,7 @@ impl Streams {
         [&self.words, &self.answer].into_iter().flatten().any(|stream| stream.open)
     }
 
-    /// Waits for `time` at most until one of them is ready, and moves what there is to move.
+    /// Waits for `time` at most until a pipe is ready, and transfers what is available.
     fn serve(&mut self, time: Duration) -> io::Result<()> {
         let mut ready: Vec<PollFd<'_>> = [&self.words, &self.answer]
             .into_iter()
@@ -228,7 +227,7 @@ impl Streams {
         }
         if let Some(words) = &mut self.words {
             words.read()?;
-            // The oldest go, now and then.
+            // The oldest bytes are dropped from time to time.
             let spare = words.kept.len().saturating_sub(LAST_WORDS);
             words.kept.drain(..spare);
         }
@@ -240,7 +239,7 @@ impl Streams {
             match pipe.write(bytes.get(*written..).unwrap_or_default()) {
                 Ok(more) => *written += more,
                 Err(e) if is_later(&e) => {}
-                // It wants no more of it; its exit status tells whether that is an error.
+                // It has closed its input; its exit status says whether that is an error.
                 Err(_) => *written = bytes.len(),
             }
             if *written >= bytes.len() {
@@ -251,7 +250,7 @@ impl Streams {
     }
 }
 
-/// What comes from a program by one pipe.
+/// Output of a program from one pipe.
 struct Stream {
     pipe: io::PipeReader,
     kept: Vec<u8>,
@@ -265,7 +264,7 @@ impl Stream {
         Ok(Self { pipe, kept: Vec::new(), bound, open: true })
     }
 
-    /// One part of what has come, without waiting.
+    /// Reads one part of the available output, without waiting.
     fn read(&mut self) -> io::Result<()> {
         let mut part = [0; 16 << 10];
         match self.pipe.read(&mut part) {
@@ -289,7 +288,7 @@ fn nonblocking(pipe: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// A program that does not outlive its value, nor does what it started where it leads a process group.
+/// A running program; the drop kills it, and its whole process group if it leads one.
 struct Group {
     child: Child,
     leads: bool,
@@ -300,14 +299,14 @@ impl Drop for Group {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        // Not reaped yet, so the number is still its own.
+        // Not reaped yet, so the process ID cannot have been reused.
         match i32::try_from(self.child.id()) {
             Ok(pid) if self.leads => drop(killpg(Pid::from_raw(pid), Signal::SIGKILL)),
             _ => drop(self.child.kill()),
         }
-        let until = Instant::now() + BURY;
+        let until = Instant::now() + KILL_WAIT;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
 }
@@ -331,12 +330,12 @@ mod tests {
         assert_eq!(outcome.end.to_string(), "did not end within 0.3 s");
         assert!(begun.elapsed() < LONG / 2);
         let child = std::path::Path::new("/proc").join(&outcome.last_words).join("cmdline");
-        // A zombie until process 1 takes it; then it has no command line any more.
+        // A zombie until process 1 reaps it; a zombie has no command line.
         assert!(std::fs::read(&child).unwrap_or_default().is_empty(), "{}", child.display());
     }
 
     #[test]
-    fn much_output_blocks_nobody_and_the_last_words_stay() {
+    fn much_output_does_not_block_and_its_end_is_stored() {
         let outcome = shell("head -c 3000000 /dev/zero | tr '\\0' x; echo the end >&2; exit 3", LONG);
         let outcome = outcome.run().unwrap();
         assert!(outcome.last_words.ends_with("the end") && outcome.last_words.len() <= LAST_WORDS);
@@ -374,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_leaves_running_holds_nobody_up() {
+    fn a_process_left_running_does_not_block() {
         let begun = Instant::now();
         let outcome = shell("sleep 5 & echo broken; exit 1", LONG).run().unwrap();
         assert_eq!(outcome.last_words, "broken");
@@ -382,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_ask_a_person_keeps_its_group() {
+    fn an_interactive_program_stays_in_its_process_group() {
         let group = nix::unistd::getpgrp().to_string();
         let outcome = Program::interactive("sh").args(["-c", "ps -o pgid= -p $$"]).answer().run().unwrap();
         assert_eq!(String::from_utf8_lossy(&outcome.answer).trim(), group);

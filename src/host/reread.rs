@@ -1,21 +1,21 @@
-//! Making the kernel read a new partition table: `BLKRRPART`, by blockdev(8). No crate has the ioctl as a safe function, and
-//! a program that may be missing is no loss: the kernel reads every table at the next boot.
+//! Makes the kernel read a new partition table: `BLKRRPART`, by blockdev(8). No crate has the ioctl as a safe function, and
+//! it does no harm if the program is missing: the kernel reads every table at the next boot.
 
 use std::path::Path;
 use std::time::Duration;
 
 use super::program::Program;
 
-/// How often it is tried: udev looks into a disk when a writer closes it, and the kernel is busy then.
+/// Number of attempts: udev probes a disk when a writer closes it, and meanwhile the kernel reports that it is busy.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest time of one try.
+/// Time limit of one attempt.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Makes the kernel read the table of `disk` again. Nobody may have the disk claimed, this process included.
+/// Makes the kernel read the table of `disk` again. No process may hold the disk exclusively, not even this one.
 ///
 /// # Errors
-/// Why it did not, as a sentence: a partition of the disk is open, the device has no partitions, there is no such program.
+/// The reason as a sentence: a partition of the disk is open, the device has no partitions, the program is missing.
 pub(crate) fn partitions(disk: &Path) -> Result<(), String> {
     let mut result = ask(disk);
     for _ in 1..TRIES {
@@ -29,7 +29,7 @@ pub(crate) fn partitions(disk: &Path) -> Result<(), String> {
 }
 
 fn ask(disk: &Path) -> Result<(), String> {
-    // Its words are looked at.
+    // The message is parsed, so it must not be translated.
     let program = Program::new("blockdev", LIMIT).arg("--rereadpt").arg(disk).envs([("LC_ALL", "C")]);
     let outcome = program.run().map_err(|error| format!("blockdev: {error}"))?;
     if outcome.end.success() {
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_no_partitions_is_said() {
+    fn a_device_without_partitions_is_reported() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let problem = partitions(file.path()).unwrap_err();
         assert!(problem.contains("blockdev"), "{problem}");

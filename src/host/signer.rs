@@ -1,4 +1,4 @@
-//! Making signatures: with a key file directly, or through `ssh-keygen` for keys that only it can use.
+//! Makes signatures: with a key file directly, or through `ssh-keygen` for keys that only it can use.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use super::program::Program;
 use crate::bundle::signature::{NAMESPACE, import, spelled};
 use crate::error::{Error, Result};
 
-/// What a key signs to show that it can. It is no manifest, so the signature is of no use to anybody.
+/// Text that a key signs in a test. It is no manifest, so the signature is of no use to an attacker.
 const TRIAL: &[u8] = b"qstage: does this key sign?";
 
-/// Signs something else than a manifest, to find a key that does not work before hours of packing. A key that asks for a
-/// passphrase or a touch asks one more time.
+/// Signs a test text, to find a key that does not work before hours of packing. A key that needs a passphrase or a touch asks
+/// one more time.
 ///
 /// # Errors
 /// [`Error::Signing`].
@@ -20,10 +20,10 @@ pub fn try_out(key_path: &Path) -> Result<()> {
     sign(TRIAL, key_path).map(drop)
 }
 
-/// Signs the bytes of a manifest with the key in a file.
+/// Signs the bytes of a manifest with a key file.
 ///
-/// A plain private key is used directly. For everything else (RSA, a public key whose private half an agent holds, an
-/// encrypted key, a hardware token) `ssh-keygen -Y sign` is asked: it knows agents, passphrases and touches.
+/// A plain private key is used directly. Every other key goes to `ssh-keygen -Y sign`, which supports agents, passphrases and
+/// touches: RSA, a public key whose private half an agent holds, an encrypted key, a hardware token.
 ///
 /// # Errors
 /// [`Error::Signing`].
@@ -41,14 +41,14 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
     import(&signature)
 }
 
-/// Whether the crate can sign with it by itself. RSA it cannot: ssh-key 0.6.7 hands one prime twice to the `rsa` crate,
-/// which refuses the key ("cryptographic error"). Verifying is not affected.
+/// Whether the `ssh-key` crate can sign with this key. It cannot with RSA: ssh-key 0.6.7 passes one prime twice to the `rsa`
+/// crate, which refuses the key ("cryptographic error"). Verification is not affected.
 fn is_simple(key: &PrivateKey) -> bool {
     !key.is_encrypted() && !key.algorithm().as_str().starts_with("sk-") && !key.algorithm().is_rsa()
 }
 
-/// `ssh-keygen -Y sign` reads the message from its standard input and prints the armor; what it wants to ask or
-/// tell goes over the terminal and standard error, which it keeps.
+/// Runs `ssh-keygen -Y sign`, which reads the message from standard input and prints the armored signature. It inherits
+/// terminal and standard error for prompts and messages.
 fn ssh_keygen(manifest: &[u8], key_path: &Path) -> Result<Vec<u8>> {
     let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
     let outcome = Program::interactive("ssh-keygen")

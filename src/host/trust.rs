@@ -1,4 +1,4 @@
-//! The trusted keys as a file of this machine.
+//! The file with the trusted keys of this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -7,35 +7,35 @@ use crate::bundle::Trust;
 use crate::bundle::trust::{Demand, TRUST_MAX};
 use crate::error::{Error, Result};
 
-/// Where the trusted keys are unless somebody names another file.
+/// Default file of the trusted keys.
 pub const DEFAULT_TRUST: &str = "/etc/qstage/allowed_signers";
 
-/// Where the trusted keys are, and what is asked of a bundle. It is read when a signature is judged: a key that was taken out of the
-/// file counts no longer, whatever was prepared before.
+/// The file of the trusted keys, and what is demanded of a bundle. It is read whenever a signature is judged: a key that was
+/// removed from the file no longer counts, whatever was prepared before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustFile {
     /// The `allowed_signers` file.
     pub path: PathBuf,
-    /// What is asked beyond a signature by one of its keys.
+    /// Demands beyond one signature by one of the keys.
     pub demand: Demand,
 }
 
 impl TrustFile {
-    /// Whether anything is at its path.
+    /// Whether the path exists.
     pub fn is_there(&self) -> bool {
         self.path.symlink_metadata().is_ok()
     }
 
-    /// Reads the keys of now.
+    /// Reads the current keys.
     ///
     /// # Errors
-    /// [`Error::TrustFile`]: it cannot be read, others can write it, or it holds no usable key.
+    /// [`Error::TrustFile`]: the file cannot be read, others can write to it, or it holds no usable key.
     pub fn read(&self) -> Result<Trust> {
         read(&self.path).map(|trust| trust.demanding(self.demand.clone()))
     }
 }
 
-/// Reads an `allowed_signers` file that nobody but root or the caller can change.
+/// Reads an `allowed_signers` file that only root and the caller can change.
 ///
 /// # Errors
 /// [`Error::TrustFile`].

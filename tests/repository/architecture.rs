@@ -28,7 +28,7 @@ const FILES: Allowed = &[
     ("host/load/", "pressure figures and the autogroup"),
     ("host/health.rs", "lists the directory of health checks"),
     ("host/kernel/", "reads /proc and /sys"),
-    ("host/usage/ways.rs", "the size of an image file; whether a path leads anywhere"),
+    ("host/usage/aliases.rs", "the size of an image file; whether a path leads anywhere"),
     ("host/kexec.rs", "its mount point; /proc/cmdline"),
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
     ("host/journal.rs", "the state file"),

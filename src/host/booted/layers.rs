@@ -7,10 +7,10 @@ use crate::device::{DeviceNumber, Identity};
 use crate::host::mountinfo::Mount;
 use crate::units::Extent;
 
-/// Deepest row of overlays on overlays that is followed; the kernel allows two.
-const MOST_OVERLAYS: u32 = 8;
+/// Maximum depth of overlays on overlays that is followed; the kernel allows two.
+const MAX_OVERLAYS: u32 = 8;
 
-/// Devices, and parts of the disk that loop devices show.
+/// Devices, and the parts of the disk that loop devices expose.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     devices: BTreeSet<DeviceNumber>,
@@ -18,27 +18,27 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// What a mount lies on, through every layer that the kernel shows: none for overlay, tmpfs, network.
+    /// Devices below a mount, through every layer that the kernel reports: none for overlay, tmpfs, network.
     pub(super) fn below(facts: &Facts, system: &[Mount], mount: &Mount) -> Self {
         let mut found = Self::default();
         found.follow(facts, system, devices(facts, mount));
         found
     }
 
-    /// From one device down.
+    /// Devices below one device, itself included.
     pub(super) fn below_device(facts: &Facts, number: DeviceNumber) -> Self {
         let mut found = Self::default();
         found.follow(facts, &[], vec![number]);
         found
     }
 
-    /// What the lower layers of an overlay lie on, which is the last of `mounts`. Each layer is looked for among the mounts
-    /// before it: a path that leads to itself, or to what was mounted later, is another thing than what it was made of.
+    /// Devices below the lower layers of an overlay, the last of `mounts`. Each layer is resolved among the mounts before it
+    /// only: a path that now leads to the overlay itself, or to a later mount, is not what the overlay was made of.
     pub(super) fn below_overlay(facts: &Facts, mounts: &[Mount], depth: &mut u32) -> Self {
         let mut found = Self::default();
         let Some((overlay, earlier)) = mounts.split_last() else { return found };
         *depth += 1;
-        if overlay.fs_type != "overlay" || *depth > MOST_OVERLAYS {
+        if overlay.fs_type != "overlay" || *depth > MAX_OVERLAYS {
             return found;
         }
         for path in overlay.lower_directories() {
@@ -64,7 +64,7 @@ impl Layers {
             }
             open.extend(kernel.slaves(number));
             let Some(l) = loops.iter().find(|l| l.node.number == number) else { continue };
-            // By its path only where it does not tell: the path may mean something else here.
+            // By path only where the loop device does not report its backing file: here the path may mean another file.
             let named = || kernel.number_of(&l.backing).map(Identity::Block);
             let below = facts.ask.below(&l.node.path).ok().or_else(named);
             match below.or_else(|| Identity::of(&l.backing).ok()) {
@@ -72,7 +72,7 @@ impl Layers {
                     self.windows.extend((below == facts.disk.number).then_some(l.extent));
                     open.push(below);
                 }
-                // A file: the file system that it lies in.
+                // A file: continue with the file system that holds it.
                 Some(Identity::File(device, _)) if device.major != 0 => open.push(device),
                 Some(Identity::File(device, _)) => {
                     let mount = system.iter().find(|mount| mount.number == device);
@@ -87,7 +87,7 @@ impl Layers {
         self.devices.is_empty()
     }
 
-    /// The slots among them.
+    /// Indices of the slots among them.
     pub(super) fn slots(&self, facts: &Facts) -> Vec<usize> {
         let disk = facts.disk.number;
         let own = facts.kernel.partitions(disk).unwrap_or_default();
@@ -106,12 +106,12 @@ impl Layers {
     }
 }
 
-/// The devices that a mount names itself.
+/// Devices that the mount entry itself names.
 fn devices(facts: &Facts, mount: &Mount) -> Vec<DeviceNumber> {
     if mount.number.major != 0 {
         return vec![mount.number];
     }
-    // btrfs, bcachefs: the number is no device's, but the source is one, or a list of them.
+    // btrfs, bcachefs: the number is anonymous, but the source is a device, or a list of devices.
     let named = mount.source.split(':').filter(|source| source.starts_with("/dev/"));
     named.filter_map(|source| facts.kernel.number_of(source.as_ref())).collect()
 }

@@ -1,4 +1,4 @@
-//! From which slot this machine runs: known by evidence, or unknown. Nothing is guessed from boot flags.
+//! The slot that this machine runs from: known by evidence, or unknown. Boot flags are no evidence.
 //!
 //! | rank | evidence | refuted by |
 //! |---|---|---|
@@ -9,7 +9,7 @@
 //! | 5 | `root=`, `mount.usr=`, verity words of the command line | a root (`/usr`) on another device; contradiction; twins |
 //! | 6 | the partition from which systemd-stub or systemd-boot was loaded, by EFI variables | its twin on another disk |
 //!
-//! A root on another device is a rescue system, which may have been given the command line of the slots.
+//! A root on another device is a rescue system, which may have been started with the command line of a slot.
 
 mod layers;
 mod words;
@@ -24,24 +24,24 @@ use crate::gpt::Partition;
 use crate::units::Guid;
 use layers::Layers;
 
-/// What is known of the slot that this machine runs from.
+/// The slot that this machine runs from, if there is evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Booted {
-    /// It runs from the candidate of this index.
+    /// The machine runs from the candidate of this index.
     Known {
         /// Index among the candidates.
         index: usize,
         /// The evidence, for messages.
         by: String,
     },
-    /// Nothing says so.
+    /// No evidence.
     Unknown {
-        /// What was looked at, for messages.
+        /// What was examined, for messages.
         why: String,
     },
 }
 
-/// All that is looked at.
+/// The evidence that is examined.
 pub(super) struct Facts<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) ask: &'a dyn KernelQuery,
@@ -59,7 +59,7 @@ pub(super) struct Facts<'a> {
 pub(super) fn find(facts: &Facts) -> Booted {
     let system = match facts.kernel.namespaces() {
         Ok(mut all) => {
-            // Process 1 sees the root of the machine, also where this process was started in another root directory.
+            // Process 1 sees the machine's root, even if this process was started in another root directory.
             let first = all.iter().position(|namespace| namespace.process == Some(1)).unwrap_or(0);
             all.swap_remove(first).mounts
         }
@@ -88,7 +88,7 @@ pub(super) fn find(facts: &Facts) -> Booted {
     {
         return known(index, "qstage.partuuid of the kernel command line".to_owned());
     }
-    // A /usr of its own is judged by itself; else it lies where / does.
+    // A separate /usr is judged by itself; else it lies where / does.
     let usr_elsewhere = if usr.is_some() { elsewhere(&usr) } else { elsewhere(&root) };
     let named = words::named(facts, &line, elsewhere(&root), usr_elsewhere);
     match named.iter().map(|(index, _)| *index).collect::<BTreeSet<_>>().len() {
@@ -114,8 +114,8 @@ const fn known(index: usize, by: String) -> Booted {
 }
 
 impl Facts<'_> {
-    /// Whether no other slot is in use. The layers of an overlay are named by paths as they were when it was mounted,
-    /// perhaps in an initramfs; but a file system below it stays in use, so the slot that is idle is not below it.
+    /// Whether all other slots are idle. An overlay names its layers by the paths of the time when it was mounted, perhaps
+    /// in an initramfs, so the paths prove little; but a file system below it stays in use, so an idle slot is not below it.
     fn others_are_idle(&self, index: usize) -> bool {
         let disk = Disk::Block(self.disk.clone());
         let others = self.candidates.iter().enumerate().filter(|(other, _)| *other != index);
@@ -125,7 +125,7 @@ impl Facts<'_> {
     }
 }
 
-/// What is mounted at one place of the system.
+/// The mount at one mount point.
 struct Place {
     target: &'static str,
     fs_type: String,
@@ -134,12 +134,12 @@ struct Place {
     slots: Vec<usize>,
     /// The slots below it, where it is an overlay.
     lower: Vec<usize>,
-    /// Whether it lies on devices, none of which is a slot.
+    /// Whether it lies on devices of which none is a slot.
     is_elsewhere: bool,
 }
 
 impl Place {
-    /// `None` where nothing is mounted there by itself.
+    /// `None` if the target is not a mount point.
     fn of(facts: &Facts, system: &[Mount], target: &'static str) -> Option<Self> {
         // The last mount hides those before.
         let at = system.iter().rposition(|mount| mount.target == target)?;

@@ -28,7 +28,7 @@ struct Machine {
     below: BTreeMap<&'static str, Identity>,
     claimed: BTreeSet<&'static str>,
     loaded_from: Vec<Guid>,
-    /// PARTUUIDs by the table of a disk; of others they cannot be read.
+    /// PARTUUIDs by the table of a disk; a disk that is missing here cannot be read.
     tables: BTreeMap<&'static str, Vec<Guid>>,
 }
 
@@ -197,10 +197,10 @@ fn a_twin_of_the_disk_makes_names_worthless() {
     assert_eq!(ask(&fake, OVERLAY, &format!("root=PARTUUID={A}")), Some(0));
 }
 
-/// Kernels before 6.10 do not tell PARTUUID: the table of the disk says which partition has it, and the tables of disks
-/// with partitions of the same names whether one is a copy.
+/// Kernels before 6.10 do not report PARTUUID: the table of the disk says which partition has it, and the tables of disks
+/// with partitions of the same names say whether one is a copy.
 #[test]
-fn a_kernel_that_tells_no_partuuid() {
+fn a_kernel_that_reports_no_partuuid() {
     let bare = || {
         let fake = FakeKernel::new();
         fake.device("8:0", "sda", None, "");
@@ -221,7 +221,7 @@ fn a_kernel_that_tells_no_partuuid() {
     for (line, expected) in &words {
         assert_eq!(ask(&fake, OVERLAY, line), *expected, "{line}");
     }
-    // Another disk with the names of the slots: a copy, one of its own, one that cannot be read.
+    // Another disk with the same slot names: a copy, an independent disk, an unreadable one.
     let fake = bare();
     for (number, name, label) in
         [(17, "sdb/sdb1", "kernel"), (18, "sdb/sdb2", "platform_a"), (19, "sdb/sdb3", "platform_b")]
@@ -247,14 +247,14 @@ fn usr_may_be_the_slot() {
     let fake = machine();
     let root = "1 0 8:16 / / rw - ext4 /dev/sdb rw\n";
     assert_eq!(ask(&fake, &format!("{root}2 1 8:3 / /usr ro - erofs /dev/sda3 ro\n"), ""), Some(1));
-    // A /usr elsewhere refutes the words for /usr, as a root does.
+    // A /usr on another device refutes the words for /usr, as it is for the root.
     let word = format!("mount.usr=PARTUUID={A}");
     assert_eq!(ask(&fake, &format!("{root}2 1 8:16 / /usr ro - ext4 /dev/sdb ro\n"), &word), None);
     assert_eq!(ask(&fake, root, &word), None);
     assert_eq!(ask(&fake, &format!("{root}2 1 0:9 / /usr ro - overlay o ro\n"), &word), Some(0));
 }
 
-/// Named by a path, so believed only where the other slot is idle: what lies below an overlay never is.
+/// A layer is named by a path, which is believed only if the other slot is idle: a slot below an overlay is in use.
 #[test]
 fn an_overlay_is_followed_to_its_lower_layers() {
     let fake = machine();
@@ -267,7 +267,7 @@ fn an_overlay_is_followed_to_its_lower_layers() {
     assert_eq!(ask(&fake, &overlay("/"), ""), None, "it leads to itself");
     let claimed = Machine { claimed: ["sda2"].into(), ..Machine::default() };
     assert_eq!(with(&fake, &claimed, &overlay("/run/lower"), ""), None);
-    // What was mounted later is not what it was made of.
+    // A later mount is not what the overlay was made of.
     let later = format!("2 1 0:40 / / rw - overlay o rw,lowerdir=/run/lower\n{lower}");
     assert_eq!(ask(&fake, &later, ""), None);
     // An overlay over /usr at /usr, as of system extensions, and one over an overlay.
@@ -284,7 +284,7 @@ fn loop_devices_are_followed_by_identity_and_place() {
     let root = "1 1 7:0 / / ro - squashfs /dev/loop0 ro\n";
     let sda = Identity::Block("8:0".parse().unwrap());
     let on = |below| Machine { below: [("loop0", below)].into(), ..Machine::default() };
-    // A window onto the disk, whose partitions the kernel may not show.
+    // A loop device over a part of the disk, whose partitions the kernel may not show.
     let mib = 1 << 20;
     for (offset, limit, expected) in [
         (mib, mib, Some(0)),
@@ -331,12 +331,12 @@ fn the_partition_of_the_boot_loader_is_the_last_evidence() {
     assert_eq!(with(&fake, &loaded(&[KERNEL, A]), OVERLAY, ""), Some(0));
     assert_eq!(with(&fake, &loaded(&[KERNEL]), OVERLAY, ""), None);
     assert_eq!(with(&fake, &loaded(&[A, B]), OVERLAY, ""), None);
-    // A kernel that was started by kexec has other words, but the variables of the boot before.
+    // A kernel started by kexec has another command line, but the EFI variables of the previous boot.
     assert_eq!(with(&fake, &loaded(&[A]), OVERLAY, &format!("root=PARTUUID={B}")), Some(1));
 }
 
 #[test]
-fn what_was_looked_at_is_said() {
+fn the_examined_evidence_is_reported() {
     let fake = machine();
     let why = |mounts: &str, line: &str| match found(&fake, &Machine::default(), mounts, line) {
         Booted::Unknown { why } => why,

@@ -1,4 +1,4 @@
-//! What the kernel command line says of the slot that runs.
+//! The running slot as the kernel command line names it.
 
 use super::Facts;
 use super::layers::Layers;
@@ -13,11 +13,11 @@ const USR: &[&str] = &["mount.usr", "verity.usr", "systemd.verity_usr_data", "us
 /// Root hashes of verity: the GUID of the data partition is their first half (systemd-veritysetup-generator(8)).
 const ROOT_HASH: &[&str] = &["roothash"];
 const USR_HASH: &[&str] = &["usrhash", "mount.usrhash"];
-/// Device mapper set up by the kernel itself: ChromeOS, Bottlerocket (admin-guide/device-mapper/dm-init.rst).
+/// Device-mapper tables that the kernel itself sets up: ChromeOS, Bottlerocket (admin-guide/device-mapper/dm-init.rst).
 const TABLES: &[&str] = &["dm-mod.create", "dm"];
 
-/// The slots that words of the line name, each with the word. Words of a root or a `/usr` that lies on another device
-/// were not followed by whoever mounted it.
+/// The slots that the command line names, each with its word. If the root (or `/usr`) lies on another device, its words
+/// were evidently not followed, and are left out.
 pub(super) fn named(
     facts: &Facts,
     line: &str,
@@ -43,15 +43,15 @@ pub(super) fn named(
     found
 }
 
-/// The slot with this PARTUUID, where it alone has it.
+/// The slot with this PARTUUID; `None` if a partition of another disk has it too.
 pub(super) fn by_guid(facts: &Facts, text: &str) -> Option<usize> {
     let guid = text.parse().ok()?;
     let index = only(facts.candidates.iter().enumerate().filter(|(_, slot)| slot.guid == guid))?.0;
     alone(facts, "PARTUUID", "disk/by-partuuid", text).then_some(index)
 }
 
-/// A partition as `root=` names it (fs/init of the kernel, block/early-lookup.c) and as udev's links do. Labels and UUIDs
-/// of file systems are no names of slots: both may hold the same image.
+/// The slot that a word names, in the syntax of `root=` (block/early-lookup.c of the kernel) and of udev's links. Labels and
+/// UUIDs of file systems do not name a slot: both slots may hold the same image.
 fn by_name(facts: &Facts, word: &str) -> Option<usize> {
     let link = |dir: &str| word.strip_prefix("/dev/disk/").and_then(|rest| rest.strip_prefix(dir));
     if let Some(text) = word.strip_prefix("PARTUUID=").or_else(|| link("by-partuuid/")) {
@@ -61,7 +61,7 @@ fn by_name(facts: &Facts, word: &str) -> Option<usize> {
         }
     } else if let Some(label) = word.strip_prefix("PARTLABEL=").or_else(|| link("by-partlabel/")) {
         let index = only(facts.candidates.iter().enumerate().filter(|(_, slot)| slot.name == label))?.0;
-        // A name is unique on one disk at best, so the kernel must know of no second one elsewhere.
+        // A name is at best unique on one disk; no other disk may have a partition of that name.
         alone(facts, "PARTNAME", "disk/by-partlabel", label).then_some(index)
     } else if link("by-uuid/").or_else(|| link("by-label/")).is_some() {
         None
@@ -79,7 +79,7 @@ fn by_device(facts: &Facts, number: DeviceNumber) -> Option<usize> {
     only(Layers::below_device(facts, number).slots(facts).into_iter())
 }
 
-/// The partition so many numbers after the one with this PARTUUID, whose number the table of the disk says.
+/// The slot whose partition number is `offset` after that of the PARTUUID (`root=PARTUUID=…/PARTNROFF=`).
 fn by_offset(facts: &Facts, text: &str, offset: i64) -> Option<usize> {
     let guid = text.parse().ok()?;
     let number = only(facts.table.iter().filter(|partition| partition.guid == guid))?.number;
@@ -96,7 +96,7 @@ fn by_hash(facts: &Facts, hash: &str) -> Option<usize> {
     by_guid(facts, &text)
 }
 
-/// The one slot that a table of device mapper names, however often.
+/// The only slot that a device-mapper table names, once or more; `None` if it names both or none.
 fn by_table(facts: &Facts, table: &str) -> Option<usize> {
     let words = table.split([' ', ',', ';']);
     let values =
@@ -107,8 +107,8 @@ fn by_table(facts: &Facts, table: &str) -> Option<usize> {
 }
 
 /// Whether no partition of another disk carries the value: a cloned disk has the same names and GUIDs. Kernels before 6.10
-/// do not tell PARTUUID; then there is the link of udev, which leads to one of several, and the tables of the disks that
-/// have partitions of the same names.
+/// do not report PARTUUID. Then udev's link is used, which leads to one of several, and the tables of the disks that have
+/// partitions of the same names.
 fn alone(facts: &Facts, key: &str, links: &str, wanted: &str) -> bool {
     let own = partitions(facts);
     let ours = |number: &DeviceNumber| own.iter().any(|node| node.number == *number);
@@ -116,14 +116,15 @@ fn alone(facts: &Facts, key: &str, links: &str, wanted: &str) -> bool {
     let linked = link.exists().then(|| facts.kernel.number_of(&link)).flatten();
     facts.kernel.with_uevent(key, wanted).iter().all(ours)
         && linked.iter().all(ours)
-        && (key != "PARTUUID" || facts.kernel.tells_partuuid() || !has_copy(facts, wanted))
+        && (key != "PARTUUID" || facts.kernel.reports_partuuid() || !has_copy(facts, wanted))
 }
 
-/// Whether another disk has a partition of this PARTUUID, or may have: what cannot be read is no evidence.
+/// Whether another disk has, or may have, a partition with this PARTUUID; an unreadable disk counts as one that has.
 fn has_copy(facts: &Facts, text: &str) -> bool {
     let Ok(guid) = text.parse() else { return false };
     let own = facts.table.iter().filter(|partition| partition.guid == guid);
-    let others = own.flat_map(|partition| facts.kernel.others_with(&partition.name, facts.disk.number));
+    let others =
+        own.flat_map(|partition| facts.kernel.others_with_partition(&partition.name, facts.disk.number));
     others.into_iter().any(|disk| facts.ask.partuuids(&disk.path).map_or(true, |found| found.contains(&guid)))
 }
 
@@ -133,7 +134,7 @@ fn partitions(facts: &Facts) -> Vec<Node> {
     own
 }
 
-/// The only item; `None` where there is none, or more.
+/// The only item; `None` if there is none, or more than one.
 fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
     items.next().filter(|_| items.next().is_none())
 }

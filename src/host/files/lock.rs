@@ -1,5 +1,5 @@
-//! Lock files. Whoever can open a file, even for reading alone, can take its flock(2) and keep it: so nobody else may
-//! open one of ours, and nothing waits for one without a limit.
+//! Lock files. A process that can open a file, even read-only, can take its flock(2) and hold it for ever. So only the owner
+//! may open our lock files, and every wait for one has a limit.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -12,19 +12,19 @@ use nix::unistd::geteuid;
 
 use super::super::lock::wait;
 
-/// How often a waiting process looks again.
+/// Time between two attempts to take a lock.
 const STEP: Duration = Duration::from_millis(10);
 
-/// Locks the file at `path` exclusively, which is made where it is missing; the lock ends with the returned value, and
-/// with the process. `None`: another process held it for all of `limit`.
+/// Locks the file at `path` exclusively, and creates it if it is missing. The lock ends with the returned value, and with the
+/// process. `None`: another process held it for all of `limit`.
 ///
-/// The file is made for its owner alone, and one of an earlier release is made so. A link in its place is not followed.
+/// The file gets mode 0600, also a file that an earlier release created. A link in its place is not followed.
 ///
 /// # Errors
 /// What open(2) says; a file that another user owns, or that is no regular file.
 pub(crate) fn lock_file(path: &Path, limit: Duration) -> io::Result<Option<Flock<File>>> {
-    // The standard library adds O_CLOEXEC: a child must not inherit what its parent holds. O_NONBLOCK: a FIFO in the
-    // place of the file must not hold up the open.
+    // The standard library adds O_CLOEXEC: a child must not inherit its parent's lock. O_NONBLOCK: a FIFO in place of the
+    // file must not block the open.
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
     let about = file.metadata()?;
@@ -46,8 +46,8 @@ pub(crate) fn lock_file(path: &Path, limit: Duration) -> io::Result<Option<Flock
     }
 }
 
-/// Makes a directory that belongs to the owner alone, and its missing parents with the same rights. One that is there and
-/// is ours is made so too where `tighten` says that nobody else has business in it.
+/// Creates a directory with mode 0700, and its missing parents likewise. With `tighten` a directory that exists and is ours
+/// gets that mode too.
 pub(crate) fn private_directory(path: &Path, tighten: bool) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let about = fs::symlink_metadata(path)?;
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_open_it_and_the_wait_has_an_end() {
+    fn only_the_owner_can_open_it_and_the_wait_is_limited() {
         let dir = tempfile::tempdir().unwrap();
         let (state, lock) = (dir.path().join("a/b"), dir.path().join("a/b/lock"));
         private_directory(&state, true).unwrap();
@@ -85,7 +85,7 @@ mod tests {
         assert!(lock_file(&lock, LIMIT).unwrap().is_some());
     }
 
-    /// What a release before this one left: readable, so lockable, by everybody.
+    /// Left by an earlier release: readable, hence lockable, by everybody.
     #[test]
     fn an_old_file_and_an_old_directory_are_closed() {
         let dir = tempfile::tempdir().unwrap();

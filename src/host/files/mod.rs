@@ -1,5 +1,5 @@
-//! How files outside of disks are opened, in one place each: locks, output, and input that decides about trust.
-//! Directories that others may write to are assumed: a name there may be a link, or be replaced at any moment.
+//! How files outside of disks are opened: locks, output, and input that decides about trust; each in one place.
+//! Others may be able to write to the directory: a name there may be a link, or be replaced at any moment.
 
 mod lock;
 mod output;

@@ -1,5 +1,5 @@
-//! Output files. Each is made under a name of its own, which nothing has that was there before, and gets its name when it is
-//! whole: a link in its place is replaced, never followed.
+//! Output files. Each is written under a new temporary name, and renamed when it is complete: a link in its place is
+//! replaced, never followed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::fcntl::OFlag;
 
-/// Files of this process that were begun, for names that no two of them share.
-static BEGUN: AtomicU32 = AtomicU32::new(0);
+/// Number of output files that this process has created; makes their temporary names unique.
+static CREATED: AtomicU32 = AtomicU32::new(0);
 
-/// A file that is being written. Dropped before [`publish`](Self::publish) it leaves nothing behind.
+/// A file that is being written. If it is dropped before [`publish`](Self::publish), it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct OutputFile {
     file: File,
@@ -21,10 +21,10 @@ pub(crate) struct OutputFile {
 }
 
 impl OutputFile {
-    /// Begins the file that `path` is to become, with the rights of `mode` (less the umask), beside it.
+    /// Creates the temporary file beside `path`, with `mode` less the umask.
     ///
     /// # Errors
-    /// What open(2) says. A directory, a device or a pipe of that name is refused: the rename would put a file in place of
+    /// Those of open(2). A directory, a device or a pipe at `path` is refused: the rename would put a file in place of
     /// `/dev/null`.
     pub(crate) fn create(path: &Path, mode: u32) -> io::Result<Self> {
         let special = |found: fs::Metadata| !found.is_file() && !found.is_symlink();
@@ -32,33 +32,33 @@ impl OutputFile {
             return Err(io::Error::other("it exists and is no regular file"));
         }
         let mut part = path.as_os_str().to_owned();
-        part.push(format!(".{}-{}.part", std::process::id(), BEGUN.fetch_add(1, Ordering::Relaxed)));
+        part.push(format!(".{}-{}.part", std::process::id(), CREATED.fetch_add(1, Ordering::Relaxed)));
         Self::begin(PathBuf::from(part), path, mode)
     }
 
     fn begin(part: PathBuf, path: &Path, mode: u32) -> io::Result<Self> {
-        // create_new is O_EXCL: whatever lies there, also a link to nowhere, is not opened.
+        // create_new is O_EXCL: nothing that exists, not even a dangling link, is opened.
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(mode).custom_flags(OFlag::O_NOFOLLOW.bits());
         let file = options.open(&part)?;
         Ok(Self { file, part, path: path.to_owned() })
     }
 
-    /// Makes it durable, and gives it its name: old or new is there at any time, after a power cut as well.
+    /// Makes the file durable, and renames it: the old or the new file is there at any time, also after a power cut.
     ///
     /// # Errors
-    /// What fsync(2) and rename(2) say; nothing is left behind then.
+    /// Those of fsync(2) and rename(2); nothing is left behind then.
     pub(crate) fn publish(self) -> io::Result<()> {
         self.named(|part, path| fs::rename(part, path))
     }
 
-    /// The same where nothing may have the name, not since a moment ago either.
+    /// The same, but never replaces a file, not even one created since [`create`](Self::create).
     ///
     /// # Errors
     /// As [`publish`](Self::publish); `AlreadyExists`.
     pub(crate) fn publish_new(self) -> io::Result<()> {
-        // A second name, of which the first is removed by the drop: link(2) replaces nothing. Where the file system knows
-        // no links, a look at the name has to do.
+        // A second name, since link(2) replaces nothing; the drop removes the first. If the file system has no hard links,
+        // a check of the name has to do.
         self.named(|part, path| match fs::hard_link(part, path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
             Err(_) if fs::symlink_metadata(path).is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
@@ -70,7 +70,7 @@ impl OutputFile {
     fn named(self, name: impl FnOnce(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
         self.file.sync_all()?;
         name(&self.part, &self.path)?;
-        // The rename is durable only with the directory that holds it.
+        // The rename is durable only when its directory is.
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(dir)?.sync_all()
     }
@@ -88,14 +88,14 @@ impl Write for OutputFile {
 
 impl Drop for OutputFile {
     fn drop(&mut self) {
-        // Gone already where it has been published.
+        // Missing if the file has been published.
         let _ = fs::remove_file(&self.part);
     }
 }
 
-/// Replaces a file of ours as a whole, in a directory of ours. `mode` as for [`OutputFile::create`].
+/// Replaces a file atomically, in a directory that only we write to. `mode` as for [`OutputFile::create`].
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-    // One name for all: the caller holds the lock, and what a power cut left is in nobody's way.
+    // A fixed temporary name: the caller holds the lock, and a leftover of a power cut is overwritten.
     let part = dir.join(format!("{name}.new"));
     match fs::remove_file(&part) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a part is left");
     }
 
-    /// Nobody had the name when it was asked for, and somebody has it by now.
+    /// The name was free at creation and is taken at publication.
     #[test]
     fn a_new_name_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();

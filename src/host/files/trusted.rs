@@ -1,5 +1,5 @@
-//! Files that decide what is trusted: configuration, trusted keys, tokens, programs that are run. Whoever can write such a file,
-//! or a directory above it, is who decides.
+//! Files that decide what is trusted: configuration, trusted keys, tokens, programs that are run. A user that can write such
+//! a file, or a directory above it, can decide; so only root and the caller may.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
-/// Bits of a mode that let others than the owner write.
+/// Mode bits that let users other than the owner write.
 const WRITABLE: u32 = 0o022;
 /// In a directory with this bit only its owner can replace a file (inode(7)): /tmp.
 const STICKY: u32 = 0o1000;
@@ -17,9 +17,9 @@ const STICKY: u32 = 0o1000;
 /// Reads a file of at most `limit` bytes that nobody but root or the caller can change.
 ///
 /// # Errors
-/// What open(2) and read(2) say; a file or a directory above it that somebody else owns or may write to; a longer file.
+/// Those of open(2) and read(2); a file, or a directory above it, that another user owns or may write to; a longer file.
 pub(crate) fn read_trusted(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    // Without waiting for the writer of a FIFO before its owner is known; a read waits for it all the same.
+    // A FIFO is not waited for before its owner is known; the read does wait.
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NOCTTY.bits()).open(path)?;
     check(path, &file)?;
     let mut bytes = Vec::new();
@@ -33,12 +33,12 @@ pub(crate) fn read_trusted(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Reads a text file as [`read_trusted`] does.
 ///
 /// # Errors
-/// As [`read_trusted`]; bytes that are no UTF-8.
+/// As [`read_trusted`]; bytes that are not UTF-8.
 pub(crate) fn read_trusted_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read_trusted(path, limit)?).map_err(|_| io::Error::other("it is not UTF-8"))
 }
 
-/// Whether nobody but root or the caller can change the file at `path`, a program for example.
+/// Checks that only root and the caller can change the file at `path`, such as a program.
 ///
 /// # Errors
 /// As [`read_trusted`].
@@ -49,7 +49,7 @@ pub(crate) fn check_trusted(path: &Path) -> io::Result<()> {
 fn check(path: &Path, file: &File) -> io::Result<()> {
     let about = file.metadata()?;
     own(path, &about)?;
-    // What comes through a pipe, `--trust <(...)`, has no directory that somebody could exchange it in.
+    // A pipe, `--trust <(...)`, lies in no directory in which it could be exchanged.
     if !about.is_file() && !about.is_dir() {
         return Ok(());
     }
@@ -57,7 +57,7 @@ fn check(path: &Path, file: &File) -> io::Result<()> {
         return Err(writable(path));
     }
     let real = fs::canonicalize(path)?;
-    // What was opened is what these directories lead to: it was not exchanged in between.
+    // The opened file is the one that these directories lead to: it was not exchanged in between.
     let there = fs::symlink_metadata(&real)?;
     if (there.dev(), there.ino()) != (about.dev(), about.ino()) {
         return Err(io::Error::other("replaced while it was being opened"));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_write_a_file_or_a_directory_above_it_is_found() {
+    fn a_writer_of_a_file_or_of_a_directory_above_it_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let (up, file) = (dir.path().join("up"), dir.path().join("up/file"));
         fs::create_dir(&up).unwrap();
@@ -126,7 +126,7 @@ mod tests {
         }
         set(&up, 0o1777);
         read_trusted(&file, 4).unwrap();
-        // By a link whose target lies below a directory of everybody, and by one that lies there itself.
+        // A link whose target lies below a world-writable directory, and a link that lies there itself.
         set(&up, 0o757);
         let link = dir.path().join("link");
         symlink(&file, &link).unwrap();

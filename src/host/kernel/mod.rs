@@ -1,4 +1,4 @@
-//! What the kernel tells of block devices, in `/proc`, `/sys` and `/dev`.
+//! Block devices as the kernel reports them, in `/proc`, `/sys` and `/dev`.
 
 mod namespaces;
 mod stack;
@@ -15,10 +15,10 @@ use crate::units::{ByteOffset, Extent};
 
 pub use namespaces::Namespace;
 
-/// sysfs counts in 512 bytes, whatever the sectors of the disk (Documentation/ABI/stable/sysfs-block).
+/// Unit of sysfs in bytes, whatever the sector size of the disk (Documentation/ABI/stable/sysfs-block).
 const SYSFS_SECTOR: u64 = 512;
 
-/// The directories in which the kernel shows itself; others in tests.
+/// Mount points of the kernel's file systems; temporary directories in tests.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     /// `/proc`.
@@ -38,22 +38,22 @@ impl Default for Kernel {
 /// A block device that the kernel knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Its number.
+    /// Its device number.
     pub number: DeviceNumber,
     /// Its file below `/dev`.
     pub path: PathBuf,
-    /// For a partition: its number in the table, and where the kernel thinks it lies on its disk, in bytes.
+    /// Number in the table and extent on the disk in bytes, as the kernel sees them; `None` if it is no partition.
     pub partition: Option<(u32, Extent)>,
 }
 
-/// A disk as a selector meets it.
+/// A disk as the boot-time selector sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
     /// Its file below `/dev`.
     pub path: PathBuf,
-    /// Whether it is a stick, a card, or another medium that somebody may have put in.
+    /// Whether it is a USB stick, a card, or another removable medium.
     pub is_removable: bool,
-    /// Its directory below `/sys/devices`: where it is attached.
+    /// Its directory below `/sys/devices`, which says where it is attached.
     pub place: PathBuf,
 }
 
@@ -62,24 +62,24 @@ pub struct Drive {
 pub struct Loop {
     /// The loop device.
     pub node: Node,
-    /// What it was attached to.
+    /// The backing file or device.
     pub backing: PathBuf,
-    /// The part of it that it shows; the length may be 0 for "to the end".
+    /// The part of the backing file that it exposes; length 0 means "to the end".
     pub extent: Extent,
 }
 
 impl Kernel {
-    /// Whether the kernel's view of block devices can be seen at all: in a container `/sys` may be missing or empty.
+    /// Whether sysfs lists block devices at all: in a container `/sys` may be missing or empty.
     pub fn shows_block_devices(&self) -> bool {
         self.sys.join("dev/block").is_dir()
     }
 
-    /// The device of that number.
+    /// The device with that number.
     pub fn node(&self, number: DeviceNumber) -> io::Result<Node> {
         self.node_in(&number.sysfs(&self.sys))
     }
 
-    /// The disk that a partition lies on; `None` for a disk.
+    /// The disk that holds a partition; `None` for a disk.
     pub fn disk_of(&self, partition: DeviceNumber) -> io::Result<Option<Node>> {
         let dir = partition.sysfs(&self.sys);
         if !dir.join("partition").exists() {
@@ -88,8 +88,7 @@ impl Kernel {
         self.node_in(&dir.canonicalize()?.join("..")).map(Some)
     }
 
-    /// The disks that hold anything and are not a part of another one (of a RAID, of multipath), in the order of their
-    /// names.
+    /// Disks of non-zero size that are not a part of another device (RAID, multipath), in the order of their names.
     pub fn drives(&self) -> Vec<Drive> {
         let block = self.sys.join("block");
         let own = |dir: &Path| {
@@ -99,7 +98,7 @@ impl Kernel {
         let dirs = names(&block).into_iter().map(|name| block.join(name)).filter(|dir| own(dir));
         dirs.filter_map(|dir| {
             let place = dir.canonicalize().ok()?;
-            // Many a stick says that it is fixed, and a card that it is not removable from its reader.
+            // Many USB sticks report that they are fixed, and a card that it cannot be removed from its reader.
             let usb = place.iter().any(|part| part.to_string_lossy().starts_with("usb"));
             let card = fs::read_to_string(dir.join("device/type")).is_ok_and(|kind| kind.trim() == "SD");
             let is_removable = usb || card || value::<u8>(&dir.join("removable")).is_ok_and(|yes| yes == 1);
@@ -145,18 +144,18 @@ impl Kernel {
         fs::read_to_string(self.proc.join("self/mountinfo")).map(|text| mountinfo::mounts(&text))
     }
 
-    /// Where the file system on a device is mounted so that it can be written, as this process sees it.
+    /// A writable mount point of the file system on a device, as this process sees it; `None` if there is none.
     pub fn writable_mount(&self, number: DeviceNumber) -> io::Result<Option<String>> {
         fs::read_to_string(self.proc.join("self/mountinfo")).map(|text| mountinfo::writable(&text, number))
     }
 
-    /// The devices and files that are swapped on; none where the kernel has no swap.
+    /// The active swap devices and files; none if the kernel has no swap.
     pub fn swaps(&self) -> Vec<PathBuf> {
         let text = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
         mountinfo::swaps(&text).into_iter().map(PathBuf::from).collect()
     }
 
-    /// Whether kexec_load(2) has loaded a kernel that was not started yet.
+    /// Whether kexec_load(2) has loaded a kernel that has not been started yet.
     pub fn kexec_is_loaded(&self) -> bool {
         value::<u8>(&self.sys.join("kernel/kexec_loaded")).is_ok_and(|loaded| loaded == 1)
     }
@@ -166,8 +165,8 @@ impl Kernel {
         fs::read_to_string(self.proc.join("cmdline")).unwrap_or_default()
     }
 
-    /// The numbers of all partitions whose `uevent` says `key=value` (compared without case, as the kernel
-    /// compares `PARTUUID`). Kernels that do not tell (`PARTUUID`: since 6.10) give none.
+    /// Device numbers of all partitions whose `uevent` has `key=value`, compared without case as the kernel compares
+    /// `PARTUUID`. Empty if the kernel does not report the key (`PARTUUID`: since 6.10).
     pub fn with_uevent(&self, key: &str, wanted: &str) -> Vec<DeviceNumber> {
         let dir = self.sys.join("class/block");
         names(&dir)
@@ -178,33 +177,33 @@ impl Kernel {
             .collect()
     }
 
-    /// Whether the kernel tells the PARTUUID of partitions in `uevent`: since 6.10.
-    pub fn tells_partuuid(&self) -> bool {
+    /// Whether the kernel reports the PARTUUID of partitions in `uevent`: since 6.10.
+    pub fn reports_partuuid(&self) -> bool {
         let dir = self.sys.join("class/block");
         names(&dir).iter().any(|name| uevent(&dir.join(name), "PARTUUID").is_some())
     }
 
-    /// The disks beside `disk`, and beside those that it is made of, with a partition of this name.
-    pub fn others_with(&self, name: &str, disk: DeviceNumber) -> Vec<Node> {
+    /// The other disks with a partition of this name; neither `disk` nor the devices that it is made of.
+    pub fn others_with_partition(&self, name: &str, disk: DeviceNumber) -> Vec<Node> {
         let own = self.slaves(disk);
         let named = self.with_uevent("PARTNAME", name).into_iter();
         let disks = named.filter_map(|partition| self.disk_of(partition).ok().flatten());
         disks.filter(|found| found.number != disk && !own.contains(&found.number)).collect()
     }
 
-    /// The block device that a path names, links included.
+    /// The block device that a path names; links are followed.
     pub fn number_of(&self, path: &Path) -> Option<DeviceNumber> {
         let dir = self.sys.join("class/block");
         let mut nodes = names(&dir).into_iter().filter_map(|name| self.node_in(&dir.join(name)).ok());
         nodes.find(|node| self.is_same(path, node)).map(|node| node.number)
     }
 
-    /// A path that some table names, where it lies on this machine.
+    /// A path from a table of the kernel, below this `/dev`.
     pub(crate) fn in_dev(&self, named: &Path) -> PathBuf {
         named.strip_prefix("/dev").map_or_else(|_| named.to_owned(), |inside| self.dev.join(inside))
     }
 
-    /// Whether a path that some table names means this device: links such as `/dev/disk/by-partuuid/…` count.
+    /// Whether a path from a table of the kernel names this device; links such as `/dev/disk/by-partuuid/…` are followed.
     pub fn is_same(&self, named: &Path, node: &Node) -> bool {
         let named = self.in_dev(named);
         named == node.path
@@ -225,8 +224,8 @@ impl Kernel {
     }
 }
 
-/// Whether two paths name one file. Those of sysfs may come from another mount namespace, or end in
-/// " (deleted)": they then name nothing here and equal nothing.
+/// Whether two paths name the same file. A path from sysfs may belong to another mount namespace, or end in " (deleted)":
+/// then it names nothing here and equals nothing.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
@@ -242,7 +241,7 @@ fn uevent(dir: &Path, key: &str) -> Option<String> {
         .map(|(_, found)| found.to_owned())
 }
 
-/// The sorted names in a directory; none where it cannot be read.
+/// The sorted names in a directory; none if it cannot be read.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> =

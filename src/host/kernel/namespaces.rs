@@ -1,4 +1,4 @@
-//! Mounts of all mount namespaces, as far as this process may look into them.
+//! Mounts of all mount namespaces that this process may read.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,16 +10,16 @@ use crate::host::mountinfo::{self, Mount};
 /// The mounts that one process sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
-    /// A process in it; `None`: this one.
+    /// ID of a process in it; `None`: the namespace of this process.
     pub process: Option<u32>,
     /// Its mounts, in the order of the kernel's file.
     pub mounts: Vec<Mount>,
 }
 
 impl Kernel {
-    /// The mounts that this process sees, then those of process 1 (where this one was started in another root
-    /// directory, only that one sees all of its own namespace), then those of every other namespace. A process that may
-    /// not be looked at, or has ended, is left out: what nobody sees, the exclusive open of the kernel still refuses.
+    /// The mounts that this process sees, then those of process 1, then those of every other namespace. (If this process was
+    /// started in another root directory, only process 1 sees the whole of its own namespace.) A process that has ended, or
+    /// may not be inspected, is left out: the exclusive open of the kernel still refuses what no table shows.
     pub fn namespaces(&self) -> io::Result<Vec<Namespace>> {
         let own = self.mounts()?;
         let mut found = vec![Namespace { process: None, mounts: own }];

@@ -1,4 +1,4 @@
-//! Devices that are stacked on others: device mapper, md, multipath.
+//! Stacked devices: device mapper, md, multipath.
 
 use std::fs;
 
@@ -7,19 +7,19 @@ use crate::device::DeviceNumber;
 use crate::device::number::value;
 
 impl Kernel {
-    /// The devices stacked on this one (device mapper, md): names as in `/sys/block`.
+    /// Names in `/sys/block` of the devices stacked on this one (device mapper, md).
     pub fn holders(&self, number: DeviceNumber) -> Vec<String> {
         names(&number.sysfs(&self.sys).join("holders"))
     }
 
-    /// The devices on which this one is stacked; a partition stands for itself.
+    /// The devices that this one is stacked on; a partition is not resolved to its disk.
     pub fn slaves(&self, number: DeviceNumber) -> Vec<DeviceNumber> {
         let dir = number.sysfs(&self.sys).join("slaves");
         names(&dir).iter().filter_map(|name| value(&dir.join(name).join("dev")).ok()).collect()
     }
 
-    /// The partitions of a disk that kpartx(8) made by device mapper, with their numbers in the table. It names them in
-    /// the UUID of the mapping (`part2-…`), as libdevmapper's convention has it; where they lie, sysfs does not tell.
+    /// The partitions of a disk that kpartx(8) has mapped, with their numbers in the table. The UUID of the mapping has the
+    /// number (`part2-…`), by the convention of libdevmapper; sysfs does not report where they lie.
     pub fn mapped_partitions(&self, disk: DeviceNumber) -> Vec<(u32, Node)> {
         let numbered = |name: &String| {
             let rest = self.dm_uuid(name)?;
@@ -29,7 +29,7 @@ impl Kernel {
         self.holders(disk).iter().filter_map(numbered).collect()
     }
 
-    /// The multipath device that this disk is one path of: while it stands, the kernel gives the disk to nobody else.
+    /// The multipath device that this disk is a path of; while it exists, the kernel refuses exclusive opens of the disk.
     pub fn multipath_of(&self, disk: DeviceNumber) -> Option<Node> {
         let holders = self.holders(disk);
         let multipath = |name: &&String| self.dm_uuid(name).is_some_and(|uuid| uuid.starts_with("mpath-"));

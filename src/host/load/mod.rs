@@ -1,9 +1,9 @@
-//! Load of the machine: processor time, priorities, and two limits of what is written.
+//! Load on the machine: processor time, priorities, and two limits of the write rate.
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`rate_limit`] | a limit of bytes per second that all threads share |
-//! | [`throttle`] | giving way to other processes that wait for the disk |
+//! | [`rate_limit`] | limit in bytes per second that all threads share |
+//! | [`throttle`] | pauses in favour of other processes that wait for the disk |
 
 pub mod rate_limit;
 pub mod throttle;
@@ -14,14 +14,14 @@ use nix::sys::time::TimeVal;
 /// Processor time of this process, in seconds.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CpuTime {
-    /// In the program.
+    /// In user mode.
     pub user: f64,
-    /// In the kernel, for the program.
+    /// In the kernel, on behalf of the process.
     pub system: f64,
 }
 
 impl CpuTime {
-    /// So far (getrusage(2)).
+    /// Time so far (getrusage(2)).
     pub fn now() -> Self {
         let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         getrusage(UsageWho::RUSAGE_SELF).map_or(Self::default(), |usage| Self {
@@ -30,13 +30,13 @@ impl CpuTime {
         })
     }
 
-    /// Both.
+    /// Sum of user and system time, in seconds.
     pub fn total(&self) -> f64 {
         self.user + self.system
     }
 
-    /// Both, and what threads of the kernel did meanwhile. [`kernel_seconds`] count what was done for this process as well,
-    /// but in ticks that miss short bursts, so the larger one counts.
+    /// Sum of user and system time, with the time of kernel threads, in seconds. [`kernel_seconds`] includes the system time
+    /// of this process, but in ticks that miss short bursts, so the larger of the two counts.
     pub fn with_kernel(&self, kernel_seconds: f64) -> f64 {
         self.user + self.system.max(kernel_seconds)
     }
@@ -50,9 +50,9 @@ impl std::ops::Sub for CpuTime {
     }
 }
 
-/// Time that all processors have spent in the kernel so far, for whomever, in seconds (proc_stat(5): `system`, `irq` and
-/// `softirq`, in ticks of 10 ms). What a loop device copies is done by threads of the kernel and is nobody's own. 0 where
-/// `/proc` is not mounted.
+/// Time that all processors have spent in the kernel so far, for any process, in seconds (proc_stat(5): `system`, `irq` and
+/// `softirq`, in ticks of 10 ms). Kernel threads do the copying of a loop device, which no process accounts for. 0 if `/proc`
+/// is not mounted.
 pub fn kernel_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     parse_kernel_seconds(&text).unwrap_or(0.0)
@@ -66,17 +66,17 @@ fn parse_kernel_seconds(stat: &str) -> Option<f64> {
     Some((next(2)? + next(2)? + next(0)?) / 100.0)
 }
 
-/// Starts a session and gives it the lowest weight among sessions (sched(7), the autogroup feature). Where that is
-/// not to be had nothing happens.
+/// Starts a session and gives it the lowest weight among sessions (sched(7), the autogroup feature). Does nothing if the
+/// kernel does not have or allow it.
 pub fn lower_session() {
     if nix::unistd::setsid().is_ok() {
-        // Without the feature there is no such file.
+        // The file exists only with the feature.
         let _ = std::fs::write("/proc/self/autogroup", "19");
     }
 }
 
-/// Gives all threads of a process the ordinary priority again, so that it ends soon. Where that is not allowed nothing
-/// happens.
+/// Gives all threads of a process the default priority again, so that the process ends soon. Does nothing if that is not
+/// allowed.
 pub fn raise(pid: i32) {
     let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "0");
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };

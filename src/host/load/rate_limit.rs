@@ -1,4 +1,4 @@
-//! A limit of bytes per second that all threads share.
+//! Limit in bytes per second that all threads share.
 
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
@@ -7,29 +7,27 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::progress::Cancel;
 
-/// A token bucket, kept as the one instant at which all bytes let through so far are paid for: nothing has
-/// to be refilled, and no rounding adds up.
+/// A token bucket, stored as the instant at which all bytes let through so far fit the rate: nothing has to be refilled,
+/// and no rounding error accumulates.
 #[derive(Debug)]
 pub struct RateLimit {
     bytes_per_second: NonZeroU64,
     paid_at: Mutex<Option<Instant>>,
 }
 
-/// How much of an idle time is remembered as credit: a worker that comes late makes up for it, a pause does
-/// not allow a burst.
+/// Idle time that counts as credit: a late worker makes up for its delay, but a pause does not allow a burst.
 const CREDIT: Duration = Duration::from_millis(50);
 
-/// The longest sleep between two looks at the request to stop.
+/// Longest sleep between two checks of the stop request.
 const STEP: Duration = Duration::from_millis(100);
 
 impl RateLimit {
-    /// A limit of that many bytes per second.
+    /// A limit of this many bytes per second.
     pub fn new(bytes_per_second: NonZeroU64) -> Self {
         Self { bytes_per_second, paid_at: Mutex::new(None) }
     }
 
-    /// Waits until `bytes` more fit the limit. Call it before a transfer; threads are served in the order
-    /// of their calls.
+    /// Waits until `bytes` more fit the limit; to be called before a transfer. Threads are served in the order of their calls.
     pub fn take(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
         let until = self.book(bytes, Instant::now());
         loop {
@@ -42,15 +40,15 @@ impl RateLimit {
         }
     }
 
-    /// Enters `bytes` at `now` and says when they are paid for. The bytes pay first and go then, so the
-    /// rate holds from the first byte on.
+    /// Accounts for `bytes` at `now`, and returns the instant at which they may go. They wait first and go then, so the rate
+    /// holds from the first byte on.
     fn book(&self, bytes: u64, now: Instant) -> Instant {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second.get());
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
         let credit = now.checked_sub(CREDIT).unwrap_or(now);
         let from = paid_at.map_or(now, |paid_at| paid_at.max(credit));
-        // An instant beyond what the clock can count is beyond anybody's patience as well.
+        // An instant that the clock cannot represent: no wait, since such a wait would never end.
         let until = from.checked_add(cost).unwrap_or(from);
         *paid_at = Some(until);
         until
@@ -68,10 +66,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whenever the threads come and however much each takes: in no stretch of time do more bytes pass
-        /// than the rate allows, plus the credit; and a busy caller gets what the rate allows.
+        /// For any calls: in no interval do more bytes pass than the rate allows, plus the credit; and a busy caller gets
+        /// what the rate allows.
         #[test]
-        fn the_rate_holds_over_every_stretch(calls in proptest::collection::vec((1u64..5_000_000, 0u64..200), 2..50)) {
+        fn the_rate_holds_over_every_interval(calls in proptest::collection::vec((1u64..5_000_000, 0u64..200), 2..50)) {
             const RATE: u64 = 10_000_000;
             let limit = limit(RATE);
             let start = Instant::now();
@@ -94,7 +92,7 @@ mod tests {
 
     #[test]
     fn four_threads_get_the_rate_together() {
-        // Never faster; not slower by more than 5 %, unless the machine has no time for us: it gets five attempts.
+        // Never faster; at most 5 % slower. A loaded machine gets five attempts.
         let attempt = || {
             let limit = limit(40_000_000);
             let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Giving way to other processes that wait for the disk.
+//! Pauses in favour of other processes that wait for the disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,62 +8,62 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::progress::Cancel;
 
-/// How long work goes on between two pauses for listening.
+/// Work time between two pauses for a measurement.
 const WORK: Duration = Duration::from_millis(1000);
-/// How long work goes on after others were heard until the patience was gone.
+/// Work time after a pause that reached [`MAX_PAUSE`].
 const SHORT_WORK: Duration = Duration::from_millis(250);
-/// Until what is under way has ended: a transfer of a few mebibytes.
+/// Time before a measurement in which our own transfers, of a few MiB each, end.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How long to listen.
-const LISTEN: Duration = Duration::from_millis(40);
-/// After so long a pause work goes on whoever waits: a machine that is always busy must get its upgrade too.
-const PATIENCE: Duration = Duration::from_millis(2000);
-/// Others are waiting if somebody was stalled for more than this part of the time that was listened.
+/// Length of a measurement.
+const MEASURE: Duration = Duration::from_millis(40);
+/// Longest pause: after it work goes on although others wait, since a machine that is always busy must get its upgrade too.
+const MAX_PAUSE: Duration = Duration::from_millis(2000);
+/// Others are waiting if some process was stalled for more than this part of the measurement.
 const STALLED: f64 = 0.1;
 
-/// Gives way to other processes that wait for the disk or for memory.
+/// Pauses work while other processes wait for the disk or for memory.
 ///
-/// The kernel's pressure figures (`/proc/pressure`, Documentation/accounting/psi.rst) count our own waiting as well, and
-/// while we write somebody is always stalled: us. So all workers pause for a moment now and then, and what is stalled
-/// then is others. The pause lasts while they are, but not for ever.
+/// The kernel's pressure figures (`/proc/pressure`, Documentation/accounting/psi.rst) include our own waiting, so while we
+/// write they are never zero. So all workers pause for a moment from time to time, and whatever is stalled then is another
+/// process. The pause lasts as long as others are stalled, up to a limit.
 #[derive(Debug)]
 pub struct Throttle {
     dir: PathBuf,
     phase: Mutex<Phase>,
-    floor: Floor,
+    min: MinRate,
     waited: Mutex<PauseTime>,
 }
 
-/// A rate that is reached whoever waits.
+/// Minimum rate: below it there are no pauses.
 #[derive(Debug)]
-struct Floor {
+struct MinRate {
     bytes_per_second: u64,
     begun: Instant,
     written: AtomicU64,
 }
 
-/// How long work has paused.
+/// Time for which work has paused.
 #[derive(Debug)]
 struct PauseTime {
     all: Duration,
-    said: Duration,
-    said_at: Instant,
+    reported: Duration,
+    reported_at: Instant,
 }
 
-/// How often it is said that work pauses.
-const SAID_EVERY: Duration = Duration::from_secs(15);
+/// Interval between two reports of pauses.
+const REPORT_INTERVAL: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Work { until: Instant },
     Settle { paused: Instant, until: Instant },
-    Listen { paused: Instant, since: Instant, until: Instant, heard: Duration },
+    Measure { paused: Instant, since: Instant, until: Instant, stalled_before: Duration },
 }
 
 impl Throttle {
-    /// `None` where the kernel has no such figures (CONFIG_PSI, or `psi=0` on its command line).
+    /// `None` if the kernel has no such figures (no CONFIG_PSI, or `psi=0` on its command line).
     ///
-    /// While fewer than `min_rate` bytes per second have been written since now, nobody is given way to; 0: no such floor.
+    /// There are no pauses while fewer than `min_rate` bytes per second have been written since this call; 0: no minimum.
     pub fn new(min_rate: u64) -> Option<Self> {
         Self::with(Path::new("/proc/pressure"), min_rate)
     }
@@ -72,20 +72,21 @@ impl Throttle {
         stalled(dir)?;
         let now = Instant::now();
         let phase = Mutex::new(Phase::Work { until: now + WORK });
-        let floor = Floor { bytes_per_second: min_rate, begun: now, written: AtomicU64::new(0) };
-        let waited = Mutex::new(PauseTime { all: Duration::ZERO, said: Duration::ZERO, said_at: now });
-        Some(Self { dir: dir.to_owned(), phase, floor, waited })
+        let min = MinRate { bytes_per_second: min_rate, begun: now, written: AtomicU64::new(0) };
+        let waited =
+            Mutex::new(PauseTime { all: Duration::ZERO, reported: Duration::ZERO, reported_at: now });
+        Some(Self { dir: dir.to_owned(), phase, min, waited })
     }
 
-    /// A sentence for whoever looks on, now and then: for how long work has paused for others.
+    /// A sentence for the user, at intervals: for how long work has paused in favour of others. `None` if nothing is due.
     pub fn report(&self) -> Option<String> {
         let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, paused) = (waited.said_at.elapsed(), waited.all.saturating_sub(waited.said));
-        if since < SAID_EVERY {
+        let (since, paused) = (waited.reported_at.elapsed(), waited.all.saturating_sub(waited.reported));
+        if since < REPORT_INTERVAL {
             return None;
         }
-        (waited.said, waited.said_at) = (waited.all, Instant::now());
-        // The pauses for listening alone are 6 %.
+        (waited.reported, waited.reported_at) = (waited.all, Instant::now());
+        // The pauses for measurements alone are 6 %.
         (paused.as_secs_f64() > 0.1 * since.as_secs_f64()).then(|| {
             format!(
                 "gave way to other processes for {:.0} of the last {:.0} s ({:.0} s in all); --min-rate sets a floor",
@@ -96,40 +97,40 @@ impl Throttle {
         })
     }
 
-    /// Returns when it is time to go on. Each worker calls it before each transfer, with the bytes that it writes.
+    /// Returns when work may go on. Each worker calls it before each transfer, with the number of bytes that it writes.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
     pub fn give_way(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
-        let written = self.floor.written.fetch_add(bytes, Ordering::Relaxed);
+        let written = self.min.written.fetch_add(bytes, Ordering::Relaxed);
         loop {
             let now = Instant::now();
-            if self.floor.is_above(written, now) {
+            if self.min.is_above(written, now) {
                 return Ok(());
             }
             let Some(until) = self.step(now) else { return Ok(()) };
             cancel.check("giving way to other processes")?;
-            std::thread::sleep(until.saturating_duration_since(now).min(LISTEN));
+            std::thread::sleep(until.saturating_duration_since(now).min(MEASURE));
         }
     }
 
-    /// Until when to wait, at least; `None`: go on.
+    /// The instant until which to wait at least; `None`: go on.
     fn step(&self, now: Instant) -> Option<Instant> {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match *phase {
             Phase::Work { until } if now < until => return None,
             Phase::Work { .. } => *phase = Phase::Settle { paused: now, until: now + SETTLE },
-            Phase::Settle { until, .. } | Phase::Listen { until, .. } if now < until => return Some(until),
-            Phase::Settle { paused, .. } => *phase = self.listen(paused, now),
-            Phase::Listen { paused, since, heard, .. } => {
+            Phase::Settle { until, .. } | Phase::Measure { until, .. } if now < until => return Some(until),
+            Phase::Settle { paused, .. } => *phase = self.measure(paused, now),
+            Phase::Measure { paused, since, stalled_before, .. } => {
                 let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
                 waited.all += now.saturating_duration_since(since.max(paused));
                 drop(waited);
-                // What cannot be read any more cannot hold anybody up.
-                let stalled = stalled(&self.dir).unwrap_or_default().saturating_sub(heard);
+                // Figures that can no longer be read count as no pressure.
+                let stalled = stalled(&self.dir).unwrap_or_default().saturating_sub(stalled_before);
                 let others = stalled.as_secs_f64() > STALLED * (now - since).as_secs_f64();
                 *phase = match others {
-                    true if now - paused < PATIENCE => self.listen(paused, now),
+                    true if now - paused < MAX_PAUSE => self.measure(paused, now),
                     true => Phase::Work { until: now + SHORT_WORK },
                     false => Phase::Work { until: now + WORK },
                 };
@@ -137,25 +138,25 @@ impl Throttle {
         }
         match *phase {
             Phase::Work { .. } => None,
-            Phase::Settle { until, .. } | Phase::Listen { until, .. } => Some(until),
+            Phase::Settle { until, .. } | Phase::Measure { until, .. } => Some(until),
         }
     }
 
-    fn listen(&self, paused: Instant, now: Instant) -> Phase {
-        let heard = stalled(&self.dir).unwrap_or_default();
-        Phase::Listen { paused, since: now, until: now + LISTEN, heard }
+    fn measure(&self, paused: Instant, now: Instant) -> Phase {
+        let stalled_before = stalled(&self.dir).unwrap_or_default();
+        Phase::Measure { paused, since: now, until: now + MEASURE, stalled_before }
     }
 }
 
-impl Floor {
-    /// Whether less has been written than was to be by now.
+impl MinRate {
+    /// Whether `written` bytes at `now` are fewer than the minimum rate demands.
     fn is_above(&self, written: u64, now: Instant) -> bool {
         let due = now.saturating_duration_since(self.begun).as_secs_f64() * self.bytes_per_second as f64;
         self.bytes_per_second > 0 && (written as f64) < due
     }
 }
 
-/// The time for which somebody has been stalled since the machine was started, for the disk or for memory.
+/// Total time since boot for which some process was stalled, for the disk or for memory.
 fn stalled(dir: &Path) -> Option<Duration> {
     let of = |resource: &str| some(&std::fs::read_to_string(dir.join(resource)).ok()?);
     of("io").into_iter().chain(of("memory")).reduce(|a, b| a + b)
@@ -177,8 +178,8 @@ mod tests {
         std::fs::write(dir.join("io"), line("some") + &line("full")).unwrap();
     }
 
-    /// Plays `millis` of time with somebody stalled for `part` of it; how much of it was work.
-    fn play(part: f64, millis: u64) -> u64 {
+    /// Simulates `millis` ms in which another process is stalled for `part` of the time; returns the work time in ms.
+    fn simulate(part: f64, millis: u64) -> u64 {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
         let throttle = Throttle::with(dir.path(), 0).unwrap();
@@ -192,49 +193,49 @@ mod tests {
     }
 
     #[test]
-    fn work_goes_on_where_nobody_waits() {
-        let work = play(0.0, 10_000);
+    fn work_goes_on_if_no_process_waits() {
+        let work = simulate(0.0, 10_000);
         assert!((9_300..9_600).contains(&work), "{work} ms of 10 s");
-        assert_eq!(play(0.05, 10_000), work, "a little stalling is what every disk has");
+        assert_eq!(simulate(0.05, 10_000), work, "a little stalling is what every disk has");
     }
 
     #[test]
     fn others_come_first_but_never_get_everything() {
-        let work = play(0.5, 10_000);
+        let work = simulate(0.5, 10_000);
         assert!((1_500..2_500).contains(&work), "{work} ms of 10 s");
     }
 
     #[test]
-    fn below_the_floor_nobody_is_given_way_to() {
+    fn below_the_minimum_rate_there_are_no_pauses() {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
         let throttle = Throttle::with(dir.path(), 1_000_000).unwrap();
-        let after = |ms: u64| throttle.floor.begun + Duration::from_millis(ms);
-        assert!(throttle.floor.is_above(0, after(1)));
-        assert!(throttle.floor.is_above(499_000, after(500)));
-        assert!(!throttle.floor.is_above(501_000, after(500)));
-        assert!(!Throttle::with(dir.path(), 0).unwrap().floor.is_above(0, after(5_000)), "no floor");
+        let after = |ms: u64| throttle.min.begun + Duration::from_millis(ms);
+        assert!(throttle.min.is_above(0, after(1)));
+        assert!(throttle.min.is_above(499_000, after(500)));
+        assert!(!throttle.min.is_above(501_000, after(500)));
+        assert!(!Throttle::with(dir.path(), 0).unwrap().min.is_above(0, after(5_000)), "no floor");
         *throttle.phase.lock().unwrap() = Phase::Work { until: Instant::now() };
         let cancel = Cancel::default();
         cancel.request();
         std::thread::sleep(Duration::from_millis(5));
-        // It does not even look at the request to stop, which its caller does.
+        // It does not check the stop request either; its caller does.
         throttle.give_way(1, &cancel).unwrap();
     }
 
     #[test]
-    fn pauses_are_said() {
+    fn pauses_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         say(dir.path(), 0);
         let throttle = Throttle::with(dir.path(), 0).unwrap();
         assert_eq!(throttle.report(), None, "not yet");
         let mut waited = throttle.waited.lock().unwrap();
         waited.all = Duration::from_secs(9);
-        waited.said_at -= Duration::from_secs(20);
+        waited.reported_at -= Duration::from_secs(20);
         drop(waited);
-        let said = throttle.report().unwrap();
-        assert!(said.contains("for 9 of the last 20 s (9 s in all)"), "{said}");
-        throttle.waited.lock().unwrap().said_at -= Duration::from_secs(20);
+        let report = throttle.report().unwrap();
+        assert!(report.contains("for 9 of the last 20 s (9 s in all)"), "{report}");
+        throttle.waited.lock().unwrap().reported_at -= Duration::from_secs(20);
         assert_eq!(throttle.report(), None, "none since");
     }
 

@@ -1,16 +1,16 @@
-//! Who uses a partition: the one place that answers whether a range of bytes of a disk may be written.
+//! Users of a partition: the one place that decides whether a range of bytes of a disk may be written.
 //!
 //! ```text
-//!   disk or image file, range ──▶ ways: every device through which these bytes can be reached
+//!   disk or image file, range ──▶ aliases: every device that exposes these bytes
 //!                                   │  partitions, kpartx, loop devices over any of them, by device and inode
 //!                                   ▼
-//!   each way: named by a table? (mounts of all namespaces, swap, holders) ──▶ else: does an exclusive open succeed?
+//!   each alias: named by a table? (mounts of all namespaces, swap, holders) ──▶ else: does an exclusive open succeed?
 //! ```
 //!
-//! The tables give names; the exclusive open gives certainty, since it also meets what no table shows: a file system that
-//! was unmounted lazily, a mount in a namespace that may not be looked into. Neither alone is enough.
+//! The tables give names. The exclusive open gives certainty, since it also finds users that no table shows: a file system
+//! that was unmounted lazily, a mount in a namespace that may not be inspected. Neither alone is enough.
 
-mod ways;
+mod aliases;
 
 use std::io;
 use std::path::Path;
@@ -19,9 +19,9 @@ use super::kernel::{Kernel, Namespace, Node};
 use crate::device::{self, AlignedBuf, BlockDevice, Direct, Identity, Mode};
 use crate::gpt::{Header, Table};
 use crate::units::{BlockSize, ByteOffset, Extent, Guid, Lba};
-use ways::Ways;
+use aliases::Aliases;
 
-/// The disk whose partitions are asked about.
+/// The disk whose partitions are examined.
 #[derive(Debug, Clone)]
 pub(crate) enum Disk {
     /// An image file.
@@ -33,20 +33,20 @@ pub(crate) enum Disk {
 /// Whether a range of a disk is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Usage {
-    /// Nobody uses it.
+    /// Not in use.
     Idle,
-    /// Who uses it.
+    /// In use by this user, named for messages.
     By(String),
-    /// Why it cannot be told.
+    /// It cannot be found out, for this reason.
     Unknown(String),
 }
 
-/// What the kernel answers when a device is opened: doubles answer in tests.
+/// Questions to the kernel that need an open of a device; tests have a double.
 pub(crate) trait KernelQuery {
-    /// What the loop device at `node` is attached to.
+    /// The backing file or device of the loop device at `node`.
     fn below(&self, node: &Path) -> io::Result<Identity>;
 
-    /// Whether somebody holds a block device exclusively.
+    /// Whether another process or layer holds a block device exclusively.
     fn is_claimed(&self, node: &Path) -> io::Result<bool>;
 
     /// The PARTUUIDs of the partitions of the disk at `node`, by its table.
@@ -93,36 +93,37 @@ impl KernelQuery for Devices {
     }
 }
 
-/// Who uses the part `extent` of `disk`, which is its partition `number`.
+/// The user of the part `extent` of `disk`, which is its partition `number`.
 pub(crate) fn of(kernel: &Kernel, ask: &dyn KernelQuery, disk: &Disk, number: u32, extent: Extent) -> Usage {
     let unseen = |what: &Path, e: io::Error| Usage::Unknown(format!("{}: {e}", what.display()));
     if !kernel.shows_block_devices() {
         let problem = format!("{} shows no block devices; is sysfs mounted there?", kernel.sys.display());
         return Usage::Unknown(problem);
     }
-    let ways = match Ways::find(kernel, ask, disk, number, extent) {
-        Ok(ways) => ways,
+    let aliases = match Aliases::find(kernel, ask, disk, number, extent) {
+        Ok(aliases) => aliases,
         Err(e) => return unseen(&kernel.sys, e),
     };
     let namespaces = match kernel.namespaces() {
         Ok(namespaces) => namespaces,
         Err(e) => return unseen(&kernel.proc, e),
     };
-    let named = ways.devices.iter().find_map(|way| name(kernel, &namespaces, &way.node, &way.foreign));
+    let named =
+        aliases.devices.iter().find_map(|alias| name(kernel, &namespaces, &alias.node, &alias.foreign));
     if let Some(by) = named {
         return Usage::By(by);
     }
-    let mut doubts = ways.doubts;
-    for way in ways.devices.iter().filter(|way| way.exclusive) {
-        let node = way.node.path.display();
-        match ask.is_claimed(&way.node.path) {
+    let mut doubts = aliases.doubts;
+    for alias in aliases.devices.iter().filter(|alias| alias.exclusive) {
+        let node = alias.node.path.display();
+        match ask.is_claimed(&alias.node.path) {
             Ok(false) => {}
             Ok(true) => {
                 return Usage::By(format!(
                     "the kernel gives nobody exclusive access to {node} (mounted where it is not seen, unmounted lazily while a process still uses it, or held by another program)"
                 ));
             }
-            // No medium, or detached meanwhile.
+            // No medium, or detached in the meantime.
             Err(e)
                 if matches!(
                     e.raw_os_error(),
@@ -137,11 +138,11 @@ pub(crate) fn of(kernel: &Kernel, ask: &dyn KernelQuery, disk: &Disk, number: u3
     }
 }
 
-/// The user of a device by the tables of the kernel. `foreign`: what is stacked on it and is no partition of its own.
+/// The user of a device by the tables of the kernel. `foreign`: devices stacked on it that are not its own partitions.
 fn name(kernel: &Kernel, namespaces: &[Namespace], node: &Node, foreign: &[String]) -> Option<String> {
     let named = node.path.display();
     for namespace in namespaces {
-        // By number, and by name for btrfs, whose mounts carry a number that is no device's.
+        // By number; by name for btrfs, whose mounts have an anonymous number.
         let mount = namespace.mounts.iter().find(|m| {
             m.number == node.number || (m.source.starts_with('/') && kernel.is_same(m.source.as_ref(), node))
         });

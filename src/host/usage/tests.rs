@@ -22,7 +22,7 @@ fn machine() -> (FakeKernel, Disk) {
 /// What the kernel answers, by the names of devices.
 #[derive(Default)]
 struct Answers {
-    /// What lies below a loop device; one that is not listed does not tell.
+    /// Backing file of a loop device; one that is missing here does not report it.
     below: BTreeMap<&'static str, Identity>,
     claimed: BTreeSet<&'static str>,
     closed: BTreeSet<&'static str>,
@@ -54,7 +54,7 @@ fn asked(fake: &FakeKernel, ask: &Answers, disk: &Disk) -> [Usage; 2] {
     [(1, ONE), (2, TWO)].map(|(number, extent)| of(&fake.kernel, ask, disk, number, extent))
 }
 
-/// Who uses the first and who the second partition.
+/// The users of the first and of the second partition.
 fn users(fake: &FakeKernel, disk: &Disk) -> [String; 2] {
     asked(fake, &Answers::default(), disk).map(|usage| match usage {
         Usage::Idle => String::new(),
@@ -104,7 +104,7 @@ fn loop_devices_over_the_same_bytes() {
     let backing = image.display().to_string();
     let part = "1 1 259:7 / /p rw - ext4 /dev/loop0p1 rw\n";
     let whole = "1 1 7:0 / /w rw - ext4 /dev/loop0 rw\n";
-    // (offset and limit of the loop device, what of it is mounted) -> is partition 1, 2 in use?
+    // (offset and limit of the loop device, its mounted part) -> is partition 1, 2 in use?
     let cases = [
         ((0, 0), "", [false, false]),
         ((0, 0), part, [true, false]),
@@ -129,7 +129,7 @@ fn loop_devices_over_the_same_bytes() {
     assert_eq!(users(&fake, &disk), [String::new(), at("loop0", &fake, "is mounted at /w")]);
 }
 
-/// Under another name, from another namespace, deleted: what the kernel says by device and inode counts.
+/// Under another name, from another namespace, deleted: the kernel's device and inode numbers count.
 #[test]
 fn loop_devices_are_known_by_device_and_inode() {
     let (fake, disk) = machine();
@@ -158,7 +158,7 @@ fn loop_devices_are_known_by_device_and_inode() {
     let ask = Answers { below, ..Answers::default() };
     let deep = Usage::By(at("loop1", &fake, "is mounted at /deep"));
     assert_eq!(asked(&fake, &ask, &file), [Usage::Idle, deep.clone()]);
-    // The disk is a loop device itself, and another one lies over its file, or over what lies below that.
+    // The disk is a loop device itself, and another one lies over its backing file, or over the layer below that.
     fake.device("7:2", "loop2", None, "");
     let disk = Disk::Block(fake.kernel.node("7:2".parse().unwrap()).unwrap());
     for (below, offset, expected) in [
@@ -174,9 +174,9 @@ fn loop_devices_are_known_by_device_and_inode() {
     }
 }
 
-/// A loop device that tells nothing, attached to what is not seen here: a doubt, unless its size rules it out.
+/// A loop device with an unknown backing file: the use is unknown, unless its size rules it out.
 #[test]
-fn a_loop_device_that_does_not_tell_is_a_doubt() {
+fn a_loop_device_with_an_unknown_backing_file_is_a_doubt() {
     let (fake, _) = machine();
     let image = fake.file("disk.img");
     std::fs::File::create(&image).unwrap().set_len(4 * MIB).unwrap();
@@ -207,9 +207,9 @@ fn a_loop_device_that_does_not_tell_is_a_doubt() {
     assert_eq!(users(&fake, &file), ["", ""], "it is attached to another file");
 }
 
-/// What no table shows, the kernel refuses.
+/// The kernel refuses an exclusive open although no table shows a user.
 #[test]
-fn an_exclusive_open_decides_where_no_table_speaks() {
+fn an_exclusive_open_decides_where_no_table_has_an_entry() {
     let (fake, disk) = machine();
     let image = fake.file("disk.img");
     let file = Disk::File(image.clone());
@@ -218,7 +218,7 @@ fn an_exclusive_open_decides_where_no_table_speaks() {
     // Whether partition 1, 2 is in use where one device is claimed.
     for (claimed, disk, expected) in [
         ("sda2", &disk, [false, true]),
-        // Claimed as the disk of a partition that is in use.
+        // Held as the disk of a partition that is in use.
         ("sda", &disk, [false, false]),
         ("loop0p1", &file, [true, false]),
         ("loop0", &file, [false, false]),
@@ -226,12 +226,12 @@ fn an_exclusive_open_decides_where_no_table_speaks() {
         let ask = Answers { below: below.clone(), claimed: [claimed].into(), ..Answers::default() };
         let found = asked(&fake, &ask, disk);
         assert_eq!(found.clone().map(|usage| matches!(usage, Usage::By(_))), expected, "{claimed} {found:?}");
-        // Asked and not answered is not idle.
+        // An open that fails for another reason does not mean idle.
         let ask = Answers { below: below.clone(), closed: [claimed].into(), ..Answers::default() };
         let found = asked(&fake, &ask, disk);
         assert_eq!(found.map(|usage| matches!(usage, Usage::Unknown(_))), expected, "{claimed}");
     }
-    // Without partitions of its own the device stands for all of its bytes.
+    // A device without partitions exposes all of its bytes.
     fake.device("7:1", "loop1", None, "");
     fake.attach("loop1", "/x", MIB, MIB);
     let ask = Answers {
@@ -254,7 +254,7 @@ fn other_namespaces_are_looked_into() {
             at("sda2", &fake, "is mounted at /inner in the mount namespace of process 7 (sleep)")
         ]
     );
-    // One of this namespace sees no more; process 1 may, where this one has another root directory.
+    // Another process of this namespace sees no more; process 1 may, if this process has another root directory.
     fake.process(7, "mnt:[1]", "sleep", b);
     fake.process(1, "mnt:[1]", "init", "");
     assert_eq!(users(&fake, &disk), ["", ""]);
@@ -271,7 +271,7 @@ fn partitions_by_kpartx_are_no_foreign_claim() {
         fake.stack(name, "sda");
     }
     assert_eq!(users(&fake, &disk), ["", ""]);
-    // Their disk is claimed, and with it the kernel's own nodes: those of kpartx are asked.
+    // Their disk is held, and with it the kernel's own nodes: the mappings of kpartx are examined.
     let ask = Answers { claimed: ["sda", "sda1", "sda2"].into(), ..Answers::default() };
     assert_eq!(asked(&fake, &ask, &disk), [Usage::Idle, Usage::Idle]);
     let ask = Answers { claimed: ["dm-2"].into(), ..Answers::default() };
@@ -279,7 +279,7 @@ fn partitions_by_kpartx_are_no_foreign_claim() {
     fake.mounted("1 1 253:1 / /m rw - ext4 /dev/mapper/x1 rw\n");
     assert_eq!(users(&fake, &disk), [at("dm-1", &fake, "is mounted at /m"), String::new()]);
     fake.mounted("");
-    // What is stacked on one of them, or on the disk beside them, claims.
+    // A device stacked on one of them, or on the disk beside them, counts as a user.
     fake.device("253:3", "dm-3", None, "");
     fake.dm_uuid("dm-3", "CRYPT-LUKS2-x\n");
     fake.stack("dm-3", "dm-2");
@@ -289,7 +289,7 @@ fn partitions_by_kpartx_are_no_foreign_claim() {
 }
 
 #[test]
-fn without_sysfs_or_proc_nothing_can_be_told() {
+fn without_sysfs_or_proc_the_use_is_unknown() {
     let (fake, disk) = machine();
     let unknown = |what: &str| {
         for usage in asked(&fake, &Answers::default(), &disk) {

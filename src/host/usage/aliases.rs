@@ -1,4 +1,4 @@
-//! Every device through which a range of bytes can be reached.
+//! Aliases of a range of bytes: every device that exposes some of it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,40 +9,40 @@ use crate::device::{DeviceNumber, Identity};
 use crate::host::kernel::{Kernel, Loop, Node, same_file};
 use crate::units::{ByteOffset, Extent};
 
-/// A device that shows some of the bytes.
+/// A device that exposes some of the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct Alias {
     pub(super) node: Node,
-    /// What is stacked on it, apart from its own partitions by kpartx.
+    /// Devices stacked on it, except for its own partitions by kpartx.
     pub(super) foreign: Vec<String>,
-    /// Whether an exclusive open of it speaks of these bytes alone: not that of a disk with partitions, of which others
-    /// may be in use, and not that of a partition whose disk is held by kpartx.
+    /// Whether an exclusive open of it is about these bytes alone. It is not for a disk with partitions, since others of
+    /// them may be in use, nor for a partition whose disk is held by kpartx.
     pub(super) exclusive: bool,
 }
 
-/// What was found.
+/// All aliases of a range.
 #[derive(Debug, Default)]
-pub(super) struct Ways {
-    pub(super) devices: Vec<Way>,
-    /// Devices that may be further ways, which could not be found out.
+pub(super) struct Aliases {
+    pub(super) devices: Vec<Alias>,
+    /// Devices that may be further aliases; it could not be found out.
     pub(super) doubts: Vec<String>,
     seen: BTreeSet<DeviceNumber>,
 }
 
-/// Bytes in one thing that loop devices may lie over.
+/// A range of a file or device that loop devices may lie over.
 struct Range {
     inside: Identity,
-    /// Its path, for loop devices that do not tell what they are attached to.
+    /// Its path, for loop devices that do not report their backing file.
     path: PathBuf,
     extent: Extent,
-    /// The partition that it is, where this thing carries the table.
+    /// Number of the partition that the range is, if this device holds the table; else `None`.
     number: Option<u32>,
 }
 
-/// A loop device and what it told of what lies below it.
+/// A loop device and its backing file, as far as it reports it.
 type Attached = (Loop, io::Result<Identity>);
 
-impl Ways {
+impl Aliases {
     pub(super) fn find(
         kernel: &Kernel,
         ask: &dyn KernelQuery,
@@ -50,7 +50,7 @@ impl Ways {
         number: u32,
         extent: Extent,
     ) -> io::Result<Self> {
-        let mut ways = Self::default();
+        let mut aliases = Self::default();
         let attached: Vec<Attached> =
             kernel.loops().into_iter().map(|l| (l.clone(), ask.below(&l.node.path))).collect();
         let number = Some(number);
@@ -58,31 +58,31 @@ impl Ways {
             Disk::File(path) => {
                 vec![Range { inside: Identity::of(path)?, path: path.clone(), extent, number }]
             }
-            Disk::Block(node) => ways.device(kernel, node, extent, number)?,
+            Disk::Block(node) => aliases.device(kernel, node, extent, number)?,
         };
         if ask.holds_disk() {
-            ways.devices.iter_mut().for_each(|way| way.exclusive = false);
+            aliases.devices.iter_mut().for_each(|alias| alias.exclusive = false);
         }
         while let Some(range) = open.pop() {
-            // Down, where this is a loop device itself: others may lie over the same file.
+            // If this is a loop device itself, continue below it: other loop devices may lie over the same file.
             open.extend(attached.iter().filter_map(|(l, below)| lower(l, below, &range)));
             for (l, below) in &attached {
                 let over = match below {
                     Ok(below) => *below == range.inside,
                     Err(e) if cannot_write(e) => false,
-                    Err(e) => ways.guess(kernel, l, &range, e),
+                    Err(e) => aliases.guess(kernel, l, &range, e),
                 };
                 let inside = if over { shifted(l, range.extent) } else { None };
                 if let Some(inside) = inside {
                     let number = range.number.filter(|_| l.extent.at.0 == 0);
-                    open.extend(ways.device(kernel, &l.node, inside, number)?);
+                    open.extend(aliases.device(kernel, &l.node, inside, number)?);
                 }
             }
         }
-        Ok(ways)
+        Ok(aliases)
     }
 
-    /// Adds a device and its partitions that show `extent` of it; returns what loop devices may lie over.
+    /// Adds a device, and those of its partitions that expose `extent`; returns the ranges that loop devices may lie over.
     fn device(
         &mut self,
         kernel: &Kernel,
@@ -102,13 +102,13 @@ impl Ways {
             holders
         };
         let exclusive = partitions.is_empty() && mapped.is_empty();
-        self.devices.push(Way { node: node.clone(), foreign: foreign(node.number), exclusive });
+        self.devices.push(Alias { node: node.clone(), foreign: foreign(node.number), exclusive });
         let mut ranges = vec![range(node, extent, number)];
         for part in partitions {
             let Some(inside) = part.partition.and_then(|(_, own)| within(own, extent)) else { continue };
             ranges.push(range(&part, inside, None));
             self.seen.insert(part.number);
-            self.devices.push(Way {
+            self.devices.push(Alias {
                 foreign: foreign(part.number),
                 exclusive: mapped.is_empty(),
                 node: part,
@@ -121,8 +121,8 @@ impl Ways {
         Ok(ranges)
     }
 
-    /// Whether a loop device that does not tell what it is attached to lies over `range`, by the path in sysfs. Where
-    /// that path leads nowhere here, its size may rule it out; else it remains a doubt.
+    /// Whether a loop device that does not report its backing file lies over `range`, by the path in sysfs. If that path
+    /// leads nowhere here, the size of the device may rule it out; else it becomes a doubt.
     fn guess(&mut self, kernel: &Kernel, l: &Loop, range: &Range, problem: &io::Error) -> bool {
         let named = match range.inside {
             Identity::File(..) => same_file(&l.backing, &range.path),
@@ -160,7 +160,7 @@ fn cannot_write(problem: &io::Error) -> bool {
     problem.raw_os_error() == Some(nix::libc::ENOTCONN)
 }
 
-/// What lies below a range of a loop device; `None` where the range is not one of that device.
+/// The range below a range of a loop device; `None` if the range belongs to another device.
 fn lower(l: &Loop, below: &io::Result<Identity>, range: &Range) -> Option<Range> {
     if range.inside != Identity::Block(l.node.number) {
         return None;
@@ -175,19 +175,19 @@ fn range(node: &Node, extent: Extent, number: Option<u32>) -> Range {
     Range { inside: Identity::Block(node.number), path: node.path.clone(), extent, number }
 }
 
-/// The size in bytes of a loop device over something of `below` bytes; the kernel counts in sectors of 512.
+/// The size in bytes of a loop device over a file of `below` bytes; the kernel counts in sectors of 512 bytes.
 fn shown(l: &Loop, below: u64) -> u64 {
     let rest = below.saturating_sub(l.extent.at.0);
     let size = if l.extent.len == 0 { rest } else { rest.min(l.extent.len) };
     size / 512 * 512
 }
 
-/// Where `extent` of what lies below lies in the loop device; `None` where it shows nothing of it.
+/// The part of the loop device that exposes `extent` of its backing file; `None` if it exposes nothing of it.
 fn shifted(l: &Loop, extent: Extent) -> Option<Extent> {
     within(Extent { at: l.extent.at, len: if l.extent.len == 0 { u64::MAX } else { l.extent.len } }, extent)
 }
 
-/// The part of `extent` that lies in `window`, counted from the beginning of the window.
+/// The part of `extent` that lies in `window`, relative to the start of the window.
 fn within(window: Extent, extent: Extent) -> Option<Extent> {
     let end = |e: Extent| e.at.0.saturating_add(e.len);
     let (from, to) = (window.at.0.max(extent.at.0), end(window).min(end(extent)));
@@ -201,9 +201,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Byte by byte: what the window shows of the range is what both hold.
+        /// Compared byte by byte: a window shows the bytes that are in both ranges.
         #[test]
-        fn a_window_shows_what_both_hold(a in 0u64..12, b in 0u64..12, c in 0u64..12, d in 0u64..12) {
+        fn a_window_shows_the_intersection(a in 0u64..12, b in 0u64..12, c in 0u64..12, d in 0u64..12) {
             let of = |at, len| Extent { at: ByteOffset(at), len };
             let expected: Vec<u64> =
                 (0..40).filter(|&n| n >= a && n < a + b && n >= c && n < c + d).map(|n| n - a).collect();
