@@ -85,10 +85,12 @@ mod tests {
             runs: Blake3([7; 32]),
             version: "1.0".into(),
             standing: Standing::FellBack("it did not \"boot\"".into()),
-            protection: Protection { remaining: 1, maximum: 2 },
+            protection: Protection { remaining: 1, maximum: 2, rebuilding: true },
             progress: 99,
             blocked: None,
             leaving: true,
+            drained: true,
+            unknown: Some("x".into()),
         };
         for (key, value) in [
             (Key::Alive(NodeId(3)), Value::Alive(alive)),

@@ -3,8 +3,8 @@
 
 use super::next::{put_reboot, put_upgrade};
 use super::rolling::told;
-use super::state::{NodeId, Ordered, Reboot, RebootState, Stage, Standing, Upgrade};
-use super::store::{Key, Txn, Write};
+use super::state::{NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::store::{Key, Txn, Value, Write};
 use super::upgrade::{all_now, first_stage, in_turn};
 use super::view::View;
 use crate::error::{Error, Result};
@@ -122,6 +122,11 @@ pub fn resume(view: &View) -> Result<Txn> {
     }
     let mut writes = vec![put_reboot(next)];
     writes.extend(told(view, None));
+    // What failed before says nothing of the next try.
+    let failed = view.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+    let again =
+        |node| Write::Put(Key::Outcome(view.upgrade.id, node), Value::Outcome(Outcome::Prepared), None);
+    writes.extend(failed.map(|(node, _)| again(*node)));
     Ok(view.ordered(writes))
 }
 
@@ -170,7 +175,11 @@ pub fn admission(view: &View) -> Result<()> {
     let blocked = |reason: String| Err(Error::Blocked { reason });
     if let Some(reason) = view.members.iter().find_map(|node| match view.alive.get(node) {
         // What fell back may be tried again.
-        Some(alive) if matches!(alive.standing, Standing::FellBack(_)) && !alive.leaving => None,
+        Some(alive)
+            if matches!(alive.standing, Standing::FellBack(_)) && !alive.leaving && !alive.drained =>
+        {
+            None
+        }
         _ => view.unfit(*node),
     }) {
         return blocked(reason);
@@ -185,10 +194,8 @@ pub fn admission(view: &View) -> Result<()> {
             return blocked(format!("{node}: {why}"));
         }
     }
-    let protection = view.protection();
-    if !protection.whole() {
-        let (left, all) = (protection.remaining, protection.maximum);
-        return blocked(format!("the protection of data is not whole: {left} of {all} nodes may fail"));
+    if !view.protection().whole() {
+        return blocked(format!("the protection of data is not whole: {}", view.protection_words()));
     }
     Ok(())
 }
@@ -234,10 +241,12 @@ mod tests {
                 runs: Blake3([1; 32]),
                 version: "1".into(),
                 standing: Standing::Good,
-                protection: Protection { remaining, maximum },
+                protection: Protection { remaining, maximum, rebuilding: false },
                 progress: 0,
                 blocked: None,
                 leaving: false,
+                drained: false,
+                unknown: None,
             };
             view.alive.insert(node, alive);
         }
@@ -280,6 +289,14 @@ mod tests {
         let other = with(&|alive| (alive.runs, alive.version) = (Blake3([2; 32]), "0.9".into()));
         assert_eq!(other, "node 3 runs 0.9, the cluster 1");
         assert!(with(&|alive| alive.standing = Standing::Trial).contains("node 3 is on trial"));
+        assert!(with(&|alive| alive.drained = true).contains("node 3 is not back in service"));
+        assert!(
+            with(&|alive| alive.protection.rebuilding = true).contains("1 of 1 nodes may fail, and it is")
+        );
+        let unknown = with(&|alive| {
+            (alive.protection.remaining, alive.unknown) = (0, Some("the hook says no".into()));
+        });
+        assert!(unknown.ends_with("node 3 does not know it: the hook says no"), "{unknown}");
         assert!(
             with(&|alive| alive.blocked = Some("its slot is in use".into())).contains("node 3: its slot")
         );

@@ -49,9 +49,11 @@ fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
             Verdict::Failed(format!("{node} runs {} and not the new release", alive.version))
         }
         Standing::Trial => Verdict::Waits(format!("{node} to prove good")),
+        Standing::Good if alive.drained => Verdict::Waits(format!("{node} to be back in service")),
         // The data that it holds must be whole before another node may go.
         Standing::Good if !view.protection().whole() => {
-            Verdict::Waits(format!("the protection of data, which {node} joins again"))
+            let words = view.protection_words();
+            Verdict::Waits(format!("the protection of data, which {node} joins again: {words}"))
         }
         Standing::Good => Verdict::Back,
     }
@@ -76,7 +78,7 @@ fn judge(view: &View) -> Action {
     };
     let late =
         || view.overdue.then(|| format!("not in time: {}", waits.join(", "))).filter(|_| !waits.is_empty());
-    if let Some(error) = failed.or_else(second).or_else(late) {
+    if let Some(error) = failed.or_else(|| ill(view, turn)).or_else(second).or_else(late) {
         return fail(view, error);
     }
     if !waits.is_empty() {
@@ -87,6 +89,16 @@ fn judge(view: &View) -> Action {
     let mut txn = view.driven(vec![put_reboot(next)]);
     txn.compare.extend(view.everybody());
     Action::Write(txn)
+}
+
+/// A node outside of the group that has ceased to be healthy: with one more down, data or service may be at stake.
+fn ill(view: &View, in_group: impl Fn(&NodeId) -> bool) -> Option<String> {
+    view.members.iter().filter(|node| !in_group(node)).find_map(|node| {
+        match &view.alive.get(node)?.standing {
+            Standing::Unhealthy(why) => Some(format!("{node} is not healthy: {why}")),
+            Standing::Good | Standing::Trial | Standing::FellBack(_) => None,
+        }
+    })
 }
 
 /// The next group, if nothing speaks against it.
@@ -103,6 +115,9 @@ fn begin(view: &View) -> Action {
     if group.is_empty() {
         return Action::Resign;
     }
+    if let Some(error) = ill(view, |node| group.contains(node)) {
+        return fail(view, error);
+    }
     let away =
         group.iter().find(|node| !view.alive.contains_key(node)).map(|node| format!("{node} to come back"));
     let unfit =
@@ -112,8 +127,7 @@ fn begin(view: &View) -> Action {
     }
     let protection = view.protection();
     if !protection.whole() || (protection.remaining as usize) < group.len() {
-        let (left, all) = (protection.remaining, protection.maximum);
-        return Action::Wait(format!("the protection of data: {left} of {all} nodes may fail"));
+        return Action::Wait(format!("the protection of data: {}", view.protection_words()));
     }
     let boots = group.iter().filter_map(|node| Some((*node, view.alive.get(node)?.boot))).collect();
     let mut next = Reboot { current: boots, ..reboot.clone() };

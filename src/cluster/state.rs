@@ -53,12 +53,15 @@ pub struct Protection {
     pub remaining: u32,
     /// Nodes that may fail when all is whole.
     pub maximum: u32,
+    /// Data is being protected anew, whatever the two numbers are.
+    #[serde(default)]
+    pub rebuilding: bool,
 }
 
 impl Protection {
     /// Whether nothing is being protected anew.
     pub const fn whole(self) -> bool {
-        self.remaining >= self.maximum
+        self.remaining >= self.maximum && !self.rebuilding
     }
 }
 
@@ -81,6 +84,12 @@ pub struct Alive {
     pub blocked: Option<String>,
     /// It is about to reboot, because it is its turn.
     pub leaving: bool,
+    /// It was taken out of service for its turn, and is not back in service yet.
+    #[serde(default)]
+    pub drained: bool,
+    /// Why it does not know the protection of data; `None`: it does.
+    #[serde(default)]
+    pub unknown: Option<String>,
 }
 
 /// Where an upgrade of the cluster is.

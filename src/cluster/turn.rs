@@ -20,6 +20,8 @@ pub struct Local {
     pub selected: bool,
     /// The new container waits at its gate.
     pub gated: bool,
+    /// It was taken out of service for its turn, and is not back in service yet.
+    pub drained: bool,
 }
 
 /// What a node does next.
@@ -47,6 +49,8 @@ pub enum Step {
     TakeTurn,
     /// Has its turn: in a rolling upgrade it selects the prepared slot, and not before; then it reboots.
     Reboot,
+    /// Takes its service up again after its turn, or after a turn that came to nothing.
+    Undrain,
     /// Marks what runs good.
     MarkGood,
     /// Returns to the release before, by a reboot.
@@ -67,6 +71,12 @@ pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
     }
     if local.gated && !matches!(view.upgrade.stage, Stage::Gate | Stage::Swap) {
         return Step::Ungate;
+    }
+    if local.drained
+        && matches!(local.standing, Standing::Good | Standing::FellBack(_))
+        && !goes(view, node, local)
+    {
+        return Step::Undrain;
     }
     match view.upgrade.stage {
         Stage::Preparing => match outcome {
@@ -120,6 +130,13 @@ pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
         Stage::Prepared if local.selected => Step::FlipBack,
         Stage::Idle | Stage::Prepared | Stage::Committed | Stage::Rebooting => turn(view, node, local),
     }
+}
+
+/// Whether it has its turn in this boot, and is to go down.
+fn goes(view: &View, node: NodeId, local: &Local) -> bool {
+    let leaving = view.alive.get(&node).is_some_and(|alive| alive.leaving && alive.boot == local.boot);
+    let runs = matches!(view.reboot.state, RebootState::InProgress | RebootState::Paused);
+    leaving || (runs && view.reboot.current.contains(&(node, local.boot)))
 }
 
 /// The part of a reboot.

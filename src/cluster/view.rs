@@ -83,6 +83,18 @@ impl View {
         Protection {
             remaining: all().map(|protection| protection.remaining).min().unwrap_or_default(),
             maximum: all().map(|protection| protection.maximum).max().unwrap_or_default(),
+            rebuilding: all().any(|protection| protection.rebuilding),
+        }
+    }
+
+    /// How the protection of data stands, in words.
+    pub(super) fn protection_words(&self) -> String {
+        let unknown = self.alive.iter().find_map(|(node, alive)| Some((node, alive.unknown.as_ref()?)));
+        let Protection { remaining, maximum, rebuilding } = self.protection();
+        match unknown {
+            Some((node, why)) => format!("{node} does not know it: {why}"),
+            None if rebuilding => format!("{remaining} of {maximum} nodes may fail, and it is restored"),
+            None => format!("{remaining} of {maximum} nodes may fail"),
         }
     }
 
@@ -98,6 +110,7 @@ impl View {
             None => Some(format!("{node} is away")),
             Some(Alive { leaving: true, .. }) => Some(format!("{node} is about to reboot")),
             Some(alive) => match &alive.standing {
+                Standing::Good if alive.drained => Some(format!("{node} is not back in service")),
                 Standing::Good => None,
                 Standing::Trial => Some(format!("{node} is on trial")),
                 Standing::FellBack(why) => Some(format!("{node} fell back: {why}")),

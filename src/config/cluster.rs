@@ -11,6 +11,7 @@ use crate::cluster::etcd::Access;
 use crate::cluster::state::NodeId;
 use crate::error::{Error, Result};
 use crate::service::cluster::Membership;
+use crate::service::cluster::hooks::Hooks;
 
 /// The table `[cluster]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -30,13 +31,18 @@ pub(crate) struct ClusterConfig {
     pub(crate) health_checks: Option<PathBuf>,
     #[serde(default, deserialize_with = "seconds")]
     pub(crate) health_timeout: Option<u64>,
+    pub(crate) drain_command: Option<Vec<String>>,
+    pub(crate) undrain_command: Option<Vec<String>>,
+    pub(crate) protection_command: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(crate) hook_timeout: Option<u64>,
 }
 
 impl ClusterConfig {
     /// What the service needs to know.
     ///
     /// # Errors
-    /// [`Error::Argument`]: one half of a pair is missing.
+    /// [`Error::Argument`]: one half of a pair is missing, or a hook has more time than its turn.
     pub(crate) fn membership(&self, listen: std::net::SocketAddr) -> Result<Membership> {
         let half = |pair: &str| Error::Argument {
             what: format!("[cluster] {pair}"),
@@ -54,6 +60,23 @@ impl ClusterConfig {
         };
         let prefix = self.prefix.clone().unwrap_or_else(|| "/qstage".to_owned());
         let time = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
+        let words = |given: &Option<Vec<String>>| given.clone().unwrap_or_default();
+        let hooks = Hooks {
+            drain: words(&self.drain_command),
+            undrain: words(&self.undrain_command),
+            protection: words(&self.protection_command),
+            timeout: time(self.hook_timeout, 300),
+        };
+        let reboot_timeout = time(self.reboot_timeout, 900);
+        if !(hooks.drain.is_empty() && hooks.undrain.is_empty()) && hooks.timeout >= reboot_timeout {
+            // Else the turn would end before the hook is named that holds it up.
+            return Err(Error::Argument {
+                what: "[cluster] hook_timeout".to_owned(),
+                problem:
+                    "it must be less than reboot_timeout, within which the hooks and the reboot must be over"
+                        .to_owned(),
+            });
+        }
         Ok(Membership {
             access: Access {
                 endpoints: self.endpoints.clone(),
@@ -64,9 +87,10 @@ impl ClusterConfig {
             },
             node: NodeId(self.node.get()),
             address: self.address.clone().unwrap_or_else(|| format!("https://{listen}")),
-            reboot_timeout: time(self.reboot_timeout, 900),
+            reboot_timeout,
             health: self.health_checks.clone().unwrap_or_else(|| "/etc/qstage/health.d".into()),
             health_timeout: time(self.health_timeout, 60),
+            hooks,
         })
     }
 }

@@ -101,10 +101,15 @@ fn check_cluster(shown: &super::cluster::ClusterConfig) {
         reboot_timeout,
         health_checks,
         health_timeout,
+        drain_command,
+        undrain_command,
+        protection_command,
+        hook_timeout,
     } = shown.clone();
     assert!(!endpoints.is_empty() && address.is_some() && ca.is_some() && cert.is_some() && key.is_some());
     assert!(user.is_some() && password_file.is_some() && prefix.is_some() && reboot_timeout.is_some());
-    assert!(health_checks.is_some() && health_timeout.is_some());
+    assert!(health_checks.is_some() && health_timeout.is_some() && hook_timeout.is_some());
+    assert!(drain_command.is_some() && undrain_command.is_some() && protection_command.is_some());
     let text = format!("endpoints = {endpoints:?}\nnode = {node}");
     let least: super::cluster::ClusterConfig = toml::from_str(&text).unwrap();
     let listen = ServiceConfig::default().listen();
@@ -115,10 +120,13 @@ fn check_cluster(shown: &super::cluster::ClusterConfig) {
         key: None,
         user: None,
         password_file: None,
+        drain_command: None,
+        undrain_command: None,
+        protection_command: None,
         ..shown.clone()
     };
     assert_eq!(shown.membership(listen).unwrap(), least.membership(listen).unwrap());
-    for half in ["cert = '/x'", "user = 'x'"] {
+    for half in ["cert = '/x'", "user = 'x'", "drain_command = ['/x']\nhook_timeout = 900"] {
         let half: super::cluster::ClusterConfig = toml::from_str(&format!("{text}\n{half}")).unwrap();
         assert_eq!(half.membership(listen).unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT");
     }

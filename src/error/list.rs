@@ -434,7 +434,9 @@ errors! {
         ("the container of software slot {slot} does not stop: {problem}; reboot the machine");
     /// An upgrade of the cluster failed; its message names the node.
     ClusterUpgrade { problem: String } => Service, "CLUSTER_UPGRADE", ("{problem}");
-    /// A container runs, but its probe did not succeed in time; there is no other one to return to.
+    /// A hook of a node failed, did not end, or printed no answer.
+    Hook { hook: String, problem: String } => Service, "HOOK", ("the hook '{hook}' {problem}");
+    /// A container runs, but its probe did not succeed in time; there is nothing to go back to.
     ContainerUnhealthy { slot: Slot, seconds: f64, problem: String } => Service, "CONTAINER_UNHEALTHY",
         ("the container of software slot {slot} is not healthy after {seconds:.1} s: {problem}");
     /// The new container failed and the old one runs again.

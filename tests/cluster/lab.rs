@@ -53,7 +53,11 @@ impl Lab {
 
     pub(crate) fn with(count: usize, cluster: &str, rate: Option<&str>) -> Option<Self> {
         let etcd = Etcd::start(false)?;
-        let bench = Bench::new(None);
+        Some(Self::on(etcd, Bench::new(None), count, cluster, rate))
+    }
+
+    /// On a bench that holds what the configuration names.
+    pub(crate) fn on(etcd: Etcd, bench: Bench, count: usize, cluster: &str, rate: Option<&str>) -> Self {
         fs::write(bench.path("secret"), "secret").unwrap();
         let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
         fs::write(bench.path("tokens"), format!("qq write {}\n", &hash[..64])).unwrap();
@@ -77,7 +81,7 @@ impl Lab {
                     && !status["leader"].is_null()
             });
         }
-        Some(lab)
+        lab
     }
 
     /// A machine with this number in its configuration; it is started, and not a member yet.

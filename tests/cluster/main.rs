@@ -6,6 +6,8 @@ mod harness;
 mod contract;
 /// A real etcd.
 mod etcd;
+/// The commands around a turn.
+mod hooks;
 /// Three nodes: services with disks of their own that reboot into what their tables select.
 mod lab;
 /// Every interleaving of small clusters with a fault at every step.

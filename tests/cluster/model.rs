@@ -184,6 +184,7 @@ fn what_others_got_wrong_is_found() {
         (Mutant::TtlLock, "more nodes are down than may be"),
         (Mutant::GoesOn, "a node begins after a failure"),
         (Mutant::Unprotected, "a group begins before the data is protected again"),
+        (Mutant::Undrained, "a node counts that is not back in service"),
     ] {
         let explored = explore(Scenario { mutant, slows: 1, ..scenario(3, PLATFORM, true) });
         let (found, path) = explored.broken.unwrap_or_else(|| panic!("{mutant:?} is not found"));

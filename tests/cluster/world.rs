@@ -31,6 +31,8 @@ pub(crate) enum Mutant {
     GoesOn,
     /// A node counts as back before the data that it holds is protected again.
     Unprotected,
+    /// A node counts as back before it is in service again.
+    Undrained,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,6 +50,7 @@ pub(crate) struct Node {
     pub(crate) staged: bool,
     pub(crate) gated: bool,
     pub(crate) progress: u8,
+    pub(crate) drained: bool,
     /// It took its turn and has not been counted as back: what the rules count.
     pub(crate) turn: bool,
 }
@@ -110,6 +113,7 @@ impl World {
             staged: !scenario.prepare,
             gated: false,
             progress: 0,
+            drained: false,
             turn: false,
         };
         let mut world = Self {
@@ -182,10 +186,12 @@ impl World {
             runs: if node.new { NEW } else { OLD },
             version: if node.new { "2" } else { "1" }.into(),
             standing: node.standing.clone(),
-            protection: Protection { remaining: u32::from(self.whole), maximum: 1 },
+            protection: Protection { remaining: u32::from(self.whole), maximum: 1, rebuilding: false },
             progress: node.progress,
             blocked: None,
             leaving: before.is_some_and(|before| before.leaving && before.boot == boot),
+            drained: node.drained,
+            unknown: None,
         }
     }
 
@@ -265,6 +271,7 @@ impl World {
             staged: (node.staged && !node.new).then_some(NEW),
             selected: node.next_new && !node.new,
             gated: node.gated,
+            drained: node.drained,
         }
     }
 
@@ -312,9 +319,11 @@ impl World {
                 if view.reboot.rolling && view.reboot.upgrade_initiated {
                     w.nodes[index].next_new = true;
                 }
+                w.nodes[index].drained = view.reboot.rolling;
                 w.goes_down(index, false);
                 w.exposed = true;
             }
+            Step::Undrain => w.nodes[index].drained = false,
             Step::MarkGood => {
                 w.nodes[index].standing = Standing::Good;
                 if view.upgrade.stage == Stage::Keep {
@@ -350,6 +359,11 @@ impl World {
         if self.mutant == Mutant::Unprotected {
             for alive in view.alive.values_mut() {
                 alive.protection.remaining = alive.protection.maximum;
+            }
+        }
+        if self.mutant == Mutant::Undrained {
+            for alive in view.alive.values_mut() {
+                alive.drained = false;
             }
         }
         debug_assert!(view.leader.is_some_and(|(leader, _)| leader == id(index)));
@@ -410,7 +424,10 @@ impl World {
         if before.reboot.current.is_empty() && !after.reboot.current.is_empty() && after.reboot.rolling {
             let turn = |node: &NodeId| after.reboot.current.iter().any(|(current, _)| current == node);
             let fit = |node: &NodeId| {
-                before.alive.get(node).is_some_and(|alive| alive.standing == Standing::Good && !alive.leaving)
+                before
+                    .alive
+                    .get(node)
+                    .is_some_and(|alive| alive.standing == Standing::Good && !alive.leaving && !alive.drained)
             };
             if !before.members.iter().all(|node| turn(node) || fit(node)) {
                 self.broken = Some("a group begins while another node is away or not good");
@@ -418,6 +435,11 @@ impl World {
             let another = after.reboot.current.iter().any(|(node, _)| !self.nodes[node.0 as usize - 1].turn);
             if self.exposed && another {
                 self.broken = Some("a group begins before the data is protected again");
+            }
+        }
+        for node in after.reboot.done.iter().filter(|node| !before.reboot.done.contains(node)) {
+            if self.nodes[node.0 as usize - 1].drained {
+                self.broken = Some("a node counts that is not back in service");
             }
         }
         for node in &after.reboot.done {

@@ -143,8 +143,9 @@ pub(super) async fn protection(State(api): Shared, uri: Uri) -> Reply<Json<Prote
 }
 
 pub(super) async fn restriper(State(api): Shared, uri: Uri) -> Reply<Json<Restriper>> {
-    let (remaining, maximum) = member(&api, uri.path())?.protection();
-    let status = if remaining < maximum { "RUNNING" } else { "NOT_RUNNING" };
+    let cluster = member(&api, uri.path())?;
+    let ((remaining, maximum), rebuilding) = (cluster.protection(), cluster.is_rebuilding());
+    let status = if remaining < maximum || rebuilding { "RUNNING" } else { "NOT_RUNNING" };
     Ok(Json(Restriper { status, phase: "" }))
 }
 

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::host::health;
 use crate::service::Service;
 use crate::service::cluster::Membership;
+use crate::service::cluster::hooks::{Mark, Occasion};
 use crate::service::cluster::local::selected;
 use crate::service::owner::order::{Handle, Order};
 use crate::service::owner::upgrade::{Phase, Settings};
@@ -27,14 +28,28 @@ pub(super) struct Actor {
     pub(super) owner: Handle,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) membership: Membership,
+    pub(super) mark: Mark,
+}
+
+/// What a step is done for.
+pub(super) struct Task {
+    pub(super) step: Step,
+    pub(super) order: Option<Ordered>,
+    /// A reboot of one group after the other.
+    pub(super) rolling: bool,
+    /// A reboot selects what was ordered first.
+    pub(super) selects: bool,
+    pub(super) occasion: Occasion,
 }
 
 impl Actor {
-    /// Does a step to its end. `order` is what was ordered, and `selects` whether a reboot selects it first.
-    pub(super) fn act(&self, step: Step, order: Option<&Ordered>, selects: bool) -> Result<()> {
-        let place = &self.service.place;
-        let ordered = || order.ok_or_else(|| Error::NotPrepared { problem: "nothing is ordered".to_owned() });
-        match step {
+    /// Does a step to its end.
+    pub(super) fn act(&self, task: &Task) -> Result<()> {
+        let (place, hooks) = (&self.service.place, &self.membership.hooks);
+        let ordered = || {
+            task.order.as_ref().ok_or_else(|| Error::NotPrepared { problem: "nothing is ordered".to_owned() })
+        };
+        match task.step {
             Step::Prepare => self.stage(ordered()?, false),
             Step::Discard => self.discard(),
             // Nothing is stopped yet; what a way back has discarded is staged anew.
@@ -44,10 +59,22 @@ impl Actor {
             Step::Flip => self.select(ordered()?),
             Step::FlipBack => place.discard().map(|_| ()),
             Step::Reboot => {
-                if selects {
+                if task.rolling {
+                    // Before the first word of it: a drain that is cut off has begun.
+                    if !hooks.undrain.is_empty() {
+                        self.mark.set();
+                    }
+                    hooks.drain(&task.occasion)?;
+                }
+                if task.selects {
                     self.select(ordered()?)?;
                 }
                 self.reboot()
+            }
+            Step::Undrain => {
+                hooks.undrain(&task.occasion)?;
+                self.mark.clear();
+                Ok(())
             }
             Step::MarkGood => {
                 health::run_checks(&self.membership.health, self.membership.health_timeout)?;

@@ -9,18 +9,19 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::Etcd;
 use crate::cluster::next::{Action, next_action};
-use crate::cluster::state::{Alive, BootId, NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing};
+use crate::cluster::state::{Alive, BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing};
 use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
 use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
-use crate::service::Service;
 use crate::service::cluster::Membership;
-use crate::service::cluster::acts::Actor;
+use crate::service::cluster::acts::{Actor, Task};
 use crate::service::cluster::cache::{Cache, Seen};
+use crate::service::cluster::hooks::Occasion;
 use crate::service::cluster::local::{alive, identity, local};
+use crate::service::cluster::protection::Protected;
 use crate::service::owner::disk::DiskView;
-use crate::service::owner::order::{Handle, Order};
+use crate::service::owner::order::Order;
 use crate::service::owner::upgrade::Phase;
 use crate::state::UpgradeType;
 use crate::workers;
@@ -38,6 +39,8 @@ const COMMITTED: Duration = Duration::from_millis(3000);
 const TOGETHER: Duration = Duration::from_secs(30);
 /// Percent of progress between two writes of a node.
 const STEP: u8 = 10;
+/// After how long a hook that failed is run again: what kept it may have gone.
+const HOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// A step that is being done, and for which upgrade.
 struct Job {
@@ -57,6 +60,11 @@ pub(super) struct Driver {
     gone: Option<Instant>,
     /// What a health check said, in which boot.
     unhealthy: Option<(BootId, String)>,
+    protected: Protected,
+    /// The boot in which it was taken back into service.
+    undrained: Option<BootId>,
+    /// What the hook said that could not, and when.
+    hook: Option<(Instant, String)>,
     /// Since when members are away.
     away: BTreeMap<NodeId, Instant>,
     /// The group under way, and since when.
@@ -67,17 +75,13 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(
-        service: Arc<Service>,
-        owner: Handle,
-        runtime: tokio::runtime::Handle,
-        membership: Membership,
-        etcd: Etcd,
-        cache: Arc<Cache>,
-    ) -> Self {
+    pub(super) fn new(actor: Actor, protected: Protected, etcd: Etcd, cache: Arc<Cache>) -> Self {
         Self {
-            actor: Actor { service, owner, runtime, membership: membership.clone() },
-            membership,
+            membership: actor.membership.clone(),
+            actor,
+            protected,
+            undrained: None,
+            hook: None,
             etcd,
             cache,
             look: None,
@@ -130,7 +134,8 @@ impl Driver {
         self.finish(&view)?;
         let look = self.look()?;
         let unhealthy = self.unhealthy.as_ref().map(|(_, why)| why.as_str());
-        let local = local(&look, &view, unhealthy);
+        let local = local(&look, &view, unhealthy, false);
+        let local = Local { drained: self.is_drained(&view, local.boot), ..local };
         if self.unhealthy.as_ref().is_some_and(|(boot, _)| *boot != local.boot) {
             self.unhealthy = None;
         }
@@ -138,6 +143,14 @@ impl Driver {
         let said = self.publish(seen, &view, &look, &local, lease)?;
         self.step(&view, &local, &said, lease)?;
         self.lead(seen, &view, lease)
+    }
+
+    /// Whether it is out of service for a turn that it had: its own mark says so, or, where that is lost, the turn itself.
+    fn is_drained(&self, view: &View, boot: BootId) -> bool {
+        let turn = |(node, before): &(NodeId, BootId)| *node == self.node() && *before != boot;
+        let had = || view.reboot.rolling && view.reboot.current.iter().any(turn);
+        let undrains = !self.membership.hooks.undrain.is_empty();
+        undrains && (self.actor.mark.is_set() || (had() && self.undrained != Some(boot)))
     }
 
     fn look(&mut self) -> Result<DiskView> {
@@ -168,7 +181,8 @@ impl Driver {
             Stage::Preparing => before.map_or(0, |before| before.progress),
             _ => 0,
         };
-        let said = alive(look, local, view, progress, leaving);
+        let hook = self.hook.as_ref().map(|(_, why)| why.clone());
+        let said = alive(look, local, view, (progress, leaving), (self.protected.get(), hook));
         let held = seen.snapshot.get(&Key::Alive(self.node())).and_then(|entry| entry.lease);
         if before != Some(&said) || held != Some(lease) {
             let write = Write::Put(Key::Alive(self.node()), Value::Alive(said.clone()), Some(lease));
@@ -215,6 +229,8 @@ impl Driver {
         match step {
             Step::Rest => Ok(()),
             Step::TakeTurn => self.etcd.transact(&turn::take_turn(view, node, said, lease)).map(|_| ()),
+            // The same that failed a moment ago.
+            Step::Undrain if self.hook.as_ref().is_some_and(|(at, _)| at.elapsed() < HOOK_AGAIN) => Ok(()),
             Step::Report if undone => self.report(view, Outcome::Undone),
             Step::Report => self.report(view, Outcome::Kept),
             Step::ReportFailure => self.report(view, Outcome::Failed(why(&local.standing))),
@@ -224,11 +240,35 @@ impl Driver {
 
     fn start(&mut self, view: &View, step: Step) -> Result<()> {
         tracing::info!(upgrade = view.upgrade.id, stage = view.upgrade.stage.word(), "cluster: {step:?}");
-        let selects = view.reboot.rolling && view.reboot.upgrade_initiated;
-        let (actor, order): (_, Option<Ordered>) = (self.actor.clone(), view.upgrade.order.clone());
-        let work = workers::spawn("a step of the cluster", move || actor.act(step, order.as_ref(), selects))?;
+        let (actor, rolling) = (self.actor.clone(), view.reboot.rolling);
+        let task = Task {
+            step,
+            order: view.upgrade.order.clone(),
+            rolling,
+            selects: rolling && view.reboot.upgrade_initiated,
+            occasion: self.occasion(view),
+        };
+        let work = workers::spawn("a step of the cluster", move || actor.act(&task))?;
         self.job = Some(Job { step, upgrade: view.upgrade.id, work });
         Ok(())
+    }
+
+    /// What a hook is told.
+    fn occasion(&self, view: &View) -> Occasion {
+        let reboot = &view.reboot;
+        let order = view.upgrade.order.as_ref().filter(|_| reboot.upgrade_initiated);
+        Occasion {
+            node: self.node().0,
+            nodes: view.members.iter().map(|node| node.0).collect(),
+            group: reboot.current.iter().map(|(node, _)| node.0).collect(),
+            reason: match reboot.state {
+                RebootState::Idle => "",
+                _ if reboot.upgrade_initiated => "upgrade",
+                _ => "reboot",
+            },
+            version: view.alive.get(&self.node()).map(|alive| alive.version.clone()).unwrap_or_default(),
+            target_version: order.map(|order| order.target_version.clone()).unwrap_or_default(),
+        }
     }
 
     /// Stops a prepare that nobody wants any more.
@@ -253,6 +293,14 @@ impl Driver {
         });
         if let Err(error) = &result {
             tracing::warn!(code = error.code(), "cluster: {:?}: {}", job.step, sentence(error));
+        }
+        if job.step == Step::Undrain {
+            self.hook = result.as_ref().err().map(|error| (Instant::now(), sentence(error)));
+            if result.is_ok() {
+                self.undrained = view.alive.get(&self.node()).map(|alive| alive.boot);
+                self.protected.ask_anew();
+            }
+            return Ok(());
         }
         if job.upgrade != view.upgrade.id && !matches!(job.step, Step::Reboot | Step::RollBack) {
             return Ok(());
@@ -296,10 +344,15 @@ impl Driver {
 
     /// It does not reboot after all: it gives its turn back, and says why.
     fn turn_failed(&mut self, view: &View, said: &Alive, lease: i64, error: &Error) -> Result<()> {
-        let mut txn = turn::report(view, self.node(), Outcome::Failed(sentence(error)));
+        let outcome = Outcome::Failed(sentence(error));
+        let mut txn = turn::report(view, self.node(), outcome.clone());
         let stays = Value::Alive(Alive { leaving: false, ..said.clone() });
         txn.writes.push(Write::Put(Key::Alive(self.node()), stays, Some(lease)));
-        self.etcd.transact(&txn).map(|_| ())
+        if self.etcd.transact(&txn)? {
+            // Until that is seen it still seems to be its turn.
+            self.reported = Some((view.upgrade.id, outcome, Instant::now()));
+        }
+        Ok(())
     }
 
     fn report(&mut self, view: &View, outcome: Outcome) -> Result<()> {

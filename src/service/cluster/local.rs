@@ -3,13 +3,14 @@
 use crate::cluster::state::{Alive, BootId, Protection, Standing};
 use crate::cluster::turn::Local;
 use crate::cluster::view::View;
+use crate::service::cluster::protection::Known;
 use crate::service::owner::disk::DiskView;
 use crate::service::view::Snapshot;
 use crate::state::{SlotReport, SlotState};
 use crate::units::{Blake3, Group};
 
-/// What the disk says of this node. `unhealthy` is what a health check of this boot said.
-pub(super) fn local(look: &DiskView, view: &View, unhealthy: Option<&str>) -> Local {
+/// What the disk says of this node. `unhealthy` is what a health check of this boot said, `drained` whether it is out of service.
+pub(super) fn local(look: &DiskView, view: &View, unhealthy: Option<&str>, drained: bool) -> Local {
     let slots = || look.slots.slots.iter();
     let prepared = slots().find(|slot| slot.state == SlotState::Prepared);
     let standing = match (unhealthy, &look.disk.trial, &look.disk.fallen) {
@@ -25,6 +26,7 @@ pub(super) fn local(look: &DiskView, view: &View, unhealthy: Option<&str>) -> Lo
         staged: prepared.filter(|_| look.disk.prepared.is_some()).and_then(|slot| slot.manifest),
         selected: look.disk.pending,
         gated: false,
+        drained,
     }
 }
 
@@ -63,19 +65,38 @@ fn version(look: &DiskView) -> String {
     shown.version().number().to_owned()
 }
 
-/// What this node says of itself.
-pub(super) fn alive(look: &DiskView, local: &Local, view: &View, progress: u8, leaving: bool) -> Alive {
+/// What this node says of itself: of its protection what is `known`, and what a hook failed with.
+pub(super) fn alive(
+    look: &DiskView,
+    local: &Local,
+    view: &View,
+    (progress, leaving): (u8, bool),
+    (known, hook): (Known, Option<String>),
+) -> Alive {
+    let spare = || Protection { remaining: view.spare(), maximum: view.spare(), rebuilding: false };
+    let none = Protection { remaining: 0, maximum: 1, rebuilding: false };
+    let (protection, unknown, failed) = match known {
+        Known::Quorum => (spare(), None, None),
+        Known::Is(protection) => (protection, None, None),
+        Known::Unknown(why) => (none, Some(why), None),
+        Known::Failed(why) => (none, Some(why.clone()), Some(why)),
+    };
+    let standing = match (&local.standing, hook.or(failed)) {
+        (Standing::Good, Some(why)) => Standing::Unhealthy(why),
+        (standing, _) => standing.clone(),
+    };
     let blocked = look.status.is_blocked.then(|| look.status.blocked_reason.clone());
     Alive {
         boot: local.boot,
         runs: local.runs,
         version: version(look),
-        standing: local.standing.clone(),
-        // The store's own quorum is all that there is to be protected.
-        protection: Protection { remaining: view.spare(), maximum: view.spare() },
+        standing,
+        protection,
         progress,
         blocked,
         leaving,
+        drained: local.drained,
+        unknown,
     }
 }
 

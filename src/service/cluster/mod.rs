@@ -10,19 +10,22 @@
 //! | module | knows |
 //! |---|---|
 //! | `cache` | all keys as they were seen last, and since when they are so |
-//! | `kept` | what of it outlives a start |
+//! | `last_seen` | what of it outlives a start |
 //! | `driver` | the loop: publishes, acts, leads |
 //! | `local` | this node, by its disk and its kernel |
 //! | `acts` | what each step of a node is |
+//! | [`hooks`], `protection` | commands of the configuration around a turn |
 //! | `orders` | what operators ask for |
 //! | `shown` | the answers |
 
 mod acts;
 mod cache;
 mod driver;
+pub mod hooks;
 mod last_seen;
 mod local;
 mod orders;
+mod protection;
 mod shown;
 
 use std::path::PathBuf;
@@ -54,6 +57,8 @@ pub struct Membership {
     pub health: PathBuf,
     /// How long each of them may take.
     pub health_timeout: Duration,
+    /// Commands around the turn of this node.
+    pub hooks: hooks::Hooks,
 }
 
 /// The cluster, for handlers.
@@ -91,9 +96,23 @@ impl Cluster {
         workers::spawn("watching the cluster", move || cache::follow(&watching, &store, &mut kept, &end))?;
         let (keeping, store, end) = (Arc::clone(&cache), etcd.clone(), Arc::clone(&ended));
         workers::spawn("keeping the lease", move || cache::keep_lease(&keeping, store, &end))?;
+        let protected = protection::Protected::new(&membership.hooks);
+        if !membership.hooks.protection.is_empty() {
+            let (asking, hooks, end) = (protected.clone(), membership.hooks.clone(), Arc::clone(&ended));
+            let (seen, node) = (Arc::clone(&cache), membership.node.0);
+            workers::spawn("asking for protection", move || {
+                protection::ask(&asking, &hooks, &seen, node, &end)
+            })?;
+        }
         let runtime = tokio::runtime::Handle::current();
-        let driver =
-            driver::Driver::new(Arc::clone(service), owner.clone(), runtime, membership.clone(), etcd, cache);
+        let actor = acts::Actor {
+            service: Arc::clone(service),
+            owner: owner.clone(),
+            runtime,
+            membership: membership.clone(),
+            mark: hooks::Mark::new(&service.place.state_dir),
+        };
+        let driver = driver::Driver::new(actor, protected, etcd, cache);
         workers::spawn("driving the cluster", move || driver.run(&ended))?;
         Ok(cluster)
     }

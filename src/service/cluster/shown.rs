@@ -165,6 +165,11 @@ impl Cluster {
         (protection.remaining.saturating_sub(away), protection.maximum)
     }
 
+    /// Whether data is being protected anew.
+    pub(in crate::service) fn is_rebuilding(&self) -> bool {
+        View::new(&self.seen().snapshot).protection().rebuilding
+    }
+
     /// All members.
     pub(in crate::service) fn nodes(&self) -> Vec<ClusterNode> {
         let seen = self.seen();

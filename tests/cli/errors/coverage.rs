@@ -58,6 +58,12 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "tests/cluster/contract.rs",
         "certificates_and_users",
     ),
+    (
+        "HOOK",
+        "takes a member of a cluster in its turn",
+        "src/service/cluster/hooks.rs",
+        "a_hook_that_fails_is_named_with_its_last_words",
+    ),
     ("CLUSTER_DATA", "takes an etcd with garbage in a key", "tests/cluster/nodes.rs", "who_does_not_belong"),
     (
         "CLUSTER_SOFTWARE",

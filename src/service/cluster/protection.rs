@@ -1,0 +1,151 @@
+//! The protection of data, as the hook of that name tells it again and again on a thread of its own: one that hangs holds up
+//! nothing but itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cluster::state::{Protection, RebootState};
+use crate::cluster::view::View;
+use crate::error::{Result, sentence};
+use crate::service::cluster::cache::Cache;
+use crate::service::cluster::hooks::{Hooks, Occasion};
+
+/// How often the hook is asked while no reboot is under way, and while one is.
+const IDLE: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(1);
+/// How often is looked whether it is time.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What is known of the protection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Known {
+    /// No hook is configured: the quorum of the store is all that there is to be protected.
+    Quorum,
+    /// The hook told it.
+    Is(Protection),
+    /// The hook does not tell it, and why.
+    Unknown(String),
+    /// It has not told it for longer than it may.
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct State {
+    known: Known,
+    /// Since when it is not known; `None`: it is.
+    since: Option<Instant>,
+    /// Counts what makes an answer that is on its way worthless.
+    epoch: u64,
+}
+
+/// The protection, shared between who asks and who needs it.
+#[derive(Debug, Clone)]
+pub(super) struct Protected {
+    state: Arc<Mutex<State>>,
+    patience: Duration,
+}
+
+impl Protected {
+    pub(super) fn new(hooks: &Hooks) -> Self {
+        let known = if hooks.protection.is_empty() { Known::Quorum } else { not_asked() };
+        let since = (known != Known::Quorum).then(Instant::now);
+        Self { state: Arc::new(Mutex::new(State { known, since, epoch: 0 })), patience: hooks.timeout }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self) -> Known {
+        self.lock().known.clone()
+    }
+
+    /// What was told is of before: the node is in service again, and counts only with what is told from now on.
+    pub(super) fn ask_anew(&self) {
+        let mut state = self.lock();
+        if state.known != Known::Quorum {
+            *state = State { known: not_asked(), since: Some(Instant::now()), epoch: state.epoch + 1 };
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    fn take(&self, epoch: u64, answer: Result<Protection>) {
+        let mut state = self.lock();
+        if state.epoch != epoch {
+            return;
+        }
+        match answer {
+            Ok(protection) => (state.known, state.since) = (Known::Is(protection), None),
+            Err(error) => {
+                let since = *state.since.get_or_insert_with(Instant::now);
+                let told = sentence(&error);
+                if !matches!(&state.known, Known::Unknown(before) | Known::Failed(before) if *before == told)
+                {
+                    tracing::warn!(code = error.code(), "{told}");
+                }
+                let failed = since.elapsed() >= self.patience;
+                state.known = if failed { Known::Failed(told) } else { Known::Unknown(told) };
+            }
+        }
+    }
+}
+
+fn not_asked() -> Known {
+    Known::Unknown("the hook 'protection' has not answered yet".to_owned())
+}
+
+/// Asks for ever.
+pub(super) fn ask(protected: &Protected, hooks: &Hooks, cache: &Cache, node: u32, end: &AtomicBool) {
+    let mut asked: Option<(Instant, u64)> = None;
+    while !end.load(Ordering::Relaxed) {
+        let view = View::new(&cache.get().snapshot);
+        let every = if view.reboot.state == RebootState::Idle { IDLE } else { BUSY };
+        let epoch = protected.epoch();
+        if asked.is_none_or(|(at, of)| at.elapsed() >= every || of != epoch) {
+            let occasion = Occasion {
+                node,
+                nodes: view.members.iter().map(|node| node.0).collect(),
+                group: view.reboot.current.iter().map(|(node, _)| node.0).collect(),
+                ..Occasion::default()
+            };
+            protected.take(epoch, hooks.protection(&occasion));
+            asked = Some((Instant::now(), epoch));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn what_is_not_known_is_a_failure_after_a_while_and_old_answers_do_not_count() {
+        let no = || Err(Error::Hook { hook: "protection".into(), problem: "said no".into() });
+        let whole = Protection { remaining: 1, maximum: 1, rebuilding: false };
+        let hooks =
+            Hooks { protection: vec!["x".into()], timeout: Duration::from_millis(30), ..Hooks::default() };
+        assert_eq!(Protected::new(&Hooks::default()).get(), Known::Quorum);
+        let protected = Protected::new(&hooks);
+        assert!(matches!(protected.get(), Known::Unknown(_)));
+        protected.take(0, Ok(whole));
+        assert_eq!(protected.get(), Known::Is(whole));
+        protected.take(0, no());
+        assert!(matches!(protected.get(), Known::Unknown(why) if why.contains("said no")));
+        std::thread::sleep(Duration::from_millis(40));
+        protected.take(0, no());
+        assert!(matches!(protected.get(), Known::Failed(_)));
+        protected.take(0, Ok(whole));
+        assert_eq!(protected.get(), Known::Is(whole));
+        protected.ask_anew();
+        protected.take(0, Ok(whole));
+        assert!(matches!(protected.get(), Known::Unknown(_)), "it was asked before");
+        protected.take(1, Ok(whole));
+        assert_eq!(protected.get(), Known::Is(whole));
+    }
+}
