@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    answers, bench, container, delta, firmware, health, history, init, inspect, manual, pack, plan, prepare,
-    remote, repair, select, serve, sign, slots, status, switch, verify,
+    answers, bench, container, delta, explain, firmware, health, history, init, inspect, manual, pack, plan,
+    prepare, remote, repair, select, serve, sign, slots, status, switch, verify,
 };
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
@@ -31,7 +31,7 @@ Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
 failed, 8 stopped by a signal, 9 a container or health check failed,
 10 the network or a web server failed, 11 done, but standard output did not
-take the report.";
+take the report. 'qstage explain CODE' explains an error code.";
 
 /// Upgrade an A/B appliance: stage signed bundles, switch in one write
 ///
@@ -74,6 +74,7 @@ enum Verb {
     Upgrade(remote::UpgradeArgs),
     Watch(remote::WatchArgs),
     Cluster(remote::ClusterArgs),
+    Explain(explain::ExplainArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
     #[command(hide = true)]
@@ -109,6 +110,7 @@ impl Cli {
             Verb::Upgrade(args) => args.run(),
             Verb::Watch(args) => args.run(),
             Verb::Cluster(args) => args.run(),
+            Verb::Explain(args) => args.run(),
             Verb::Completions(args) => args.run(),
             Verb::Man(args) => args.run(),
             Verb::Answers(args) => args.run(),
@@ -141,6 +143,7 @@ impl Cli {
             Verb::Upgrade(args) => args.json,
             Verb::Watch(args) => args.json,
             Verb::Cluster(args) => args.wants_json(),
+            Verb::Explain(args) => args.json,
             // The seven keys are all that status ever prints; a reader of it must not meet other objects.
             Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Answers(_) => {
                 false

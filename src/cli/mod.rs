@@ -18,6 +18,7 @@ mod config_page;
 mod container;
 mod delta;
 mod destination;
+mod explain;
 mod firmware;
 mod for_service;
 mod health;

@@ -29,7 +29,7 @@ use crate::gpt::TableMethod;
 use crate::host::files::read_trusted_text;
 use crate::host::kexec;
 use crate::host::trust::{DEFAULT_TRUST, TrustFile};
-use crate::units::BlockSize;
+use crate::units::{BlockSize, text};
 
 /// Where the file is looked for unless `--config` names one.
 const DEFAULT_PATH: &str = "/etc/qstage/config.toml";
@@ -88,7 +88,7 @@ impl Config {
     /// Parses the text of a file; a problem is told with its line.
     fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| {
-            let message = error.message().trim_end().replace('\n', ", ");
+            let message = did_you_mean(error.message().trim_end().replace('\n', ", "));
             match error.span() {
                 Some(span) => {
                     let before = text.get(..span.start).unwrap_or(text);
@@ -130,5 +130,16 @@ impl Config {
             service: self.service,
             cluster: self.cluster,
         }
+    }
+}
+
+/// A message of serde about an unknown word, with the known one that may have been meant instead of a list of all.
+fn did_you_mean(message: String) -> String {
+    let mut words = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown field `") || message.starts_with("unknown variant `");
+    let tip = words.next().filter(|_| unknown).and_then(|word| Some((word, text::nearest(word, words)?)));
+    match tip {
+        Some((word, meant)) => format!("'{word}' is not known; did you mean '{meant}'?"),
+        None => message,
     }
 }

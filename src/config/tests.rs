@@ -185,7 +185,10 @@ fn check_container(shown: container::Config, sample: &str) {
 #[test]
 fn problems_name_their_line() {
     for (text, problem) in [
-        ("disk = \"/dev/x\"\nboot_flags = \"legacy\"\n", "line 2: unknown field `boot_flags`"),
+        (
+            "disk = \"/dev/x\"\nboot_flags = \"legacy\"\n",
+            "line 2: 'boot_flags' is not known; did you mean 'boot_flag'?",
+        ),
         ("\n\ntries = 16\n", "line 3: tries is 16, allowed is 1 to 15"),
         ("tries = 0", "line 1: tries is 0"),
         ("\nsector_size = 1024", "line 2: sector_size is 1024"),
@@ -193,10 +196,15 @@ fn problems_name_their_line() {
         ("jobs = 0", "line 1: "),
         ("\ndisk = ", "line 2: "),
         ("efi_loader = 'EFI/x.efi'", "line 1: efi_loader is 'EFI/x.efi', not a path such as"),
-        ("boot_flag = \"grub\"", "line 1: unknown variant `grub`"),
+        ("boot_flag = \"grub\"", "line 1: unknown variant `grub`, expected"),
         ("[container]\ncommand = [\"/a\"]\ndeadline = 0", "line 3: 0 is not between"),
         ("[service]\nwaiting_period = 400000000", "line 2: 400000000 seconds are more"),
-        ("[container]\ncommand = [\"/a\"]\nprobes = 0", "line 3: unknown field `probes`"),
+        ("boot_flag = \"legcy\"", "line 1: 'legcy' is not known; did you mean 'legacy'?"),
+        ("zebra = 1", "line 1: unknown field `zebra`, expected one of"),
+        (
+            "[container]\ncommand = [\"/a\"]\nprobes = 0",
+            "line 3: 'probes' is not known; did you mean 'probe'?",
+        ),
     ] {
         let got = Config::parse(text).unwrap_err();
         assert!(got.starts_with(problem), "{text:?}: {got}");

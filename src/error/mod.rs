@@ -1,10 +1,12 @@
 //! Every failure of the project: one variant each, with the facts as fields, a class that determines the exit code,
 //! and a stable code for programs. The [list](Error) is the only place where any of the three is written.
 
+mod explain;
 mod list;
 
 use std::io;
 
+pub use explain::{Explanation, all, explain, page};
 pub use list::Error;
 
 use crate::units::text;
@@ -43,6 +45,21 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class, by exit code.
+    pub const ALL: [Self; 11] = [
+        Self::Internal,
+        Self::Usage,
+        Self::Bundle,
+        Self::Trust,
+        Self::Refused,
+        Self::Disk,
+        Self::Io,
+        Self::Interrupted,
+        Self::Service,
+        Self::Network,
+        Self::Report,
+    ];
+
     /// Name in JSON.
     pub const fn word(self) -> &'static str {
         match self {

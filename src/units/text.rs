@@ -56,6 +56,16 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// What somebody who wrote `word` may have meant: the known word that is most like it, if one is like it at all.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Stricter than clap is with options: a configuration is read by people who cannot ask again.
+    const ALIKE: f64 = 0.8;
+    let near = known.into_iter().map(|known| (strsim::jaro(word, known), known));
+    near.filter(|(alike, _)| *alike > ALIKE)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, known)| known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +83,15 @@ mod tests {
                 assert!(c.escape_debug().count() > 1 || c == '\u{e0000}', "{c:?} is only a letter");
             }
         }
+    }
+
+    #[test]
+    fn the_nearest_word_is_near() {
+        let known = ["disk", "boot_flag", "boot_flags", "trust"];
+        assert_eq!(nearest("boot_flga", known), Some("boot_flag"));
+        assert_eq!(nearest("dsik", known), Some("disk"));
+        assert_eq!(nearest("zebra", known), None);
+        assert_eq!(nearest("", known), None);
     }
 
     #[test]

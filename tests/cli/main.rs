@@ -9,6 +9,8 @@ mod bench;
 mod efi;
 /// Each error code, reached by the command line.
 mod errors;
+/// `qstage explain`: every code that is shown can be looked up.
+mod explain;
 /// Help, man pages, completions, and whether README and sample configuration agree with them.
 mod help;
 /// `init`: the factory install, onto a table that is there as well, and the dry run.

@@ -132,6 +132,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("subtle", &["service/http/auth.rs"]),
     ("tokio", &["cli/remote/", "service/", "source/http/"]),
     ("tokio_rustls", &["service/", "source/http/"]),
+    ("strsim", &["units/text.rs"]),
     ("tracing", &["cli/serve.rs", "service/"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
     ("ureq", &["cli/remote/", "cluster/etcd/"]),
