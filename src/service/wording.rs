@@ -62,8 +62,9 @@ mod tests {
     fn no_message_sends_a_client_to_the_command_line() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut texts = vec![std::fs::read_to_string(root.join("engine/switch.rs")).unwrap()];
-        for entry in std::fs::read_dir(root.join("error")).unwrap() {
-            texts.push(std::fs::read_to_string(entry.unwrap().path()).unwrap());
+        // Not `explain`: it is printed by the command line alone.
+        for file in ["list.rs", "mod.rs"] {
+            texts.push(std::fs::read_to_string(root.join("error").join(file)).unwrap());
         }
         let (mut seen, mut left) = (0, Vec::new());
         for line in texts.iter().flat_map(|text| text.lines()) {

@@ -278,7 +278,7 @@ fn every_attack_reaches_its_code() {
     let regenerate = std::env::var_os("QSTAGE_REGENERATE").is_some();
     let mut index = String::from(
         "# Hostile bundles: file, code as a file, code as a stream, what is wrong with it.\n\
-         # DeltaOutcome by tests/bundle/attacks.rs; QSTAGE_REGENERATE=1 cargo test --test bundle attack writes them anew.\n",
+         # Made by tests/bundle/attacks.rs; QSTAGE_REGENERATE=1 cargo test --test bundle attack writes them anew.\n",
     );
     for attack in attacks() {
         let path = dir.join(format!("{}.qimg", attack.name));

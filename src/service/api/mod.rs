@@ -340,11 +340,11 @@ impl Api {
             if overrides == Overrides::default() {
                 String::new()
             } else {
-                format!(", rules are overrides: {overrides:?}")
+                format!(", rules are lifted: {overrides:?}")
             }
         ));
         if overrides != Overrides::default() {
-            tracing::warn!("rules are overrides: {}", detail.0);
+            tracing::warn!("rules are lifted: {}", detail.0);
         }
         self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
         Ok(detail)
