@@ -81,7 +81,7 @@ pub(super) struct Pass {
 
 impl Pass {
     /// Both at the same time, on different devices.
-    pub(super) fn beside(self, other: Self) -> Self {
+    pub(super) fn alongside(self, other: Self) -> Self {
         Self { seconds: self.seconds.max(other.seconds), ..self + other }
     }
 

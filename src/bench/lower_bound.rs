@@ -82,7 +82,7 @@ impl LowerBound {
                 let one_by_one = now.write + now.read + now.fetch;
                 Pass { seconds: one_by_one.seconds.min(mixed), ..one_by_one }
             }
-            (true, false) => slot.beside(now.fetch),
+            (true, false) => slot.alongside(now.fetch),
         };
         // Everything is hashed once before it is written, and data is hashed again when it is read back.
         let image = (work.data + work.zero) as f64 / 1e9;
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn needs_are_reckoned_by_kind() {
+    fn bounds_are_calculated_by_kind() {
         let mut now = MachineRates {
             all_cores: AllCores { decompress: 2.0, blake3: 10.0 },
             write: pass(1.0, 0.4),

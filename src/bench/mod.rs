@@ -220,8 +220,8 @@ pub fn bench(
             let run = run(kind)?;
             let after = sound(&ceilings)?;
             // The rates of a shared machine change within seconds, so they are measured before and after the run.
-            let needs = LowerBound::of(kind, &work, &before).midpoint(LowerBound::of(kind, &work, &after));
-            rounds.push(Round { seconds: run.seconds, cpu_seconds: run.cpu_seconds, needs });
+            let bound = LowerBound::of(kind, &work, &before).midpoint(LowerBound::of(kind, &work, &after));
+            rounds.push(Round { seconds: run.seconds, cpu_seconds: run.cpu_seconds, bound });
             rates.push(std::mem::replace(&mut before, after));
         }
         rates.push(before);
@@ -265,9 +265,9 @@ fn prepare(
     progress: &dyn Progress,
 ) -> Result<Prepared> {
     // A blind write is to be measured: the present content must not be recognised.
-    sample::spoil(&*subject.slot, layout)?;
+    sample::invalidate(&*subject.slot, layout)?;
     if kind.cold {
-        sample::cool(subject.bundle)?;
+        sample::evict(subject.bundle)?;
     } else {
         sample::warm(subject.bundle)?;
     }
@@ -302,18 +302,18 @@ fn prepare(
 struct Round {
     seconds: f64,
     cpu_seconds: f64,
-    needs: LowerBound,
+    bound: LowerBound,
 }
 
 impl RunReport {
     fn of(name: &'static str, rounds: &[Round], image_bytes: u64, cores: NonZeroUsize) -> Self {
         let of = |get: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(get));
-        let ideal = |round: &Round| round.needs.ideal();
+        let ideal = |round: &Round| round.bound.ideal();
         // Machines change from minute to minute, so the ratio is taken within each round.
         let reached = of(&|round| ideal(round) / round.seconds);
         let seconds = of(&|round| round.seconds);
-        let device_seconds = of(&|round| round.needs.device).median;
-        let processor_seconds = of(&|round| round.needs.processor).median;
+        let device_seconds = of(&|round| round.bound.device).median;
+        let processor_seconds = of(&|round| round.bound.processor).median;
         Self {
             name,
             seconds,
@@ -385,11 +385,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_reached_is_asked_round_by_round() {
+    fn the_ratio_is_taken_round_by_round() {
         let round = |seconds, device, processor| Round {
             seconds,
             cpu_seconds: 1.0,
-            needs: LowerBound { device, processor },
+            bound: LowerBound { device, processor },
         };
         // The second round fell into a slow minute of the machine, so its lower bound is higher too.
         let run = RunReport::of(

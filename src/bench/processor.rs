@@ -185,7 +185,7 @@ mod tests {
     use super::scattered;
 
     #[test]
-    fn a_sample_is_not_in_step_with_the_image() {
+    fn a_sample_does_not_follow_the_period_of_the_image() {
         // As in the synthetic image: of four mebibytes one is zero.
         for stride in [2, 4, 8, 16] {
             let sampled: Vec<u64> = (0..4096).filter(|n| scattered(*n).is_multiple_of(stride)).collect();

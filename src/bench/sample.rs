@@ -152,7 +152,7 @@ pub(super) fn warm(path: &Path) -> Result<()> {
 }
 
 /// Drops a file from the page cache.
-pub(super) fn cool(path: &Path) -> Result<()> {
+pub(super) fn evict(path: &Path) -> Result<()> {
     drop_from_cache(path).map_err(|source| Error::Open { path: path.to_owned(), source })
 }
 
@@ -169,7 +169,7 @@ pub(super) fn time_copy(path: &Path) -> Result<f64> {
 }
 
 /// Changes the start of every frame's place, so that no frame of an earlier run is recognised.
-pub(super) fn spoil(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
+pub(super) fn invalidate(slot: &dyn BlockDevice, layout: &Layout) -> Result<()> {
     let mut noise = AlignedBuf::zeroed(4096);
     noise.fill(0xa5);
     for place in &layout.places {
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_killed_run_left_is_removed_and_what_another_uses_is_not() {
+    fn remains_of_a_killed_run_are_removed_but_not_those_in_use() {
         let parent = tempfile::tempdir().unwrap();
         let left = parent.path().join(format!("{SCRATCH}4194305"));
         std::fs::create_dir(&left).unwrap();

@@ -105,7 +105,7 @@ fn every(mut f: impl FnMut(&Table, &Slots, Group, Slot, BootFlag)) {
 }
 
 #[test]
-fn selection_is_that_of_the_loaders() {
+fn selection_equals_that_of_the_loaders() {
     // Written as a table, not as code: priority, tries, successful of a and b, and the slot that boots.
     let cases = [
         ((2, 0, 1), (1, 0, 1), Some(Slot::A)),
@@ -156,7 +156,7 @@ fn a_trial_boots_next_and_has_its_tries() {
 }
 
 #[test]
-fn good_boots_next_for_ever() {
+fn a_good_slot_boots_for_ever() {
     every(|before, slots, group, slot, flag| {
         let after = mark_good(before, slots, group, slot, flag).unwrap();
         assert_eq!(next_boot(&after, slots, group, flag), Some(slot));
@@ -170,7 +170,7 @@ fn good_boots_next_for_ever() {
 }
 
 #[test]
-fn rolled_back_boots_the_other() {
+fn a_roll_back_boots_the_other_slot() {
     every(|before, slots, group, to, flag| {
         for leave in [RolledBackSlot::Fallback, RolledBackSlot::Bad] {
             let after = roll_back(before, slots, group, to, leave, flag).unwrap();

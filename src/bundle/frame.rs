@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_told_apart_at_every_length() {
+    fn zero_is_recognised_at_every_length() {
         for len in [1, 1023, 1024, 1025, 4096] {
             let mut bytes = vec![0; len];
             assert!(is_zero(&bytes));

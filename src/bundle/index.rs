@@ -142,7 +142,7 @@ mod tests {
     use crate::bundle::frame::chaining_value;
 
     #[test]
-    fn merged_values_are_what_blake3_says() {
+    fn merged_values_equal_the_blake3_hash() {
         // Independent check: the one-shot hash of the blake3 crate (and b3sum in tests/).
         let image: Vec<u8> =
             (0..40 * 4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();

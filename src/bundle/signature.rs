@@ -53,9 +53,9 @@ fn candidate(block: &str) -> Result<SignatureBlock, &'static str> {
     let body = body.ok_or("has no armor of an SSH signature")?;
     let blob = Base64::decode_vec(&body.replace('\n', "")).map_err(|_| "is not base64")?;
     if armor(&blob) != block {
-        return Err("is not spelled as ssh-keygen does");
+        return Err("is not canonical as ssh-keygen does");
     }
-    let version = outline(&blob).ok_or("is damaged")?;
+    let version = version_of(&blob).ok_or("is damaged")?;
     // The library accepts any version up to its own, 0 included, and leaves it out of the signed data; ssh-keygen
     // does not.
     if version != SshSig::VERSION {
@@ -63,7 +63,7 @@ fn candidate(block: &str) -> Result<SignatureBlock, &'static str> {
     }
     Ok(match SshSig::from_pem(block) {
         // Encoding it again yields the same block: every byte has a meaning.
-        Ok(signature) if spelled(&signature).as_deref() == Ok(block) => {
+        Ok(signature) if canonical(&signature).as_deref() == Ok(block) => {
             SignatureBlock::Known(Box::new(signature))
         }
         _ => SignatureBlock::Unknown,
@@ -71,7 +71,7 @@ fn candidate(block: &str) -> Result<SignatureBlock, &'static str> {
 }
 
 /// The version of a signature whose five fields fill it exactly (PROTOCOL.sshsig, "Blob format").
-fn outline(blob: &[u8]) -> Option<u32> {
+fn version_of(blob: &[u8]) -> Option<u32> {
     let number = |bytes: &[u8]| Some(u32::from_be_bytes(bytes.try_into().ok()?));
     let (version, mut rest) = blob.strip_prefix(MAGIC)?.split_at_checked(4)?;
     // Public key, namespace, reserved, hash algorithm, signature.
@@ -94,7 +94,7 @@ fn armor(blob: &[u8]) -> String {
 }
 
 /// The canonical encoding of a signature.
-pub(crate) fn spelled(signature: &SshSig) -> Result<String, ssh_key::Error> {
+pub(crate) fn canonical(signature: &SshSig) -> Result<String, ssh_key::Error> {
     let mut text = signature.to_pem(LineEnding::LF)?;
     if !text.ends_with('\n') {
         text.push('\n');
@@ -115,5 +115,5 @@ pub fn import(bytes: &[u8]) -> Result<String> {
             signature.namespace()
         )));
     }
-    spelled(&signature).map_err(|problem| bad(problem.to_string()))
+    canonical(&signature).map_err(|problem| bad(problem.to_string()))
 }

@@ -51,7 +51,7 @@ pub fn verify(
     let hashes = Sequencer::new(ImageHashes::new(manifest.payloads.len()));
     let largest = largest_frame(&manifest.payloads);
     let jobs =
-        workers::affordable(jobs, workers::default_jobs(), workers::for_frames(largest as u64), progress);
+        workers::limit_jobs(jobs, workers::default_jobs(), workers::worker_memory(largest as u64), progress);
     let (mut buffers, len) = AlignedBuf::shared(jobs, largest);
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
         let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);

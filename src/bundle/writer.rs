@@ -183,8 +183,8 @@ fn pack_payload<W: Write + Seek + Send>(
     let first_entry = index.len();
     let (abort, next) = (Abort::new(cancel, "packing"), AtomicU64::new(0));
     let frame_size = compression.frame_size as usize;
-    let bytes = workers::for_frames(frame_size as u64) + COMPRESSOR;
-    let jobs = workers::affordable(compression.jobs, workers::default_jobs(), bytes, progress);
+    let bytes = workers::worker_memory(frame_size as u64) + COMPRESSOR;
+    let jobs = workers::limit_jobs(compression.jobs, workers::default_jobs(), bytes, progress);
     // Incompressible frames wait at their full size.
     let ahead = (WAITING_MAX / frame_size).max(jobs.get()) as u64;
     let tail = Tail { sha256: Hasher::default(), out, written: 0, index };

@@ -57,7 +57,7 @@ pub(super) fn in_network(
         setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| format!("{}: {e}", namespace.display()))?;
         act()
     };
-    crate::workers::apart("the probe", enter).map_err(|e| e.to_string())?
+    crate::workers::on_own_thread("the probe", enter).map_err(|e| e.to_string())?
 }
 
 fn connect(address: &str, until: Instant) -> Result<TcpStream, String> {

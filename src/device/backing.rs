@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_structure_has_the_size_of_the_kernels() {
+    fn the_structure_has_the_kernels_size() {
         assert_eq!(size_of::<LoopInfo>(), 5 * 8 + 4 * 4 + 64 + 64 + 32 + 2 * 8);
     }
 

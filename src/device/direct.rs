@@ -365,7 +365,7 @@ mod tests {
 
     /// tmpfs refuses `ZERO_RANGE` (EOPNOTSUPP).
     #[test]
-    fn zero_range_is_asked_once_and_replaced_by_writing() {
+    fn zero_range_is_tried_once_and_replaced_by_writing() {
         let file = image(Some("/dev/shm"), 3 << 20);
         let device = Direct::open(file.path(), Mode::Write, BlockSize::B512).unwrap();
         let mut ones = AlignedBuf::zeroed(3 << 20);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_disk_is_refused_without_hanging() {
+    fn other_files_than_disks_are_refused_without_hanging() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_region_reaches_its_own_bytes_only() {
+    fn a_region_has_access_to_its_own_bytes_only() {
         let disk: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(vec![0; 8192], BlockSize::B512));
         let extent = Extent { at: ByteOffset(1024), len: 2048 };
         let region = Region::new(disk.clone(), extent).unwrap();

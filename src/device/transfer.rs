@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_end_it() {
+    fn other_errors_end_the_transfer() {
         let mut calls = 0;
         let result = write_all(&[0; 512], 0, B, |_, _| {
             calls += 1;

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_transfer_is_the_one_that_is_told() {
+    fn the_oldest_transfer_is_reported() {
         let first = begin(Path::new("/dev/first"), "write");
         std::thread::sleep(Duration::from_millis(30));
         let second = begin(Path::new("/dev/second"), "read");

@@ -173,7 +173,7 @@ fn never_nothing(start: &EfiBoot, plan: &VariablePlan, intended: &[Slot]) {
 }
 
 #[test]
-fn a_slot_that_is_withdrawn_is_taken_by_no_firmware() {
+fn a_withdrawn_slot_is_booted_by_no_firmware() {
     for start in starts() {
         for target in Slot::BOTH {
             let plan = start.withdraw(target);
@@ -227,7 +227,7 @@ fn a_trial_is_one_boot_and_falls_back_by_itself() {
 }
 
 #[test]
-fn what_is_kept_boots_before_everything_else() {
+fn a_kept_slot_boots_before_everything_else() {
     for start in starts() {
         for slot in Slot::BOTH {
             let plan = start.keep(slot);
@@ -271,7 +271,7 @@ fn the_way_back_leads_to_the_other_slot() {
 
 /// The check must detect the faults it exists for.
 #[test]
-fn wrong_orders_are_noticed() {
+fn wrong_orders_are_detected() {
     let start = choice(&[(A, true), (B, true), (FOREIGN, true)], &[A, FOREIGN], None);
     let fails = |check: fn(&EfiBoot, VariablePlan), plan: VariablePlan| {
         let start = start.clone();
@@ -309,7 +309,7 @@ fn wrong_orders_are_noticed() {
 }
 
 #[test]
-fn a_new_entry_takes_no_number_that_means_something() {
+fn a_new_entry_takes_a_number_without_references() {
     let start = choice(&[(0, true), (A, true)], &[A, B, TWIN], Some(FOREIGN));
     // 2 to 4 dangle in the lists, and a lower-case name is no entry to the firmware, but 5 is free.
     let plan = start.try_once(Slot::B);
@@ -319,7 +319,7 @@ fn a_new_entry_takes_no_number_that_means_something() {
 }
 
 #[test]
-fn who_runs_is_said_by_the_stub_before_the_entry() {
+fn the_stub_identifies_the_running_slot_before_the_entry() {
     let base = choice(&[(A, true), (B, true)], &[A, B], None);
     let with = |current: Option<u16>, partition: Option<&str>| {
         let mut choice = base.clone();
@@ -368,7 +368,7 @@ fn entries_of_real_firmware() {
 }
 
 #[test]
-fn what_is_built_is_read() {
+fn a_built_entry_is_parsed_again() {
     let option = LoadOption::build("qstage b", &drive(Slot::B), "\\EFI\\Größe\\🚀.efi");
     assert_eq!(LoadOption::parse(option.bytes().to_vec()), Some(option.clone()));
     assert_eq!(option.description(), "qstage b");
@@ -396,7 +396,7 @@ fn what_is_built_is_read() {
 proptest! {
     /// Nothing that firmware may hold ends the program, and what is read is kept to the byte.
     #[test]
-    fn any_bytes_are_read_and_kept(mut bytes in prop::collection::vec(any::<u8>(), 0..200), real in any::<bool>(), at in 0usize..120, value in any::<u8>()) {
+    fn any_bytes_are_parsed_and_preserved(mut bytes in prop::collection::vec(any::<u8>(), 0..200), real in any::<bool>(), at in 0usize..120, value in any::<u8>()) {
         if real {
             bytes = LoadOption::build("b", &drive(Slot::B), "\\x").bytes().to_vec();
             let at = at % bytes.len();

@@ -141,10 +141,10 @@ impl Engine<'_> {
             let job = stage::ReadBack {
                 device: &*device,
                 record,
-                jobs: workers::affordable(
+                jobs: workers::limit_jobs(
                     jobs,
                     workers::default_jobs(),
-                    workers::for_frames(largest_frame(&record.manifest.payloads) as u64),
+                    workers::worker_memory(largest_frame(&record.manifest.payloads) as u64),
                     progress,
                 ),
                 // Scrubbing is the thorough check, and nobody waits for it.

@@ -166,10 +166,10 @@ impl Engine<'_> {
             limit.map_or(Ok(()), |limit| limit.take(bytes, &options.cancel))
         };
         let staging = stage::StageOptions {
-            jobs: workers::affordable(
+            jobs: workers::limit_jobs(
                 options.jobs,
                 stage::default_jobs(&manifest.payloads),
-                workers::for_frames(largest_frame(&manifest.payloads) as u64),
+                workers::worker_memory(largest_frame(&manifest.payloads) as u64),
                 progress,
             ),
             read_back: options.read_back,
@@ -218,10 +218,10 @@ impl Engine<'_> {
             let job = stage::ReadBack {
                 device: &*device,
                 record,
-                jobs: workers::affordable(
+                jobs: workers::limit_jobs(
                     options.jobs,
                     workers::default_jobs(),
-                    workers::for_frames(largest_frame(&record.manifest.payloads) as u64),
+                    workers::worker_memory(largest_frame(&record.manifest.payloads) as u64),
                     progress,
                 ),
                 sha256: options.sha256,

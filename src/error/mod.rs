@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_system_is_told_apart() {
+    fn a_full_file_system_has_its_own_error() {
         let full = io::Error::from_raw_os_error(nix::libc::ENOSPC);
         assert_eq!(Error::write("x", 0, 1, full).code(), "UPGRADE_ERROR_NO_SPACE");
         let broken = io::Error::from_raw_os_error(nix::libc::EIO);

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_verb_edits_its_bits_alone() {
+    fn each_method_edits_only_its_bits() {
         for start in [0, u64::MAX, 0xa5a5_5a5a_a5a5_5a5a] {
             let attrs = Attributes(start);
             for n in 0..=15 {

@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_survives_and_an_unknown_tail_too() {
+    fn every_byte_survives_including_an_unknown_tail() {
         for (block, size) in [(512, 92), (512, 512), (4096, 200), (4096, 4096)] {
             let raw = header_block(block, size);
             let header = Header::decode(&raw, Lba(1)).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_told_apart() {
+    fn each_fault_has_its_own_error() {
         let good = header_block(512, 92);
         let edited = |at: usize, bytes: &[u8]| {
             let mut raw = good.clone();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn any_flipped_bit_of_the_header_is_noticed() {
+    fn any_flipped_bit_of_the_header_is_detected() {
         let good = header_block(512, 92);
         for bit in 0..92 * 8 {
             let mut raw = good.clone();

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_lie_where_asked_and_a_petabyte_costs_nothing() {
+    fn partitions_lie_as_requested_and_a_petabyte_takes_little_memory() {
         for (block, len) in [(BlockSize::B512, 6 * MIB), (BlockSize::B4096, 1 << 50)] {
             let plan = create("x", len, block, &parts(), Some(Guid([7; 16]))).unwrap();
             let found = plan.primary.partitions();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_lies_before_the_first_partition() {
+    fn reserved_space_lies_before_the_first_partition() {
         for (reserve, first) in [(0, MIB), (MIB, MIB), (MIB + 1, 2 * MIB), (16 * MIB, 16 * MIB)] {
             let plan = create_after(reserve, "x", 32 * MIB, BlockSize::B512, &parts(), None).unwrap();
             assert_eq!(plan.primary.partitions()[0].extent.at.0, first);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_its_size() {
+    fn a_layout_that_does_not_fit_is_refused_with_its_size() {
         let needed = 5 * MIB + 16384 + 512;
         assert!(create("x", needed, BlockSize::B512, &parts(), None).is_ok());
         let refused = create("x", needed - 512, BlockSize::B512, &parts(), None).unwrap_err();

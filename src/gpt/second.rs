@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn it_agrees_with_what_is_there_and_with_nothing_else() {
+    fn it_agrees_with_the_written_table_only() {
         for block in [BlockSize::B512, BlockSize::B4096] {
             let (table, bytes, geometry) = disk(block);
             assert_eq!(check(Cursor::new(bytes.clone()), &table, true, &geometry), Ok(Scope::Both));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_asked_what_it_would_panic_at() {
+    fn it_is_not_used_where_it_would_panic() {
         let (table, bytes, geometry) = disk(BlockSize::B512);
         let mut header = table.header().clone();
         (header.count, header.entry_size) = (64, 256);

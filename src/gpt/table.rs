@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn partitions_keep_their_numbers_over_holes_and_odd_neighbours_do_not_block() {
+    fn partitions_keep_their_numbers_across_holes_and_odd_neighbours_do_no_harm() {
         let odd = ("odd", 9000, 8000, 0);
         let far = ("far", u64::MAX, u64::MAX, 0);
         let table = table(&[

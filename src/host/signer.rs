@@ -5,7 +5,7 @@ use std::path::Path;
 use ssh_key::{HashAlg, PrivateKey};
 
 use super::program::Program;
-use crate::bundle::signature::{NAMESPACE, import, spelled};
+use crate::bundle::signature::{NAMESPACE, canonical, import};
 use crate::error::{Error, Result};
 
 /// Text that a key signs in a test. It is no manifest, so the signature is of no use to an attacker.
@@ -34,7 +34,7 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
         Ok(key) if is_simple(&key) => {
             let signature =
                 key.sign(NAMESPACE, HashAlg::Sha512, manifest).map_err(|problem| bad(problem.to_string()))?;
-            spelled(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
+            canonical(&signature).map_err(|problem| bad(problem.to_string()))?.into_bytes()
         }
         _ => ssh_keygen(manifest, key_path)?,
     };

@@ -175,7 +175,7 @@ mod tests {
 
     /// What a copy has in common with the original does not identify either.
     #[test]
-    fn a_copy_on_a_stick_is_not_taken_and_is_said() {
+    fn a_copy_on_a_stick_is_not_taken_but_reported() {
         let inner = disk(20, 2, false);
         let copy = FoundDisk {
             path: "/dev/copy".into(),

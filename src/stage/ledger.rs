@@ -61,7 +61,7 @@ impl<T> Ledger<T> {
     }
 
     /// What to do first; `None`: write on.
-    pub(super) fn duty(&self) -> Option<NextStep<T>> {
+    pub(super) fn next_step(&self) -> Option<NextStep<T>> {
         let mut state = lock(&self.state);
         if state.bytes >= self.batch && !state.flushing {
             state.flushing = true;
@@ -104,20 +104,20 @@ mod tests {
     fn a_frame_is_read_only_after_a_flush_that_began_later() {
         let ledger = Ledger::new(100, 1);
         ledger.wrote([0], 60);
-        assert_eq!(ledger.duty(), None, "the batch is not full");
+        assert_eq!(ledger.next_step(), None, "the batch is not full");
         ledger.wrote([1], 60);
-        let Some(NextStep::Flush(first)) = ledger.duty() else { panic!("nobody flushes") };
+        let Some(NextStep::Flush(first)) = ledger.next_step() else { panic!("nobody flushes") };
         assert_eq!(first, [0, 1]);
         ledger.wrote([2], 200);
-        assert_eq!(ledger.duty(), None, "one flush at a time, and nothing is durable before it ends");
+        assert_eq!(ledger.next_step(), None, "one flush at a time, and nothing is durable before it ends");
         ledger.flushed(first);
         // The next batch is full already. Frame 2 was written during the first flush: it waits for the second.
-        let Some(NextStep::Flush(second)) = ledger.duty() else { panic!("nobody flushes again") };
+        let Some(NextStep::Flush(second)) = ledger.next_step() else { panic!("nobody flushes again") };
         assert_eq!(second, [2]);
-        assert_eq!(ledger.duty(), Some(NextStep::Read(0)));
-        assert_eq!(ledger.duty(), None, "one reader at a time");
+        assert_eq!(ledger.next_step(), Some(NextStep::Read(0)));
+        assert_eq!(ledger.next_step(), None, "one reader at a time");
         ledger.read();
-        assert_eq!(ledger.duty(), Some(NextStep::Read(1)));
+        assert_eq!(ledger.next_step(), Some(NextStep::Read(1)));
         ledger.flushed(second);
         ledger.wrote([3], 1);
         assert_eq!(ledger.into_rest(), [2, 3]);

@@ -159,7 +159,7 @@ impl Case {
 }
 
 #[test]
-fn every_byte_of_a_delta_that_is_changed_or_missing() {
+fn any_changed_or_missing_byte_of_a_delta_is_detected() {
     let case = Case::new();
     let good = case.prepare(&case.delta, false, case.base(usize::MAX, false), false).unwrap();
     assert_eq!((good.copied, good.patched, good.fallen_back), (8192, 4096 + 700, 0));
@@ -184,7 +184,7 @@ fn every_byte_of_a_delta_that_is_changed_or_missing() {
 }
 
 #[test]
-fn a_base_that_changes_or_fails_at_any_read_costs_frames_not_truth() {
+fn a_base_that_changes_or_fails_at_any_read_costs_frames_but_never_corrupts() {
     let case = Case::new();
     for fails in [false, true] {
         for from in 0..12 {

@@ -17,20 +17,20 @@ const REMOTE_SAMPLES: u64 = 64;
 /// A frame that is compressed to a smaller part than this may be all zeroes.
 const SURELY_NOT_ZERO: u64 = 256;
 /// After this number of consecutive misses, only one frame in [`STRIDE`] is probed.
-const PATIENCE: u32 = 16;
-/// See [`PATIENCE`].
+const MISSES_MAX: u32 = 16;
+/// See [`MISSES_MAX`].
 const STRIDE: u64 = 16;
 
 /// Decides which frames are probed before they are decompressed. Reading costs about as much as writing: if nothing
 /// matches, probing must cost nothing.
-pub(super) struct Probing {
+pub(super) struct Prober {
     /// Misses since the last match; `None` if no sample matched.
     misses: Option<Mutex<u32>>,
     /// Whether each frame is probed, whatever the results before it.
     every: bool,
 }
 
-impl Probing {
+impl Prober {
     /// Probes a few frames of every payload: the first one that holds something, where an interrupted run has been,
     /// and others spread evenly. Zeroes that match prove nothing: blank space matches them too. `remote`: frames
     /// that are not in place come over a network.
@@ -67,14 +67,14 @@ impl Probing {
     }
 
     /// Whether the slot seems to hold frames of this bundle.
-    pub(super) fn resembles(&self) -> bool {
+    pub(super) fn has_matches(&self) -> bool {
         self.misses.is_some()
     }
 
     /// Calls `look` if frame number `ordinal` is worth probing, and counts the result.
     pub(super) fn look<T>(&self, ordinal: u64, look: impl FnOnce() -> Option<T>) -> Option<T> {
         let misses = self.misses.as_ref()?;
-        if !self.every && *lock(misses) >= PATIENCE && !ordinal.is_multiple_of(STRIDE) {
+        if !self.every && *lock(misses) >= MISSES_MAX && !ordinal.is_multiple_of(STRIDE) {
             return None;
         }
         let found = look();
@@ -89,12 +89,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_ends_and_returns() {
-        let probing = Probing { misses: Some(Mutex::new(0)), every: false };
+    fn probing_gets_rare_after_misses_and_returns() {
+        let prober = Prober { misses: Some(Mutex::new(0)), every: false };
         let looks = |range: std::ops::Range<u64>, found: bool| {
             let mut looked = 0;
             for number in range {
-                probing.look(number, || {
+                prober.look(number, || {
                     looked += 1;
                     found.then_some(())
                 });
@@ -105,10 +105,10 @@ mod tests {
         assert_eq!(looks(16..160, false), 9, "one in sixteen");
         assert_eq!(looks(160..161, true), 1, "a match at the next sample");
         assert_eq!(looks(161..177, true), 16, "brings full probing back");
-        let every = Probing { misses: Some(Mutex::new(0)), every: true };
+        let every = Prober { misses: Some(Mutex::new(0)), every: true };
         assert!((0..100).all(|number| every.look(number, || None::<()>).is_none()));
         assert_eq!(*lock(every.misses.as_ref().unwrap()), 100, "each is looked at");
-        let blind = Probing { misses: None, every: false };
+        let blind = Prober { misses: None, every: false };
         assert!(blind.look(0, || Some(())).is_none());
     }
 }

@@ -24,7 +24,7 @@ struct Run<'r, 'a> {
     feed: Feed<'a>,
     patcher: Option<Patcher<'r>>,
     zeroes: BTreeMap<u64, Frame<'a>>,
-    probing: probe::Probing,
+    prober: probe::Prober,
     hashes: Option<Sequencer<ImageHashes>>,
     ledger: Option<&'r Ledger<FrameAt<'a>>>,
     abort: &'r Abort<'r>,
@@ -35,18 +35,18 @@ struct Run<'r, 'a> {
 }
 
 /// Bytes of a remote bundle that all workers together may defer, so that they are fetched in parallel meanwhile.
-const AHEAD: u64 = 8 << 20;
+const DEFERRED_BYTES: u64 = 8 << 20;
 /// Maximum number of frames that one worker may defer.
-const LATE: usize = 256;
+const DEFERRED_FRAMES: usize = 256;
 
 /// Deferred frames of one worker: not in place, and requested from the server.
 #[derive(Default)]
-struct Late<'a> {
+struct Deferred<'a> {
     frames: VecDeque<(Claim<'a>, u64)>,
     bytes: u64,
 }
 
-impl<'a> Late<'a> {
+impl<'a> Deferred<'a> {
     fn push(&mut self, claim: Claim<'a>, len: u64) {
         self.frames.push_back((claim, len));
         self.bytes += len;
@@ -60,7 +60,7 @@ impl<'a> Late<'a> {
 
     /// Whether another frame may be added: at least one, further ones up to `most` bytes in all.
     fn has_room(&self, most: u64) -> bool {
-        self.frames.is_empty() || self.bytes < most && self.frames.len() < LATE
+        self.frames.is_empty() || self.bytes < most && self.frames.len() < DEFERRED_FRAMES
     }
 }
 
@@ -89,21 +89,21 @@ pub(super) fn write_frames<'a>(
         (Some(delta), Some(sources)) => Some(Patcher::new(delta, sources)),
         (Some(_), None) => return Err(Error::Internal { what: "a delta without its base".to_owned() }),
     };
-    let probing = probe::Probing::sample(bundle.release(), targets, feed.is_remote(), &abort)?;
+    let prober = probe::Prober::sample(bundle.release(), targets, feed.is_remote(), &abort)?;
     // If some of it may be in place, only frames that turn out to be missing are requested.
-    if probing.resembles() {
+    if prober.has_matches() {
         feed.expect_skeleton();
     } else {
         feed.expect_all();
     }
-    let zeroes = zero::make(bundle, targets, options, probing.resembles(), ledger, &abort)?;
+    let zeroes = zero::make(bundle, targets, options, prober.has_matches(), ledger, &abort)?;
     let run = Run {
         targets,
         options,
         feed,
         patcher,
         zeroes,
-        probing,
+        prober,
         hashes: options.sha256.then(|| Sequencer::new(ImageHashes::new(payloads.len()))),
         ledger,
         abort: &abort,
@@ -114,8 +114,8 @@ pub(super) fn write_frames<'a>(
     };
     // If some frames are in place, the missing ones are requested first and awaited afterwards. Not if images are
     // hashed, which is done in order: a worker would wait for its turn while it defers the frame before.
-    let ahead = match run.feed.is_remote() && run.hashes.is_none() && run.probing.resembles() {
-        true => AHEAD / options.jobs.get() as u64,
+    let ahead = match run.feed.is_remote() && run.hashes.is_none() && run.prober.has_matches() {
+        true => DEFERRED_BYTES / options.jobs.get() as u64,
         false => 0,
     };
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest_frame(payloads));
@@ -126,22 +126,22 @@ pub(super) fn write_frames<'a>(
             decoder: FrameDecoder::new()?,
             patch: patch::Scratch::default(),
         };
-        let (mut late, mut ended) = (Late::default(), false);
+        let (mut deferred, mut ended) = (Deferred::default(), false);
         loop {
-            run.duties(scratch.buffer)?;
-            if !ended && late.has_room(ahead) {
+            run.run_next_steps(scratch.buffer)?;
+            if !ended && deferred.has_room(ahead) {
                 match run.feed.claim(&mut scratch.compressed, run.abort)? {
                     None => ended = true,
                     Some(claim) if run.is_in_place(&claim, &mut scratch)? => {
                         progress.advance(claim.len() as u64)
                     }
                     // Without deferring it is loaded at once, and is declared already.
-                    Some(claim) => late.push(claim, if ahead > 0 { run.feed.expect(&claim) } else { 0 }),
+                    Some(claim) => deferred.push(claim, if ahead > 0 { run.feed.expect(&claim) } else { 0 }),
                 }
                 continue;
             }
-            let Some(claim) = late.pop() else { return Ok(()) };
-            run.bring(&claim, &mut scratch)?;
+            let Some(claim) = deferred.pop() else { return Ok(()) };
+            run.stage_frame(&claim, &mut scratch)?;
             progress.advance(claim.len() as u64);
         }
     })?;
@@ -182,11 +182,11 @@ pub(super) fn read_rest(
 
 impl<'a> Run<'_, 'a> {
     /// Flushes and reads back until a frame may be written.
-    fn duties(&self, buffer: &mut [u8]) -> Result<()> {
+    fn run_next_steps(&self, buffer: &mut [u8]) -> Result<()> {
         let Some(ledger) = self.ledger else { return Ok(()) };
-        while let Some(duty) = ledger.duty() {
+        while let Some(step) = ledger.next_step() {
             self.abort.check()?;
-            match duty {
+            match step {
                 NextStep::Flush(frames) => {
                     sync(self.targets)?;
                     ledger.flushed(frames);
@@ -216,7 +216,7 @@ impl<'a> Run<'_, 'a> {
     }
 
     /// Loads, verifies and writes one frame.
-    fn bring(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
+    fn stage_frame(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
         let frame = self.frame_at(claim)?;
         let problem = loop {
             let loaded = self.load(claim, scratch);
@@ -252,7 +252,7 @@ impl<'a> Run<'_, 'a> {
         buffer: &'b mut [u8],
     ) -> Result<Option<VerifiedFrame<'b>>> {
         match frame.zero_state() {
-            ZeroState::Unproven => Ok(self.probing.look(ordinal, || frame.find(buffer))),
+            ZeroState::Unproven => Ok(self.prober.look(ordinal, || frame.find(buffer))),
             ZeroState::Zero => Ok(None),
             ZeroState::ZeroInPlace => {
                 buffer.fill(0);

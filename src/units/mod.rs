@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_downtime_that_nobody_knows_is_no_zero() {
+    fn an_unknown_downtime_is_not_zero() {
         assert_eq!(Downtime(Some(127.4)).to_string(), "127 ms");
         assert!(Downtime(None).to_string().starts_with("unknown"));
     }

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_clear_is_refused() {
+    fn ambiguous_sizes_are_refused() {
         for (text, reason) in [
             ("", "no size"),
             ("M", "no size"),

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 /// Whether a character has an effect other than being visible: Unicode's categories Cc except the line feed, Cf, Zl
 /// and Zp (UnicodeData.txt, version 16).
-pub(crate) fn acts(c: char) -> bool {
+pub(crate) fn is_control(c: char) -> bool {
     match c {
         '\n' => false,
         ' '..='~' => false,
@@ -21,14 +21,14 @@ pub(crate) fn acts(c: char) -> bool {
     }
 }
 
-/// The text with every character for which [`acts`] returns true written as `\u{…}`.
+/// The text with every character for which [`is_control`] returns true written as `\u{…}`.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    if !text.contains(acts) {
+    if !text.contains(is_control) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if acts(c) {
+        if is_control(c) {
             let _ = write!(out, "{}", c.escape_unicode());
         } else {
             out.push(c);
@@ -37,15 +37,15 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// JSON with every character for which [`acts`] returns true as a JSON escape (RFC 8259, section 7); its meaning is
+/// JSON with every character for which [`is_control`] returns true as a JSON escape (RFC 8259, section 7); its meaning is
 /// unchanged.
 pub(crate) fn json(text: &str) -> Cow<'_, str> {
-    if !text.contains(acts) {
+    if !text.contains(is_control) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if acts(c) {
+        if is_control(c) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 let _ = write!(out, "\\u{unit:04x}");
             }
@@ -71,15 +71,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_acts_is_left() {
+    fn no_control_character_is_left() {
         assert_eq!(shown("plain \u{e9} \u{4e2d}\n"), "plain \u{e9} \u{4e2d}\n");
         assert_eq!(shown("\u{1b}[2Jall is well\r\u{202e}x"), "\\u{1b}[2Jall is well\\u{d}\\u{202e}x");
         for c in (0..=0x10_ffff).filter_map(char::from_u32) {
             let text = shown(c.encode_utf8(&mut [0; 4])).into_owned();
-            assert!(!text.contains(acts), "{c:?}");
+            assert!(!text.contains(is_control), "{c:?}");
             // Compared with the standard library's list of unprintable characters, except those that are
             // unassigned, private, or combine with the letter before.
-            if c != '\n' && acts(c) {
+            if c != '\n' && is_control(c) {
                 assert!(c.escape_debug().count() > 1 || c == '\u{e0000}', "{c:?} is only a letter");
             }
         }
@@ -95,11 +95,11 @@ mod tests {
     }
 
     #[test]
-    fn json_means_the_same() {
+    fn json_keeps_its_meaning() {
         for text in ["a\u{1b}b", "\u{7f}\u{9b}", "\u{202e}", "\u{e0041}", "\"\\\n"] {
             let plain = serde_json::to_string(text).unwrap();
             let escaped = json(&plain);
-            assert!(!escaped.contains(acts), "{escaped}");
+            assert!(!escaped.contains(is_control), "{escaped}");
             assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
         }
     }

@@ -17,10 +17,10 @@ const RESERVE: u64 = 8 << 20;
 
 /// Address space of a thread besides its buffers, in bytes: its stack (2 MiB) and its share of the allocator's
 /// arenas.
-const THREAD: u64 = 3 << 20;
+const THREAD_BYTES: u64 = 3 << 20;
 
 /// Memory in bytes from which on an explicitly requested number of workers causes a notice.
-pub(super) const MUCH: u64 = 256 << 20;
+pub(super) const NOTICE_BYTES: u64 = 256 << 20;
 
 /// As many of `jobs` workers as fit into `room`, each with `bytes`; at least one.
 pub(super) fn fit(jobs: NonZeroUsize, bytes: u64, room: Option<u64>) -> NonZeroUsize {
@@ -45,8 +45,8 @@ fn in_limits() -> Option<u64> {
     let left = |resource, used: &str| {
         let (limit, _) = getrlimit(resource).ok().filter(|(limit, _)| *limit != nix::libc::RLIM_INFINITY)?;
         let left = limit.saturating_sub(field(&status, used)?.saturating_mul(1024));
-        // Half is for what is reserved and never touched: stacks and arenas, see [`THREAD`].
-        Some(left.saturating_sub(THREAD) / 2)
+        // Half is for what is reserved and never touched: stacks and arenas, see [`THREAD_BYTES`].
+        Some(left.saturating_sub(THREAD_BYTES) / 2)
     };
     let limits = [left(Resource::RLIMIT_AS, "VmSize:"), left(Resource::RLIMIT_DATA, "VmData:")];
     limits.into_iter().flatten().min()
@@ -95,7 +95,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn one_worker_runs_in_any_case_and_more_where_they_fit() {
+    fn at_least_one_worker_runs_and_more_if_they_fit() {
         let jobs = |room| fit(super::super::at_least_one(12), 2 * MIB, room).get();
         assert_eq!(jobs(None), 12);
         for (room, fits) in [(0, 1), (RESERVE, 1), (RESERVE + 2 * MIB, 1), (RESERVE + 7 * MIB, 3)] {
@@ -107,7 +107,7 @@ mod tests {
 
     /// Both versions of cgroups, limits of parent groups, and missing paths.
     #[test]
-    fn the_narrowest_group_counts_and_page_cache_is_free() {
+    fn the_smallest_limit_applies_and_page_cache_is_free() {
         let dir = tempfile::tempdir().unwrap();
         let make = |group: &str, files: &[(&str, &str)]| {
             let group = dir.path().join(group);

@@ -119,7 +119,7 @@ pub fn spawn<T: Send + 'static>(
 ///
 /// # Errors
 /// [`Error::NoThread`].
-pub fn apart<T: Send>(what: &'static str, work: impl FnOnce() -> T + Send) -> Result<T> {
+pub fn on_own_thread<T: Send>(what: &'static str, work: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let started = Builder::new().name(what.to_owned()).spawn_scoped(scope, work);
         let thread = started.map_err(|source| Error::NoThread { what: what.to_owned(), source })?;
@@ -261,14 +261,14 @@ pub fn default_jobs() -> NonZeroUsize {
 }
 
 /// Memory of a worker in bytes for frames of that size: one frame, its compressed form, a decoder.
-pub const fn for_frames(frame: u64) -> u64 {
+pub const fn worker_memory(frame: u64) -> u64 {
     frame.saturating_mul(2).saturating_add(512 << 10)
 }
 
 /// Number of workers to run: `wanted`, or `otherwise` if that is `None`, but no more than fit into the memory that
 /// this process may still use (its cgroup, its limits, the machine). Each needs `bytes`. At least one runs in any
 /// case. Sends a notice if the number is lower than wanted or takes much memory.
-pub fn affordable(
+pub fn limit_jobs(
     wanted: Option<NonZeroUsize>,
     otherwise: NonZeroUsize,
     bytes: u64,
@@ -284,7 +284,7 @@ pub fn affordable(
             mib(bytes),
             mib(room.unwrap_or_default())
         ));
-    } else if wanted.is_some() && bytes.saturating_mul(jobs.get() as u64) > memory::MUCH {
+    } else if wanted.is_some() && bytes.saturating_mul(jobs.get() as u64) > memory::NOTICE_BYTES {
         progress.notice(&format!(
             "{jobs} workers use up to {} MiB",
             mib(bytes.saturating_mul(jobs.get() as u64))
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_frees_who_waits() {
+    fn the_first_failure_wakes_waiting_workers() {
         let cancel = Cancel::default();
         let abort = Abort::new(&cancel, "testing");
         let (next, order) = (AtomicU64::new(0), Sequencer::new(()));

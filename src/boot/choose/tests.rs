@@ -32,7 +32,7 @@ fn loader(a: Attributes, b: Attributes) -> Option<Slot> {
 }
 
 #[test]
-fn the_flags_rule_as_they_do_for_other_loaders() {
+fn the_flags_apply_as_in_other_loaders() {
     let all = every_bits();
     for &a in &all {
         for &b in &all {
@@ -61,7 +61,7 @@ fn the_flags_rule_as_they_do_for_other_loaders() {
 
 /// All ranks, with the bits that behave differently.
 #[test]
-fn something_is_started_whatever_is_found() {
+fn some_slot_is_started_whatever_the_flags() {
     let values: Vec<Candidate> = [0, 1, 2, 15]
         .into_iter()
         .flat_map(|p| [0, 1, 15].into_iter().flat_map(move |t| [false, true].map(|s| bits(p, t, s))))
@@ -135,7 +135,7 @@ fn the_old_slot_is_back_after_the_tries() {
 }
 
 #[test]
-fn what_a_slot_says_of_itself() {
+fn ranks_by_the_content_of_a_slot() {
     let torn = Content::Torn { origin: String::new(), manifest: crate::units::Blake3([0; 32]), epoch: 0 };
     let nothing = Content::Nothing { why: String::new(), traces: false, epoch: 0 };
     let rank = |attributes, content: Option<&Content>| Candidate::new(attributes, content).rank;

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_not_understood_give_no_trust() {
+    fn lines_that_are_not_understood_are_skipped() {
         for (line, word) in [
             (format!("x cert-authority {KEY}"), "certificate"),
             (format!("x verify-required {KEY}"), "unknown option"),

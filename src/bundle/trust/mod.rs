@@ -117,7 +117,7 @@ impl Trust {
         let mut found = Findings::default();
         for (number, candidate) in (1..).zip(signature::parse(signature)?) {
             let SignatureBlock::Known(candidate) = candidate else {
-                found.strangers.push(format!("signature {number} (of a kind that is not known)"));
+                found.ignored.push(format!("signature {number} (of a kind that is not known)"));
                 continue;
             };
             let key = PublicKey::from(candidate.public_key().clone());
@@ -126,7 +126,7 @@ impl Trust {
             for signer in signers.iter().filter(|signer| signer.key == *key.key_data()) {
                 known = true;
                 if let Some(refusal) = self.refusal(signer, now) {
-                    found.strangers.push(format!("{fingerprint} ({refusal})"));
+                    found.ignored.push(format!("{fingerprint} ({refusal})"));
                 } else if key.verify(NAMESPACE, manifest, &candidate).is_ok() {
                     found.holds(signer, &fingerprint);
                     break;
@@ -135,7 +135,7 @@ impl Trust {
                 }
             }
             if !known {
-                found.strangers.push(format!("{fingerprint} (not listed)"));
+                found.ignored.push(format!("{fingerprint} (not listed)"));
             }
         }
         let needed = self.demand.threshold.get();
@@ -149,8 +149,8 @@ impl Trust {
             let (path, signers) = (self.path.clone(), found.names.join(", "));
             return Err(Error::TooFewSigners { path, found: found.keys.len(), needed, signers });
         }
-        found.strangers.extend(skipped.iter().map(|line| format!("unusable {line}")));
-        Err(Error::Untrusted { path: self.path.clone(), signers: found.strangers.join(", ") })
+        found.ignored.extend(skipped.iter().map(|line| format!("unusable {line}")));
+        Err(Error::Untrusted { path: self.path.clone(), signers: found.ignored.join(", ") })
     }
 
     fn refusal(&self, signer: &AllowedSigner, now: i64) -> Option<&'static str> {
@@ -173,7 +173,7 @@ struct Findings<'t> {
     /// Fingerprint of the key of an invalid signature; `None` if there is none.
     forged: Option<String>,
     /// Signatures that do not count, with the reason.
-    strangers: Vec<String>,
+    ignored: Vec<String>,
 }
 
 impl<'t> Findings<'t> {

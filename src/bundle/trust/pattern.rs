@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_loop_is_the_recursion(text in "[ab]{0,8}", pattern in "[ab*?]{0,8}") {
+        fn the_loop_equals_the_recursion(text in "[ab]{0,8}", pattern in "[ab*?]{0,8}") {
             prop_assert_eq!(matches(text.as_bytes(), pattern.as_bytes()), stated(text.as_bytes(), pattern.as_bytes()));
         }
     }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_a_time_and_what_is_none() {
+    fn valid_and_invalid_times() {
         let day = |text: &str| parse(text.as_bytes());
         assert_eq!(day("20200102Z"), Ok(1_577_923_200));
         assert_eq!(day("20200102UTC"), day("20200102z"));

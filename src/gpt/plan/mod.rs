@@ -213,7 +213,7 @@ pub fn plan(reading: &Reading, new: &Table, how: TableMethod) -> Result<Plan, Ob
 
 /// Whether this change of an array block makes a slot bootable or moves it before another. Attributes of entries
 /// that are not slots do not change.
-fn gains(old: &[u8], new: &[u8], entry_size: usize) -> bool {
+fn raises_rank(old: &[u8], new: &[u8], entry_size: usize) -> bool {
     let step = entry_size.clamp(1, old.len().max(1));
     let attributes = |block: &[u8], at: usize| {
         let bytes = block.get(at + ATTRIBUTES.start..at + ATTRIBUTES.end);

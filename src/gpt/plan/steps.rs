@@ -96,11 +96,11 @@ impl<'a> Steps<'a> {
             .flat_map(|(lba, bytes)| (lba..).zip(bytes.chunks(block).map(<[u8]>::to_vec).collect::<Vec<_>>()))
             .collect();
         let size = table.header().entry_size() as usize;
-        let gains = |(lba, new): &(u64, Vec<u8>)| {
+        let raises_rank = |(lba, new): &(u64, Vec<u8>)| {
             let Known::Bytes(old) = self.claims.sectors.get(*lba) else { return false };
-            super::gains(old, new, size)
+            super::raises_rank(old, new, size)
         };
-        let (first, rest): (Vec<_>, Vec<_>) = blocks.into_iter().partition(gains);
+        let (first, rest): (Vec<_>, Vec<_>) = blocks.into_iter().partition(raises_rank);
         let both = !first.is_empty() && !rest.is_empty();
         for (lba, bytes) in first {
             self.blocks(lba, bytes, what)?;
