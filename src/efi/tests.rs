@@ -376,7 +376,7 @@ fn a_built_entry_is_parsed_again() {
     assert_eq!(option.file().as_deref(), Some("\\EFI\\Größe\\🚀.efi"));
     assert!(option.boots() && !option.with_active(false).boots());
     assert_eq!(option.with_active(false).with_active(true), option);
-    // Behind the end of the first path there may be more paths, and data for the loader.
+    // After the end of the first path there may be more paths, and data for the loader.
     let mut more = option.bytes().to_vec();
     more.extend(b"quiet");
     let more = LoadOption::parse(more).unwrap();

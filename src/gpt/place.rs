@@ -120,7 +120,7 @@ pub(super) fn home(claims: &Claims<'_>, table: &Table) -> Lba {
     if !older.contains(&named) && spare(claims, table, &[]) != Ok(named) {
         return named;
     }
-    // The highest former copy before it: `sgdisk -j` leaves one behind where the array was before.
+    // The highest former copy before it: `sgdisk -j` leaves a copy where the array was before.
     let below = (2..named.0).rev().map(Lba).filter(|lba| is_former_copy(claims, table, *lba));
     let (mut last_older, mut found) = (None, None);
     for lba in below {

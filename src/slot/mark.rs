@@ -39,7 +39,7 @@ pub enum Verdict {
     Bad,
     /// A failing trial: while the slot runs it can still be marked good, afterwards it has failed.
     Failed,
-    /// A trial of one boot that leaves no flag behind: by EFI's BootNext, or by kexec. The slot is on trial until
+    /// A trial of one boot that leaves no flag: by EFI's BootNext, or by kexec. The slot is on trial until
     /// and during that boot; afterwards it has failed, and the reason states how.
     Trying,
 }
