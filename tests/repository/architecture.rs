@@ -242,13 +242,13 @@ const LAYERS: &[(&[&str], &[&str])] = &[
 ];
 
 /// A file of `src/` without its tests and comments.
-struct Source {
-    path: String,
-    code: String,
+pub(super) struct Source {
+    pub(super) path: String,
+    pub(super) code: String,
     lines: usize,
 }
 
-fn sources() -> Vec<Source> {
+pub(super) fn sources() -> Vec<Source> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
