@@ -59,7 +59,7 @@ impl ContainerArgs {
             ContainerVerb::Stop(args) => args.stop(),
             ContainerVerb::Status(args) => args.status(),
             ContainerVerb::Gate(args) => {
-                container::nspawn::gate::wait_inside(&container::nspawn::gate::Orders {
+                container::nspawn::gate::wait_inside(&container::nspawn::gate::GateArgs {
                     console: args.console.as_deref(),
                     prober: args.prober,
                     no_user_namespaces: args.no_user_namespaces,

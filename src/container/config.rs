@@ -1,4 +1,4 @@
-//! `[container]` of the configuration; `fixtures/config.toml` explains every key.
+//! Table `[container]` of the configuration; `fixtures/config.toml` explains every key.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,19 +15,19 @@ pub struct Config {
     /// The program in the image and its arguments.
     #[serde(deserialize_with = "words")]
     pub command: Vec<String>,
-    /// Whether it is process 1 (a whole init); else a stub is, which reaps and dies with it.
+    /// Whether the program is process 1 (a full init); else process 1 is a stub that reaps, and ends with the program.
     #[serde(default)]
     pub pid1: bool,
-    /// The signal that asks it to end; `None`: SIGTERM, for process 1 SIGRTMIN+3.
+    /// Signal that requests its end; `None`: SIGTERM, or SIGRTMIN+3 with `pid1`.
     #[serde(default)]
     pub stop_signal: Option<String>,
-    /// How long it may take to end before it is killed.
+    /// Time after the stop signal until it is killed.
     #[serde(default = "stop_timeout", deserialize_with = "seconds")]
     pub stop_timeout: Duration,
-    /// Environment, `NAME=value`.
+    /// Environment variables, as `NAME=value`.
     #[serde(default)]
     pub environment: Vec<String>,
-    /// The writable directory: `HOST:INSIDE`. Made on the host where it is missing.
+    /// Writable directory, as `HOST:INSIDE`; created on the host if it is missing. `None`: no such directory.
     #[serde(default)]
     pub state: Option<String>,
     /// Further directories or files, writable: `HOST:INSIDE`.
@@ -36,55 +36,55 @@ pub struct Config {
     /// The same, read-only.
     #[serde(default)]
     pub bind_ro: Vec<String>,
-    /// Whether the root takes writes, in memory, lost at the stop.
+    /// Whether the root file system is writable; writes are in memory and lost at the stop.
     #[serde(default)]
     pub overlay: bool,
-    /// Its network.
+    /// Network of the container.
     #[serde(default)]
     pub network: Network,
-    /// Whose users its users are.
+    /// Mapping of its users to users of the host.
     #[serde(default)]
     pub users: Users,
     /// Whether set-user-ID programs and file capabilities work.
     #[serde(default)]
     pub new_privileges: bool,
-    /// The capabilities that it keeps; all others are gone for good.
+    /// Capabilities that it has; all others are dropped for ever.
     #[serde(default = "isolation::capabilities", deserialize_with = "isolation::named")]
     pub capabilities: Vec<String>,
-    /// System calls that are permitted beyond the usual, as in systemd.exec(5), `SystemCallFilter=`.
+    /// System calls that are permitted beyond the default, as in systemd.exec(5), `SystemCallFilter=`.
     #[serde(default, deserialize_with = "isolation::calls")]
     pub system_calls: Vec<String>,
-    /// Device nodes of the host that it may use.
+    /// Device nodes of the host that it may open.
     #[serde(default, deserialize_with = "isolation::nodes")]
     pub devices: Vec<PathBuf>,
-    /// What it may do with its control groups.
+    /// Access to its control groups.
     #[serde(default)]
     pub cgroups: Cgroups,
-    /// The file systems that an image may have, by their names in mount(8).
+    /// File systems that an image may have, by their names in mount(8).
     #[serde(default = "file_systems")]
     pub file_systems: Vec<String>,
-    /// What of the image is read into memory before the old container is stopped; `None`: its program.
+    /// Paths of the image that are read into memory before the old container is stopped; `None`: its program.
     #[serde(default)]
     pub preread: Option<Vec<String>>,
-    /// What tells that it is healthy.
+    /// Health probe.
     #[serde(default)]
     pub probe: Probe,
     /// Pause between two attempts of the probe.
     #[serde(default = "probe_interval", deserialize_with = "seconds")]
     pub probe_interval: Duration,
-    /// How long one attempt may take.
+    /// Time limit of one attempt.
     #[serde(default = "probe_timeout", deserialize_with = "seconds")]
     pub probe_timeout: Duration,
-    /// How long a container may take to become healthy.
+    /// Time limit for a container to become healthy.
     #[serde(default = "deadline", deserialize_with = "seconds")]
     pub deadline: Duration,
     /// Further options of systemd-nspawn(1).
     #[serde(default)]
     pub options: Vec<String>,
-    /// Where output goes on machines without systemd; `None`: nowhere.
+    /// File that takes the output on machines without systemd; `None`: it is discarded.
     #[serde(default)]
     pub console: Option<PathBuf>,
-    /// Where mounts and run files are; it must not outlive a boot.
+    /// Directory of mounts and run files; it must not survive a reboot.
     #[serde(default = "run_dir")]
     pub run_dir: PathBuf,
 }
@@ -92,19 +92,19 @@ pub struct Config {
 /// The network of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Network {
-    /// That of the host.
+    /// The host's network namespace.
     Host,
-    /// One of its own, with nothing but `lo`.
+    /// Its own namespace, with no interface but `lo`.
     #[default]
     Private,
-    /// The one at this path, such as `/run/netns/NAME`.
+    /// The namespace at this path, such as `/run/netns/NAME`.
     Path(PathBuf),
 }
 
-/// What tells that a container is healthy.
+/// Health probe of a container: the condition under which it is healthy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Probe {
-    /// Its program is still there after half a second.
+    /// Its program still runs after half a second.
     #[default]
     Alive,
     /// A TCP connection is accepted at `host:port`, in the network of the container.
@@ -116,7 +116,7 @@ pub enum Probe {
 }
 
 impl Config {
-    /// The configuration of a command where everything else is left at its default.
+    /// The configuration with this command and defaults for everything else.
     pub fn new(command: Vec<String>) -> Self {
         Self {
             command,
@@ -172,7 +172,7 @@ fn run_dir() -> PathBuf {
     "/run/qstage".into()
 }
 
-/// Seconds, with fractions; more than an hour is a mistake.
+/// Seconds, with fractions; more than an hour is refused as a mistake.
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
     if (0.001..=3600.0).contains(&seconds) {
@@ -225,7 +225,7 @@ impl<'de> Deserialize<'de> for Probe {
                     (!host.is_empty()).then_some(())?;
                     port.parse::<u16>().ok()
                 });
-                // A line break would let the path write further headers.
+                // A line break would let the path add further headers.
                 let clean = path.bytes().all(|byte| byte.is_ascii_graphic());
                 match (kind, port) {
                     ("tcp", Some(_)) if path == "/" => Ok(Self::Tcp(address.to_owned())),

@@ -1,4 +1,4 @@
-//! A runtime without containers, for tests: it counts time only when it is told to wait, and fails on demand.
+//! A test double of the runtime, without containers: its clock advances only by pauses, and it fails on demand.
 
 use std::any::Any;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,25 +13,25 @@ use crate::gpt::Partition;
 use crate::host::{Access, Booted, DiskLock, Machine, MountSource};
 use crate::units::{BlockSize, Group, Slot};
 
-/// What happens at the chosen step.
+/// Fault at the chosen step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It fails, once.
+    /// The step fails, once.
     Once,
-    /// The process dies in front of it: containers live on, but those at their gate.
+    /// The process dies before the step: containers live on, except those at their gate.
     Killed,
-    /// The machine loses power in front of it: no container lives on.
+    /// The machine loses power before the step: no container lives on.
     PowerCut,
 }
 
-/// Counts the steps of runtime and disk together, and lets one of them fail.
+/// Counts the steps of runtime and disk together, and makes one of them fail.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    /// Step and fault that are to come.
+    /// Number of the step and its fault; `None`: no fault.
     pub(super) plan: Option<(usize, Fault)>,
-    /// How many steps were made.
+    /// Number of steps so far.
     pub(super) steps: usize,
-    /// Nothing works any more.
+    /// The fault after which every step fails.
     pub(super) dead: Option<Fault>,
 }
 
@@ -55,7 +55,7 @@ fn fails(faults: &Shared) -> bool {
     }
 }
 
-/// The containers of a machine that does not exist. They outlive the double: a clone of `containers` is handed on.
+/// The containers of a simulated machine. They outlive the double: a clone of `containers` is passed to the next one.
 pub(super) struct Double {
     pub(super) faults: Shared,
     pub(super) containers: Arc<Mutex<Vec<Running>>>,
@@ -129,7 +129,7 @@ impl Runtime for Double {
             .map_err(|e| Error::ContainerStop { slot: running.slot, problem: e.to_string() })?;
         self.gated.lock().unwrap().retain(|one| one != running);
         self.containers.lock().unwrap().retain(|one| one != running);
-        Ok(Stopped::Gently)
+        Ok(Stopped::Gracefully)
     }
 
     fn probe(&self, running: &Running) -> Result<(), String> {
@@ -167,7 +167,7 @@ impl Drop for Double {
 pub(super) struct FaultyDisk {
     device: Arc<MemoryDevice>,
     faults: Shared,
-    /// What is mounted, as far as the engine is told.
+    /// The running containers, whose slots the engine sees as mounted.
     containers: Arc<Mutex<Vec<Running>>>,
 }
 

@@ -1,8 +1,8 @@
-//! What a container is kept from, and what the configuration opens.
+//! Isolation of a container, and the parts of it that the configuration opens.
 //!
-//! Root in the container is nobody on the host: user namespace, no new privileges, few capabilities, few system calls,
-//! no devices, cgroups that it can only read, a network of its own. Each can be opened by a key of `[container]`, and
-//! [`Config::openings`] says which are. Several layers forbid the same on purpose: a hole in one of them is no way out.
+//! Root in the container is an unprivileged user on the host: user namespace, no new privileges, few capabilities, few
+//! system calls, no devices, read-only cgroups, a private network. A key of `[container]` opens each of them, and
+//! [`Config::openings`] reports which are open. Several layers forbid the same on purpose: a hole in one is no way out.
 
 use std::path::PathBuf;
 
@@ -11,31 +11,31 @@ use serde::de::{Deserializer, Error as _};
 
 use super::config::{Config, Network};
 
-/// Whose users those of the container are.
+/// Mapping of the container's users to users of the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Users {
-    /// As `Private` where the kernel can map the owners of its files, else as `Host`.
+    /// `Private` if the kernel can map the owners of its files, else `Host`.
     #[default]
     Auto,
-    /// A range of their own, in a user namespace; files keep their owners by an idmapped mount.
+    /// A separate range, in a user namespace; an idmapped mount preserves the owners of files.
     Private,
-    /// Those of the host: root is root.
+    /// The host's users: root is root.
     Host,
 }
 
-/// What a container may do with its control groups.
+/// Access of a container to its control groups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cgroups {
-    /// Read them.
+    /// Read only.
     #[default]
     ReadOnly,
-    /// Change those below its own, as systemd in a container must.
+    /// Change the groups below its own, as systemd in a container must.
     Writable,
 }
 
-/// Capabilities that a program keeps by default: to own files, to become another user, to listen on low ports.
+/// Capabilities of a program by default: to own files, to become another user, to listen on low ports.
 const CAPABILITIES: [&str; 8] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -47,8 +47,7 @@ const CAPABILITIES: [&str; 8] = [
     "CAP_SETUID",
 ];
 
-/// Capabilities that systemd-nspawn(1) leaves unless told otherwise (`--capability=`); `CAP_NET_ADMIN` with a network of
-/// its own.
+/// Capabilities that systemd-nspawn(1) leaves by default (`--capability=`); `CAP_NET_ADMIN` only with a private network.
 const OF_NSPAWN: [&str; 27] = [
     "CAP_AUDIT_CONTROL",
     "CAP_AUDIT_WRITE",
@@ -79,8 +78,8 @@ const OF_NSPAWN: [&str; 27] = [
     "CAP_SYS_TTY_CONFIG",
 ];
 
-/// System calls that are forbidden beyond those that nspawn forbids (it has a list of permitted ones). By name and not
-/// as the groups of systemd.exec(5), since a call that is forbidden cannot be permitted again.
+/// System calls that are forbidden in addition to nspawn's own list of permitted calls. Listed by name and not by the groups
+/// of systemd.exec(5), since a call that is forbidden cannot be permitted again.
 const FORBIDDEN: [(&str, &[&str]); 5] = [
     (
         "@mount",
@@ -101,17 +100,17 @@ const FORBIDDEN: [(&str, &[&str]); 5] = [
     ),
     ("@namespaces", &["setns", "unshare"]),
     ("@debug", &["kcmp", "pidfd_getfd", "process_vm_readv", "process_vm_writev", "ptrace"]),
-    // What works below file systems and past the filter itself.
+    // Calls that bypass path lookup, or the filter itself.
     ("@handles", &["name_to_handle_at", "open_by_handle_at"]),
     ("@uring", &["io_uring_enter", "io_uring_register", "io_uring_setup"]),
 ];
 
-/// The capabilities of a configuration that names none.
+/// The default capabilities.
 pub(super) fn capabilities() -> Vec<String> {
     CAPABILITIES.map(str::to_owned).to_vec()
 }
 
-/// Names as in capabilities(7); whether they exist is for nspawn to say.
+/// Names as in capabilities(7); nspawn checks whether they exist.
 pub(super) fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let names = Vec::<String>::deserialize(deserializer)?;
     let good = |name: &String| {
@@ -125,7 +124,7 @@ pub(super) fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<St
     }
 }
 
-/// Names of system calls or of groups: they become words of one argument.
+/// Names of system calls or of groups: they become words of a single argument.
 pub(super) fn calls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let names = Vec::<String>::deserialize(deserializer)?;
     let part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
@@ -149,7 +148,7 @@ pub(super) fn nodes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pa
 }
 
 impl Config {
-    /// Options of nspawn that keep it in; `private`: in a user namespace.
+    /// Options of nspawn for the isolation; `private`: in a user namespace.
     pub(super) fn boundary(&self, private: bool) -> Vec<String> {
         let mut options = Vec::new();
         if private {
@@ -169,14 +168,14 @@ impl Config {
         let calls: Vec<&str> =
             forbidden.flat_map(|(_, calls)| calls.iter().copied()).filter(|call| !opened(call)).collect();
         options.push(format!("--system-call-filter=~{}", calls.join(" ")));
-        // The groups here are not all systemd's.
+        // Not all groups here are groups of systemd.
         let own = |name: &str| FORBIDDEN.iter().find(|(group, _)| *group == name).map(|(_, calls)| *calls);
         for name in &self.system_calls {
             let words = own(name).map_or_else(|| name.clone(), |calls| calls.join(" "));
             options.push(format!("--system-call-filter={words}"));
         }
         if self.cgroups == Cgroups::ReadOnly {
-            // It takes the place of the writable ones that nspawn would mount, and shows those of the whole machine.
+            // It replaces the writable mounts of nspawn, and shows the groups of the whole machine.
             options.push("--bind-ro=/sys/fs/cgroup".to_owned());
         }
         for node in &self.devices {
@@ -185,15 +184,14 @@ impl Config {
         options
     }
 
-    /// Whether the program can be kept from user namespaces of its own: the filter takes no_new_privs, or the rights of an
-    /// administrator.
+    /// Whether the program can be denied user namespaces: the filter needs no_new_privs, or CAP_SYS_ADMIN.
     pub(super) fn forbids_user_namespaces(&self) -> bool {
         let opened = self.system_calls.iter().any(|name| name == "@namespaces" || name == "unshare");
         !opened && !self.new_privileges
     }
 
-    /// What the configuration opens, as one sentence each; empty where all is closed. `unmapped` is why users are those of
-    /// the host although nobody asked for that.
+    /// The openings of the configuration, one sentence each; empty if everything is closed. `unmapped`: the reason why users
+    /// are the host's although the configuration does not ask for that.
     pub fn openings(&self, unmapped: Option<&str>) -> Vec<String> {
         let mut open = Vec::new();
         match (self.users, unmapped) {
@@ -283,7 +281,7 @@ mod tests {
             let config = config(text);
             let words = config.boundary(true);
             let has = |part: &str| words.iter().any(|word| word.contains(part));
-            // Of the two lists of calls the forbidding one decides.
+            // Of the two lists of calls, that of the forbidden ones prevails.
             let closing =
                 words.iter().filter(|word| !word.starts_with("--system-call-filter=") || word.contains('~'));
             let closed = closing.into_iter().any(|word| word.contains(absent));

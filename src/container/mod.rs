@@ -5,20 +5,21 @@
 //!   before, the old one serves      flip          gap                     after
 //!  ┌──────────────────────────┐  ┌────────┐  ┌──────────────────────┐  ┌──────────────┐
 //!  mount, read ahead, start to ─▶ Engine::  ─▶ stop old, open gate of ─▶ probe until    ─▶ mark good
-//!  a gate in front of exec       commit       the new                   healthy        └─▶ or: stop, old again, flags back
+//!  a gate before exec            commit       the new                   healthy        └─▶ or: stop, old again, flags back
 //! ```
 //!
-//! All that takes long (mounting, namespaces, pre-reading: 0.2 s) and all that waits for the disk (the partition table)
-//! is done while the old container serves. What is left in the gap is the end of the old process and one execve(2).
+//! Everything that takes long (mounting, namespaces, pre-reading: 0.2 s), and everything that waits for the disk (the
+//! partition table), is done while the old container serves. Only the end of the old process and one execve(2) are left for
+//! the gap.
 //!
-//! | cut | what a boot finds | what [`start()`] does |
+//! | power cut | state after boot | action of [`start()`] |
 //! |---|---|---|
 //! | before the flip | old selected, good | starts the old one |
 //! | between flip and mark-good | new selected, on trial | counts a try, starts the new one; healthy: good; not: the old one |
 //! | while that crashes again and again | no tries left | starts the old one |
 //!
-//! [`swap`](fn@swap), [`start()`], [`stop`], [`restart`] and [`status`] decide, and know containers by the [`Runtime`] only. It has
-//! two homes: [`nspawn`] and the double of the tests.
+//! [`swap`](fn@swap), [`start()`], [`stop`], [`restart`] and [`status`] decide, and reach containers only through the trait
+//! [`Runtime`]. It has two implementations: [`nspawn`] and a test double.
 
 pub mod config;
 #[cfg(test)]

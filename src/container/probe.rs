@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
-/// No status line is longer.
+/// Longest status line that is read, in bytes.
 const STATUS_MAX: u64 = 1024;
 
-/// Whether a TCP connection is accepted.
+/// Checks that a TCP connection is accepted.
 pub(super) fn tcp(address: &str, timeout: Duration) -> Result<(), String> {
     connect(address, Instant::now() + timeout).map(drop)
 }
 
-/// Whether a GET is answered by a status from 200 to 399.
+/// Checks that a GET is answered by a status from 200 to 399.
 pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), String> {
     let until = Instant::now() + timeout;
     let failed = |e: std::io::Error| format!("http://{address}{path}: {e}");
     let mut stream = connect(address, until)?;
     stream.set_write_timeout(Some(left(until)?)).map_err(failed)?;
-    // HTTP/1.0 with "close": the answer ends with the connection, and no proxy may keep it.
-    // In one write: a small server answers the first part and closes, and the second would fail.
+    // HTTP/1.0 with "close": the response ends with the connection, and no proxy may hold it open. In one write: a small
+    // server may answer the first part and close, and a second write would fail.
     let request =
         format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\nUser-Agent: qstage\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut head = Vec::new();
-    // Only the first line is wanted; a server that dribbles bytes must not outlast the timeout.
+    // Only the first line is needed; a server that sends byte by byte must not exceed the timeout.
     while !head.contains(&b'\n') && (head.len() as u64) < STATUS_MAX {
         stream.set_read_timeout(Some(left(until)?)).map_err(failed)?;
         let mut part = [0; 256];
@@ -47,7 +47,7 @@ pub(super) fn http(address: &str, path: &str, timeout: Duration) -> Result<(), S
     }
 }
 
-/// Runs `act` in a network namespace. On a thread of its own: a thread that has entered one does not come back.
+/// Runs `act` in a network namespace, on a new thread: a thread that has entered a namespace does not return.
 pub(super) fn in_network(
     namespace: &Path,
     act: impl FnOnce() -> Result<(), String> + Send,
@@ -84,7 +84,7 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(200);
 
-    /// A server that gives one answer to one client, byte by byte where it dribbles.
+    /// A server that sends one response to one client; byte by byte with `dribble`.
     fn server(answer: &'static [u8], dribble: bool) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

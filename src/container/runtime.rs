@@ -1,4 +1,4 @@
-//! What runs containers, as the logic of swapping sees it.
+//! The runtime of containers, as swap and start see it.
 
 use std::any::Any;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::engine::SoftwareImage;
 use crate::error::Result;
 use crate::units::{Blake3, Slot};
 
-/// A container whose program runs, or is about to.
+/// A container that runs, or waits at its gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// Its name, different for every start.
@@ -23,7 +23,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Whether it runs exactly this image.
+    /// Whether it was started from exactly this image.
     pub fn runs(&self, image: &SoftwareImage) -> bool {
         (self.slot, self.blake3) == (image.slot, image.blake3)
     }
@@ -32,18 +32,18 @@ impl Running {
 /// How a container ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// When it was asked to.
-    Gently,
+    /// By the stop signal.
+    Gracefully,
     /// Killed: it did not end within the stop timeout.
     Killed,
 }
 
-/// What runs containers. Two homes: systemd-nspawn and a test double.
+/// A container runtime. Two implementations: systemd-nspawn and a test double.
 ///
-/// Everything that takes long belongs into [`arrange`](Self::arrange). All methods are called by the holder of
-/// [`lock`](Self::lock), but `running`, which anybody may call.
+/// Everything that takes long belongs into [`arrange`](Self::arrange). The caller of a method holds [`lock`](Self::lock),
+/// except for `running`.
 pub trait Runtime: Send + Sync {
-    /// Keeps all others who would start or stop containers out, in this process and in others, until it is dropped.
+    /// Excludes all other starts and stops of containers, in this process and in others, until the value is dropped.
     ///
     /// # Errors
     /// [`Error::Busy`](crate::Error::Busy).
@@ -52,12 +52,11 @@ pub trait Runtime: Send + Sync {
     /// The containers that run: none or one, except after a crash in the middle of a swap.
     ///
     /// # Errors
-    /// Class Io, where that cannot be found out.
+    /// Class Io, if that cannot be found out.
     fn running(&self) -> Result<Vec<Running>>;
 
-    /// Does all that can be done while another container runs: mounts the image, reads ahead, starts the container up
-    /// to the gate in front of its program. It waits there until it is released or discarded; when this process dies it
-    /// ends by itself.
+    /// Does everything that can be done while another container runs: mounts the image, reads ahead, starts the container up
+    /// to the gate before its program. There it waits until it is released or stopped; if this process dies, it ends.
     ///
     /// # Errors
     /// [`Error::ContainerStart`](crate::Error::ContainerStart); nothing is left behind then.
@@ -66,25 +65,25 @@ pub trait Runtime: Send + Sync {
     /// Opens the gate: the program starts. Returns when it has been executed, not when it is ready.
     ///
     /// # Errors
-    /// [`Error::ContainerStart`](crate::Error::ContainerStart), where it cannot be executed; the container is gone then.
+    /// [`Error::ContainerStart`](crate::Error::ContainerStart), if it cannot be executed; the container is gone then.
     fn release(&self, arranged: &Running) -> Result<()>;
 
-    /// Ends a container, arranged or running, whatever it takes: the stop signal, after the stop timeout SIGKILL. What
-    /// it had mounted is unmounted: its slot can be written again. One that has ended already is as good.
+    /// Ends a container, arranged or running: by the stop signal, after the stop timeout by SIGKILL. Its mounts are removed,
+    /// so its slot can be written again. Succeeds if the container has already ended.
     ///
     /// # Errors
     /// [`Error::ContainerStop`](crate::Error::ContainerStop).
     fn stop(&self, running: &Running) -> Result<Stopped>;
 
-    /// Asks once whether it is healthy; the error says why not.
+    /// Probes once; the error is the reason why the container is not healthy.
     fn probe(&self, running: &Running) -> std::result::Result<(), String>;
 
-    /// What of the host is open to this container, one sentence each; with `None`, to one that is started next.
+    /// Openings of the isolation of this container, one sentence each; `None`: of the next one that is started.
     fn openings(&self, running: Option<&Running>) -> Vec<String>;
 
-    /// Time since some fixed point.
+    /// Time since an arbitrary fixed point.
     fn clock(&self) -> Duration;
 
-    /// Waits so long.
+    /// Waits for this time.
     fn pause(&self, time: Duration);
 }

@@ -1,4 +1,4 @@
-//! Starting at boot, stopping, restarting, asking.
+//! Start at boot, stop, restart, status.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::state::SlotState;
 use crate::units::{Downtime, Slot};
 
-/// What a start or restart came to.
+/// Result of a start or restart.
 #[derive(Debug, Clone, Serialize)]
 pub struct StartReport {
     /// What was done, as a sentence.
@@ -20,16 +20,16 @@ pub struct StartReport {
     pub slot: Slot,
     /// Its version.
     pub version: String,
-    /// Why a slot on trial was given up for this one.
+    /// Reason why a slot on trial was abandoned for this one; `None` if none was.
     pub went_back: Option<String>,
-    /// The version that was given up.
+    /// The version that was abandoned; `None` if none was.
     pub gave_up: Option<String>,
     /// As in [`SwapReport`](super::SwapReport).
     pub downtime_ms: Option<f64>,
 }
 
 impl StartReport {
-    /// The failure of the upgrade that this start gave up; `None` where it gave up nothing.
+    /// The failure of the upgrade that this start abandoned; `None` if it abandoned nothing.
     pub fn failure(&self) -> Option<Error> {
         let (problem, version) = self.went_back.clone().zip(self.gave_up.clone())?;
         let (running, downtime) = (self.version.clone(), Downtime(self.downtime_ms));
@@ -37,27 +37,27 @@ impl StartReport {
     }
 }
 
-/// What runs, and what should.
+/// The running container, and the slot that a start would choose.
 #[derive(Debug, Clone, Serialize)]
 pub struct ContainerStatus {
-    /// The container that runs; `None`: none does.
+    /// The container that runs; `None` if none does.
     pub running: Option<Running>,
     /// Whether its probe succeeds now.
     pub healthy: bool,
-    /// Why not.
+    /// Reason why the probe fails; empty if healthy.
     pub problem: String,
-    /// The software slot that a start would start, where there is one.
+    /// The software slot that a start would choose; `None` if there is none.
     pub selected: Option<Slot>,
-    /// How the trial of that slot stands.
+    /// State of that slot.
     pub state: Option<SlotState>,
-    /// What of the host is open to the container that runs, or would be to one that is started; empty: nothing.
+    /// Openings of the isolation of the running container, or of the next one; empty: none.
     pub open: Vec<String>,
 }
 
-/// Makes the container of the selected slot run, whatever runs now: at boot, after a crash in the middle of a swap, or
-/// for an operator. A slot on trial costs one of its tries and is marked good when it is healthy; where it is not, the
-/// other slot is started and selected, if that is good. While the platform is on trial too nothing of that is
-/// decided here: the health check of the machine judges both.
+/// Makes the container of the selected slot run, whatever runs now: at boot, after a crash in the middle of a swap, or for
+/// an operator. A slot on trial uses up one of its tries, and is marked good when it is healthy. If it is not, the other
+/// slot is started and selected, provided that it is good. While the platform is on trial too, nothing of that is decided
+/// here: the machine's health check judges both.
 ///
 /// # Errors
 /// [`Error::NoSoftware`], [`Error::ContainerStart`], [`Error::ContainerUnhealthy`]; class Disk and Io.
@@ -69,7 +69,7 @@ pub fn start(
 ) -> Result<StartReport> {
     let result = runtime.lock().and_then(|_lock| Start { engine, runtime, config, progress }.run());
     if let Some(error) = result.as_ref().ok().and_then(StartReport::failure) {
-        // The start succeeded; the upgrade that it was to end did not.
+        // The start succeeded; the upgrade that it was to complete did not.
         let _ = engine.outcome("container-start", Err(error), |_: &()| String::new());
         return result;
     }
@@ -94,7 +94,7 @@ impl Start<'_> {
                 if !judged {
                     return Ok(self.report(&image, format!("{} runs already", image.version)));
                 }
-                // A crash came between its start and its mark.
+                // A crash happened between its start and its mark.
                 (self.judge(container), format!("{} runs already, and proved good", image.version))
             }
             _ => (self.replace(&image, &running), format!("{} runs from {}", image.version, image.partition)),
@@ -123,7 +123,7 @@ impl Start<'_> {
 
     fn replace(&self, image: &SoftwareImage, running: &[Running]) -> Result<Option<std::time::Duration>> {
         if image.state == SlotState::Trial {
-            // Before anything of it runs: it may take the machine down.
+            // Before any of its programs runs: they may crash the machine.
             self.engine.software_try(image.slot)?;
         }
         let new = self.runtime.arrange(image)?;
@@ -134,7 +134,7 @@ impl Start<'_> {
         bring_up(self.runtime, &new, self.config).map(Some)
     }
 
-    /// The good slot instead of the one whose trial failed.
+    /// Starts the good slot instead of the one whose trial failed.
     fn back(&self, failed: &SoftwareImage, error: Error) -> Result<StartReport> {
         let good = |image: &SoftwareImage| image.state == SlotState::Good;
         let Some(old) = self.engine.software_image(!failed.slot)?.filter(good) else { return Err(error) };
@@ -175,7 +175,7 @@ impl Start<'_> {
     }
 }
 
-/// Stops the container, and starts the same image again; starts the selected one where none runs. No upgrade.
+/// Stops the container and starts the same image again; if none runs, starts the selected slot. No upgrade.
 ///
 /// # Errors
 /// As [`start`], and [`Error::ContainerStop`].
@@ -212,14 +212,14 @@ pub fn restart(
         }))
     };
     match again() {
-        // None runs, or another than its slot holds: the flags decide.
+        // None runs, or its slot now holds another image: the boot flags decide.
         Ok(None) => start(engine, runtime, config, progress),
         Ok(Some(report)) => kept(engine, "container-restart", Ok(report), |report| report.done.clone()),
         Err(error) => kept(engine, "container-restart", Err(error), |_| String::new()),
     }
 }
 
-/// Stops whatever runs; the versions that were stopped.
+/// Stops every container that runs; returns those that were stopped.
 ///
 /// # Errors
 /// [`Error::Busy`], [`Error::ContainerStop`].
@@ -235,7 +235,7 @@ pub fn stop(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<Vec<Running>> 
     })
 }
 
-/// What runs and whether it is healthy. Takes no lock and changes nothing.
+/// Reports the running container and its health. Takes no lock and changes nothing.
 ///
 /// # Errors
 /// Class Disk and Io.
@@ -259,7 +259,7 @@ pub fn status(engine: &Engine<'_>, runtime: &dyn Runtime) -> Result<ContainerSta
     })
 }
 
-/// Keeps a failure as the last error. A success is a line of the history only: it cures no failed upgrade.
+/// Records a failure as the last error. A success is only a line of the history: it does not clear a failed upgrade.
 fn kept<T>(engine: &Engine<'_>, verb: &str, result: Result<T>, done: impl FnOnce(&T) -> String) -> Result<T> {
     match result {
         Ok(value) => {

@@ -6,7 +6,7 @@ use super::Config;
 use super::runtime::{Running, Runtime, Stopped};
 use crate::error::{Error, Result};
 
-/// What a probe of a fresh container came to.
+/// Health of a container that was just started.
 pub(super) enum Health {
     /// Healthy, first seen at this time of [`Runtime::clock`].
     Good(Duration),
@@ -14,16 +14,16 @@ pub(super) enum Health {
     Bad { after: Duration, problem: String },
 }
 
-/// How often a container that is about to be stopped is asked.
+/// Number of probes of a container that is about to be stopped.
 const ATTEMPTS: usize = 3;
 
-/// The time of the last success of the probe on a container that is about to be stopped; `None` where it is not
-/// healthy: there is no service that could go down.
+/// Time of the last success of the probe on a container that is about to be stopped; `None` if it is not healthy: then there
+/// is no service that could be interrupted.
 pub(super) fn last_success(runtime: &dyn Runtime, old: &Running) -> Option<Duration> {
     (0..ATTEMPTS).find_map(|_| runtime.probe(old).ok().map(|()| runtime.clock()))
 }
 
-/// Probes until it succeeds or the deadline has passed.
+/// Probes until the probe succeeds or the deadline has passed.
 pub(super) fn wait_healthy(runtime: &dyn Runtime, new: &Running, config: &Config) -> Health {
     let begun = runtime.clock();
     loop {
@@ -32,7 +32,7 @@ pub(super) fn wait_healthy(runtime: &dyn Runtime, new: &Running, config: &Config
             Err(problem) => problem,
         };
         let after = runtime.clock().saturating_sub(begun);
-        // What has ended will not become healthy.
+        // A container that has ended will not become healthy.
         let gone = runtime.running().is_ok_and(|all| all.iter().all(|one| one.id != new.id));
         if gone {
             let problem = match problem.as_str() {
@@ -59,7 +59,7 @@ pub(super) fn bring_up(runtime: &dyn Runtime, new: &Running, config: &Config) ->
     }
 }
 
-/// Stops them all; whether one had to be killed. The first failure is told when all have been tried.
+/// Stops all containers; returns whether one had to be killed. The first failure is returned after all have been tried.
 pub(super) fn stop_all(runtime: &dyn Runtime, running: &[Running]) -> Result<bool> {
     let mut killed = false;
     let mut failed = None;
@@ -72,7 +72,7 @@ pub(super) fn stop_all(runtime: &dyn Runtime, running: &[Running]) -> Result<boo
     failed.map_or(Ok(killed), Err)
 }
 
-/// Milliseconds, to the microsecond.
+/// Time in milliseconds, rounded to the microsecond.
 pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }

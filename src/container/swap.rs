@@ -21,25 +21,25 @@ pub struct SwapReport {
     pub slot: Slot,
     /// Its version.
     pub version: String,
-    /// The version that ran before; `None` where none did.
+    /// The version that ran before; `None` if none did.
     pub from_version: Option<String>,
-    /// From the last success of the probe on the old container to the first on the new one, in milliseconds. An upper
-    /// bound of the outage, to which a client adds its own polling. `None` where the old one was not healthy or did not run.
+    /// Time in milliseconds from the last success of the probe on the old container to the first on the new one: an upper
+    /// bound of the outage, without a client's own polling. `None` if the old one was not healthy or did not run.
     pub downtime_ms: Option<f64>,
     /// Whether the old container had to be killed.
     pub killed: bool,
-    /// What is left to do: `nothing`. As in the report of a commit, so that programs need not tell the two apart.
+    /// What is left to do: always `nothing`. As in the report of a commit, so that programs can treat the two alike.
     pub next_step: &'static str,
-    /// The parts in order, each with the milliseconds it took.
+    /// The steps in order, each with its time in milliseconds.
     pub steps: Vec<(&'static str, f64)>,
 }
 
-/// Commits a prepared software upgrade and makes it run: arranges the new container, flips the flags, stops the old one,
-/// releases the new one, probes it, marks it good. Where it is not healthy before the deadline the old one runs again
-/// and its slot is selected again. The outcome is kept for `status` and the history.
+/// Commits a prepared software upgrade and makes it run: arranges the new container, flips the boot flags, stops the old
+/// one, releases the new one, probes it, marks it good. If it is not healthy before the deadline, the old one runs again and
+/// its slot is selected again. The outcome is recorded for `status` and the history.
 ///
-/// Before the flip every failure leaves all as it was. Whatever happens after it, what is on the disk leads
-/// [`start`](fn@super::start) to a slot that is whole and, after its tries, to the good one.
+/// A failure before the flip leaves everything as it was. After the flip, whatever happens, the state on the disk leads
+/// [`start`](fn@super::start) to a whole slot and, after its tries, to the good one.
 ///
 /// # Errors
 /// [`Error::NotPrepared`], [`Error::NeedsReboot`], [`Error::Busy`]; [`Error::ContainerStart`] before the flip;
@@ -55,7 +55,7 @@ pub fn swap(
         swap.run()
     });
     match result {
-        // Whoever is at it reports his own outcome.
+        // The holder of the lock reports its own outcome.
         Err(error @ Error::Busy { .. }) => Err(error),
         result => engine.swapped(result, |report| (report.done.clone(), Downtime(report.downtime_ms))),
     }
@@ -82,7 +82,7 @@ impl Swap<'_> {
         let plan = self.engine.software_swap()?;
         let running = self.runtime.running()?;
         if let Some(in_the_way) = running.iter().find(|container| container.slot == plan.new.slot) {
-            // Its slot holds the new image, so it runs from something that is gone: never seen, but never guessed.
+            // Its slot already holds the new image, so it runs from one that is gone. Never observed; refused all the same.
             let by = format!("container {} runs from it", in_the_way.id);
             return Err(Error::SlotInUse { partition: plan.new.partition.clone(), by });
         }
@@ -96,7 +96,7 @@ impl Swap<'_> {
         self.replace(&plan, &running, &new)
     }
 
-    /// The GPT transaction, and that it selected what was arranged.
+    /// Runs the GPT transaction, and checks that it selected the arranged slot.
     fn flip(&self, plan: &SoftwareSwap) -> Result<()> {
         let again = self.engine.software_swap()?;
         if again != *plan {
@@ -113,14 +113,14 @@ impl Swap<'_> {
         Ok(())
     }
 
-    /// The gap, and what follows it.
+    /// The gap, and the steps after it.
     fn replace(&mut self, plan: &SoftwareSwap, running: &[Running], new: &Running) -> Result<SwapReport> {
         let up = running.iter().find_map(|old| last_success(self.runtime, old));
         self.mark = self.runtime.clock();
         let killed = match stop_all(self.runtime, running) {
             Ok(killed) => killed,
             Err(error) => {
-                // The old one may still hold its port: the new one cannot take over.
+                // The old one may still hold its port, so the new one cannot take over.
                 self.discard(new);
                 return Err(self.flags_back(plan, error));
             }
@@ -138,7 +138,7 @@ impl Swap<'_> {
             }
         };
         self.step("healthy");
-        // It serves. If the disk fails now it goes on serving, on trial, and the error is told.
+        // It serves. If the disk fails now, it continues to serve, on trial, and the error is reported.
         self.engine.software_good(plan.new.slot)?;
         self.step("mark-good");
         let downtime = up.map(|up| milliseconds(healthy.saturating_sub(up)));
@@ -160,8 +160,8 @@ impl Swap<'_> {
         })
     }
 
-    /// Brings the old container back. The service first: it runs before the disk is asked to select it, since a start
-    /// converges whichever of the two a power cut leaves.
+    /// Brings the old container back. The service comes first: it runs before its slot is selected on the disk, since a start
+    /// converges from either state after a power cut.
     fn back(&self, plan: &SoftwareSwap, new: &Running, problem: String, up: Option<Duration>) -> Error {
         let version = plan.new.version.clone();
         let Some(old) = &plan.old else {
@@ -189,9 +189,9 @@ impl Swap<'_> {
         }
     }
 
-    /// Twice, where the first attempt fails: nothing else would serve.
+    /// Starts the old container again, with a second attempt if the first fails: nothing else would serve.
     fn old_again(&self, old: &SoftwareImage, new: &Running) -> Result<Duration> {
-        // Arranged while the failed one still stands: it takes the longest.
+        // Arranged while the failed one still runs: this takes the longest.
         let again = self.runtime.arrange(old);
         if let Err(error) = self.runtime.stop(new) {
             if let Ok(again) = again {
@@ -201,20 +201,20 @@ impl Swap<'_> {
         }
         again.and_then(|again| bring_up(self.runtime, &again, self.config)).or_else(|error| {
             self.progress.notice(&format!("{error}; trying once more"));
-            // Whatever is left of the first attempt is in the way.
+            // Leftovers of the first attempt would interfere.
             stop_all(self.runtime, &self.runtime.running()?)?;
             let again = self.runtime.arrange(old)?;
             bring_up(self.runtime, &again, self.config)
         })
     }
 
-    /// Nothing to go back to: the new container is stopped and stays selected, on trial.
+    /// There is nothing to go back to: the new container is stopped, and its slot stays selected, on trial.
     fn give_up(&self, new: &Running, version: String, problem: String, back: String) -> Error {
         self.discard(new);
         Error::SwapBack { version, problem, back }
     }
 
-    /// The flags of before, since the container is what it was before.
+    /// Restores the boot flags, since the old container runs again.
     fn flags_back(&self, plan: &SoftwareSwap, error: Error) -> Error {
         if plan.old.is_none() {
             return error;
@@ -229,7 +229,7 @@ impl Swap<'_> {
         }
     }
 
-    /// Ends a container that is not wanted. There is a graver error to tell than that it does not end.
+    /// Ends a container that is not needed. A failure to end it is not reported, since a more serious error is.
     fn discard(&self, container: &Running) {
         if let Err(error) = self.runtime.stop(container) {
             self.progress.notice(&error.to_string());

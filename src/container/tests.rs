@@ -1,4 +1,4 @@
-//! Swap and start against every failure at every step: a disk in memory and a double of the containers.
+//! Swap and start against every fault at every step, with a disk in memory and a test double of the runtime.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::source::open_source;
 use crate::state::SlotState;
 use crate::units::{BlockSize, Group, MIB, Slot};
 
-/// Disks: 1.0 runs; the same with 1.1 prepared (software only); the same with 2.0 prepared (platform too).
+/// Three disks: 1.0 runs; the same with 1.1 prepared (software only); the same with 2.0 prepared (platform too).
 struct Disks {
     prepared: Vec<u8>,
     platform: Vec<u8>,
@@ -27,7 +27,7 @@ struct Disks {
 fn disks() -> &'static Disks {
     static DISKS: OnceLock<Disks> = OnceLock::new();
     DISKS.get_or_init(|| {
-        // Beside the test program: a tmpfs may know no O_DIRECT.
+        // Beside the test program: a tmpfs may not support O_DIRECT.
         let own = std::env::current_exe().unwrap();
         let dir = tempfile::tempdir_in(own.parent().unwrap()).unwrap();
         let bundle = |version: &str, platform: u8| {
@@ -80,7 +80,7 @@ fn disks() -> &'static Disks {
     })
 }
 
-/// A machine at one time: what survives a crash is handed to the next one.
+/// A machine between two crashes: what survives a crash is passed to the next value.
 struct World {
     disk: FaultyDisk,
     double: Double,
@@ -143,7 +143,7 @@ impl World {
         self.containers.lock().unwrap().clone()
     }
 
-    /// The version of the one container that runs.
+    /// The version of the only container that runs.
     fn runs(&self) -> String {
         let running = self.running();
         assert_eq!(running.len(), 1, "{running:?}");
@@ -175,7 +175,7 @@ fn a_swap_and_a_swap_back() {
     let good = World::prepared(&[], None, true);
     let report = good.swap().unwrap();
     assert_eq!((good.runs().as_str(), good.software()), ("1.1", AFTER_SWAP));
-    // Stop and release: what a step of the double takes; the probe takes another millisecond.
+    // The time of the double's steps stop and release, and one millisecond of the probe.
     assert_eq!(report.downtime_ms, Some(201.0));
     let sick = World::prepared(&["1.1"], None, true);
     let error = sick.swap().unwrap_err();
@@ -187,7 +187,7 @@ fn a_swap_and_a_swap_back() {
     assert_eq!(sick.journal.history(&key).last().unwrap().verb, "swap");
 }
 
-/// One failure anywhere: some container that can serve does, and a start brings flags and container together.
+/// After one failure at any step some container serves, and a start makes flags and container agree.
 #[test]
 fn one_failure_anywhere_leaves_a_service() {
     let mut codes = BTreeSet::new();
@@ -201,7 +201,7 @@ fn one_failure_anywhere_leaves_a_service() {
                 let world = World::prepared(sick, Some((at, Fault::Once)), old_runs);
                 let result = world.swap();
                 let told = format!("step {at} of {steps}, sick {sick:?}, old runs {old_runs}: {result:?}");
-                // The failure hit something: it is told, or made good by a second attempt that ended in the swap back.
+                // The failure had an effect: it is reported, or a second attempt ended in the swap back.
                 assert!(result.is_err(), "{told}");
                 codes.extend(result.err().map(|error| error.code()));
                 let running = world.running();
@@ -230,7 +230,7 @@ fn one_failure_anywhere_leaves_a_service() {
 }
 
 #[test]
-fn what_cannot_start_or_stop_says_so() {
+fn a_failure_to_start_or_stop_is_reported() {
     let empty = World::new(&disks().prepared, &["1.0", "1.1"], None);
     assert_eq!(empty.start().unwrap_err().code(), "UPGRADE_ERROR_CONTAINER_UNHEALTHY");
     let world = World::prepared(&[], Some((1, Fault::Once)), true);
@@ -238,8 +238,8 @@ fn what_cannot_start_or_stop_says_so() {
     assert_eq!(error.code(), "UPGRADE_ERROR_CONTAINER_STOP", "{error}");
 }
 
-/// The process dies, or the power fails, in front of any step. The next start converges: to the new version where it was
-/// committed and is healthy, else to the old one.
+/// The process dies, or the power fails, before any step. The next start converges: to the new version if it was committed
+/// and is healthy, else to the old one.
 #[test]
 fn a_crash_anywhere_converges() {
     let mut forward = 0;
@@ -266,8 +266,8 @@ fn a_crash_anywhere_converges() {
     assert!(forward > 3 && back > 10, "{forward} {back}: the cases are not what they are meant to be");
 }
 
-/// A version that takes the machine down each time it starts gets as many tries as the policy says; each was counted on
-/// disk before it began.
+/// A version that crashes the machine at each start gets as many tries as the policy says; each is counted on disk before it
+/// begins.
 #[test]
 fn a_version_that_crashes_the_machine_runs_out_of_tries() {
     let committed = World::prepared(&[], None, false);
@@ -281,7 +281,7 @@ fn a_version_that_crashes_the_machine_runs_out_of_tries() {
         if image.version == "1.0" {
             break;
         }
-        // Steps of a start on trial: count the try, arrange, release; the cut comes in front of the mark.
+        // Steps of a start on trial: count the try, arrange, release; the power cut comes before the mark.
         world.faults.lock().unwrap().plan = Some((4, Fault::PowerCut));
         world.start().unwrap_err();
         assert_eq!(*world.double.starts.lock().unwrap(), ["1.1"]);
@@ -293,7 +293,7 @@ fn a_version_that_crashes_the_machine_runs_out_of_tries() {
     assert_eq!(world.runs(), "1.0");
 }
 
-/// While the platform is on trial its health check judges both: a start decides nothing, also on the last try.
+/// While the platform is on trial, its health check judges both: a start decides nothing, not even on the last try.
 #[test]
 fn the_platforms_trial_decides_for_both() {
     let world = World::new(&disks().platform, &[], None);
@@ -307,7 +307,7 @@ fn the_platforms_trial_decides_for_both() {
         let software = booted.slot(Group::Software, Slot::B);
         assert_eq!((software.tries, software.successful), (left, false));
         assert_eq!(software.state, SlotState::Trial, "{left} tries left, and it runs");
-        // Again, for example by an operator: nothing changes.
+        // Another start, for example by an operator, changes nothing.
         booted.start().unwrap();
         assert_eq!((booted.runs().as_str(), booted.slot(Group::Software, Slot::B).tries), ("2.0", left));
         disk = booted.disk.bytes();
@@ -319,12 +319,12 @@ fn the_platforms_trial_decides_for_both() {
     }
 }
 
-/// The loader went back to the old platform: the software that came with the new one does not run on it.
+/// The loader fell back to the old platform: the software of the new release does not run on it.
 #[test]
 fn the_software_follows_the_platform_back() {
     let world = World::new(&disks().platform, &[], None);
     world.engine().commit(false).unwrap();
-    // Booted a although b is selected: its tries are used up or its kernel did not start.
+    // Booted a although b is selected: the tries of b are used up, or its kernel did not start.
     let fallen = World::new(&world.disk.bytes(), &[], None);
     fallen.start().unwrap();
     assert_eq!(fallen.runs(), "1.0");

@@ -1,20 +1,20 @@
-//! The gate in front of the program of a container: namespaces, mounts and init are made while the old container
-//! serves, and the one execve(2) that is left is done on a word.
+//! The gate before the program of a container: namespaces, mounts and init are made while the old container serves. Only one
+//! execve(2) is left, which is done on a message.
 //!
-//! A copy of qstage (see `room`) is the first thing that runs there. It connects to a socket of the
-//! process that arranges the container, and waits:
+//! A copy of qstage (see `gate_dir`) is the first process that runs there. It connects to a socket of the process that
+//! arranges the container, and waits:
 //!
 //! | inside | outside |
 //! |---|---|
-//! | | with `--prober`: `l`, and the socket at which [`prober`](super::prober) shall listen |
-//! | `r`: here I am | |
-//! | | `g`: go. End of stream instead (that process died, or changed its mind): the gate ends, and the container |
-//! | end of stream by execve (the socket is close-on-exec): it runs. Text instead: why it does not | |
+//! | | with `--prober`: `l`, and the socket at which [`prober`](super::prober) is to listen |
+//! | `r`: ready | |
+//! | | `g`: go. End of stream instead (the process died, or discards the container): gate and container end |
+//! | end of stream by execve (the socket is close-on-exec): the program runs. Text instead: the reason why not | |
 //!
-//! Nothing of that needs the image: it may hold a single static program. Where qstage is linked dynamically, its
+//! None of this needs anything in the image, which may hold a single static program. If qstage is linked dynamically, its
 //! loader and its libraries are copied too, and the loader is called by name. Rejected: a shell that reads from a FIFO
-//! (images without a shell); stopping the program by a signal (it must not have begun); fanotify permission events on
-//! its execve (when their owner dies the kernel lets the program run).
+//! (images without a shell); to stop the program by a signal (it must not have begun); fanotify permission events on its
+//! execve (when their owner dies, the kernel lets the program run).
 
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -31,11 +31,11 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use super::room;
+use super::gate_dir;
 use crate::error::{Error, Result};
 use crate::sandbox;
 
-/// Where its directory lies in the container: below a tmpfs that nspawn makes.
+/// Directory of the gate in the container, below a tmpfs that nspawn makes.
 pub(super) const INSIDE: &str = "/run/qstage-gate";
 /// The file for output, in the container.
 pub(super) const CONSOLE: &str = "/run/qstage-console";
@@ -46,35 +46,35 @@ const PROGRAM: &str = "qstage";
 const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
 const GO: u8 = b'g';
-/// How long a program may take from the word to its execve: page faults of a slow disk.
+/// Time limit from the message to the execve: it covers page faults on a slow disk.
 const EXEC_LIMIT: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(1);
 
-/// The side outside, before anybody has come.
+/// The outer side, before the container has connected.
 pub(super) struct Gate {
     gate: UnixListener,
-    /// What is handed to the prober.
+    /// Listening socket for the prober; `None` without one.
     prober: Option<UnixListener>,
 }
 
-/// A gate at which a container waits. Dropped, the container ends.
+/// A gate at which a container waits. The drop ends the container.
 pub(super) struct Waiting(UnixStream);
 
 impl Gate {
-    /// Makes the sockets in the directory of the gate.
+    /// Creates the sockets in the directory of the gate.
     pub(super) fn new(dir: &Path, prober: bool) -> io::Result<Self> {
         let socket = |name: &str| {
             let listener = UnixListener::bind(dir.join(name))?;
-            room::let_in(&dir.join(name))?;
+            gate_dir::permit(&dir.join(name))?;
             Ok::<_, io::Error>(listener)
         };
-        let gate = socket(room::GATE)?;
+        let gate = socket(gate_dir::GATE)?;
         gate.set_nonblocking(true)?;
-        let prober = prober.then(|| UnixListener::bind(dir.join(room::PROBER))).transpose()?;
+        let prober = prober.then(|| UnixListener::bind(dir.join(gate_dir::PROBER))).transpose()?;
         Ok(Self { gate, prober })
     }
 
-    /// Waits for the container. `alive` says whether it can still come.
+    /// Waits for the container. `alive` reports whether it can still connect.
     pub(super) fn wait(self, limit: Duration, alive: impl Fn() -> bool) -> Result<Waiting, String> {
         let until = Instant::now() + limit;
         let mut stream = loop {
@@ -106,13 +106,13 @@ impl Gate {
 }
 
 impl Waiting {
-    /// The number of the process that waits: the program, as soon as it is released.
+    /// ID of the waiting process, which becomes the program when it is released.
     pub(super) fn pid(&self) -> io::Result<u32> {
         let peer = rustix::net::sockopt::socket_peercred(&self.0)?;
         Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
-    /// Lets the program start, and returns when it has been executed.
+    /// Lets the program start; returns when it has been executed.
     pub(super) fn open(mut self) -> Result<(), String> {
         let mut said = Vec::new();
         let done = self
@@ -128,7 +128,7 @@ impl Waiting {
     }
 }
 
-/// Hands a descriptor over.
+/// Sends a descriptor.
 fn send(stream: &UnixStream, listener: &UnixListener) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -138,7 +138,7 @@ fn send(stream: &UnixStream, listener: &UnixListener) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes one.
+/// Receives a descriptor.
 fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -151,7 +151,7 @@ fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     descriptors.next().ok_or_else(|| io::Error::other("no socket for the prober"))
 }
 
-/// Starts [`prober`](super::prober) and returns when it stands on its own.
+/// Starts [`prober`](super::prober); returns when it runs in the background.
 fn start_prober(listener: OwnedFd) -> io::Result<()> {
     let inside = Path::new(INSIDE);
     let words = prefix(inside.join(LOADER).exists());
@@ -162,12 +162,12 @@ fn start_prober(listener: OwnedFd) -> io::Result<()> {
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("the prober: {status}"))) }
 }
 
-/// What the side inside is told by its arguments.
+/// Arguments of the inner side.
 #[derive(Debug)]
-pub struct Orders<'a> {
-    /// File that takes the output of the program.
+pub struct GateArgs<'a> {
+    /// File that takes the output of the program; `None`: it is inherited.
     pub console: Option<&'a Path>,
-    /// Whether to start what runs the commands of the health probe.
+    /// Whether to start the prober, which runs the commands of the health probe.
     pub prober: bool,
     /// Whether to forbid user namespaces, to the prober too.
     pub no_user_namespaces: bool,
@@ -175,29 +175,29 @@ pub struct Orders<'a> {
     pub command: &'a [String],
 }
 
-/// The side inside: waits for the word and becomes the program. Returns only where that fails.
+/// The inner side: waits for the message and becomes the program. Returns only on failure.
 ///
 /// # Errors
-/// [`Error::Internal`], which nobody but a log sees: the reason has been told outside.
-pub fn wait_inside(orders: &Orders<'_>) -> Result<()> {
-    let socket = Path::new(INSIDE).join(room::GATE);
+/// [`Error::Internal`], which only a log shows: the outer side has got the reason.
+pub fn wait_inside(args: &GateArgs<'_>) -> Result<()> {
+    let socket = Path::new(INSIDE).join(gate_dir::GATE);
     let failed = |problem: io::Error| Error::Internal { what: format!("the gate of a container: {problem}") };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
-    if orders.no_user_namespaces {
+    if args.no_user_namespaces {
         sandbox::forbid_user_namespaces().map_err(failed)?;
     }
-    if orders.prober {
+    if args.prober {
         receive(&stream).and_then(start_prober).map_err(failed)?;
     }
     stream.write_all(&[READY]).map_err(failed)?;
     let mut word = [0];
     stream.read_exact(&mut word).map_err(failed)?;
-    let [program, arguments @ ..] = orders.command else {
+    let [program, arguments @ ..] = args.command else {
         return Err(Error::Internal { what: "the gate of a container has no program".to_owned() });
     };
     let mut program = Command::new(program);
     program.args(arguments).stdin(Stdio::null());
-    let redirected = orders.console.map(|path| {
+    let redirected = args.console.map(|path| {
         let out = OpenOptions::new().append(true).open(path)?;
         program.stdout(out.try_clone()?).stderr(out);
         Ok::<_, io::Error>(())
@@ -206,11 +206,11 @@ pub fn wait_inside(orders: &Orders<'_>) -> Result<()> {
         Some(Err(problem)) => problem,
         _ => program.exec(),
     };
-    stream.write_all(format!("{}: {problem}", orders.command.join(" ")).as_bytes()).map_err(failed)?;
+    stream.write_all(format!("{}: {problem}", args.command.join(" ")).as_bytes()).map_err(failed)?;
     Err(failed(problem))
 }
 
-/// The words in front of the arguments of qstage, inside.
+/// The words before the arguments of qstage, inside.
 fn prefix(dynamic: bool) -> Vec<String> {
     let inside = |name: &str| format!("{INSIDE}/{name}");
     if dynamic {
@@ -220,16 +220,16 @@ fn prefix(dynamic: bool) -> Vec<String> {
     }
 }
 
-/// What the gate needs inside.
+/// Files that the gate needs inside.
 pub(super) struct Tools {
     /// Files outside and their names within [`INSIDE`].
     pub(super) files: Vec<(PathBuf, String)>,
-    /// The words in front of the arguments of qstage.
+    /// The words before the arguments of qstage.
     pub(super) prefix: Vec<String>,
 }
 
 impl Tools {
-    /// Asks the dynamic loader what `qstage` consists of.
+    /// Asks the dynamic loader for the files that `qstage` consists of.
     pub(super) fn of(qstage: &Path) -> io::Result<Self> {
         // ld.so(8): with this variable a dynamic program prints its libraries instead of running. A static one runs.
         let output = Command::new(qstage)
@@ -275,11 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_reports_what_comes_through_it() {
+    fn a_gate_reports_the_message_inside() {
         let pair = |answer: &'static [u8]| {
             let dir = tempfile::tempdir().unwrap();
             let gate = Gate::new(dir.path(), false).unwrap();
-            let path = dir.path().join(room::GATE);
+            let path = dir.path().join(gate_dir::GATE);
             let inside = std::thread::spawn(move || {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(&[READY]).unwrap();
@@ -295,19 +295,19 @@ mod tests {
         assert_eq!(inside.join().unwrap(), (1, [GO]));
         let (waiting, _inside) = pair(b"/app: no such file");
         assert_eq!(waiting.open(), Err("/app: no such file".to_owned()));
-        // Discarded: the gate inside reads the end.
+        // Discarded: the inner side reads the end of the stream.
         let (waiting, inside) = pair(b"");
         drop(waiting);
         assert_eq!(inside.join().unwrap().0, 0);
     }
 
     #[test]
-    fn nobody_is_waited_for_in_vain() {
+    fn a_wait_ends_when_the_container_cannot_come() {
         let dir = tempfile::tempdir().unwrap();
         let begun = Instant::now();
         let gate = Gate::new(dir.path(), false).unwrap();
         assert!(gate.wait(Duration::from_secs(60), || false).is_err_and(|e| e.contains("before")));
-        std::fs::remove_file(dir.path().join(room::GATE)).unwrap();
+        std::fs::remove_file(dir.path().join(gate_dir::GATE)).unwrap();
         let gate = Gate::new(dir.path(), false).unwrap();
         assert!(gate.wait(Duration::from_millis(50), || true).is_err_and(|e| e.contains("within")));
         assert!(begun.elapsed() < Duration::from_secs(10));

@@ -1,7 +1,7 @@
-//! Whether the kernel can show the files of a container with mapped owners (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+//! Whether the kernel can mount the files of a container with mapped owners (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
 //!
-//! It is asked by a table and not by trying: a failed try of systemd-nspawn takes as long as a start, and says why in
-//! words that change between its versions.
+//! A table decides, not an attempt: a failed attempt of systemd-nspawn takes as long as a start, and its message changes
+//! between versions.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use nix::sys::statfs::statfs;
 
 use crate::container::{Config, Users};
 
-/// File systems by their magic number (statfs(2)), and the Linux that maps owners on them first: `FS_ALLOW_IDMAP` in the
-/// sources of the kernel.
+/// File systems by their magic number (statfs(2)), and the first Linux version that maps owners on them: `FS_ALLOW_IDMAP` in
+/// the sources of the kernel.
 const SINCE: [(i64, &str, (u32, u32)); 9] = [
     (0xef53, "ext4", (5, 12)),
     (0x4d44, "vfat", (5, 12)),
@@ -23,13 +23,13 @@ const SINCE: [(i64, &str, (u32, u32)); 9] = [
     (0x00c3_6400, "ceph", (6, 7)),
 ];
 
-/// The path of the host, of a bind as systemd-nspawn(1) writes it: `HOST:INSIDE`.
+/// The host's path in a bind of systemd-nspawn(1): `HOST:INSIDE`.
 pub(super) fn host_of(bind: &str) -> PathBuf {
     let (host, _) = split(bind);
     host.trim_start_matches('+').replace("\\:", ":").into()
 }
 
-/// A bind with mapped owners, unless it has options of its own.
+/// The bind with mapped owners, unless it has its own options.
 pub(super) fn mapped(bind: &str) -> String {
     match split(bind) {
         (host, None) => format!("{host}:{host}:idmap"),
@@ -38,7 +38,7 @@ pub(super) fn mapped(bind: &str) -> String {
     }
 }
 
-/// At the first colon that is not escaped.
+/// Splits at the first colon that is not escaped.
 fn split(text: &str) -> (&str, Option<&str>) {
     let mut escaped = false;
     for (at, letter) in text.char_indices() {
@@ -50,7 +50,8 @@ fn split(text: &str) -> (&str, Option<&str>) {
     (text, None)
 }
 
-/// Why the container cannot have users of its own; `None`: it can. `root` is where its image is mounted, if it is.
+/// The reason why the container cannot have private users; `None` if it can. `root` is the mount point of its image, or
+/// `None` if it is not mounted.
 #[allow(clippy::useless_conversion, reason = "on 32-bit machines the number has 32 bits")]
 pub(super) fn obstacle(config: &Config, root: Option<&Path>) -> Option<String> {
     if config.users == Users::Host {
@@ -61,7 +62,7 @@ pub(super) fn obstacle(config: &Config, root: Option<&Path>) -> Option<String> {
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = version(&release);
-    // Those with options of their own have said how they want it.
+    // Binds with their own options are left as they are.
     let binds = config.state.iter().chain(&config.bind).chain(&config.bind_ro);
     let plain = binds.filter(|bind| mapped(bind) != **bind).map(|bind| host_of(bind));
     let console = config.console.clone();
@@ -75,7 +76,7 @@ pub(super) fn obstacle(config: &Config, root: Option<&Path>) -> Option<String> {
 }
 
 fn refused(magic: i64, kernel: (u32, u32)) -> Option<String> {
-    // 32-bit kernels give the number with a sign.
+    // 32-bit kernels return the number with a sign.
     let magic = magic & 0xffff_ffff;
     match SINCE.iter().find(|(known, ..)| *known == magic) {
         Some((_, _, since)) if kernel >= *since => None,
@@ -84,7 +85,7 @@ fn refused(magic: i64, kernel: (u32, u32)) -> Option<String> {
     }
 }
 
-/// Of `6.1.0-18-amd64`: 6 and 1.
+/// Major and minor version; 6 and 1 for `6.1.0-18-amd64`.
 fn version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))

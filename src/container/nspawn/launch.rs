@@ -1,4 +1,4 @@
-//! The command line of systemd-nspawn(1), and who looks after the process.
+//! The command line of systemd-nspawn(1), and the supervision of its process.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,12 +13,12 @@ use super::process::Process;
 use crate::container::{Config, Network};
 use crate::host::program::{End, PATH, Program};
 
-/// How long systemd may take to start a unit.
+/// Time limit of systemd to start a unit.
 const UNIT_LIMIT: Duration = Duration::from_secs(10);
 
-/// What the configuration asks of those who start nspawn.
+/// Settings for the environment in which nspawn is started.
 pub(super) struct Outside<'a> {
-    /// Devices that a closed policy lets through.
+    /// Devices that the closed device policy permits.
     pub(super) devices: &'a [PathBuf],
     /// The network namespace that nspawn is started in; `None`: this one.
     pub(super) network: Option<&'a Path>,
@@ -34,22 +34,22 @@ impl<'a> Outside<'a> {
     }
 }
 
-/// The directory of the gate, within that of the container.
-pub(super) const ROOM: &str = "gate";
+/// Name of the gate's directory, within that of the container.
+pub(super) const GATE_DIR: &str = "gate";
 
-/// A container on its way to its gate.
+/// A container that was launched and has not reached its gate yet.
 pub(super) struct Launched {
     /// The process of systemd-nspawn.
     pub(super) process: Process,
-    /// The transient unit that it is in, where systemd runs.
+    /// Its transient unit; `None` if systemd does not run.
     pub(super) unit: Option<String>,
 }
 
 /// Options and command of systemd-nspawn for the container in `dir`.
 ///
-/// `--keep-unit --register=no`: who starts it looks after it, and machined would want a bus. `--as-pid2`: process 1
-/// ignores every signal that it has no handler for, so a program that is 1 and knows no SIGTERM would have to be killed
-/// each time; as 2 it dies of it.
+/// `--keep-unit --register=no`: qstage supervises it, and machined would need a bus. `--as-pid2`: process 1 ignores every
+/// signal without a handler, so a program that is process 1 and does not handle SIGTERM would have to be killed each time;
+/// as process 2 it ends.
 pub(super) fn arguments(
     config: &Config,
     dir: &Path,
@@ -74,13 +74,13 @@ pub(super) fn arguments(
     match &config.network {
         Network::Host => {}
         Network::Private => args.push("--private-network".into()),
-        // From within its user namespace nspawn may not enter one of the host: it is started there.
+        // From its user namespace nspawn may not enter a network namespace of the host: nspawn is started in it instead.
         Network::Path(_) if private => {}
         Network::Path(path) => option("network-namespace-path", &path.display().to_string()),
     }
     let mut option = |name: &str, value: &str| args.push(format!("--{name}={value}").into());
-    // Read-only: a socket can be connected to all the same, and nothing of it is the program's to change.
-    option("bind-ro", &format!("{}:{INSIDE}", escaped(&dir.join(ROOM))));
+    // Read-only: a socket still accepts connections, and the program must not change anything here.
+    option("bind-ro", &format!("{}:{INSIDE}", escaped(&dir.join(GATE_DIR))));
     let mapped = |bind: &str| if private { idmap::mapped(bind) } else { bind.to_owned() };
     if let Some(console) = &config.console {
         option("bind", &mapped(&format!("{}:{CONSOLE}", escaped(console))));
@@ -104,14 +104,14 @@ pub(super) fn arguments(
     args
 }
 
-/// nspawn separates the parts of a bind by colons.
+/// Escapes colons, which separate the parts of a bind for nspawn.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace('\\', "\\\\").replace(':', "\\:")
 }
 
-/// The words that start it as a transient unit: it must not end with the session or the service that started it.
+/// Arguments that start it as a transient unit: it must not end with the session or the service that started it.
 fn unit_arguments(unit: &str, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec<OsString> {
-    // As systemd-nspawn@.service has them, but for its devices: no loop devices, no tunnels.
+    // As in systemd-nspawn@.service, except for its devices: no loop devices, no tunnels.
     let mut args: Vec<OsString> = [
         "--quiet",
         "--collect",
@@ -134,8 +134,8 @@ fn unit_arguments(unit: &str, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec
     args
 }
 
-/// Starts nspawn: where systemd runs as a unit, else as a session of its own. `log` takes what nspawn itself has to
-/// say where there is no journal.
+/// Starts nspawn: as a unit if systemd runs, else as a new session. `log` takes the messages of nspawn if there is no
+/// journal.
 pub(super) fn launch(
     id: &str,
     outside: &Outside<'_>,
@@ -144,7 +144,7 @@ pub(super) fn launch(
     log: File,
 ) -> io::Result<Launched> {
     if !systemd {
-        // setsid(1) without --fork and nsenter(1) become nspawn, so the number is nspawn's.
+        // setsid(1) without --fork and nsenter(1) become nspawn by execve, so the process ID is that of nspawn.
         let enter = outside.network.map(|path| format!("--net={}", path.display()));
         let enter = enter.iter().flat_map(|network| ["nsenter", network.as_str(), "--"]);
         let mut child = Command::new("setsid")
@@ -157,8 +157,8 @@ pub(super) fn launch(
             .stderr(log)
             .spawn()?;
         let process = Process::of(child.id()).ok_or_else(|| io::Error::other("it ended at once"))?;
-        // Nobody else takes the exit status as long as this process lives.
-        // Without a thread it stays a zombie until then, and nobody waits for it.
+        // While this process lives, nothing else reaps nspawn. If no thread can be started, it stays a zombie until this
+        // process ends.
         let _ = crate::workers::spawn("waiting for nspawn", move || child.wait());
         return Ok(Launched { process, unit: None });
     }

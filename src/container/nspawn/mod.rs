@@ -1,26 +1,26 @@
-//! Containers by systemd-nspawn(1), without machined and without a bus; with systemd as transient units, else as
-//! sessions of their own.
+//! Containers by systemd-nspawn(1), without machined and without a bus: as transient units if systemd runs, else as new
+//! sessions.
 //!
 //! ```text
 //! RUN_DIR/container/            one mount whose mounts propagate
-//!   lock                        held by who starts or stops
+//!   lock                        held by the process that starts or stops
 //!   b-4711-0/                   one start
 //!     root/                     the slot, mounted read-only
-//!     gate/                     a tmpfs: copies of qstage and its libraries, sockets; see room
+//!     gate/                     a tmpfs: copies of qstage and its libraries, sockets; see gate_dir
 //!     instance.json             its processes; written before its gate is opened
-//!     log                       what nspawn says
+//!     log                       messages of nspawn
 //! ```
 //!
-//! The directory lives on a tmpfs: after a reboot nothing is there and nothing runs. What is there but does not run
-//! any more is removed by the next start.
+//! The directory lies on a tmpfs: after a reboot it is empty, and nothing runs. The next start removes directories of
+//! containers that no longer run.
 
 pub mod gate;
+mod gate_dir;
 mod idmap;
 mod launch;
 mod mount;
 pub mod prober;
 mod process;
-mod room;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -34,7 +34,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gate::{Gate, Tools, Waiting};
-use launch::{Outside, ROOM};
+use launch::{GATE_DIR, Outside};
 use nix::sys::signal::Signal;
 use process::Process;
 use serde::{Deserialize, Serialize};
@@ -48,60 +48,60 @@ use crate::error::{Error, Result};
 use crate::host::files::lock_file;
 use crate::workers;
 
-/// How long nspawn may take to reach the gate: 0.2 s on an idle machine.
+/// Time limit of nspawn to reach the gate; it takes 0.2 s on an idle machine.
 const ARRANGE_LIMIT: Duration = Duration::from_secs(20);
-/// How long killed processes may take to end.
+/// Longest wait for killed processes to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-/// How long another swap may hold the lock before this one gives up.
+/// Longest wait for the lock while another swap holds it.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
-/// How old a program must be for [`Probe::Alive`].
-const SETTLED: Duration = Duration::from_millis(500);
+/// Minimum age of a program for [`Probe::Alive`].
+const ALIVE_AFTER: Duration = Duration::from_millis(500);
 
 const INSTANCE: &str = "instance.json";
-/// The process of systemd-nspawn, from its launch on; [`INSTANCE`] comes when it waits at its gate.
+/// File that names the process of systemd-nspawn, written at its launch; [`INSTANCE`] follows when it waits at its gate.
 const LAUNCHED: &str = "launched.json";
 
 /// Containers of this machine.
 pub struct Nspawn {
     config: Config,
     base: PathBuf,
-    /// The program that is the gate: this one.
+    /// The program that acts as the gate: this one.
     qstage: PathBuf,
     systemd: bool,
     begun: Instant,
     waiting: Mutex<HashMap<String, (Waiting, Instance)>>,
     released: Mutex<HashMap<String, Instant>>,
-    /// What goes on while the probe is asked already; ended before this value is gone.
+    /// Threads that clean up while the probe already runs; joined before this value is dropped.
     aside: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What is known of a container that was started.
+/// Record of a container that was started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Instance {
     #[serde(flatten)]
     running: Running,
-    /// systemd-nspawn.
+    /// The process of systemd-nspawn.
     nspawn: Process,
-    /// Process 1 of the container: when it ends all in it end.
+    /// Process 1 of the container: when it ends, all processes of the container end.
     init: Process,
     /// The program; the same as `init` under `pid1`.
     program: Process,
     unit: Option<String>,
-    /// What of the host is open to it, by the configuration of its start.
+    /// Openings of its isolation, by the configuration at its start.
     #[serde(default = "of_old")]
     open: Vec<String>,
 }
 
-/// What is open to a container whose start did not write that down.
+/// Openings of a container that was started by a release that did not record them.
 fn of_old() -> Vec<String> {
     vec!["it was started by an earlier version of qstage, with the rights of the host's root".to_owned()]
 }
 
 impl Nspawn {
-    /// Containers as configured. Nothing is started or looked at yet.
+    /// Containers as configured. Nothing is started or examined yet.
     ///
     /// # Errors
-    /// [`Error::Open`] where this program does not find itself; [`Error::Argument`] for a signal that there is not.
+    /// [`Error::Open`] if this program cannot find its own file; [`Error::Argument`] for an unknown signal.
     pub fn new(config: Config) -> Result<Self> {
         if let (Some(name), false) = (&config.stop_signal, config.pid1)
             && name.parse::<Signal>().is_err()
@@ -111,13 +111,13 @@ impl Nspawn {
         }
         let qstage = std::env::current_exe()
             .map_err(|source| Error::Open { path: "/proc/self/exe".into(), source })?;
-        // A package that was upgraded meanwhile: the new program has the same gate.
+        // The package was upgraded in the meantime: the new program has the same gate.
         let name = qstage.to_string_lossy();
         let qstage = name.strip_suffix(" (deleted)").map_or_else(|| qstage.clone(), PathBuf::from);
         Ok(Self::with_gate(config, qstage))
     }
 
-    /// The same, with another program as the gate; for programs that are not qstage themselves.
+    /// The same with another program as the gate, for callers that are not qstage itself.
     pub fn with_gate(config: Config, qstage: PathBuf) -> Self {
         Self {
             base: config.run_dir.join("container"),
@@ -143,19 +143,19 @@ impl Nspawn {
         self.instances().into_iter().find_map(|(_, one)| one.filter(|one| one.running.id == id))
     }
 
-    /// Removes what ended without being stopped, or was never released.
-    fn tidy(&self) {
+    /// Removes containers that ended without being stopped, or were never released.
+    fn remove_leftovers(&self) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         for (dir, instance) in self.instances() {
             let lives = instance.is_some_and(|one| one.init.is_alive() || one.nspawn.is_alive());
             let waits = dir.file_name().is_some_and(|id| waiting.contains_key(&*id.to_string_lossy()));
             if lives && !waits {
-                // Whoever opened its gate was killed before it had cleared away what it started from.
-                room::leave(&dir.join(ROOM), self.has_prober());
+                // The process that opened its gate was killed before it had removed the files of the gate.
+                gate_dir::shrink(&dir.join(GATE_DIR), self.has_prober());
             }
             if !lives && !waits {
-                // Whoever launched it was killed before it had reached its gate. There it ends by itself; until then it
-                // would keep its slot busy.
+                // The process that launched it was killed before the container had reached its gate. There it ends by
+                // itself; until then it would hold its slot.
                 let launched = fs::read(dir.join(LAUNCHED)).ok();
                 if let Some(nspawn) = launched.and_then(|text| serde_json::from_slice::<Process>(&text).ok())
                     && nspawn.is_alive()
@@ -167,13 +167,13 @@ impl Nspawn {
         }
     }
 
-    /// Mounts and starts, up to the gate.
+    /// Mounts the image and starts the container, up to the gate.
     fn begin(&self, image: &SoftwareImage, id: &str, dir: &Path) -> Result<(Waiting, Instance), String> {
         let named = |what: &str| {
             let what = what.to_owned();
             move |e: io::Error| format!("{what}: {e}")
         };
-        for part in ["root", ROOM] {
+        for part in ["root", GATE_DIR] {
             fs::create_dir_all(dir.join(part)).map_err(named("its run directory"))?;
         }
         let root = dir.join("root");
@@ -187,7 +187,7 @@ impl Nspawn {
         let private = self.config.users != Users::Host && unmapped.is_none();
         let open = self.config.openings(unmapped.as_deref());
         let tools = Tools::of(&self.qstage).map_err(named(&self.qstage.display().to_string()))?;
-        room::furnish(&dir.join(ROOM), &tools).map_err(named("the directory of its gate"))?;
+        gate_dir::create(&dir.join(GATE_DIR), &tools).map_err(named("the directory of its gate"))?;
         let mut args = launch::arguments(&self.config, dir, id, &tools, private);
         if self.has_prober() {
             args.push("--prober".into());
@@ -201,13 +201,13 @@ impl Nspawn {
         }
         args.push("--".into());
         args.extend(self.config.command.iter().map(Into::into));
-        let gate = Gate::new(&dir.join(ROOM), self.has_prober()).map_err(named("its gate"))?;
+        let gate = Gate::new(&dir.join(GATE_DIR), self.has_prober()).map_err(named("its gate"))?;
         let log = File::create(dir.join("log")).map_err(named("its log"))?;
         let launched = launch::launch(id, &Outside::of(&self.config, private), &args, self.systemd, log)
             .map_err(named("systemd-nspawn"))?;
         let known = serde_json::to_vec(&launched.process).map_err(io::Error::from);
         let known = known.and_then(|text| fs::write(dir.join(LAUNCHED), text));
-        // Whatever goes wrong from here on, nothing of it stays.
+        // If anything fails from here on, everything is removed.
         let begun = known
             .map_err(named("its run directory"))
             .and_then(|()| self.reach_gate(image, id, &launched, gate))
@@ -230,13 +230,13 @@ impl Nspawn {
         gate: Gate,
     ) -> Result<(Waiting, Instance), String> {
         let nspawn = launched.process;
-        // While it comes up, from the medium into memory: all that the program will need at once.
+        // While it starts: read into memory what the program will need at once.
         let program = self.config.command.first().cloned();
         let paths = self.config.preread.clone().unwrap_or_else(|| program.into_iter().collect());
         mount::preread(&self.base.join(id).join("root"), &paths);
         let waiting = gate.wait(ARRANGE_LIMIT, || nspawn.is_alive())?;
         let init = nspawn.only_child().ok_or("its first process was not found")?;
-        // Whoever waits at the gate: process 1 may have another child, the prober.
+        // The process that waits at the gate: process 1 may have another child, the prober.
         let program = waiting.pid().ok().and_then(Process::of).ok_or("its program was not found")?;
         let running = Running {
             id: id.to_owned(),
@@ -250,13 +250,13 @@ impl Nspawn {
         ))
     }
 
-    /// The state directory and the file for output, where they are missing.
+    /// Creates the state directory and the file for output if they are missing.
     fn make_outside(&self) -> io::Result<()> {
         if let Some(bind) = &self.config.state {
             let host = idmap::host_of(bind);
             if !host.exists() {
                 fs::create_dir_all(&host)?;
-                // Whatever the umask: its users, who are not all root, come in by it.
+                // Regardless of the umask: users of the container other than root need access.
                 fs::set_permissions(&host, fs::Permissions::from_mode(0o755))?;
             }
         }
@@ -293,8 +293,8 @@ impl Runtime for Nspawn {
             let holder = "another start, stop or swap".to_owned();
             return Err(Error::Busy { disk: "the container".to_owned(), holder });
         };
-        // What a killed one left keeps its slot busy.
-        self.tidy();
+        // A leftover of a killed process would hold its slot.
+        self.remove_leftovers();
         Ok(Box::new(lock))
     }
 
@@ -335,7 +335,7 @@ impl Runtime for Nspawn {
         let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&arranged.id);
         let (waiting, instance) = found.ok_or_else(|| failed("it was not arranged".to_owned()))?;
         let dir = self.base.join(&arranged.id);
-        // Known before it runs: whoever comes after a crash must find it to stop it.
+        // Recorded before it runs: after a crash it must be found, to be stopped.
         let opened = serde_json::to_vec(&instance)
             .map_err(io::Error::other)
             .and_then(|text| fs::write(dir.join(INSTANCE), text))
@@ -346,10 +346,10 @@ impl Runtime for Nspawn {
                 let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
                 all.insert(arranged.id.clone(), Instant::now());
                 drop(all);
-                // An unmount waits for all processors, and this is the gap.
-                let (room, prober) = (dir.join(ROOM), self.has_prober());
-                // Without a thread it is left to the stop.
-                let leaving = workers::spawn("leaving a gate", move || room::leave(&room, prober));
+                // In another thread: an unmount waits for all processors, and this is the gap.
+                let (gate, prober) = (dir.join(GATE_DIR), self.has_prober());
+                // If no thread can be started, the stop does it.
+                let leaving = workers::spawn("leaving a gate", move || gate_dir::shrink(&gate, prober));
                 self.aside.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving.ok());
                 Ok(())
             }
@@ -364,17 +364,17 @@ impl Runtime for Nspawn {
     fn stop(&self, running: &Running) -> Result<Stopped> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&running.id);
         let (gated, instance) = match waiting {
-            // Its gate reads the end of the stream and ends.
+            // The gate reads the end of the stream and exits.
             Some((gate, instance)) => {
                 drop(gate);
                 (true, Some(instance))
             }
             None => (false, self.instance(&running.id)),
         };
-        let mut stopped = Stopped::Gently;
+        let mut stopped = Stopped::Gracefully;
         if let Some(one) = instance {
             if !gated && self.config.pid1 {
-                // nspawn sends it the signal of --kill-signal.
+                // nspawn forwards it as the signal of --kill-signal.
                 one.nspawn.signal(Signal::SIGTERM);
             } else if !gated {
                 one.program.signal(self.stop_signal());
@@ -401,13 +401,13 @@ impl Runtime for Nspawn {
         let ask = || match &self.config.probe {
             Probe::Alive => {
                 let all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-                let settled = all.get(&running.id).is_none_or(|begun| begun.elapsed() >= SETTLED);
+                let settled = all.get(&running.id).is_none_or(|begun| begun.elapsed() >= ALIVE_AFTER);
                 if settled { Ok(()) } else { Err("it has only just begun".to_owned()) }
             }
             Probe::Tcp(address) => probe::tcp(address, timeout),
             Probe::Http(address, path) => probe::http(address, path, timeout),
             Probe::Command(words) => {
-                let socket = self.base.join(&running.id).join(ROOM).join(room::PROBER);
+                let socket = self.base.join(&running.id).join(GATE_DIR).join(gate_dir::PROBER);
                 prober::ask(&socket, words, &self.config.environment, timeout)
             }
         };
@@ -433,14 +433,12 @@ impl Runtime for Nspawn {
     }
 }
 
-/// What of the host is open to a container that is started by this configuration, as far as it can be told without its
-/// image.
+/// Openings of the isolation by this configuration, as far as they are known without the image; one sentence each.
 pub fn openings(config: &Config) -> Vec<String> {
     config.openings(idmap::obstacle(config, None).as_deref())
 }
 
-/// Ends a container by force, if it is still there; whether it is gone. Process 1 takes all others of it along, and
-/// nspawn ends after it.
+/// Kills a container if it still runs; returns whether it is gone. All its processes end with process 1, and nspawn after it.
 fn end(nspawn: Process, init: Option<Process>) -> bool {
     if let Some(init) = init.or_else(|| nspawn.only_child())
         && init.is_alive()
@@ -456,14 +454,14 @@ fn end(nspawn: Process, init: Option<Process>) -> bool {
     nspawn.ends_within(KILL_LIMIT)
 }
 
-/// Unmounts and removes the directory of a container. Never what is mounted: only empty directories are removed.
+/// Unmounts and removes the directory of a container. Removes empty directories only, so never the content of a mount.
 fn remove(dir: &Path) -> io::Result<()> {
     mount::detach(&dir.join("root"))?;
-    mount::detach(&dir.join(ROOM))?;
+    mount::detach(&dir.join(GATE_DIR))?;
     for file in [INSTANCE, LAUNCHED, "log"] {
         let _ = fs::remove_file(dir.join(file));
     }
-    for sub in ["root", ROOM] {
+    for sub in ["root", GATE_DIR] {
         let _ = fs::remove_dir(dir.join(sub));
     }
     let _ = fs::remove_dir(dir);

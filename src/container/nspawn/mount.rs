@@ -14,19 +14,19 @@ use crate::host::MountSource;
 use crate::host::kernel::Kernel;
 use crate::host::program::{End, Program};
 
-/// How long a mount may be busy after its container has ended.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long mount(8) may take, on a disk that is busy.
+/// Longest wait for a mount that stays busy after its container has ended.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(2);
+/// Time limit of mount(8), also on a busy disk.
 const MOUNT_LIMIT: Duration = Duration::from_secs(60);
-/// At most so much is read ahead, whatever the configuration names: more would push out what others need.
+/// Largest number of bytes that are read ahead, whatever the configuration names: more would evict pages of others.
 const PREREAD_MAX: u64 = 256 << 20;
 
-/// Makes `base` a mount point whose mounts propagate. A container gets a copy of all mounts, that of the other
-/// slot included, and would keep that slot busy for as long as it lives; with propagation an unmount here takes
-/// the copies along. systemd makes all mounts so; where it does not run they are private.
+/// Makes `base` a mount point whose mounts propagate. A container gets a copy of all mounts, also that of the other slot,
+/// and would hold that slot for as long as it lives; with propagation an unmount here removes the copies too. With systemd
+/// all mounts propagate; without it they are private.
 pub(super) fn share(base: &Path) -> io::Result<()> {
     fs::create_dir_all(base)?;
-    // The gates of containers wait below it.
+    // The sockets of the gates lie below it.
     fs::set_permissions(base, fs::Permissions::from_mode(0o700))?;
     let base = base.canonicalize()?;
     if !is_mounted(&base)? {
@@ -40,7 +40,7 @@ fn is_mounted(path: &Path) -> io::Result<bool> {
     Ok(Kernel::default().mounts()?.iter().any(|mount| Path::new(&mount.target) == path))
 }
 
-/// Mounts an image read-only. Only file systems of the list: others have had fewer eyes on what a hostile image does.
+/// Mounts an image read-only. Only file systems of the list: the others are reviewed less for hostile images.
 pub(super) fn attach(source: &MountSource, at: &Path, allowed: &[String]) -> io::Result<()> {
     let (path, offset) = match source {
         MountSource::Node(path) => (path, 0),
@@ -50,7 +50,7 @@ pub(super) fn attach(source: &MountSource, at: &Path, allowed: &[String]) -> io:
     if !allowed.iter().any(|one| one == kind) {
         return Err(io::Error::other(format!("it holds {kind}, allowed are: {}", allowed.join(", "))));
     }
-    // Without it a read-only mount of ext4 replays its journal, which writes: the slot would no longer be its record.
+    // Without it a read-only mount of ext4 replays its journal, which writes: the slot would no longer match its record.
     let option = if kind == "ext4" { Some("noload") } else { None };
     match source {
         MountSource::Node(path) => {
@@ -64,7 +64,7 @@ pub(super) fn attach(source: &MountSource, at: &Path, allowed: &[String]) -> io:
                 options.push(',');
                 options.push_str(option);
             }
-            // mount(8) makes the loop device, and lets it vanish with the mount.
+            // mount(8) makes the loop device, which is removed automatically with the mount.
             let outcome = Program::new("mount", MOUNT_LIMIT)
                 .args(["-t", kind, "-o", &options, "--"])
                 .arg(path)
@@ -79,9 +79,9 @@ pub(super) fn attach(source: &MountSource, at: &Path, allowed: &[String]) -> io:
     }
 }
 
-/// Unmounts; something that is no mount is as good. A mount that stays busy is at least taken out of sight.
+/// Unmounts `at`; succeeds if it is no mount. A mount that stays busy is detached lazily.
 pub(super) fn detach(at: &Path) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + UNMOUNT_WAIT;
     loop {
         match umount2(at, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
@@ -94,7 +94,7 @@ pub(super) fn detach(at: &Path) -> io::Result<()> {
     }
 }
 
-/// The file system at a place, by its magic number.
+/// The file system at `offset`, by its magic number; `None` if it is unknown.
 fn file_system(path: &Path, offset: u64) -> io::Result<Option<&'static str>> {
     let mut file = File::open(path)?;
     let mut head = [0; 2048];
@@ -116,7 +116,7 @@ fn by_magic(head: &[u8; 2048]) -> Option<&'static str> {
     }
 }
 
-/// Reads files and directories of an image into memory. What is missing is left out: it is a comfort.
+/// Reads files and directories of an image into memory. Missing ones are skipped: this is an optimisation only.
 pub(super) fn preread(root: &Path, paths: &[String]) {
     let mut left = PREREAD_MAX;
     for path in paths {
@@ -126,7 +126,7 @@ pub(super) fn preread(root: &Path, paths: &[String]) {
 
 fn read_below(root: &Path, path: &str, left: &mut u64) -> io::Result<()> {
     let root = File::open(root)?;
-    // Absolute links of the image lead into the image, not into the host.
+    // Absolute links of the image resolve within the image, not on the host.
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);

@@ -1,9 +1,9 @@
-//! Probes that are commands run where the container runs: a process inside starts them, so they have its namespaces,
-//! capabilities, system calls and control group, and nothing that the container has not.
+//! Runs a probe that is a command, inside the container: a process there starts it, so it has the namespaces, capabilities,
+//! system calls and control group of the container, and no more.
 //!
-//! It is started by the gate, only where the probe is a command, and listens at a socket that the gate was handed.
-//! One connection is one question: a line of JSON; the answer is a text, empty where the command ended with 0.
-//! Rejected: nsenter(1) from outside, which has all rights of the host's root while the image's program runs.
+//! The gate starts the prober only if the probe is a command, and passes it a listening socket. One connection is one
+//! request: a line of JSON. The response is a text, empty if the command ended with 0.
+//! Rejected: nsenter(1) from outside, which would run the image's program with all rights of the host's root.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::host::program::{End, Program};
 
-/// Longest question and answer in bytes.
-const LONGEST: u64 = 64 << 10;
-/// How long who has connected may take to ask.
-const ASK_LIMIT: Duration = Duration::from_secs(1);
-/// What an answer may take longer than the command.
+/// Largest request and response in bytes.
+const LARGEST: u64 = 64 << 10;
+/// Time limit from the connection to the whole request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(1);
+/// Time that a response may take in addition to the command's limit.
 const SLACK: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
@@ -30,7 +30,7 @@ struct Question {
     timeout: Duration,
 }
 
-/// Has a command run inside; the error is why it did not succeed.
+/// Runs a command inside the container; the error is the reason why it did not succeed.
 pub(super) fn ask(
     socket: &Path,
     words: &[String],
@@ -43,12 +43,12 @@ pub(super) fn ask(
     let mut line = serde_json::to_vec(&question).map_err(|e| failed(e.into()))?;
     line.push(b'\n');
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
-    stream.set_write_timeout(Some(ASK_LIMIT)).map_err(failed)?;
-    // Several may ask at once, and are answered one after the other.
+    stream.set_write_timeout(Some(REQUEST_LIMIT)).map_err(failed)?;
+    // Concurrent requests are served one after the other.
     stream.set_read_timeout(Some(timeout * 2 + SLACK)).map_err(failed)?;
     stream.write_all(&line).map_err(failed)?;
     let mut answer = String::new();
-    BufReader::new(stream.take(LONGEST)).read_line(&mut answer).map_err(failed)?;
+    BufReader::new(stream.take(LARGEST)).read_line(&mut answer).map_err(failed)?;
     match answer.strip_suffix('\n') {
         Some("") => Ok(()),
         Some(problem) => Err(problem.to_owned()),
@@ -56,29 +56,29 @@ pub(super) fn ask(
     }
 }
 
-/// The side inside: listens at standard input, for as long as the container lives.
+/// The inner side: listens at standard input, for as long as the container lives.
 ///
 /// # Errors
-/// [`Error::Internal`], which nobody but a log sees.
+/// [`Error::Internal`], which only a log shows.
 pub fn serve() -> Result<()> {
     let failed = |e: io::Error| Error::Internal { what: format!("the prober of a container: {e}") };
-    // A child of process 1 and not of the program, which may wait for all of its children.
+    // A child of process 1, not of the program, which may wait for all of its children.
     nix::unistd::daemon(true, true).map_err(|errno| failed(errno.into()))?;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?);
     listener.set_nonblocking(false).map_err(failed)?;
     for stream in listener.incoming() {
         let stream = stream.map_err(failed)?;
-        // Who asks badly gets no answer; the next one does.
+        // A bad request gets no response; the loop goes on.
         let _ = answer(&stream);
     }
     Ok(())
 }
 
 fn answer(mut stream: &UnixStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(ASK_LIMIT))?;
-    stream.set_write_timeout(Some(ASK_LIMIT))?;
+    stream.set_read_timeout(Some(REQUEST_LIMIT))?;
+    stream.set_write_timeout(Some(REQUEST_LIMIT))?;
     let mut line = String::new();
-    BufReader::new(stream.take(LONGEST)).read_line(&mut line)?;
+    BufReader::new(stream.take(LARGEST)).read_line(&mut line)?;
     let question: Question = serde_json::from_str(&line)?;
     let problem = run(&question).err().unwrap_or_default().replace('\n', " ");
     stream.write_all(format!("{problem}\n").as_bytes())
@@ -105,7 +105,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(300);
 
     #[test]
-    fn commands_are_run_and_their_ends_told() {
+    fn commands_run_and_their_results_are_returned() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
@@ -123,7 +123,7 @@ mod tests {
         assert!(ask(&["sh", "-c", "exit 7"]).unwrap_err().ends_with("exit status: 7"));
         assert!(ask(&["/missing"]).unwrap_err().starts_with("/missing: No such file"));
         assert!(ask(&["sleep", "60"]).unwrap_err().ends_with("no answer within 0.3 s"));
-        // Rubbish gets no answer, and the next one does.
+        // A malformed request gets no response; the next request does.
         UnixStream::connect(&path).unwrap().write_all(b"{}\n").unwrap();
         assert_eq!(ask(&["true"]), Ok(()));
         let gone = super::ask(&dir.path().join("none"), &["x".to_owned()], &[], LIMIT);

@@ -1,5 +1,5 @@
-//! Processes that are named by number and start time, so that a signal never meets another one that has come by the
-//! same number.
+//! Processes that are identified by ID and start time, so that a signal never reaches another process that has got the same
+//! ID.
 
 use std::fs;
 use std::path::Path;
@@ -9,13 +9,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// How often the end of a process is looked for.
+/// Interval at which the end of a process is polled.
 const STEP: Duration = Duration::from_millis(1);
 
 /// A process of this boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Process {
-    /// Its number.
+    /// Process ID.
     pub(super) pid: u32,
     /// Clock ticks from boot to its start (proc_pid_stat(5), field 22).
     start: u64,
@@ -28,26 +28,26 @@ struct Stat {
 }
 
 impl Process {
-    /// The process of that number now, if there is one.
+    /// The process that has this ID now; `None` if there is none.
     pub(super) fn of(pid: u32) -> Option<Self> {
         stat(pid).map(|stat| Self { pid, start: stat.start })
     }
 
-    /// Whether it still runs; a zombie does not.
+    /// Whether it still runs; a zombie counts as ended.
     pub(super) fn is_alive(self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.start == self.start && !stat.zombie)
     }
 
-    /// Sends it a signal, if it is still there. Between the look and the signal it can end, but its number does not
-    /// come round again in that instant: the kernel hands out all others first.
+    /// Sends a signal if the process still runs. It can end between check and signal, but its ID is not reused in that
+    /// instant: the kernel assigns all other IDs first.
     pub(super) fn signal(self, signal: Signal) {
         if let (true, Ok(pid)) = (self.is_alive(), i32::try_from(self.pid)) {
-            // It may have ended since: then what was wanted is done.
+            // If it has ended in the meantime, the purpose is reached.
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
 
-    /// Waits for its end; whether it came.
+    /// Waits for its end; returns whether it ended within the limit.
     pub(super) fn ends_within(self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while self.is_alive() {
@@ -59,7 +59,7 @@ impl Process {
         true
     }
 
-    /// Its one living child; `None` where it has none or several.
+    /// Its only living child; `None` if it has none or several.
     pub(super) fn only_child(self) -> Option<Self> {
         let numbers = fs::read_dir("/proc")
             .ok()?
@@ -77,7 +77,8 @@ fn stat(pid: u32) -> Option<Stat> {
     parse(&fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?)
 }
 
-/// The name in parentheses may hold anything, parentheses too: what counts comes after the last one.
+/// Parses a line of `/proc/PID/stat`. The name in parentheses may contain parentheses too, so the fields start after the
+/// last one.
 fn parse(text: &str) -> Option<Stat> {
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?;
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_process_confuses_nobody() {
+    fn the_name_of_a_process_may_contain_anything() {
         let rest = "1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 99";
         for name in ["sh", "a b", ") Z 7 (", "((", "1"] {
             let stat = parse(&format!("12 ({name}) S 3 {rest}")).unwrap();
@@ -112,7 +113,7 @@ mod tests {
         impostor.signal(Signal::SIGKILL);
         assert!(!process.ends_within(Duration::from_millis(50)), "another one's signal hit it");
         process.signal(Signal::SIGKILL);
-        // Nobody has waited for it yet: a zombie has ended.
+        // Not reaped yet: a zombie counts as ended.
         assert!(process.ends_within(Duration::from_secs(5)));
         child.wait().unwrap();
         assert!(Process::of(child.id()).is_none_or(|other| other != process));
