@@ -39,7 +39,7 @@ pub(crate) struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// What the service needs to know.
+    /// The settings as the service needs them.
     ///
     /// # Errors
     /// [`Error::Argument`]: one half of a pair is missing, or a hook has more time than its turn.

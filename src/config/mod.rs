@@ -31,13 +31,13 @@ use crate::host::kexec;
 use crate::host::trust::{DEFAULT_TRUST, TrustFile};
 use crate::units::{BlockSize, text};
 
-/// Where the file is looked for unless `--config` names one.
+/// Path of the file unless `--config` names another.
 const DEFAULT_PATH: &str = "/etc/qstage/config.toml";
 
 /// Largest configuration in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
 
-/// The file as it is written. An unknown key is an error: a misspelt `boot_flag` must not go unnoticed.
+/// The file as written. An unknown key is an error: a misspelt `boot_flag` must not go unnoticed.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -75,7 +75,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads the named file, or the default one, which may be missing.
+    /// Reads the named file, or the default file, which may be missing.
     pub(crate) fn load(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH));
         match read_trusted_text(path, CONFIG_MAX) {
@@ -85,7 +85,7 @@ impl Config {
         }
     }
 
-    /// Parses the text of a file; a problem is told with its line.
+    /// Parses the text of a file; the error names the line.
     fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| {
             let message = did_you_mean(error.message().trim_end().replace('\n', ", "));

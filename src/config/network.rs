@@ -1,4 +1,4 @@
-//! `[network]`: how bundles come from web servers.
+//! Table `[network]`: transfers of bundles from web servers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::values::{rate, seconds};
 use crate::source::http::{Limits, Roots, Web};
 
-/// The section as it is written.
+/// The table as written.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NetworkConfig {
@@ -32,7 +32,7 @@ pub(crate) struct NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// Fills in the defaults. The two keys of the same matter that are older than this section stand before it.
+    /// Fills in the defaults. `ca` and `insecure` are older than this table and stand outside of it in the file.
     pub(crate) fn into_web(self, ca: Option<PathBuf>, insecure: bool) -> Web {
         let defaults = Limits::default();
         let time = |seconds: Option<u64>, default| seconds.map_or(default, Duration::from_secs);
@@ -62,7 +62,7 @@ impl NetworkConfig {
 mod tests {
     use super::*;
 
-    /// With its options in force the sample shows every key, and the true default where there is one.
+    /// The sample with its options uncommented has every key, and shows the true default if there is one.
     #[test]
     fn the_sample_shows_every_key_and_the_true_defaults() {
         let sample = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/config.toml"));

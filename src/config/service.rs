@@ -36,18 +36,18 @@ pub(crate) struct ServiceConfig {
 }
 
 impl ServiceConfig {
-    /// Where HTTPS is served: loopback, unless somebody decides otherwise.
+    /// Address at which HTTPS is served; by default loopback.
     pub(crate) fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
     }
 
-    /// What callers may have read: a directory that is there for nothing else, and no server.
+    /// Bundles that callers may name; by default files in a directory for this purpose, and no server.
     pub(crate) fn allowed(&self) -> Allowed {
         let directories = self.image_paths.clone().unwrap_or_else(|| vec!["/upgrade".into()]);
         Allowed { directories, prefixes: self.image_urls.clone() }
     }
 
-    /// The times: five minutes are enough for the slowest orderly shutdown, and nobody waits who did not ask for it.
+    /// Time limits. The default of five minutes covers the slowest orderly shutdown; a client waits only if it asks for it.
     pub(crate) fn limits(&self) -> Limits {
         let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
         Limits { reboot: seconds(self.reboot_timeout, 300), waiting: seconds(self.waiting_period, 0) }

@@ -1,4 +1,4 @@
-//! What holds after command line, file and defaults.
+//! Settings in force: command line, file and defaults merged.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -15,45 +15,45 @@ use crate::host::trust::TrustFile;
 use crate::source::http::Web;
 use crate::units::{BlockSize, Slot};
 
-/// What holds after command line, file and defaults.
+/// Settings in force after command line, file and defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// The disk; there is no default.
+    /// The disk; `None`: not configured, there is no default.
     pub(crate) disk: Option<PathBuf>,
-    /// The name that a bundle's product must have; `None`: that of the running slot.
+    /// Product that a bundle must be for; `None`: that of the running slot.
     pub(crate) product: Option<String>,
     /// The trusted keys.
     pub(crate) trust: TrustFile,
-    /// Which bits rule.
+    /// The boot flag that decides which slot boots.
     pub(crate) boot_flag: BootFlag,
-    /// How the partition table is changed.
+    /// Method by which the partition table is changed.
     pub(crate) table: TableMethod,
-    /// Where the EFI variables are; `None`: those of this machine's firmware.
+    /// Directory of the EFI variables; `None`: efivarfs of this machine.
     pub(crate) efivars: Option<PathBuf>,
-    /// The file that a boot entry starts.
+    /// The file that an EFI boot entry starts.
     pub(crate) efi_loader: String,
-    /// The slot that runs; `None`: ask the kernel. On the command line only: a file would not change at a switch.
+    /// The running slot; `None`: as the kernel reports it. On the command line only: a file would not change at a switch.
     pub(crate) booted: Option<Slot>,
     pub(crate) assume_unused: bool,
-    /// Whether nothing falls back to the other slot once one is good.
+    /// Whether mark-good forbids a later fallback to the other slot.
     pub(crate) prevent_late_fallback: bool,
-    /// Boot attempts of a slot on trial.
+    /// Number of boot attempts of a slot on trial.
     pub(crate) tries: u8,
-    /// Logical block size of an image file.
+    /// Sector size of an image file; `None`: the size at which a table is found.
     pub(crate) sector_size: Option<BlockSize>,
-    /// Directory of the state file.
+    /// Directory of the journal.
     pub(crate) state_dir: PathBuf,
-    /// Worker threads; `None`: by the number of cores.
+    /// Number of worker threads; `None`: by the number of cores.
     pub(crate) jobs: Option<NonZeroUsize>,
-    /// Bytes per second written at most.
+    /// Maximum write rate in bytes per second; `None`: no limit.
     pub(crate) max_rate: Option<u64>,
-    /// Bytes per second written at least in the background, whoever waits.
+    /// Minimum write rate in the background in bytes per second, also while other processes wait; `None`: no minimum.
     pub(crate) min_rate: Option<u64>,
-    /// How the software image is run; `None`: by others.
+    /// Container of the software image; `None`: qstage does not run it.
     pub(crate) container: Option<container::Config>,
-    /// How the kernel of a slot is started without the boot loader.
+    /// Start of a slot's kernel without the boot loader.
     pub(crate) kexec: kexec::Config,
-    /// How web servers with bundles are trusted.
+    /// Transfers from web servers, and their trust.
     pub(crate) web: Web,
     /// The service.
     pub(crate) service: ServiceConfig,
@@ -62,7 +62,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// The disk, which somebody must have named.
+    /// The disk; an error if none is configured.
     pub(crate) fn disk(&self) -> Result<&Path> {
         self.disk.as_deref().ok_or_else(|| Error::Argument {
             what: "--disk".to_owned(),
@@ -70,12 +70,12 @@ impl Settings {
         })
     }
 
-    /// How the software image is run, which somebody must have said.
+    /// The container; an error if none is configured.
     pub(crate) fn container(&self) -> Result<&container::Config> {
         self.container.as_ref().ok_or(Error::NoContainer)
     }
 
-    /// The engine's rules, none of them overridden.
+    /// The engine's policy, without overrides.
     pub(crate) fn policy(&self) -> Policy {
         Policy {
             boot_flag: self.boot_flag,

@@ -2,8 +2,8 @@ use super::*;
 
 const SAMPLE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/config.toml"));
 
-/// The sample with its options in force: they stand in it as comments, `#key = value`.
-fn sample_in_force() -> String {
+/// The sample with its options uncommented; in the file they are comments, `#key = value`.
+fn sample_uncommented() -> String {
     let is_option = |line: &str| {
         let begins = |c: char| c.is_ascii_lowercase() || c == '[';
         line.strip_prefix('#').is_some_and(|rest| rest.starts_with(begins))
@@ -16,11 +16,11 @@ fn the_sample_changes_nothing_as_it_is() {
     assert_eq!(Config::parse(SAMPLE).unwrap(), Config::default());
 }
 
-/// Comments rot. With its options in force the sample must name every key, and the value that it shows
-/// must be the default wherever there is one.
+/// Comments go out of date. The sample with its options uncommented must have every key, with the default as its value if
+/// there is one.
 #[test]
 fn the_sample_shows_every_key_and_the_true_defaults() {
-    let sample = sample_in_force();
+    let sample = sample_uncommented();
     let all = Config::parse(&sample).unwrap();
     let Config {
         disk,
@@ -132,7 +132,7 @@ fn check_cluster(shown: &super::cluster::ClusterConfig) {
     }
 }
 
-/// The same for `[container]`: every key of the structure stands in the sample, by the names that Debug prints.
+/// The same for `[container]`: the sample has every key of the structure, by the names that Debug prints.
 fn check_container(shown: container::Config, sample: &str) {
     let defaults = container::Config::new(shown.command.clone());
     let debug = format!("{defaults:#?}");

@@ -1,4 +1,4 @@
-//! Values of keys that have a range or a form of their own.
+//! Values of keys with a range or a special form.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub(super) fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     }
 }
 
-/// Seconds; more than ten years are a mistake.
+/// Seconds; more than ten years are refused as a mistake.
 pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let seconds = u64::deserialize(deserializer)?;
     if seconds > 10 * 366 * 86400 {
@@ -30,7 +30,7 @@ pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
     Ok(Some(seconds))
 }
 
-/// A path in a FAT as firmware takes it; far shorter than what a node of a device path can hold.
+/// A path in a FAT file system in UEFI's form; its limit is far below that of a device path node.
 pub(super) fn loader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let path = String::deserialize(deserializer)?;
     let valid = path.starts_with('\\') && path.len() <= 255 && !path.contains(['/', '\0']);
@@ -38,7 +38,7 @@ pub(super) fn loader<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     if valid { Ok(Some(path)) } else { Err(D::Error::custom(problem())) }
 }
 
-/// Directories by absolute paths.
+/// Absolute paths of directories.
 pub(super) fn directories<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<PathBuf>>, D::Error> {
@@ -47,7 +47,7 @@ pub(super) fn directories<'de, D: Deserializer<'de>>(
     Ok(Some(paths))
 }
 
-/// URLs of web servers, as prefixes of others.
+/// URL prefixes of web servers.
 pub(super) fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Url>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     texts.iter().map(|text| allowed::prefix(text)).collect::<Result<_, _>>().map_err(D::Error::custom)

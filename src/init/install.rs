@@ -1,4 +1,4 @@
-//! A bundle into slots that nobody runs: staged, marked good, selected.
+//! Factory install of a bundle into slots that do not run: staged, marked good, selected.
 
 use super::window;
 use crate::boot::{BootFlag, Slots};
@@ -18,13 +18,14 @@ use crate::units::{Group, Slot};
 /// A factory install.
 pub(super) struct Install<'a> {
     pub(super) bundle: &'a Bundle,
-    /// Not empty. The first slot boots.
+    /// The slots to install into, not empty. The first one boots.
     pub(super) into: &'a [Slot],
     pub(super) boot_flag: BootFlag,
     pub(super) method: TableMethod,
 }
 
-/// Stages the bundle into the slots a, then marks them good and selects them in one switch. Returns its version.
+/// Stages the bundle into slot a of each group, then marks the slots good and selects them in one switch. Returns the
+/// version.
 ///
 /// # Errors
 /// Those of staging and of the switch.
@@ -41,7 +42,7 @@ pub fn install(
     Ok(bundle.manifest().version.clone())
 }
 
-/// Refuses a stream where the bundle is read once for each slot.
+/// Refuses a stream if there are several slots, since the bundle is read once per slot.
 pub(super) fn check_source(bundle: &Bundle, into: &[Slot]) -> Result<()> {
     if into.len() < 2 || bundle.is_seekable() {
         return Ok(());
@@ -54,15 +55,15 @@ pub(super) fn check_source(bundle: &Bundle, into: &[Slot]) -> Result<()> {
 }
 
 impl Install<'_> {
-    /// The slots that are written.
+    /// The slots that are written, with their groups.
     pub(super) fn places(&self) -> Vec<(Group, Slot)> {
         let manifest = self.bundle.manifest();
         let groups = || Group::BOTH.into_iter().filter(|group| manifest.group(*group).next().is_some());
         self.into.iter().flat_map(|slot| groups().map(|group| (group, *slot))).collect()
     }
 
-    /// Takes what is there out of the game, durably, then stages slot after slot; all of them are marked good, and the first
-    /// one is selected, in one switch at the end.
+    /// Durably voids what the slots hold, then stages slot after slot. One switch at the end marks all of them good and
+    /// selects the first one.
     ///
     /// # Errors
     /// Those of staging and of the switch.

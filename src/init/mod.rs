@@ -1,5 +1,5 @@
-//! Laying out a blank disk or image file, and the factory install: onto the new layout, or into the slots of a table that is
-//! there.
+//! Layout of a blank disk or image file, and the factory install: onto the new layout, or into the slots of an existing
+//! table.
 
 mod install;
 mod onto;
@@ -27,37 +27,37 @@ use crate::progress::{Cancel, Progress};
 use crate::slot::Layout;
 use crate::units::{BlockSize, ByteOffset, Extent, Group, Guid, MIB, Slot};
 
-/// "Linux filesystem data": the type that no tool mounts or boots by itself. The slots are found by name.
+/// Partition type "Linux filesystem data": no tool mounts or boots it automatically. The slots are found by name.
 const LINUX_DATA: Guid =
     Guid([0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4]);
 
-/// How to lay out a disk.
+/// Parameters of [`init`].
 pub struct InitSpec {
-    /// The disk, or the image file, which is made where it does not exist.
+    /// The disk, or the image file, which is created if it does not exist.
     pub disk: PathBuf,
-    /// Size of a new image file in bytes; `None`: what the slots need.
+    /// Size of a new image file in bytes; `None`: as large as the slots need.
     pub size: Option<u64>,
     /// Size of each platform slot in bytes.
     pub slot_size: u64,
-    /// Size of each software slot in bytes; `None`: none.
+    /// Size of each software slot in bytes; `None`: no software slots.
     pub software_size: Option<u64>,
     /// Bytes before the first partition, for boot loaders; rounded up to 1 MiB.
     pub reserve: u64,
     /// Sector size of an image file.
     pub sector_size: BlockSize,
-    /// Which bits will say what boots.
+    /// The boot flag that will decide which slot boots.
     pub boot_flag: BootFlag,
-    /// Destroy what is there.
+    /// Whether to destroy what the disk holds.
     pub force: bool,
-    /// What to install.
+    /// The bundle to install; `None`: the slots stay empty.
     pub bundle: Option<Bundle>,
-    /// Into which slots; the first one boots.
+    /// The slots to install it into; the first one boots.
     pub into: Vec<Slot>,
-    /// Check all and write nothing.
+    /// Whether to check everything and write nothing.
     pub dry_run: bool,
 }
 
-/// What was laid out; of a dry run what would be.
+/// Result of [`init`] or [`onto`](fn@onto); of a dry run, the result that it would have.
 #[derive(Debug, Clone, Serialize)]
 pub struct InitReport {
     /// The disk.
@@ -66,21 +66,21 @@ pub struct InitReport {
     pub size: u64,
     /// Names of the partitions, by number.
     pub partitions: Vec<String>,
-    /// Where they lie, in the same order.
+    /// Extents of the partitions, in the same order.
     pub extents: Vec<Extent>,
-    /// Version of what was installed.
+    /// Version of the installed bundle; `None`: none was installed.
     pub installed: Option<String>,
     /// The slots that hold it. The first one boots, the other is its fallback.
     pub slots: Vec<Slot>,
-    /// Whether the partitions are those that were there.
+    /// Whether the existing partition table was used.
     pub table_kept: bool,
-    /// What was there before and is destroyed, as far as it can be told; empty: nothing.
+    /// Former contents that are destroyed, as far as they are recognised; empty: none.
     pub destroyed: Vec<String>,
-    /// Nothing was written.
+    /// Whether nothing was written.
     pub dry_run: bool,
 }
 
-/// Lays out the disk and installs the bundle, if there is one, marked good and selected.
+/// Lays out the disk. Installs the bundle, if there is one, marks it good and selects it.
 ///
 /// # Errors
 /// [`Error::NotBlank`], [`Error::DiskTooSmall`], [`Error::SlotTooSmall`], [`Error::Argument`]; then those of
@@ -99,7 +99,7 @@ pub fn init(spec: InitSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<
     let sum = slots.iter().map(|(_, _, size)| size).sum();
     let new = new_len(&spec, sum)?;
     if spec.dry_run {
-        return rehearse(&spec, new, &slots);
+        return dry_run(&spec, new, &slots);
     }
     let created = new.is_some();
     if let Some(len) = new {
@@ -107,17 +107,17 @@ pub fn init(spec: InitSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<
     }
     let result = lay_out(&spec, &slots, progress, cancel);
     if result.is_err() && created {
-        // A file that this run made and that holds nothing whole is of no use to anybody.
+        // A file that this run created, and that holds nothing complete, is of no use.
         let _ = std::fs::remove_file(&spec.disk);
     }
     let report = result?;
-    tell_kernel(&spec.disk, progress);
+    reread_table(&spec.disk, progress);
     Ok(report)
 }
 
-/// Makes the kernel read the new table, once the disk is not claimed any more. What keeps it from that is no failure of the
-/// layout: the disk is as wanted, and the kernel's old idea of it refuses later verbs by [`Error::KernelTable`].
-fn tell_kernel(disk: &Path, progress: &dyn Progress) {
+/// Makes the kernel read the new table, after the disk has been released. If that fails, the layout has not failed: the disk
+/// is correct, and later verbs are refused by [`Error::KernelTable`] while the kernel has the old table.
+fn reread_table(disk: &Path, progress: &dyn Progress) {
     let is_device = std::fs::metadata(disk).is_ok_and(|found| found.file_type().is_block_device());
     let Some(problem) = is_device.then(|| reread::partitions(disk)).and_then(Result::err) else { return };
     progress.notice(&format!(
@@ -127,7 +127,7 @@ fn tell_kernel(disk: &Path, progress: &dyn Progress) {
     ));
 }
 
-/// What the bundle needs, before anything is destroyed for it.
+/// Checks that the bundle fits the slots, before anything is destroyed for it.
 fn check_fit(bundle: &Bundle, slots: &[(Group, Slot, u64)]) -> Result<()> {
     let manifest = bundle.manifest();
     if manifest.payload(Kind::Software).is_some()
@@ -145,7 +145,7 @@ fn check_fit(bundle: &Bundle, slots: &[(Group, Slot, u64)]) -> Result<()> {
     Ok(())
 }
 
-/// The size in bytes of the image file that has to be made; `None`: the disk is there.
+/// Size in bytes of the image file that has to be created; `None`: the disk exists.
 fn new_len(spec: &InitSpec, slots: u64) -> Result<Option<u64>> {
     let len = match std::fs::metadata(&spec.disk) {
         Ok(found) if !found.is_file() => {
@@ -172,7 +172,7 @@ fn new_len(spec: &InitSpec, slots: u64) -> Result<Option<u64>> {
             _ => Ok(None),
         };
     }
-    // What is reserved before the slots, and 1 MiB behind them for the backup.
+    // The reserve before the slots, and 1 MiB after them for the backup.
     let before = spec.reserve.max(1).checked_next_multiple_of(MIB).unwrap_or(u64::MAX);
     let needed = slots.saturating_add(before).saturating_add(MIB);
     let size = spec.size.unwrap_or(needed).next_multiple_of(u64::from(spec.sector_size.bytes()));
@@ -182,15 +182,15 @@ fn new_len(spec: &InitSpec, slots: u64) -> Result<Option<u64>> {
     Ok(Some(size))
 }
 
-/// Makes an image file of `len` bytes.
+/// Creates an image file of `len` bytes.
 fn make_file(path: &Path, len: u64) -> Result<()> {
     let output = |source| Error::Output { path: path.to_owned(), source };
     let file = File::options().write(true).create(true).truncate(false).open(path).map_err(output)?;
     file.set_len(len).map_err(output)
 }
 
-/// A dry run: all checks, and the layout as it would be. `new` is the size of a file that would be made.
-fn rehearse(spec: &InitSpec, new: Option<u64>, slots: &[(Group, Slot, u64)]) -> Result<InitReport> {
+/// A dry run: all checks, and the layout that would result. `new` is the size of a file that would be created.
+fn dry_run(spec: &InitSpec, new: Option<u64>, slots: &[(Group, Slot, u64)]) -> Result<InitReport> {
     let name = spec.disk.display().to_string();
     let (len, block, found) = match new {
         Some(len) => (len, spec.sector_size, None),
@@ -206,7 +206,7 @@ fn rehearse(spec: &InitSpec, new: Option<u64>, slots: &[(Group, Slot, u64)]) -> 
     Ok(report(spec, len, &plan.primary, found))
 }
 
-/// What is on the disk, where it may be destroyed.
+/// Description of what the disk holds, if it may be destroyed; `None`: nothing.
 fn blank(disk: &dyn BlockDevice, name: &str, force: bool) -> Result<Option<String>> {
     match found_on(disk, name)? {
         Some(found) if !force => Err(Error::NotBlank { disk: name.to_owned(), found }),
@@ -258,7 +258,7 @@ fn lay_out(
     let plan =
         layout::create_after(spec.reserve, machine.name(), disk.len(), disk.block_size(), &partitions, None)?;
     commit::lay_out(&*disk, machine.name(), &lock, &plan)?;
-    forget(&machine, &lock)?;
+    void_records(&machine, &lock)?;
     if let Some(bundle) = &spec.bundle {
         let method = TableMethod::default();
         let job = install::Install { bundle, into: &spec.into, boot_flag: spec.boot_flag, method };
@@ -267,9 +267,9 @@ fn lay_out(
     Ok(report(spec, disk.len(), &plan.primary, found))
 }
 
-/// Voids the records that slots of an earlier layout left at the same places: they would say "prepared" of what nobody
-/// prepared on this disk.
-fn forget(machine: &LocalDisk, lock: &DiskLock) -> Result<()> {
+/// Voids records that slots of an earlier layout left at the same places: else a slot would appear as prepared although
+/// nothing was prepared on this disk.
+fn void_records(machine: &LocalDisk, lock: &DiskLock) -> Result<()> {
     let disk = machine.disk();
     let loaded = commit::load(&*disk, machine.name())?;
     let slots = Slots::resolve(loaded.table()?, machine.name())?;
@@ -283,14 +283,15 @@ fn forget(machine: &LocalDisk, lock: &DiskLock) -> Result<()> {
     Site { machine, loaded: &loaded, slots: &slots, opened: &opened }.run(lock, &transition::forget(&slots))
 }
 
-/// A new partition as a part of the disk. Not by the kernel's node: the disk is claimed as a whole, which shuts
-/// everybody out of the nodes, this process included, and they are those of the old table.
+/// A new partition as a part of the disk. Not by the kernel's node: the disk is held exclusively, so nothing can open the
+/// nodes, not even this process, and they belong to the old table.
 fn window(machine: &dyn Machine, partition: &Partition) -> Result<Region> {
     Region::new(machine.disk(), partition.extent)
         .ok_or_else(|| Error::Internal { what: format!("{} was laid out beyond the disk", partition.name) })
 }
 
-/// What is at both ends of a disk or slot, where partition tables and most file systems begin; `None`: zeroes.
+/// Description of the content at both ends of a disk or slot, where partition tables and most file systems begin; `None`:
+/// zeroes.
 fn found_on(disk: &dyn BlockDevice, name: &str) -> Result<Option<String>> {
     let len = disk.len().min(MIB);
     let mut bytes = AlignedBuf::zeroed(len as usize);

@@ -1,5 +1,5 @@
-//! The factory install into the slots of a table that is there: a disk with an ESP, a data partition, whatever a board or an
-//! image builder laid out. Nothing but those slots is written, and the table's boot flags.
+//! Factory install into the slots of an existing table: a disk with an ESP, a data partition, whatever a board or an image
+//! builder laid out. Only those slots and the table's boot flags are written.
 
 use std::path::PathBuf;
 
@@ -16,27 +16,27 @@ use crate::progress::{Cancel, Progress};
 use crate::slot::{Content, Layout};
 use crate::units::{BlockSize, Group, Slot};
 
-/// What to install onto which disk.
+/// Parameters of [`onto`](fn@onto).
 pub struct OntoSpec {
     /// The disk or image file.
     pub disk: PathBuf,
-    /// Sector size of an image file; `None`: the one at which a table is found.
+    /// Sector size of an image file; `None`: the size at which a table is found.
     pub sector_size: Option<BlockSize>,
-    /// Which bits will say what boots.
+    /// The boot flag that will decide which slot boots.
     pub boot_flag: BootFlag,
-    /// How the table is changed.
+    /// Method by which the table is changed.
     pub method: TableMethod,
-    /// What to install.
+    /// The bundle to install.
     pub bundle: Bundle,
-    /// Into which slots; the first one boots.
+    /// The slots to install it into; the first one boots.
     pub into: Vec<Slot>,
-    /// Destroy what these slots hold.
+    /// Whether to destroy what these slots hold.
     pub force: bool,
-    /// Check all and write nothing.
+    /// Whether to check everything and write nothing.
     pub dry_run: bool,
 }
 
-/// Installs the bundle into the slots that are there, marked good and selected. All that could forbid it is found before the
+/// Installs the bundle into the existing slots, marks them good and selects the first. Every obstacle is found before the
 /// first write.
 ///
 /// # Errors
@@ -60,7 +60,7 @@ pub fn onto(spec: &OntoSpec, progress: &dyn Progress, cancel: &Cancel) -> Result
     let partitions = table.partitions();
     if let Some(lock) = &lock {
         job.run(&machine, lock, progress, cancel)?;
-        // What runs the acts has repaired it before its first write.
+        // The interpreter of acts has repaired it before its first write.
         let (name, state) = (machine.name(), loaded.state());
         if state != CopyState::Equal {
             progress.notice(&format!(
@@ -96,7 +96,7 @@ fn check_slots(
         let window = window(machine, partition)?;
         let found = match Content::read(&window, *group, &partition.name)? {
             Content::Whole(record, _) => Some(format!("release {}", record.manifest.version)),
-            // A torn slot is what an install that was interrupted leaves: it goes on.
+            // A torn slot is the result of an interrupted install, which is continued.
             Content::Torn { .. } => None,
             Content::Nothing { .. } => found_on(&window, &partition.name)?,
         };

@@ -1,4 +1,4 @@
-//! Where a verb of the workshop writes its file: a name that nothing has yet, a file that may be replaced, or a stream.
+//! Destination of a build-host verb's output: a new file, a file that may be replaced, or a stream.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
@@ -10,20 +10,20 @@ use crate::host::files::OutputFile;
 
 /// The output of `pack`, `sign` and `delta`.
 pub enum Destination<'a> {
-    /// A file, which appears when it is whole and durable. It must not exist.
+    /// A new file, which appears when it is complete and durable.
     New(&'a Path),
-    /// The same; a regular file of that name is replaced.
+    /// The same, but a regular file of that name is replaced.
     Replaced(&'a Path),
     /// A stream, such as standard output.
     Stream(&'a mut dyn Write),
 }
 
 impl Destination<'_> {
-    /// Refuses, before any work is done, a file that must not be written: one of the inputs by whatever name, what is no
-    /// regular file, what exists and may not be replaced. `inputs` are option names and files.
+    /// Refuses a file that must not be written, before any work is done: an input, under any name; a file that is not
+    /// regular; a file that exists and may not be replaced. `inputs` are option names and files.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::OutputExists`]; [`Error::Output`] where nobody can say what lies there.
+    /// [`Error::Argument`], [`Error::OutputExists`]; [`Error::Output`] if the path cannot be examined.
     pub fn check(&self, inputs: &[(&str, &Path)]) -> Result<()> {
         let (Self::New(path) | Self::Replaced(path)) = self else { return Ok(()) };
         let found = match fs::symlink_metadata(path) {
@@ -32,7 +32,7 @@ impl Destination<'_> {
             Err(source) => return Err(Error::Output { path: (*path).to_owned(), source }),
         };
         let refused = |problem: String| Err(Error::Argument { what: "--output".to_owned(), problem });
-        // A link is replaced and not followed. Whoever writes to a link to an input still does not mean that.
+        // A link is replaced and not followed. A link to an input is refused all the same: it is a mistake.
         let target = fs::metadata(path).ok();
         let same = |input: &Path| {
             let of = fs::metadata(input).ok();
@@ -63,8 +63,7 @@ impl Destination<'_> {
         }
     }
 
-    /// A file without a name, which is gone with the process: beside the output; for a stream in `TMPDIR`, or `/var/tmp`,
-    /// which is no memory.
+    /// An unlinked temporary file beside the output; for a stream in `TMPDIR`, or in `/var/tmp`, which is not a tmpfs.
     ///
     /// # Errors
     /// [`Error::Output`].
@@ -83,8 +82,8 @@ impl Destination<'_> {
         Ok(file)
     }
 
-    /// Writes it as a whole. Returns its size in bytes. On failure a file is as it was before, and nothing else is left
-    /// behind; a stream has got the beginning.
+    /// Writes the output and returns its size in bytes. On failure a file is as it was before, and nothing else is left
+    /// behind; a stream has received a part.
     ///
     /// # Errors
     /// [`Error::Output`], [`Error::OutputExists`], and those of `write`.
@@ -121,7 +120,7 @@ fn is_same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Counts what goes through.
+/// Writer that counts bytes.
 struct Counted<'a> {
     to: &'a mut dyn Write,
     bytes: u64,

@@ -1,5 +1,5 @@
-//! Files in, bundle file out: `pack` and `sign`. A bundle appears under its name only when it is whole and durable, and takes
-//! the place of no other file unless that was asked for.
+//! Files in, bundle file out: `pack` and `sign`. A bundle appears under its name only when it is complete and durable, and
+//! replaces a file only on request.
 
 mod destination;
 
@@ -22,14 +22,14 @@ use crate::host::signer;
 use crate::progress::{Cancel, Progress};
 use crate::source::mapped::MappedFile;
 
-/// What to pack.
+/// Parameters of [`pack`].
 #[derive(Debug, Clone)]
 pub struct PackSpec {
     /// Compatibility string.
     pub product: String,
     /// Version of the bundle and of all its payloads.
     pub version: String,
-    /// The oldest version that may install it directly.
+    /// The oldest running version that may install the bundle; `None`: any.
     pub min_version: Option<String>,
     /// Anti-rollback epoch.
     pub epoch: u64,
@@ -37,22 +37,22 @@ pub struct PackSpec {
     pub created: u64,
     /// The platform image.
     pub platform: PathBuf,
-    /// The software image.
+    /// The software image; `None`: the bundle has none.
     pub software: Option<PathBuf>,
     /// Names and files of firmware blobs.
     pub firmware: Vec<(String, PathBuf)>,
-    /// The key to sign with; without one the bundle is unsigned.
+    /// File of the key to sign with; `None`: the bundle is unsigned.
     pub key: Option<PathBuf>,
-    /// zstd level.
+    /// Compression level of zstd.
     pub level: i32,
-    /// Bytes in a frame.
+    /// Uncompressed size of a frame in bytes.
     pub frame_size: u32,
-    /// Number of workers; `None`: as many as are useful.
+    /// Number of workers; `None`: by the number of cores.
     pub jobs: Option<NonZeroUsize>,
 }
 
 impl PackSpec {
-    /// All files that are read, by their options.
+    /// All files that are read, with their option names.
     fn inputs(&self) -> Vec<(&'static str, &Path)> {
         let firmware = self.firmware.iter().map(|(_, path)| ("--firmware", path));
         let one = [("--software", self.software.as_ref()), ("--key", self.key.as_ref())];
@@ -66,7 +66,7 @@ impl PackSpec {
     }
 }
 
-/// What was packed.
+/// Result of [`pack`].
 #[derive(Debug, Clone, Serialize)]
 pub struct PackReport {
     /// The bundle.
@@ -81,19 +81,19 @@ pub struct PackReport {
     pub seconds: f64,
 }
 
-/// What was signed.
+/// Result of [`sign`].
 #[derive(Debug, Clone, Serialize)]
 pub struct SignReport {
     /// The bundle.
     pub path: PathBuf,
     /// The key or signature file that was added.
     pub added: PathBuf,
-    /// How many signatures it carries now.
+    /// Number of signatures in the bundle now.
     pub signatures: usize,
 }
 
-/// Packs and signs a bundle. What would make it fail in the end, an output that must not be written and a key that does not
-/// sign, is found before the first image is read.
+/// Packs and signs a bundle. Causes of a late failure, an output that must not be written and a key that does not sign, are
+/// found before the first image is read.
 ///
 /// # Errors
 /// [`Error::Open`] and [`Error::Argument`] for inputs; [`Error::OutputExists`]; those of [`pack_payloads`];
@@ -161,8 +161,8 @@ pub fn pack(
     })
 }
 
-/// An image to pack. An empty one is the trace of a build that failed, and is named by its path: the manifest, which
-/// would refuse it as well, knows none.
+/// Opens an image to pack. An empty one is the result of a failed build; it is refused here by its path, since the check of
+/// the manifest, which would refuse it too, has no path.
 fn open_image(path: &Path) -> Result<MappedFile> {
     let image = MappedFile::open(path)?;
     if image.is_empty() {
@@ -172,17 +172,17 @@ fn open_image(path: &Path) -> Result<MappedFile> {
     Ok(image)
 }
 
-/// What adds a signature.
+/// Source of a signature that is added.
 #[derive(Debug, Clone, Copy)]
 pub enum Signer<'a> {
     /// A key file: private, or public with the private half in an agent.
     Key(&'a Path),
-    /// A signature that `ssh-keygen -Y sign -n qimg` made elsewhere over `manifest.json`.
+    /// A signature file that `ssh-keygen -Y sign -n qimg` made elsewhere for `manifest.json`.
     Detached(&'a Path),
 }
 
-/// Adds a signature to a bundle, in place (`out` is `None`) or to another file. The signatures that are there stay; who adds the one
-/// of a new key before the old one is retired rotates keys without a bundle that some machine refuses.
+/// Adds a signature to a bundle, in place (`out` is `None`) or to another file. Existing signatures stay. So keys can be
+/// rotated without a bundle that some machine refuses: the new key signs as well, before the old one is retired.
 ///
 /// # Errors
 /// Those of opening a bundle; [`Error::Signing`], [`Error::SignatureFormat`], [`Error::TooLarge`], [`Error::Output`],
@@ -196,7 +196,7 @@ pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a
     let mut file = File::open(bundle).map_err(open)?;
     let source =
         PlainFile { len: file.metadata().map_err(open)?.len(), file: file.try_clone().map_err(open)? };
-    // Adding a signature is not trusting those that are there.
+    // To add a signature does not mean to trust the existing ones.
     let opened = Bundle::open(Source::File(Arc::new(source)), &Trust::dangerously_unsigned())?.whole()?;
     let manifest = opened.manifest();
     let (added, path) = match signer {
@@ -209,7 +209,7 @@ pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a
     };
     let mut signatures = manifest.signature().to_vec();
     let text = String::from_utf8_lossy(&signatures);
-    // Signing twice with a key whose signatures do not vary changes nothing.
+    // A second signature by the same key, if deterministic, changes nothing.
     if !text.contains(&added) {
         signatures.extend_from_slice(added.as_bytes());
     }
@@ -226,7 +226,7 @@ pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a
     Ok(SignReport { path: written, added: path.to_owned(), signatures: count })
 }
 
-/// A file that is read through the page cache: it is about to be copied anyway.
+/// A file that is read through the page cache, since it is about to be copied anyway.
 struct PlainFile {
     file: File,
     len: u64,

@@ -1,4 +1,4 @@
-//! Filters of system calls (seccomp(2)), compiled by `seccompiler` for the processors that it knows.
+//! System-call filters (seccomp(2)), compiled by `seccompiler` for the processors that it supports.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,8 @@ use seccompiler::{
     TargetArch,
 };
 
-/// Calls that match `rules` get `matching`, all others the other action. `None`: not for this processor.
+/// Compiles a filter: calls that match `rules` get the action `matching`, all others the other action. `None`: this processor
+/// is not supported.
 pub(super) fn compile(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     matching: SeccompAction,
@@ -24,9 +25,9 @@ fn errno(number: i32) -> SeccompAction {
     SeccompAction::Errno(number.unsigned_abs())
 }
 
-/// Forbids this thread, and what it starts, to make user namespaces, in which it would have all capabilities again and
-/// meet code of the kernel that is written for root. clone3(2) keeps its flags in memory, where no filter sees them:
-/// programs are told that there is none, and take clone(2).
+/// Forbids this thread, and its descendants, to create user namespaces, in which they would have all capabilities again and
+/// reach kernel code that is written for root. clone3(2) has its flags in memory, where a filter cannot read them: it fails
+/// with ENOSYS, and programs fall back to clone(2).
 ///
 /// # Errors
 /// Those of seccomp(2).
@@ -48,7 +49,7 @@ pub fn forbid_user_namespaces() -> io::Result<()> {
     Ok(())
 }
 
-/// Memory, threads, time, and files within what landlock leaves.
+/// Permitted calls: memory, threads, time, and files within the limits of landlock.
 const PERMITTED: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_getres,
@@ -131,7 +132,7 @@ const PERMITTED: &[i64] = &[
     libc::SYS_statx,
     libc::SYS_sync_file_range,
     libc::SYS_sysinfo,
-    // To itself: abort(3).
+    // To its own process: abort(3).
     libc::SYS_tgkill,
     libc::SYS_umask,
     libc::SYS_uname,
@@ -140,7 +141,7 @@ const PERMITTED: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Older ways of the same, which only this processor has.
+/// Older calls for the same purposes, which exist only on this processor.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[i64] = &[
     libc::SYS_access,
@@ -165,7 +166,7 @@ const OLDER: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[i64] = &[];
 
-/// A connection to a web server, on a socket of one of [`FAMILIES`].
+/// Calls for a connection to a web server, on a socket of one of [`FAMILIES`].
 const NETWORK: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_connect,
@@ -180,17 +181,17 @@ const NETWORK: &[i64] = &[
     libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
-    // Two ends in this process: how tokio hears of signals.
+    // Both ends in this process: tokio receives signals by such a pair.
     libc::SYS_socketpair,
 ];
 
-/// Netlink: the C library asks the kernel for addresses before it sorts those of a name. No AF_UNIX: services of the
-/// machine listen there.
+/// Permitted socket families. Netlink, because the C library asks the kernel for addresses before it sorts those of a name.
+/// Not AF_UNIX: services of the machine listen there.
 const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// Forbids all calls but those that a verb on a bundle makes; what cannot be forbidden here.
+/// Forbids all calls except those that a verb on a bundle makes. Returns a message if this is not possible here.
 ///
-/// A call that is not permitted fails, and does not kill: the C library tries new calls first and falls back.
+/// A forbidden call fails and does not kill: the C library tries new calls first and falls back.
 pub(super) fn restrict(network: bool) -> io::Result<Option<String>> {
     let permitted = permitted(network).map_err(io::Error::other)?;
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
@@ -218,11 +219,11 @@ fn permitted(network: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompil
     for call in PERMITTED.iter().chain(OLDER).chain(more) {
         rules.insert(*call, Vec::new());
     }
-    // Threads, and no processes.
+    // Threads only, no processes.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let clone = condition(0, SeccompCmpOp::MaskedEq(thread), thread)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![clone])?]);
-    // Not what types into the terminal of who started this: TIOCSTI, and TIOCLINUX of the console.
+    // Forbids input into the caller's terminal: TIOCSTI, and TIOCLINUX of the console.
     let terminal = [libc::TIOCSTI, libc::TIOCLINUX];
     let other = |number: &libc::c_ulong| condition(1, SeccompCmpOp::Ne, *number & 0xffff_ffff);
     let conditions = terminal.iter().map(other).collect::<Result<Vec<_>, _>>()?;

@@ -1,4 +1,4 @@
-//! Files, ports and signals, by landlock(7).
+//! Restriction of files, ports and signals, by landlock(7).
 
 use std::io;
 
@@ -9,10 +9,10 @@ use landlock::{
 
 use super::Kept;
 
-/// The newest that is asked for; a kernel that knows less gives what it has.
+/// The newest ABI that is requested; an older kernel restricts what it can.
 const NEWEST: ABI = ABI::V6;
 
-/// Takes away all but what is kept; what this kernel cannot take away.
+/// Drops all rights except `kept`. Returns a message about those that this kernel cannot drop.
 pub(super) fn restrict(kept: &Kept) -> io::Result<Option<String>> {
     let failed = |error: landlock::RulesetError| io::Error::other(error);
     let all = AccessFs::from_all(NEWEST);
@@ -26,9 +26,9 @@ pub(super) fn restrict(kept: &Kept) -> io::Result<Option<String>> {
         rules = rules.handle_access(AccessNet::ConnectTcp).map_err(failed)?;
     }
     let mut rules = rules.create().map_err(failed)?;
-    // Nothing is executed, not even what may be read.
+    // Nothing may be executed, not even a file that may be read.
     let read = AccessFs::from_read(NEWEST) & !AccessFs::Execute;
-    // IoctlDev on what is read: which file lies below a loop device is asked so.
+    // IoctlDev on readable files: the backing file of a loop device is queried by ioctl.
     let read = read | AccessFs::IoctlDev;
     for path in kept.readable() {
         rules = allow(rules, &path, read).map_err(failed)?;
@@ -44,12 +44,12 @@ pub(super) fn restrict(kept: &Kept) -> io::Result<Option<String>> {
             "this kernel has no landlock (5.13, CONFIG_SECURITY_LANDLOCK): files stay within reach"
                 .to_owned(),
         ),
-        // Files are the point; ports and signals are forbidden by the system calls too.
+        // Files matter most; ports and signals are forbidden by the system-call filter too.
         _ => None,
     })
 }
 
-/// What is not there needs no rule.
+/// Adds rules for the paths that exist; a missing one needs no rule.
 fn allow(
     rules: RulesetCreated,
     path: &std::path::Path,

@@ -1,16 +1,16 @@
-//! Giving up rights before the first byte of a bundle is read: what strangers wrote is parsed by a process that can do
-//! little more than write the slot.
+//! Drops rights before the first byte of a bundle is read: untrusted input is parsed by a process that can do little more
+//! than write the slot.
 //!
-//! | layer | what is left | since |
+//! | layer | remaining rights | since |
 //! |---|---|---|
-//! | descriptors | what was opened before: bundle, disk, standard streams | |
+//! | descriptors | files opened before: bundle, disk, standard streams | |
 //! | landlock(7) | the files of [`Kept`], by path; no TCP ports; no signals to others | Linux 5.13; ports 6.7; signals 6.12 |
-//! | seccomp(2) | the list in `calls`: no programs, no processes, no sockets but for a URL | Linux 3.17; x86-64, ARM64, RISC-V |
-//! | capabilities(7) | none, but the few that [`enter`] explains | |
+//! | seccomp(2) | the list in `calls`: no programs, no processes, sockets only for a URL | Linux 3.17; x86-64, ARM64, RISC-V |
+//! | capabilities(7) | none, except for the few that [`enter`] explains | |
 //!
-//! It holds for the calling thread and all that it starts. So it is entered before there are others that matter: one that
-//! exists already keeps its files and capabilities. A kernel without landlock is no reason not to upgrade: the other layers
-//! hold, and [`Confined::missing`] says what does not.
+//! It applies to the calling thread and the threads that it starts. So it is entered before other relevant threads exist: a
+//! thread that already exists retains its files and capabilities. An upgrade also works on a kernel without landlock: the
+//! other layers apply, and [`Confined::missing`] reports the missing one.
 
 mod calls;
 mod files;
@@ -25,24 +25,24 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::error::{Error, Result};
 
-/// What a process can still open when it has given up the rest. What does not exist then stays out of reach.
+/// Rights that remain after the others have been dropped. Paths that do not exist at that time stay out of reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// Files to read, and directories with all that lies in them.
+    /// Files to read, and directories with everything below them.
     pub read: Vec<PathBuf>,
-    /// Files to read and write, directories in which files are made, replaced and removed, devices.
+    /// Files and devices to read and write, and directories in which files are created, replaced and removed.
     pub write: Vec<PathBuf>,
-    /// Directory of the EFI variables, if they are changed: their files are immutable until somebody with the right says
-    /// otherwise.
+    /// Directory of the EFI variables, if they are changed: to clear the immutable flag of their files needs a capability.
+    /// `None`: they are not changed.
     pub efivars: Option<PathBuf>,
-    /// Whether connections to web servers are made.
+    /// Whether connections to web servers are permitted.
     pub network: bool,
 }
 
 impl Kept {
-    /// How the kernel shows itself: devices, mounts, processors, pressure. Read by every verb.
+    /// File systems of the kernel: devices, mounts, processors, pressure. Read by every verb.
     const KERNEL: [&str; 2] = ["/proc", "/sys"];
-    /// What the C library reads to find the address of a name (nsswitch.conf(5)), and its modules for that.
+    /// Files that the C library reads to resolve a name (nsswitch.conf(5)), and its modules for that.
     const NAMES: [&str; 8] = [
         "/etc",
         "/lib",
@@ -64,8 +64,7 @@ impl Kept {
         self.write.iter().chain(&self.efivars)
     }
 
-    /// Those that are needed with these files: of another owner than this process, which is root, they can only be used
-    /// by who may use all. Landlock holds all the same.
+    /// Capabilities that are needed for these files: root needs one to use files of other owners. Landlock still applies.
     fn capabilities(&self) -> CapabilitySet {
         let own = geteuid().as_raw();
         let foreign = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|about| about.uid() != own);
@@ -76,18 +75,18 @@ impl Kept {
     }
 }
 
-/// Rights that are gone. There is no way back.
+/// Result of [`enter`]. The rights cannot be regained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "what could not be given up has to be said"]
 pub struct Confined {
-    /// What this kernel, or this processor, could not take away; empty: nothing.
+    /// Layers that this kernel, or this processor, does not support; empty: none.
     pub missing: Vec<String>,
 }
 
-/// Gives up all rights but `kept`, for this thread and all that it will start.
+/// Drops all rights except `kept`, for this thread and all threads that it will start.
 ///
 /// # Errors
-/// [`Error::Internal`]: the kernel knows how, and refused.
+/// [`Error::Internal`]: the kernel supports a layer, and refused it.
 pub fn enter(kept: &Kept) -> Result<Confined> {
     let failed = |what: &'static str| {
         move |error: io::Error| Error::Internal { what: format!("giving up rights ({what}): {error}") }
