@@ -1,4 +1,4 @@
-//! What a bundle is named by: a path, `-`, or a URL. And how a URL is shown: without what is secret in it.
+//! Addresses of bundles: a path, `-`, or a URL; and the form in which a URL is shown, without secrets.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,22 +8,22 @@ pub use reqwest::Url;
 
 use crate::error::{Error, Result};
 
-/// Where a bundle is to be had. Its `Display` is [`shown`]: nothing secret.
+/// Address of a bundle. Its `Display` is [`shown`]: without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// Standard input, `-`.
     Stdin,
-    /// A file, also by a `file://` URL.
+    /// A file, given by its path or by a `file://` URL.
     File(PathBuf),
     /// A web server, http or https.
     Web(Url),
 }
 
 impl Address {
-    /// Reads an address as people write it.
+    /// Parses an address.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a URL that is malformed, or of a scheme that nothing here speaks.
+    /// [`Error::Argument`] for a URL that is malformed, or whose scheme is not supported.
     pub fn parse(text: &Path) -> Result<Self> {
         if text == Path::new("-") {
             return Ok(Self::Stdin);
@@ -43,8 +43,8 @@ impl Address {
         }
     }
 
-    /// What is kept and shown as the origin of an installed bundle: read elsewhere and later, so a relative path would
-    /// mislead, and everybody may read it, so a URL is [`shown`].
+    /// The origin of an installed bundle, as stored and shown. It is read later and elsewhere, so a path is absolute;
+    /// everybody may read it, so a URL is [`shown`].
     pub fn origin(&self) -> String {
         match self {
             Self::File(path) => {
@@ -65,12 +65,12 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whether this is a URL of a web server, in any case of its letters.
+/// Whether this is an http or https URL, in upper or lower case.
 pub fn is_web(text: &str) -> bool {
     scheme(text).is_some_and(|scheme| ["http", "https"].iter().any(|web| scheme.eq_ignore_ascii_case(web)))
 }
 
-/// The scheme of what looks like a URL. A path does not: it would need a folder `NAME:` with an empty name below it.
+/// The scheme, if the text looks like a URL. A path does not: it would need a directory `NAME:` with an empty name below it.
 fn scheme(text: &str) -> Option<&str> {
     let (scheme, _) = text.split_once("://")?;
     let named = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -78,20 +78,20 @@ fn scheme(text: &str) -> Option<&str> {
     named.then_some(scheme)
 }
 
-/// A URL as it may be shown, logged and kept: without user, password, query and fragment, any of which may be a secret (a
-/// presigned URL has its signature in the query). What is no URL stays as it is.
+/// A URL in the form that may be shown, logged and stored: without user, password, query and fragment, any of which may be a
+/// secret (a presigned URL has its signature in the query). Other text is returned unchanged.
 ///
-/// It cuts by the letters and asks no parser: also what no parser takes must not be shown whole.
+/// It works on the text, without a parser: a URL that no parser accepts may contain a secret too.
 pub fn shown(text: &str) -> Cow<'_, str> {
     let Some(scheme) = scheme(text) else { return Cow::Borrowed(text) };
     let rest = text.get(scheme.len() + 3..).unwrap_or_default();
-    // The parser passes over more slashes than two, and over white space.
+    // The parser skips extra slashes and white space.
     let skipped = |c: char| {
         !scheme.eq_ignore_ascii_case("file") && (matches!(c, '/' | '\\') || c.is_ascii_whitespace())
     };
     let rest = rest.trim_start_matches(skipped);
     let path_end = rest.find(['?', '#']).unwrap_or(rest.len());
-    // The parser of URLs takes '\' for '/', so both end the host. Of two '@' the last one counts.
+    // The parser of URLs treats '\' as '/', so both end the host. Of two '@' the last one counts.
     let host_end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
     let host_at = rest.get(..host_end).and_then(|host| host.rfind('@')).map_or(0, |at| at + 1);
     if host_at == 0 && text.len() == scheme.len() + 3 + path_end {
@@ -124,9 +124,9 @@ mod tests {
         }
     }
 
-    /// The parser is the judge: whatever it takes for user, password or query is not shown.
+    /// The parser decides: whatever it returns as user, password or query is not shown.
     #[test]
-    fn what_a_parser_finds_secret_is_not_shown() {
+    fn secrets_by_the_judgement_of_a_parser_are_not_shown() {
         let parts = ["http", "://", ":", "@", "/", "\\", "?", "#", "hunter2", "h", "[::1]", " ", "%40", "\t"];
         let mut seen = 0;
         for number in 0..parts.len().pow(4) {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_told_apart() {
+    fn addresses_are_distinguished() {
         let parse = |text: &str| Address::parse(Path::new(text));
         assert_eq!(parse("-").unwrap(), Address::Stdin);
         assert_eq!(parse("x.qimg").unwrap(), Address::File("x.qimg".into()));

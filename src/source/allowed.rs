@@ -1,5 +1,5 @@
-//! What whoever asks from elsewhere may have read: files below directories, and URLs below prefixes, that the configuration
-//! names. The service reads with the rights of root for callers that have none of them, on this machine and in its network.
+//! Bundles that remote callers may have read: files below directories, and URLs below prefixes, that the configuration names.
+//! The service reads with the rights of root, on this machine and in its network, for callers without these rights.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,7 +14,7 @@ use reqwest::Url;
 use super::address::{self, Address};
 use crate::error::{Error, Result};
 
-/// Directories and addresses that the configuration names.
+/// The directories and URL prefixes of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Files below them may be read.
@@ -33,10 +33,10 @@ pub enum Permitted {
 }
 
 impl Allowed {
-    /// Opens a file, or gives back a URL, if it is among what may be read. What lies elsewhere is not even looked for.
+    /// Opens a file, or returns a URL, if it may be read. Whether another file exists is not even looked up.
     ///
     /// # Errors
-    /// [`Error::BadRequest`] for what may not be read or is no plain file; [`Error::Open`], [`Error::Argument`].
+    /// [`Error::BadRequest`] for a name that may not be read, or is no plain file; [`Error::Open`], [`Error::Argument`].
     pub fn open(&self, named: &str) -> Result<Permitted> {
         let name = address::shown(named);
         let refused =
@@ -65,7 +65,7 @@ impl Allowed {
         };
         match open_beneath(directory, rest) {
             Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => Ok(Permitted::File(file)),
-            // Others, a FIFO say, could be read only once, and are read twice.
+            // A FIFO, for example, could be read only once, and a bundle is read twice.
             Ok(_) => refused("is not a file"),
             // By '..', by a link, or by a link of /proc (openat2(2)).
             Err(Errno::EXDEV) => refused("leads out of the directories of 'image_paths'"),
@@ -75,7 +75,7 @@ impl Allowed {
         }
     }
 
-    /// The addresses whose hosts a redirect may lead to.
+    /// Addresses of the hosts that a redirect may lead to.
     pub fn hosts(&self, mirrors: &[String]) -> Vec<Url> {
         self.prefixes.iter().cloned().chain(mirrors.iter().filter_map(|mirror| mirror.parse().ok())).collect()
     }
@@ -88,8 +88,8 @@ impl Allowed {
     }
 }
 
-/// No step of the way leads out of the directory, whoever changes what lies there meanwhile. Without O_NONBLOCK the open of
-/// a FIFO would wait for a writer.
+/// Opens a file such that no component of its path leads out of the directory, even if its content changes concurrently.
+/// Without O_NONBLOCK the open of a FIFO would wait for a writer.
 fn open_beneath(directory: &Path, rest: &Path) -> nix::Result<File> {
     let of_io = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let root = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory);
@@ -99,8 +99,8 @@ fn open_beneath(directory: &Path, rest: &Path) -> nix::Result<File> {
     openat2(root.map_err(of_io)?, rest, how).map(File::from)
 }
 
-/// Whether a URL lies below a prefix. A parser has taken the dots out of both paths; dots and slashes that a server would
-/// decode first are not taken.
+/// Whether a URL lies below a prefix. A parser has resolved the dots in both paths; percent-encoded dots and slashes, which a
+/// server would decode first, are refused.
 fn below(url: &Url, prefix: &Url) -> bool {
     let path = url.path();
     let coded = path.to_ascii_lowercase();
@@ -110,16 +110,16 @@ fn below(url: &Url, prefix: &Url) -> bool {
     same && !hidden && rest.is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Whether both name one server; https may take the place of http, each on its own port.
+/// Whether both URLs name the same server; https may replace http, each on its default port.
 pub(super) fn same_host(a: &Url, b: &Url) -> bool {
     let ports = |url: &Url| (url.port().is_none(), url.port());
     a.host_str().is_some() && a.host_str() == b.host_str() && ports(a) == ports(b)
 }
 
-/// A prefix as the configuration has it.
+/// Parses a prefix of the configuration.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problem, for a message.
 pub fn prefix(text: &str) -> Result<Url, String> {
     let shown = address::shown(text);
     let url = Url::parse(text).map_err(|error| format!("'{shown}' is no URL: {error}"))?;
@@ -130,10 +130,10 @@ pub fn prefix(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A directory as the configuration has it.
+/// Checks a directory of the configuration.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problem, for a message.
 pub fn directory(path: &Path) -> Result<(), String> {
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     let good = path.is_absolute() && plain;

@@ -1,4 +1,4 @@
-//! Where bundles come from: a file that is read at any place by many threads, or a stream that is read once.
+//! Sources of bundles: a file that many threads read at any offset, or a stream that is read once.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
@@ -17,27 +17,27 @@ use crate::bundle::source::{ReadAt, ReadStopped, Source};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
-/// Opens the bundle at `path`; `-` is standard input. A regular file, redirected standard input included,
-/// is read positionally, anything else as a stream whose reads end within 200 ms of a request to stop.
+/// Opens the bundle at `path`; `-` is standard input. A regular file, also as standard input, is read positionally; anything
+/// else is a stream whose reads end within 200 ms of a stop request.
 pub fn open_source(path: &Path, cancel: &Cancel) -> Result<Source> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     let file = if path == Path::new("-") {
         File::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
     } else {
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
-        // Disks are the device layer's; a directory would fail at the first read only, without its name.
+        // Disks belong to the device layer; a directory would fail only at the first read, without its name.
         if kind.is_block_device() || kind.is_dir() {
             let what = if kind.is_dir() { "a directory" } else { "a block device" };
             return Err(failed(io::Error::other(format!("is {what}, not a bundle"))));
         }
-        // Without O_NONBLOCK the open of a FIFO hangs until somebody writes, and no signal is looked at.
+        // Without O_NONBLOCK the open of a FIFO blocks until it has a writer, and stop requests are not checked.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?
     };
     opened_source(file, path, cancel)
 }
 
-/// The same of a file that is open; `path` is its name in errors.
+/// The same for an open file; `path` is its name in errors.
 pub fn opened_source(file: File, path: &Path, cancel: &Cancel) -> Result<Source> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     if file.metadata().map_err(failed)?.is_file() {
@@ -47,37 +47,37 @@ pub fn opened_source(file: File, path: &Path, cancel: &Cancel) -> Result<Source>
     }
 }
 
-/// How far behind the reader the page cache is emptied: what slower threads still read stays.
+/// Distance in bytes at which the page cache is emptied after the reader: slower threads may still read what lies between.
 const LAG: u64 = 1 << 20;
 
-/// How far ahead of a read the kernel is asked to fetch.
+/// Number of bytes that the kernel is asked to read ahead.
 const AHEAD: u64 = 4 << 20;
 
-/// How far back each emptying reaches again: the kernel keeps a folio (up to 2 MiB) of which it is told a
-/// part only, so the edge of the last range goes with the next one.
+/// Number of bytes by which two emptied ranges overlap: the kernel does not drop a folio (up to 2 MiB) of which a range covers
+/// only a part, so the edge of the last range is dropped with the next one.
 const OVERLAP: u64 = 4 << 20;
 
-/// Drops what the page cache holds of a file that nobody writes to, as far as the kernel takes the advice
-/// (posix_fadvise(2)); on tmpfs the page cache is all there is.
+/// Drops the pages of an unmodified file from the page cache, as far as the kernel follows the advice (posix_fadvise(2)); on
+/// tmpfs the page cache is the only copy, and stays.
 ///
 /// # Errors
-/// Those of opening it.
+/// Those of open(2).
 pub fn drop_from_cache(path: &Path) -> io::Result<()> {
     let _ = posix_fadvise(&File::open(path)?, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     Ok(())
 }
 
-/// A regular file, read by `pread` and dropped from the page cache behind the reader: a bundle of
-/// gigabytes must not push the pages of the running system out. mmap was rejected: a truncated file would
-/// end the process by SIGBUS, and a device that fails to read would too.
+/// A regular file, read by `pread` and then dropped from the page cache: a bundle of gigabytes must not evict the pages of
+/// the running system. mmap was rejected: a truncated file would end the process by SIGBUS, and so would a read error of the
+/// device.
 struct PositionalFile {
     file: File,
-    /// Where the bundle begins: standard input may have been read from before.
+    /// Offset of the bundle in bytes: a part of standard input may have been read before.
     base: u64,
     len: u64,
-    /// The furthest byte that anybody is done with.
+    /// End of the furthest range that has been read.
     front: AtomicU64,
-    /// Where the last read-ahead ends.
+    /// End of the last read-ahead.
     asked: AtomicU64,
 }
 
@@ -86,13 +86,13 @@ impl PositionalFile {
         let base = file.stream_position()?;
         let len = file.metadata()?.len().saturating_sub(base);
         let file = Self { file, base, len, front: AtomicU64::new(0), asked: AtomicU64::new(0) };
-        // The kernel's own read-ahead is what an administrator set for the disk (8 MiB was met), doubled by
-        // SEQUENTIAL: more than may be cached here. So it is turned off and a bounded one asked for.
+        // The kernel's own read-ahead is a setting of the disk (8 MiB was observed), doubled by SEQUENTIAL: more than may be
+        // cached here. So it is turned off, and a bounded one is requested.
         file.advise(0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
         Ok(file)
     }
 
-    /// Asks for what comes behind `end`, unless half of it or more has been asked for.
+    /// Requests read-ahead after `end`, unless half of it or more has already been requested.
     fn fetch_ahead(&self, end: u64) {
         let asked = self.asked.load(Ordering::Relaxed);
         if !(asked.saturating_sub(AHEAD)..asked.saturating_sub(AHEAD / 2)).contains(&end) {
@@ -101,7 +101,7 @@ impl PositionalFile {
         }
     }
 
-    /// Advice only: a file system that does not take it changes nothing but speed.
+    /// Advises the kernel. A file system that ignores the advice affects the speed only.
     fn advise(&self, from: u64, len: u64, advice: PosixFadviseAdvice) {
         if let (Ok(from), Ok(len)) = (off_t::try_from(from), off_t::try_from(len)) {
             let _ = posix_fadvise(&self.file, from, len, advice);
@@ -124,8 +124,8 @@ impl ReadAt for PositionalFile {
         let at = self.base.saturating_add(at);
         let end = at.saturating_add(len);
         let front = self.front.fetch_max(end, Ordering::Relaxed).max(end);
-        // A slow thread ends its range when the front has long passed: then that goes at once, since no
-        // later call reaches back to it.
+        // A slow thread may end its range long after the front has passed: then the range is dropped at once, since no later
+        // call reaches back to it.
         let end = end.min(front.saturating_sub(LAG));
         let from = at.min(end).saturating_sub(OVERLAP);
         if end > from {
@@ -136,19 +136,19 @@ impl ReadAt for PositionalFile {
 
 impl Drop for PositionalFile {
     fn drop(&mut self) {
-        // Length 0 is "to the end"; it takes what the lag has left, too.
+        // Length 0 means "to the end"; this also drops what the distance has left.
         self.advise(self.base, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 }
 
-/// A pipe, terminal or socket that is waited for in steps, since a blocked read sees no flag: signal
-/// handlers restart it (`SA_RESTART`), and other threads cannot end it at all.
+/// A pipe, terminal or socket that is waited for in steps, since a blocked read checks no flag: signal handlers restart it
+/// (`SA_RESTART`), and other threads cannot end it.
 struct Polled<F> {
     file: F,
     cancel: Cancel,
 }
 
-/// How long one wait lasts in milliseconds.
+/// Duration of one wait in milliseconds.
 const STEP_MS: u16 = 100;
 
 impl<F: AsFd + Read> Read for Polled<F> {
@@ -158,7 +158,7 @@ impl<F: AsFd + Read> Read for Polled<F> {
                 return Err(io::Error::other(ReadStopped));
             }
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
-            // A FIFO that nobody has opened for writing yet is not at its end: poll waits, read would say 0.
+            // A FIFO without a writer so far is not at its end: poll waits, read would return 0.
             match poll(&mut fds, PollTimeout::from(STEP_MS)) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bundle_is_named() {
+    fn a_file_that_is_no_bundle_is_named() {
         let dir = tempfile::tempdir().unwrap();
         for (path, word) in [(dir.path().to_owned(), "directory"), (dir.path().join("none"), "none")] {
             let Err(error) = open_source(&path, &Cancel::default()) else { panic!("opened {path:?}") };

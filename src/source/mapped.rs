@@ -1,4 +1,4 @@
-//! Images as `pack` reads them: mapped into memory, with the holes known.
+//! Images that `pack` reads: mapped into memory, with their holes.
 
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek};
 use crate::bundle::writer::Image;
 use crate::error::{Error, Result};
 
-/// A regular file, mapped for reading: workers compress straight from the page cache, without copies.
+/// A regular file, mapped for reading: workers compress directly from the page cache, without copies.
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,
@@ -34,15 +34,15 @@ impl MappedFile {
         Ok(mapped)
     }
 
-    /// Maps a regular file that is open, to be read in any order.
+    /// Maps an open regular file, to be read in any order.
     pub(crate) fn of(file: File) -> std::io::Result<Self> {
         let mut mapped = Self { map: map(&file)?, file, data: Vec::new() };
         mapped.data = mapped.find_data();
         Ok(mapped)
     }
 
-    /// The ranges that hold data; what lies between them is holes and reads as zero (lseek(2), `SEEK_DATA`).
-    /// A file system that does not tell gives one range: all of it.
+    /// The ranges that hold data; between them are holes, which read as zeroes (lseek(2), `SEEK_DATA`). If the file system does
+    /// not report holes, one range: the whole file.
     pub fn data_extents(&self) -> &[Range<u64>] {
         &self.data
     }
@@ -54,11 +54,11 @@ impl MappedFile {
         while at < len {
             let data = match self.seek(at, Whence::SeekData) {
                 Ok(data) => data,
-                // Nothing but a hole from here to the end.
+                // A hole from here to the end.
                 Err(Errno::ENXIO) => break,
                 Err(_) => at,
             };
-            // Never beyond the map: the file may have grown since.
+            // Not beyond the map: the file may have grown in the meantime.
             let end = self.seek(data, Whence::SeekHole).unwrap_or(len).min(len);
             if data >= end {
                 break;
@@ -85,15 +85,15 @@ impl Image for MappedFile {
         self.data.get(next).is_none_or(|extent| extent.start >= at + len)
     }
 
-    /// Takes the pages out of this process, not out of the page cache: its memory does not grow with the image.
+    /// Releases the pages from this process, not from the page cache: its memory does not grow with the image.
     #[allow(unsafe_code)]
     fn release(&self, at: u64, len: u64) {
         let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) else { return };
-        // SAFETY: MADV_DONTNEED takes what was written to a private map away from those who still look at it. Nothing is
-        // written to this one: it is read-only, and a page that is looked at again comes from the file with the bytes
-        // that it had (madvise(2): "repopulating the memory contents from the up-to-date contents of the underlying
-        // mapped file"), under the condition on the file that `map` states. The range is within the map, or the call
-        // fails, which costs nothing but memory.
+        // SAFETY: MADV_DONTNEED discards data that was written to a private map, under references that still exist. Nothing
+        // is written to this one: it is read-only, and a page that is accessed again comes from the file with the same bytes
+        // (madvise(2): "repopulating the memory contents from the up-to-date contents of the underlying mapped file"), under
+        // the condition on the file that `map` states. The range lies within the map, or the call fails, which only costs
+        // memory.
         let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
     }
 }
@@ -108,12 +108,11 @@ impl Deref for MappedFile {
 
 #[allow(unsafe_code)]
 fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is read-only, so nothing here writes through it; what it asks for is that nobody else
-    // changes the file while it lives. That cannot be enforced (Linux has no mandatory locks since 5.15).
-    // Another process that writes to the image can make bytes change between the hash of a frame and its
-    // compression: every reader refuses such a frame, so the worst case is a bundle that does not install.
-    // One that truncates the image ends `pack` by SIGBUS, which leaves an unfinished output file and nothing
-    // else. Both are accepted on a build host at pack time; nothing that runs on an appliance maps a file.
+    // SAFETY: the map is read-only, so nothing here writes through it. It requires that no other process changes the file
+    // while the map exists, which cannot be enforced (Linux has no mandatory locks since 5.15). If another process writes to
+    // the image, bytes can change between the hash of a frame and its compression: every reader refuses such a frame, so the
+    // worst case is a bundle that does not install. If one truncates the image, `pack` ends by SIGBUS, which leaves only an
+    // unfinished output file. Both are accepted on a build host at pack time; nothing that runs on an appliance maps a file.
     unsafe { Mmap::map(file) }
 }
 
@@ -140,7 +139,7 @@ mod tests {
             at = extent.end;
         }
         let held: u64 = extents.iter().map(|extent| extent.end - extent.start).sum();
-        // The kernel may round to folios, but a 10 MiB file with 12 bytes in it is not all data.
+        // The kernel may round to folios, but a 10 MiB file with 12 bytes of data has holes.
         assert!(held >= 12 && held < mib, "{extents:?}");
     }
 

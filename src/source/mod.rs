@@ -1,6 +1,6 @@
-//! Where the bytes of a bundle or of an image come from: a file, a pipe, a web server, a map of an image that is packed.
+//! Sources of the bytes of a bundle or of an image: a file, a pipe, a web server, a map of an image that is packed.
 //!
-//! The trait that readers see is [`crate::bundle::source`]; what implements it is here.
+//! Readers use the trait in [`crate::bundle::source`]; its implementations are here.
 
 pub mod address;
 pub mod allowed;
