@@ -172,6 +172,52 @@ fn tables_of_sgdisk() {
     life(&bench, "grown", 512);
 }
 
+/// Disks that were copied, flashed or cut by others after their table was made.
+#[test]
+fn copied_shrunk_and_over_flashed_disks() {
+    let bench = bench();
+    let disk = bench.text("disk.img");
+    let resize = |mib: u64| {
+        fs::OpenOptions::new().write(true).open(bench.disk()).unwrap().set_len(mib * MIB).unwrap();
+    };
+    // A medium that held slots of another product, its selection the other way around; a smaller image is flashed over its
+    // beginning. The stranger's backup stays at the end of the medium.
+    blank(&bench, 40);
+    let strangers = ["-n", "1:4096:+8M", "-n", "2:24576:+8M", "-c", "1:platform_b", "-c", "2:platform_a"];
+    sgdisk(&bench, &[&strangers[..], &["-A", "1:set:48", "-A", "1:set:56"]].concat());
+    let medium = fs::read(bench.disk()).unwrap();
+    blank(&bench, 32);
+    sgdisk(&bench, &[&SLOTS[..], &NAMES[..]].concat());
+    sow(&bench, 512, &BETWEEN);
+    let flashed = fs::read(bench.disk()).unwrap();
+    fs::write(bench.disk(), [&flashed[..], &medium[flashed.len()..]].concat()).unwrap();
+    let backup = medium.len() - 33 * 512;
+    assert!(medium[backup..].iter().any(|byte| *byte != 0), "the stranger's backup is there");
+    life(&bench, "flashed over another disk", 512);
+    assert_eq!(fs::read(bench.disk()).unwrap()[backup..], medium[backup..]);
+
+    // Replicated onto another medium, with GUIDs of its own.
+    blank(&bench, 32);
+    sgdisk(&bench, &[&SLOTS[..], &NAMES[..]].concat());
+    fs::copy(bench.disk(), bench.path("original")).unwrap();
+    blank(&bench, 40);
+    tool("sgdisk", &["-R", &disk, &bench.text("original")]);
+    sgdisk(&bench, &["-G"]);
+    life(&bench, "sgdisk -R", 512);
+
+    // Cut off behind the last partition: refused as what it is, and the remedy that is named works.
+    blank(&bench, 32);
+    sgdisk(&bench, &[&SLOTS[..], &NAMES[..]].concat());
+    resize(26);
+    let before = fs::read(bench.disk()).unwrap();
+    let refusal = bench.at(&["prepare", "v1.qimg", "--booted", "b"]).bad("TABLE_LARGER_DISK");
+    assert!(refusal.contains("sgdisk -e"), "{refusal}");
+    assert!(fs::read(bench.disk()).unwrap() == before, "a refusal writes nothing");
+    sgdisk(&bench, &["-e"]);
+    sow(&bench, 512, &BETWEEN);
+    life(&bench, "shrunk", 512);
+}
+
 #[test]
 fn tables_of_sfdisk_parted_and_cgpt() {
     let bench = bench();
