@@ -13,6 +13,8 @@ mod efi;
 mod guests;
 /// Stock boot loaders.
 mod loaders;
+/// The device mapper: kpartx, multipath, and what others map.
+mod mapper;
 /// Functions of the kernel's and the firmware's readers.
 mod procedures;
 /// The selector in an initramfs.
