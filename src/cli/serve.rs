@@ -10,7 +10,7 @@ use clap::Args;
 use super::args::{MachineArgs, TrustArgs};
 use super::outlet;
 use crate::error::{Error, Result};
-use crate::service::owner::disk::Place;
+use crate::service::owner::disk::{Place, StartedSoftware};
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::owner::software::Software;
 use crate::service::owner::worker::Arguments;
@@ -69,6 +69,7 @@ impl ServeArgs {
             assume_unused: settings.assume_unused,
             state_dir: settings.state_dir.clone(),
             policy: self.trust.policy(&settings),
+            started: StartedSoftware::default(),
         };
         let (after_commit, container): (Arc<dyn AfterCommit>, Arc<dyn ContainerRestart>) =
             match settings.container.clone() {

@@ -9,8 +9,8 @@ use super::output::{self, Format, Palette};
 use super::table::{self, Cell};
 use crate::boot::BootFlag;
 use crate::error::Result;
-use crate::state::{SlotReport, SlotState, SlotsReport};
-use crate::units::size;
+use crate::state::{Running, SlotReport, SlotState, SlotsReport};
+use crate::units::{Group, size};
 
 /// Show what the slots hold, which one runs and which boots next
 #[derive(Debug, Args)]
@@ -38,9 +38,7 @@ fn human(report: &SlotsReport, palette: Palette) -> String {
         ("table", report.table.clone()),
         ("switch", report.switch_method.clone()),
     ];
-    if let Some(why) = &report.booted_unknown {
-        facts.push(("runs", format!("unknown: {why}; --booted a or b says it")));
-    }
+    facts.extend(runs(report).map(|runs| ("runs", runs)));
     if !report.boot_before.is_empty() {
         facts.push(("before", format!("{} (the firmware takes it first)", report.boot_before.join(", "))));
     }
@@ -62,6 +60,21 @@ fn human(report: &SlotsReport, palette: Palette) -> String {
         text += &format!("{gap}{} {}: {reason}\n", slot.group, slot.slot);
     }
     text
+}
+
+/// What runs and by what that is known; `None` of a disk image, from which nothing runs.
+fn runs(report: &SlotsReport) -> Option<String> {
+    if let Some(why) = &report.booted_unknown {
+        return Some(format!("unknown: {why}; --booted a or b says it"));
+    }
+    let says = |group: Group| match report.runs.of(group) {
+        Running::Known(slot, by) => format!("{group} {slot}, {}", by.words()),
+        Running::Unknown(why) => format!("{group} unknown: {why}"),
+    };
+    report.runs.platform.slot().filter(|_| !report.runs.is_image())?;
+    let has_software = report.slots.iter().any(|slot| slot.group == Group::Software);
+    let groups = Group::BOTH.into_iter().filter(|group| *group == Group::Platform || has_software);
+    Some(groups.map(says).collect::<Vec<_>>().join("; "))
 }
 
 fn row(slot: &SlotReport, flag: BootFlag) -> Vec<Cell> {
@@ -121,7 +134,8 @@ fn state(state: SlotState) -> Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{Group, Slot};
+    use crate::state::{KnownBy, Runs};
+    use crate::units::Slot;
 
     fn slot(slot: Slot) -> SlotReport {
         SlotReport {
@@ -132,7 +146,6 @@ mod tests {
             size: 1 << 30,
             state: SlotState::Good,
             booted: true,
-            is_current: true,
             boots_next: true,
             reason: None,
             version: Some("1.0".into()),
@@ -155,7 +168,6 @@ mod tests {
             partition: 12,
             state: SlotState::Empty,
             booted: false,
-            is_current: false,
             boots_next: false,
             version: None,
             priority: 0,
@@ -169,6 +181,10 @@ mod tests {
             switch_method: "second array".into(),
             boot_before: Vec::new(),
             booted_unknown: None,
+            runs: Runs {
+                platform: Running::Known(Slot::A, KnownBy::Kernel),
+                software: Running::Unknown("no software slot is selected".into()),
+            },
             slots: vec![slot(Slot::A), b],
         }
     }
@@ -180,6 +196,7 @@ mod tests {
             "disk    disk.img\n\
              table   sound\n\
              switch  second array\n\
+             runs    platform a, by the kernel\n\
              \n\
              SLOT        PART     SIZE  STATE  VERSION  BOOT        PRIO  TRIES  OK\n\
              platform a     1  1.0 GiB  good   1.0      runs, next    15      0  yes\n\

@@ -81,6 +81,7 @@ impl Settings {
             boot_flag: self.boot_flag,
             table: self.table,
             booted: self.booted,
+            software_started: None,
             product: self.product.clone(),
             efi_loader: self.efi_loader.clone(),
             tries: self.tries,

@@ -150,6 +150,11 @@ impl World {
         running[0].version.clone()
     }
 
+    /// The version of the software that is shown as running.
+    fn shown(&self) -> Option<String> {
+        self.engine().slots().unwrap().running(Group::Software).and_then(|slot| slot.version.clone())
+    }
+
     fn slot(&self, group: Group, slot: Slot) -> crate::state::SlotReport {
         let all = self.engine().slots().unwrap().slots;
         all.into_iter().find(|one| (one.group, one.slot) == (group, slot)).unwrap()
@@ -159,6 +164,7 @@ impl World {
     fn software(&self) -> (Option<Slot>, SlotState, SlotState) {
         let [a, b] = Slot::BOTH.map(|slot| self.slot(Group::Software, slot));
         let next = [&a, &b].into_iter().find(|one| one.boots_next).map(|one| one.slot);
+        assert!([&a, &b].iter().all(|one| !(one.boots_next && one.state == SlotState::Bad)), "{a:?} {b:?}");
         (next, a.state, b.state)
     }
 
@@ -175,12 +181,14 @@ fn a_swap_and_a_swap_back() {
     let good = World::prepared(&[], None, true);
     let report = good.swap().unwrap();
     assert_eq!((good.runs().as_str(), good.software()), ("1.1", AFTER_SWAP));
+    assert_eq!(good.shown().as_deref(), Some("1.1"));
     // The time of the double's steps stop and release, and one millisecond of the probe.
     assert_eq!(report.downtime_ms, Some(201.0));
     let sick = World::prepared(&["1.1"], None, true);
     let error = sick.swap().unwrap_err();
     assert_eq!(error.code(), "UPGRADE_ERROR_SWAPPED_BACK");
     assert_eq!((sick.runs().as_str(), sick.software()), ("1.0", AFTER_BACK));
+    assert_eq!(sick.shown().as_deref(), Some("1.0"), "the release that failed is not what runs");
     let disk = crate::commit::load(&*crate::host::Machine::disk(&sick.disk), "x").unwrap();
     let key = disk.table().unwrap().header().disk_guid.to_string();
     assert_eq!(sick.journal.load(&key).last_error.unwrap().code, error.code());

@@ -41,10 +41,10 @@ impl Upgrade {
 /// The groups of which a bundle brings something else than what runs.
 pub(super) fn needed(view: &View, claims: &ManifestFields) -> Vec<Group> {
     let platform_runs =
-        view.running_record(Group::Platform).is_some_and(|record| record.manifest.same_platform(claims));
+        view.record_in_service(Group::Platform).is_some_and(|record| record.manifest.same_platform(claims));
     let software = claims.payload(Kind::Software);
     let running =
-        view.running_record(Group::Software).and_then(|record| record.manifest.payload(Kind::Software));
+        view.record_in_service(Group::Software).and_then(|record| record.manifest.payload(Kind::Software));
     let software_runs = match (software, running) {
         (Some(new), Some(old)) => (new.size, new.blake3) == (old.size, old.blake3),
         (Some(_), None) => false,
@@ -60,7 +60,7 @@ pub(super) fn blocked(view: &View) -> Option<Error> {
     if let Some(held) = view.on_trial().next() {
         return Some(Error::OnTrial { slot: held.slot, fallback: !held.slot });
     }
-    let (next, running) = (view.next(Group::Platform)?, view.running(Group::Platform)?);
+    let (next, running) = (view.next(Group::Platform)?, view.in_service(Group::Platform)?);
     (next != running).then_some(Error::SwitchPending { slot: next, running })
 }
 
@@ -68,7 +68,7 @@ impl Engine<'_> {
     /// Something else under the version that runs: whoever asks what runs could not tell the one from the other.
     fn same_version(&self, view: &View, claims: &Manifest) -> Option<Error> {
         let same = |group| {
-            view.running_record(group).is_some_and(|record| {
+            view.record_in_service(group).is_some_and(|record| {
                 record.manifest.version == claims.version && record.manifest.bytes() != claims.bytes()
             })
         };
@@ -118,8 +118,8 @@ fn failed_before(view: &View, held: &SlotView, manifest: &Manifest) -> Option<Er
 
 /// Product, version and epoch against what runs.
 fn release_obstacles(view: &View, claims: &ManifestFields, policy: &Policy) -> Vec<Error> {
-    let running = view.running_record(Group::Platform).map(|record| &*record.manifest);
-    let software = view.running_record(Group::Software).map(|record| &*record.manifest);
+    let running = view.record_in_service(Group::Platform).map(|record| &*record.manifest);
+    let software = view.record_in_service(Group::Software).map(|record| &*record.manifest);
     let mut found = Vec::new();
     let product = policy.product.as_deref().or_else(|| running.map(|claims| claims.product.as_str()));
     if let Some(machine) = product.filter(|machine| *machine != claims.product && !policy.override_product) {

@@ -64,7 +64,7 @@ impl Engine<'_> {
             expected: wanted.blake3,
             running,
         };
-        let (Some(slot), Some(record)) = (view.running(group), view.running_record(group)) else {
+        let (Some(slot), Some(record)) = (view.in_service(group), view.record_in_service(group)) else {
             return Err(other(format!("no record says which {group} image runs")));
         };
         let mut installed = record.manifest.payloads.iter();

@@ -50,7 +50,7 @@ impl View {
     /// settings. It has found the slot by itself, as it would find the other one another time.
     pub(super) fn unlisted(&self) -> Option<Slot> {
         let slot = self
-            .running(Group::Platform)
+            .in_service(Group::Platform)
             .filter(|_| self.efi.as_ref().is_some_and(|c| c.next().is_none()))?;
         self.held(Group::Platform, slot).filter(|held| held.state == SlotState::Good).map(|held| held.slot)
     }

@@ -59,7 +59,7 @@ impl View {
     /// never written was installed by other means, and is no obstacle as long as nothing here remembers a release of ours.
     pub(super) fn running_unknown(&self) -> Option<Error> {
         let found = |group: Group| {
-            let held = self.held(group, self.running(group)?)?;
+            let held = self.held(group, self.in_service(group)?)?;
             let found = match &held.content {
                 Content::Whole(..) => return None,
                 Content::Torn { .. } => "a prepare has begun to overwrite it".to_owned(),

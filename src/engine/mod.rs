@@ -11,6 +11,7 @@ mod epoch;
 mod prepare;
 mod repair;
 mod report;
+mod runs;
 mod software;
 mod switch;
 pub(crate) mod transition;
@@ -35,7 +36,7 @@ use crate::host::journal::{Event, Journal, LastError, Record};
 use crate::host::trust::TrustFile;
 use crate::host::{DiskLock, Machine};
 use crate::progress::Cancel;
-use crate::units::{Downtime, Slot};
+use crate::units::{Blake3, Downtime, Slot};
 use view::View;
 
 /// Tries of a trial where nobody says: what ChromeOS, Flatcar and Bottlerocket boot with lies between 1 and 6.
@@ -50,6 +51,9 @@ pub struct Policy {
     pub table: TableMethod,
     /// The slot that runs, where the caller knows better than the kernel.
     pub booted: Option<Slot>,
+    /// The release (BLAKE3 of its manifest) whose software the caller has started itself, where it has: a slot on trial is
+    /// taken for running then.
+    pub software_started: Option<Blake3>,
     /// The compatibility string of this machine; where it is not given, the running slot's record says it.
     pub product: Option<String>,
     /// The file that an entry of the firmware starts, where one has to be made.
@@ -76,6 +80,7 @@ impl Default for Policy {
             boot_flag: BootFlag::default(),
             table: TableMethod::default(),
             booted: None,
+            software_started: None,
             product: None,
             efi_loader: crate::efi::default_loader().to_owned(),
             tries: DEFAULT_TRIES,

@@ -47,13 +47,11 @@ impl Engine<'_> {
         Ok(PlanReport {
             disk: self.machine.name().to_owned(),
             product: manifest.product.clone(),
-            running_version: view
-                .running_record(Group::Platform)
-                .map(|record| record.manifest.version.clone()),
+            running_version: view.running_version(Group::Platform).map(str::to_owned),
             target_version: manifest.version.clone(),
             upgrade_type: upgrade.kind,
             booted: upgrade.booted,
-            is_running: view.runs(upgrade.booted),
+            is_running: view.runs().is_running(Group::Platform, upgrade.booted),
             payloads: payloads.collect(),
             transfer_bytes: bundle.delta().map(|_| transfer_bytes(&upgrade, bundle)),
             switch_method: self.switch_method(&view)?,

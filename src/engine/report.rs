@@ -120,6 +120,7 @@ impl Engine<'_> {
     /// Class Disk and Io.
     pub fn slots(&self) -> Result<SlotsReport> {
         let view = self.view()?;
+        let runs = view.runs();
         let slots = view.all().iter().map(|held| {
             let claims = held.record().map(|record| &*record.manifest);
             let image = claims.and_then(|claims| claims.group(held.group).next());
@@ -130,9 +131,8 @@ impl Engine<'_> {
                 partuuid: held.partition.guid.to_string(),
                 size: held.partition.extent.len,
                 state: held.state,
-                booted: held.group == Group::Platform && view.runs(held.slot),
-                is_current: held.group == Group::Platform && view.running(held.group) == Some(held.slot),
-                boots_next: view.next(held.group) == Some(held.slot),
+                booted: runs.is_running(held.group, held.slot),
+                boots_next: view.boots_next(held.group) == Some(held.slot),
                 reason: view.failure(held).or_else(|| trial_reason(held)),
                 version: claims.map(|claims| claims.version.clone()),
                 unsigned: held.record().is_some_and(|record| record.unsigned),
@@ -164,6 +164,7 @@ impl Engine<'_> {
             boot_before: view.boot_before(),
             booted_unknown: view.unknown().map(str::to_owned),
             slots: slots.collect(),
+            runs,
         })
     }
 }
@@ -193,8 +194,10 @@ fn trial_details(view: &View, held: &SlotView) -> String {
     if view.unknown().is_some() {
         return format!("{version} is on trial in {name}; whether it runs already is not known");
     }
-    let runs = held.group != Group::Platform || view.running(Group::Platform) == Some(held.slot);
-    if !runs && !view.is_selected(held) {
+    let runs = view.runs().of(held.group).slot() == Some(held.slot);
+    if !runs && held.group == Group::Software {
+        format!("{version} is selected in {name}; restart the software to start it")
+    } else if !runs && !view.is_selected(held) {
         format!("{version} in {name} is about to be started by kexec")
     } else if !runs {
         format!("{version} is selected in {name}; reboot to start it")

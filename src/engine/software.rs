@@ -49,7 +49,7 @@ impl Engine<'_> {
         if Self::needs_reboot(&view)? {
             return Err(Error::NeedsReboot);
         }
-        let old = match view.running(Group::Software) {
+        let old = match view.in_service(Group::Software) {
             Some(slot) => self.image(&view, slot)?,
             None => None,
         };
@@ -66,7 +66,7 @@ impl Engine<'_> {
     /// [`Error::NoSoftware`] where no slot holds a whole image that may run; class Disk and Io.
     pub fn software_selected(&self) -> Result<SoftwareImage> {
         let view = self.view()?;
-        let slot = view.running(Group::Software).ok_or_else(|| Error::NoSoftware {
+        let slot = view.in_service(Group::Software).ok_or_else(|| Error::NoSoftware {
             problem: "no software slot may start by its flags".to_owned(),
         })?;
         self.image(&view, slot)?.ok_or_else(|| no_image(&view, slot))
@@ -143,7 +143,7 @@ impl Engine<'_> {
             version: record.manifest.version.clone(),
             blake3: payload.blake3,
             state: held.state,
-            selected: view.running(Group::Software) == Some(slot),
+            selected: view.in_service(Group::Software) == Some(slot),
         }))
     }
 }

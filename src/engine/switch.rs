@@ -172,7 +172,7 @@ impl Engine<'_> {
     ) -> Result<SwitchReport> {
         let after = view.after(transition.acts())?;
         // Where no entry is ours yet, the firmware has found what runs by itself, and will again.
-        let found = || view.efi.as_ref().and_then(|_| view.running(Group::Platform));
+        let found = || view.efi.as_ref().and_then(|_| view.in_service(Group::Platform));
         let next = after.next(Group::Platform).or_else(found);
         Ok(SwitchReport {
             done: transition.done.clone(),

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
 use crate::host::{Access, Booted, Machine};
 use crate::slot::{Content, Mark, Record, Verdict};
-use crate::state::{SlotFacts, SlotState, slot_state};
+use crate::state::{KnownBy, SlotFacts, SlotState, slot_state};
 use crate::units::{Group, Slot};
 
 /// Table, slots and their records.
@@ -37,7 +37,7 @@ pub(super) struct View {
 struct Seen {
     name: String,
     /// The platform slot that the caller, the kernel or the firmware names as the one that runs.
-    booted: Option<Slot>,
+    booted: Option<(Slot, KnownBy)>,
     /// On a live machine: why it is not known which slot runs.
     unknown: Option<String>,
     /// A disk image, or the disk of another machine: what would boot is taken for what runs.
@@ -46,6 +46,8 @@ struct Seen {
     kexec: bool,
     /// The software slot that is used although its tries are spent.
     last_try: Option<Slot>,
+    /// The software slot on trial that is in use while the other one is not. `None`: there is none, or it cannot be told.
+    used_alone: Option<Slot>,
 }
 
 /// What one slot holds.
@@ -96,8 +98,11 @@ impl View {
         let slots = Slots::resolve(&table, &name)?;
         let efi = efi_variables::read(machine, policy, &table, &slots)?;
         let (evident, why) = match booted(machine, policy, &table, &slots)? {
-            Ok(slot) => (Some(slot), None),
-            Err(why) => (efi.as_ref().and_then(EfiBoot::booted), Some(why)),
+            Ok(evident) => (Some(evident), None),
+            Err(why) => {
+                let started = efi.as_ref().and_then(EfiBoot::booted);
+                (started.map(|slot| (slot, KnownBy::Firmware)), Some(why))
+            }
         };
         let seen = Seen {
             name,
@@ -105,7 +110,8 @@ impl View {
             unknown: why.filter(|_| evident.is_none() && !machine.is_image()),
             is_image: machine.is_image(),
             kexec: policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded(),
-            last_try: last_try(machine, &table, &slots)?,
+            last_try: last_try(machine, &table, &slots),
+            used_alone: used_alone(machine, &table, &slots),
         };
         let mut holds = Vec::new();
         for group in Group::BOTH {
@@ -167,7 +173,7 @@ impl View {
     }
 
     /// What follows from table, variables and records: which slots run, and the state of each.
-    fn concluded(mut self) -> Self {
+    pub(super) fn concluded(mut self) -> Self {
         self.last_try = self.machine.last_try.filter(|slot| {
             let flags = self.flags().of(Group::Software, *slot);
             flags.is_some_and(is_spent)
@@ -175,7 +181,7 @@ impl View {
         self.beside = None;
         // Disk images, disks of another machine: what would boot.
         let next = if self.machine.is_image { self.next(Group::Platform) } else { None };
-        self.booted = self.machine.booted.or(next);
+        self.booted = self.machine.booted.map(|(slot, _)| slot).or(next);
         let mut holds = std::mem::take(&mut self.holds);
         for held in &mut holds {
             held.attributes = self.table.attributes(held.partition.number);
@@ -186,7 +192,7 @@ impl View {
                 flag: if held.group == Group::Platform { self.policy.boot_flag } else { BootFlag::Priority },
                 chosen: self.machine.kexec || held.group == Group::Platform && self.is_chosen(held.slot),
                 content: &held.content,
-                running: self.running(held.group) == Some(held.slot),
+                running: self.in_service(held.group) == Some(held.slot),
             });
         }
         self.holds = holds;
@@ -200,19 +206,8 @@ impl View {
         let flagged = self.next(Group::Software);
         let platform = |slot: Slot| self.held(Group::Platform, slot);
         let Some(running) = self.booted.and_then(platform) else { return };
-        let unflagged = running.state == SlotState::Trial && !self.is_selected(running);
-        let of = |slot: Slot| {
-            let held = self.held(Group::Software, slot);
-            let trying = |held: &SlotView| held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
-            Companion {
-                fits: held
-                    .and_then(SlotView::record)
-                    .zip(running.record())
-                    .map(|(s, p)| s.manifest.same_platform(&p.manifest)),
-                usable: held.is_some_and(|held| held.state == SlotState::Good || unflagged && trying(held)),
-            }
-        };
-        let beside = boot::software_beside(flagged, of);
+        let unflagged = self.is_unflagged_trial(running);
+        let beside = self.software_of(running);
         let left = platform(!running.slot).is_some_and(|held| held.state == SlotState::Bad);
         self.beside = beside.filter(|_| beside != flagged);
         let Some(beside) = self.beside else { return };
@@ -225,9 +220,45 @@ impl View {
         }
     }
 
+    /// Whether a platform slot runs on a trial that has no flag, by kexec or BootNext.
+    fn is_unflagged_trial(&self, platform: &SlotView) -> bool {
+        platform.state == SlotState::Trial && !self.is_selected(platform)
+    }
+
+    /// The software slot that belongs beside a platform.
+    fn software_of(&self, platform: &SlotView) -> Option<Slot> {
+        let unflagged = self.is_unflagged_trial(platform);
+        let trying = |held: &SlotView| held.mark().is_some_and(|mark| mark.verdict == Verdict::Trying);
+        boot::software_beside(self.next(Group::Software), |slot| {
+            let held = self.held(Group::Software, slot);
+            Companion {
+                fits: held
+                    .and_then(SlotView::record)
+                    .zip(platform.record())
+                    .map(|(s, p)| s.manifest.same_platform(&p.manifest)),
+                usable: held.is_some_and(|held| held.state == SlotState::Good || unflagged && trying(held)),
+            }
+        })
+    }
+
     /// What a slot holds; `None` where the disk has no such slot.
     pub(super) fn held(&self, group: Group, slot: Slot) -> Option<&SlotView> {
         self.holds.iter().find(|held| held.group == group && held.slot == slot)
+    }
+
+    /// What each slot holds, to be changed in a test.
+    #[cfg(test)]
+    pub(super) fn holds_mut(&mut self) -> &mut [SlotView] {
+        &mut self.holds
+    }
+
+    /// Another machine around the disk: what it says of the platform that runs, and of the use of the software, in a test.
+    #[cfg(test)]
+    pub(super) fn imagine(&mut self, booted: Option<Slot>, is_image: bool, used_alone: Option<Slot>) {
+        self.machine.booted = booted.map(|slot| (slot, KnownBy::Kernel));
+        self.machine.unknown = (booted.is_none() && !is_image).then(|| "nobody says it".to_owned());
+        (self.machine.is_image, self.machine.used_alone) = (is_image, used_alone);
+        self.machine.last_try = used_alone;
     }
 
     /// All slots: platform a, b, software a, b.
@@ -243,9 +274,25 @@ impl View {
         }
     }
 
-    /// The slot of a group that runs: of the platform the booted one, of the software the one beside it, or the one that
-    /// is on its last try.
-    pub(super) fn running(&self, group: Group) -> Option<Slot> {
+    /// The slot of a group that the next boot starts: of the software the one that belongs beside the platform that boots
+    /// next. Its flags alone would name the one whose platform has fallen back.
+    pub(super) fn boots_next(&self, group: Group) -> Option<Slot> {
+        let next = self.next(group);
+        if group == Group::Platform {
+            return next;
+        }
+        // Where no flag selects a platform, the machine comes up with what it runs.
+        let platform = self.next(Group::Platform).or(self.booted);
+        match platform.and_then(|slot| self.held(Group::Platform, slot)) {
+            Some(platform) if Some(platform.slot) != self.booted => self.software_of(platform),
+            _ => self.beside.or(next),
+        }
+    }
+
+    /// The slot of a group that is in service: what verbs compare with and never write, and what a start starts. Of the
+    /// platform the booted one (of a disk image the one that boots next); of the software the one that belongs beside it, or the
+    /// one that is on its last try. Whether it runs already is for [`runs`](Self::runs) to say.
+    pub(super) fn in_service(&self, group: Group) -> Option<Slot> {
         match group {
             Group::Platform => self.booted,
             Group::Software => self.last_try.or(self.beside).or_else(|| self.next(group)),
@@ -271,9 +318,20 @@ impl View {
         self.machine.unknown.as_deref()
     }
 
-    /// Whether a platform slot runs, and is not only the one that an image file would boot.
-    pub(super) fn runs(&self, slot: Slot) -> bool {
-        self.machine.booted.is_some() && self.booted == Some(slot)
+    /// The platform slot that the caller, the kernel or the firmware names as the one that runs, and who does.
+    pub(super) fn evident(&self) -> Option<(Slot, KnownBy)> {
+        self.machine.booted
+    }
+
+    /// The software slot that was on trial and in use when the machine was asked, while the other one was not.
+    pub(super) fn in_use_alone(&self) -> Option<Slot> {
+        self.machine.used_alone
+    }
+
+    /// Whether the caller has started the software of that slot.
+    pub(super) fn is_started(&self, held: &SlotView) -> bool {
+        let release = held.record().map(|record| record.manifest.digest());
+        release.is_some() && release == self.policy.software_started
     }
 
     /// The slot of a group that an upgrade writes: the one that does not run.
@@ -281,14 +339,14 @@ impl View {
         match group {
             Group::Platform => Ok(!self.booted()?),
             // Before the first software image is installed none is selected.
-            Group::Software => Ok(self.running(group).map_or(Slot::A, |slot| !slot)),
+            Group::Software => Ok(self.in_service(group).map_or(Slot::A, |slot| !slot)),
         }
     }
 
     /// The slot of a group that everything is about: what runs on trial, be it on its last try, by kexec or by
     /// BootNext, so that nothing selects it any more; else what is selected; else what runs.
     pub(super) fn current(&self, group: Group) -> Option<Slot> {
-        let running = self.running(group);
+        let running = self.in_service(group);
         let trial = |slot: &Slot| self.held(group, *slot).is_some_and(|held| held.state == SlotState::Trial);
         running.filter(trial).or_else(|| self.next(group)).or(running)
     }
@@ -296,13 +354,13 @@ impl View {
     /// Whether another platform than the running one was selected and waits for its reboot. While a slot runs on trial of
     /// one boot, the next boot is to be that of the other one, and nothing waits.
     pub(super) fn pending(&self) -> bool {
-        self.current(Group::Platform) != self.running(Group::Platform)
+        self.current(Group::Platform) != self.in_service(Group::Platform)
     }
 
     /// Whether a slot that is selected waits for a reboot: platform that does not run; software beside another platform,
     /// whatever its flags say.
     pub(super) fn awaits_reboot(&self, held: &SlotView) -> bool {
-        self.running(held.group) != Some(held.slot) || held.group == Group::Software && self.pending()
+        self.in_service(held.group) != Some(held.slot) || held.group == Group::Software && self.pending()
     }
 
     /// Whether a slot that has failed its trial may be tried once more.
@@ -327,9 +385,9 @@ impl View {
         held.state == SlotState::Bad && !held.fell && (tried || once)
     }
 
-    /// The record of what runs in a group.
-    pub(super) fn running_record(&self, group: Group) -> Option<&Record> {
-        self.held(group, self.running(group)?)?.record()
+    /// The record of what is in service in a group.
+    pub(super) fn record_in_service(&self, group: Group) -> Option<&Record> {
+        self.held(group, self.in_service(group)?)?.record()
     }
 
     /// The slots that are selected but not marked good.
@@ -345,16 +403,28 @@ fn is_spent(flags: Attributes) -> bool {
 
 /// The software slot on trial whose last try was spent on the container that runs from it now. No loader counts these
 /// tries but `container start`, before it starts; that it runs is seen by its mount.
-fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Result<Option<Slot>> {
-    for slot in Slot::BOTH {
-        let Some(partition) = slots.get(Group::Software, slot) else { continue };
-        // Where it cannot be told, none is known to run.
-        let used = || machine.in_use(partition).is_ok_and(|user| user.is_some());
-        if is_spent(table.attributes(partition.number)) && used() {
-            return Ok(Some(slot));
-        }
-    }
-    Ok(None)
+fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Option<Slot> {
+    let spent = |slot: &Slot| attributes(table, slots, *slot).is_some_and(is_spent);
+    Slot::BOTH.into_iter().find(|slot| spent(slot) && is_used(machine, slots, *slot))
+}
+
+/// The software slot on trial that is in use while the other one is not. Both are while a swap arranges the new container
+/// beside the old one; that tells nothing.
+fn used_alone(machine: &dyn Machine, table: &Table, slots: &Slots) -> Option<Slot> {
+    let on_trial = |bits: Attributes| bits.priority() > 0 && !bits.successful();
+    let used = |slot: Slot| is_used(machine, slots, slot);
+    let tried = |slot: &Slot| attributes(table, slots, *slot).is_some_and(on_trial);
+    Slot::BOTH.into_iter().find(|slot| tried(slot) && used(*slot) && !used(!*slot))
+}
+
+fn attributes(table: &Table, slots: &Slots, slot: Slot) -> Option<Attributes> {
+    slots.get(Group::Software, slot).map(|partition| table.attributes(partition.number))
+}
+
+/// Whether a software slot is known to be in use.
+fn is_used(machine: &dyn Machine, slots: &Slots, slot: Slot) -> bool {
+    let partition = slots.get(Group::Software, slot);
+    partition.is_some_and(|partition| machine.in_use(partition).is_ok_and(|user| user.is_some()))
 }
 
 /// What the caller says, else what is evident; else why nothing is.
@@ -363,15 +433,15 @@ fn booted(
     policy: &Policy,
     table: &Table,
     slots: &Slots,
-) -> Result<std::result::Result<Slot, String>> {
+) -> Result<std::result::Result<(Slot, KnownBy), String>> {
     if let Some(slot) = policy.booted {
-        return Ok(Ok(slot));
+        return Ok(Ok((slot, KnownBy::Caller)));
     }
     let candidates = [Slot::A, Slot::B].map(|slot| slots.require(Group::Platform, slot).cloned());
     let [a, b] = candidates;
     Ok(match machine.booted_from(&[a?, b?], &table.partitions())? {
-        Booted::Known { index: 0, .. } => Ok(Slot::A),
-        Booted::Known { .. } => Ok(Slot::B),
+        Booted::Known { index: 0, .. } => Ok((Slot::A, KnownBy::Kernel)),
+        Booted::Known { .. } => Ok((Slot::B, KnownBy::Kernel)),
         Booted::Unknown { why } => Err(why),
     })
 }

@@ -11,9 +11,7 @@ use crate::service::owner::blocking::SILENCE;
 use crate::service::owner::disk::DiskView;
 use crate::service::owner::upgrade::{Failure, Phase, Settings, Upgrade};
 use crate::service::wording::by_api;
-use crate::state::{SlotReport, SlotState, SlotsReport, Status, UpgradeState, UpgradeType};
-use crate::units::Group;
-use crate::version;
+use crate::state::{SlotsReport, Status, UpgradeState, UpgradeType};
 
 /// Counters since the start.
 #[derive(Debug, Clone, Default)]
@@ -159,10 +157,15 @@ pub(super) struct SettingsV1 {
 }
 
 impl Snapshot {
-    /// Takes in a look; one that failed leaves what the last one saw.
-    pub(super) fn take(&mut self, look: Result<DiskView>) {
+    /// Takes in a look during `phase`; one that failed leaves what the last one saw. While a switch is under way, what ran
+    /// before it is shown: the flags select the new software already, its container may be up, and whether it proves good is
+    /// being found out. A platform does not change before its reboot.
+    pub(super) fn take(&mut self, look: Result<DiskView>, phase: Phase) {
         match look {
-            Ok(look) => {
+            Ok(mut look) => {
+                if let (Phase::Committing, Some(before)) = (phase, &self.slots) {
+                    look.slots.runs = before.runs.clone();
+                }
                 (self.status, self.slots, self.disk_error) = (Some(look.status), Some(look.slots), None);
                 self.last_swap = look.last_swap;
             }
@@ -250,9 +253,20 @@ impl Snapshot {
         }
     }
 
-    /// Whether the v1 status names an error, of this service or of the disk.
-    pub(super) fn shows_error(&self) -> bool {
-        self.v1().error_state != NO_ERROR
+    /// The error that all answers show: the one of this service; else what the disk and its journal say, which is older than
+    /// an upgrade that this service has begun, and over when somebody has cleared it. Who prepares beside this service has
+    /// not failed.
+    pub(super) fn error(&self) -> Option<Failure> {
+        let own = || self.upgrade.error.clone();
+        let idle = self.upgrade.phase == Phase::Idle && self.upgrade.settings.is_none();
+        let of_disk = || {
+            let status = self.status.as_ref().filter(|status| idle && status.error_state != NO_ERROR)?;
+            let cleared =
+                self.upgrade.cleared.as_ref().is_some_and(|cleared| cleared.code == status.error_state);
+            let (code, message) = (status.error_state.clone(), status.error_message.clone());
+            (!cleared).then_some(Failure { code, message })
+        };
+        if self.foreign().is_some() { None } else { own().or_else(of_disk) }
     }
 
     /// `details` stays empty: clients compare the object, and what it could hold is in [`detailed`](Self::detailed).
@@ -291,13 +305,7 @@ impl Snapshot {
             }
             None => details,
         };
-        let error = self.upgrade.error.as_ref();
-        // An error that the engine keeps is older than a prepare that this service has begun.
-        let kept = status.filter(|_| phase == Phase::Idle && self.upgrade.settings.is_none());
-        // Nor is a fallback that somebody has cleared.
-        let kept = kept.filter(|status| {
-            self.upgrade.cleared.as_ref().is_none_or(|cleared| cleared.code != status.error_state)
-        });
+        let error = self.error();
         StatusV1 {
             install_path: settings
                 .map(|settings| settings.install_path.clone())
@@ -305,14 +313,8 @@ impl Snapshot {
                 .unwrap_or_default(),
             state: state.to_owned(),
             details,
-            error_message: error
-                .map(|error| by_api(&error.message))
-                .or_else(|| kept.map(|status| by_api(&status.error_message)))
-                .unwrap_or_default(),
-            error_state: error
-                .map(|error| error.code.clone())
-                .or_else(|| kept.map(|status| status.error_state.clone()))
-                .unwrap_or_else(|| NO_ERROR.to_owned()),
+            error_message: error.as_ref().map(|error| by_api(&error.message)).unwrap_or_default(),
+            error_state: error.map_or_else(|| NO_ERROR.to_owned(), |error| error.code),
             is_blocked: blocked.is_blocked,
             blocked_reason: blocked.blocked_reason,
         }
@@ -330,9 +332,12 @@ impl Snapshot {
 
     pub(super) fn v3(&self) -> StatusV3 {
         let upgrade = &self.upgrade;
-        let foreign = self.foreign().map(|status| {
+        let found = |status: &Status| {
             Settings::found(&status.install_path, String::new(), UpgradeType::SoftwareAndPlatform)
-        });
+        };
+        let (foreign, error) = (self.foreign().map(found), self.error());
+        // Clients print the settings beside an error.
+        let beside = || self.status.as_ref().filter(|_| error.is_some()).map(found);
         let phase = if foreign.is_some() { Phase::Preparing } else { upgrade.phase };
         StatusV3 {
             state: state_v3(phase),
@@ -342,12 +347,8 @@ impl Snapshot {
                 Phase::Preparing => Some(upgrade.progress),
                 _ => Some(100),
             },
-            error_info: upgrade
-                .error
-                .as_ref()
-                .filter(|_| foreign.is_none())
-                .map(|error| by_api(&error.message)),
-            settings: foreign.or_else(|| upgrade.settings.clone()),
+            settings: foreign.or_else(|| upgrade.settings.clone()).or_else(beside),
+            error_info: error.map(|error| by_api(&error.message)),
         }
     }
 
@@ -382,7 +383,7 @@ impl Snapshot {
             upgrade_initiated: upgrading,
             total_node_count: 1,
             rebooted_node_count: 0,
-            error_message: match (&self.reboot, &self.upgrade.error) {
+            error_message: match (&self.reboot, self.error()) {
                 (RebootState::Failed(message), _) => by_api(message),
                 (RebootState::Idle, Some(error)) if error.is_fallback() => by_api(&error.message),
                 _ => String::new(),
@@ -390,25 +391,10 @@ impl Snapshot {
         }
     }
 
-    /// What runs: the platform, or the software where that is newer. A software slot that was selected together with
-    /// a platform that has not booted yet does not run, and where the platform is unknown flags tell nothing.
+    /// What runs: the platform, or the software where that is newer.
     pub(super) fn version(&self) -> Version {
-        let slots = || self.slots.iter().flat_map(|report| report.slots.iter());
-        let platform = slots().find(|slot| slot.is_current);
-        let unknown = self.slots.iter().any(|report| report.booted_unknown.is_some());
-        let pending = unknown
-            || slots().any(|slot| {
-                slot.group == Group::Platform && slot.state == SlotState::Trial && !slot.is_current
-            });
-        // Nor does one that fell back with its platform, which its flags select until that is put down.
-        let runs = |slot: &&SlotReport| slot.boots_next && !pending && slot.state != SlotState::Bad;
-        let software = slots().find(|slot| slot.group == Group::Software && runs(slot));
-        let newest = [platform, software]
-            .into_iter()
-            .flatten()
-            .filter_map(|slot| slot.version.as_deref().map(|version| (version, slot)))
-            .max_by(|a, b| version::compare(a.0, b.0));
-        let (number, slot) = newest.map_or(("unknown", None), |(number, slot)| (number, Some(slot)));
+        let slot = self.slots.as_ref().and_then(SlotsReport::newest_running);
+        let number = slot.and_then(|slot| slot.version.as_deref()).unwrap_or("unknown");
         let name = slot.and_then(|slot| slot.product.as_deref()).unwrap_or("unknown");
         Version {
             revision_id: format!("{name} {number}"),
@@ -417,6 +403,88 @@ impl Snapshot {
             // That of the release that runs, as its manifest has it: SOURCE_DATE_EPOCH, or when it was packed. What was
             // not installed from a bundle has none, and an empty one is better than another one's.
             build_date: slot.and_then(|slot| i64::try_from(slot.created?).ok()).map(date).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{KnownBy, Running, Runs, SlotReport, SlotState};
+    use crate::units::{Group, Slot};
+
+    fn slot(group: Group, slot: Slot, version: &str, state: SlotState) -> SlotReport {
+        SlotReport {
+            group,
+            slot,
+            partition: 1,
+            partuuid: String::new(),
+            size: 0,
+            state,
+            booted: false,
+            boots_next: false,
+            reason: None,
+            version: Some(version.to_owned()),
+            unsigned: false,
+            product: Some("Demo".to_owned()),
+            created: None,
+            blake3: None,
+            manifest: None,
+            firmware: Vec::new(),
+            priority: 0,
+            tries: 0,
+            successful: false,
+            legacy_bootable: false,
+            boot_entry: None,
+        }
+    }
+
+    fn look(trial: SlotState, software: (Slot, KnownBy)) -> DiskView {
+        let status = Status {
+            install_path: String::new(),
+            state: UpgradeState::UpgradeIdle,
+            details: String::new(),
+            error_message: String::new(),
+            error_state: NO_ERROR.to_owned(),
+            is_blocked: false,
+            blocked_reason: String::new(),
+        };
+        let runs = Runs {
+            platform: Running::Known(Slot::A, KnownBy::Kernel),
+            software: Running::Known(software.0, software.1),
+        };
+        let slots = SlotsReport {
+            disk: String::new(),
+            boot_flag: crate::boot::BootFlag::Priority,
+            table: String::new(),
+            switch_method: String::new(),
+            boot_before: Vec::new(),
+            booted_unknown: None,
+            runs,
+            slots: vec![
+                slot(Group::Platform, Slot::A, "1.0", SlotState::Good),
+                slot(Group::Software, Slot::A, "1.0", SlotState::Good),
+                slot(Group::Software, Slot::B, "1.1", trial),
+            ],
+        };
+        DiskView { status, slots, disk: crate::service::owner::upgrade::Disk::default(), last_swap: None }
+    }
+
+    /// A container that comes up in a swap and is not healthy: scripts that wait for another version must not see it.
+    #[test]
+    fn a_swap_shows_no_other_version_before_its_end() {
+        for (end, version) in [
+            ((SlotState::Good, (Slot::B, KnownBy::Selected)), "1.1"),
+            ((SlotState::Bad, (Slot::A, KnownBy::Selected)), "1.0"),
+        ] {
+            let mut shown = Snapshot::default();
+            shown.take(Ok(look(SlotState::Prepared, (Slot::A, KnownBy::Selected))), Phase::Prepared);
+            for up in [(Slot::A, KnownBy::Before), (Slot::B, KnownBy::Use)] {
+                shown.take(Ok(look(SlotState::Trial, up)), Phase::Committing);
+                assert_eq!(shown.version().number(), "1.0", "{up:?}");
+            }
+            shown.take(Ok(look(end.0, end.1)), Phase::Committed);
+            assert_eq!(shown.version().number(), version);
         }
     }
 }

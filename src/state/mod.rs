@@ -1,11 +1,14 @@
-//! States of slots and upgrades; `report`: their representation for operators and programs.
+//! States of slots and upgrades; `runs`: what runs, and by what that is known; `report`: their representation for operators
+//! and programs.
 
 mod report;
+mod runs;
 
 pub use report::{
     AppliedDelta, BootEntry, PlanReport, PlannedPayload, PrepareReport, SlotReport, SlotsReport, Status,
     SwitchReport, UpgradeObstacle,
 };
+pub use runs::{KnownBy, Running, Runs};
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +98,12 @@ pub fn slot_state(facts: &SlotFacts<'_>) -> SlotState {
 }
 
 impl SlotState {
+    /// Whether the version of a running slot is shown: it is good, or on trial. One that was started past its flags, from
+    /// a menu for instance, is no release that this machine has come to.
+    pub const fn may_be_shown_running(self) -> bool {
+        matches!(self, Self::Good | Self::Trial)
+    }
+
     /// The word in tables and JSON.
     pub const fn word(self) -> &'static str {
         match self {

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::{SlotState, UpgradeState, UpgradeType};
+use super::{Runs, SlotState, UpgradeState, UpgradeType};
 use crate::units::{Blake3, Group, Slot};
+use crate::version;
 
 /// The status: exactly these seven keys in this order (the wire contract of `GET /v1/upgrade/status`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,10 +42,7 @@ pub struct SlotReport {
     pub state: SlotState,
     /// Whether this machine runs from it now. For an image file only if a user states it.
     pub booted: bool,
-    /// Whether the verbs treat it as the running platform: for an image file the one that boots next.
-    #[serde(skip)]
-    pub is_current: bool,
-    /// Whether the next boot takes it.
+    /// Whether the next boot takes it: software goes with the platform that boots next.
     pub boots_next: bool,
     /// Why a slot is bad, or the progress of its trial; else `None`.
     pub reason: Option<String>,
@@ -111,8 +109,29 @@ pub struct SlotsReport {
     /// Why the running slot is unknown; `None` if it is known, and for image files.
     #[serde(skip)]
     pub booted_unknown: Option<String>,
+    /// What runs, and by what that is known.
+    #[serde(skip)]
+    pub runs: Runs,
     /// The slots: platform a, b, then software a, b if they exist.
     pub slots: Vec<SlotReport>,
+}
+
+impl SlotsReport {
+    /// The slot of a group that runs, where its version may be shown as what runs.
+    pub fn running(&self, group: Group) -> Option<&SlotReport> {
+        let slot = self.runs.of(group).slot()?;
+        let found = self.slots.iter().find(|found| (found.group, found.slot) == (group, slot));
+        found.filter(|found| found.state.may_be_shown_running())
+    }
+
+    /// What runs of the newer version: the platform, or the software of an instant upgrade.
+    pub fn newest_running(&self) -> Option<&SlotReport> {
+        let version = |slot: &SlotReport| slot.version.clone().unwrap_or_default();
+        let running = Group::BOTH.into_iter().filter_map(|group| self.running(group));
+        running
+            .filter(|slot| slot.version.is_some())
+            .max_by(|a, b| version::compare(&version(a), &version(b)))
+    }
 }
 
 /// One payload in a plan.

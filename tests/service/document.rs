@@ -172,6 +172,8 @@ fn the_version_has_the_date_of_its_bundle() {
     assert!(before["build_date"].as_str().unwrap().ends_with('Z'), "{before}");
     server.prepare(&bench.text("dated.qimg"), true);
     server.reach("COMMITTED");
+    assert_eq!(server.get("/v1/version"), before, "nobody has started it");
+    assert_eq!(server.post("/v1/qstage/mark-good", &json!({})).0, 200);
     let version = server.get("/v1/version");
     assert_eq!(
         (&version["revision_id"], &version["build_date"]),

@@ -29,5 +29,7 @@ mod load;
 mod notify;
 /// Which order is accepted in which state.
 mod rules;
+/// What is shown as running, and which error.
+mod running;
 /// Older official clients.
 mod versions;

@@ -113,7 +113,7 @@ pub(super) fn cancel(view: &View) -> Result<Transition> {
     let mut stay = Vec::new();
     for group in Group::BOTH {
         let good = |slot: &Slot| view.held(group, *slot).filter(|held| held.state == SlotState::Good);
-        let pair = view.next(group).zip(view.running(group)).filter(|(next, running)| next != running);
+        let pair = view.next(group).zip(view.in_service(group)).filter(|(next, running)| next != running);
         if let Some((_, running)) = pair.filter(|(next, _)| good(next).is_some())
             && let Some(held) = good(&running)
         {

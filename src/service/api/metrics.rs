@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use crate::service::api::Shared;
 use crate::service::owner::upgrade::Phase;
 use crate::service::view::Snapshot;
+use crate::state::{Runs, SlotReport};
 
 const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -34,8 +35,9 @@ fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
     });
     metric("upgrade_state", "gauge", "1 for the state that the upgrade is in.", states.collect());
     metric("upgrade_progress_percent", "gauge", "Progress of the prepare.", plain(upgrade.progress.into()));
-    metric("upgrade_error", "gauge", "1 while an error is shown.", plain(upgrade.error.is_some().into()));
-    let code = upgrade.error.as_ref().map(|error| (format!("{{code=\"{}\"}}", escape(&error.code)), 1));
+    let error = snapshot.error();
+    metric("upgrade_error", "gauge", "1 while an error is shown.", plain(error.is_some().into()));
+    let code = error.as_ref().map(|error| (format!("{{code=\"{}\"}}", escape(&error.code)), 1));
     metric("upgrade_error_info", "gauge", "The code of the error that is shown.", code.into_iter().collect());
     let blocked = snapshot.status.as_ref().is_some_and(|status| status.is_blocked);
     metric("upgrade_blocked", "gauge", "1 while no upgrade may begin.", plain(blocked.into()));
@@ -51,17 +53,32 @@ fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
         "For how long a device has not answered the prepare or the service.",
         plain(snapshot.silence().map_or(0, |(_, seconds)| seconds)),
     );
-    let slots = snapshot.slots.iter().flat_map(|report| &report.slots).map(|slot| {
-        let labels = format!(
+    let labels = |slot: &SlotReport| {
+        format!(
             "{{group=\"{}\",slot=\"{}\",state=\"{}\",version=\"{}\"}}",
             slot.group,
             slot.slot,
             slot.state.word(),
             escape(slot.version.as_deref().unwrap_or_default())
-        );
-        (labels, u64::from(slot.boots_next))
-    });
-    metric("slot_boots_next", "gauge", "1 for the slots that the next boot takes.", slots.collect());
+        )
+    };
+    let slots = |is: &dyn Fn(&SlotReport, &Runs) -> bool| {
+        let all =
+            snapshot.slots.iter().flat_map(|report| report.slots.iter().map(|slot| (slot, &report.runs)));
+        all.map(|(slot, runs)| (labels(slot), u64::from(is(slot, runs)))).collect()
+    };
+    metric(
+        "slot_boots_next",
+        "gauge",
+        "1 for the slots that the next boot takes.",
+        slots(&|slot, _| slot.boots_next),
+    );
+    metric(
+        "slot_runs",
+        "gauge",
+        "1 for the slots that run, as far as is known.",
+        slots(&|slot, runs| runs.is_running(slot.group, slot.slot)),
+    );
     let downtime = snapshot.last_swap.as_ref().and_then(|swap| swap.downtime_ms);
     let downtime = downtime.map(|ms| (String::new(), ms as u64));
     metric(

@@ -6,7 +6,7 @@ use crate::cluster::view::View;
 use crate::service::cluster::protection::Known;
 use crate::service::owner::disk::DiskView;
 use crate::service::view::Snapshot;
-use crate::state::{SlotReport, SlotState};
+use crate::state::SlotState;
 use crate::units::{Blake3, Group};
 
 /// What the disk says of this node. `unhealthy` is what a health check of this boot said, `drained` whether it is out of service.
@@ -40,19 +40,10 @@ pub(super) fn selected(look: &DiskView) -> Option<Blake3> {
 /// The release that runs: the ordered one where platform or software is of it, else the newer of both.
 fn runs(look: &DiskView, view: &View) -> Blake3 {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
-    let slots = || look.slots.slots.iter();
-    let platform = slots().find(|slot| slot.is_current);
-    let runs = |slot: &&SlotReport| slot.boots_next && !look.disk.pending && slot.state != SlotState::Bad;
-    let software = slots().find(|slot| slot.group == Group::Software && runs(slot));
-    let running = [platform, software].into_iter().flatten();
-    let newest = running.clone().max_by(|a, b| {
-        let version = |slot: &SlotReport| slot.version.clone().unwrap_or_default();
-        crate::version::compare(&version(a), &version(b))
-    });
-    let manifests = || running.clone().filter_map(|slot| slot.manifest);
-    let target = target.filter(|target| manifests().any(|manifest| manifest == *target));
+    let mut manifests = Group::BOTH.into_iter().filter_map(|group| look.slots.running(group)?.manifest);
+    let target = target.filter(|target| manifests.any(|manifest| manifest == *target));
     // What was installed by other means has no manifest.
-    target.or_else(|| newest.and_then(|slot| slot.manifest)).unwrap_or(Blake3([0; 32]))
+    target.or_else(|| look.slots.newest_running()?.manifest).unwrap_or(Blake3([0; 32]))
 }
 
 /// Manifest and version of what a node runs that is no member yet.

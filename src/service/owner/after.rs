@@ -12,7 +12,8 @@ use crate::service::owner::order::Answer;
 use crate::service::owner::upgrade::{Failure, Input, Phase, Settings};
 use crate::service::owner::{Done, Owner, SHOWN, blocking};
 use crate::service::view::RebootState;
-use crate::state::UpgradeType;
+use crate::state::{SlotState, UpgradeType};
+use crate::units::Group;
 
 /// How long an orderly end waits for a switch or a swap: one that is cut off leaves no service until the next start.
 const ENDING: Duration = Duration::from_secs(30);
@@ -74,6 +75,20 @@ impl Owner {
             }
             let _ = done.send(Done::Took(result)).await;
         });
+    }
+
+    /// The software that is selected on trial has been started by a command, which nobody else knows. Beside a platform on
+    /// trial it goes by that.
+    pub(super) fn software_started(&mut self) {
+        let trial = |group: Group| {
+            let slots = self.snapshot.slots.iter().flat_map(|report| &report.slots);
+            slots.filter(move |slot| slot.group == group && slot.state == SlotState::Trial)
+        };
+        let alone = trial(Group::Platform).next().is_none() && self.service.after_commit.restarts_selected();
+        let release = trial(Group::Software).find_map(|slot| slot.manifest).filter(|_| alone);
+        if let Some(release) = release {
+            let _ = self.enter(Input::Started(release));
+        }
     }
 
     /// A reboot that was asked for.

@@ -2,6 +2,7 @@
 //! others do to the disk meanwhile is missed and no descriptor keeps a disk from being detached.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::Mode;
 use crate::engine::{Engine, Policy};
@@ -11,7 +12,7 @@ use crate::host::journal::{Event, FileJournal};
 use crate::service::owner::upgrade::{Disk, Failure, FallenBack};
 use crate::service::owner::waiting_period::uptime;
 use crate::state::{SlotsReport, Status, SwitchReport};
-use crate::units::{BlockSize, Slot};
+use crate::units::{Blake3, BlockSize, Slot};
 
 /// How the disk is opened.
 #[derive(Debug, Clone)]
@@ -28,6 +29,23 @@ pub struct Place {
     pub state_dir: PathBuf,
     /// What is known of the machine.
     pub policy: Policy,
+    /// The software that the service has started.
+    pub started: StartedSoftware,
+}
+
+/// The release (BLAKE3 of its manifest) whose software the service has started by a command, so that only it knows. All
+/// copies of a place share it.
+#[derive(Debug, Clone, Default)]
+pub struct StartedSoftware(Arc<Mutex<Option<Blake3>>>);
+
+impl StartedSoftware {
+    pub(in crate::service) fn set(&self, release: Option<Blake3>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = release;
+    }
+
+    fn get(&self) -> Option<Blake3> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What one look at the disk shows.
@@ -53,7 +71,8 @@ impl Place {
             .with_efivars(self.efivars.clone())
             .assuming_unused(self.assume_unused);
         let journal = FileJournal::new(&self.state_dir, |notice| tracing::warn!("{notice}"));
-        act(&Engine::new(&disk, &journal, self.policy.clone()))
+        let policy = Policy { software_started: self.started.get(), ..self.policy.clone() };
+        act(&Engine::new(&disk, &journal, policy))
     }
 
     /// Looks; changes nothing and takes no lock.

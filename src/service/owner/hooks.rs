@@ -40,6 +40,12 @@ pub trait AfterCommit: Send + Sync {
     /// Whether [`run`](Self::run) reboots the machine: clients are shown that before it is called.
     fn reboots(&self, kind: UpgradeType) -> bool;
 
+    /// Whether [`run`](Self::run), or a restart of the software, starts the software that is selected without marking it good:
+    /// nobody but the service knows then that it was started.
+    fn restarts_selected(&self) -> bool {
+        false
+    }
+
     /// What reboots the machine, for messages.
     fn reboot_words(&self) -> String;
 
@@ -90,6 +96,10 @@ impl ContainerRestart for Commands {
 impl AfterCommit for Commands {
     fn reboots(&self, kind: UpgradeType) -> bool {
         kind == UpgradeType::SoftwareAndPlatform && !self.reboot.is_empty()
+    }
+
+    fn restarts_selected(&self) -> bool {
+        !self.restart.is_empty()
     }
 
     fn reboot_words(&self) -> String {

@@ -32,7 +32,7 @@ impl Owner {
         if let Ok(look) = &look {
             self.observe(look);
         }
-        self.snapshot.take(look);
+        self.snapshot.take(look, self.upgrade.phase);
         self.publish();
     }
 

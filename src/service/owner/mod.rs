@@ -112,6 +112,7 @@ impl Owner {
     pub(super) async fn new(service: Arc<Service>) -> (Self, Handle) {
         let mut store = Store::new(&service.place.state_dir);
         let kept = store.load();
+        service.place.started.set(kept.started);
         let mut look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
         // A prepare of a service that was killed ends with it, but may take a moment for it.
         let begun = Instant::now();
@@ -141,7 +142,7 @@ impl Owner {
                 .ok();
             }
         }
-        snapshot.take(look);
+        snapshot.take(look, upgrade.phase);
         store.keep(&upgrade);
         snapshot.upgrade = upgrade.clone();
         snapshot.calm_at = calm_at(&service, &upgrade);
@@ -246,6 +247,7 @@ impl Owner {
             tracing::info!(from = self.upgrade.phase.word(), to = next.phase.word(), "upgrade");
         }
         self.upgrade = next;
+        self.service.place.started.set(self.upgrade.started);
         // A flush may take its time on a busy disk: other tasks leave this thread meanwhile.
         tokio::task::block_in_place(|| self.store.keep(&self.upgrade));
         Ok(())
@@ -335,7 +337,7 @@ impl Owner {
                     // Refused while something is being done, which is right.
                     self.observe(look);
                 }
-                self.snapshot.take(*look);
+                self.snapshot.take(*look, self.upgrade.phase);
                 self.publish();
             }
             Done::Switched(Err(error)) => self.fail("commit", &error).await,
@@ -343,6 +345,7 @@ impl Owner {
             Done::Took(result) => match result {
                 Ok(message) => {
                     self.snapshot.message = message;
+                    self.software_started();
                     let swapped = self.upgrade.phase == Phase::Committing;
                     let proved = swapped && self.service.after_commit.commits(self.kind());
                     self.held_until = proved.then(|| Instant::now() + HELD);
@@ -374,6 +377,10 @@ impl Owner {
             Done::Converged(result) => self.converged(result).await,
             Done::Restarted(result, answer) => {
                 self.beside = None;
+                if result.is_ok() {
+                    self.software_started();
+                    self.settle(None).await;
+                }
                 let _ = answer.send(result.map(|()| None));
             }
         }
@@ -444,7 +451,7 @@ impl Owner {
     async fn discard(&mut self) -> Answer {
         let report = unless_silent(&self.service, SILENCE, |service| service.place.discard()).await;
         if let Ok(report) = &report {
-            let shown = self.snapshot.shows_error();
+            let shown = self.snapshot.error().is_some();
             if report.is_none() && self.upgrade.phase == Phase::Idle && !shown {
                 self.settle(None).await;
                 return Err(Error::NothingToCancel { problem: "nothing is prepared".to_owned() });

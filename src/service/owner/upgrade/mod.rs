@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::service::owner::waiting_period::WaitingPeriod;
 use crate::state::{SlotState, SlotsReport, UpgradeType};
-use crate::units::{Group, Slot};
+use crate::units::{Blake3, Group};
 
 /// Where an upgrade is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -148,6 +148,9 @@ pub struct Upgrade {
     /// The fallback that was cleared, or that a later prepare ended. The slot that failed says it until it is written anew.
     #[serde(default)]
     pub cleared: Option<Failure>,
+    /// The release (BLAKE3 of its manifest) whose software was started by a command and is on trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Blake3>,
 }
 
 /// What the slots say; the truth that everything else yields to.
@@ -183,24 +186,21 @@ impl Disk {
             slots().find(|s| s.state == state).map(|s| s.version.clone().unwrap_or_default())
         };
         let torn = slots().any(|s| s.state == SlotState::Torn);
-        let booted = slots().find(|s| s.is_current);
+        let booted = report.runs.of(Group::Platform).slot();
         Self {
             prepared: version(SlotState::Prepared)
                 .filter(|_| !torn)
                 .map(|version| (origin.to_owned(), version, kind(SlotState::Prepared))),
             trial: version(SlotState::Trial).map(|version| (version, kind(SlotState::Trial))),
             pending: slots()
-                .any(|s| s.state == SlotState::Trial && s.group == Group::Platform && !s.is_current),
-            running: booted.and_then(|s| s.version.clone()),
+                .any(|s| s.state == SlotState::Trial && s.group == Group::Platform && Some(s.slot) != booted),
+            running: report.running(Group::Platform).and_then(|s| s.version.clone()),
             software: slots()
                 .find(|s| s.group == Group::Software && s.boots_next && s.state == SlotState::Good)
                 .and_then(|s| s.version.clone()),
             fallen: None,
             uptime,
-            boot: Boot {
-                id: boot_id.to_owned(),
-                slot: booted.map(|s| if s.slot == Slot::A { "a" } else { "b" }.to_owned()),
-            },
+            boot: Boot { id: boot_id.to_owned(), slot: booted.map(|slot| slot.to_string()) },
         }
     }
 }
@@ -233,6 +233,8 @@ pub enum Input {
     Commit,
     /// The switch is written; what else has to happen, does not concern this machine or is done.
     Switched,
+    /// The software of that release, which is on trial, was started.
+    Started(Blake3),
     /// The command that reboots is about to run.
     Reboot,
     /// What was prepared or committed was discarded; where nothing was, the error that is shown is cleared.
@@ -260,6 +262,7 @@ impl Upgrade {
                 };
                 next.progress = if staged { 100 } else { 0 };
                 next.settings = Some(settings);
+                next.started = None;
                 next.forgive();
             }
             (Input::Progress(percent), Preparing) => next.progress = self.progress.max(percent.min(99)),
@@ -284,7 +287,10 @@ impl Upgrade {
                     next.settings = Some(settings);
                 }
             }
-            (Input::Commit, Prepared) => (next.phase, next.error) = (Committing, None),
+            (Input::Commit, Prepared) => {
+                (next.phase, next.error, next.started) = (Committing, None, None);
+            }
+            (Input::Started(release), _) => next.started = Some(release),
             (Input::Commit, Idle | Committed) => {
                 let problem = match self.phase {
                     Committed => "it is committed already".to_owned(),
@@ -422,8 +428,10 @@ impl Upgrade {
                 next.error = None;
                 let target = next.settings.take();
                 let platform = |s: &Settings| s.upgrade_type == UpgradeType::SoftwareAndPlatform;
+                // Where it is not known what runs, nothing says that it failed.
+                let known = disk.boot.slot.is_some();
                 let failed = target.filter(|target| {
-                    platform(target) && disk.running.as_ref() != Some(&target.target_version)
+                    known && platform(target) && disk.running.as_ref() != Some(&target.target_version)
                 });
                 if let Some(target) = failed {
                     let error = Error::FellBack {
