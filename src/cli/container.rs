@@ -9,7 +9,7 @@ use super::machine::Host;
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
-use crate::container::{self, Config, ContainerStatus, Nspawn, StartReport, SwapReport};
+use crate::container::{self, Config, ContainerStatus, Judge, Nspawn, StartReport, SwapReport};
 use crate::engine::Engine;
 use crate::error::Result;
 
@@ -112,8 +112,13 @@ struct GateArgs {
     command: Vec<String>,
 }
 
-type Start =
-    fn(&Engine<'_>, &dyn container::Runtime, &Config, &dyn crate::progress::Progress) -> Result<StartReport>;
+type Start = fn(
+    &Engine<'_>,
+    &dyn container::Runtime,
+    &Config,
+    &dyn crate::progress::Progress,
+    Judge,
+) -> Result<StartReport>;
 
 impl Common {
     fn started(&self, start: Start) -> Result<()> {
@@ -122,7 +127,9 @@ impl Common {
         let host = Host::open_to_change(&settings)?;
         let format = Format::object_if(self.json);
         let runtime = Nspawn::new(config.clone())?;
-        let report = start(&host.engine(settings.policy()), &runtime, config, &Reporter::new(format))?;
+        // What all nodes of a cluster decide on together is not decided by a start.
+        let judge = if settings.awaits_verdict() { Judge::Elsewhere } else { Judge::Start };
+        let report = start(&host.engine(settings.policy()), &runtime, config, &Reporter::new(format), judge)?;
         output::outcome(format, &report, |report, palette| match (&report.went_back, report.downtime_ms) {
             (Some(_), _) => format!("{}\n", palette.warn(&report.done)),
             (None, Some(ms)) => format!("{}, downtime {ms:.0} ms\n", report.done),

@@ -74,7 +74,8 @@ impl ServeArgs {
         let (after_commit, container): (Arc<dyn AfterCommit>, Arc<dyn ContainerRestart>) =
             match settings.container.clone() {
                 Some(config) => {
-                    let software = Arc::new(Software { place: place.clone(), config, commands });
+                    let node = settings.cluster.as_ref().map(|cluster| cluster.node());
+                    let software = Arc::new(Software { place: place.clone(), config, commands, node });
                     (software.clone(), software)
                 }
                 None => (Arc::new(commands.clone()), Arc::new(commands)),

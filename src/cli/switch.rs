@@ -130,6 +130,9 @@ pub(super) struct MarkGoodArgs {
 impl MarkGoodArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
+        if settings.awaits_verdict() && !self.dry_run {
+            return Err(Error::ClusterVerdict);
+        }
         let dry = self.dry_run.then_some(Change::MarkGood(self.slot));
         switch(&settings, self.epoch.policy(&settings), self.json, dry, |engine| engine.mark_good(self.slot))
     }

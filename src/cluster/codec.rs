@@ -16,6 +16,7 @@ pub fn path(key: Key) -> String {
         Key::Outcome(upgrade, NodeId(node)) => format!("result/{upgrade}/{node}"),
         Key::Reboot => "reboot".to_owned(),
         Key::Leader => "leader".to_owned(),
+        Key::Restart(NodeId(node)) => format!("restart/{node}"),
     }
 }
 
@@ -29,6 +30,7 @@ pub fn key(path: &str) -> Option<Key> {
         ["result", upgrade, id] => Key::Outcome(upgrade.parse().ok()?, node(id)?),
         ["reboot"] => Key::Reboot,
         ["leader"] => Key::Leader,
+        ["restart", id] => Key::Restart(node(id)?),
         _ => return None,
     };
     // "01" would be a second name for node 1.
@@ -50,6 +52,7 @@ pub fn encode(value: &Value) -> Result<String> {
         Value::Outcome(value) => json(value),
         Value::Reboot(value) => json(value),
         Value::Leader(value) => json(value),
+        Value::Restart(value) => json(value),
     }
 }
 
@@ -69,12 +72,13 @@ pub fn decode(key: Key, text: &[u8]) -> Result<Value> {
         Key::Outcome(..) => Value::Outcome(json(key, text)?),
         Key::Reboot => Value::Reboot(json(key, text)?),
         Key::Leader => Value::Leader(json(key, text)?),
+        Key::Restart(_) => Value::Restart(json(key, text)?),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{Alive, BootId, Protection, Reboot, Standing, Upgrade};
+    use super::super::state::{Alive, BootId, Protection, Reboot, Restart, Standing, Upgrade};
     use super::*;
     use crate::units::Blake3;
 
@@ -97,6 +101,7 @@ mod tests {
             (Key::Upgrade, Value::Upgrade(Upgrade::default())),
             (Key::Reboot, Value::Reboot(Reboot::default())),
             (Key::Leader, Value::Leader(NodeId(2))),
+            (Key::Restart(NodeId(2)), Value::Restart(Restart { by: NodeId(1), failed: Some("x".into()) })),
         ] {
             assert_eq!(super::key(&path(key)), Some(key));
             assert_eq!(decode(key, encode(&value).unwrap().as_bytes()).unwrap(), value);

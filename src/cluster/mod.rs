@@ -18,6 +18,7 @@
 //! | `result/<upgrade>/<node>` | [`Outcome`](state::Outcome): how far that node has come | that node |
 //! | `reboot` | [`Reboot`](state::Reboot): who is to reboot, reboots, has rebooted | the driver, orders |
 //! | `leader` | who drives, on its lease | election |
+//! | `restart/<node>` | [`Restart`](state::Restart), on the lease of who asked: a node is to restart its software | another node |
 //!
 //! | module | knows |
 //! |---|---|

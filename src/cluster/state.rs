@@ -200,6 +200,15 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// An order to one node: to restart its software. The node removes it when that is done; it goes with the lease of who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Restart {
+    /// Who asked.
+    pub by: NodeId,
+    /// Why it failed; `None`: it is to be done.
+    pub failed: Option<String>,
+}
+
 /// State of a reboot of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,7 +1,7 @@
 //! What is asked of a store: transactions that are compared with revisions, and leases. etcd has both; so has
 //! [`Memory`](super::memory::Memory).
 
-use super::state::{Alive, Member, NodeId, Outcome, Reboot, Upgrade};
+use super::state::{Alive, Member, NodeId, Outcome, Reboot, Restart, Upgrade};
 use crate::error::Result;
 
 /// Number of a change; 0: never.
@@ -24,6 +24,8 @@ pub enum Key {
     Reboot,
     /// Who drives.
     Leader,
+    /// A node is to restart its software.
+    Restart(NodeId),
 }
 
 /// What stands at a key; the variant is that of the key.
@@ -36,6 +38,7 @@ pub enum Value {
     Outcome(Outcome),
     Reboot(Reboot),
     Leader(NodeId),
+    Restart(Restart),
 }
 
 /// A key's value and history.

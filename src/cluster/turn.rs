@@ -3,6 +3,7 @@
 use super::state::{Alive, BootId, NodeId, Outcome, RebootState, Stage, Standing};
 use super::store::{Compare, Key, LeaseId, Txn, Value, Write};
 use super::view::View;
+use crate::state::UpgradeType;
 use crate::units::Blake3;
 
 /// What a node knows of itself, by its disk and its kernel.
@@ -64,6 +65,8 @@ pub enum Step {
 /// What `node` does next.
 pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    let software =
+        view.upgrade.order.as_ref().is_some_and(|order| order.upgrade_type == UpgradeType::SoftwareOnly);
     let outcome = view.outcomes.get(&node);
     let on_target = Some(local.runs) == target;
     if !view.members.contains(&node) {
@@ -121,6 +124,7 @@ pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
         Stage::Idle | Stage::Prepared if on_target && view.reboot.state == RebootState::Idle => {
             match (&local.standing, view.upgrade.kept) {
                 (Standing::Trial, true) => Step::MarkGood,
+                (Standing::Trial | Standing::Unhealthy(_), false) if software => Step::SwapBack,
                 (Standing::Trial | Standing::Unhealthy(_), false) => Step::RollBack,
                 _ => Step::Rest,
             }

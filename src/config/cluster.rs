@@ -39,6 +39,11 @@ pub(crate) struct ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// The number of this node.
+    pub(crate) const fn node(&self) -> NodeId {
+        NodeId(self.node.get())
+    }
+
     /// The settings as the service needs them.
     ///
     /// # Errors
@@ -85,7 +90,7 @@ impl ClusterConfig {
                 user,
                 prefix: format!("{}/", prefix.trim_end_matches('/')),
             },
-            node: NodeId(self.node.get()),
+            node: self.node(),
             address: self.address.clone().unwrap_or_else(|| format!("https://{listen}")),
             reboot_timeout,
             health: self.health_checks.clone().unwrap_or_else(|| "/etc/qstage/health.d".into()),

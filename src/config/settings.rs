@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::gpt::TableMethod;
 use crate::host::kexec;
 use crate::host::trust::TrustFile;
+use crate::service::cluster::awaits_verdict;
 use crate::source::http::Web;
 use crate::units::{BlockSize, Slot};
 
@@ -68,6 +69,12 @@ impl Settings {
             what: "--disk".to_owned(),
             problem: format!("no disk is named; give --disk DISK or set 'disk' in {DEFAULT_PATH}"),
         })
+    }
+
+    /// Whether what is on trial here is for all nodes of a cluster to decide on.
+    pub(crate) fn awaits_verdict(&self) -> bool {
+        let node = self.cluster.as_ref().map(ClusterConfig::node);
+        node.is_some_and(|node| awaits_verdict(&self.state_dir, node))
     }
 
     /// The container; an error if none is configured.

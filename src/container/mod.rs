@@ -38,5 +38,5 @@ pub use config::{Config, Network, Probe};
 pub use isolation::{Cgroups, Users};
 pub use nspawn::Nspawn;
 pub use runtime::{Running, Runtime, Stopped};
-pub use start::{ContainerStatus, StartReport, restart, start, status, stop};
-pub use swap::{SwapReport, swap};
+pub use start::{ContainerStatus, Judge, StartReport, restart, start, status, stop};
+pub use swap::{Rendezvous, SwapReport, swap, swap_together};

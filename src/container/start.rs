@@ -54,6 +54,15 @@ pub struct ContainerStatus {
     pub open: Vec<String>,
 }
 
+/// Who decides whether a slot on trial is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judge {
+    /// Whoever starts its container, by the probe.
+    Start,
+    /// Somebody else, later: a container that starts is neither marked good nor given up for the other slot.
+    Elsewhere,
+}
+
 /// Makes the container of the selected slot run, whatever runs now: at boot, after a crash in the middle of a swap, or for
 /// an operator. A slot on trial uses up one of its tries, and is marked good when it is healthy. If it is not, the other
 /// slot is started and selected, provided that it is good. While the platform is on trial too, nothing of that is decided
@@ -66,8 +75,9 @@ pub fn start(
     runtime: &dyn Runtime,
     config: &Config,
     progress: &dyn Progress,
+    judge: Judge,
 ) -> Result<StartReport> {
-    let result = runtime.lock().and_then(|_lock| Start { engine, runtime, config, progress }.run());
+    let result = runtime.lock().and_then(|_lock| Start { engine, runtime, config, progress, judge }.run());
     if let Some(error) = result.as_ref().ok().and_then(StartReport::failure) {
         // The start succeeded; the upgrade that it was to complete did not.
         let _ = engine.outcome("container-start", Err(error), |_: &()| String::new());
@@ -81,13 +91,15 @@ struct Start<'a> {
     runtime: &'a dyn Runtime,
     config: &'a Config,
     progress: &'a dyn Progress,
+    judge: Judge,
 }
 
 impl Start<'_> {
     fn run(&self) -> Result<StartReport> {
         let image = self.engine.software_selected()?;
         let running = self.runtime.running()?;
-        let judged = image.state == SlotState::Trial && !self.engine.platform_on_trial()?;
+        let decides = self.judge == Judge::Start && image.state == SlotState::Trial;
+        let judged = decides && !self.engine.platform_on_trial()?;
         let up = running.iter().find_map(|old| last_success(self.runtime, old));
         let (healthy, done) = match running.as_slice() {
             [container] if container.runs(&image) => {
@@ -184,6 +196,7 @@ pub fn restart(
     runtime: &dyn Runtime,
     config: &Config,
     progress: &dyn Progress,
+    judge: Judge,
 ) -> Result<StartReport> {
     let again = || {
         let _lock = runtime.lock()?;
@@ -213,7 +226,7 @@ pub fn restart(
     };
     match again() {
         // None runs, or its slot now holds another image: the boot flags decide.
-        Ok(None) => start(engine, runtime, config, progress),
+        Ok(None) => start(engine, runtime, config, progress, judge),
         Ok(Some(report)) => kept(engine, "container-restart", Ok(report), |report| report.done.clone()),
         Err(error) => kept(engine, "container-restart", Err(error), |_| String::new()),
     }

@@ -50,8 +50,23 @@ pub fn swap(
     config: &Config,
     progress: &dyn Progress,
 ) -> Result<SwapReport> {
+    swap_together(engine, runtime, config, progress, &Alone)
+}
+
+/// The same, at the same time as on other machines and with one verdict for all.
+///
+/// # Errors
+/// As [`swap`](fn@swap), and those of [`Rendezvous::ready`].
+pub fn swap_together(
+    engine: &Engine<'_>,
+    runtime: &dyn Runtime,
+    config: &Config,
+    progress: &dyn Progress,
+    others: &dyn Rendezvous,
+) -> Result<SwapReport> {
     let result = runtime.lock().and_then(|_lock| {
-        let mut swap = Swap { engine, runtime, config, progress, steps: Vec::new(), mark: runtime.clock() };
+        let (steps, mark) = (Vec::new(), runtime.clock());
+        let mut swap = Swap { engine, runtime, config, progress, others, steps, mark };
         swap.run()
     });
     match result {
@@ -61,11 +76,40 @@ pub fn swap(
     }
 }
 
+/// The points at which a swap waits for those of other machines.
+pub trait Rendezvous: Send + Sync {
+    /// The new container waits at its gate, and the old one serves. Returns when the swap may go on.
+    ///
+    /// # Errors
+    /// Why it is not to: the new container is discarded, and nothing has changed.
+    fn ready(&self) -> Result<()>;
+
+    /// The new container is healthy and on trial. Returns when it is to be marked good.
+    ///
+    /// # Errors
+    /// Why it is not: the old container runs again.
+    fn healthy(&self) -> std::result::Result<(), String>;
+}
+
+/// Nobody to wait for.
+struct Alone;
+
+impl Rendezvous for Alone {
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn healthy(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
 struct Swap<'a> {
     engine: &'a Engine<'a>,
     runtime: &'a dyn Runtime,
     config: &'a Config,
     progress: &'a dyn Progress,
+    others: &'a dyn Rendezvous,
     steps: Vec<(&'static str, f64)>,
     mark: Duration,
 }
@@ -88,6 +132,11 @@ impl Swap<'_> {
         }
         let new = self.runtime.arrange(&plan.new)?;
         self.step("arrange");
+        if let Err(error) = self.others.ready() {
+            self.discard(&new);
+            return Err(error);
+        }
+        self.mark = self.runtime.clock();
         if let Err(error) = self.flip(&plan) {
             self.discard(&new);
             return Err(error);
@@ -138,6 +187,10 @@ impl Swap<'_> {
             }
         };
         self.step("healthy");
+        if let Err(problem) = self.others.healthy() {
+            return Err(self.back(plan, new, problem, up));
+        }
+        self.mark = self.runtime.clock();
         // It serves. If the disk fails now, it continues to serve, on trial, and the error is reported.
         self.engine.software_good(plan.new.slot)?;
         self.step("mark-good");

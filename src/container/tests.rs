@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::double::{Double, Fault, Faults, FaultyDisk, Shared};
-use super::{Config, Running, restart, start, stop, swap};
+use super::{Config, Judge, Rendezvous, Running, restart, start, stop, swap, swap_together};
 use crate::boot::BootFlag;
 use crate::bundle::{Bundle, Trust};
 use crate::engine::{Engine, Policy, PrepareOptions};
@@ -136,7 +136,7 @@ impl World {
     }
 
     fn start(&self) -> crate::Result<super::StartReport> {
-        start(&self.engine(), &self.double, &self.config, &Silent)
+        start(&self.engine(), &self.double, &self.config, &Silent, Judge::Start)
     }
 
     fn running(&self) -> Vec<Running> {
@@ -338,6 +338,53 @@ fn the_software_follows_the_platform_back() {
     assert_eq!(fallen.runs(), "1.0");
 }
 
+/// What the others say.
+struct Others {
+    go: bool,
+    keep: bool,
+}
+
+impl Rendezvous for Others {
+    fn ready(&self) -> crate::Result<()> {
+        if self.go { Ok(()) } else { Err(crate::Error::Cancelled) }
+    }
+
+    fn healthy(&self) -> Result<(), String> {
+        if self.keep { Ok(()) } else { Err("node 3: it is not well".to_owned()) }
+    }
+}
+
+#[test]
+fn a_swap_with_others_goes_as_they_say() {
+    for (go, keep, wanted) in [
+        (false, true, Err("UPGRADE_ERROR_CANCELLED")),
+        (true, false, Err("UPGRADE_ERROR_SWAPPED_BACK")),
+        (true, true, Ok(())),
+    ] {
+        let world = World::prepared(&[], None, true);
+        let others = Others { go, keep };
+        let result = swap_together(&world.engine(), &world.double, &world.config, &Silent, &others);
+        if let Err(error) = &result {
+            assert!(!go || error.to_string().contains("node 3: it is not well"), "{error}");
+        }
+        assert_eq!(result.map(|_| ()).map_err(|error| error.code()), wanted);
+        let version = if wanted.is_ok() { "1.1" } else { "1.0" };
+        assert_eq!(world.runs(), version, "{go} {keep}");
+    }
+}
+
+/// Else a start at boot would decide what all nodes are to decide together.
+#[test]
+fn a_start_that_is_no_judge_leaves_the_trial_open() {
+    let world = World::new(&disks().prepared, &[], None);
+    world.engine().commit(false).unwrap();
+    let started = start(&world.engine(), &world.double, &world.config, &Silent, Judge::Elsewhere).unwrap();
+    assert_eq!(started.version, "1.1");
+    assert_eq!(world.engine().software_selected().unwrap().state, SlotState::Trial);
+    start(&world.engine(), &world.double, &world.config, &Silent, Judge::Start).unwrap();
+    assert_eq!(world.engine().software_selected().unwrap().state, SlotState::Good);
+}
+
 #[test]
 fn a_platform_upgrade_is_no_swap() {
     let world = World::new(&disks().platform, &[], None);
@@ -353,7 +400,7 @@ fn a_platform_upgrade_is_no_swap() {
 fn restart_and_stop_change_no_flag() {
     let world = World::prepared(&[], None, true);
     let before = world.disk.bytes();
-    let report = restart(&world.engine(), &world.double, &world.config, &Silent).unwrap();
+    let report = restart(&world.engine(), &world.double, &world.config, &Silent, Judge::Start).unwrap();
     assert_eq!((report.version.as_str(), report.downtime_ms), ("1.0", Some(201.0)));
     let id = world.running()[0].id.clone();
     world.start().unwrap();
@@ -361,7 +408,7 @@ fn restart_and_stop_change_no_flag() {
     stop(&world.engine(), &world.double).unwrap();
     assert!(world.running().is_empty());
     assert!(stop(&world.engine(), &world.double).unwrap().is_empty());
-    restart(&world.engine(), &world.double, &world.config, &Silent).unwrap();
+    restart(&world.engine(), &world.double, &world.config, &Silent, Judge::Start).unwrap();
     assert_eq!(world.runs(), "1.0");
     assert!(before == world.disk.bytes(), "a restart writes to the disk");
 }

@@ -252,9 +252,9 @@ errors! {
 
     /// This node may not join the cluster, or leave it.
     Membership { problem: String } => Refused, "MEMBERSHIP", ("{problem}");
-    /// An upgrade of the software alone was requested from a member of a cluster.
-    ClusterSoftware { version: String } => Refused, "CLUSTER_SOFTWARE",
-        ("{version} changes the software alone, and a cluster takes upgrades of the platform only; let all nodes leave ('qstage cluster leave'), upgrade them one by one, and join again ('qstage cluster join')");
+    /// A node was to mark good by itself what all nodes of its cluster decide on together.
+    ClusterVerdict => Refused, "CLUSTER_VERDICT",
+        ("what is on trial here is marked good by the service, after the health checks and when the cluster has decided; see 'qstage cluster status'. Where the cluster is gone for good, take [cluster] out of the configuration");
     /// A key of the cluster has content that this program does not understand.
     ClusterData { key: String, problem: String } => Refused, "CLUSTER_DATA",
         ("etcd key '{key}' holds no value of this qstage ({problem}); nothing moves until all nodes run one qstage and somebody has seen to that key");

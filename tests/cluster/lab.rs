@@ -22,6 +22,8 @@ pub(crate) struct Node {
     pub(crate) number: usize,
     dir: PathBuf,
     port: u16,
+    /// Where its software answers, if that is a container.
+    pub(crate) app: u16,
     shared: Arc<Shared>,
     machine: Option<JoinHandle<()>>,
 }
@@ -37,6 +39,10 @@ struct Shared {
     downs: Mutex<Vec<(Instant, Instant)>>,
     boots: Mutex<u32>,
     slot: Mutex<String>,
+    /// A unit marks each boot good, by itself.
+    marks: AtomicBool,
+    /// What came of that.
+    marked: Mutex<String>,
 }
 
 pub(crate) struct Lab {
@@ -89,10 +95,13 @@ impl Lab {
         let dir = self.bench.path(&format!("node{number}"));
         fs::create_dir(&dir).unwrap();
         let path = |name: &str| dir.join(name).display().to_string();
+        let app = free_port();
+        let cluster =
+            cluster.replace("{DIR}", &dir.display().to_string()).replace("{PORT}", &app.to_string());
         let rate = rate.map(|rate| format!("max_rate = \"{rate}\"\n")).unwrap_or_default();
         let text = format!(
             "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nimage_paths = [{:?}]\nsocket = {:?}\ntokens = {:?}\n\
-             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"true\"]\n[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
+             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"sh\", \"-c\", {:?}]\n[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
              health_checks = {:?}\n{cluster}",
             path("disk"),
             self.bench.text("signers"),
@@ -101,6 +110,7 @@ impl Lab {
             path("socket"),
             self.bench.text("tokens"),
             path("reboot"),
+            format!("cd {} && date +%s.%N >> restarts && ! rm sick 2>/dev/null", dir.display()),
             self.etcd.url(),
             path("health.d"),
         );
@@ -111,7 +121,7 @@ impl Lab {
         let shared = Arc::new(Shared::default());
         let (port, at, seen) = (free_port(), dir.clone(), Arc::clone(&shared));
         let machine = std::thread::spawn(move || machine(&at, port, &seen));
-        self.nodes.push(Node { number, dir, port, shared, machine: Some(machine) });
+        self.nodes.push(Node { number, dir, port, app, shared, machine: Some(machine) });
     }
 
     pub(crate) fn node(&self, number: usize) -> &Node {
@@ -150,6 +160,7 @@ impl Drop for Lab {
         }
         for node in &mut self.nodes {
             let _ = node.machine.take().map(JoinHandle::join);
+            node.stop_container();
             if std::thread::panicking() {
                 let log = fs::read_to_string(node.dir.join("log")).unwrap_or_default();
                 eprintln!("---- node {}\n{log}", node.number);
@@ -176,6 +187,12 @@ fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
         let mut child = start(dir, port, &slot, boot);
         if let Some(from) = down.take() {
             shared.downs.lock().unwrap().push((from, Instant::now()));
+        }
+        if shared.marks.load(Ordering::Relaxed) {
+            let mut mark = Command::new(QSTAGE);
+            mark.args(["mark-good", "--json", "--booted", &slot, "--config"]).arg(dir.join("config"));
+            let output = mark.stdin(Stdio::null()).output().unwrap();
+            shared.marked.lock().unwrap().push_str(&String::from_utf8_lossy(&output.stdout));
         }
         let reboot = dir.join("reboot");
         while !reboot.exists() && !shared.end.load(Ordering::Relaxed) && !shared.off.load(Ordering::Relaxed) {
@@ -223,6 +240,31 @@ impl Node {
     /// Whether slot b fails to come up.
     pub(crate) fn breaks(&self, broken: bool) {
         self.shared.broken.store(broken, Ordering::Relaxed);
+    }
+
+    /// From now on a unit marks each boot good, by itself. Returns what came of that so far.
+    pub(crate) fn marks_at_boot(&self) -> String {
+        self.shared.marks.store(true, Ordering::Relaxed);
+        self.shared.marked.lock().unwrap().clone()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Ends the container of its software, where it has one, and what it has mounted.
+    fn stop_container(&self) {
+        if !self.dir.join("run").exists() {
+            return;
+        }
+        let _ = self.qstage(&["container", "stop"]);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let own: Vec<&str> =
+            targets.filter(|target| std::path::Path::new(target).starts_with(&self.dir)).collect();
+        for target in own.into_iter().rev() {
+            let _ = Command::new("umount").args(["--lazy", target]).output();
+        }
     }
 
     pub(crate) fn boots(&self) -> u32 {

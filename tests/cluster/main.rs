@@ -14,5 +14,7 @@ mod lab;
 mod model;
 /// Upgrades of the three nodes.
 mod nodes;
+/// Upgrades of the software on all nodes at once.
+mod software;
 /// A cluster as the explorer sees it.
 mod world;

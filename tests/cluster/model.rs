@@ -73,10 +73,20 @@ fn is_a_good_end(world: &World, scenario: Scenario) {
         || waits.contains("commit")
         || waits.contains("protection");
     assert!(idle || names, "it waits for '{waits}': {world:#?}");
-    let all =
-        |holds: fn(&crate::world::Node) -> bool| world.nodes.iter().filter(|node| !node.dead).all(holds);
     if idle && view.upgrade.error.is_none() && !scenario.prepare {
-        assert!(all(|node| node.new && node.standing == Standing::Good), "not all took it: {world:#?}");
+        // One that is not well after the verdict says so, and blocks the next upgrade.
+        let well = |node: &crate::world::Node| {
+            scenario.upgrade_type == UpgradeType::SoftwareOnly || node.standing == Standing::Good
+        };
+        let took = world.nodes.iter().filter(|node| !node.dead).all(|node| node.new && well(node));
+        assert!(took, "not all took it: {world:#?}");
+        let open = |node: &crate::world::Node| node.standing == Standing::Trial && node.up && node.connected;
+        assert!(!world.nodes.iter().any(open), "a trial that nobody ends: {world:#?}");
+    }
+    let undone = matches!(view.upgrade.stage, Stage::Idle | Stage::Prepared) && !view.upgrade.kept;
+    if undone && scenario.upgrade_type == UpgradeType::SoftwareOnly {
+        let left = world.nodes.iter().filter(|node| node.up && node.connected && node.new).count();
+        assert!(left == 0, "some run what the others gave up: {world:#?}");
     }
     if idle && !view.upgrade.kept && !scenario.rolling && scenario.upgrade_type == PLATFORM {
         let came = world.nodes.iter().filter(|node| !node.dead && node.new).count();

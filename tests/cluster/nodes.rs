@@ -66,8 +66,9 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         node.until("what was prepared is discarded", empty);
     }
     assert_eq!(node.call("/v2/upgrade/commit", &Value::Null).0, 409);
-    // Node 2 does not come up with it: all return, by one verdict.
+    // Node 2 does not come up with it: all return, by one verdict, which no unit of a machine forestalls.
     lab.node(2).breaks(true);
+    lab.node(1).marks_at_boot();
     assert_eq!(node.prepare(&v2, true, false).0, 202);
     let mut states = Vec::new();
     node.until("it is over", |node| {
@@ -89,6 +90,8 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         assert_eq!(node.get("/v1/upgrade/status")["error_state"], "UPGRADE_ERROR_CLUSTER_UPGRADE");
         assert!(node.get("/v1/shutdown/reboot/status")["error_message"].as_str().unwrap().contains("node 2"));
     }
+    let forestalled = lab.node(1).marks_at_boot();
+    assert!(forestalled.contains("UPGRADE_ERROR_CLUSTER_VERDICT"), "{forestalled}");
     // Tried again: all of them, at once.
     lab.node(2).breaks(false);
     let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
@@ -240,6 +243,10 @@ fn who_does_not_belong() {
             == "UPGRADE_ERROR_ELSEWHERE_NODE"
     );
     assert_eq!(lab.node(1).call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
+    // A secret would lie in etcd.
+    let (status, answer) = lab.node(1).prepare("https://user:word@example.org/v2.qimg", false, false);
+    let told = answer["description"].as_str().unwrap();
+    assert!(status == 400 && told.contains("etcd would show") && !told.contains("word@"), "{answer}");
     // A second machine with a number that is taken.
     lab.add(3, 2, "", None);
     let third = lab.node(3);
@@ -280,52 +287,4 @@ fn who_does_not_belong() {
     assert!(lab.node(2).qstage(&["cluster", "leave"]).status.success());
     lab.node(2).until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
     assert_eq!(lab.node(1).get("/v1/cluster/nodes/").as_array().unwrap().len(), 1);
-}
-
-/// Software alone is refused by members, whoever asks how; and the way out that the refusal names is one.
-#[test]
-fn software_alone_is_refused() {
-    let Some(lab) = Lab::new(2) else { return };
-    let (soft, node) = (lab.bench.text("soft.qimg"), lab.node(1));
-    for rolling in [false, true] {
-        let (status, answer) = node.prepare(&soft, true, rolling);
-        assert_eq!((status, &answer["error_class"]), (409, &json!("UPGRADE_ERROR_CLUSTER_SOFTWARE")));
-        let told = answer["description"].as_str().unwrap();
-        assert!(told.contains("1.5 changes the software alone") && told.contains("leave"), "{told}");
-    }
-    let (status, answer) = node.call("/v2/upgrade/verify-image", &json!({"image_path": soft}));
-    let told = answer["error"].as_str().unwrap_or_default();
-    assert!(status == 200 && told.contains("changes the software alone"), "{answer}");
-    let output = node.qstage(&["upgrade", &soft]);
-    assert_eq!(output.status.code(), Some(5), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("changes the software alone"), "{output:?}");
-    // A secret would lie in etcd.
-    let (status, answer) = node.prepare("https://user:word@example.org/v2.qimg", false, false);
-    let told = answer["description"].as_str().unwrap();
-    assert!(status == 400 && told.contains("etcd would show") && !told.contains("word@"), "{answer}");
-    // Nothing has moved.
-    for node in &lab.nodes {
-        assert_eq!((node.state().as_str(), node.version().as_str()), ("IDLE", "Demo 1.0"));
-        let status = node.get("/v3/upgrade/status");
-        assert!(status["settings"].is_null() && status["error_info"].is_null(), "{status}");
-    }
-    // The way that it names: all leave, each is upgraded alone, all join again.
-    for node in &lab.nodes {
-        assert_eq!(node.post("/v1/qstage/cluster/leave", &Value::Null), 202);
-    }
-    for node in &lab.nodes {
-        node.until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
-        assert_eq!(node.prepare(&soft, true, false).0, 202);
-        node.until("it runs that", |node| node.version() == "Demo 1.5" && node.state() == "COMMITTED");
-        assert_eq!(node.post("/v1/qstage/mark-good", &json!({})), 200);
-        node.until("it is over", |node| node.state() == "IDLE");
-        assert_eq!(node.boots(), 1);
-        assert_eq!(node.post("/v1/qstage/cluster/join", &Value::Null), 202);
-    }
-    node.until("both are there", |node| {
-        let nodes = node.get("/v1/qstage/cluster")["nodes"].clone();
-        nodes
-            .as_array()
-            .is_some_and(|nodes| nodes.len() == 2 && nodes.iter().all(|n| n["standing"] == "good"))
-    });
 }

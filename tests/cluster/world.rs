@@ -298,11 +298,15 @@ impl World {
             Step::Ungate => w.nodes[index].gated = false,
             Step::Swap => {
                 (w.nodes[index].new, w.nodes[index].next_new, w.nodes[index].gated) = (true, true, false);
+                w.nodes[index].standing = Standing::Trial;
                 report(w, Outcome::Switched);
             }
             Step::SwapBack => {
                 (w.nodes[index].new, w.nodes[index].next_new) = (false, false);
-                report(w, Outcome::Undone);
+                w.nodes[index].standing = Standing::Good;
+                if undone {
+                    report(w, Outcome::Undone);
+                }
             }
             Step::Flip => {
                 w.nodes[index].next_new = true;
@@ -325,6 +329,9 @@ impl World {
             }
             Step::Undrain => w.nodes[index].drained = false,
             Step::MarkGood => {
+                if !view.upgrade.kept && !view.reboot.rolling {
+                    w.broken = Some("a node marks good before the verdict");
+                }
                 w.nodes[index].standing = Standing::Good;
                 if view.upgrade.stage == Stage::Keep {
                     report(w, Outcome::Kept);

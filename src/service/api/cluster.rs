@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::orders;
+use crate::cluster::state::NodeId;
 use crate::error::{Error, Result};
 use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply};
 use crate::service::api::v2::check_rolling;
@@ -127,6 +128,12 @@ pub(super) async fn container_restart(State(api): Shared) -> Reply<Accepted> {
 }
 
 pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
+    let other = api.member().filter(|cluster| node != cluster.node().0.to_string()).cloned();
+    if let Some(cluster) = other {
+        let number = node.parse().map(NodeId).map_err(|_| Error::NoSuchNode { node })?;
+        members::waiting(move || cluster.restart(number)).await?;
+        return Ok(Accepted(Detail(format!("software of {number} restarted"))));
+    }
     this(&api, &node)?;
     container_restart(State(api)).await
 }

@@ -15,9 +15,8 @@ use crate::service::api::reply::{Accepted, Detail, Json, Reply};
 use crate::service::api::{Api, Shared, audit};
 use crate::service::cluster::{Cluster, ClusterNode, ClusterStatus};
 use crate::service::owner::upgrade::Settings;
-use crate::service::owner::worker::{Overrides, Planned};
+use crate::service::owner::worker::Overrides;
 use crate::source::address;
-use crate::state::UpgradeType;
 
 /// `GET /v1/cluster/protection/status`. Clients read nothing of another type than of an erasure code.
 #[derive(Debug, Serialize)]
@@ -61,15 +60,6 @@ pub(super) fn knows(api: &Api, node: u64) -> bool {
     api.member().zip(node.ok()).is_some_and(|(cluster, node)| cluster.has(node))
 }
 
-/// Refuses a bundle that changes the software alone: a software slot that has proved itself has no way back that all nodes could
-/// take together.
-pub(super) fn check_type(planned: &Planned) -> Result<()> {
-    match planned.upgrade_type {
-        UpgradeType::SoftwareAndPlatform => Ok(()),
-        UpgradeType::SoftwareOnly => Err(Error::ClusterSoftware { version: planned.target_version.clone() }),
-    }
-}
-
 /// Looks at a bundle, and has all nodes prepare it. `path` is as it was sent.
 ///
 /// # Errors
@@ -91,7 +81,6 @@ pub(super) async fn prepare(
     let (asked, wanted) = (Arc::clone(cluster), settings.install_path.clone());
     waiting(move || asked.admits(&wanted)).await?;
     let planned = api.plan(path, overrides).await?;
-    check_type(&planned)?;
     if let Some(obstacle) = planned.blocked_by.first() {
         return Err(Error::remote(&obstacle.code, &obstacle.message).into());
     }

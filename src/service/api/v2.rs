@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply, overrides};
-use crate::service::api::{Shared, audit, members};
+use crate::service::api::{Shared, audit};
 use crate::service::owner::order::Order;
 use crate::service::owner::upgrade::Settings;
 use crate::service::view::{Blocked, StatusV3};
@@ -99,10 +99,7 @@ pub(super) async fn verify_image(
         Ok(planned) => Verified {
             target_version: Some(planned.target_version.clone()),
             upgrade_type: Some(planned.upgrade_type),
-            error: match api.member().map(|_| members::check_type(&planned)) {
-                Some(Err(error)) => Some(by_api(&audit::sentence(&error))),
-                _ => planned.blocked_by.into_iter().next().map(|obstacle| by_api(&obstacle.message)),
-            },
+            error: planned.blocked_by.into_iter().next().map(|obstacle| by_api(&obstacle.message)),
         },
         Err(error) => Verified {
             target_version: None,

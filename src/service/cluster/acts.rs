@@ -1,22 +1,23 @@
 //! What each step of a node is: orders to the owner, verbs of the engine, the command that reboots. Each runs on a thread of
 //! its own; the driver goes on to publish meanwhile.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::cluster::state::Ordered;
 use crate::cluster::turn::Step;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, sentence};
 use crate::host::health;
 use crate::service::Service;
 use crate::service::cluster::Membership;
 use crate::service::cluster::hooks::{Mark, Occasion};
 use crate::service::cluster::local::selected;
+use crate::service::cluster::session::Session;
 use crate::service::owner::order::{Handle, Order};
 use crate::service::owner::upgrade::{Phase, Settings};
 use crate::service::owner::worker::{self, Overrides};
 use crate::state::{SlotState, UpgradeType};
-use crate::units::Blake3;
+use crate::units::{Blake3, Group};
 
 /// How long a reboot waits after its turn, so that the status has been seen.
 const SHOWN: Duration = Duration::from_millis(1500);
@@ -29,6 +30,8 @@ pub(super) struct Actor {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) membership: Membership,
     pub(super) mark: Mark,
+    /// The swap under way.
+    pub(super) session: Arc<Mutex<Option<Session>>>,
 }
 
 /// What a step is done for.
@@ -52,10 +55,10 @@ impl Actor {
         match task.step {
             Step::Prepare => self.stage(ordered()?, false),
             Step::Discard => self.discard(),
-            // Nothing is stopped yet; what a way back has discarded is staged anew.
-            Step::Gate => self.stage(ordered()?, true),
-            Step::Swap => self.swap(),
-            Step::SwapBack => self.swap_back(),
+            Step::Gate => self.gate(ordered()?),
+            Step::Ungate => self.ungate(),
+            Step::Swap => self.swap(ordered()?),
+            Step::SwapBack => self.swap_back("another node did not swap".to_owned()),
             Step::Flip => self.select(ordered()?),
             Step::FlipBack => place.discard().map(|_| ()),
             Step::Reboot => {
@@ -76,16 +79,13 @@ impl Actor {
                 self.mark.clear();
                 Ok(())
             }
-            Step::MarkGood => {
-                health::run_checks(&self.membership.health, self.membership.health_timeout)?;
-                place.mark_good(None).map(|_| ())
-            }
+            Step::MarkGood => self.mark_good(),
             Step::RollBack => {
                 place.roll_back()?;
                 self.reboot()
             }
             // No acts of the machine.
-            Step::Rest | Step::Ungate | Step::TakeTurn | Step::Report | Step::ReportFailure => Ok(()),
+            Step::Rest | Step::TakeTurn | Step::Report | Step::ReportFailure => Ok(()),
         }
     }
 
@@ -151,43 +151,84 @@ impl Actor {
         self.service.place.commit().map(|_| ())
     }
 
-    /// Swaps the software, and waits until it has proved healthy; where it does not, the old one runs again.
-    fn swap(&self) -> Result<()> {
-        let swapped = self.swap_by_owner();
-        // A container has marked itself, or gone back; of one that others run its command was the judge.
-        let on_trial = self.service.place.look()?.disk.trial.is_some();
-        match swapped {
-            Ok(()) if on_trial => self.service.place.mark_good(None).map(|_| ()),
-            Err(error) if on_trial => self.swap_back().and(Err(error)),
-            swapped => swapped,
-        }
+    fn session(&self) -> Option<Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn swap_by_owner(&self) -> Result<()> {
-        self.runtime.block_on(async {
-            let mut shown = self.owner.shown.clone();
-            self.owner.order(Order::Commit).await?;
-            loop {
-                let upgrade = shown.borrow_and_update().upgrade.clone();
-                match (upgrade.phase, upgrade.error) {
-                    (Phase::Committing, _) => {}
-                    (_, Some(failure)) => return Err(Error::remote(&failure.code, &failure.message)),
-                    (Phase::Committed | Phase::Idle, None) => break,
-                    (_, None) => return Err(Error::Cancelled),
-                }
-                let lost = |_| Error::Internal { what: "the owner of the upgrade is gone".to_owned() };
-                shown.changed().await.map_err(lost)?;
+    fn set_session(&self, session: Option<Session>) {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+
+    /// Whether new software waits at its gate.
+    pub(super) fn is_gated(&self) -> bool {
+        self.session().is_some_and(|session| session.is_gated())
+    }
+
+    /// Brings the new software to its gate. Nothing is stopped yet; what a way back has discarded is staged anew.
+    fn gate(&self, order: &Ordered) -> Result<()> {
+        self.stage(order, true)?;
+        let session = Session::begin(&self.service)?;
+        self.set_session(Some(session.clone()));
+        session.gate()
+    }
+
+    fn ungate(&self) -> Result<()> {
+        let Some(session) = self.session() else { return Ok(()) };
+        self.set_session(None);
+        session.back("the other nodes do not swap".to_owned())
+    }
+
+    /// Swaps; returns when the new software is healthy, on trial.
+    fn swap(&self, order: &Ordered) -> Result<()> {
+        match self.session() {
+            Some(session) => session.go()?,
+            // The service was killed in the middle, and has brought up what the flags select.
+            None if self.runs(order)? => self.converge()?,
+            None => {
+                let problem =
+                    "the service was started anew while the software waited to be swapped".to_owned();
+                return Err(Error::ClusterUpgrade { problem });
             }
-            Ok(())
+        }
+        self.check_health().or_else(|error| {
+            self.swap_back(sentence(&error))?;
+            Err(error)
         })
     }
 
-    fn swap_back(&self) -> Result<()> {
-        self.service.place.roll_back()?;
-        match self.service.container.restart() {
-            // Others run it, and see the flags.
-            Err(Error::NotConfigured { .. }) => Ok(()),
-            restarted => restarted,
+    /// Runs the old software again.
+    fn swap_back(&self, why: String) -> Result<()> {
+        if let Some(session) = self.session() {
+            self.set_session(None);
+            return session.back(why);
         }
+        self.service.place.roll_back()?;
+        self.converge()
+    }
+
+    fn mark_good(&self) -> Result<()> {
+        if let Some(session) = self.session() {
+            self.set_session(None);
+            return session.keep();
+        }
+        self.check_health()?;
+        self.service.place.mark_good(None).map(|_| ())
+    }
+
+    fn check_health(&self) -> Result<()> {
+        health::run_checks(&self.membership.health, self.membership.health_timeout).map(|_| ())
+    }
+
+    /// Whether the flags select the ordered software.
+    fn runs(&self, order: &Ordered) -> Result<bool> {
+        let look = self.service.place.look()?;
+        let selected = look.slots.slots.iter().find(|slot| slot.group == Group::Software && slot.boots_next);
+        Ok(selected.is_some_and(|slot| slot.manifest == Some(order.digest)))
+    }
+
+    /// Makes the software run that the flags select.
+    fn converge(&self) -> Result<()> {
+        let container = &self.service.container;
+        if container.starts() { container.start().map(|_| ()) } else { container.restart() }
     }
 }

@@ -20,6 +20,7 @@ use crate::service::cluster::cache::{Cache, Seen};
 use crate::service::cluster::hooks::Occasion;
 use crate::service::cluster::local::{alive, identity, local};
 use crate::service::cluster::protection::Protected;
+use crate::service::cluster::restart::Restarts;
 use crate::service::owner::disk::DiskView;
 use crate::service::owner::order::Order;
 use crate::service::owner::upgrade::Phase;
@@ -61,6 +62,7 @@ pub(super) struct Driver {
     /// What a health check said, in which boot.
     unhealthy: Option<(BootId, String)>,
     protected: Protected,
+    restarts: Restarts,
     /// The boot in which it was taken back into service.
     undrained: Option<BootId>,
     /// What the hook said that could not, and when.
@@ -80,6 +82,7 @@ impl Driver {
             membership: actor.membership.clone(),
             actor,
             protected,
+            restarts: Restarts::default(),
             undrained: None,
             hook: None,
             etcd,
@@ -131,11 +134,13 @@ impl Driver {
             let problem = format!("{} is another machine, at {}", self.node(), member.address);
             return Err(Error::Membership { problem });
         }
+        self.restarts.serve(self.membership.node, seen, &self.actor, &mut self.etcd)?;
         self.finish(&view)?;
         let look = self.look()?;
         let unhealthy = self.unhealthy.as_ref().map(|(_, why)| why.as_str());
         let local = local(&look, &view, unhealthy, false);
-        let local = Local { drained: self.is_drained(&view, local.boot), ..local };
+        let drained = self.is_drained(&view, local.boot);
+        let local = Local { drained, gated: self.actor.is_gated(), ..local };
         if self.unhealthy.as_ref().is_some_and(|(boot, _)| *boot != local.boot) {
             self.unhealthy = None;
         }
@@ -305,14 +310,17 @@ impl Driver {
         if job.upgrade != view.upgrade.id && !matches!(job.step, Step::Reboot | Step::RollBack) {
             return Ok(());
         }
+        let stage = view.upgrade.stage;
+        let swaps = matches!(stage, Stage::Swap | Stage::SwapBack);
         let failed = |error: &Error| Outcome::Failed(sentence(error));
         match (job.step, &result) {
             (Step::Prepare, Ok(())) if view.upgrade.stage == Stage::Preparing => {
                 self.report(view, Outcome::Prepared)
             }
-            (Step::Gate, Ok(())) => self.report(view, Outcome::Ready),
-            (Step::Swap | Step::Flip, Ok(())) => self.report(view, Outcome::Switched),
-            (Step::SwapBack, Ok(())) => self.report(view, Outcome::Undone),
+            (Step::Gate, Ok(())) if stage == Stage::Gate => self.report(view, Outcome::Ready),
+            (Step::Swap, Ok(())) if swaps => self.report(view, Outcome::Switched),
+            (Step::Flip, Ok(())) => self.report(view, Outcome::Switched),
+            (Step::SwapBack, Ok(())) if swaps => self.report(view, Outcome::Undone),
             (Step::FlipBack, Ok(())) if view.upgrade.stage != Stage::Prepared => {
                 self.report(view, Outcome::Undone)
             }
@@ -324,10 +332,10 @@ impl Driver {
             (Step::Prepare, Err(error)) if view.upgrade.stage == Stage::Preparing => {
                 self.report(view, failed(error))
             }
-            (
-                Step::Gate | Step::Swap | Step::Flip | Step::SwapBack | Step::FlipBack | Step::RollBack,
-                Err(error),
-            ) => self.report(view, failed(error)),
+            // What is over already must not spoil the next try.
+            (Step::Gate, Err(error)) if stage == Stage::Gate => self.report(view, failed(error)),
+            (Step::Swap | Step::SwapBack, Err(error)) if swaps => self.report(view, failed(error)),
+            (Step::Flip | Step::FlipBack | Step::RollBack, Err(error)) => self.report(view, failed(error)),
             (Step::MarkGood, Err(error)) => {
                 let boot = view.alive.get(&self.node()).map_or(BootId(0), |alive| alive.boot);
                 self.unhealthy = Some((boot, sentence(error)));
@@ -406,7 +414,9 @@ impl Driver {
         let since_stage = self.cache.get().stage_since.elapsed();
         view.overdue = match view.upgrade.stage {
             _ if reboots => self.group.1.elapsed() > self.membership.reboot_timeout,
-            Stage::Gate | Stage::Swap => since_stage > TOGETHER,
+            Stage::Gate => since_stage > TOGETHER,
+            // So that the way back is over within half a minute too.
+            Stage::Swap => since_stage > TOGETHER / 2,
             Stage::Flip => since_stage > TOGETHER * 2,
             _ => false,
         };

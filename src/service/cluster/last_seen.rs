@@ -5,11 +5,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::codec;
-use crate::cluster::state::Upgrade;
+use crate::cluster::state::{NodeId, Stage, Upgrade};
 use crate::cluster::store::{Entry, Key, Snapshot, Value};
+use crate::cluster::view::View;
 use crate::host::files::{private_directory, replace};
 
 const FILE: &str = "cluster.json";
+
+/// Whether what a node has on trial is for all nodes to decide on, as far as was seen: nothing of this machine may mark it good.
+pub(crate) fn awaits_verdict(state_dir: &Path, node: NodeId) -> bool {
+    let Some(snapshot) = LastSeen::new(state_dir).load() else { return false };
+    let View { members, upgrade, .. } = View::new(&snapshot);
+    let decided = upgrade.kept
+        || matches!(upgrade.stage, Stage::Idle | Stage::Preparing | Stage::Prepared | Stage::Gate);
+    members.contains(&node) && !decided
+}
 
 /// Where it is kept.
 #[derive(Debug)]
@@ -39,7 +49,7 @@ impl LastSeen {
 
     /// Keeps what outlives a lease. Progress alone is not worth a flush.
     pub(super) fn keep(&mut self, snapshot: &Snapshot) {
-        let lasting = |key: &Key| !matches!(key, Key::Alive(_) | Key::Leader);
+        let lasting = |key: &Key| !matches!(key, Key::Alive(_) | Key::Leader | Key::Restart(_));
         let values = snapshot.iter().filter(|(key, _)| lasting(key)).filter_map(|(key, entry)| {
             let value = match &entry.value {
                 Value::Upgrade(upgrade) => Value::Upgrade(Upgrade { progress: 0, ..upgrade.clone() }),
@@ -65,7 +75,35 @@ impl LastSeen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::state::{BootId, NodeId, Reboot, Stage};
+    use crate::cluster::state::{BootId, Member, Reboot};
+
+    #[test]
+    fn a_verdict_is_awaited_from_the_switch_to_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let awaits = |node, stage, kept| {
+            let entry = |value| Entry { value, created: 3, modified: 4, lease: None };
+            let member = Member { uuid: String::new(), address: String::new() };
+            let upgrade = Upgrade { stage, kept, ..Upgrade::default() };
+            LastSeen::new(dir.path()).keep(&Snapshot::from([
+                (Key::Member(NodeId(1)), entry(Value::Member(member))),
+                (Key::Upgrade, entry(Value::Upgrade(upgrade))),
+            ]));
+            awaits_verdict(dir.path(), NodeId(node))
+        };
+        assert!(!awaits_verdict(dir.path(), NodeId(1)), "a single node");
+        assert!(!awaits(2, Stage::Rebooting, false), "no member");
+        for (stage, kept, wanted) in [
+            (Stage::Prepared, false, false),
+            (Stage::Swap, false, true),
+            (Stage::Committed, false, true),
+            (Stage::Rebooting, false, true),
+            (Stage::Return, false, true),
+            (Stage::Keep, true, false),
+            (Stage::Idle, true, false),
+        ] {
+            assert_eq!(awaits(1, stage, kept), wanted, "{stage:?}");
+        }
+    }
 
     #[test]
     fn what_lasts_is_found_again_and_garbage_is_survived() {

@@ -15,6 +15,8 @@
 //! | `local` | this node, by its disk and its kernel |
 //! | `acts` | what each step of a node is |
 //! | [`hooks`], `protection` | commands of the configuration around a turn |
+//! | `restart` | a restart of the software of another node |
+//! | `session` | a swap of the software that waits for the other nodes |
 //! | `orders` | what operators ask for |
 //! | `shown` | the answers |
 
@@ -26,6 +28,8 @@ mod last_seen;
 mod local;
 mod orders;
 mod protection;
+mod restart;
+mod session;
 mod shown;
 
 use std::path::PathBuf;
@@ -40,6 +44,7 @@ use crate::service::Service;
 use crate::service::owner::order::Handle;
 use crate::workers;
 use cache::Cache;
+pub(crate) use last_seen::awaits_verdict;
 pub(super) use shown::{ClusterNode, ClusterStatus};
 
 /// The part of the configuration that makes a node a member.
@@ -110,6 +115,7 @@ impl Cluster {
             owner: owner.clone(),
             runtime,
             membership: membership.clone(),
+            session: Arc::default(),
             mark: hooks::Mark::new(&service.place.state_dir),
         };
         let driver = driver::Driver::new(actor, protected, etcd, cache);

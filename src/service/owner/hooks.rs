@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
-use crate::container::StartReport;
+use crate::container::{Rendezvous, StartReport};
 use crate::error::{Error, Result};
 use crate::host::program::{End, Program};
+use crate::service::owner::disk::Place;
 use crate::state::UpgradeType;
+use crate::units::Downtime;
 
 /// How long a command of the configuration may take: software that is restarted may stop slowly.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -18,6 +20,13 @@ pub trait ContainerRestart: Send + Sync {
     /// # Errors
     /// [`Error::NotConfigured`] where there is nothing to restart; else what went wrong.
     fn restart(&self) -> Result<()>;
+
+    /// Swaps the software for what is prepared, together with other nodes: with `others` it waits before anything changes, and
+    /// again before the new software is marked good. Returns what was done, as a sentence.
+    ///
+    /// # Errors
+    /// Why the old software runs still or again.
+    fn swap_together(&self, place: &Place, others: &dyn Rendezvous) -> Result<String>;
 
     /// Whether [`start`](Self::start) is to be called when the service starts.
     fn starts(&self) -> bool {
@@ -90,6 +99,26 @@ impl ContainerRestart for Commands {
             return Err(Error::NotConfigured { what, key });
         }
         run(&self.restart)
+    }
+
+    fn swap_together(&self, place: &Place, others: &dyn Rendezvous) -> Result<String> {
+        if self.restart.is_empty() {
+            return self.restart().map(|()| String::new());
+        }
+        let before = place.look()?.disk;
+        let version = before.prepared.map(|(_, version, _)| version).unwrap_or_default();
+        let running = before.software.unwrap_or_default();
+        others.ready()?;
+        place.commit()?;
+        let healthy = self.restart().map_err(|error| error.to_string()).and_then(|()| others.healthy());
+        let Err(problem) = healthy else {
+            place.mark_good(None)?;
+            return Ok(format!("{version} runs"));
+        };
+        match place.roll_back().and_then(|_| self.restart()) {
+            Ok(()) => Err(Error::SwappedBack { version, problem, running, downtime: Downtime(None) }),
+            Err(error) => Err(Error::SwapBack { version, problem, back: error.to_string() }),
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! The hooks where the software image runs as a container of ours: an upgrade of software alone is a swap.
 
-use crate::container::{self, Config, Nspawn, StartReport};
+use crate::cluster::state::NodeId;
+use crate::container::{self, Config, Judge, Nspawn, Rendezvous, StartReport};
 use crate::device::Mode;
 use crate::error::Result;
 use crate::progress::Silent;
+use crate::service::cluster::awaits_verdict;
 use crate::service::owner::disk::Place;
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::state::UpgradeType;
@@ -17,14 +19,37 @@ pub struct Software {
     pub config: Config,
     /// What reboots the machine.
     pub commands: Commands,
+    /// Number in the cluster that this node takes part in; `None`: a single node.
+    pub node: Option<NodeId>,
+}
+
+impl Software {
+    /// Whether a start decides on what is on trial.
+    fn judge(&self) -> Judge {
+        match self.node {
+            Some(node) if awaits_verdict(&self.place.state_dir, node) => Judge::Elsewhere,
+            _ => Judge::Start,
+        }
+    }
 }
 
 impl ContainerRestart for Software {
     fn restart(&self) -> Result<()> {
         let runtime = Nspawn::new(self.config.clone())?;
         self.place
-            .with(Mode::Write, |engine| container::restart(engine, &runtime, &self.config, &Silent))
+            .with(Mode::Write, |engine| {
+                container::restart(engine, &runtime, &self.config, &Silent, self.judge())
+            })
             .map(|_| ())
+    }
+
+    fn swap_together(&self, place: &Place, others: &dyn Rendezvous) -> Result<String> {
+        let runtime = Nspawn::new(self.config.clone())?;
+        place
+            .with(Mode::Write, |engine| {
+                container::swap_together(engine, &runtime, &self.config, &Silent, others)
+            })
+            .map(|report| report.done)
     }
 
     fn starts(&self) -> bool {
@@ -33,7 +58,9 @@ impl ContainerRestart for Software {
 
     fn start(&self) -> Result<StartReport> {
         let runtime = Nspawn::new(self.config.clone())?;
-        self.place.with(Mode::Write, |engine| container::start(engine, &runtime, &self.config, &Silent))
+        self.place.with(Mode::Write, |engine| {
+            container::start(engine, &runtime, &self.config, &Silent, self.judge())
+        })
     }
 }
 

@@ -66,10 +66,10 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
     ),
     ("CLUSTER_DATA", "takes an etcd with garbage in a key", "tests/cluster/nodes.rs", "who_does_not_belong"),
     (
-        "CLUSTER_SOFTWARE",
-        "takes a member of a cluster",
+        "CLUSTER_VERDICT",
+        "takes a member of a cluster in an upgrade",
         "tests/cluster/nodes.rs",
-        "software_alone_is_refused",
+        "a_complete_upgrade_and_a_node_that_falls_back",
     ),
     ("CLUSTER_MEMBER", "takes a member of a cluster", "tests/cluster/nodes.rs", "who_does_not_belong"),
     ("ELSEWHERE_NODE", "takes a cluster of two", "tests/cluster/nodes.rs", "who_does_not_belong"),

@@ -39,6 +39,25 @@ fn app(dir: &Path) -> PathBuf {
     program
 }
 
+/// An image of the service in `mode` that says `version`.
+pub(crate) fn image_of(place: &Path, version: &str, mode: &str, file_system: &str) -> PathBuf {
+    let at = |name: &str| place.join(name);
+    let root = at(&format!("root-{version}"));
+    for dir in ["proc", "sys", "dev", "run", "tmp", "etc", "usr", "var", "state"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    fs::copy(app(place), root.join("app")).unwrap();
+    fs::write(root.join("mode"), mode).unwrap();
+    fs::write(root.join("version"), version).unwrap();
+    let image = at(&format!("{version}.image"));
+    match file_system {
+        "squashfs" => run("mksquashfs", &[text(&root), text(&image), "-noappend", "-quiet", "-no-progress"]),
+        "erofs" => run("mkfs.erofs", &["--quiet", text(&image), text(&root)]),
+        _ => run("mkfs.ext4", &["-q", "-d", text(&root), text(&image), "6M"]),
+    };
+    image
+}
+
 /// How the disk is shown to qstage.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disk {
@@ -115,21 +134,8 @@ impl Machine {
     /// The same on another file system.
     pub(crate) fn bundle_of(&self, version: &str, mode: &str, file_system: &str) -> PathBuf {
         let at = |name: &str| self.dir.path().join(name);
-        let root = at(&format!("root-{version}"));
-        for dir in ["proc", "sys", "dev", "run", "tmp", "etc", "usr", "var", "state"] {
-            fs::create_dir_all(root.join(dir)).unwrap();
-        }
-        fs::copy(app(self.dir.path()), root.join("app")).unwrap();
-        fs::write(root.join("mode"), mode).unwrap();
-        fs::write(root.join("version"), version).unwrap();
-        let (image, bundle) = (at(&format!("{version}.image")), at(&format!("{version}.qimg")));
-        match file_system {
-            "squashfs" => {
-                run("mksquashfs", &[text(&root), text(&image), "-noappend", "-quiet", "-no-progress"])
-            }
-            "erofs" => run("mkfs.erofs", &["--quiet", text(&image), text(&root)]),
-            _ => run("mkfs.ext4", &["-q", "-d", text(&root), text(&image), "6M"]),
-        };
+        let (image, bundle) =
+            (image_of(self.dir.path(), version, mode, file_system), at(&format!("{version}.qimg")));
         let done = qstage(&[
             "pack",
             "--force",

@@ -1,0 +1,107 @@
+//! A restart of the software of another node: the order stands in etcd, on the lease of who asked, and the node that is meant
+//! removes it when it is done. So no node needs the certificate or a token of another one.
+
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::cluster::etcd::Etcd;
+use crate::cluster::state::{NodeId, Restart};
+use crate::cluster::store::{Compare, Entry, Key, Revision, Store, Txn, Value, Write};
+use crate::cluster::view::View;
+use crate::error::{Error, Result, sentence};
+use crate::service::cluster::Cluster;
+use crate::service::cluster::acts::Actor;
+use crate::service::cluster::cache::Seen;
+use crate::service::owner::order::Order;
+use crate::workers;
+
+/// How long a restart is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Cluster {
+    /// Has another node restart its software, and waits for that.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNode`]; [`Error::Blocked`] where it is away; [`Error::UpgradeBusy`]; why it failed there.
+    pub(in crate::service) fn restart(&self, node: NodeId) -> Result<()> {
+        let mut etcd = self.etcd.clone();
+        let view = View::new(&etcd.snapshot()?);
+        if !view.members.contains(&node) {
+            return Err(Error::NoSuchNode { node: node.0.to_string() });
+        }
+        if !view.alive.contains_key(&node) {
+            return Err(Error::Blocked { reason: format!("{node} is away") });
+        }
+        let key = Key::Restart(node);
+        let order = Value::Restart(Restart { by: self.node(), failed: None });
+        let lease = self.cache.get().lease;
+        let compare = vec![Compare::Created(key, 0)];
+        if !etcd.transact(&Txn { compare, writes: vec![Write::Put(key, order, lease)] })? {
+            return Err(Error::UpgradeBusy { doing: format!("{node} restarts its software") });
+        }
+        let (begun, mut there) = (Instant::now(), false);
+        let mut seen = self.cache.get();
+        loop {
+            let problem = match seen.snapshot.get(&key) {
+                None if there => return Ok(()),
+                Some(Entry { value: Value::Restart(Restart { failed: Some(why), .. }), .. }) => {
+                    Some(format!("{node}: {why}"))
+                }
+                Some(_) => {
+                    there = true;
+                    None
+                }
+                None => None,
+            };
+            let late = (begun.elapsed() > PATIENCE).then(|| format!("{node}: no answer from it"));
+            if let Some(problem) = problem.or(late) {
+                etcd.transact(&Txn { compare: Vec::new(), writes: vec![Write::Delete(key)] })?;
+                return Err(Error::ClusterUpgrade { problem });
+            }
+            seen = self.cache.wait(&seen, Duration::from_millis(200));
+            // Done between two looks.
+            if !there && begun.elapsed() > Duration::from_secs(1) && !etcd.snapshot()?.contains_key(&key) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The restarts that this node is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Restarts {
+    work: Option<(Revision, JoinHandle<Result<()>>)>,
+}
+
+impl Restarts {
+    /// Begins one that is asked for, and reports one that has ended.
+    pub(super) fn serve(&mut self, node: NodeId, seen: &Seen, actor: &Actor, etcd: &mut Etcd) -> Result<()> {
+        let key = Key::Restart(node);
+        if let Some((created, work)) = self.work.take_if(|(_, work)| work.is_finished()) {
+            let lost = |_| Err(Error::Internal { what: "a restart ended by a panic".to_owned() });
+            let write = match work.join().unwrap_or_else(lost) {
+                Ok(()) => Write::Delete(key),
+                Err(error) => {
+                    let failed = Restart { by: node, failed: Some(sentence(&error)) };
+                    Write::Put(key, Value::Restart(failed), seen.lease)
+                }
+            };
+            let compare = vec![Compare::Created(key, created)];
+            return etcd.transact(&Txn { compare, writes: vec![write] }).map(|_| ());
+        }
+        let Some(Entry { value: Value::Restart(Restart { by, failed: None }), created, .. }) =
+            seen.snapshot.get(&key)
+        else {
+            return Ok(());
+        };
+        if self.work.is_none() {
+            tracing::info!("{by} asks for a restart of the software");
+            let actor = actor.clone();
+            let work = workers::spawn("a restart of the software", move || {
+                actor.runtime.block_on(actor.owner.order(Order::RestartContainer)).map(|_| ())
+            })?;
+            self.work = Some((*created, work));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! Upgrades of the software alone: all nodes swap together, or none does.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::etcd::Etcd;
+use crate::harness::containers::{Poller, answer, can_run, image_of};
+use crate::harness::server::Bench;
+use crate::lab::{Lab, Node};
+
+/// When the software of a node was restarted, in seconds.
+fn restarts(node: &Node) -> Vec<f64> {
+    let text = fs::read_to_string(node.path("restarts")).unwrap_or_default();
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+fn slots(node: &Node) -> Vec<(String, String)> {
+    let slots = node.get("/v1/qstage/slots");
+    let all = slots["slots"].as_array().unwrap().iter().filter(|slot| slot["group"] == "software");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    all.map(|slot| (text(&slot["version"]), text(&slot["state"]))).collect()
+}
+
+/// Where others run the software, a swap is the command that restarts it.
+#[test]
+fn all_nodes_swap_together_or_none_does() {
+    let Some(lab) = Lab::new(3) else { return };
+    let (soft, node) = (lab.bench.text("soft.qimg"), lab.node(1));
+    lab.bench.pack("soft2.qimg", "1.6", "p1", "s1");
+    let soft2 = lab.bench.text("soft2.qimg");
+    // The official client; the rolling flag has no effect.
+    let Some(mut client) = lab.client(1, &["upgrade_cluster", "--rolling", "--path", &soft]) else { return };
+    let output = client.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("Upgrade committed") && !said.contains("rror"),
+        "{said}"
+    );
+    node.until("it is over", |node| node.state() == "IDLE");
+    for node in &lab.nodes {
+        node.until("marked good", |node| slots(node).contains(&("1.5".into(), "good".into())));
+        assert_eq!((node.version().as_str(), node.boots(), restarts(node).len()), ("Demo 1.5", 1, 1));
+    }
+    let at: Vec<f64> = lab.nodes.iter().map(|node| restarts(node)[0]).collect();
+    let spread = at.iter().copied().fold(f64::MIN, f64::max) - at.iter().copied().fold(f64::MAX, f64::min);
+    println!("{spread:.3} s from the first to the last swap");
+    assert!(spread < 1.0, "{at:?}");
+    // One is not well: all go back, told in band, and what is prepared may be committed again.
+    fs::write(lab.node(2).path("sick"), "").unwrap();
+    node.until("it is admitted", |node| node.prepare(&soft2, false, false).0 == 202);
+    node.until("prepared", |node| node.state() == "PREPARED");
+    assert_eq!(node.post("/v2/upgrade/commit", &Value::Null), 202);
+    let begun = Instant::now();
+    lab.node(3).until("it goes back", |node| {
+        let status = node.get("/v3/upgrade/status");
+        status["state"] == "UPGRADE_STATE_PREPARED" && !status["error_info"].is_null()
+    });
+    let (back, told) = (begun.elapsed(), node.get("/v3/upgrade/status")["error_info"].clone());
+    println!("{back:.1?} for a swap of all nodes and the way back");
+    assert!(back < Duration::from_secs(30) && told.as_str().unwrap().starts_with("node 2: "), "{told}");
+    for node in &lab.nodes {
+        node.until("it shows what runs", |node| node.version() == "Demo 1.5");
+        assert!(slots(node).contains(&("1.5".into(), "good".into())), "{:?}", slots(node));
+    }
+    assert_eq!(lab.node(2).post("/v2/upgrade/commit", &Value::Null), 202);
+    for node in &lab.nodes {
+        node.until("1.6 is good", |node| slots(node).contains(&("1.6".into(), "good".into())));
+    }
+    node.until("it is over", |node| node.state() == "IDLE");
+    assert!(node.get("/v3/upgrade/status")["error_info"].is_null());
+    // A restart of the software of another node, by the node that was asked; a failure there is told here.
+    let before: Vec<usize> = lab.nodes.iter().map(|node| restarts(node).len()).collect();
+    assert_eq!(node.post("/v1/shutdown/container-restart/3", &Value::Null), 202);
+    let after: Vec<usize> = lab.nodes.iter().map(|node| restarts(node).len()).collect();
+    assert_eq!(after, [before[0], before[1], before[2] + 1]);
+    fs::write(lab.node(2).path("sick"), "").unwrap();
+    let (status, refused) = node.call("/v1/shutdown/container-restart/2", &Value::Null);
+    assert!(status >= 400 && refused["description"].as_str().unwrap().contains("node 2: "), "{refused}");
+    assert_eq!(node.call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
+}
+
+/// Where the software is a container of ours, the new one waits at its gate for those of the other nodes.
+#[test]
+fn containers_of_all_nodes_swap_within_a_second() {
+    if !can_run() {
+        return;
+    }
+    let Some(etcd) = Etcd::start(false) else { return };
+    let bench = Bench::new(None);
+    for (bundle, version) in [("v1.qimg", "1.0"), ("app.qimg", "1.1"), ("app2.qimg", "1.2")] {
+        let image = image_of(bench.dir.path(), version, "good", "squashfs");
+        bench.pack(bundle, version, "p1", image.file_name().unwrap().to_str().unwrap());
+    }
+    let container = "[container]\ncommand = [\"/app\", \"{PORT}\"]\nprobe = \"http://127.0.0.1:{PORT}/\"\nnetwork = \"host\"\nusers = \"host\"\n\
+        state = \"{DIR}/app:/state\"\nrun_dir = \"{DIR}/run\"\nstop_timeout = 1\ndeadline = 5\n\
+        options = [\"--resolv-conf=off\", \"--timezone=off\"]\n";
+    let lab = Lab::on(etcd, bench, 3, container, None);
+    let node = lab.node(1);
+    for node in &lab.nodes {
+        node.until("it serves", |node| answer(node.app).as_deref() == Some("1.0"));
+    }
+    let pollers: Vec<Poller> = lab.nodes.iter().map(|node| Poller::new(node.app)).collect();
+    let swapped = |version: &'static str| -> Vec<_> {
+        let watch = |node: &Node| {
+            let port = node.app;
+            std::thread::spawn(move || {
+                let begun = Instant::now();
+                while answer(port).as_deref() != Some(version) {
+                    assert!(begun.elapsed() < Duration::from_secs(60), "it does not serve {version}");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Instant::now()
+            })
+        };
+        lab.nodes.iter().map(watch).collect()
+    };
+    let watched = swapped("1.1");
+    assert_eq!(node.prepare(&lab.bench.text("app.qimg"), true, false).0, 202);
+    let at: Vec<Instant> = watched.into_iter().map(|watch| watch.join().unwrap()).collect();
+    let spread = *at.iter().max().unwrap() - *at.iter().min().unwrap();
+    for node in &lab.nodes {
+        node.until("good", |node| slots(node).contains(&("1.1".into(), "good".into())));
+    }
+    node.until("it is over", |node| node.state() == "IDLE");
+    let gaps: Vec<Duration> = pollers.into_iter().map(|poller| poller.done().0).collect();
+    println!("{spread:.2?} from the first to the last swap; downtime per node: {gaps:.2?}");
+    assert!(spread < Duration::from_secs(1), "{spread:?}");
+    // A node whose health checks object: all go back.
+    fs::create_dir_all(lab.node(3).path("health.d")).unwrap();
+    let check = lab.node(3).path("health.d/10-app");
+    fs::write(&check, "#!/bin/sh\necho the new one is slow >&2; exit 1\n").unwrap();
+    fs::set_permissions(&check, fs::Permissions::from_mode(0o755)).unwrap();
+    node.until("it is admitted", |node| node.prepare(&lab.bench.text("app2.qimg"), false, false).0 == 202);
+    node.until("prepared", |node| node.state() == "PREPARED");
+    let begun = Instant::now();
+    assert_eq!(node.post("/v2/upgrade/commit", &Value::Null), 202);
+    node.until("all went back", |node| {
+        let status = node.get("/v3/upgrade/status");
+        status["state"] == "UPGRADE_STATE_PREPARED" && !status["error_info"].is_null()
+    });
+    println!("{:.1?} for a swap of all containers and the way back", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    let told = node.get("/v3/upgrade/status")["error_info"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("node 3: ") && told.contains("the new one is slow"), "{told}");
+    for node in &lab.nodes {
+        assert_eq!((answer(node.app).as_deref(), node.boots()), (Some("1.1"), 1));
+        node.until("it shows what runs", |node| node.version() == "Demo 1.1");
+    }
+}
