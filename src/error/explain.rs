@@ -1,5 +1,5 @@
-//! What is known of a failure beyond its one occurrence: `qstage explain`, and the page of all codes in the manual. Both
-//! come from the [list](super::Error), so that none can be missing or differ.
+//! Explanations of error codes: `qstage explain`, and the page of all codes in the manual. Both come from the
+//! [list](super::Error), so that none can be missing or differ.
 
 use std::fmt::Write as _;
 
@@ -9,39 +9,39 @@ use super::{Class, NO_ERROR};
 /// Prefix of every code.
 const PREFIX: &str = "UPGRADE_ERROR_";
 
-/// A line of the list as it is written there.
-pub(super) struct Entry {
+/// An entry of the list as written there.
+pub(super) struct ErrorEntry {
     /// The code.
     pub(super) code: &'static str,
     /// The class.
     pub(super) class: Class,
     /// The documentation of the variant.
     pub(super) meaning: &'static str,
-    /// The sentence with `{}` and `{name}` where facts go.
+    /// The message with `{}` and `{name}` in place of facts.
     pub(super) sentence: &'static str,
-    /// The tokens of those facts that have no name in the sentence: `, .path.display()`.
+    /// The tokens of the facts without a name in the message: `, .path.display()`.
     pub(super) values: &'static str,
 }
 
-/// What is known of a code.
+/// Explanation of a code.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Explanation {
     /// The stable code.
     pub code: &'static str,
     /// The class in one word; `none` for the code of success.
     pub class: &'static str,
-    /// How the process ends.
+    /// The exit code of the process.
     pub exit_code: u8,
-    /// What happened.
+    /// Meaning of the failure.
     pub meaning: String,
-    /// The sentence that is shown, with `{name}` where a fact stands.
+    /// The message, with `{name}` in place of each fact.
     pub message: String,
-    /// What helps against failures of this class; the message itself is more exact where it names something.
+    /// The remedy for failures of this class; the message itself is more exact if it names one.
     pub remedy: &'static str,
 }
 
 impl Class {
-    /// What a failure of this class means.
+    /// Meaning of a failure of this class.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Internal => "a defect of qstage",
@@ -58,7 +58,7 @@ impl Class {
         }
     }
 
-    /// What helps against a failure of this class.
+    /// Remedy for a failure of this class.
     pub const fn remedy(self) -> &'static str {
         match self {
             Self::Internal => "report it",
@@ -75,8 +75,8 @@ impl Class {
     }
 }
 
-impl Entry {
-    /// The sentence with a name at each place of a fact, without formats: `{}` for `.path.display()` is `{path}`.
+impl ErrorEntry {
+    /// The message with a name in place of each fact, without formats: `{}` for `.path.display()` is `{path}`.
     fn message(&self) -> String {
         let mut unnamed = self.values.split(',').filter_map(|value| {
             let value = value.trim().trim_start_matches('.').trim_start();
@@ -105,13 +105,13 @@ impl Entry {
     }
 }
 
-/// Every code of a failure, in the order of the list: by class, then as they belong together.
+/// Every error code, in the order of the list: by class, then by subject.
 pub fn all() -> Vec<Explanation> {
-    ENTRIES.iter().map(Entry::explanation).collect()
+    ENTRIES.iter().map(ErrorEntry::explanation).collect()
 }
 
-/// What `asked` stands for: a code in any spelling (`on-trial`, `[UPGRADE_ERROR_ON_TRIAL]`), or all codes of a class by its
-/// name or its exit code. Empty where nothing has that name.
+/// The explanations for `asked`: a code in any spelling (`on-trial`, `[UPGRADE_ERROR_ON_TRIAL]`), or all codes of a
+/// class by its name or its exit code. Empty if there is no such name.
 pub fn explain(asked: &str) -> Vec<Explanation> {
     let code = asked.trim().trim_matches(['[', ']']).to_ascii_uppercase().replace('-', "_");
     let short = code.strip_prefix(PREFIX).unwrap_or(&code);

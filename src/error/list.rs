@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Class;
-use super::explain::Entry;
+use super::explain::ErrorEntry;
 use crate::units::{Blake3, Downtime, Group, Guid, Sha256, Slot};
 
 /// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be left out.
@@ -34,7 +34,7 @@ macro_rules! errors {
         }
 
         /// The same with all that is written of each.
-        pub(super) const ENTRIES: &[Entry] = &[$(Entry {
+        pub(super) const ENTRIES: &[ErrorEntry] = &[$(ErrorEntry {
             code: concat!("UPGRADE_ERROR_", $code),
             class: Class::$class,
             meaning: concat!($($doc),+),
@@ -286,7 +286,7 @@ errors! {
     /// The primary header is marked IGNOREME.
     TableIgnored { disk: String } => Disk, "TABLE_IGNORED",
         ("{disk}: the primary partition table is marked IGNOREME, which leaves the backup only: no change of that is safe; 'cgpt legacy -e' takes the mark off");
-    /// A block that the table needs holds data that is not ours.
+    /// A block that the table needs holds data of something else.
     TableOccupied { disk: String, what: String, at: u64 } => Disk, "TABLE_OCCUPIED",
         ("{disk}: the {what} cannot be written, since LBA {at} holds something else, a boot loader perhaps; nothing was written; move that, or move the table's array ('sgdisk -j')");
     /// The table cannot be changed safely against a power cut.
@@ -406,7 +406,7 @@ errors! {
 
     /// The connection to a web server or its proxy failed.
     NetworkConnect { url: String, problem: String } => Network, "NETWORK_CONNECT", ("{url}: {problem}");
-    /// A server did not prove its identity, or did not accept ours.
+    /// A server did not prove its identity, or did not accept that of qstage.
     NetworkTls { url: String, problem: String } => Network, "NETWORK_TLS",
         ("{url}: {problem}; see 'web_ca' and [network] in the configuration");
     /// A transfer stalled: no bytes arrived for too long.
