@@ -53,7 +53,7 @@ fn candidate(block: &str) -> Result<SignatureBlock, &'static str> {
     let body = body.ok_or("has no armor of an SSH signature")?;
     let blob = Base64::decode_vec(&body.replace('\n', "")).map_err(|_| "is not base64")?;
     if armor(&blob) != block {
-        return Err("is not canonical as ssh-keygen does");
+        return Err("is not spelled as ssh-keygen does");
     }
     let version = version_of(&blob).ok_or("is damaged")?;
     // The library accepts any version up to its own, 0 included, and leaves it out of the signed data; ssh-keygen
