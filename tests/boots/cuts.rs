@@ -1,7 +1,7 @@
-//! Power cuts against real readers. The writes of a commit are cut, the disks that this leaves are put before U-Boot,
-//! gptmbr and Linux: exactly the old or the new slot boots, and the partitions are there. The same with two procedures
-//! that are not safe, which the readers must notice. And in all of them each real reader does what its model in
-//! gpt_common does, on which the 65,000 states of power_cuts.rs rest.
+//! Power cuts against real readers. U-Boot, gptmbr and Linux read the disks that a cut of a commit leaves: exactly the old or
+//! the new slot boots, and the partitions exist. The same with two unsafe procedures, whose faults the readers must find. And
+//! each real reader behaves as its model in tests/harness/tables does, on which the 65,000 states of tests/power/cuts.rs
+//! rest.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

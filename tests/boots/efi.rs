@@ -1,4 +1,5 @@
-//! The third boot flag before real firmware: OVMF starts what BootNext and BootOrder say, and nobody else has a say.
+//! The third boot flag with a real UEFI implementation: OVMF starts the slot that BootNext and BootOrder select, and nothing
+//! else decides.
 
 use std::fs;
 

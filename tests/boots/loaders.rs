@@ -1,4 +1,4 @@
-//! Whole upgrades over real boots: stock boot loaders read what was committed, Debian's kernel starts from it.
+//! Whole upgrades with real boots: stock boot loaders read the committed table, and Debian's kernel starts from the slot.
 
 use crate::guests::slots::Loader;
 use crate::guests::{Appliance, Machine, Tree, Vm, ready};

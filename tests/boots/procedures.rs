@@ -1,4 +1,4 @@
-//! Ways to write a table, and the disks that power cuts during them leave.
+//! Procedures for the write of a table, and the disks that power cuts leave.
 #![allow(unreachable_pub, reason = "a part of one test")]
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};

@@ -1,5 +1,5 @@
 //! Machines that start by the selector: Debian's kernel with an initramfs that initramfs-tools or dracut made with the hooks
-//! of this repository; slots that panic, hang, or are not healthy; and the trial by kexec of loaders that know one flag.
+//! of this repository; slots that panic, hang, or are not healthy; and the trial by kexec for loaders with a single flag.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -209,7 +209,7 @@ fn dracut_starts_the_slot_and_falls_back() {
 
 /// U-Boot knows bit 2 and counts nothing. The flag stays on slot a until the new slot is good, so a crash ends in slot a.
 #[test]
-#[ignore = "full: 80 s; power_cuts has all cuts of it"]
+#[ignore = "full: 80 s; power::cuts has all cuts of it"]
 fn a_trial_by_kexec_falls_back_to_the_flag() {
     let Some(inputs) = ready().filter(|_| which("kexec").is_some()) else { return };
     let appliance = Appliance::new(inputs, Loader::UBoot, &[("1.0", ""), ("2.0", "")]);

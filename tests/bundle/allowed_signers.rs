@@ -1,4 +1,4 @@
-//! `allowed_signers` means what it means to ssh-keygen: a generated table of lines and files, each put before both.
+//! `allowed_signers` has the same meaning as for ssh-keygen: both read a generated table of lines and files.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::num::NonZeroUsize;

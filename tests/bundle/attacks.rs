@@ -1,5 +1,5 @@
-//! The generator of fixtures/attacks. Most are signed by the key that is trusted: what a signer can do by mistake or
-//! malice is refused as well. Add one for every attack that anybody thinks of; never remove one.
+//! The generator of fixtures/attacks. Most are signed by the trusted key: mistakes and malice of a signer are refused as
+//! well. Add one for every new attack; never remove one.
 
 use std::num::NonZeroUsize;
 

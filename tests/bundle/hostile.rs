@@ -1,5 +1,5 @@
-//! Bundles that are cut, bent or made to do harm. Each is refused with its own code before anything unverified is
-//! written: what reaches the slot is compared byte for byte with the genuine image.
+//! Truncated, damaged and malicious bundles. Each is refused with its own code before anything unverified is written: the
+//! bytes that reach the slot are compared with the genuine image.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,5 +1,5 @@
-//! What `pack`, `sign` and `delta` write to: never a file that they read, and no other file unless that was asked for.
-//! `qstage pack -o` on the image that it packed once destroyed it.
+//! Output files of `pack`, `sign` and `delta`: never an input, and an existing file only on request. `qstage pack -o` with
+//! its own input image once destroyed the image.
 
 use crate::harness::machine;
 

@@ -1,5 +1,5 @@
-//! A process that parses a bundle has been taken over: what can it still do? The exploit is planted here, behind the call
-//! that gives up rights, in a process of its own; with and without a web source.
+//! An attacker has taken over a process that parses a bundle: what can it still do? The exploit is planted here, after the
+//! call that drops rights, in a separate process; with and without a web source.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::collections::BTreeMap;

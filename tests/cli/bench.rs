@@ -1,4 +1,4 @@
-//! `qstage bench` measures, and leaves nothing behind that boots or lies about.
+//! `qstage bench` measures, and leaves nothing behind, neither a bootable slot nor a file.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

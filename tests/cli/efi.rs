@@ -1,5 +1,5 @@
 //! The program with `--boot-flag efi` on a disk image and a directory of variables, as OVMF 2022.11 leaves them on a new
-//! machine; efibootmgr, which knows the same form, is the judge.
+//! machine; the judge is efibootmgr, which reads the same format.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use crate::harness::machine;

@@ -1,5 +1,5 @@
-//! The factory install onto a table that is there, and the dry run of `init`: only the slots and their flags are written, and
-//! nothing at all where it is refused or rehearsed.
+//! The factory install onto an existing table, and the dry run of `init`: only the slots and their flags are written, and
+//! nothing after a refusal or in a dry run.
 
 use crate::harness::loops::{Loop, Mount, is_root, run, text};
 use crate::harness::machine;

@@ -1,4 +1,4 @@
-//! What a verb leaves behind or finds in its way: blocks of sparse files, scratch directories, files that are none.
+//! Leftovers and obstacles of a verb: blocks of sparse files, temporary directories, files that are not regular.
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;

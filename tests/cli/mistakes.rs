@@ -1,5 +1,5 @@
-//! What is said to whoever mistypes: exit code 2, and no tip that destroys something. `qstage install x.qimg` was once told
-//! of `init`, which lays out a disk anew.
+//! Mistyped command lines: exit code 2, and no hint that destroys something. The hint for `qstage install x.qimg` was once
+//! `init`, which lays out a disk anew.
 
 use std::process::{Command, Output};
 

@@ -1,4 +1,4 @@
-//! Exit codes and channels: results and events on standard output, people's messages on standard error.
+//! Exit codes and channels: results and events on standard output, messages for people on standard error.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! What only a process of its own shows: signals, standard input, the page cache behind a reader.
+//! Behaviour that needs a separate process: signals, standard input, the page cache after a read.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::loops;

@@ -1,5 +1,5 @@
-//! `qstage select` and `qstage-select` on disks in every condition: they name the slot that other readers of the flags
-//! would take, count its try where the disk lets them, and name the best slot where no flag names one.
+//! `qstage select` and `qstage-select` on disks in every state: they name the slot that other readers of the flags would
+//! select, count its try if the disk is writable, and name the best slot if no flag selects one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::loops;

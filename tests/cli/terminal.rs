@@ -1,4 +1,4 @@
-//! Bars on a terminal, also on one that its user has stopped.
+//! Progress bars on a terminal, also on one whose output is stopped.
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! Trials that fail, from the command line: the old slot is back, the disk says why, and the same bundle is not tried again
-//! by itself. The boots are those of `qstage select`; real ones are in boots/select.rs.
+//! Failed trials, from the command line: the old slot boots again, the disk records the reason, and the same bundle is not
+//! tried again automatically. `qstage select` stands for the boots; real ones are in boots/select.rs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;

@@ -1,4 +1,4 @@
-//! Every verb's good path, as a person and as a program see it: what it prints, what it changes, and what it leaves.
+//! Every verb's good path, for people and for programs: its output, its changes, and the state that it leaves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;

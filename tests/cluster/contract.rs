@@ -1,5 +1,5 @@
-//! What a store must do: the same list for the double in memory, over which the model is explored, and for a real etcd, with
-//! `etcdctl` as the judge that shares no code.
+//! Contract of a store: the same list for the double in memory, over which the model is explored, and for a real etcd, with
+//! `etcdctl` as the independent judge.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use qstage::cluster::etcd::{Access, Etcd};

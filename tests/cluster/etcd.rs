@@ -1,4 +1,4 @@
-//! A real etcd: one member, with or without certificates and users. It is gone with its value.
+//! A real etcd: one member, with or without certificates and users. The drop ends it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Three nodes on one machine: each a service with a disk image, a state directory and a boot identity of its own. The command
-//! that reboots ends the service and starts it again from whatever `qstage-select` says, which counts the try.
+//! Three nodes on one machine: each is a service with its own disk image, state directory and boot ID. The reboot command
+//! ends the service, and starts it again from the slot that `qstage-select` names, which counts the try.
 
 use std::fs;
 use std::path::PathBuf;

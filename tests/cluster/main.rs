@@ -2,13 +2,13 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
-/// What a store must do, the double as the real one.
+/// Contract of a store, for the double and for etcd.
 mod contract;
 /// A real etcd.
 mod etcd;
 /// The commands around a turn.
 mod hooks;
-/// Three nodes: services with disks of their own that reboot into what their tables select.
+/// Three nodes: services with their own disks, which reboot into the slot that their table selects.
 mod lab;
 /// Every interleaving of small clusters with a fault at every step.
 mod model;

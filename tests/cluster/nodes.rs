@@ -1,4 +1,4 @@
-//! Upgrades of three real nodes on one etcd: complete and rolling, with what goes wrong in the middle.
+//! Upgrades of three real nodes on one etcd: complete and rolling, with failures in the middle.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! A small cluster with everything that can happen to it, as values: nodes, their slots, a store, and a driver that may be
+//! A small cluster and every event that can happen to it, as values: nodes, their slots, a store, and a driver that may be
 //! slow.
 
 mod happens;

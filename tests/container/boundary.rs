@@ -1,5 +1,5 @@
-//! What root of a container can do: a program in the image tries to get out, by all ways that are known, and reports.
-//! Each key that opens something is tried too: a judge that does not see it is no judge.
+//! Isolation of root in a container: a program in the image tries all known ways to escape, and reports. Each key that opens
+//! something is tested too: the program must find the opening.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::containers;

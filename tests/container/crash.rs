@@ -1,4 +1,4 @@
-//! qstage dies in the middle of a swap; what runs and what is selected come together again.
+//! qstage dies in the middle of a swap; afterwards the running container and the selected slot agree again.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::containers;

@@ -1,6 +1,6 @@
-//! Disks as boards and image tools make them: each goes through an installation, two upgrades, a roll-back and the
-//! selector. The tools that made the table judge it afterwards as they did before, the array lies where they put it, and
-//! every byte that is neither of a slot nor of the table is as before.
+//! Disks as boards and image tools make them: each goes through an installation, two upgrades, a roll-back and the selector.
+//! The tools that made the table accept it afterwards as before, the array lies at the same place, and every byte outside of
+//! slots and table is unchanged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::loops;

@@ -1,5 +1,5 @@
-//! Power cuts. Every state that a cut can leave is made and shown to three kinds of reader: whatever subset of
-//! the sectors written since the last barrier has reached the medium, in whatever order, one of them torn.
+//! Power cuts. Three kinds of reader read every state that a cut can leave: any subset of the sectors written since the last
+//! barrier has reached the medium, in any order, one of them torn.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

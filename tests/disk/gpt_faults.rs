@@ -1,4 +1,4 @@
-//! A device that fails, lies or forgets while the table is changed.
+//! A device that fails, lies or loses writes while the table is changed.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

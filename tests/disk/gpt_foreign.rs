@@ -1,6 +1,6 @@
-//! Tables and disks that others made: without a backup, with somebody else's, with boot loaders outside of partitions,
-//! for other disks. The engine was tried on disks as boards and image tools leave them: repair overwrote a boot loader in
-//! the unused end of the entry array, and a medium's old backup replaced the table of the image that was written over it.
+//! Tables and disks made by other tools: without a backup, with the backup of another table, with boot loaders outside of
+//! partitions, made for other disks. On such disks the engine once failed: a repair overwrote a boot loader in the unused end
+//! of the entry array, and a medium's old backup replaced the table of the image that was written over it.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,5 +1,5 @@
-//! What other programs say of the tables we write: sgdisk, sfdisk, cgpt and the `gpt` crate, each written by
-//! others. A judge that is not installed fails the test with the package to install.
+//! Judgement of our tables by independent programs: sgdisk, sfdisk, cgpt and the `gpt` crate. If one is not installed, the
+//! test fails and names the package.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,4 @@
-//! The disk of a machine: nodes, windows, users, locks; on real loop devices.
+//! The disk of a machine: device nodes, parts of the disk, users, locks; on real loop devices.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::loops;

@@ -1,9 +1,9 @@
-//! Real loop devices, partition nodes and mounts for tests, removed again however the test ends.
+//! Real loop devices, partition nodes and mounts, which are removed however the test ends.
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Whether loop devices may be made. Says so loudly if not; in CI that is a failure.
+/// Whether loop devices can be made. Prints SKIPPED if not; in CI that is a failure.
 pub(crate) fn is_root() -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
@@ -13,7 +13,7 @@ pub(crate) fn is_root() -> bool {
     false
 }
 
-/// Runs a tool and gives what it prints; its failure is the test's.
+/// Runs a tool that must succeed; returns its output.
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
     attempt(program, args).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -26,8 +26,8 @@ fn attempt(program: &str, args: &[&str]) -> Result<String, String> {
     Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// Tries again for some seconds. A mount lives on in every mount namespace that was copied while it stood;
-/// tests that make such run in parallel, and containers start at any time.
+/// Retries for some seconds. A mount survives in every mount namespace that was copied while it existed; tests that create
+/// namespaces run in parallel, and containers start at any time.
 pub(crate) fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> T {
     let begun = std::time::Instant::now();
     loop {
@@ -39,28 +39,28 @@ pub(crate) fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> R
     }
 }
 
-/// Path as text.
+/// The path as text.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A directory on a real file system: on tmpfs the page cache *is* the medium.
+/// A temporary directory on a real file system: on tmpfs the page cache *is* the medium.
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Makes a sparse file.
+/// Creates a sparse file of `len` bytes.
 pub(crate) fn sparse(path: &Path, len: u64) -> PathBuf {
     File::create(path).unwrap().set_len(len).unwrap();
     path.to_owned()
 }
 
-/// Pages of a file that the page cache holds, in bytes, by an independent judge (util-linux).
+/// Number of bytes of a file in the page cache, by an independent judge (util-linux).
 pub(crate) fn cached(path: &Path) -> u64 {
     run("fincore", &["--bytes", "--noheadings", "--output", "RES", text(path)]).parse().unwrap()
 }
 
-/// A loop device.
+/// A loop device; the drop detaches it.
 pub(crate) struct Loop(pub(crate) PathBuf);
 
 impl Loop {
@@ -73,7 +73,7 @@ impl Loop {
         Self(run("losetup", &args).into())
     }
 
-    /// Makes nodes for its partitions, which `losetup -P` does not do on every kernel.
+    /// Makes nodes for its partitions; `losetup -P` does not on every kernel.
     pub(crate) fn nodes(&self) {
         run("partx", &["-a", text(&self.0)]);
     }
@@ -86,11 +86,11 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // Without nodes the first one fails; that is as good.
+        // It fails if there are no nodes, which does not matter.
         let _ = Command::new("partx").args(["-d", text(&self.0)]).output();
         let _ = Command::new("losetup").args(["-d", text(&self.0)]).output();
-        // It is detached when the last descriptor is closed, somebody's probe included; until then the
-        // file system of its image is busy.
+        // It is detached when the last descriptor is closed, also that of a probe by udev; until then the file system of its
+        // image is busy.
         let attached = Path::new("/sys/block").join(self.0.file_name().unwrap_or_default()).join("loop");
         for _ in 0..100 {
             if !attached.exists() {
@@ -101,14 +101,14 @@ impl Drop for Loop {
     }
 }
 
-/// A mount.
+/// A mount; the drop removes it.
 pub(crate) struct Mount(PathBuf);
 
 impl Mount {
-    /// Mounts `device` at `at`, which is made.
+    /// Mounts `device` at `at`, which is created.
     pub(crate) fn new(device: &Path, at: &Path, options: &str) -> Self {
         std::fs::create_dir_all(at).unwrap();
-        // A claim lives on for an instant in a child that another thread has forked.
+        // An exclusive open survives for an instant in a child that another thread has forked.
         eventually(|| attempt("mount", &["-o", options, text(device), text(at)]));
         Self(at.to_owned())
     }

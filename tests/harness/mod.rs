@@ -1,5 +1,5 @@
-//! What the houses share: machines to upgrade, disks to cut, independent readers, models of firmware. A house declares
-//! this folder as one module; nothing in it is a test.
+//! Shared code of the test programs: machines to upgrade, disks with power cuts, independent readers, a model of UEFI. Each
+//! program declares this directory as one module; it contains no tests.
 #![allow(
     dead_code,
     missing_docs,
@@ -12,15 +12,15 @@
 
 /// Machines with containers.
 pub mod containers;
-/// Loop devices and mounts that are gone afterwards.
+/// Loop devices and mounts that are removed afterwards.
 pub mod loops;
 /// A machine on a disk image, driven by the command line.
 pub mod machine;
-/// A disk that hangs and fails when it is told to.
+/// A disk that hangs and fails on demand.
 pub mod nbd;
 /// Scenes, recorder and oracles of the power-cut proofs.
 pub mod proof;
-/// A service and a client of its own.
+/// A service, and its official client.
 pub mod server;
 /// GPT disks, and readers of them that share no code with the product.
 pub mod tables;

@@ -1,4 +1,4 @@
-//! A disk that hangs and fails when it is told to: a loop device over nbdkit, by FUSE.
+//! A disk that hangs and fails on demand: a loop device over nbdkit, by FUSE.
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::machine::tool;
 
-/// The device; whatever waits for it goes on, and it is gone, with this.
+/// The device. The drop resumes all waiting requests and removes it.
 pub(crate) struct Nbd {
     kit: Child,
     fuse: Option<Child>,
@@ -19,7 +19,7 @@ pub(crate) struct Nbd {
 }
 
 impl Nbd {
-    /// Over `image`, with sockets and a mount point in `dir`.
+    /// A device over `image`, with sockets and a mount point in `dir`.
     pub(crate) fn new(image: &Path, dir: &Path) -> Self {
         let (socket, mount) = (dir.join("nbd"), dir.join("mounted"));
         let (control, trigger) = (dir.join("control"), dir.join("trigger"));
@@ -36,7 +36,7 @@ impl Nbd {
         kit.arg("file").arg(image).arg(format!("pause-control={}", control.display()));
         kit.args(["error=EIO", "error-rate=3%"]).arg(format!("error-file={}", trigger.display()));
         let kit = kit.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // From here on it is taken down again, also where a step of this fails.
+        // From here on the drop removes everything, also if a step below fails.
         let mut nbd = Self { kit, fuse: None, device: PathBuf::new(), mount, control, trigger };
         until("nbdkit", &|| socket.exists() && nbd.control.exists());
         // One connection: with four this nbdkit (1.32) shuts down after a flush.
@@ -48,7 +48,7 @@ impl Nbd {
         nbd
     }
 
-    /// From now on nothing is answered, or everything is.
+    /// Makes all requests hang, or resumes them.
     pub(crate) fn pause(&self, hangs: bool) {
         let Ok(mut control) = UnixStream::connect(&self.control) else {
             assert!(std::thread::panicking(), "nbdkit is gone");
@@ -58,7 +58,8 @@ impl Nbd {
         asked.and_then(|()| control.read_exact(&mut [0])).unwrap();
     }
 
-    /// Lets it answer again with its end: to be made after whatever waits for it, so that a failed test ends too.
+    /// A guard whose drop resumes the requests. Create it after the values that wait for the device, so that a failed test
+    /// ends too.
     pub(crate) fn goes_on(&self) -> GoesOn<'_> {
         GoesOn(self)
     }
@@ -70,7 +71,7 @@ impl Nbd {
         }
     }
 
-    /// From now on some requests fail with EIO, or none.
+    /// Makes some requests fail with EIO, or none.
     pub(crate) fn fail(&self, fails: bool) {
         if fails {
             File::create(&self.trigger).unwrap();
@@ -80,7 +81,7 @@ impl Nbd {
     }
 }
 
-/// See [`Nbd::goes_on`].
+/// Guard of [`Nbd::goes_on`].
 pub(crate) struct GoesOn<'a>(&'a Nbd);
 
 impl Drop for GoesOn<'_> {

@@ -1,4 +1,4 @@
-//! Servers of bundles: one that does what servers do in the field, real ones, and a link that is long.
+//! Servers of bundles: one that misbehaves as servers in the field do, real ones, and a long link.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::machine::Bench;
 
-/// One request: its number, from 1, the first byte that it asks for, and the byte behind the last one if it names that.
+/// One request: its number, from 1; the first byte that it asks for; and the byte after the last one, if it names that.
 pub struct Asked {
     pub number: usize,
     pub at: usize,
@@ -18,10 +18,10 @@ pub struct Asked {
     pub path: String,
 }
 
-/// What a server does with a request, with its file at hand.
+/// Behaviour of a server: its response to a request for its file.
 pub type Manners = dyn Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync;
 
-/// A server of one file on loopback, until the test ends. Each connection serves one request.
+/// A server of one file on loopback, until it is dropped. Each connection serves one request.
 pub struct Server {
     pub url: String,
     pub asked: Arc<Mutex<Vec<String>>>,
@@ -77,7 +77,7 @@ impl Server {
     }
 }
 
-/// The header of a good answer with a range; the connection ends with it.
+/// The header of a correct response with a range; it closes the connection afterwards.
 pub fn partial(asked: &Asked, file: &[u8], more: &str) -> String {
     let (at, len) = (asked.at, file.len());
     let end = end(asked, file);
@@ -88,7 +88,7 @@ pub fn partial(asked: &Asked, file: &[u8], more: &str) -> String {
     )
 }
 
-/// The byte behind the last one that was asked for.
+/// The byte after the last one that was requested.
 pub fn end(asked: &Asked, file: &[u8]) -> usize {
     asked.end.map_or(file.len(), |end| end.min(file.len()))
 }
@@ -106,19 +106,19 @@ pub fn whole(file: &[u8], stream: &mut TcpStream, more: &str) -> std::io::Result
     stream.write_all(file)
 }
 
-/// An answer without a body.
+/// Sends a response without a body.
 pub fn status(status: &str, more: &str, stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(
         format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n{more}\r\n").as_bytes(),
     )
 }
 
-/// A port on loopback that nobody listens at.
+/// A free port on loopback.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A server of Debian with a configuration of its own, in a directory of the bench; ended with the test.
+/// A server from Debian with its own configuration, in a directory of the bench; the drop ends it.
 pub struct Daemon {
     child: Child,
     pub dir: PathBuf,
@@ -154,7 +154,7 @@ impl Daemon {
         let dir = Self::dir(bench, "nginx");
         let at = dir.to_str().unwrap();
         let user = if nix::unistd::geteuid().is_root() { "user root;" } else { "" };
-        // What lies in its send buffer was not on the wire: a small one makes its log say what came.
+        // Bytes in its send buffer are logged but not transferred: a small buffer makes its log accurate.
         let text = format!(
             "{user} daemon off; pid {at}/pid; error_log {at}/error.log; worker_processes 1;\n\
              events {{ worker_connections 256; }}\n\
@@ -202,7 +202,7 @@ impl Daemon {
         Self::start(dir, &mut command, port)
     }
 
-    /// The lines of its access log, once there are `least`; they are written after the answers.
+    /// The lines of its access log, once there are `least`; they are written after the responses.
     pub fn log(&self, least: usize) -> Vec<String> {
         let begun = Instant::now();
         loop {
@@ -215,14 +215,14 @@ impl Daemon {
         }
     }
 
-    /// Forgets the log, of which nginx appends to the end.
+    /// Truncates the log, to whose end nginx appends.
     pub fn forget(&self) {
-        // What is under way is written when its connection ends.
+        // Requests in progress are logged when their connections end.
         std::thread::sleep(Duration::from_millis(100));
         std::fs::File::options().write(true).open(self.dir.join("access.log")).unwrap().set_len(0).unwrap();
     }
 
-    /// Bytes of bodies that nginx sent, as its log has them.
+    /// Number of body bytes that nginx sent, by its log.
     pub fn sent(&self) -> u64 {
         std::thread::sleep(Duration::from_millis(200));
         self.log(1).iter().map(|line| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap()).sum()
@@ -243,7 +243,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Lets servers that give up their rights into a directory, which is theirs then.
+/// Opens a directory to servers that drop their rights.
 fn open_to_all(dir: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777)).unwrap();
@@ -256,19 +256,19 @@ fn open_to_all(dir: &std::path::Path) {
     }
 }
 
-/// A long link to a server: what goes through it comes `delay` later each way, at a rate, and is counted. `cut` bytes
-/// after its beginning each connection breaks.
+/// A long link to a server: bytes arrive `delay` later each way, at a limited rate, and are counted. Each connection breaks
+/// after `cut` bytes.
 pub struct Link {
     pub host: String,
     pub came: Arc<AtomicU64>,
 }
 
-/// What a link does to connections.
+/// Properties of a link.
 #[derive(Clone, Copy)]
 pub struct Manner {
-    /// One way.
+    /// Delay one way.
     pub delay: Duration,
-    /// Bytes per second of one connection towards the client.
+    /// Rate of one connection towards the client in bytes per second; `None`: no limit.
     pub rate: Option<u64>,
     pub cut: Option<u64>,
 }
@@ -304,9 +304,9 @@ impl Link {
     }
 }
 
-/// Carries one direction of a connection by two threads: one takes, one hands out when the time has come.
+/// Carries one direction of a connection by two threads: one reads, the other writes after the delay.
 fn carry(mut from: TcpStream, mut to: TcpStream, manner: Manner, count: Arc<AtomicU64>) {
-    // As much as a path of 100 ms and a gigabit holds.
+    // As much as a path of 100 ms and 1 Gbit/s holds.
     let (sender, receiver) = mpsc::sync_channel::<(Instant, Vec<u8>)>(256);
     std::thread::spawn(move || {
         let mut due = Instant::now();

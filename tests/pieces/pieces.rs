@@ -1,5 +1,5 @@
-//! Micro-benchmarks of the pieces of which prepare and commit are made: `cargo bench`. For comparing two versions of a
-//! piece on one machine; what counts on a machine as a whole is `qstage bench`.
+//! Micro-benchmarks of the parts of prepare and commit: `cargo bench`. They compare two versions of a part on one machine; for
+//! a machine as a whole there is `qstage bench`.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up has nothing to say")]
 

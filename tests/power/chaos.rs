@@ -1,8 +1,8 @@
-//! Many verbs by many processes, ended, stopped and started at random, while the disk fails, hangs and fills: what stands
-//! on the disk must hold, by the word of sgdisk and of `verify --slot`.
+//! Many verbs by many processes, which are killed, stopped and started at random, while the disk fails, hangs and fills up:
+//! the content of the disk must be sound, by the judgement of sgdisk and of `verify --slot`.
 //!
-//! What each actor does follows from the seed, so a run can be repeated: `QSTAGE_CHAOS_SEED=n` and `QSTAGE_CHAOS_SECONDS=n`
-//! (scripts/proof runs an hour). When signals arrive within a verb is up to the machine, as it is out there.
+//! The seed determines the actions of each process, so a run can be repeated: `QSTAGE_CHAOS_SEED=n` and
+//! `QSTAGE_CHAOS_SECONDS=n` (scripts/proof runs an hour). The instant at which a signal arrives within a verb varies.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;

@@ -1,7 +1,7 @@
-//! Every cut of a whole upgrade. The writes and flushes of each verb are recorded on a small but complete disk; the
-//! disk is rebuilt as every possible cut leaves it; and for each such state: a table can be read, exactly the old or
-//! exactly the new slot boots and holds what its record says, nothing else changed, the engine calls prepared only what
-//! is, and the next step runs to its end.
+//! Every cut of a whole upgrade. The writes and flushes of each verb are recorded on a small but complete disk; the disk is
+//! rebuilt as every possible cut leaves it. For each such state: a table can be read; exactly the old or exactly the new slot
+//! boots and matches its record; nothing else has changed; the engine reports as prepared only what is; and the next step
+//! succeeds.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,7 +1,7 @@
-//! Every cut of a whole upgrade where EFI variables say what boots. A variable is written whole or not at all, and is
-//! durable at once; the sectors between two of them are cut as in power_cuts.rs. Each state is put before a model of
-//! firmware, which is written from UEFI 2.10, 3.1.1: what it starts, and what it goes on to when that fails, must be
-//! whole; after a trial the next boot is the old system's; and from each state an upgrade runs to its end.
+//! Every cut of a whole upgrade where EFI variables decide what boots. A variable is written atomically, and is durable at
+//! once; the sectors between two of them are cut as in cuts.rs. A model of the UEFI boot manager, written from UEFI 2.10,
+//! 3.1.1, reads each state: the slot that it starts, and the next one if that fails, must be whole; after a failed trial the
+//! old system boots; and from each state an upgrade succeeds.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

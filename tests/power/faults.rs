@@ -1,6 +1,6 @@
-//! Disks that fail, lie or vanish. Every fault is put at every n-th read, write, flush or transfer of a whole upgrade:
-//! never is something called prepared or committed that is not, the old slot stays as it is, the error says where, and
-//! when the disk behaves again the upgrade runs to its end.
+//! Disks that fail, lie or vanish. Every fault is injected at every n-th read, write, flush or transfer of a whole upgrade:
+//! nothing is reported as prepared or committed that is not, the old slot does not change, the error names the place, and
+//! when the disk works again the upgrade succeeds.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

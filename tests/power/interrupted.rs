@@ -1,5 +1,5 @@
-//! Prepare that is stopped at any instant, politely and not: the old slot boots, and the next run completes and does
-//! not begin anew.
+//! A prepare that is interrupted at any instant, by a stop request or by SIGKILL: the old slot boots, and the next run
+//! continues instead of starting over.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;

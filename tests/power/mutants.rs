@@ -1,5 +1,5 @@
-//! The tests of the proof itself: wrong orders of our own writes must fail the checks of power_cuts.rs, and other programs
-//! must see in its states what our reader sees.
+//! Tests of the proof itself: wrong orders of our own writes must fail the checks of cuts.rs, and other programs must read
+//! its states as our reader does.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

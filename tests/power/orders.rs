@@ -1,7 +1,7 @@
-//! The order of every verb, as golden files: what is written in which order is the product, so a change of it is a change
-//! of these files, and is looked at. They are read from the operations that reach the device (see proof_common/acts.rs).
+//! The order of every verb's writes, as golden files: this order is the core of the product, so its change shows as a change
+//! of these files, and is reviewed. It is derived from the requests that reach the device (see tests/harness/proof/acts.rs).
 //!
-//! `QSTAGE_RECORD=1 cargo test --test orders` writes them anew.
+//! `QSTAGE_RECORD=1 cargo test --test power orders::` writes them anew.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,4 @@
-//! Real processes on real devices: killed at any instant, started twice, out of space, their disk cut off under them.
+//! Real processes on real devices: killed at any instant, started twice, out of space, their disk removed while they run.
 //! tests/power/cuts.rs has every order of writes; here the kernel, the loop driver and the locks take part.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]

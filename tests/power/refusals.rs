@@ -1,5 +1,5 @@
-//! A verb that refuses has written nothing: not even the repair of the table that was due, nor a fallback that was not
-//! written down yet. (The repair used to come first, so a `commit` of nothing rewrote a copy of the table.)
+//! A verb that refuses has written nothing: neither a due repair of the table, nor a fallback that was not recorded yet. (The
+//! repair used to come first, so a `commit` of nothing rewrote a copy of the table.)
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 

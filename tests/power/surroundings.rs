@@ -1,5 +1,5 @@
-//! What stands beside the data may fail: threads, memory, logs, pipes, signals. The work goes on or ends as it says, and
-//! no lock outlasts it.
+//! Failures beside the data: threads, memory, logs, pipes, signals. A verb continues, or ends with a correct report, and
+//! leaves no lock behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;

@@ -1,5 +1,5 @@
-//! What the map in `src/lib.rs` promises, read from the sources: who may touch what, and who may know whom. A list that
-//! has to grow is a decision: add the line with its reason, or find the better place.
+//! The map in `src/lib.rs`, checked against the sources: which module may use which resource, and which other module. To
+//! extend a list is a decision: add the line with its reason, or find a better place for the code.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::collections::BTreeSet;

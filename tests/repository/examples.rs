@@ -1,5 +1,5 @@
-//! The example at the root of the crate's documentation: an example that no longer runs is worse than none. It is compiled
-//! here, and once more as a doctest; an independent reader says whether the second release lies where it should.
+//! The example at the root of the crate's documentation: an example that does not run is worse than none. It is compiled
+//! here, and once more as a doctest; an independent reader of the table checks that the slots hold the releases.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

@@ -1,8 +1,8 @@
-//! The source tree itself: what it promises about its structure, and whether its scripts run. A rule about who may do what
-//! goes to `architecture`, one about names to `names`; a test that starts a script of `scripts/` goes to `scripts`; a test of
+//! The source tree itself: its structure, its scripts and its examples. A rule about what a module may use goes to
+//! `architecture`, one about names to `names`; a test that runs a script of `scripts/` goes to `scripts`; a test of
 //! `examples/` goes to `examples`.
 
-/// Imports, who opens what, dependencies and their homes, lengths, unsafe blocks.
+/// Imports, opens, dependencies and the modules that may use them, file lengths, unsafe blocks.
 mod architecture;
 /// The examples of the library, run.
 mod examples;

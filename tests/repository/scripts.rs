@@ -1,4 +1,4 @@
-//! The scripts are the first thing that a stranger runs: they parse, are executable, and say what is missing.
+//! The scripts are the first thing that a newcomer runs: they parse, are executable, and name missing tools.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

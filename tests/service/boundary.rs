@@ -1,4 +1,4 @@
-//! What callers may have the service read, what they are shown, and what of it is kept.
+//! Bundles that callers may name, secrets that are not shown to them, and what of a request is stored.
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! Service and container together: an upgrade of software alone, ordered over the service, swaps a real container.
+//! Service and container together: an upgrade of software alone, requested from the service, swaps a real container.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 #![allow(dead_code, reason = "the helpers are shared")]
 

@@ -1,4 +1,4 @@
-//! A service that is killed, at every state: what was going on is reported, nothing is lost, and it can go on.
+//! A service that is killed in every state: the interrupted step is reported, nothing is lost, and the upgrade can continue.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

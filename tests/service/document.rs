@@ -1,4 +1,4 @@
-//! The document of the service against the service: every endpoint is called as the document says, and answers so.
+//! The OpenAPI document against the service: every endpoint is called as the document says, and responds accordingly.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

@@ -1,4 +1,5 @@
-//! A new platform that did not come up, as clients see it: it is named everywhere, until it is cleared or tried again.
+//! A new platform that failed to boot, as clients see it: the failure is shown everywhere, until it is cleared or the platform
+//! is tried again.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

@@ -1,4 +1,4 @@
-//! Who may ask for what, and requests that are none.
+//! Access rights of callers, and malformed requests.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

@@ -1,4 +1,4 @@
-//! A service whose disk takes requests and answers none: who asks is answered, and who asks it to end is heard.
+//! A service whose disk accepts requests and completes none: clients get responses, and a stop request is obeyed.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Hundreds of readers during a prepare: what they are shown never goes back, and the prepare does not wait for them.
+//! Hundreds of readers during a prepare: the progress that they see never decreases, and the prepare does not wait for them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

@@ -1,19 +1,20 @@
-//! The service: its REST contract, its rules, and the official client in several versions.
+//! The service: its REST contract, its rules, and the official client in several versions. A test of an endpoint goes to
+//! `contract`, one of an order in some state to `rules`.
 
 #[path = "../harness/mod.rs"]
 mod harness;
 
-/// What callers may have read, and what is shown to whom.
+/// Bundles that callers may name, and secrets that they are not shown.
 mod boundary;
 /// The verbs that talk to a service.
 mod cli;
 /// The newest official client drives an upgrade.
 mod client;
-/// Container upgrades by the service.
+/// Container upgrades through the service.
 mod container;
 /// Each endpoint and object of the contract.
 mod contract;
-/// A service or its worker that is killed at any time.
+/// A service or its worker that is killed in any state.
 mod crash;
 /// The OpenAPI document agrees with what is served.
 mod document;
@@ -21,13 +22,13 @@ mod document;
 mod fallback;
 /// Tokens, origins and limits.
 mod guard;
-/// A disk that hangs.
+/// A service whose disk hangs.
 mod hung;
-/// Many clients beside an upgrade.
+/// Many clients during an upgrade.
 mod load;
-/// Readiness, watchdog and stop, as the manager sees them.
+/// Readiness, watchdog and stop, as the service manager sees them.
 mod notify;
-/// Which order is accepted in which state.
+/// Orders that are accepted or refused in each state.
 mod rules;
 /// What is shown as running, and which error.
 mod running;

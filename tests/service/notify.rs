@@ -1,4 +1,4 @@
-//! What a service manager hears, through a socket such as systemd's (sd_notify(3)).
+//! Notifications to a service manager, through a socket such as systemd's (sd_notify(3)).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

@@ -1,4 +1,4 @@
-//! When nothing may begin, what is shown of what was refused, and what has a limit.
+//! States in which no step may begin, the report of a refusal, and limits.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

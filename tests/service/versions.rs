@@ -1,4 +1,4 @@
-//! Every generation of the official client against the service: each knows other states, paths and rules of its own.
+//! Every generation of the official client against the service: each has its own states, paths and rules.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use crate::harness::server;

@@ -1,4 +1,4 @@
-//! What a boot needs from elsewhere: Debian's cloud kernel, which has NVMe, ext4 and GPT built in, and the program.
+//! External inputs of a boot: Debian's cloud kernel, which has NVMe, ext4 and GPT built in, and the program.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -5,9 +5,9 @@
 //! tree       files of a small system: as an initramfs (cpio) or as an ext4 image
 //! vm         one QEMU: drives, console, deadlines; it ends with its value
 //! slots      images of platform slots that U-Boot or syslinux boot
-//! readers    what real readers of a partition table say of a disk image
+//! readers    real readers of a partition table, run on a disk image
 //! appliance  bundles of them, and a disk with one installed
-//! uefi       the same for firmware that starts a slot by itself: OVMF, unified kernel images
+//! uefi       the same for UEFI, which starts a slot by itself: OVMF, unified kernel images
 //! ```
 //!
 //! Packages: qemu-system-x86 qemu-utils busybox-static u-boot-qemu u-boot-tools syslinux-common extlinux e2fsprogs.

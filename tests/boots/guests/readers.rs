@@ -1,4 +1,4 @@
-//! The readers of partition tables that decide what boots, asked about disk images: U-Boot, syslinux' gptmbr, Linux.
+//! The readers of partition tables that decide what boots, run on disk images: U-Boot, syslinux' gptmbr, Linux.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The files of a small system in memory, to be written as an initramfs or as an ext4 image.
+//! The files of a small system in memory, which are written as an initramfs or as an ext4 image.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

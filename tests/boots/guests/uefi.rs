@@ -1,5 +1,5 @@
-//! Platform slots that UEFI firmware starts by itself: a FAT with one unified kernel image, which is systemd's stub with
-//! kernel, initramfs and command line as sections; the whole system is in the initramfs. And the firmware: OVMF.
+//! Platform slots that UEFI starts by itself: a FAT file system with one unified kernel image, which is systemd's stub with
+//! kernel, initramfs and command line as sections; the whole system is in the initramfs. And the UEFI implementation: OVMF.
 //!
 //! Packages: ovmf systemd-boot-efi binutils mtools dosfstools.
 

@@ -1,4 +1,4 @@
-//! One QEMU. Its serial console is read line by line, with a deadline; it is killed when its value is dropped.
+//! One QEMU process. Its serial console is read line by line, with a deadline; the drop kills it.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Bundles that are damaged, forged, or signed by somebody else.
+//! Bundles that are damaged, forged, or signed by another key.
 
 use std::fs;
 

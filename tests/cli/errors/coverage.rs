@@ -1,4 +1,5 @@
-//! No failure without a test: every code is reached from the command line, or it is said why not and what reaches it.
+//! Every error code has a test: a run of the command line reaches it, or a list names the reason why none does, and the test
+//! that reaches it.
 
 use std::collections::BTreeSet;
 use std::fs;

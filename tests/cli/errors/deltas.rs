@@ -1,4 +1,4 @@
-//! Deltas that are damaged, or of no use here.
+//! Deltas that are damaged, or do not fit this machine.
 
 use super::{recovers, refused};
 use crate::harness::loops::{Loop, Mount, is_root, run, text};

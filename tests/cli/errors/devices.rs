@@ -1,4 +1,4 @@
-//! Devices that cannot be written now, on real loop devices and file systems.
+//! Devices that cannot be written at the moment; with real loop devices and file systems.
 
 use std::fs;
 

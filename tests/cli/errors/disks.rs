@@ -1,4 +1,4 @@
-//! Disks that are not laid out as needed, damaged, or too small, and those that are merely unusual.
+//! Disks without the needed layout, damaged or too small disks, and disks that are merely unusual.
 
 use crate::harness::tables;
 

@@ -1,4 +1,4 @@
-//! Failures that no command line brings about on a sound machine: a disk that lies, a caller that is wrong.
+//! Failures that no command line can cause on a sound machine: a disk that lies, an incorrect caller.
 
 use std::io;
 use std::num::NonZeroUsize;

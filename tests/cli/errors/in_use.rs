@@ -1,4 +1,4 @@
-//! A slot that somebody uses is not written, by whatever way he came to it and whoever sees him.
+//! A slot in use is not written, through whatever device it is used, and in whatever namespace.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Every failure that a user can bring about: its own stable code, the exit code of its class, a message that names
-//! the remedy, a disk that still boots what it booted, and a next run that works.
+//! Every failure that a user can cause: its own stable code, the exit code of its class, a message that names the remedy, a
+//! disk that boots the same slot as before, and a next run that works.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;

@@ -1,4 +1,4 @@
-//! A server that does what servers do in the field, and what becomes of a prepare from it.
+//! A server that misbehaves as servers in the field do, and the result of a prepare from it.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! Steps that the rules forbid now: the message names the rule and the way out.
+//! Steps that the rules forbid in this state: the message names the rule and the remedy.
 
 use std::io::Write;
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! What runs beside the upgrade: the container, the health checks, a service far away.
+//! Failures beside the upgrade: the container, the health checks, a remote service.
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,4 +1,4 @@
-//! What is trusted is not forgotten: by a roll-back, a lost state, a slot that is written anew, a record that is damaged.
+//! Trust decisions persist: after a roll-back, a lost state directory, a rewritten slot, a damaged record.
 
 use std::fs;
 

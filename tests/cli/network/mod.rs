@@ -1,4 +1,4 @@
-//! Bundles from web servers. Each code of theirs is reached in `errors::network`.
+//! Bundles from web servers. Their error codes are reached in `errors::network`.
 
 /// Mirrors, and what becomes of those that lie, die or are slow.
 mod mirrors;

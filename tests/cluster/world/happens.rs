@@ -1,4 +1,4 @@
-//! What can happen to a cluster next.
+//! The next possible events of a cluster.
 
 use qstage::cluster::next::Action;
 use qstage::cluster::orders;

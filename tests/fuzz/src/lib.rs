@@ -1,6 +1,6 @@
-//! What is fuzzed: one function for each thing that reads bytes which anybody may have written. Any input is right; a
-//! panic, a hang or memory without bound is what is looked for, and some truths are asserted of what is accepted.
-//! Checksums are made right where they would end every try at the first step.
+//! Fuzzed functions: one for each parser of untrusted bytes. Every input is valid; the findings are panics, hangs and unbounded
+//! memory, and some properties of accepted inputs are asserted. Checksums are corrected where they would end every attempt at
+//! the first step.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A disk with software slots, a real small service in squashfs images, and qstage to swap them.
+//! A disk with software slots, a small real service in squashfs images, and qstage to swap them.
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use serde_json::Value;
 pub(crate) use crate::harness::loops as host;
 use host::{Loop, run, scratch, text};
 
-/// Whether containers can be run here.
+/// Whether containers can run here.
 pub(crate) fn can_run() -> bool {
     let there =
         |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
@@ -26,7 +26,7 @@ pub(crate) fn can_run() -> bool {
     false
 }
 
-/// Builds the service into a directory. For each machine anew, so that nothing stays behind.
+/// Builds the service into a directory; once per machine, so that nothing is left behind.
 fn app(dir: &Path) -> PathBuf {
     let [source, tries] = [
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/harness/containers/app.c"),
@@ -58,7 +58,7 @@ pub(crate) fn image_of(place: &Path, version: &str, mode: &str, file_system: &st
     image
 }
 
-/// How the disk is shown to qstage.
+/// Form in which qstage gets the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disk {
     /// A loop device with nodes for its partitions.
@@ -67,7 +67,7 @@ pub(crate) enum Disk {
     File,
 }
 
-/// A machine: disk, configuration, run directory. Stops its container when it goes.
+/// A machine: disk, configuration, run directory. The drop stops its container.
 pub(crate) struct Machine {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) port: u16,
@@ -75,7 +75,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A disk whose slots a hold version 1.0 with a service in `mode`; `more` lines go into `[container]`.
+    /// A disk with version 1.0 in slots a, whose service runs in `mode`; `more` lines go into `[container]`.
     pub(crate) fn new(disk: Disk, mode: &str, more: &str) -> Self {
         let dir = scratch();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -109,7 +109,7 @@ impl Machine {
         let probe = if more.contains("probe =") { "" } else { &probe };
         let deadline = if more.contains("deadline =") { "" } else { "deadline = 5\n" };
         let stop = if more.contains("stop_timeout =") { "" } else { "stop_timeout = 1\n" };
-        // Clients of these tests are on the host.
+        // The clients of these tests run on the host.
         let network = if more.contains("network =") { "" } else { "network = \"host\"\n" };
         let more = more.replace("PORT", &port.to_string());
         let config = format!(
@@ -126,12 +126,12 @@ impl Machine {
         machine
     }
 
-    /// Packs a bundle with the same platform and a service in `mode` that says `version`.
+    /// Packs a bundle with the same platform, and a service in `mode` that reports `version`.
     pub(crate) fn bundle(&self, version: &str, mode: &str) -> PathBuf {
         self.bundle_of(version, mode, "squashfs")
     }
 
-    /// The same on another file system.
+    /// The same with another file system.
     pub(crate) fn bundle_of(&self, version: &str, mode: &str, file_system: &str) -> PathBuf {
         let at = |name: &str| self.dir.path().join(name);
         let (image, bundle) =
@@ -171,38 +171,38 @@ impl Machine {
         let config = self.dir.path().join("config.toml");
         let mut line: Vec<String> = verb.iter().map(|&word| word.to_owned()).collect();
         line.extend(["--config".to_owned(), text(&config).to_owned()]);
-        // A live disk that this machine did not boot from.
+        // A block device that this machine did not boot from.
         if self.loop_device.is_some() && !verb.contains(&"--service") {
             line.extend(["--booted", "a"].map(str::to_owned));
         }
         line
     }
 
-    /// A verb as a command to be started by the test itself.
+    /// A verb as a command that the test starts itself.
     pub(crate) fn command(&self, verb: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qstage"));
         command.args(self.line(verb)).stdin(Stdio::null());
         command
     }
 
-    /// Runs a verb that must succeed.
+    /// Runs a verb that must succeed; returns its output.
     pub(crate) fn good(&self, verb: &[&str]) -> String {
         let output = self.run(verb);
         assert!(output.status.success(), "{verb:?}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The same, for its one JSON object.
+    /// The same; returns its one JSON object.
     pub(crate) fn json(&self, verb: &[&str]) -> Value {
         serde_json::from_str(&self.good(&[verb, &["--json"]].concat())).unwrap()
     }
 
-    /// What the service answers now.
+    /// The current response of the service; `None` if it does not respond.
     pub(crate) fn answer(&self) -> Option<String> {
         answer(self.port)
     }
 
-    /// State of the software slots a and b by `slots`, and which of them is selected.
+    /// States of the software slots a and b by `slots`, and the selected one.
     pub(crate) fn software(&self) -> (String, String, String) {
         let slots = self.json(&["slots"]);
         let all: Vec<&Value> =
@@ -225,7 +225,7 @@ impl Machine {
         serde_json::from_str(text.lines().last().unwrap()).unwrap()
     }
 
-    /// Mounts below the run directory, the shared one itself included.
+    /// Mounts below the run directory, including the shared one itself.
     pub(crate) fn mounts(&self) -> Vec<String> {
         let own = text(self.dir.path()).to_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -243,7 +243,7 @@ impl Drop for Machine {
     }
 }
 
-/// One request.
+/// The response to one request; `None` if there is none.
 pub(crate) fn answer(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
@@ -253,7 +253,7 @@ pub(crate) fn answer(port: u16) -> Option<String> {
     got.starts_with("HTTP/1.0 200").then(|| got.rsplit("\r\n").next().unwrap_or_default().to_owned())
 }
 
-/// Polls the service until told to stop; the longest gap between two good answers, and how often one was missing.
+/// Polls the service until it is stopped; records the longest gap between two good responses, and the number of missing ones.
 pub(crate) struct Poller {
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
     thread: std::thread::JoinHandle<(Duration, usize)>,
@@ -290,7 +290,7 @@ pub(crate) fn qstage<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_qstage")).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// All that a program printed.
+/// Standard output and standard error of a program.
 pub(crate) fn said(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!("{}{}", text(&output.stdout), text(&output.stderr))

@@ -1,4 +1,4 @@
-//! Bundles that no honest packer makes: taken apart, changed, and put together again, signed or not.
+//! Forged bundles: taken apart, changed, and put together again, signed or unsigned.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Takes a bundle apart, by the offsets of the ustar format.
+    /// Takes a bundle apart by the offsets of the ustar format.
     pub fn of(bench: &Bench, bundle: &str) -> Self {
         let bytes = fs::read(bench.path(bundle)).unwrap();
         let octal = |field: &[u8]| {
@@ -51,7 +51,7 @@ impl Parts {
         self.sign(bench, key)
     }
 
-    /// Signs what is there with ssh-keygen, which does not care what it is.
+    /// Signs the present manifest with ssh-keygen, which does not check its content.
     pub fn sign(mut self, bench: &Bench, key: &str) -> Self {
         let message = bench.path("forged.json");
         fs::write(&message, self.member("manifest.json")).unwrap();
@@ -65,7 +65,7 @@ impl Parts {
         self
     }
 
-    /// Makes `index.bin` fit what the frames are now, and the manifest fit the index; signed by nobody yet.
+    /// Replaces `index.bin`, and makes the manifest fit it; the result is not signed yet.
     pub fn with_index(mut self, index: Vec<u8>) -> Self {
         let mut manifest = self.manifest();
         manifest["index"]["blake3"] = blake3::hash(&index).to_hex().to_string().into();

@@ -1,4 +1,4 @@
-//! A machine to try the program on: a directory with keys, images, bundles, a disk image and a configuration.
+//! A machine for runs of the program: a directory with keys, images, bundles, a disk image and a configuration.
 pub mod forge;
 
 use std::fs::{self, File};
@@ -10,10 +10,10 @@ use qstage::Error;
 use serde_json::Value;
 
 pub const MIB: u64 = 1 << 20;
-/// Who signs in these tests.
+/// Principal that signs in these tests.
 pub const SIGNER: &str = "release@example.org";
 
-/// Whether what only root may do is tested. Says so loudly if not; in CI that is a failure.
+/// Whether the test runs as root. Prints SKIPPED if not; in CI that is a failure.
 pub fn is_root() -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
@@ -23,14 +23,14 @@ pub fn is_root() -> bool {
     false
 }
 
-/// Runs a tool and gives what it prints; its failure is the test's.
+/// Runs a tool that must succeed; returns its output.
 pub fn tool(program: &str, args: &[&str]) -> String {
     String::from_utf8(tool_bytes(program, args)).unwrap()
 }
 
-/// The same for output that is no text.
+/// The same for binary output.
 pub fn tool_bytes(program: &str, args: &[&str]) -> Vec<u8> {
-    // sbin is not in everybody's PATH on Debian.
+    // On Debian sbin is not in the PATH of ordinary users.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program).args(args).env("PATH", path).output();
     let output = output.unwrap_or_else(|e| panic!("{program}: {e}"));
@@ -43,7 +43,7 @@ pub fn tool_bytes(program: &str, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// What a run of the program left.
+/// Exit code and output of a run of the program.
 #[derive(Debug)]
 pub struct Run {
     pub code: Option<i32>,
@@ -59,14 +59,14 @@ impl From<Output> for Run {
 }
 
 impl Run {
-    /// It succeeded; what it printed.
+    /// Asserts success; returns the standard output.
     #[track_caller]
     pub fn good(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
         self.out
     }
 
-    /// It succeeded; its one JSON object, or the last of its JSON lines.
+    /// Asserts success; returns the one JSON object, or the last of the JSON lines.
     #[track_caller]
     pub fn json(self) -> Value {
         let out = self.good();
@@ -74,7 +74,8 @@ impl Run {
         serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}"))
     }
 
-    /// It failed with this code (without the common beginning), and the exit code of its class, once; the message.
+    /// Asserts failure with this code (without the common prefix), printed once, and the exit code of its class; returns the
+    /// message.
     #[track_caller]
     pub fn bad(self, code: &str) -> String {
         let full = format!("UPGRADE_ERROR_{code}");
@@ -88,13 +89,13 @@ impl Run {
     }
 }
 
-/// The directory, and what is in it by default: `key`, `allowed_signers`, `config.toml` for `disk.img`.
+/// The directory of a machine. By default it has `key`, `allowed_signers`, and `config.toml` for `disk.img`.
 pub struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
-    /// On a real file system: on tmpfs the page cache *is* the medium.
+    /// A directory on a real file system: on tmpfs the page cache *is* the medium.
     pub fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap() };
         bench.key("key", "ed25519");
@@ -115,7 +116,7 @@ impl Bench {
         self.path("disk.img")
     }
 
-    /// `config.toml` with more lines.
+    /// Writes `config.toml` with additional lines.
     pub fn config(&self, more: &str) {
         let line = |key: &str, name: &str| format!("{key} = \"{}\"\n", self.text(name));
         let own: String = [("disk", "disk.img"), ("trust", "allowed_signers"), ("state_dir", "state")]
@@ -126,7 +127,7 @@ impl Bench {
         fs::write(self.path("config.toml"), own + more).unwrap();
     }
 
-    /// A key pair, made by ssh-keygen.
+    /// Makes a key pair with ssh-keygen.
     pub fn key(&self, name: &str, kind: &str) {
         self.locked_key(name, kind, "");
     }
@@ -135,7 +136,7 @@ impl Bench {
         tool("ssh-keygen", &["-q", "-t", kind, "-N", phrase, "-C", SIGNER, "-f", &self.text(name)]);
     }
 
-    /// An `allowed_signers` file with these keys.
+    /// Writes an `allowed_signers` file with these keys.
     pub fn trust(&self, name: &str, keys: &[&str]) {
         let line = |key: &&str| {
             let public = fs::read_to_string(self.path(&format!("{key}.pub"))).unwrap();
@@ -145,8 +146,8 @@ impl Bench {
         fs::write(self.path(name), keys.iter().map(line).collect::<String>()).unwrap();
     }
 
-    /// A file that looks like an image: noise, text that compresses, a hole, and an odd end. Another seed gives
-    /// another content.
+    /// Writes a file like an image: noise, text that compresses, a hole, and an unaligned end. The content depends on the
+    /// seed.
     pub fn image(&self, name: &str, len: u64, seed: u64) -> PathBuf {
         let path = self.path(name);
         let mut file = File::create(&path).unwrap();
@@ -171,7 +172,7 @@ impl Bench {
         path
     }
 
-    /// Any run, in the directory.
+    /// A command in the directory, not started yet.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qstage"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).env_remove("SOURCE_DATE_EPOCH");
@@ -183,24 +184,24 @@ impl Bench {
         self.command(args).output().unwrap().into()
     }
 
-    /// A run with the configuration: for all verbs that know a machine.
+    /// Runs with the configuration: for all verbs that have a machine.
     pub fn at(&self, args: &[&str]) -> Run {
         self.run(&[args, &["--config", "config.toml"]].concat())
     }
 
-    /// A run that reads these bytes from a pipe.
+    /// Runs with these bytes on standard input, a pipe.
     pub fn piped(&self, args: &[&str], bytes: &[u8]) -> Run {
         let args = [args, &["--config", "config.toml"]].concat();
         let mut child = self.command(&args).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         std::thread::scope(|scope| {
-            // It may stop reading: that is what is tested.
+            // The write may fail: some tests check that the program stops reading.
             scope.spawn(move || drop(stdin.write_all(bytes)));
             child.wait_with_output().unwrap().into()
         })
     }
 
-    /// Starts a run and leaves it running.
+    /// Starts a run and does not wait for it.
     pub fn start(&self, args: &[&str], stdin: Stdio) -> Running {
         let args = [args, &["--config", "config.toml"]].concat();
         Running(Some(self.command(&args).stdin(stdin).spawn().unwrap()))
@@ -215,7 +216,7 @@ impl Bench {
         self.path(&out)
     }
 
-    /// The machine that most tests begin with: v1 and v2 of a platform, and v1 installed in slot a.
+    /// The machine of most tests: v1 and v2 of a platform, and v1 installed in slot a.
     pub fn installed() -> Self {
         let bench = Self::new();
         for (name, version, seed) in [("v1", "1.0", 1), ("v2", "2.0", 2)] {
@@ -226,7 +227,7 @@ impl Bench {
         bench
     }
 
-    /// The same with software: s1 = platform 1 + software 1, s2 = platform 1 + software 2, s3 = both new.
+    /// The same with software: s1 = platform 1 + software 1, s2 = platform 1 + software 2, s3 = platform 2 + software 2.
     pub fn installed_with_software() -> Self {
         let bench = Self::new();
         for seed in [1, 2] {
@@ -246,7 +247,7 @@ impl Bench {
         bench
     }
 
-    /// `slots --json`, the row of a slot such as "platform_b".
+    /// The row of a slot such as "platform_b" in `slots --json`.
     pub fn slot(&self, name: &str, more: &[&str]) -> Value {
         let report = self.at(&[&["slots", "--json"], more].concat()).json();
         let (group, slot) = name.split_once('_').unwrap();
@@ -254,12 +255,12 @@ impl Bench {
         rows.iter().find(|row| row["group"] == group && row["slot"] == slot).unwrap().clone()
     }
 
-    /// Its state.
+    /// State of a slot such as "platform_b".
     pub fn state(&self, name: &str, more: &[&str]) -> String {
         self.slot(name, more)["state"].as_str().unwrap().to_owned()
     }
 
-    /// Where a partition lies, by another program: offset and size in bytes.
+    /// Offset and size of a partition in bytes, by an independent program.
     pub fn extent(&self, name: &str) -> (u64, u64) {
         let table = sfdisk(&self.disk());
         let sector = table["sectorsize"].as_u64().unwrap();
@@ -268,7 +269,7 @@ impl Bench {
         (row["start"].as_u64().unwrap() * sector, row["size"].as_u64().unwrap() * sector)
     }
 
-    /// BLAKE3 of the disk, of `len` bytes from `at`.
+    /// BLAKE3 of `len` bytes of the disk from `at`.
     pub fn hash_of(&self, at: u64, len: u64) -> blake3::Hash {
         let mut file = File::open(self.disk()).unwrap();
         file.seek(SeekFrom::Start(at)).unwrap();
@@ -277,12 +278,12 @@ impl Bench {
         hasher.finalize()
     }
 
-    /// BLAKE3 of the whole disk, and when it was last written: equal only if nothing was, not even the same again.
+    /// BLAKE3 of the whole disk and its modification time: equal only if nothing was written, not even the same bytes.
     pub fn hash(&self) -> (blake3::Hash, std::time::SystemTime) {
         (self.hash_of(0, u64::MAX), fs::metadata(self.disk()).unwrap().modified().unwrap())
     }
 
-    /// What must survive every failure: the running slot, byte for byte, and which slot boots.
+    /// State that must survive every failure: the bytes of the running slot, and the slot that boots.
     pub fn vital(&self) -> (blake3::Hash, Value) {
         let (at, len) = self.extent("platform_a");
         let row = self.slot("platform_a", &[]);
@@ -317,7 +318,7 @@ pub fn sfdisk(disk: &Path) -> Value {
     serde_json::from_str::<Value>(&text).unwrap()["partitiontable"].clone()
 }
 
-/// A process of ours; it does not outlive the test.
+/// A process of the test; the drop kills it.
 pub struct Running(Option<Child>);
 
 impl Running {

@@ -1,8 +1,8 @@
-//! What a verb did, read from what reached the device: which mark, which record, which boot flags, in which order, and what
-//! was durable when the next began. Written from the documentation of the formats and not with the code under test.
+//! Acts of a verb, reconstructed from the requests that reached the device: marks, records and boot flags, in their order,
+//! and what was durable when the next act began. Written from the documentation of the formats, not with the code under test.
 //!
-//! Of the partition table only that is kept which a reader of it sees: by how many writes it was brought there is a
-//! question for gpt_cuts.rs. Of the images: how many writes and flushes they were, and one CRC over places and bytes.
+//! For the partition table only the result is recorded that a reader sees; the number of writes is the subject of
+//! gpt_cuts.rs. For the images: the number of writes and flushes, and one CRC over offsets and bytes.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,16 +10,16 @@ use std::ops::Range;
 use super::{SLOTS, Says, extent, record};
 use crate::harness::tables::{Op, Reader, entries, flags};
 
-/// What reached the machine.
+/// An event that reached the machine.
 #[derive(Clone, Debug)]
 pub enum Did {
     Disk(Op),
-    /// A variable was set: which one, and to what.
+    /// A variable was set: its name and value.
     Variable(String),
 }
 
 enum Kind {
-    /// Writes of the table: what changed for its reader, and whether both copies are equal again.
+    /// Writes of the table: the change for its reader, and whether both copies are equal again.
     Table {
         changed: Vec<String>,
         repaired: bool,
@@ -37,7 +37,7 @@ enum Kind {
 
 struct Act {
     kind: Kind,
-    /// The events that it consists of.
+    /// Indices of the events that it consists of.
     events: Range<usize>,
     /// Whether a flush came after its last write.
     durable: bool,
@@ -47,12 +47,12 @@ fn push(acts: &mut Vec<Act>, kind: Kind) {
     acts.push(Act { kind, events: 0..0, durable: true });
 }
 
-/// The acts as lines; `|` where one is durable before the next begins. Acts that change nothing for anybody are left out.
+/// The acts as lines; `|` if an act is durable before the next begins. Acts without an effect for any reader are left out.
 pub fn acts(before: &[u8], block: u32, events: &[Did]) -> Vec<String> {
     spans(before, block, events).into_iter().map(|(line, _)| line).collect()
 }
 
-/// The acts, and the events that each consists of.
+/// The acts, each with the indices of its events.
 pub fn spans(before: &[u8], block: u32, events: &[Did]) -> Vec<(String, Range<usize>)> {
     let mut image = before.to_vec();
     let mut acts: Vec<Act> = Vec::new();
@@ -107,9 +107,9 @@ impl Act {
     }
 }
 
-/// Whether both copies of the table are valid and say the same.
+/// Whether both copies of the table are valid and equal.
 fn sound(image: &[u8], block: u32) -> bool {
-    // The backup alone is what a reader finds where the header of the primary is not there.
+    // Without the primary header a reader finds the backup alone.
     let mut without = image.to_vec();
     without[block as usize..2 * block as usize].fill(0);
     let copies = [entries(image, block, Reader::Strict), entries(&without, block, Reader::Fallback)];
@@ -131,7 +131,7 @@ fn table(acts: &mut Vec<Act>, image: &mut [u8], block: u32, at: usize, bytes: &[
     let text = |bits: Option<&u64>| bits.map_or("none".to_owned(), |bits| shown(*bits));
     let now: Vec<String> =
         differ.map(|name| format!("{name} {} -> {}", text(was.get(name)), text(is.get(name)))).collect();
-    // What follows a change that both copies hold already, and changes nothing, belongs to it.
+    // Writes after a change that both copies already hold belong to that change if they change nothing.
     let open = match acts.last() {
         Some(Act { kind: Kind::Table { changed, equal, repaired }, .. }) => {
             now.is_empty() || !(*equal && (*repaired || !changed.is_empty()))
@@ -181,7 +181,7 @@ fn slot(acts: &mut Vec<Act>, image: &[u8], block: u32, at: usize, bytes: &[u8]) 
     }
 }
 
-/// The condition of a slot by its footer, with the version that it is whole of.
+/// The state of a slot by its footer, with its version if it is whole.
 fn footer(slot: &[u8]) -> String {
     match record(slot) {
         Says::Nothing => "void".to_owned(),

@@ -1,9 +1,9 @@
-//! Every state that a power cut can leave, and the judge that looks at each.
+//! Every state that a power cut can leave, and the judge of each state.
 //!
-//! The disk has one write cache. A flush empties it; a cut keeps any subset of the sectors that were written since the
-//! last flush, in any order. Where they are few, all subsets are made; where they are many: every prefix, every
-//! suffix, each write alone, each write missing, and random subsets with a fixed seed. Sectors are whole: a torn
-//! *sector* is shown in gpt_cuts.rs, where every byte of it is guarded by a CRC.
+//! The disk has one write cache. A flush empties it; after a cut the medium has any subset of the sectors that were written
+//! since the last flush, in any order. If they are few, all subsets are made. If they are many: every prefix, every suffix,
+//! each write alone, each write missing, and random subsets with a fixed seed. Sectors are written atomically: torn
+//! *sectors* are the subject of gpt_cuts.rs, where a CRC covers every byte of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use qstage::state::{SlotState, UpgradeState};
 use super::{Random, SLOTS, Says, Site, Tape, boots, extent, foreign_intact, holds, record};
 use crate::harness::tables::{Op, Reader, flags};
 
-/// Up to so many sectors in flight, all subsets.
+/// Largest number of sectors in flight for which all subsets are made.
 const EXHAUSTIVE: usize = 12;
-/// Random subsets of sectors, and of writes, for each epoch with more.
+/// Number of random subsets of sectors, and of writes, per epoch with more sectors.
 const RANDOM: usize = 100;
 
-/// Platform slot, software slot.
+/// The platform slot and the software slot that boot; `None`: none.
 pub type Choice = (Option<char>, Option<char>);
 
-/// Calls `f` with every state that a cut during `ops` can leave of `image`. Returns how many there were.
+/// Calls `f` with every state that a cut during `ops` can leave of `image`. Returns their number.
 pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u8])) -> usize {
     let mut durable = image.to_vec();
     let mut random = Random(0x1d5);
     let mut states = 0;
     for epoch in ops.split(|op| matches!(op, Op::Sync)) {
-        // Sectors in the order of their writes, and where each write begins among them.
+        // Sectors in the order of their writes, and the index at which each write begins.
         let (mut flight, mut starts): (Vec<(usize, &[u8])>, Vec<usize>) = (Vec::new(), Vec::new());
         for op in epoch {
             if let Op::Write(at, bytes) = op {
@@ -58,7 +58,7 @@ pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u
         if n <= EXHAUSTIVE {
             (0u32..1 << n).for_each(|mask| show(&|i| mask >> i & 1 == 1));
         } else {
-            // Sector by sector where a write begins and ends; within megabytes of zeroes not each one.
+            // Every sector at the start and end of a write; a sample within megabytes of zeroes.
             let stride = n.div_ceil(400);
             let edges: Vec<usize> = writes.iter().flat_map(|w| [w.start, w.start + 1, w.end - 1]).collect();
             let mut cuts: Vec<usize> = (0..=n).step_by(stride).chain(edges).chain([n]).collect();
@@ -86,38 +86,38 @@ pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u
     states + 1
 }
 
-/// Goes on from a state.
+/// Continuation from a state.
 pub type Next<'a> = dyn Fn(Arc<Tape>) -> Result<(), String> + 'a;
 
-/// What a state must satisfy.
+/// Conditions that each state must satisfy.
 pub struct Rules<'a> {
     pub block: u32,
     pub site: Site,
-    /// What may boot.
+    /// Slots that may boot.
     pub choices: Vec<Choice>,
-    /// Versions that may be called prepared.
+    /// Versions that may be reported as prepared.
     pub prepared: Vec<&'static str>,
     /// Slots that may be written.
     pub targets: Vec<&'static str>,
-    /// Slots of which the record alone may be written: the mark of one that runs.
+    /// Slots of which only the record may be written: the mark of the running slot.
     pub marked: Vec<&'static str>,
     /// Readers that must find one of `choices`: all, unless the disk was damaged beforehand.
     pub readers: Vec<Reader>,
-    /// Whether the next step is run from every state with a table or records of its own, not from a sample.
+    /// Whether the next step runs from every state that differs in table or records, not from a sample.
     pub thorough: bool,
-    /// What is done next; it must run to its end. `None`: not tried.
+    /// The next step, which must succeed; `None`: not run.
     pub next: Option<&'a Next<'a>>,
 }
 
-/// What was found.
+/// Findings over all states.
 #[derive(Debug, Default)]
 pub struct Report {
     pub states: usize,
-    /// States that differ in table or records.
+    /// Number of states that differ in table or records.
     pub distinct: usize,
-    /// States from which the next step was run.
+    /// Number of states from which the next step was run.
     pub resumed: usize,
-    /// What was wrong, and how often.
+    /// Violations, with their number.
     pub wrong: BTreeMap<String, usize>,
 }
 
@@ -132,7 +132,7 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
         ops.iter().any(|op| matches!(op, Op::Write(at, _) if slot.contains(&(*at as usize))))
     };
     let (dirty, clean): (Vec<_>, Vec<_>) = SLOTS.into_iter().partition(|name| written(name));
-    // Slots that nothing is written to are as sound as before, once and for all states.
+    // Slots that are not written are checked once for all states.
     let sound: BTreeMap<_, _> =
         clean.into_iter().map(|name| (name, whole(image, rules.block, name))).collect();
     let mut tables = HashMap::new();
@@ -142,7 +142,7 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
     let (mut count, mut resumed) = (0, 0);
     report.states = each_state(image, rules.block as usize, ops, |state| {
         count += 1;
-        // What the table says is worked out once for each that differs.
+        // Each distinct table is evaluated once.
         let key = [&state[..65536], &state[state.len() - 65536..]].map(crc32fast::hash);
         let (choice, able, faults) = tables.entry(key).or_insert_with(|| table_of(image, state, rules));
         faults.iter().for_each(|fault| note(fault.clone()));
@@ -181,7 +181,7 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
     report
 }
 
-/// What boots, what could boot if that does not, and what is wrong with the table.
+/// The slots that boot, those that could boot if they fail, and violations in the table.
 fn table_of(
     image: &[u8],
     state: &[u8],
@@ -196,7 +196,7 @@ fn table_of(
         }
     }
     faults.extend(foreign_intact(image, state, rules.block, rules.site.flag).err());
-    // By priority, successful and tries: who comes after the one that boots. By the legacy flag nobody does.
+    // By priority, successful and tries: the slot after the one that boots. By the legacy flag there is none.
     let bits = flags(state, rules.block, Reader::Fallback).unwrap_or_default();
     let by_priority = |name: &&str| rules.site.flag == BootFlag::Priority || name.starts_with("software");
     let can = |bits: u64| bits >> 48 & 15 > 0 && bits >> 52 & 0x1f > 0;
@@ -205,7 +205,7 @@ fn table_of(
     (choice(Reader::Fallback), able.collect(), faults)
 }
 
-/// Whether a slot is what boots.
+/// Whether a slot is among those that boot.
 fn chosen(choice: &Option<Choice>, name: &str) -> bool {
     choice.is_some_and(|(platform, software)| {
         let is = |group: &str, slot: Option<char>| slot.is_some_and(|slot| name == format!("{group}_{slot}"));
@@ -213,14 +213,14 @@ fn chosen(choice: &Option<Choice>, name: &str) -> bool {
     })
 }
 
-/// Whether the record of a slot is whole and true.
+/// Whether the record of a slot is whole, and its content matches.
 fn whole(state: &[u8], block: u32, name: &str) -> bool {
     let slot = &state[extent(state, block, name)];
     let Says::Whole(manifest) = record(slot) else { return false };
     holds(slot, name.split('_').next().unwrap_or(name), &manifest)
 }
 
-/// What the engine reports of a state must be true.
+/// Checks that the engine's reports about a state are true; returns violations.
 fn shown(state: &[u8], rules: &Rules<'_>) -> Vec<String> {
     let disk = Tape::new(state.to_vec(), rules.block);
     let mut wrong = Vec::new();
@@ -248,7 +248,7 @@ fn shown(state: &[u8], rules: &Rules<'_>) -> Vec<String> {
             Ok(_) => {}
             Err(error) => wrong.push(format!("status: {error}")),
         }
-        // What would be committed now, is one of the versions that somebody asked for.
+        // A commit now would select one of the versions that were requested.
         if let Ok(report) = engine.commit(true)
             && !rules.prepared.iter().any(|version| report.done.starts_with(&format!("{version} ")))
         {
@@ -258,10 +258,10 @@ fn shown(state: &[u8], rules: &Rules<'_>) -> Vec<String> {
     wrong
 }
 
-/// Every write is within the target slots, the records of marked slots, or the table's places.
+/// Checks that every write lies within the target slots, the records of marked slots, or the places of the table.
 fn stays_inside(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Result<(), String> {
     let block = rules.block as usize;
-    // The header with its physical block, the array at home, the spare place; both parts of the backup.
+    // The header with its physical block, the array at its home, the spare place; both parts of the backup.
     let mut allowed =
         vec![block..2 * block + 16384, 65536 - 16384..65536, image.len() - block - 16384..image.len()];
     allowed.extend(rules.targets.iter().map(|name| extent(image, rules.block, name)));
@@ -272,7 +272,7 @@ fn stays_inside(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Result<(), Strin
     for op in ops {
         if let Op::Write(at, bytes) = op {
             let (from, to) = (*at as usize, *at as usize + bytes.len());
-            // A physical block around the header may take block 0 with it; foreign_intact looks at its bytes.
+            // A physical block with the header may include block 0; foreign_intact checks its bytes.
             if !allowed.iter().any(|place| place.start <= from && to <= place.end) {
                 return Err(format!("{} bytes at {at} are outside of what may be written", bytes.len()));
             }

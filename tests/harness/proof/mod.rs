@@ -1,6 +1,6 @@
-//! A small but complete machine in memory for the proofs: bundles, a disk with four slots, a foreign partition and a
-//! device that writes down what reaches it; and readers of all that, written from the documentation of the formats and
-//! not with the code under test.
+//! A small but complete machine in memory for the proofs: bundles, a disk with four slots and a foreign partition, and a
+//! device that records its requests. Its readers are written from the documentation of the formats, not with the code under
+//! test.
 pub mod acts;
 pub mod cuts;
 pub mod readers;
@@ -32,17 +32,17 @@ pub use verb::Verb;
 
 use crate::harness::tables::{Op, Spec};
 
-/// The frame size of every bundle here: many frames in few bytes.
+/// Frame size of every bundle here in bytes: many frames in few bytes.
 pub const FRAME: u32 = 4096;
-/// The size of every slot: room for firmware behind 1 MiB.
+/// Size of every slot in bytes: it has space for firmware after 1 MiB.
 pub const SLOT: u64 = MIB + 160 * 1024;
 
-/// The release key. Its seed is in the open: it signs nothing but tests.
+/// The release key. Its seed is public: it signs tests only.
 pub fn key() -> PrivateKey {
     PrivateKey::from(Ed25519Keypair::from_seed(&[7; 32]))
 }
 
-/// A signature by that key, in the one spelling.
+/// A signature by that key, in canonical form.
 pub fn sign(manifest: &[u8]) -> String {
     let signature = key().sign("qimg", HashAlg::Sha512, manifest).unwrap();
     signature::import(signature.to_pem(LineEnding::LF).unwrap().as_bytes()).unwrap()
@@ -68,7 +68,7 @@ pub struct Release {
     pub firmware: Option<Vec<u8>>,
 }
 
-/// `len` bytes that compress a little, with a hole of zeroes in the middle; the same for the same seed.
+/// `len` bytes that compress a little, with zeroes in the middle; determined by the seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut random = Random(seed);
     let mut bytes: Vec<u8> = (0..len.div_ceil(8))
@@ -99,7 +99,7 @@ impl Release {
             product: "demo".to_owned(),
             version: self.version.to_owned(),
             min_version: None,
-            // The one that raises the floor.
+            // The release that raises the epoch.
             epoch: if self.version == "9.0" { 9 } else { 0 },
             created: 1_700_000_000,
         };
@@ -154,11 +154,11 @@ pub fn open_stream(bundle: &Arc<Vec<u8>>) -> Result<Bundle> {
     Bundle::open(Source::Stream(Box::new(Cursor::new(Bytes(Arc::clone(bundle))))), trust())
 }
 
-/// A device in memory that writes down what reaches it. One log for the whole disk: whatever window a write comes
-/// through, it goes into the one cache of the disk, and a flush through any window empties that.
+/// A device in memory that records its requests. One log for the whole disk: a write through any partition goes into the one
+/// cache of the disk, and a flush through any partition empties it.
 pub struct Tape {
     pub memory: MemoryDevice,
-    /// Whether it held nothing but zeroes at first.
+    /// Whether it had only zeroes at first.
     blank: bool,
     log: Mutex<Vec<Op>>,
 }
@@ -168,8 +168,8 @@ impl Tape {
         let memory = MemoryDevice::new(bytes, BlockSize::from_bytes(block).unwrap());
         Arc::new(Self { memory, blank: false, log: Mutex::default() })
     }
-    /// Of zeroes. To zero what nobody has written is not noted: it changes nothing, and it would be most of the work where
-    /// a slot is staged some hundred thousand times.
+    /// A device of zeroes. Zeroing a range that was never written is not recorded: it changes nothing, and it would be most of
+    /// the work if a slot is staged some hundred thousand times.
     pub fn blank(len: u64) -> Arc<Self> {
         let memory = MemoryDevice::new(vec![0; len as usize], BlockSize::B512);
         Arc::new(Self { memory, blank: true, log: Mutex::default() })
@@ -190,7 +190,7 @@ impl BlockDevice for Tape {
         self.memory.read_at(buf, at)
     }
     fn write_at(&self, buf: &[u8], at: ByteOffset) -> io::Result<()> {
-        // One lock over both, so that with several workers the log has the order of the medium.
+        // One lock over both, so that with several workers the order of the log is that of the medium.
         let mut log = self.log.lock().unwrap();
         self.memory.write_at(buf, at)?;
         log.push(Op::Write(at.0, buf.to_vec()));
@@ -209,7 +209,7 @@ impl BlockDevice for Tape {
     }
 }
 
-/// A machine around a disk in memory. Partitions are windows; nobody else uses them.
+/// A machine around a disk in memory. Partitions are parts of it, and never in use.
 pub struct Bench(pub Arc<dyn BlockDevice>);
 
 impl Machine for Bench {
@@ -244,7 +244,7 @@ impl Machine for Bench {
     }
 }
 
-/// From where and how.
+/// The running slot, and the policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Site {
     pub booted: Slot,
@@ -308,8 +308,8 @@ pub fn factory(block: u32, flag: BootFlag, bundle: &Arc<Vec<u8>>) -> Vec<u8> {
     let data = extent(&image, block, "data");
     image[data].copy_from_slice(&noise(99, SLOT as usize));
     image[..440].fill(0xeb);
-    // Boot loaders in the gap, something behind the last partition: every block that no table names but the room for one
-    // array before the first partition.
+    // Boot loaders in the gap, foreign bytes after the last partition: every block that no table names, except for the space
+    // of one array before the first partition.
     for bytes in nobodys(block, image.len()) {
         let noise = noise(bytes.start as u64, bytes.len());
         let never_zero = noise.iter().map(|byte| byte | 1);
@@ -333,7 +333,7 @@ pub fn nobodys(block: u32, len: usize) -> [std::ops::Range<usize>; 2] {
 /// The names of the slots' partitions.
 pub const SLOTS: [&str; 4] = ["platform_a", "platform_b", "software_a", "software_b"];
 
-/// Where a partition of [`spec`] lies in bytes.
+/// The range of a partition of [`spec`] in bytes.
 pub fn extent(image: &[u8], block: u32, name: &str) -> std::ops::Range<usize> {
     let _ = image;
     let unit = block as usize;
@@ -341,7 +341,7 @@ pub fn extent(image: &[u8], block: u32, name: &str) -> std::ops::Range<usize> {
     part.2 as usize * unit..(part.3 as usize + 1) * unit
 }
 
-/// splitmix64: the same states on every run.
+/// Random numbers by splitmix64: the same in every run.
 pub struct Random(pub u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! Readers of a disk that are written from the documentation of the formats: records, images, flags, and what is not ours.
+//! Readers of a disk, written from the documentation of the formats: records, images, flags, and foreign bytes.
 
 use qstage::boot::BootFlag;
 use qstage::units::MIB;
@@ -6,7 +6,7 @@ use qstage::units::MIB;
 use super::{SLOTS, extent, nobodys};
 use crate::harness::tables::Reader;
 
-/// What a slot's record says, read by the offsets that slot/footer.rs documents.
+/// State of a slot's record, read by the offsets that slot/footer.rs documents.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Says {
     Nothing,
@@ -34,7 +34,7 @@ pub fn record(slot: &[u8]) -> Says {
     Says::Whole(serde_json::from_slice(&body[..lengths[0]]).unwrap())
 }
 
-/// Whether the slot holds, byte for byte, what that manifest says: the images in their places, by BLAKE3.
+/// Whether the slot holds the images of the manifest at their places, by BLAKE3.
 pub fn holds(slot: &[u8], group: &str, manifest: &serde_json::Value) -> bool {
     let mut free = 0;
     manifest["payloads"].as_array().unwrap().iter().all(|payload| {
@@ -49,7 +49,7 @@ pub fn holds(slot: &[u8], group: &str, manifest: &serde_json::Value) -> bool {
     })
 }
 
-/// What boots by these flags, read by the tables that boot.rs documents: platform, software.
+/// The platform and the software that boot by these flags, by the tables that boot.rs documents.
 pub fn boots(
     image: &[u8],
     block: u32,
@@ -72,8 +72,8 @@ pub fn boots(
     Some((platform, software))
 }
 
-/// Whether everything that qstage must not change is as in `before`: what lies outside of slots and table, the
-/// foreign partition's attributes, the bits of our entries that are no boot flags, and the entries' other bytes.
+/// Checks that everything that qstage must not change is as in `before`: bytes outside of slots and table, the foreign
+/// partition's attributes, the bits of our entries that are no boot flags, and the entries' other bytes.
 pub fn foreign_intact(before: &[u8], after: &[u8], block: u32, flag: BootFlag) -> Result<(), String> {
     let data = extent(before, block, "data");
     if before[data.clone()] != after[data] {

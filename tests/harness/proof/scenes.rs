@@ -1,5 +1,5 @@
-//! The scenes of a whole upgrade: each verb from the disk that another one left, what may boot while it is cut, what may
-//! be called prepared, and how it goes on.
+//! The scenes of a whole upgrade: each verb on the disk that another one left, the slots that may boot after a cut, the
+//! versions that may be reported as prepared, and the next steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub const AA: Choice = (Some('a'), Some('a'));
 pub const AB: Choice = (Some('a'), Some('b'));
 pub const BA: Choice = (Some('b'), Some('a'));
 pub const BB: Choice = (Some('b'), Some('b'));
-/// Frames of a platform image.
+/// Number of frames of a platform image.
 pub const FRAMES: usize = 64;
 
 /// The releases of the proofs, packed once.
@@ -27,7 +27,7 @@ pub struct Releases {
     /// The platform of 2.0 with other software.
     pub v21: Arc<Vec<u8>>,
     pub v3: Arc<Vec<u8>>,
-    /// Of a higher epoch, and small.
+    /// A small release with a higher epoch.
     pub v9: Arc<Vec<u8>>,
 }
 
@@ -43,14 +43,14 @@ pub fn releases() -> Releases {
     }
 }
 
-/// Runs a verb on a disk; what the disk holds then, and what reached it.
+/// Runs a verb on a disk; returns its new content, and the requests that reached it.
 pub fn recorded(image: &[u8], block: u32, site: Site, verb: &Verb) -> (Vec<u8>, Vec<Op>) {
     let tape = Tape::new(image.to_vec(), block);
     site.run(tape.clone(), verb).unwrap_or_else(|error| panic!("{verb:?}: {error}"));
     (tape.memory.snapshot(), tape.ops())
 }
 
-/// Runs verbs one after another on a disk; those that say that there is nothing left to do are content.
+/// Runs verbs one after another on a disk; an error that nothing is left to do is accepted.
 pub fn follow(
     disk: Arc<dyn BlockDevice>,
     block: u32,
@@ -58,7 +58,7 @@ pub fn follow(
     end: Choice,
 ) -> Result<(), String> {
     for (site, verb) in steps {
-        // Going back twice is going forth again: who repeats it looks first whether it was done.
+        // A second roll-back would undo the first: before a repetition check whether it was done.
         if matches!(verb, Verb::RollBack)
             && boots(&bytes_of(&*disk), block, site.flag, Reader::Strict) == Some(end)
         {
@@ -89,7 +89,7 @@ pub fn bytes_of(disk: &dyn BlockDevice) -> Vec<u8> {
     bytes
 }
 
-/// Follows the steps and looks at the end: what boots, and that both copies of the table say it.
+/// Runs the steps, and checks at the end which slot boots, and that both copies of the table are equal.
 pub fn to_the_end(
     disk: Arc<Tape>,
     block: u32,
@@ -108,7 +108,7 @@ pub fn to_the_end(
     Ok(())
 }
 
-/// One verb of the whole upgrade, and what must hold while it is cut.
+/// One verb of the whole upgrade, and the conditions after a cut of it.
 pub struct Scene {
     pub name: &'static str,
     pub site: Site,
@@ -119,7 +119,7 @@ pub struct Scene {
     pub marked: Vec<&'static str>,
     pub next: Vec<(Site, Verb)>,
     pub end: Choice,
-    /// The names of the scene before it; the first has none and starts from the factory.
+    /// Name of the scene before it; empty for the first, which starts from the factory.
     pub from: &'static str,
 }
 
@@ -146,7 +146,7 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         TrialFailed,
     };
     let good_b = [(a, Commit), (b, MarkGood)];
-    // No loader counts by the legacy flag: whoever finds that the trial fails rolls back.
+    // With the legacy flag no loader counts tries: the health check that finds the failure rolls back.
     let (fails, failed) = if a.flag == BootFlag::Priority { (vec![BB], BB) } else { (vec![BB, AA], AA) };
     let by_flag = if a.flag == BootFlag::Priority { MarkGood } else { TrialFailed };
     let mut all = vec![
@@ -308,7 +308,7 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         },
         scene("start a container", "commit software", b, Start, &[BA], &[(b, MarkGood)], BA),
         scene("start it again", "start a container", b, Start, &[BA], &[(b, MarkGood)], BA),
-        // Its last try: from then on the flags select the other one, whose boot it is when nobody marks this one good.
+        // Its last try: from then on the flags select the other slot, which boots next unless this one is marked good.
         scene(
             "start it for the last time",
             "start it again",
@@ -382,8 +382,8 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         },
     ];
     if a.flag == BootFlag::Priority {
-        // Three boots of the new slot, none of which is marked good; then the old one, by itself. On the last try the flags
-        // select the old platform already, while those of the software stay: whoever starts it goes by the platform.
+        // Three boots of the new slot without mark-good; then the old slot boots. At the last try the flags already select
+        // the old platform, while those of the software stay: a start of the software follows the platform.
         all.extend([
             scene("count a try", "commit", b, Select, &[BB], &[(b, MarkGood)], BB),
             scene("count the second try", "count a try", b, Select, &[BB], &[(b, MarkGood)], BB),
@@ -428,7 +428,7 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
         ]);
     }
     if a.flag == BootFlag::Legacy {
-        // The flag stays: whatever is cut boots the old platform, until the new one is marked good.
+        // The flag does not change: after any cut the old platform boots, until the new one is marked good.
         let other = [(a, v3()), (a, Commit), (b, MarkGood)];
         let both = vec!["platform_b", "software_b"];
         all.extend([
@@ -454,7 +454,7 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
     all
 }
 
-/// A scene that is recorded, with the disk before it.
+/// A recorded scene, with the disk before it.
 pub struct Take {
     pub scene: Scene,
     pub before: Vec<u8>,
@@ -476,7 +476,7 @@ pub fn play(r: &Releases, block: u32, flag: BootFlag, jobs: usize) -> Vec<Take> 
 }
 
 impl Take {
-    /// Judges every state that a cut of `ops` leaves; with `resume` the next steps are run from a sample of them.
+    /// Judges every state that a cut of `ops` leaves; with `resume` the next steps run from a sample of them.
     pub fn judge(&self, block: u32, ops: &[Op], resume: bool) -> Report {
         let next = |disk: Arc<Tape>| {
             let back = self.scene.choices.last().copied().unwrap_or(self.scene.end);

@@ -12,7 +12,7 @@ use qstage::units::{ByteOffset, Slot};
 
 use super::{FRAME, open};
 
-/// What is done to a disk.
+/// A verb that changes a disk.
 #[derive(Clone, Debug)]
 pub enum Verb {
     Prepare(Arc<Vec<u8>>),
@@ -30,18 +30,18 @@ pub enum Verb {
     Kexec,
     /// Commit by kexec of a slot whose kernel cannot be loaded.
     KexecRefused,
-    /// What starts the container: which image, and its try counted.
+    /// A start of the container: its image, and the count of its try.
     Start,
     /// The container of a software slot is healthy.
     SoftwareGood(Slot),
-    /// The container of a software slot is not.
+    /// The container of a software slot is not healthy.
     SoftwareBack(Slot),
-    /// The slot that does not run is measured with, so what it held is lost.
+    /// A benchmark writes to the inactive slot, whose content is lost.
     Lend,
 }
 
 impl Verb {
-    /// The same as a value, where it is one. A prepare begins with one.
+    /// The verb as a `Change`; `None` if it is none. A prepare begins with one.
     pub fn change(&self) -> Option<Change<'_>> {
         Some(match self {
             Self::Commit => Change::Commit,
@@ -59,7 +59,7 @@ impl Verb {
         })
     }
 
-    /// Runs it. `prepare` opens a bundle; `Select` is none of the engine.
+    /// Runs the verb. `prepare` opens a bundle; `Select` does not belong to the engine.
     pub fn run(&self, engine: &Engine<'_>, options: &PrepareOptions) -> Result<()> {
         match self {
             Self::Prepare(bundle) => engine.prepare(open(bundle)?, options, &Silent).map(drop),
@@ -87,7 +87,7 @@ impl Verb {
     }
 }
 
-/// A kernel that starts, once it is loaded.
+/// A kernel whose start succeeds, and whose load succeeds if `loads`.
 struct Kernel {
     loads: bool,
 }

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Bench, Server, run};
 
-/// The client, or none, loudly; none is a failure in CI. `QSTAGE_TEST_CLIENT` names the newest, and
-/// `QSTAGE_TEST_CLIENTS` the directory with one of each other version.
+/// The client; `None` prints SKIPPED, and is a failure in CI. `QSTAGE_TEST_CLIENT` names the newest, and
+/// `QSTAGE_TEST_CLIENTS` the directory with the other versions.
 fn client(version: Option<&str>) -> Option<String> {
     let client = match version {
         None => std::env::var("QSTAGE_TEST_CLIENT").ok(),
@@ -22,7 +22,7 @@ fn client(version: Option<&str>) -> Option<String> {
     client
 }
 
-/// A client with a token that may write, and the service that knows it.
+/// A client with a token for writing, and the service that accepts it.
 pub(crate) struct Pair {
     pub(crate) bench: Bench,
     pub(crate) server: Server,
@@ -35,7 +35,7 @@ impl Pair {
         Self::of(None, rate, service)
     }
 
-    /// With the client of a version.
+    /// With the client of another version; `None`: the newest.
     pub(crate) fn of(version: Option<&str>, rate: Option<&str>, service: &str) -> Option<Self> {
         let client = client(version)?;
         let bench = Bench::new(rate);
@@ -49,7 +49,7 @@ impl Pair {
         Some(Self { bench, server, client })
     }
 
-    /// The service again, with another table `[service]`.
+    /// Restarts the service with another table `[service]`.
     pub(crate) fn restart(&mut self, service: &str) {
         self.server.end();
         self.bench.configure(None, &format!("tokens = {:?}\n{service}", self.bench.path("tokens")));
@@ -70,7 +70,7 @@ impl Pair {
         self.command(args).output().unwrap()
     }
 
-    /// Runs it; what it printed. It must neither fail nor stop with an assertion of its own.
+    /// Runs the client; returns its output. It must neither fail nor stop with an assertion of its own.
     pub(crate) fn says(&self, args: &[&str]) -> String {
         let output = self.qq(args);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -18,7 +18,7 @@ pub(crate) struct Bench {
     pub(crate) dir: tempfile::TempDir,
 }
 
-/// Bytes that do not compress, different for each seed.
+/// Incompressible bytes, different for each seed.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len);
@@ -40,12 +40,12 @@ pub(crate) fn run(command: &mut Command) -> String {
 }
 
 impl Bench {
-    /// `rate` limits what prepare writes per second, so that there is time to look at it.
+    /// `rate` limits the write rate of prepare, so that there is time to observe it.
     pub(crate) fn new(rate: Option<&str>) -> Self {
         Self::sized(rate, 4)
     }
 
-    /// The same with platform images of so many MiB.
+    /// The same with platform images of this size in MiB.
     pub(crate) fn sized(rate: Option<&str>, platform: usize) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let bench = Self { dir };
@@ -66,7 +66,7 @@ impl Bench {
         ] {
             bench.pack(bundle, version, platform, software);
         }
-        // Whole as far as a look goes; a frame in its middle is not.
+        // A frame in its middle is damaged, which no inspection finds.
         let mut bad = fs::read(bench.path("bad.qimg")).unwrap();
         let middle = bad.len() / 2;
         bad[middle] ^= 1;
@@ -124,12 +124,12 @@ impl Bench {
         self.serve_with(&["--booted", "a"])
     }
 
-    /// Starts a service and waits until it answers.
+    /// Starts a service and waits until it is ready.
     pub(crate) fn serve_with(&self, more: &[&str]) -> Server {
         self.serve_in(more, &[])
     }
 
-    /// The same, in an environment of its own.
+    /// The same with additional environment variables.
     pub(crate) fn serve_in(&self, more: &[&str], environment: &[(&str, &str)]) -> Server {
         let log = self.path("log");
         let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
@@ -145,12 +145,12 @@ impl Bench {
     }
 }
 
-/// A running service; it ends with this.
+/// A running service; the drop ends it.
 pub(crate) struct Server {
     child: Child,
     log: PathBuf,
     begin: usize,
-    /// Where HTTPS is.
+    /// Address of the HTTPS listener.
     pub(crate) address: String,
     pub(crate) socket: PathBuf,
 }
@@ -169,13 +169,13 @@ impl Server {
         self.child.id()
     }
 
-    /// SIGKILL: what a crash or the OOM killer does.
+    /// Sends SIGKILL, as a crash or the OOM killer does.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, and waits.
+    /// Sends SIGTERM, and waits.
     pub(crate) fn end(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -186,7 +186,7 @@ impl Server {
         }
     }
 
-    /// What this service has logged.
+    /// The log of this service so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default().split_off(self.begin)
     }
@@ -209,7 +209,7 @@ impl Server {
         }
     }
 
-    /// One request over the Unix socket, written by hand: an HTTP library would repair what is wrong.
+    /// Sends one request over the Unix socket, without an HTTP library, which would repair malformed input.
     pub(crate) fn try_call(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
@@ -250,7 +250,7 @@ impl Server {
         self.status()["state"].as_str().unwrap().trim_start_matches("UPGRADE_STATE_").to_owned()
     }
 
-    /// Orders a prepare, which must be accepted.
+    /// Requests a prepare, which must be accepted.
     pub(crate) fn prepare(&self, path: &str, auto_commit: bool) {
         let (status, answer) = self.try_prepare(path, auto_commit);
         assert_eq!(status, 202, "{answer}");
@@ -262,7 +262,7 @@ impl Server {
         self.post("/v2/upgrade/prepare", &order)
     }
 
-    /// The same with rules lifted: `retry=true`, say.
+    /// The same with overrides, such as `retry=true`.
     pub(crate) fn prepare_with(&self, path: &str, query: &str) -> (u16, Value) {
         let order = json!({"image_path": path, "auto_commit": false, "do_rolling_reboot": false,
             "num_nodes_to_reboot": null});
@@ -277,7 +277,7 @@ impl Server {
         }
     }
 
-    /// Waits for a state, and fails at once where an error is shown on the way.
+    /// Waits for a state, and fails at once if the service shows an error.
     pub(crate) fn reach(&self, state: &str) {
         self.until(state, |server| {
             let status = server.status();
@@ -294,7 +294,7 @@ impl Server {
         found.unwrap().clone()
     }
 
-    /// Processes that this service has started, by the kernel's word.
+    /// Child processes of this service, by /proc.
     pub(crate) fn children(&self) -> Vec<u32> {
         let pid = self.child.id();
         let mut all = Vec::new();
@@ -324,7 +324,7 @@ pub(crate) fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         "object" => {
             let object = value.as_object().unwrap_or_else(|| panic!("{at}: {value}"));
             let Some(properties) = schema["properties"].as_object() else { return };
-            // Where the document requires some keys, the others may be missing; else all must be there.
+            // If the document requires some keys, the others may be missing; else all must be present.
             for key in properties.keys() {
                 let required =
                     schema["required"].as_array().is_none_or(|keys| keys.contains(&key.as_str().into()));
@@ -349,7 +349,7 @@ pub(crate) fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
     }
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process exists and is no zombie.
 pub(crate) fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))

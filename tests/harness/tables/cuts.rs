@@ -1,4 +1,4 @@
-//! Every state that a power cut can leave of a table, and who finds what in it.
+//! Every state that a power cut can leave of a table, and the findings of each kind of reader.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ pub const OLD: Selection = (Some('a'), Some('a'));
 pub const NEW: Selection = (Some('b'), Some('b'));
 pub const EXHAUSTIVE: usize = 12;
 
-/// How a state came about.
+/// Kind of a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// Whole sectors only.
     Whole,
     /// One sector is half new and half old.
     Half,
-    /// One sector holds rubbish.
+    /// One sector has garbage, 0xa5.
     Rubbish,
 }
 
-/// splitmix64: the same states on every run.
+/// Random numbers by splitmix64: the same in every run.
 pub struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// Calls `f` with every state that a cut during `ops` can leave of `image`. Returns how many there were.
+/// Calls `f` with every state that a cut during `ops` can leave of `image`. Returns their number.
 pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u8], Cut)) -> usize {
     let mut durable = image.to_vec();
     let mut random = Random(0x1d5);
@@ -72,7 +72,7 @@ pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u
                 place.copy_from_slice(new);
                 match cut {
                     Cut::Half if torn == Some(i) => {
-                        // Within the header's fields, so that both halves matter: behind entries LBA.
+                        // Within the header's fields, after the entries LBA, so that both halves matter.
                         place[80..].copy_from_slice(&durable[*at + 80..*at + sector]);
                     }
                     Cut::Rubbish if torn == Some(i) => place.fill(0xa5),
@@ -88,11 +88,11 @@ pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u
         for set in &sets {
             show(set, None, Cut::Whole);
         }
-        // A sector that is written as it was (the MBR beside the header in its physical block) cannot be half
-        // new; that a medium loses it altogether is no matter of order.
+        // A sector that is rewritten unchanged (the MBR beside the header in its physical block) cannot be half new; that a
+        // medium loses it entirely does not depend on the order.
         for torn in (0..n).filter(|&i| flight[i].1 != &durable[flight[i].0..][..sector]) {
             for (i, set) in sets.iter().enumerate() {
-                // With every subset where they are few; else with the first and the last sets of each kind.
+                // With every subset if they are few; else with a sample of them.
                 if n <= 6 || i % 97 == 0 || i == n {
                     show(set, Some(torn), Cut::Half);
                     show(set, Some(torn), Cut::Rubbish);
@@ -107,8 +107,8 @@ pub fn each_state(image: &[u8], sector: usize, ops: &[Op], mut f: impl FnMut(&[u
     states + 1
 }
 
-/// How often each kind of reader finds neither the old nor the new selection, or one that reads LBA 2 blindly no slot
-/// that boots; and how often a byte was not as before that no table names.
+/// Number of states, and number of violations: a reader finds neither the old nor the new selection; one that reads LBA 2
+/// blindly finds no slot that boots; a byte that no table names has changed.
 pub fn bad_states(spec: &Spec, image: &[u8], ops: &[Op]) -> (usize, BTreeMap<&'static str, usize>) {
     let names = ["fallback", "strict", "lenient", "blind", "foreign"];
     let mut bad = BTreeMap::from(names.map(|name| (name, 0)));
@@ -118,7 +118,7 @@ pub fn bad_states(spec: &Spec, image: &[u8], ops: &[Op]) -> (usize, BTreeMap<&'s
         let mut note = |name, is_bad: bool| *bad.get_mut(name).unwrap() += usize::from(is_bad);
         let finds = |reader| [Some(OLD), Some(NEW)].contains(&selection(state, spec.block, reader));
         note("fallback", !finds(Reader::Fallback));
-        // A medium that loses a sector it was not asked to keep is beyond readers without fallback.
+        // A reader without fallback cannot cope with a medium that loses a sector.
         if cut == Cut::Whole {
             note("strict", !finds(Reader::Strict));
             note("lenient", !finds(Reader::Lenient));
@@ -130,7 +130,7 @@ pub fn bad_states(spec: &Spec, image: &[u8], ops: &[Op]) -> (usize, BTreeMap<&'s
     (states, bad)
 }
 
-/// The bytes that belong to others: those that hold something and that neither copy of the table names.
+/// Foreign bytes: blocks that are not zero, and that neither copy of the table names.
 pub fn foreign_blocks(spec: &Spec, image: &[u8]) -> Vec<std::ops::Range<usize>> {
     let block = spec.block as usize;
     let last = image.len() / block - 1;
@@ -151,8 +151,8 @@ pub fn foreign_blocks(spec: &Spec, image: &[u8]) -> Vec<std::ops::Range<usize>> 
     bytes
 }
 
-/// Noise in every block that no table names: in the gap, where boot loaders lie, but for room for one array before the
-/// first partition; in the partitions; behind them. Of the MBR, the boot code.
+/// A disk with noise in every block that no table names: in the gap, where boot loaders lie, except for the space of one
+/// array before the first partition; in the partitions; after them; and in the boot code of the MBR.
 pub fn sown(spec: &Spec, room: u64) -> Vec<u8> {
     let mut image = spec.image();
     let block = spec.block as usize;
@@ -179,7 +179,7 @@ pub fn lock() -> DiskLock {
     DiskLock::new(())
 }
 
-/// Switches on a device and returns what reached it.
+/// Runs a switch on a device; returns its content, the requests that reached it, and the method.
 pub fn switch(spec: &Spec, image: &[u8], slot: Slot) -> (Vec<u8>, Vec<Op>, Method) {
     let device = spec.device(image.to_vec());
     let loaded = commit::load(&device, "disk").unwrap();
@@ -191,8 +191,8 @@ pub fn switch(spec: &Spec, image: &[u8], slot: Slot) -> (Vec<u8>, Vec<Op>, Metho
     (device.memory.snapshot(), device.ops(), plan.method)
 }
 
-/// Disks with room for a second array: the usual one, one with 4 KiB physical blocks, one with 4 KiB logical
-/// blocks, one with all entries used, one with few, one with large ones.
+/// Disks with space for a second array: the common one, one with 4 KiB physical blocks, one with 4 KiB logical blocks, one
+/// with all entries used, one with few entries, one with large entries.
 pub fn roomy() -> Vec<(&'static str, Spec)> {
     let plain = Spec::slots(512, 512, 128, 16);
     let advanced = Spec { physical: 4096, ..plain.clone() };

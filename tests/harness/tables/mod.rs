@@ -1,4 +1,4 @@
-//! Disk images and a reader for the GPT tests, written from UEFI 2.10 and not with the code under test.
+//! Disk images and a reader for the GPT tests, written from UEFI 2.10, not with the code under test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -12,7 +12,7 @@ use qstage::device::{BlockDevice, MemoryDevice};
 use qstage::gpt::{Plan, Step, Table};
 use qstage::units::{BlockSize, ByteOffset, Group, Slot};
 
-/// A disk to be made.
+/// Description of a disk.
 #[derive(Clone)]
 pub struct Spec {
     pub block: u32,
@@ -53,7 +53,7 @@ impl Spec {
         }
     }
 
-    /// The same with every entry of the array in use: foreign partitions of one block behind the slots.
+    /// The same with every entry of the array in use: foreign partitions of one block after the slots.
     pub fn full(mut self) -> Self {
         let from = self.parts.iter().map(|p| p.3).max().unwrap_or(0) + 1;
         let used: Vec<u32> = self.parts.iter().map(|p| p.0).collect();
@@ -72,7 +72,7 @@ impl Spec {
             let e = &mut array[((number - 1) * self.entry_size) as usize..];
             // Linux filesystem data, 0FC63DAF-8483-4772-8E79-3D69D8477DE4.
             e[..16].copy_from_slice(b"\xaf\x3d\xc6\x0f\x83\x84\x72\x47\x8e\x79\x3d\x69\xd8\x47\x7d\xe4");
-            // Its number too: above 63 the first byte is that of another one.
+            // The number in a second byte too: above 63 the first byte repeats.
             e[16..32].fill(0x40 | number as u8);
             e[28..32].copy_from_slice(&number.to_le_bytes());
             e[32..40].copy_from_slice(&first.to_le_bytes());
@@ -128,14 +128,14 @@ impl Spec {
     }
 }
 
-/// What reached a device.
+/// A request that reached a device.
 #[derive(Clone, Debug)]
 pub enum Op {
     Write(u64, Vec<u8>),
     Sync,
 }
 
-/// A device in memory that writes down what reaches it.
+/// A device in memory that records its requests.
 pub struct Recorder {
     pub memory: MemoryDevice,
     physical: u32,
@@ -181,16 +181,16 @@ pub fn ops_of(plan: &Plan) -> Vec<Op> {
     plan.steps.iter().filter_map(op).collect()
 }
 
-/// The table in which a slot is selected on trial, by priority.
+/// The table with a slot selected on trial, by priority.
 pub fn trial(table: &Table, slots: &Slots, group: Group, slot: Slot, tries: u8) -> Table {
     let flags = Flags::new(table.clone(), slots, BootFlag::Priority);
     flags.select_trial(group, slot, tries).unwrap().into_table()
 }
 
-/// Which slots a reader takes: platform, software.
+/// The platform slot and the software slot that a reader selects; `None`: none.
 pub type Selection = (Option<char>, Option<char>);
 
-/// How strict a reader is.
+/// Kind of reader, by its strictness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// U-Boot, OVMF, libblkid: the primary if it is valid, else the backup.
@@ -239,7 +239,7 @@ pub fn flags(image: &[u8], block: u32, reader: Reader) -> Option<std::collection
     Some(named(image, block, reader)?.into_iter().collect())
 }
 
-/// What a reader of this kind selects on this disk. `None`: it finds no table.
+/// The slots that a reader of this kind selects on this disk; `None`: it finds no table.
 pub fn selection(image: &[u8], block: u32, reader: Reader) -> Option<Selection> {
     let bits = flags(image, block, reader)?;
     let pick = |group: &str| {
@@ -256,8 +256,8 @@ pub fn selection(image: &[u8], block: u32, reader: Reader) -> Option<Selection> 
     Some((pick("platform"), pick("software")))
 }
 
-/// The disk with each part of the table lost in turn: header, first block of the array, and the same of the backup. Takes
-/// the backup array to have the usual 128 entries.
+/// The disk with each part of the table lost in turn: header, first block of the array, and the same of the backup. The
+/// backup array must have the usual 128 entries.
 pub fn damages(image: &[u8], block: usize) -> [(&'static str, Vec<u8>); 4] {
     let array = le(image, block + 72) as usize * block;
     let last = image.len() - block;

@@ -1,4 +1,4 @@
-//! A machine with EFI variables for the proofs, and a model of its firmware, written from UEFI 2.10, 3.1.1, and not with the
+//! A machine with EFI variables for the proofs, and a model of its boot manager, written from UEFI 2.10, 3.1.1, not with the
 //! code under test.
 pub mod scenes;
 
@@ -21,14 +21,14 @@ use crate::harness::tables::Op;
 
 pub type Store = BTreeMap<Name, Variable>;
 
-/// What reaches the machine, in its order.
+/// An event that reaches the machine, in its order.
 #[derive(Clone, Debug)]
 pub enum Event {
     Disk(Op),
     Set(Name, Option<Variable>),
 }
 
-/// Disk and firmware, with one log.
+/// Disk and EFI variables, with one log.
 pub struct Uefi {
     bench: Bench,
     pub tape: Arc<Tape>,
@@ -121,7 +121,7 @@ impl Machine for Uefi {
     }
 }
 
-/// The slot that an entry starts, if any does: by the GUIDs of proof::spec, found in the bytes of the option.
+/// The slot that a boot entry starts, by the GUIDs of proof::spec in the bytes of the option; `None`: none.
 fn starts(store: &Store, number: u16, by_order: bool) -> Option<Slot> {
     let bytes = &store.get(&Name::entry(number))?.data;
     let attributes = u32::from_le_bytes(bytes[..4].try_into().unwrap());
@@ -141,7 +141,7 @@ fn numbers(store: &Store, name: &Name) -> Vec<u16> {
     data.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
 }
 
-/// The slots that the firmware tries one after another, the first that loads being taken; and what it remembers then.
+/// The slots that the boot manager tries in order, of which it boots the first that loads; and the variables afterwards.
 pub fn boot(store: &Store) -> (Vec<Slot>, Store) {
     let mut after = store.clone();
     after.remove(&Name::next());
@@ -150,7 +150,7 @@ pub fn boot(store: &Store) -> (Vec<Slot>, Store) {
     (next.chain(order).collect(), after)
 }
 
-/// A machine from the factory: the firmware knows its own tools, and the disk as a whole.
+/// The variables of a new machine: an entry for the setup of the UEFI itself, and one for the disk as a whole.
 pub fn new_machine() -> Store {
     let option = |attributes: u32, name: &str| {
         let name = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);

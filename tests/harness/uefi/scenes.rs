@@ -1,4 +1,4 @@
-//! The scenes of an upgrade where EFI variables say what boots.
+//! The scenes of an upgrade on a machine where EFI variables decide what boots.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::harness::proof::cuts::Choice;
 use crate::harness::proof::scenes::{AA, BA, BB, Releases};
 use crate::harness::proof::{Verb, factory};
 
-/// A verb, and what must hold while it is cut.
+/// A verb, and the conditions after a cut of it.
 pub struct Scene {
     pub name: &'static str,
     pub from: &'static str,
@@ -18,7 +18,7 @@ pub struct Scene {
     pub verb: Verb,
     pub choices: Vec<Choice>,
     pub prepared: Vec<&'static str>,
-    /// Whether the trial had its boot, and another one came.
+    /// Whether the trial boot is over, and the machine has fallen back.
     pub fallen: bool,
 }
 
@@ -39,7 +39,7 @@ fn scenes(r: &Releases) -> Vec<Scene> {
         scene("prepare another", "prepare", A, v3(), &[AA], &["2.0", "3.0"]),
         scene("commit", "prepare", A, Verb::Commit, &[AA, BB], &["2.0"]),
         scene("cancel committed", "commit", A, Verb::Cancel, &[BB, AA], &["2.0"]),
-        // On trial: without the verdict the next boot is the old one.
+        // On trial: without mark-good the old slot boots next.
         scene("mark good", "commit", B, Verb::MarkGood, &[AA, BB], &[]),
         scene("roll back a trial", "commit", B, Verb::RollBack, &[AA], &[]),
         scene("prepare over a bad slot", "roll back a trial", A, v3(), &[AA], &["3.0"]),
@@ -69,7 +69,7 @@ pub fn play(r: &Releases) -> Vec<Take> {
     let mut takes = Vec::new();
     for scene in scenes(r) {
         let mut before = after[scene.from].clone();
-        // Where the scene is in the other slot, there was a reboot.
+        // If the scene runs in the other slot, there was a reboot before.
         if scene.fallen || boot(&before.1).0.first() == Some(&scene.booted) {
             before.1 = boot(&before.1).1;
         }

@@ -1,4 +1,4 @@
-//! A block device of the kernel that logs each write and flush, and fails where it is told to:
+//! A block device of the kernel that logs each write and flush, and fails at given sectors:
 //! file < blkdebug < blklogwrites in qemu-storage-daemon(1), exported over FUSE, with a loop device on it.
 #![allow(unreachable_pub, reason = "a part of one test")]
 

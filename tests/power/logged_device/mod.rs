@@ -1,6 +1,6 @@
-//! The program as it is installed, on a block device of the kernel that logs what reaches it: the order of writes and
-//! flushes is taken from outside, behind page cache, loop device and FUSE. Every cut of that log is judged as in
-//! power_cuts.rs; then the device fails at each sector in turn.
+//! The program as installed, on a block device of the kernel that logs its requests: the order of writes and flushes is
+//! recorded from outside, below page cache, loop device and FUSE. Every cut of that log is judged as in cuts.rs; then the
+//! device fails at each sector in turn.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
 mod device;

@@ -1,4 +1,4 @@
-//! A background prepare beside others that wait for the disk: it gives way, says so, and keeps to its floor.
+//! A background prepare beside processes that wait for the disk: it pauses, reports that, and reaches its minimum rate.
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
