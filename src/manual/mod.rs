@@ -1,6 +1,6 @@
-//! The manual: one page for each subject, the same text as in `src/manual/*.md`.
+//! The manual: one page per subject, the same text as in `src/manual/*.md`.
 //!
-//! Start with [`verbs`] and [`configuration`]; [`safety`] is the argument why an upgrade cannot cost the old system.
+//! Start with [`verbs`] and [`configuration`]; [`safety`] argues why an upgrade cannot destroy the old system.
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the pages link to each other as files")]
 
