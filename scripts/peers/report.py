@@ -1,4 +1,4 @@
-"""Tables of what was measured, and what they are made of: medians and spread over rounds, ratios of the least times."""
+"""Tables of the measurements: medians and spread over rounds, ratios of the least times."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ MIB = 1 << 20
 
 
 def machine() -> dict:
-    """What the figures depend on; nothing that names the machine."""
+    """Properties of the machine that the figures depend on; nothing that identifies it."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     cpu = dict(line.split(":", 1) for line in cpuinfo.split("\n\n")[0].splitlines() if ":" in line)
     cpu = {key.strip(): value.strip() for key, value in cpu.items()}
@@ -42,12 +42,12 @@ def spread(values, form="{:.1f}") -> str:
 
 
 def least(samples) -> float:
-    """The time that other work on the machine disturbed least: it only ever adds. All tools ran equally often, in turns."""
+    """The least time: other work on the machine only adds to it. All tools ran equally often, in turns."""
     return min(sample["seconds"] for sample in samples)
 
 
 def ratio(rows: dict, key: str, base: str):
-    """Of the least times of `key` and `base`, in rounds that have both; None where there are none."""
+    """Ratio of the least times of `key` and `base`, over rounds that have both; None if there are none."""
     both = {sample["round"] for sample in rows.get(key, [])} & {sample["round"] for sample in rows.get(base, [])}
     pick = lambda name: least(sample for sample in rows[name] if sample["round"] in both)  # noqa: E731
     return pick(key) / pick(base) if both else None
@@ -70,7 +70,7 @@ def table(heading: list, rows: list) -> str:
 
 
 def peers(result: dict, target: dict) -> str:
-    # A bar behind a heading: numbers, flush right.
+    # A bar after a heading: numbers, flush right.
     heading = ["", "s|", "x qstage|", "image MiB/s|", "CPU s|", "memory MiB|", "MiB written|",
                "verified before it is written", "read back", "durable at return"]  # fmt: skip
     rows = []

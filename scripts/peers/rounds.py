@@ -18,7 +18,7 @@ def say(text: str):
 
 
 def one(tool: Tool, slot: Slot, job: Job, command: list, files: list, image: Path, cold: bool) -> dict:
-    """One run on the slot as it is, and what is to be said of it."""
+    """One run on the slot as it is, and its sample."""
     log = job.inputs / f"{tool.key}.log"
     log.unlink(missing_ok=True)
     job.link.unlink(missing_ok=True)
@@ -36,7 +36,7 @@ def one(tool: Tool, slot: Slot, job: Job, command: list, files: list, image: Pat
 
 
 def peers(tools: list, slots: list, job: Job, rounds: int, once: set, cold: bool):
-    """In turns, so that whatever else the machine does hits all alike. Yields (slot, key, round, sample or failure)."""
+    """In turns, so that other load on the machine affects all alike. Yields (slot, key, round, sample or failure)."""
     inputs = {}
     for tool in tools:
         say(f"making the input of {tool.key}")
@@ -56,7 +56,7 @@ def peers(tools: list, slots: list, job: Job, rounds: int, once: set, cold: bool
 
 
 def changed_image(image: Path, out: Path):
-    """A copy in which every 20th MiB holds what stands elsewhere in the image, so that it compresses as usual."""
+    """A copy in which every 20th MiB is from another place of the image, so that it compresses as usual."""
     shutil.copyfile(image, out)
     noise = random.Random(1)
     with open(out, "r+b") as file, mmap.mmap(file.fileno(), 0) as data, open(image, "rb") as source:
@@ -67,7 +67,7 @@ def changed_image(image: Path, out: Path):
 
 
 class DirectRead(Tool):
-    """The yardstick of `updates`."""
+    """The reference of `updates`."""
 
     key = "read"
 
@@ -102,7 +102,7 @@ def updates(slots: list, job: Job, rounds: int, cold: bool):
 
 
 class Nowhere:
-    """Packing writes to no slot."""
+    """A measurement of packing has no slot."""
 
     @staticmethod
     def counters() -> dict:

@@ -1,4 +1,4 @@
-"""One measured run: time, processor time, memory, device traffic, and what was not durable when the tool returned."""
+"""One measured run: time, processor time, memory, device traffic, and bytes that were not durable when the tool returned."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ SAMPLE = 0.02  # seconds; about 0.5 % of a core
 
 
 class Failed(Exception):
-    """A tool ended with an error, or did not write what it said."""
+    """A tool ended with an error, or the slot does not hold the image."""
 
 
 def tree(roots) -> set:
-    """The processes below `roots`, these included. Threads fork too, so each thread's children are looked at."""
+    """The processes below `roots`, including these. Threads fork too, so the children of each thread are included."""
     found, todo = set(), list(roots)
     while todo:
         pid = todo.pop()
@@ -35,7 +35,7 @@ def tree(roots) -> set:
 
 
 def resident(pid: int) -> int:
-    """Memory of its own. Files that it maps are in the page cache and can leave it at any time; they do not count."""
+    """Private memory of a process. Mapped files are in the page cache and can be evicted at any time; they do not count."""
     try:
         _, pages, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
         return (pages - shared) * PAGE
@@ -50,7 +50,7 @@ def processor_seconds(pid: int) -> float:
 
 
 class Memory(threading.Thread):
-    """The highest sum of memory of a tree. ru_maxrss would be that of the largest process only, and never less
+    """The maximum of the total memory of a process tree. ru_maxrss would be that of the largest process only, and never less
     than that of this interpreter, from which it is inherited."""
 
     def __init__(self, roots):
@@ -64,7 +64,7 @@ class Memory(threading.Thread):
 
 @contextmanager
 def started(command, log, env=None):
-    """A process in a group of its own, which ends when the block is left, however it is left."""
+    """A process in its own group, which ends when the block is left in any way."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})},
         preexec_fn=child,
@@ -82,7 +82,7 @@ def started(command, log, env=None):
 
 
 def warm(files, cold: bool):
-    """Brings the inputs into the page cache, or out of it."""
+    """Reads the inputs into the page cache, or drops them from it."""
     for file in files:
         with open(file, "rb", buffering=0) as handle:
             if cold:
@@ -121,7 +121,7 @@ def measure(command, slot: Slot, log: Path, env=None, daemons=()) -> dict:
         "rss": memory.peak,
         "read": at_return["read"] - before["read"],
         "written": at_return["written"] - before["written"],
-        # Without a flush the bytes may be in the cache of the device, where a power cut finds them.
+        # Without a flush the bytes may be in the cache of the device, and a power cut loses them.
         "flushes": at_return["flushes"] - before["flushes"],
         "left_dirty": after["written"] - at_return["written"],
         "flush_seconds": flush_seconds,

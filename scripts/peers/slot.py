@@ -1,4 +1,4 @@
-"""The target: a loop device with the partition table of `qstage init`; what is measured goes to its platform_b."""
+"""The target: a loop device with the partition table of `qstage init`; all tools write to its platform_b."""
 
 import ctypes
 import fcntl
@@ -20,7 +20,7 @@ class Slot:
     """Owns file, loop device and partition nodes; `close` removes them all and may be called twice."""
 
     def __init__(self, directory: Path, image_size: int, qstage: str):
-        # Room behind the image for the slot record; the same for every tool.
+        # Space after the image for the slot record; the same for every tool.
         size = (image_size + MIB - 1) // MIB + 16
         handle, name = tempfile.mkstemp(prefix="bench-peers-", suffix=".disk", dir=directory)
         os.close(handle)
@@ -34,7 +34,7 @@ class Slot:
             self.direct = self.file_system != "tmpfs"
             attach = ["losetup", "--find", "--show", f"--direct-io={'on' if self.direct else 'off'}"]
             self.device = tool(*attach, name)
-            # Not losetup -P: kernels without partition scanning of their own make no nodes then.
+            # Not losetup -P: with it some kernels make no nodes.
             tool("partx", "-a", self.device)
             self.node = self._partition("platform_b")
         except BaseException:
@@ -62,7 +62,7 @@ class Slot:
         raise RuntimeError(f"{self.device} has no partition {name}")
 
     def fill(self):
-        """Overwrites the whole slot with bytes that no image holds."""
+        """Overwrites the whole slot with bytes that no image contains."""
         fd = os.open(self.node, os.O_WRONLY | os.O_DIRECT | os.O_EXCL)
         try:
             with memoryview(self.pattern) as pattern:
@@ -74,7 +74,7 @@ class Slot:
         self.forget()
 
     def flush(self):
-        """Makes durable what a tool has left in the page cache or in the device's own cache."""
+        """Flushes bytes that a tool has left in the page cache or in the device's own cache."""
         fd = os.open(self.node, os.O_RDONLY)
         try:
             os.fsync(fd)
@@ -82,7 +82,7 @@ class Slot:
             os.close(fd)
 
     def forget(self):
-        """Drops what the page cache holds of the device, so that no run profits from an earlier one."""
+        """Drops the pages of the device from the page cache, so that no run profits from an earlier one."""
         for device in (self.node, self.device):
             fd = os.open(device, os.O_RDONLY)
             try:
@@ -91,7 +91,7 @@ class Slot:
                 os.close(fd)
 
     def counters(self) -> dict:
-        """What the device was asked to do so far; zeroed ranges count as written. Units: bytes, and numbers."""
+        """Requests to the device so far, in bytes and numbers; zeroed ranges count as written."""
         fields = [int(word) for word in (self._sys() / "stat").read_text().split()]
         return {"read": fields[2] * SECTOR, "written": fields[6] * SECTOR, "flushes": fields[15]}
 
@@ -127,7 +127,7 @@ def child():
 
 
 def tool(*command, cwd=None) -> str:
-    """Runs a tool that must succeed; its standard output. What it says otherwise is shown when it fails."""
+    """Runs a tool that must succeed; returns its standard output. Its standard error is shown if it fails."""
     done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)

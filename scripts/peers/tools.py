@@ -1,4 +1,4 @@
-"""The programs that are compared: what they need, what they are given, what they check, and how they are called.
+"""The programs that are compared: requirements, inputs, checks, and command lines.
 
 What each checks is read from its source and its system calls (Debian 12: bmap-tools 3.6, SWUpdate 2022.12, RAUC 1.8,
 casync 2; bita 0.15). Where a tool has a choice it gets its faster one, and the same zstd level as all others.
@@ -17,7 +17,7 @@ from slot import tool
 
 @dataclass
 class Job:
-    """What all tools share."""
+    """Common base of all tools."""
 
     image: Path
     level: int
@@ -30,7 +30,7 @@ class Job:
         self.link = self.inputs / "slot"
 
     def once(self, name: str, make) -> Path:
-        """The input `name`; made where it is not there yet, and complete or not there at all."""
+        """The input `name`; it is made if it does not exist, and is complete if it does."""
         path = self.inputs / name
         if not path.exists():
             part = self.inputs / f"{name}.part"
@@ -48,7 +48,7 @@ class Job:
         return made.read_text()
 
     def signing_key(self) -> tuple:
-        """A self-signed certificate, as SWUpdate and RAUC want it, and its key."""
+        """A self-signed certificate, as SWUpdate and RAUC need it, and its key."""
 
         def make(out):
             out.mkdir()
@@ -97,7 +97,7 @@ class Qstage(Tool):
     options: list = []
 
     def make(self):
-        # Signed, as everybody else's; the state directory may be lost at any time, so each run has a new one.
+        # Signed, as for the other tools; the state directory may be lost at any time, so each run has a new one.
         keys = self.job.once("ssh", self._keys)
         bundle = self.job.once("image.qimg", lambda out: self.pack(self.job.image, out, keys / "key"))
         return [bundle]
@@ -272,21 +272,21 @@ class Rauc(Tool):
         mount.mkdir(exist_ok=True)
         for path in (status, bus):
             path.unlink(missing_ok=True)
-        # It is told that it runs from another slot, whose device is never touched.
+        # It is configured to run from another slot, whose device is never accessed.
         (inputs / "rauc.conf").write_text(
             f"[system]\ncompatible=bench\nbootloader=noop\nmountprefix={mount}\nstatusfile={status}\n"
             f"activate-installed=false\n[keyring]\npath={cert}\n"
             "[slot.system.0]\ndevice=/dev/null\ntype=raw\nbootname=A\n"
             f"[slot.system.1]\ndevice={self.job.link}\ntype=raw\nbootname=B\n"
         )
-        # A bus of its own, so that the machine's is left alone.
+        # A private bus, so that the machine's is not used.
         environment = {"DBUS_SESSION_BUS_ADDRESS": f"unix:path={bus}", "DBUS_STARTER_BUS_TYPE": "session"}
         with ExitStack() as stack:
             daemon = ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address=unix:path={bus}"]
             daemons = [stack.enter_context(started(daemon, log))]
             wait(bus.exists, "dbus-daemon")
-            # Its mounts are its own and go with it. And it sees no others of loop devices: RAUC 1.8 gives up where one of a
-            # partition is mounted anywhere on the machine ("Error getting loop backing_file").
+            # Private mounts, which end with it. And no mounts of other loop devices are visible: RAUC 1.8 fails if a
+            # partition of one is mounted anywhere on the machine ("Error getting loop backing_file").
             own_mounts = (
                 "awk '$1 ~ /^.dev.loop/ && $2 != \"/\" { print $2 }' /proc/self/mounts | xargs -r umount --lazy || true; "
                 f"exec rauc {self._options()} --override-boot-slot=A service"
@@ -306,14 +306,14 @@ class Casync(Tool):
         store = self.job.inputs / "image.castr"
         index = self.job.inputs / "image.caibx"
         self.job.once(index.name, lambda out: tool(
-            # It tells an index by the end of its name.
+            # It recognises an index by the end of its name.
             "bash", "-c", f"rm -rf {store}; casync make --store={store} {index}x.caibx {self.job.image}; mv {index}x.caibx {out}",
         ))  # fmt: skip
         return [index, *(path for path in store.rglob("*") if path.is_file())]
 
     def command(self, node):
         inputs = self.job.inputs
-        # --seed-output=no: it would read and cut up the whole slot before; nothing in it can be used here.
+        # --seed-output=no: else it would first read and chunk the whole slot, of which nothing can be reused here.
         return ["casync", "extract", f"--store={inputs / 'image.castr'}", "--seed-output=no",
                 str(inputs / "image.caibx"), node]  # fmt: skip
 
@@ -325,7 +325,7 @@ class Bita(Tool):
 
     def make(self):
         job = self.job
-        # It goes by the end of the name, too.
+        # It uses the end of the name, too.
         def compress(out):
             tool("bita", "compress", "--force-create", "--compression", "zstd", "--compression-level", job.level,
                  "-i", job.image, f"{out}.cba")  # fmt: skip
