@@ -1,7 +1,7 @@
-//! Whether a disk answers, asked in a process of its own.
+//! Whether a disk responds, tested in a separate process.
 //!
-//! A process that waits for a disk which hangs cannot be ended, not by SIGKILL and not by itself: it would not even print
-//! what it knows and go. So verbs that only look let another one ask first, and leave it behind.
+//! A process that waits for a hung disk cannot be ended, neither by SIGKILL nor by itself: it could not even print what it
+//! knows and exit. So read-only verbs first let another process test the disk, and leave that behind if it hangs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::FileJournal;
 use crate::units::BlockSize;
 
-/// How long it may take: a disk that spins up is not waited for, but asked again.
+/// Longest wait for the test: a disk that spins up is not waited for, but tested again by the next run.
 const LIMIT: Duration = Duration::from_millis(2500);
 
 /// Read a sector of a disk
@@ -27,16 +27,16 @@ pub(super) struct AnswersArgs {
 
 impl AnswersArgs {
     pub(super) fn run(&self) -> Result<()> {
-        // To open it is to read its second block. What is wrong with it is said by who uses it.
+        // The open reads the second block. An error of the disk is reported by the verb that uses it.
         let _ = Direct::open(&self.disk, Mode::Read, BlockSize::B512);
         Ok(())
     }
 }
 
-/// Returns when the disk has answered, be it with an error.
+/// Returns when the disk has responded, even with an error.
 ///
 /// # Errors
-/// [`Error::NoAnswer`] with what is known without it.
+/// [`Error::NoAnswer`] with the facts that are known without the disk.
 pub(super) fn answers(settings: &Settings) -> Result<()> {
     let disk = settings.disk()?;
     if within(disk) {
@@ -63,7 +63,7 @@ fn within(disk: &Path) -> bool {
     command.arg("answers").arg("--").arg(disk);
     let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let begun = Instant::now();
-    // Where no process can be started, the disk is asked without one.
+    // If no process can be started, the disk is used without a test.
     let Ok(mut child) = command.spawn() else { return true };
     let mut step = Duration::from_micros(200);
     while begun.elapsed() < LIMIT {
@@ -73,7 +73,7 @@ fn within(disk: &Path) -> bool {
         std::thread::sleep(step);
         step = (step * 2).min(Duration::from_millis(20));
     }
-    // It ends when the disk answers, and is nobody's child then.
+    // It ends when the disk responds; process 1 reaps it then.
     let _ = child.kill();
     false
 }

@@ -82,7 +82,7 @@ enum Verb {
 }
 
 impl Cli {
-    /// Does what the command line asks for and prints the result, but not the error.
+    /// Runs the verb of the command line and prints its result, but not its error.
     pub fn run(&self) -> Result<()> {
         match &self.verb {
             Verb::Pack(args) => args.run(),
@@ -117,7 +117,7 @@ impl Cli {
         }
     }
 
-    /// Whether the caller is a program, which wants an error on standard output too.
+    /// Whether an error is also printed as JSON on standard output.
     pub const fn wants_json(&self) -> bool {
         match &self.verb {
             Verb::Pack(args) => args.json,
@@ -144,7 +144,7 @@ impl Cli {
             Verb::Watch(args) => args.json,
             Verb::Cluster(args) => args.wants_json(),
             Verb::Explain(args) => args.json,
-            // The seven keys are all that status ever prints; a reader of it must not meet other objects.
+            // status prints its seven keys and never another object.
             Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Answers(_) => {
                 false
             }
@@ -152,7 +152,7 @@ impl Cli {
     }
 }
 
-/// A flag and its value, as one word each, for another process.
+/// Adds a flag and its value, as one word each, for another process.
 fn word(words: &mut Vec<OsString>, flag: &str, value: Option<impl Into<OsString>>) {
     if let Some(value) = value {
         words.extend([flag.into(), value.into()]);
@@ -171,7 +171,7 @@ pub(super) struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The file that was named.
+    /// The file that `--config` names; `None`: the default file.
     pub(super) fn named(&self) -> Option<&Path> {
         self.config.as_deref()
     }
@@ -185,17 +185,18 @@ impl ConfigArgs {
 /// `--mirror`: for verbs that read a bundle from a web server.
 #[derive(Debug, Args)]
 pub(super) struct MirrorArgs {
-    /// Another URL of the bundle, asked where the first one fails; may be repeated
+    /// Another URL of the bundle, used if the first one fails; may be repeated
     ///
-    /// With a slash at its end, a place below which the bundle lies by its name. Asked
-    /// before the mirrors of the configuration. One that dies, stalls, is much slower, or
-    /// sends something else is left; what is written is proved in any case.
+    /// With a slash at its end: a URL below which a file with the bundle's name is
+    /// looked for. Used before the mirrors of the configuration. A mirror that fails,
+    /// stalls, is much slower, or sends other bytes is abandoned. Every frame is verified
+    /// in any case.
     #[arg(long = "mirror", value_name = "URL")]
     mirrors: Vec<String>,
 }
 
 impl MirrorArgs {
-    /// The settings of the network with these mirrors.
+    /// The network settings with these mirrors.
     pub(super) fn web(&self, settings: &Settings) -> Web {
         let mut web = settings.web.clone();
         web.mirrors.splice(..0, self.mirrors.iter().cloned());
@@ -203,7 +204,7 @@ impl MirrorArgs {
     }
 }
 
-/// The flags that say on which machine a verb works.
+/// Flags that describe the machine on which a verb works.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub(super) struct MachineArgs {
@@ -214,7 +215,7 @@ pub(super) struct MachineArgs {
     #[arg(long, short, value_name = "DISK")]
     disk: Option<PathBuf>,
 
-    /// What says what boots: bits of the partition table, or EFI [default: priority]
+    /// Flag that decides which slot boots [default: priority]
     #[arg(long, value_name = "KIND")]
     boot_flag: Option<BootFlag>,
 
@@ -225,29 +226,30 @@ pub(super) struct MachineArgs {
     #[arg(long, value_name = "DIR")]
     efivars: Option<PathBuf>,
 
-    /// Slot that runs, where it cannot be told from the kernel: a or b
+    /// Slot that runs, if the kernel does not report it: a or b
     ///
     /// Needed for image files and for disks that this machine did not boot from.
     #[arg(long, value_name = "SLOT")]
     booted: Option<Slot>,
 
-    /// Logical block size of an image file: 512 or 4096 [default: found out]
+    /// Logical block size of an image file: 512 or 4096 [default: detected]
     ///
-    /// In bytes; where the partition table lies tells which. A block device says its own.
+    /// In bytes, detected by the place of the partition table. For a block device the
+    /// kernel reports it.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
     sector_size: Option<BlockSize>,
 
-    /// Directory of the state file [default: /var/lib/qstage]
+    /// Directory of the journal [default: /var/lib/qstage]
     ///
-    /// It holds the last error and the origin of a bundle for 'status'. It may be
-    /// lost at any time: what is installed is written in the slots themselves.
+    /// It has the history, and the last error and the origin of its bundle for 'status'.
+    /// It may be lost at any time: the slots describe themselves.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
-    /// Write a slot also where it cannot be told whether it is in use
+    /// Write a slot also if it is unknown whether it is in use
     ///
-    /// Without /sys or /proc, as in a container, nobody can see who has a slot mounted.
-    /// A slot that is seen to be in use is refused all the same.
+    /// Without /sys or /proc, as in a container, mounts of a slot cannot be seen.
+    /// A slot that is known to be in use is refused anyway.
     #[arg(long)]
     assume_unused: bool,
 
@@ -261,7 +263,7 @@ impl MachineArgs {
         self.disk.is_some()
     }
 
-    /// What the command line says, then the configuration, then the defaults.
+    /// Settings of the command line, then of the configuration, then the defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
         let mut settings = self.config.settings()?;
         settings.booted = self.booted;
@@ -274,7 +276,7 @@ impl MachineArgs {
         Ok(settings)
     }
 
-    /// The same flags, for another process. Paths are made absolute: where it runs is another question.
+    /// The same flags, for another process. Paths are made absolute, since it may have another working directory.
     pub(super) fn words(&self) -> Result<Vec<OsString>> {
         let mut words = Vec::new();
         word(&mut words, "--disk", absolute(self.disk.as_deref())?);
@@ -289,20 +291,20 @@ impl MachineArgs {
     }
 }
 
-/// The flags that say whose bundles are accepted.
+/// Flags that name the trusted keys.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Trust")]
 pub(super) struct TrustArgs {
     /// Keys that may sign [default: /etc/qstage/allowed_signers]
     ///
-    /// An OpenSSH allowed_signers file, see ssh-keygen(1). Several keys may stand in
-    /// it, so that one can be replaced by another.
+    /// An OpenSSH allowed_signers file, see ssh-keygen(1). It may have several keys,
+    /// so that one can be replaced by another.
     #[arg(long, value_name = "FILE")]
     trust: Option<PathBuf>,
 
-    /// Accept a bundle without looking at its signature: development only
+    /// Accept a bundle without checking its signature: development only
     ///
-    /// Anybody who can hand over a bundle then owns the machine.
+    /// Anybody who can supply a bundle then controls the machine.
     #[arg(long, conflicts_with = "trust")]
     unsigned_for_development: bool,
 }
@@ -325,7 +327,7 @@ impl TrustArgs {
         self.file(configured).read()
     }
 
-    /// The engine's rules, none of them overridden, with the keys by which installed releases are judged.
+    /// The engine's policy without overrides, with the keys by which installed releases are judged.
     pub(super) fn policy(&self, settings: &Settings) -> Policy {
         let trust = (!self.unsigned_for_development).then(|| self.file(&settings.trust));
         Policy { trust, ..settings.policy() }
@@ -348,7 +350,7 @@ fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
     path.map(|path| std::path::absolute(path).map_err(failed(path))).transpose()
 }
 
-/// The flags that lift a rule.
+/// Flags that override a rule.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Overrides")]
 pub(super) struct OverrideArgs {
@@ -360,10 +362,10 @@ pub(super) struct OverrideArgs {
     #[arg(long)]
     allow_downgrade: bool,
 
-    /// Accept an epoch that is too low: a release with a known hole
+    /// Accept an epoch that is too low: a release with a known vulnerability
     ///
-    /// Lower than the highest that was ever marked good on this machine. Also lets
-    /// a bundle follow a running slot that cannot say what it is.
+    /// Lower than the highest that was ever marked good on this machine. Also accepts
+    /// a bundle if the running slot has no readable record.
     #[arg(long)]
     allow_epoch_rollback: bool,
 
@@ -373,7 +375,7 @@ pub(super) struct OverrideArgs {
 }
 
 impl OverrideArgs {
-    /// The rules with those lifted that were named.
+    /// The policy with these overrides.
     pub(super) fn policy(&self, policy: Policy) -> Policy {
         Policy {
             retry: self.retry,
@@ -388,7 +390,7 @@ impl OverrideArgs {
 /// `--allow-epoch-rollback`, for verbs that need none of the other overrides.
 #[derive(Debug, Args)]
 pub(super) struct EpochArgs {
-    /// Accept an epoch that is too low: a release with a known hole
+    /// Accept an epoch that is too low: a release with a known vulnerability
     ///
     /// Lower than the highest that was ever marked good on this machine.
     #[arg(long)]
@@ -414,7 +416,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// What a service was told, its processes are told: words that come out go in again and mean the same.
+    /// The service passes its own flags to its child processes: the words parse again, with the same meaning.
     #[test]
     fn the_words_for_another_process_say_the_same() {
         let line = [

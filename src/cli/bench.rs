@@ -21,29 +21,29 @@ use crate::source::http::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Group, MIB};
 
-/// Measure target and processors, and what prepare reaches of them
+/// Measure target and processors, and how close prepare comes to them
 ///
 /// In one run, alternating: writes and reads of the target by O_DIRECT, decompression and
-/// hashing by one core and by all, and prepare with and without read-back. From these the
-/// time that prepare could not help taking, the part of it that is reached, what bounds
-/// it, and how busy the processors were. Without --disk it works on a file in the scratch
-/// directory, which is removed. With --disk it overwrites the platform slot that does not
-/// run, with --yes.
+/// hashing by one core and by all, and prepare with and without read-back. From these it
+/// derives the minimum possible time, how close prepare came to it, the bottleneck, and
+/// how busy the processors were. Without --disk it works on a file in the scratch
+/// directory, which is removed. With --disk and --yes it overwrites the inactive platform
+/// slot.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// Bundle to measure with [default: one is made up]
+    /// Bundle to measure with [default: a generated one]
     ///
-    /// Its signature is not checked: what is written is never left bootable.
+    /// Its signature is not checked: the slot is never left bootable.
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
 
     /// Directory for the scratch file [default: the current one]
     ///
-    /// It decides what is measured: the disk, or memory on a tmpfs.
+    /// It determines the target: the disk, or memory on a tmpfs.
     #[arg(long, value_name = "DIR", conflicts_with = "disk")]
     scratch: Option<PathBuf>,
 
-    /// Size of the image of a bundle that is made up
+    /// Size of the image of a generated bundle
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse_size)]
     size: u64,
 
@@ -51,14 +51,14 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", default_value = "3")]
     repeat: NonZeroUsize,
 
-    /// Overwrite the slot that does not run: what it holds is lost
+    /// Overwrite the inactive slot: its content is lost
     #[arg(long)]
     yes: bool,
 
     /// Fail if prepare reaches less than this part of the ideal
     ///
-    /// For checks that nothing became slower: a ratio of figures from one run holds on any
-    /// machine. The fastest of the repetitions counts.
+    /// A check for regressions that works on any machine, since it compares figures of one
+    /// run. The fastest of the repetitions counts.
     #[arg(long, value_name = "RATIO")]
     at_least: Option<f64>,
 
@@ -93,7 +93,7 @@ impl BenchArgs {
                 &machine::notes(),
             )
         };
-        // Only a disk that is named here: one from the configuration is the machine's own.
+        // Only a disk that the command line names: the one of the configuration is in production.
         let report = if self.machine.names_disk() {
             if !self.yes {
                 return Err(Error::Argument {
@@ -130,14 +130,14 @@ impl BenchArgs {
     }
 }
 
-/// Whether two files are on one file system. Of a block device nobody knows what it is made of.
+/// Whether two files are on one file system; unknown, hence false, for a block device.
 fn on_one_device(one: &Path, other: &Path) -> bool {
     let device =
         |path: &Path| std::fs::metadata(path).ok().filter(|about| about.is_file()).map(|about| about.dev());
     device(one).is_some() && device(one) == device(other)
 }
 
-/// A file that is large enough for the bundle, and for the target's rates to mean something.
+/// A scratch file that is large enough for the bundle, and for meaningful rates of the target.
 fn scratch_slot(scratch: &ScratchDir, bundle: &Bundle) -> Result<Arc<dyn BlockDevice>> {
     let body_len = bundle.release().record_len();
     let needed = match Layout::new(bundle.manifest(), Group::Platform, body_len, 0, "scratch file") {
@@ -149,7 +149,7 @@ fn scratch_slot(scratch: &ScratchDir, bundle: &Bundle) -> Result<Arc<dyn BlockDe
     let file = std::fs::File::create(&path).map_err(output)?;
     file.set_len(needed.next_multiple_of(MIB).max(256 * MIB)).map_err(output)?;
     let slot = Direct::open(&path, Mode::Write, BlockSize::B512)?;
-    // Written once before anything is measured: to give a file its blocks costs a file system more than to write them.
+    // Written once before the measurements: for a file system, allocating blocks costs more than writing them.
     bench::fill(&slot)?;
     Ok(Arc::new(slot))
 }

@@ -43,7 +43,7 @@ fn is_text(line: &str) -> bool {
     line == "#" || line.starts_with("# ")
 }
 
-/// Running text; what is indented stands as it is, line by line.
+/// Renders text; indented lines are kept verbatim.
 fn explanation<'a>(page: &mut Roff, lines: impl Iterator<Item = &'a str>) {
     for line in lines {
         let line = line.strip_prefix('#').unwrap_or(line);

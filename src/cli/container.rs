@@ -1,4 +1,4 @@
-//! `qstage container`: the software image as a container; and what `commit` needs of it.
+//! `qstage container`: the software image as a container; and the swap for `commit`.
 
 use std::path::PathBuf;
 
@@ -26,9 +26,9 @@ pub(super) struct ContainerArgs {
 enum ContainerVerb {
     /// Start the container of the selected software slot
     ///
-    /// For boot, and after a crash: whatever runs now, afterwards the selected slot does. A
+    /// For boot, and after a crash: afterwards the selected slot runs, whatever runs now. A
     /// slot on trial is marked good when it is healthy; if it is not, the other one is
-    /// started and selected. Does nothing where all is as it should be.
+    /// started and selected. Does nothing if the selected slot already runs.
     Start(Common),
 
     /// Stop the container
@@ -46,7 +46,7 @@ enum ContainerVerb {
 
     Gate(GateArgs),
 
-    /// Inside of a container: run what the health probe asks for
+    /// Inside a container: run the commands of the health probe
     #[command(hide = true)]
     Prober,
 }
@@ -91,7 +91,7 @@ struct Common {
     machine: MachineArgs,
 }
 
-/// Inside of a container: wait for a word, then become the command
+/// Inside a container: wait for a message, then execute the command
 #[derive(Debug, Args)]
 #[command(hide = true)]
 struct GateArgs {
@@ -99,7 +99,7 @@ struct GateArgs {
     #[arg(long)]
     console: Option<PathBuf>,
 
-    /// Start what runs the commands of the health probe
+    /// Start the process that runs the commands of the health probe
     #[arg(long)]
     prober: bool,
 

@@ -13,18 +13,18 @@ use crate::delta::{self, DeltaReport, DeltaSpec};
 use crate::error::Result;
 use crate::units::size;
 
-/// Make a delta: a small file that stands for a bundle where OLD runs
+/// Make a delta: a small file that replaces a bundle where OLD runs
 ///
-/// 'qstage prepare' takes it like the bundle NEW, whose signed manifest and index it
-/// carries unchanged, on a machine that runs OLD. It needs no key and no trust: every
+/// On a machine that runs OLD, 'qstage prepare' accepts it like the bundle NEW, whose
+/// signed manifest and index it contains. It needs no key and no trust: every
 /// frame is verified against the signed index before it is written. The same input
 /// gives the same bytes.
 #[derive(Debug, Args)]
 pub(super) struct DeltaArgs {
-    /// What runs before: its bundle, or the image of its platform
+    /// Old release: its bundle, or the image of its platform
     old: PathBuf,
 
-    /// Bundle that it becomes
+    /// Bundle of the new release
     new: PathBuf,
 
     /// Delta to write; '-' is standard output
@@ -35,16 +35,16 @@ pub(super) struct DeltaArgs {
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
 
-    /// Leave out what OLD does not make smaller
+    /// Leave out frames that OLD does not make smaller
     ///
-    /// Smaller, but of use only where 'qstage prepare' can read the bundle as well (its
-    /// option --bundle).
+    /// The delta is smaller, but 'qstage prepare' needs the bundle as well (its option
+    /// --bundle).
     #[arg(long)]
     lean: bool,
 
     /// Write the delta also if it saves less than a fifth of the bundle
     ///
-    /// And also if its file exists, which is replaced.
+    /// Also replaces the file if it exists.
     #[arg(long)]
     force: bool,
 

@@ -1,4 +1,4 @@
-//! Where `pack`, `sign` and `delta` write: a file, or standard output for `-`.
+//! Output of `pack`, `sign` and `delta`: a file, or standard output for `-`.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use super::output::{self, Format, Palette};
 use crate::error::{Error, Result};
 use crate::pack::Destination;
 
-/// The output that was asked for.
+/// The output by the command line.
 pub(super) struct BundleOutput {
     path: PathBuf,
     force: bool,
-    /// Set where it is standard output.
+    /// Standard output; `None` for a file.
     stream: Option<Pipe>,
 }
 
@@ -43,7 +43,7 @@ impl BundleOutput {
         }
     }
 
-    /// Prints the result; where the bundle itself went to standard output, as a note.
+    /// Prints the result; as a note on standard error if the bundle itself went to standard output.
     pub(super) fn outcome<T: Serialize>(
         &self,
         format: Format,
@@ -58,8 +58,8 @@ impl BundleOutput {
     }
 }
 
-/// Standard output for a bundle. A reader that has gone away has not got it, and that is a failure: a report on the same
-/// stream would only be unread.
+/// Standard output for a bundle. If the reader has closed the pipe, it has not received the bundle, which is a failure; in
+/// contrast to a report, which may go unread.
 struct Pipe;
 
 impl Write for Pipe {

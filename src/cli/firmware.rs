@@ -1,4 +1,4 @@
-//! `qstage firmware`: the blobs behind the platform image of a slot.
+//! `qstage firmware`: the blobs after the platform image of a slot.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -104,8 +104,8 @@ impl ExtractArgs {
     }
 }
 
-/// Writes a file that appears under its name only when it is whole: a flasher that waits for the file must
-/// not find half of it.
+/// Writes a file that appears under its name only when it is complete: a flash program that waits for the file must not find
+/// half of it.
 fn write_whole(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let failed = |source: io::Error| Error::Output { path: path.to_owned(), source };
     let mut file = OutputFile::create(path, 0o666).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! How the service starts `plan` and `prepare`.
+//! Flags by which the service starts `plan` and `prepare`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::source::allowed::Allowed;
 
-/// How the service starts `plan` and `prepare`: the bundle that a caller has named comes by standard input, since everybody
-/// sees the arguments of a process and a URL may hold a password.
+/// Flags by which the service starts `plan` and `prepare`. The name of the bundle comes by standard input, since all users can
+/// see the arguments of a process, and a URL may contain a password.
 #[derive(Debug, Args)]
 pub(super) struct ForServiceArgs {
     /// Read the bundle's name from standard input; open only what 'service' allows
@@ -17,14 +17,14 @@ pub(super) struct ForServiceArgs {
     pub(super) for_service: bool,
 }
 
-/// Largest name of a bundle in bytes; a request to the service is no longer.
+/// Largest name of a bundle in bytes, which is the largest request to the service.
 const NAME_MAX: u64 = 64 << 10;
 
 impl ForServiceArgs {
-    /// The name of the bundle: `given`, or what standard input holds up to a zero byte.
+    /// The name of the bundle: `given`, or standard input up to a zero byte.
     ///
     /// # Errors
-    /// [`Error::Argument`]: nothing came, or no text.
+    /// [`Error::Argument`]: standard input was empty, or not text.
     pub(super) fn name(&self, given: &Path) -> Result<PathBuf> {
         use std::io::{BufRead, Read};
         if !self.for_service {
@@ -40,7 +40,7 @@ impl ForServiceArgs {
         String::from_utf8(name).map(PathBuf::from).map_err(|_| failed("the name of the bundle is no text"))
     }
 
-    /// What may be opened; `None`: all that the caller can.
+    /// The bundles that may be opened; `None`: all that the process can open.
     pub(super) fn allowed(&self, settings: &mut Settings) -> Option<Allowed> {
         let allowed = self.for_service.then(|| settings.service.allowed())?;
         settings.web.redirects = Some(allowed.hosts(&settings.web.mirrors));

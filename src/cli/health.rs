@@ -15,12 +15,12 @@ use crate::host::health;
 
 /// Run the health checks of this machine
 ///
-/// Each executable file of the directory must end with 0 in its time, in the order of
-/// their names; the first that fails is named, and the exit code is 9. To be run
-/// before 'qstage mark-good', which then ends the trial of a new slot.
+/// Runs the executable files of the directory in the order of their names; each must end
+/// with 0 within its time. The first that fails is named, and the exit code is 9. To be
+/// run before 'qstage mark-good', which then ends the trial of a new slot.
 ///
-/// Where a slot runs on trial, why it fails is written into the slot itself, so that the
-/// slot that boots after it can tell.
+/// If the running slot is on trial, the reason of a failure is written into the slot, so
+/// that the slot that boots next can report it.
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     /// Directory of the checks
@@ -31,10 +31,11 @@ pub(super) struct HealthArgs {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
 
-    /// Run no check: say that the trial of the running slot failed; exit code 5: none
+    /// Run no check: record a failed trial of the running slot; 5 if there is none
     ///
-    /// For a unit that reboots the machine then, and only then. What a check of this boot
-    /// said is kept. With --boot-flag legacy the slot is rolled back as well.
+    /// For a unit that then reboots the machine; exit code 5 if no slot is on trial. The
+    /// reason that a check of this boot recorded stays. With --boot-flag legacy the slot
+    /// is rolled back as well.
     #[arg(long, conflicts_with_all = ["dir", "timeout"])]
     trial_failed: bool,
 
@@ -65,7 +66,7 @@ impl HealthArgs {
         })
     }
 
-    /// Keeps a failure in the slot, where one is on trial. That it cannot be kept makes no machine healthy.
+    /// Records a failure in the slot if it is on trial. A failure to record it does not change the result.
     fn keep(&self, failure: &Error) {
         let kept = self.machine.settings().and_then(|settings| match settings.disk {
             Some(_) => trial_failed(&settings, Some(&failure.to_string())),

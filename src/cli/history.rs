@@ -11,14 +11,14 @@ use super::table::{self, Cell};
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::{Event, FileJournal};
 
-/// Show what was done to the disk, when, and how it ended
+/// Show the changes of the disk, their times and outcomes
 ///
-/// One line for each verb that changed it or tried to, oldest first, and for each swap
-/// of the container with its downtime. The times are those of the machine's clock,
-/// which may have been wrong. The history may be lost with the state directory.
+/// One line per verb that changed the disk or tried to, oldest first, and per swap of
+/// the container with its downtime. The times are by the machine's clock, which may
+/// have been wrong. The history is lost with the state directory.
 #[derive(Debug, Args)]
 pub(super) struct HistoryArgs {
-    /// Only the newest so many
+    /// Show only the newest entries
     #[arg(long, short = 'n', value_name = "NUMBER")]
     last: Option<usize>,
 

@@ -15,13 +15,14 @@ use crate::units::{BlockSize, Slot, size};
 
 /// Lay out a disk or an image file with two slots
 ///
-/// Writes a GUID partition table with platform_a and platform_b, and software_a and
-/// software_b if asked for, aligned to 1 MiB, with room for the second entry array that
-/// makes a switch a single write. A disk that holds anything is refused without --force.
+/// Writes a GUID partition table with platform_a and platform_b, and with software_a
+/// and software_b on request, aligned to 1 MiB, with space for the second entry array
+/// that makes a switch a single write. A disk that holds anything is refused without
+/// --force.
 ///
-/// With --keep-table the partitions are those that are there, and the bundle goes into
-/// the slots among them. No part of the disk may be in use; on the machine that runs
-/// from it, use 'qstage prepare'.
+/// With --keep-table the existing partitions are used, and the bundle goes into the
+/// slots among them. No part of the disk may be in use; on the machine that runs from
+/// it, use 'qstage prepare'.
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
     /// Block device or image file; a file is created if it does not exist
@@ -45,14 +46,14 @@ pub(super) struct InitArgs {
 
     /// Space before the first slot, for the boot loader of the board
     ///
-    /// Allwinner needs 2 MiB, i.MX 4 MiB, Rockchip 16 MiB; see the README. At least the
-    /// partition table and a spare place for it lie there too.
+    /// Allwinner needs 2 MiB, i.MX 4 MiB, Rockchip 16 MiB; see the manual's page about
+    /// boot. The partition table and a spare place for it lie there too.
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size::parse_size)]
     reserve: u64,
 
     /// Logical block size of an image file: 512 or 4096 [default: 512]
     ///
-    /// In bytes. A block device says its own.
+    /// In bytes. For a block device the kernel reports it.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
     sector_size: Option<BlockSize>,
 
@@ -62,15 +63,15 @@ pub(super) struct InitArgs {
 
     /// Slots to install it into
     ///
-    /// With 'both' slot a boots, and b, which holds the same, is its fallback from the
-    /// first day on. With one of them the other is left as it is.
+    /// With 'both' slot a boots, and slot b, which holds the same release, is its
+    /// fallback from the first day on. With one slot the other one does not change.
     #[arg(long, value_name = "SLOT", default_value = "a", requires = "bundle")]
     slot: Into,
 
-    /// Install into the slots of the table that is there
+    /// Install into the slots of the existing partition table
     ///
-    /// They are found by their names, platform_a and platform_b, and software_a and
-    /// software_b where the bundle holds software. Nothing else on the disk is written.
+    /// They are found by their names: platform_a and platform_b, and software_a and
+    /// software_b if the bundle has software. Nothing else on the disk is written.
     /// A slot that holds anything is refused without --force.
     #[arg(
         long,
@@ -83,7 +84,7 @@ pub(super) struct InitArgs {
     #[arg(long)]
     force: bool,
 
-    /// Check everything, and say what would be written
+    /// Check everything, and show what would be written
     #[arg(long)]
     dry_run: bool,
 
@@ -104,7 +105,7 @@ impl InitArgs {
         let settings = self.config.settings()?;
         let cancel = machine::cancel_on_signals()?;
         let progress = Arc::new(Reporter::new(format));
-        // The bundle is opened first: a disk must not be wiped for one that cannot be installed.
+        // The bundle is opened first: the disk must not be wiped for a bundle that cannot be installed.
         let bundle = match &self.bundle {
             Some(from) => Some(machine::bundle_unconfined(
                 from,

@@ -16,13 +16,13 @@ use crate::progress::Cancel;
 use crate::source::http::Web;
 use crate::units::size;
 
-/// Show what a bundle holds
+/// Show the content of a bundle
 ///
-/// The signature is checked only if --trust names the keys; without it anything shown
-/// here may be forged. The images themselves are not read: 'qstage verify' does that.
+/// The signature is checked only if --trust names the keys; without it everything shown
+/// may be forged. The images are not read: 'qstage verify' does that.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Bundle or delta to look at: a file or http(s) URL; '-' is standard input
+    /// Bundle or delta to show: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
     /// Check the signature against this OpenSSH allowed_signers file
@@ -42,14 +42,14 @@ pub(super) struct InspectArgs {
 
 impl InspectArgs {
     pub(super) fn run(&self) -> Result<()> {
-        // Showing is not acting: nothing that an unverified manifest says is used but to print it.
+        // The content of an unverified manifest is only printed, and used for nothing else.
         let trust = match &self.trust {
             Some(file) => trust::read(file)?,
             None => Trust::dangerously_unsigned(),
         };
         let format = Format::object_if(self.json);
         let progress = Arc::new(Reporter::new(format));
-        // Of the configuration only how servers are reached.
+        // Only the network settings of the configuration are used.
         let web = Web { front_only: true, ..self.mirrors.web(&self.config.settings()?) };
         let bundle = machine::bundle(&self.bundle, &trust, &web, &Cancel::default(), &progress)?;
         drop(progress);

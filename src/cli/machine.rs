@@ -1,4 +1,4 @@
-//! The one place of the command line that knows how the machine's parts are had.
+//! Construction of disk, journal, bundle source and stop request for the verbs; the one place that does so.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::source::allowed::{Allowed, Permitted};
 use crate::source::http::{Notice, Web};
 use crate::source::{open_source, opened_source};
 
-/// The disk and the state file of this run.
+/// The disk and the journal of this run.
 pub(super) struct Host {
     disk: LocalDisk,
     journal: FileJournal,
 }
 
 impl Host {
-    /// For verbs that only look: works without the right to write.
+    /// For read-only verbs: works without write permission.
     pub(super) fn open_to_look(settings: &Settings) -> Result<Self> {
         Self::open(settings, Mode::Read)
     }
@@ -46,7 +46,8 @@ impl Host {
         Ok(Self { disk, journal: FileJournal::new(&settings.state_dir, output::note) })
     }
 
-    /// What a verb that only looks opens after it has read a bundle: the disk, its partitions, what else may show them.
+    /// The paths that a read-only verb opens after it has read a bundle: the disk, its partitions, devices that may expose
+    /// them.
     pub(super) fn kept_to_look(&self, settings: &Settings) -> Kept {
         let (own, others) = self.disk.nodes();
         let state = [settings.state_dir.clone()];
@@ -54,10 +55,10 @@ impl Host {
         Kept { read, ..Kept::default() }
     }
 
-    /// The same for one that changes something: slots, table and EFI variables are written, and the journal.
+    /// The same for a verb that changes something: it writes slots, table, EFI variables and journal.
     pub(super) fn kept_to_change(&self, settings: &Settings) -> Kept {
         let (own, others) = self.disk.nodes();
-        // Only what is there can be kept. Where it cannot be made, that is said when it is to be written.
+        // Only an existing directory can be permitted. If it cannot be created, the write of the journal reports that.
         let _ = private_directory(&settings.state_dir, true);
         let write = own.into_iter().chain([settings.state_dir.clone()]).collect();
         let efivars = || settings.efivars.clone().unwrap_or_else(|| EFIVARS.into());
@@ -71,7 +72,7 @@ impl Host {
     }
 }
 
-/// Where a bundle comes from: what lies on this machine is open, a web server has not been asked.
+/// Input with a bundle: a file or pipe is already open, a web server has not been contacted yet.
 pub(super) enum Input {
     /// A file, a pipe.
     Open(Source),
@@ -79,11 +80,11 @@ pub(super) enum Input {
     Web(Address),
 }
 
-/// The same in a process that has given up its rights: the only one that reads it.
+/// The same in a process that has dropped its rights; only this type can be read.
 pub(super) struct ConfinedInput(Input);
 
 impl Input {
-    /// The same as [`open`](Self::open) for a caller who may have read only what is `allowed`; `None`: everything.
+    /// The same as [`open`](Self::open), for a caller that may name only bundles in `allowed`; `None`: all.
     ///
     /// # Errors
     /// [`Error::BadRequest`] for what is not `allowed`; class Io.
@@ -95,7 +96,7 @@ impl Input {
         }
     }
 
-    /// Opens a path, or `-` for standard input; of an http(s) URL nothing yet.
+    /// Opens a path, or `-` for standard input; an http(s) URL is not contacted yet.
     pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
         match Address::parse(from)? {
             address @ Address::Web(_) => Ok(Self::Web(address)),
@@ -104,7 +105,7 @@ impl Input {
         }
     }
 
-    /// Gives up all rights but `kept`; before any thread is started, since those that exist keep theirs.
+    /// Drops all rights except `kept`; to be called before any thread is started, since existing threads retain theirs.
     pub(super) fn confine(self, kept: Kept, web: &Web, progress: &dyn Progress) -> Result<ConfinedInput> {
         let mut kept = kept;
         kept.network = matches!(self, Self::Web(_));
@@ -126,7 +127,7 @@ impl Input {
     }
 }
 
-/// Opens a bundle and keeps all rights: for verbs of a workshop, which make disks and measure.
+/// Opens a bundle and retains all rights: for `init` and `bench`, which make disks and measure.
 pub(super) fn bundle_unconfined(
     from: &Path,
     trust: &Trust,
@@ -144,7 +145,7 @@ impl ConfinedInput {
     }
 }
 
-/// The whole bundle beside a delta: a file, opened before rights are given up and read only afterwards.
+/// The whole bundle beside a delta: a file that is opened before the rights are dropped and read afterwards.
 pub(super) struct WholeInput(Source);
 
 impl WholeInput {
@@ -165,7 +166,7 @@ impl WholeInput {
     }
 }
 
-/// Opens a bundle or delta by a verb that needs nothing else afterwards.
+/// Opens a bundle or delta for a verb that needs no other rights afterwards.
 pub(super) fn bundle(
     from: &Path,
     trust: &Trust,
@@ -182,7 +183,7 @@ pub(super) fn notes() -> Notice {
     Arc::new(output::note)
 }
 
-/// Notices of a transfer among the progress of a verb, as long as that is shown.
+/// Notices of a transfer among the progress of a verb, as long as the reporter exists.
 pub(super) fn notices(progress: &Arc<Reporter>) -> Notice {
     let progress = Arc::downgrade(progress);
     Arc::new(move |message| {
@@ -192,13 +193,13 @@ pub(super) fn notices(progress: &Arc<Reporter>) -> Notice {
     })
 }
 
-/// A stop request that signals raise. Only verbs that look at it ask for it: those that change nothing and are short die
-/// by a signal as any program does.
+/// A stop request that signals raise. Only for verbs that check it: short verbs that change nothing are ended by a signal as
+/// any program is.
 pub(super) fn cancel_on_signals() -> Result<Cancel> {
     raised_by(signals::cancel_on_signals)
 }
 
-/// The same for verbs that switch: they end before their first write or go through to their end.
+/// The same for verbs that switch: they stop before their first write, or run to the end.
 pub(super) fn defer_signals() -> Result<Cancel> {
     raised_by(signals::defer)
 }

@@ -35,7 +35,7 @@ impl ManArgs {
             return written.map_err(failed);
         }
         let mut page = Vec::new();
-        // A vector takes all; what fails here is the generator.
+        // Writes to a vector do not fail; an error here is one of the generator.
         clap_mangen::Man::new(Cli::command())
             .render(&mut page)
             .map_err(|problem| Error::Internal { what: format!("the manual page: {problem}") })?;

@@ -7,9 +7,9 @@
 //!     crate::config       output, progress (human, JSON)
 //! ```
 //!
-//! One file per verb holds its flags, its help and its printing; a verb's documentation comment *is* its help
-//! and its manual page. `args` has the flags that several verbs share, `config` the file behind them, and
-//! `machine` is the one place that knows how a disk, a bundle source and the signals are had.
+//! One file per verb has its flags, its help and its output; a verb's documentation comment *is* its help and its manual
+//! page. `args` has the flags that several verbs share, `crate::config` the configuration file, and `machine` constructs
+//! disk, bundle source and stop request.
 
 mod answers;
 mod args;

@@ -1,11 +1,11 @@
-//! The two standard streams, and the only writers to them. Nothing that is done waits for whoever reads them.
+//! The two standard streams, and the only writers to them. No work waits for their readers.
 //!
-//! Progress, notes and logs are *offered*: a thread writes them, a bounded number waits for it, and what comes beyond that
-//! is dropped and counted, as is what cannot be written (a full disk, a pipe whose reader is gone). Results are *delivered*,
-//! last, when no lock is held any more.
+//! Progress, notes and logs are *offered*: a thread writes them, and a bounded number waits for it. Further lines are dropped
+//! and counted, as are lines that cannot be written (a full disk, a pipe without a reader). Results are *delivered*, last, when
+//! no lock is held any more.
 //!
-//! `poll` alone was rejected: between its answer and the write another process may fill the pipe, and a file on a disk that
-//! hangs is always said to be writable. Where no thread is to be had it is used all the same.
+//! `poll` alone was rejected: between poll and write another process may fill the pipe, and a file on a hung disk is always
+//! reported as writable. It is used only if no thread can be started.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -19,13 +19,13 @@ use nix::unistd::write;
 
 use crate::workers::{self, lock};
 
-/// Bytes that may wait for a stream.
+/// Number of bytes that may wait for a stream.
 const WAITING: usize = 256 << 10;
-/// Bytes of drawings that may wait: some, since the last one takes the bar away.
+/// Number of bytes of drawings that may wait; not zero, since the last drawing removes the bar.
 const DRAWINGS: usize = 4 << 10;
-/// How long the end of the process waits for notes that nobody has read yet.
+/// Longest wait for unread notes at the end of the process.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long a reader of a result may take nothing, where a change has been made and the exit code has to tell.
+/// Longest time for which the reader of a result may read nothing after a change; then the exit code reports the loss.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A stream of this process.
@@ -49,13 +49,13 @@ enum Stream {
 struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// The thread is within a write.
+    /// Whether the thread is in a write.
     busy: bool,
-    /// Lines that nobody will see, since the last report of it.
+    /// Number of lines that were dropped since the last report.
     dropped: u64,
-    /// Makes a line of that number; where there is none nothing is said.
+    /// Formats that number as a line; `None`: dropped lines are not reported.
     lament: Option<fn(u64) -> String>,
-    /// Whether there is a thread; `None` before the first line.
+    /// Whether the thread could be started; `None` before the first line.
     thread: Option<bool>,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn err() -> &'static Outlet {
     })
 }
 
-/// Gives what was offered a moment to be written. To be called last.
+/// Waits a moment until offered lines are written. To be called last.
 pub fn finish() {
     out().drain(LAST_WORDS);
     err().drain(LAST_WORDS);
@@ -85,12 +85,12 @@ impl Outlet {
         Self { shared: Arc::new(Shared { stream, state, changed: Condvar::new() }) }
     }
 
-    /// Says lost lines in another form.
+    /// Sets the format in which dropped lines are reported.
     pub(super) fn lament(&self, lament: fn(u64) -> String) {
         lock(&self.shared.state).lament = Some(lament);
     }
 
-    /// Has a line written when the stream takes it, or drops it. Never waits.
+    /// Queues a line for the thread, or drops it. Never waits.
     pub(super) fn offer(&self, line: &[u8]) {
         let mut state = lock(&self.shared.state);
         if state.thread.is_none() {
@@ -110,20 +110,20 @@ impl Outlet {
         }
     }
 
-    /// The same for a drawing that the next one replaces: dropped without being counted where some already wait.
+    /// The same for a drawing that the next one replaces: it is dropped without being counted if others already wait.
     pub(super) fn offer_drawing(&self, drawing: &[u8]) {
         if lock(&self.shared.state).bytes < DRAWINGS {
             self.offer(drawing);
         }
     }
 
-    /// Width of the terminal in columns; `None` where it is none or does not tell.
+    /// Width of the terminal in columns; `None` if it is no terminal, or reports none.
     pub(super) fn columns(&self) -> Option<u16> {
         let size = rustix::termios::tcgetwinsize(self.shared.stream.fd()).ok()?;
         Some(size.ws_col).filter(|columns| *columns > 0)
     }
 
-    /// Waits until all that was offered is written; whether it is.
+    /// Waits until all offered lines are written; returns whether they are.
     fn drain(&self, patience: Duration) -> bool {
         let state = lock(&self.shared.state);
         if state.thread != Some(true) {
@@ -135,11 +135,11 @@ impl Outlet {
         !waited.timed_out()
     }
 
-    /// Writes a result after all that was offered. `patience` is how long the reader may take nothing; `None`: as long as
-    /// it likes.
+    /// Writes a result after all offered lines. `patience` is the longest time for which the reader may read nothing; `None`:
+    /// no limit.
     ///
     /// # Errors
-    /// Of write(2); `TimedOut`.
+    /// Those of write(2); `TimedOut`.
     pub(super) fn deliver(&self, text: &[u8], patience: Option<Duration>) -> io::Result<()> {
         const LONG: Duration = Duration::from_secs(1);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "nobody reads it");
@@ -156,7 +156,7 @@ impl Outlet {
                 }
                 continue;
             }
-            // What a pipe takes without waiting where it takes anything (pipe(7), PIPE_BUF).
+            // A writable pipe accepts this many bytes without waiting (pipe(7), PIPE_BUF).
             let (part, _) = rest.split_at(rest.len().min(4096));
             match write(self.shared.stream.fd(), part) {
                 Ok(len) => rest = rest.get(len..).unwrap_or_default(),
@@ -181,7 +181,7 @@ impl Write for &Outlet {
 }
 
 impl Shared {
-    /// Writes what is offered, for ever.
+    /// Writes offered lines, in an endless loop.
     fn run(&self) {
         let mut state = lock(&self.state);
         loop {
@@ -206,7 +206,7 @@ impl Shared {
 
 impl Stream {
     fn fd(self) -> BorrowedFd<'static> {
-        // Statics: their descriptors live as long as the process. Not through their locks, which a writer that waits holds.
+        // Statics: their descriptors live as long as the process. Not through their locks, which a waiting writer holds.
         static OUT: OnceLock<io::Stdout> = OnceLock::new();
         static ERR: OnceLock<io::Stderr> = OnceLock::new();
         match self {
@@ -220,7 +220,7 @@ impl Stream {
             match write(self.fd(), bytes) {
                 Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
                 Err(Errno::EINTR) => {}
-                // The open file may be shared with somebody who made it so.
+                // Another process that shares the open file may have made it non-blocking.
                 Err(Errno::EAGAIN) => {
                     writable(self.fd(), Duration::from_secs(1)).map_err(|_| Errno::EIO)?;
                 }
@@ -231,7 +231,7 @@ impl Stream {
     }
 }
 
-/// Whether something can be written without waiting, after at most `patience`. An error counts: the write will tell.
+/// Whether a write would not wait, after at most `patience`. An error counts as yes: the write will report it.
 fn writable(fd: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
     let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], timeout) {

@@ -12,7 +12,7 @@ use super::outlet;
 use crate::error::{Class, Error, Result, sentence};
 use crate::units::text;
 
-/// How a verb prints what came of it.
+/// Format of a verb's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// Text for people.
@@ -24,7 +24,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// The format of a verb that shows its result alone.
+    /// The format of a verb that prints only its result.
     pub(super) const fn object_if(json: bool) -> Self {
         if json { Self::Object } else { Self::Human }
     }
@@ -35,7 +35,7 @@ impl Format {
     }
 }
 
-/// Version of the events; raised when a key changes its meaning, not when one is added.
+/// Version of the events; it is raised when the meaning of a key changes, not when a key is added.
 const EVENT_VERSION: u8 = 1;
 
 /// One line of the JSON lines. The keys that every event has come first, then those of its kind.
@@ -70,13 +70,13 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
     Ok(text)
 }
 
-/// A dry run for people: what would be done, then the writes and barriers, one line each.
+/// A dry run for people: the effect, then the writes and barriers, one line each.
 pub(super) fn planned(head: &str, plan: &[String]) -> String {
     let plan: String = plan.iter().map(|step| format!("  {step}\n")).collect();
     format!("{head}; the plan, nothing was written:\n{plan}")
 }
 
-/// Prints the result of a verb that looks and changes nothing.
+/// Prints the result of a read-only verb.
 pub(super) fn result<T: Serialize>(
     format: Format,
     report: &T,
@@ -89,11 +89,11 @@ pub(super) fn result<T: Serialize>(
     })
 }
 
-/// Prints the result of a verb that has changed something. To be called when its locks are released: a reader may take its
-/// time, though not for ever.
+/// Prints the result of a verb that has changed something. To be called when its locks are released: a reader may be slow,
+/// up to a limit.
 ///
 /// # Errors
-/// [`Error::ReportLost`], with what is done as the text for people has it.
+/// [`Error::ReportLost`], with the first line of the text for people.
 pub(super) fn outcome<T: Serialize>(
     format: Format,
     report: &T,
@@ -111,7 +111,7 @@ pub(super) fn outcome<T: Serialize>(
     deliver(&text, Some(outlet::PATIENCE)).map_err(lost)
 }
 
-/// What was done stands there; more is advice.
+/// The first line: it has the result, the others have advice.
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
@@ -121,8 +121,8 @@ pub(super) fn print(text: &str) -> Result<()> {
     deliver(text, None).map_err(|source| Error::Output { path: PathBuf::from("standard output"), source })
 }
 
-/// A reader that has closed the pipe wants no more, and that is its right: `qstage prepare --json | head -1` must neither
-/// panic nor stop half-way, and its exit code must say what became of the disk.
+/// Writes text. A reader may close the pipe: `qstage prepare --json | head -1` must neither panic nor stop half-way, and its
+/// exit code must be that of the verb.
 fn deliver(text: &str, patience: Option<Duration>) -> io::Result<()> {
     match outlet::out().deliver(text.as_bytes(), patience) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -130,12 +130,12 @@ fn deliver(text: &str, patience: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// Whether standard output is a terminal, which no bundle may be sent to.
+/// Whether standard output is a terminal, to which no bundle may be written.
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Standard output for bytes that are the result.
+/// Standard output for a binary result.
 pub(super) struct Stdout;
 
 impl Write for Stdout {
@@ -151,8 +151,8 @@ impl Write for Stdout {
     }
 }
 
-/// Prints an error: a line on standard error and, for machines, an `error` event on standard output. To be
-/// called from `main` only. What cannot be printed is lost; the exit code still tells the class.
+/// Prints an error: a line on standard error and, for programs, an `error` event on standard output. To be called from `main`
+/// only. A failure to print is ignored; the exit code still has the class.
 pub fn print_error(error: &Error, json: bool) {
     let message = sentence(error);
     let code = error.code();
@@ -165,7 +165,7 @@ pub fn print_error(error: &Error, json: bool) {
     }
 }
 
-/// Tells people something although nothing failed. What cannot be printed is lost.
+/// Prints a note for people on standard error. A failure to print is ignored.
 pub(super) fn note(message: &str) {
     outlet::err().offer(format!("qstage: note: {}\n", text::shown(message)).as_bytes());
 }
@@ -173,7 +173,7 @@ pub(super) fn note(message: &str) {
 /// The codes that [`Palette`] writes.
 const CODES: [&str; 5] = ["0", "1", "31", "32", "33"];
 
-/// Colours, or none: only on a terminal, and not where `NO_COLOR` (<https://no-color.org>) is set.
+/// Colours, or none: only on a terminal, and not if `NO_COLOR` (<https://no-color.org>) is set.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Palette {
     coloured: bool,
@@ -196,8 +196,8 @@ impl Palette {
         if self.coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Text for people, of which only our own colours may act on the terminal. What tables show was made harmless before it was
-    /// painted.
+    /// Text for people, without control sequences except our own colours. Cells of tables were already escaped before they were
+    /// coloured.
     fn clean(self, human: impl FnOnce(Self) -> String) -> String {
         let text = human(self);
         let mut parts = text.split('\x1b');
@@ -214,17 +214,17 @@ impl Palette {
         out
     }
 
-    /// For what is as it should be.
+    /// For a good state.
     pub(super) fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    /// For what waits for somebody.
+    /// For a state that needs attention.
     pub(super) fn warn(self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    /// For what is wrong.
+    /// For a failure.
     pub(super) fn bad(self, text: &str) -> String {
         self.paint("31", text)
     }

@@ -1,4 +1,4 @@
-//! When to show progress, and what the figures are. Pure: time comes in as the duration since the start.
+//! Intervals and figures of progress. Pure: time is an argument, as the duration since the start.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl Pace {
 
     /// Whether an event may be shown at `now`; if so, the next one is due an interval later.
     pub(super) fn due(&mut self, now: Duration) -> bool {
-        // A thread that read the clock earlier may come later; saturating keeps it quiet.
+        // A thread that read the clock earlier may come later; saturating makes its event not due.
         let due = self.last.is_none_or(|last| now.saturating_sub(last) >= self.every);
         if due {
             self.last = Some(now);
@@ -30,7 +30,7 @@ impl Pace {
     }
 }
 
-/// How far a phase is.
+/// Progress of a phase.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Meter {
     phase: Phase,
@@ -39,16 +39,16 @@ pub(super) struct Meter {
     began: Duration,
 }
 
-/// The figures of a moment; `progress` event of the JSON lines.
+/// Figures at one instant; the `progress` event of the JSON lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Figures {
-    /// What is being done.
+    /// The phase.
     pub(super) phase: Phase,
     /// Bytes done, never more than `total`.
     pub(super) done: u64,
     /// Bytes to do.
     pub(super) total: u64,
-    /// Bytes per second, the mean since the phase began.
+    /// Mean rate since the phase began, in bytes per second.
     pub(super) rate: u64,
 }
 
@@ -101,7 +101,7 @@ mod tests {
             let shown: Vec<u64> = (0..10_000).step_by(step).filter(|&at| pace.due(ms(at))).collect();
             assert_eq!(shown[0], 0, "the first is shown at once");
             assert!(shown.windows(2).all(|pair| pair[1] - pair[0] >= 200), "step {step}: {shown:?}");
-            // It is not merely silent: an event is shown at the first chance after each interval.
+            // An event is shown at the first opportunity after each interval.
             assert!(
                 shown.windows(2).all(|pair| pair[1] - pair[0] < 200 + step as u64),
                 "step {step}: {shown:?}"

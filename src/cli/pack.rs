@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::pack::{self, PackReport, PackSpec};
 use crate::units::size;
 
-/// Below this the index grows and compression suffers, and nothing gets better.
+/// Smallest frame in bytes: with smaller ones the index grows and compression suffers, without a benefit.
 const FRAME_SMALLEST: u32 = 64 << 10;
 
 /// Pack images into a bundle and sign it
@@ -28,16 +28,16 @@ const FRAME_SMALLEST: u32 = 64 << 10;
 #[command(override_usage = "qstage pack [OPTIONS] --product <NAME> --version <VERSION>
                    --platform <FILE> --output <FILE>")]
 pub(super) struct PackArgs {
-    /// Product that the bundle is for; a machine of another one refuses it
+    /// Product that the bundle is for; machines of other products refuse it
     #[arg(long, value_name = "NAME")]
     product: String,
 
     /// Version of the bundle, such as 1.4.2
-    // Without an id of its own it would collide with the flag --version of the program.
+    // Without a distinct id it would collide with the program's flag --version.
     #[arg(id = "bundle_version", long = "version", value_name = "VERSION")]
     version: String,
 
-    /// Operating system image: what the platform slot holds from its first byte
+    /// Operating system image: the platform slot's content from its first byte
     #[arg(long, value_name = "FILE")]
     platform: PathBuf,
 
@@ -45,15 +45,15 @@ pub(super) struct PackArgs {
     #[arg(long, value_name = "FILE")]
     software: Option<PathBuf>,
 
-    /// Firmware blob, stored behind the platform image; may be repeated
+    /// Firmware blob, stored after the platform image; may be repeated
     #[arg(long, value_name = "NAME=FILE", value_parser = parse_firmware)]
     firmware: Vec<(String, PathBuf)>,
 
     /// Private key: OpenSSH format, without a passphrase
     ///
-    /// Leave it out to sign later with 'qstage sign', or with ssh-keygen where the
-    /// key lives in an agent or a hardware token. The key is tried before the packing;
-    /// one that asks for a passphrase or a touch asks twice.
+    /// Leave it out to sign later with 'qstage sign', or with ssh-keygen if the key is
+    /// in an agent or a hardware token. The key is tested before the packing; one that
+    /// asks for a passphrase or a touch asks twice.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
@@ -71,9 +71,10 @@ pub(super) struct PackArgs {
     #[arg(long, value_name = "VERSION")]
     min_version: Option<String>,
 
-    /// Anti-rollback epoch: raise it when older releases have a known hole
+    /// Anti-rollback epoch: raise it if older releases have a known vulnerability
     ///
-    /// A machine refuses a bundle whose epoch is lower than that of what it runs.
+    /// A machine refuses a bundle whose epoch is lower than the highest that was ever
+    /// marked good on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     epoch: u64,
 
@@ -81,9 +82,9 @@ pub(super) struct PackArgs {
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
 
-    /// Uncompressed bytes of a frame, a power of two, 64K to 8M
+    /// Uncompressed size of a frame, a power of two, 64K to 8M
     ///
-    /// A frame is what is verified and written as one.
+    /// A frame is verified and written as a whole.
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_frame_size)]
     frame_size: u32,
 
@@ -131,8 +132,8 @@ fn human(report: &PackReport, palette: Palette) -> String {
     )
 }
 
-/// Now, or what `SOURCE_DATE_EPOCH` says (<https://reproducible-builds.org/specs/source-date-epoch/>), in
-/// seconds since 1970. It is information for people: no decision ever depends on it.
+/// The current time, or `SOURCE_DATE_EPOCH` (<https://reproducible-builds.org/specs/source-date-epoch/>), in seconds since
+/// 1970. It is for people only: no decision depends on it.
 fn creation_time() -> Result<u64> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
         return Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));

@@ -1,5 +1,5 @@
-//! The command line as words. clap reads it; what it says of mistakes is gone over: a tip is typed without a thought, so none
-//! destroys anything, and words of other tools lead to the verb that does the same here.
+//! The command line as words. clap parses it; its messages about mistakes are corrected. Users type a tip without a thought,
+//! so no tip may destroy anything; and verbs of other tools lead to the verb with the same purpose here.
 
 use std::ffi::OsString;
 
@@ -8,13 +8,13 @@ use clap::error::{ContextKind, ContextValue};
 
 use super::args::Cli;
 
-/// Verbs that destroy what a disk holds or what was prepared: no tip names them.
+/// Verbs that destroy the content of a disk or a prepared slot: no tip names them.
 const DESTRUCTIVE: [&str; 2] = ["init", "cancel"];
 
-/// Options that overrule a refusal, by how they begin.
+/// Prefixes of options that override a refusal.
 const OVERRULING: [&str; 5] = ["--force", "--allow-", "--override-", "--assume-", "--unsigned-"];
 
-/// Verbs that people know from other tools (RAUC, SWUpdate, Mender, swupd, apt), and ours.
+/// Verbs of other tools (RAUC, SWUpdate, Mender, swupd, apt), and ours.
 const KNOWN_ELSEWHERE: [(&[&str], &str); 6] = [
     (&["install", "update", "apply", "flash", "write", "stage", "deploy"], "prepare"),
     (&["activate", "switch", "select-slot"], "commit"),
@@ -25,7 +25,7 @@ const KNOWN_ELSEWHERE: [(&[&str], &str); 6] = [
 ];
 
 impl Cli {
-    /// Reads the command line of this process. A mistake is printed, and ends it with exit code 2.
+    /// Parses the command line of this process. A mistake is printed, and ends the process with exit code 2.
     pub fn of_process() -> Self {
         let words = help_as_option(std::env::args_os().collect());
         let verb = words.get(1).and_then(|word| word.to_str()).unwrap_or_default().to_owned();
@@ -36,8 +36,8 @@ impl Cli {
     }
 }
 
-/// `help VERB...` is `VERB... --help`. clap's own verb of that name would repeat all verbs below itself, in the completions and
-/// the manual pages too.
+/// Turns `help VERB...` into `VERB... --help`. clap's own verb `help` would repeat all verbs below itself, also in completions
+/// and manual pages.
 fn help_as_option(mut words: Vec<OsString>) -> Vec<OsString> {
     if words.get(1).is_some_and(|word| word == "help") {
         words.remove(1);
@@ -46,7 +46,7 @@ fn help_as_option(mut words: Vec<OsString>) -> Vec<OsString> {
     words
 }
 
-/// Takes tips out of an error that somebody would regret, and adds those for `verb` of other tools.
+/// Removes dangerous tips from an error, and adds those for verbs of other tools.
 fn correct(error: &mut clap::Error, verb: &str) {
     let is_destructive = |word: &str| DESTRUCTIVE.contains(&word);
     let is_overruling = |word: &str| OVERRULING.iter().any(|start| word.starts_with(start));
@@ -61,7 +61,7 @@ fn correct(error: &mut clap::Error, verb: &str) {
     }
 }
 
-/// Keeps those words of a kind of tip that `keep` wants.
+/// Retains the words of a kind of tip for which `keep` holds.
 fn retain(error: &mut clap::Error, kind: ContextKind, keep: impl Fn(&str) -> bool) {
     match error.remove(kind) {
         Some(ContextValue::String(word)) if keep(&word) => {

@@ -19,16 +19,16 @@ use crate::source::http::Web;
 use crate::state::{PlanReport, UpgradeType};
 use crate::units::size;
 
-/// Show what an upgrade would do, and what forbids it
+/// Show the effect of an upgrade, and the obstacles
 ///
-/// Changes nothing. Tells the type of the upgrade (software only, or platform with a
-/// reboot), what would be written where, and every obstacle with its remedy.
+/// Changes nothing. Shows the type of the upgrade (software only, or platform with a
+/// reboot), the slots that would be written, and every obstacle with its remedy.
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
     /// Bundle or delta to upgrade to: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
-    /// Whole bundle, where BUNDLE is a delta that needs it
+    /// Whole bundle, if BUNDLE is a delta that needs it
     #[arg(long = "bundle", value_name = "WHOLE")]
     whole: Option<PathBuf>,
 

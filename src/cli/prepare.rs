@@ -23,21 +23,21 @@ use crate::state::{PrepareReport, UpgradeType};
 use crate::units::{Blake3, size};
 use crate::workers;
 
-/// Write a bundle into the slot that does not run, and verify it
+/// Write a bundle into the inactive slot, and verify it
 ///
 /// Checks the signature before anything else and every frame before it is written,
-/// flushes, reads the slot back past the page cache, and only then calls it whole. The
-/// running slot is not touched, and what boots next does not change: 'qstage commit'
-/// does that. If it is interrupted, run it again: it goes on where it stopped.
+/// flushes, reads the slot back past the page cache, and only then marks it as whole.
+/// The running slot and the selection of the next boot do not change: 'qstage commit'
+/// does that. If it is interrupted, run it again: it continues where it stopped.
 #[derive(Debug, Args)]
 pub(super) struct PrepareArgs {
     /// Bundle or delta to install: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
-    /// Whole bundle, where BUNDLE is a delta: for frames that cannot be made
+    /// Whole bundle, if BUNDLE is a delta: for frames that cannot be made
     ///
-    /// A file. Frames are taken from it that the delta leaves out, or whose
-    /// part of the running slot is damaged.
+    /// A file. It supplies frames that the delta leaves out, or whose part of the
+    /// running slot is damaged.
     #[arg(long = "bundle", value_name = "WHOLE")]
     whole: Option<PathBuf>,
 
@@ -46,20 +46,20 @@ pub(super) struct PrepareArgs {
 
     /// Write at most this many bytes per second, such as 50M [default: no limit]
     ///
-    /// Keeps a disk responsive for what runs meanwhile.
+    /// So the disk stays responsive for other processes.
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate)]
     max_rate: Option<u64>,
 
-    /// Do not read the slot back when it is written
+    /// Do not read the slot back after the write
     ///
-    /// Saves the time of reading it, and trusts the disk.
+    /// Saves the time of the read, and trusts the disk.
     #[arg(long)]
     no_read_back: bool,
 
     /// Verify the SHA-256 of the whole images too
     ///
-    /// Every frame is verified by BLAKE3 in any case. This proves nothing more, and takes
-    /// longer than all the rest on processors without SHA instructions.
+    /// Every frame is verified by BLAKE3 in any case. This adds no assurance, and takes
+    /// longer than everything else on processors without SHA instructions.
     #[arg(long)]
     sha256: bool,
 
@@ -67,35 +67,36 @@ pub(super) struct PrepareArgs {
     #[arg(long)]
     pub(super) json: bool,
 
-    /// Run with the lowest priority, so that what else runs is not slowed down
+    /// Run with the lowest priority, so that other processes are not slowed down
     ///
-    /// For the processor nice 19, from which the kernel derives the priority of disk
-    /// accesses. And a pause of 60 ms each second, to listen whether others wait for the
-    /// disk or for memory (/proc/pressure); while they do it goes on pausing, for 2 s at
-    /// most.
+    /// With nice 19, from which the kernel derives the priority of disk accesses. And with
+    /// a pause of 60 ms each second, to measure whether others wait for the disk or for
+    /// memory (/proc/pressure); while they do, it continues to pause, for 2 s at most.
     #[arg(long)]
     background: bool,
 
     /// In the background, write at least this many bytes per second, such as 5M
     ///
-    /// Below it no pause is made, whoever waits. Without it work goes on for 250 ms after
-    /// each pause of 2 s: a machine that is always busy gets its upgrade too.
+    /// Below this rate there are no pauses, even if others wait. Without it, work continues
+    /// for 250 ms after each pause of 2 s: a machine that is always busy gets its upgrade
+    /// too.
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate)]
     min_rate: Option<u64>,
 
-    /// Take no bundle but the one whose manifest has this BLAKE3
+    /// Accept only the bundle whose manifest has this BLAKE3
     ///
-    /// 'qstage plan --json' names it ('manifest'): what was looked at is what is prepared.
+    /// 'qstage plan --json' shows it ('manifest'): so the bundle that was planned is the
+    /// one that is prepared.
     #[arg(long, value_name = "BLAKE3")]
     manifest: Option<Blake3>,
 
     /// Stop when standard input is closed: for a program that starts this one
     ///
-    /// However that program ends, this one does not go on alone.
+    /// However that program ends, this one does not continue alone.
     #[arg(long)]
     while_stdin_open: bool,
 
-    /// Be killed when the thread ends that started this
+    /// Be killed when the thread that started this process ends
     #[arg(long, hide = true)]
     die_with_parent: bool,
 
@@ -118,7 +119,7 @@ pub(super) struct PrepareArgs {
 impl PrepareArgs {
     pub(super) fn run(&self) -> Result<()> {
         if self.die_with_parent {
-            // First of all. Where the kernel refuses it, standard input tells.
+            // Before everything else. If the kernel refuses it, the end of standard input has the same effect.
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
         }
         let format = Format::lines_if(self.json);
@@ -150,7 +151,7 @@ impl PrepareArgs {
         let progress = Arc::new(Reporter::new(format));
         let host = Host::open_to_change(&settings)?;
         let engine = host.engine(policy);
-        // Until the service has accepted the order nobody has asked for this bundle; it keeps the refusal then.
+        // Before the service has accepted the order, a refusal is not recorded here: the service does that.
         let asked = !self.service.for_service;
         let refused = |error| if asked { engine.bundle_refused(&options.origin, error) } else { error };
         let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
@@ -166,20 +167,20 @@ impl PrepareArgs {
         let whole = whole.map(|whole| whole.bundle(&trust)).transpose().map_err(refused)?;
         options.whole = whole.map(Arc::new);
         if let Some(heard) = heard.filter(|_| self.service.for_service) {
-            // One process looks and prepares: what was looked at is what is prepared, and a URL is fetched once.
+            // One process plans and prepares: so the planned bundle is the one that is prepared, and a URL is fetched once.
             let plan = engine.plan(&bundle, options.whole.as_deref())?;
             output::print(&output::json_line(&output::Event::new("planned", &plan))?)?;
             wait_for_word(&heard, &options.cancel)?;
         }
         let report = engine.prepare(bundle, &options, &progress)?;
-        // The lock and the slot are released before the report: whoever reads it may take its time.
+        // The lock and the slot are released before the report, since its reader may be slow.
         drop((progress, host));
         output::outcome(format, &report, human)
     }
 }
 
 impl PrepareArgs {
-    /// The bundle, if it is the one that was asked for.
+    /// Returns the bundle if it is the one of `--manifest`.
     fn expected(&self, bundle: Bundle) -> Result<Bundle> {
         let found = bundle.manifest().digest();
         match self.manifest.filter(|expected| *expected != found) {
@@ -191,21 +192,20 @@ impl PrepareArgs {
     }
 }
 
-/// Before any thread is started: niceness is one thread's, and those that come later inherit it. The best-effort
-/// I/O priority follows from it (ioprio_set(2)); the idle class was rejected, since on a busy disk it never ends.
+/// Lowers the priority. To be called before any thread is started: niceness is per thread, and later threads inherit it. The
+/// best-effort I/O priority follows from it (ioprio_set(2)); the idle class was rejected, since on a busy disk it never ends.
 fn lower_priority(of_a_service: bool) {
-    // Only raising it can be forbidden.
+    // Only an increase of the priority can be forbidden.
     let _ = rustix::process::nice(19);
-    // Between sessions niceness counts for nothing where the scheduler groups processes by them (sched(7), autogroup);
-    // a session of our own has one niceness for all. A terminal could not interrupt us there any more, so this is for
-    // who is ended in another way.
+    // If the scheduler groups processes by session (sched(7), autogroup), niceness has no effect between sessions, but each
+    // session has a niceness; so a new session is started. A terminal cannot interrupt it, so only a child of the service does
+    // this, which is stopped in another way.
     if of_a_service {
         load::lower_session();
     }
 }
 
-/// Requests a stop when standard input ends.
-/// What is returned hears of the first byte that comes; of those after it only the end counts.
+/// Requests a stop when standard input ends. The receiver gets a message at the first byte; later bytes are ignored.
 fn stop_with_stdin(cancel: &Cancel) -> Result<Receiver<()>> {
     let cancel = cancel.clone();
     let (word, heard) = mpsc::channel();
@@ -220,7 +220,7 @@ fn stop_with_stdin(cancel: &Cancel) -> Result<Receiver<()>> {
     Ok(heard)
 }
 
-/// Waits until whoever started this has seen the plan and wants it.
+/// Waits until the parent process has read the plan and accepts it.
 fn wait_for_word(heard: &Receiver<()>, cancel: &Cancel) -> Result<()> {
     loop {
         match heard.recv_timeout(Duration::from_millis(100)) {

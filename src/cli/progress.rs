@@ -1,5 +1,5 @@
-//! Progress of a long step: JSON lines on standard output for machines; on standard error a bar on a
-//! terminal and a plain line now and then elsewhere.
+//! Progress of a long step: JSON lines on standard output for programs; on standard error a bar on a terminal, else a plain
+//! line at intervals.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,14 +17,15 @@ use crate::progress::{Phase, Progress};
 use crate::units::size;
 use crate::workers;
 
-/// Interval of JSON progress events: 5 Hz keeps a display alive and a log readable.
+/// Interval of JSON progress events: 5 Hz suits a display, and a log stays readable.
 const JSON_EVERY: Duration = Duration::from_millis(200);
-/// Interval of plain lines: what a journal of a ten-minute upgrade can bear.
+/// Interval of plain lines: acceptable for the journal of a ten-minute upgrade.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a device may take to answer before it is said. A disk that spins up takes 10 s, a flush of a slow one some.
+/// Time without a response of the device after which a notice appears. A disk that spins up takes 10 s, a flush of a slow disk
+/// some seconds.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How often it is said again.
+/// Interval at which the notice is repeated.
 const SILENT_AGAIN: Duration = Duration::from_secs(10);
 
 /// Shows the progress of one verb; cleans up the terminal when dropped.
@@ -33,12 +34,12 @@ pub(super) struct Reporter {
     view: Arc<Mutex<View>>,
 }
 
-/// What is behind the lock. Time is an argument, so that tests can make it pass.
+/// State under the lock. Time is an argument, so that tests can advance it.
 struct View {
     kind: Kind,
     pace: Pace,
     meter: Option<Meter>,
-    /// When something was done last.
+    /// Time of the last progress.
     moved: Duration,
 }
 
@@ -59,9 +60,9 @@ struct Notice<'a> {
 struct Stalled<'a> {
     device: &'a str,
     operation: &'static str,
-    /// How long it has not answered.
+    /// Seconds since the request to the device.
     seconds: u64,
-    /// How long nothing was done.
+    /// Seconds since the last progress.
     idle_seconds: u64,
 }
 
@@ -77,18 +78,18 @@ impl Reporter {
         };
         let (start, view) = (Instant::now(), Arc::new(Mutex::new(View::new(kind))));
         let watched = Arc::downgrade(&view);
-        // Who hangs in the kernel cannot say so. Without a thread nobody does.
+        // A thread that hangs in the kernel cannot report it. If no thread can be started, there is no report.
         let _ = workers::spawn("watching the device", move || watch_device(&watched, start));
         Self { start, view }
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
-        // A panic elsewhere leaves at worst a wrong figure on the screen.
+        // A panic elsewhere leaves at worst a wrong figure in the display.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says how long a device has not answered, until the view is gone.
+/// Reports how long a device has not responded, until the view is dropped.
 fn watch_device(view: &Weak<Mutex<View>>, start: Instant) {
     let mut said: Option<Instant> = None;
     loop {
@@ -100,7 +101,7 @@ fn watch_device(view: &Weak<Mutex<View>>, start: Instant) {
         }
         if let Some(waiting) = waiting.filter(|_| said.is_none_or(|said| said.elapsed() >= SILENT_AGAIN)) {
             said = Some(Instant::now());
-            // Not by waiting: whoever holds the view may be what hangs.
+            // Without waiting: the thread that holds the view may be the one that hangs.
             if let Ok(mut view) = view.try_lock() {
                 view.stalled(&waiting, start.elapsed());
             }
@@ -154,8 +155,7 @@ impl View {
         }
     }
 
-    /// Shows the figures if it is time. What cannot be written is dropped: a lost progress line is no
-    /// reason to stop an upgrade.
+    /// Shows the figures if they are due. A failure to write is ignored: a lost progress line is no reason to stop an upgrade.
     fn show(&mut self, now: Duration) {
         let Some(meter) = &self.meter else { return };
         if !self.pace.due(now) {
@@ -165,14 +165,14 @@ impl View {
         match &mut self.kind {
             Kind::Json(out) => put_json(out, &Event::new("progress", figures)),
             Kind::Lines(out) => {
-                // One write, which an outlet takes as one line.
+                // One write, which an outlet treats as one line.
                 let _ = out.write_all(format!("qstage: {}\n", line(&figures)).as_bytes());
             }
             Kind::Bar(_) => {}
         }
     }
 
-    /// Says that a device does not answer, and since when nothing was done.
+    /// Reports that a device does not respond, and the time since the last progress.
     fn stalled(&mut self, waiting: &PendingTransfer, now: Duration) {
         let idle = now.saturating_sub(self.moved).as_secs();
         if let Kind::Json(out) = &mut self.kind {
@@ -231,7 +231,7 @@ const TEMPLATE: &str =
     "{prefix:>12} [{bar:18}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
 
 fn style() -> ProgressStyle {
-    // The template is constant and tested; were it wrong, a default bar is better than none.
+    // The template is constant and tested; if it were wrong, a default bar is better than none.
     ProgressStyle::with_template(TEMPLATE)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")

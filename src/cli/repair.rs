@@ -9,7 +9,7 @@ use crate::engine::RepairReport;
 use crate::error::Result;
 use crate::gpt::Copy;
 
-/// Which copy is believed.
+/// The copy that is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum From {
     /// The one at the start of the disk
@@ -18,18 +18,18 @@ enum From {
     Backup,
 }
 
-/// Make both copies of the partition table sound
+/// Make both copies of the partition table valid
 ///
-/// Without --from only what is beyond doubt is repaired, as every verb that changes the
+/// Without --from only a damage beyond doubt is repaired, as every verb that changes the
 /// disk does by itself: a torn backup from a valid primary, a torn primary from a backup
-/// that is shown to be this disk's. With --from the other copy is made from the one that
-/// is named, whatever the other was, a stranger's included.
+/// that evidently belongs to this disk. With --from the other copy is made from the named
+/// one, whatever the other was, even the table of another disk.
 ///
-/// Only blocks that belong to the table are written. What else lies there, a boot loader
-/// for example, makes the verb refuse.
+/// Only blocks that belong to the table are written. If other data lies there, such as a
+/// boot loader, the verb refuses.
 #[derive(Debug, Args)]
 pub(super) struct RepairArgs {
-    /// The copy to believe
+    /// The copy to use
     #[arg(long, value_name = "COPY")]
     from: Option<From>,
 

@@ -16,16 +16,16 @@ use crate::host::kernel::Kernel;
 use crate::selector::{self, BootOrigin, Selection};
 use crate::units::{BlockSize, Guid};
 
-/// Choose the slot that an initramfs starts, and count its try
+/// Select the slot that an initramfs starts, and count its try
 ///
 /// For machines whose boot loader always starts the same kernel and initramfs: by
-/// priority, tries and successful as ChromeOS, Flatcar and Bottlerocket do it. Where no
-/// slot may boot by its flags, the best one is named all the same. Without a disk, one is
-/// taken that holds partitions named platform_a and platform_b: of several that from
-/// which the boot loader came, then the one whose GUID --disk names, then one that is
-/// not removable; what was seen is said.
+/// priority, tries and successful as ChromeOS, Flatcar and Bottlerocket do it. If no
+/// slot may boot by its flags, the best one is named anyway. Without a disk, one with
+/// partitions named platform_a and platform_b is used: of several the one that the boot
+/// loader came from, then the one whose GUID --disk names, then one that is not
+/// removable. The disks that were found are printed.
 ///
-/// Where the boot loader itself reads the flags (--boot-flag legacy) there is nothing to
+/// If the boot loader itself reads the flags (--boot-flag legacy), there is nothing to
 /// select. The program qstage-select does the same and is small.
 #[derive(Debug, Args)]
 pub(super) struct SelectArgs {
@@ -52,12 +52,12 @@ impl SelectArgs {
     }
 }
 
-/// Opens the disk, for reading only where it cannot be written, and selects.
+/// Opens the disk, read-only if it cannot be written, and selects.
 fn on(disk: Option<&Path>, sector_size: Option<BlockSize>) -> Result<Selection> {
     let guid = disk.and_then(|disk| disk.to_str()?.parse::<Guid>().ok());
     let disk = match disk {
         Some(path) if guid.is_none() => path.to_owned(),
-        // A GUID is a word for what the rules of the selector decide: that disk may have been replaced.
+        // A GUID is a hint for the rules of the selector: that disk may have been replaced.
         _ => {
             let variables = Directory::new(EFIVARS.into()).read().unwrap_or_default();
             let loaded_from = variables.loaded_from().into_iter().chain(variables.stub()).collect();
@@ -68,7 +68,7 @@ fn on(disk: Option<&Path>, sector_size: Option<BlockSize>) -> Result<Selection> 
     let (machine, writable) = match LocalDisk::open(&disk, Mode::Write, sector_size) {
         Ok(machine) => (machine, true),
         Err(error) => {
-            // What is wrong with the disk itself, reading it will tell.
+            // A fault of the disk itself shows at the read.
             let machine = LocalDisk::open(&disk, Mode::Read, sector_size)?;
             output::note(&format!("nothing can be written: {}", crate::error::sentence(&error)));
             (machine, false)

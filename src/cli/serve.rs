@@ -20,13 +20,12 @@ use crate::units::text;
 
 /// Serve upgrades over REST, with HTTPS and a Unix socket
 ///
-/// Speaks the v1, v2 and v3 upgrade API, and /v1/qstage for what that has no words
-/// for; /v1/qstage/openapi.json describes both. Logs JSON lines to standard error,
-/// with one audit record per change. Where it is served and who may do what is set in
-/// the configuration.
+/// Implements the v1, v2 and v3 upgrade API, and /v1/qstage for what that API lacks;
+/// /v1/qstage/openapi.json describes both. Logs JSON lines to standard error, with one
+/// audit record per change. Addresses and access rights are set in the configuration.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// Address of HTTPS [default: 127.0.0.1:8000]
+    /// Address of the HTTPS listener [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
 
@@ -106,7 +105,7 @@ impl ServeArgs {
             allowed: configured.allowed(),
             cluster,
         };
-        // Nobody sees it otherwise: a log that cannot be had is no reason not to serve.
+        // A log that cannot be written is no reason not to serve; the dropped lines are reported later.
         outlet::err().lament(lost_lines);
         let _ = tracing_subscriber::fmt()
             .json()
@@ -119,12 +118,12 @@ impl ServeArgs {
     }
 }
 
-/// Lines of the log, in which nothing acts on a terminal: what strangers sent is in them, and JSON need not escape all of it.
+/// Lines of the log, without terminal control characters: they contain untrusted text, and JSON need not escape all of it.
 struct LogLines;
 
 impl Write for LogLines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // The whole line at once: so the formatter writes it.
+        // The formatter writes a whole line at once.
         outlet::err().offer(text::json(&String::from_utf8_lossy(line)).as_bytes());
         Ok(line.len())
     }
@@ -134,7 +133,7 @@ impl Write for LogLines {
     }
 }
 
-/// The line of the log that stands for others: written when the log can be written again.
+/// The line that reports dropped lines: written when the log can be written again.
 fn lost_lines(lines: u64) -> String {
     format!("{{\"level\":\"WARN\",\"message\":\"{lines} lines of the log were lost\",\"lost\":{lines}}}\n")
 }

@@ -35,7 +35,7 @@ pub(super) struct SignArgs {
 
     /// Bundle to write; '-' is standard output [default: BUNDLE itself]
     ///
-    /// BUNDLE is replaced when all is written.
+    /// BUNDLE is replaced when the new file is complete.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -53,7 +53,7 @@ impl SignArgs {
         let signer = match (&self.key, &self.signature) {
             (Some(key), _) => Signer::Key(key),
             (None, Some(signature)) => Signer::Detached(signature),
-            // clap has seen to it that one of the two is there.
+            // clap ensures that one of the two is given.
             (None, None) => return Err(Error::Internal { what: "sign without a signer".to_owned() }),
         };
         let to = self.output.as_deref().map(|to| BundleOutput::new(to, self.force, self.json));

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::state::{Running, SlotReport, SlotState, SlotsReport};
 use crate::units::{Group, size};
 
-/// Show what the slots hold, which one runs and which boots next
+/// Show the releases in the slots, which one runs and which boots next
 #[derive(Debug, Args)]
 pub(super) struct SlotsArgs {
     /// Print one JSON object
@@ -44,7 +44,7 @@ fn human(report: &SlotsReport, palette: Palette) -> String {
     }
     let mut text = table::facts(&facts);
     text.push('\n');
-    // Only the bits that rule are shown; --json has all.
+    // Only the bits of the configured boot flag are shown; --json has all.
     let flags: &[&str] = match report.boot_flag {
         BootFlag::Priority => &[">PRIO", ">TRIES", "OK"],
         BootFlag::Legacy => &["BIT 2"],
@@ -53,7 +53,7 @@ fn human(report: &SlotsReport, palette: Palette) -> String {
     let headings = [&["SLOT", ">PART", ">SIZE", "STATE", "VERSION", "BOOT"], flags].concat();
     let rows = report.slots.iter().map(|slot| row(slot, report.boot_flag)).collect();
     text += &table::render(&headings, rows, palette);
-    // Sentences, which would spoil the table.
+    // Sentences, which do not fit the table.
     let reasons = report.slots.iter().filter_map(|slot| Some((slot, slot.reason.as_ref()?)));
     for (i, (slot, reason)) in reasons.enumerate() {
         let gap = if i == 0 { "\n" } else { "" };
@@ -112,7 +112,7 @@ fn row(slot: &SlotReport, flag: BootFlag) -> Vec<Cell> {
     row
 }
 
-/// Name of the boot entry, its place in BootOrder, whether BootNext names it.
+/// Name of the boot entry, its position in BootOrder, whether BootNext names it.
 fn entry(slot: &SlotReport) -> [String; 3] {
     let Some(entry) = &slot.boot_entry else { return ["-"; 3].map(str::to_owned) };
     let off = if entry.active { "" } else { " (off)" };

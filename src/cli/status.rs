@@ -32,7 +32,7 @@ pub(super) struct StatusArgs {
     pub(super) machine: MachineArgs,
 }
 
-/// What people are shown: the seven keys, and what they have no room for.
+/// The table for people: the seven keys, and facts beyond them.
 #[derive(Debug, Serialize, Deserialize)]
 struct Shown {
     install_path: String,

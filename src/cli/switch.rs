@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
 
-/// How a new slot starts on trial.
+/// Start of a new slot on trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Trial {
     /// At the next reboot
@@ -28,8 +28,8 @@ enum Trial {
 /// the new state, never a mixture. The new slot then has a few tries to boot and to be
 /// marked good; if it is not, the old one boots again by itself.
 ///
-/// Where a container is configured and nothing but the software changed, the container
-/// is swapped at once, and back if the new one is not healthy.
+/// If a container is configured and only the software changed, the container is swapped
+/// at once, and swapped back if the new one is not healthy.
 #[derive(Debug, Args)]
 pub(super) struct CommitArgs {
     /// Print the writes and barriers of the switch, and write nothing
@@ -42,10 +42,10 @@ pub(super) struct CommitArgs {
 
     /// How the new slot starts on trial
     ///
-    /// kexec is for boot loaders that know one flag and count nothing (--boot-flag
-    /// legacy): the flag stays on the slot that runs, the kernel of the new slot is
-    /// started without the loader, and 'qstage mark-good' there moves the flag. Whatever
-    /// becomes of it, the next reset boots the old slot. See the table kexec of the configuration.
+    /// kexec is for boot loaders with a single flag and no counter (--boot-flag legacy):
+    /// the flag stays on the running slot, the kernel of the new slot is started without
+    /// the loader, and 'qstage mark-good' there moves the flag. Until then every reset
+    /// boots the old slot. See the table kexec of the configuration.
     #[arg(long, value_name = "HOW", default_value = "reboot")]
     trial: Trial,
 
@@ -82,9 +82,9 @@ impl CommitArgs {
             let host = Host::open_to_change(&settings)?;
             let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
             match engine.software_swap() {
-                // With the platform it takes a reboot.
+                // A new platform needs a reboot.
                 Err(Error::NeedsReboot) => {}
-                // What else forbids it, swap says and keeps.
+                // swap reports and records every other obstacle.
                 _ => return container::swap(&engine, config, self.json),
             }
         }
@@ -104,7 +104,7 @@ impl CommitArgs {
 
 /// Mark the running slot good: the trial has passed
 ///
-/// To be called by the health check of the new system. Until then the old slot is the
+/// To be run by the health check of the new system. Until then the old slot is the
 /// fallback and cannot be overwritten.
 #[derive(Debug, Args)]
 pub(super) struct MarkGoodArgs {
@@ -141,11 +141,11 @@ impl MarkGoodArgs {
 /// Go back to the other slot, if it is still good
 ///
 /// Selects the slot that ran before; the slot that is left is not selected again. A
-/// platform takes a reboot. A release whose epoch is lower than the highest that was ever
-/// good here does not come back.
+/// platform needs a reboot. A release whose epoch is lower than the highest that was ever
+/// good on this machine is refused.
 #[derive(Debug, Args)]
 pub(super) struct RollBackArgs {
-    /// Why: kept in the slot that is left, whose bundle is not tried again by itself
+    /// Reason, recorded in the slot that is left: its bundle is not retried by itself
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
@@ -174,7 +174,7 @@ impl RollBackArgs {
     }
 }
 
-/// Forget what was prepared, or a commit before its reboot
+/// Discard a prepared slot, or undo a commit before its reboot
 ///
 /// The running slot stays selected. The prepared slot is invalidated; it has to be
 /// prepared again.
@@ -207,7 +207,7 @@ impl EpochArgs {
     }
 }
 
-/// Runs a verb; where it is to be run `dry`, it has no right to write, so it cannot, whatever the engine does.
+/// Runs a verb. A `dry` run opens the disk read-only, so it cannot write, whatever the engine does.
 fn switch(
     settings: &Settings,
     policy: Policy,
@@ -223,7 +223,7 @@ fn switch(
         Some(change) => engine.dry_run(&change)?,
         None => verb(&engine)?,
     };
-    // Released before the report: whoever reads it may take its time.
+    // Released before the report, since its reader may be slow.
     drop(host);
     output::outcome(Format::object_if(json), &report, human)
 }

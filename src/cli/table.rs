@@ -3,14 +3,14 @@
 use super::output::Palette;
 use crate::units::text;
 
-/// A cell: its text and how it is painted. Painting comes after padding, since escape codes have no width.
+/// A cell: its text and its colour. The colour is added after the padding, since escape codes have no width.
 pub(super) struct Cell {
     text: String,
     paint: fn(Palette, &str) -> String,
 }
 
 impl Cell {
-    /// A cell that is painted.
+    /// A coloured cell.
     pub(super) fn painted(text: impl Into<String>, paint: fn(Palette, &str) -> String) -> Self {
         Self { text: one_line(&text.into()), paint }
     }
@@ -22,7 +22,7 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// What strangers wrote, made harmless, on the one line that it has.
+/// Untrusted text, escaped and on one line.
 fn one_line(value: &str) -> String {
     text::shown(value).replace('\n', "\\n")
 }

@@ -1,8 +1,8 @@
-//! A terminal that bars are drawn on and that nothing waits for.
+//! A terminal for progress bars that nothing waits for.
 //!
-//! A terminal takes nothing while its user holds it (Ctrl-S), while the other end of a remote shell is gone, or while a
-//! serial line is slow. Each drawing is offered whole to the thread that writes to standard error, and is dropped where
-//! earlier ones still wait: half an escape sequence would be worse than a bar that is not up to date.
+//! A terminal accepts nothing while its user has stopped it (Ctrl-S), while the other end of a remote shell is gone, or while
+//! a serial line is slow. Each drawing is offered as a whole to the thread that writes to standard error, and is dropped if
+//! earlier ones still wait: half an escape sequence would be worse than a bar that is out of date.
 
 use std::io::{self, Write};
 use std::sync::Mutex;
@@ -12,9 +12,9 @@ use indicatif::{ProgressDrawTarget, TermLike};
 use super::outlet::{self, Outlet};
 use crate::workers::lock;
 
-/// Columns where the terminal does not tell them.
+/// Number of columns if the terminal does not report it.
 const COLUMNS: u16 = 80;
-/// Drawings in a second.
+/// Drawings per second.
 const RATE: u8 = 20;
 
 /// Standard error as a target for bars.
@@ -23,7 +23,7 @@ pub(super) fn target() -> ProgressDrawTarget {
     ProgressDrawTarget::term_like_with_hz(Box::new(terminal), RATE)
 }
 
-/// What is drawn between two calls of `flush`, by the control sequences of ECMA-48.
+/// Collects a drawing between two calls of `flush`, by the control sequences of ECMA-48.
 struct Terminal {
     outlet: &'static Outlet,
     drawing: Mutex<Vec<u8>>,

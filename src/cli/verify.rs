@@ -1,4 +1,4 @@
-//! `qstage verify`: a bundle before it is used, or a slot that is installed.
+//! `qstage verify`: a bundle before its use, or an installed slot.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::units::{Group, Slot};
 /// With BUNDLE: checks the signature, decompresses every frame and compares it with the
 /// manifest; nothing is written. With --slot: reads an installed slot past the page
 /// cache and compares it with its own signed record ("scrub"), whose signature is judged
-/// by the trusted keys of now; nothing is repaired.
+/// by the keys that are trusted now; nothing is repaired.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Bundle to check: a file or http(s) URL; '-' is standard input
@@ -79,7 +79,7 @@ impl VerifyArgs {
                 )
             });
         }
-        // clap has seen to it that one of the two is there.
+        // clap ensures that one of the two is given.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
         let bundle = machine::bundle(&from, &trust, &web, &cancel, &progress)?.whole()?;

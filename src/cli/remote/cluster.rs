@@ -10,10 +10,10 @@ use super::super::table::{self, Cell};
 use super::connection::{Client, ServiceArgs};
 use crate::error::{Error, Result};
 
-/// See to the cluster that this node takes part in
+/// Manage the cluster that this node belongs to
 ///
-/// What all nodes do together is ordered by 'qstage upgrade' and the upgrade API at any
-/// of them; these verbs say who belongs to it, and steer a rolling reboot. They talk to
+/// Upgrades of all nodes are requested by 'qstage upgrade' and the upgrade API at any of
+/// them; these verbs manage the membership, and control a rolling reboot. They connect to
 /// the service of this machine, or to the one that --service names.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ClusterArgs {
@@ -23,24 +23,24 @@ pub(in crate::cli) struct ClusterArgs {
 
 #[derive(Debug, Subcommand)]
 enum Act {
-    /// Show the nodes, what each of them does, and what is waited for
+    /// Show the nodes, the step of each, and what the cluster waits for
     Status(StatusArgs),
     /// Make this node a member, by its number in the configuration
     ///
-    /// The first node that joins makes the cluster. A node that runs another release
+    /// The first node that joins creates the cluster. A node that runs another release
     /// than the members is refused.
     Join(PlainArgs),
-    /// End the membership of this node, or of one that is away for good
+    /// End the membership of this node, or of one that is gone for good
     Leave(LeaveArgs),
-    /// Let the group of a rolling reboot end, and begin no other one
+    /// Finish the current group of a rolling reboot, and start no other one
     Pause(PlainArgs),
-    /// Go on with a rolling reboot that was paused or has failed
+    /// Continue a rolling reboot that was paused or has failed
     ///
     /// The node that failed is tried again.
     Resume(PlainArgs),
-    /// Take the right to be down from a node that does not come back
+    /// Withdraw the reboot permission of a node that does not come back
     ///
-    /// See to the node first: once 'resume' is given, another one may reboot.
+    /// Check the node first: after 'resume' another one may reboot.
     TakeBack(TakeBackArgs),
 }
 
@@ -81,7 +81,7 @@ struct TakeBackArgs {
     plain: PlainArgs,
 }
 
-/// `GET /v1/qstage/cluster`, as far as people want to read it.
+/// The fields of `GET /v1/qstage/cluster` that are shown to people.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Status {
     node_id: u32,
@@ -144,7 +144,7 @@ impl ClusterArgs {
     }
 }
 
-/// What the service says of its cluster.
+/// The status of the cluster, from the service.
 pub(super) fn status(client: &Client) -> Result<Status> {
     let text = client.get("/v1/qstage/cluster")?;
     serde_json::from_str(&text).map_err(|problem| Error::ServiceUnreachable {

@@ -1,5 +1,5 @@
-//! How a service is reached: HTTPS or a Unix socket, one request per connection, so that a service that is started
-//! again in between is not noticed.
+//! Connections to a service: HTTPS or a Unix socket, one request per connection, so that a restart of the service in between
+//! goes unnoticed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,16 +17,16 @@ use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::http::tls::CERTIFICATE;
 
-/// An answer takes no longer, except where a bundle is looked at first, perhaps over a network.
+/// Time limit of a response; long, since a bundle may have to be read first, perhaps over a network.
 const LIMIT: Duration = Duration::from_secs(90);
-/// The longest answer: a history.
+/// Largest response in bytes: a history.
 const ANSWER_LIMIT: usize = 4 << 20;
 
 /// The flags that name a service.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Service")]
 pub(in crate::cli) struct ServiceArgs {
-    /// Service to talk to: https://HOST:PORT or unix:PATH
+    /// Service to connect to: https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     service: Option<String>,
 
@@ -34,9 +34,9 @@ pub(in crate::cli) struct ServiceArgs {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// Certificate of the service or of who signed it, as PEM
+    /// Certificate of the service or of its authority, as PEM
     ///
-    /// Default: the one that a service on this machine has made for itself.
+    /// Default: the self-signed one of a service on this machine.
     #[arg(long, value_name = "FILE")]
     service_ca: Option<PathBuf>,
 
@@ -51,7 +51,7 @@ impl ServiceArgs {
         self.service.is_some()
     }
 
-    /// A client; where no service is named, of the one that the configuration describes.
+    /// A client of the named service; by default of the service in the configuration.
     pub(in crate::cli) fn client(&self, settings: &Settings) -> Result<Client> {
         let configured = || match &settings.service.socket {
             Some(path) => format!("unix:{}", path.display()),
@@ -86,7 +86,7 @@ fn agent(ca: Option<&Path>, insecure: bool) -> Result<Agent> {
             .map_err(|error| Error::Config { path: path.to_owned(), problem: error.to_string() })?;
         tls = tls.root_certs(RootCerts::new_with_certs(&[certificate.to_owned()]));
     }
-    // The status of an answer is part of it, not an error of the transfer.
+    // The status of a response is part of it, not an error of the transfer.
     let config = Agent::config_builder().tls_config(tls.build()).http_status_as_error(false);
     Ok(Agent::new_with_config(config.timeout_global(Some(LIMIT)).proxy(None).build()))
 }
@@ -111,17 +111,17 @@ struct ErrorBody {
 }
 
 impl Client {
-    /// Asks; the body of the answer.
+    /// Sends a GET request; returns the body of the response.
     pub(in crate::cli) fn get(&self, path: &str) -> Result<String> {
         self.call(Method::GET, path, String::new())
     }
 
-    /// Orders.
+    /// Sends a POST request; returns the body of the response.
     pub(in crate::cli) fn post(&self, path: &str, body: &serde_json::Value) -> Result<String> {
         self.call(Method::POST, path, body.to_string())
     }
 
-    /// What the service is called in messages.
+    /// Name of the service in messages.
     pub(in crate::cli) fn name(&self) -> &str {
         &self.name
     }

@@ -1,4 +1,4 @@
-//! The verbs that talk to a service.
+//! The verbs that connect to a service.
 
 mod cluster;
 mod connection;

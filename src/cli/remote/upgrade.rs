@@ -12,18 +12,18 @@ use super::watch::{finish, watch};
 use crate::error::{Error, Result};
 use crate::source::address;
 
-/// Have a service prepare a bundle and, if asked to, commit it
+/// Prepare a bundle through a service and, on request, commit it
 ///
-/// Shows the progress until it ends. Ctrl-C ends the view: what is being prepared is
-/// prepared on, and is not committed, since it is this program that orders the commit.
-/// Without a bundle, what is prepared is committed.
+/// Shows the progress until it ends. Ctrl-C ends the view: the service continues to
+/// prepare, but does not commit, since this program requests the commit afterwards.
+/// Without a bundle, the prepared release is committed.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct UpgradeArgs {
     /// Bundle to install: a file of the service's machine, or an http(s) URL
     #[arg(required_unless_present = "commit")]
     bundle: Option<PathBuf>,
 
-    /// Commit when it is prepared
+    /// Commit after the prepare
     #[arg(long)]
     commit: bool,
 

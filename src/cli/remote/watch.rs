@@ -19,9 +19,9 @@ use crate::progress::Cancel;
 use crate::service::owner::upgrade::Settings;
 use crate::state::UpgradeType;
 
-/// How often the service is asked.
+/// Interval of requests to the service.
 const EVERY: Duration = Duration::from_millis(500);
-/// How long a service that was there may be away: it may be started again by its supervisor.
+/// Longest absence of a service that responded before: its supervisor may restart it.
 const AWAY: Duration = Duration::from_secs(20);
 
 /// Follow the upgrade of a service until it ends or waits
@@ -56,13 +56,13 @@ struct Code {
     error_state: String,
 }
 
-/// What neither has.
+/// The part that both lack.
 #[derive(Deserialize)]
 struct Detail {
     last_swap: Option<Event>,
 }
 
-/// How it ended.
+/// Outcome of the upgrade.
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
     state: String,
@@ -77,7 +77,7 @@ impl WatchArgs {
     }
 }
 
-/// Prints how it ended.
+/// Prints the outcome.
 pub(super) fn finish(client: &Client, json: bool, outcome: &Outcome) -> Result<()> {
     result(Format::lines_if(json), outcome, |outcome, palette| {
         let version = outcome.settings.as_ref().map_or("", |settings| settings.target_version.as_str());
@@ -92,7 +92,7 @@ pub(super) fn finish(client: &Client, json: bool, outcome: &Outcome) -> Result<(
     })
 }
 
-/// How long the software was down, where it was swapped. A service that does not say says nothing.
+/// Downtime of the software after a swap, as a sentence; empty if the service does not report it.
 fn downtime(client: &Client, outcome: &Outcome) -> String {
     let software =
         outcome.settings.as_ref().is_some_and(|settings| settings.upgrade_type == UpgradeType::SoftwareOnly);
@@ -108,7 +108,7 @@ impl Outcome {
     }
 }
 
-/// Shows the upgrade until nothing moves any more.
+/// Shows the upgrade until it ends or waits.
 pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Outcome> {
     let mut view = View::new(json);
     let (mut last, mut lost): (Option<Status>, Option<Instant>) = (None, None);
@@ -129,7 +129,7 @@ pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Outc
                 }
                 last = Some(status);
             }
-            // A machine that reboots and a service that is started again are away for a while.
+            // During a reboot of the machine or a restart of the service there is no connection for a while.
             Err(error @ Error::ServiceUnreachable { .. }) if last.is_some() => {
                 if lost.get_or_insert_with(Instant::now).elapsed() > AWAY {
                     return Err(error);
@@ -149,7 +149,7 @@ fn status(client: &Client) -> Result<Status> {
     })
 }
 
-/// The error of a status, with the code that v1 tells.
+/// The error of a status, with the code from v1.
 fn failure(client: &Client, status: &Status) -> Error {
     let code = client
         .get("/v1/upgrade/status")
@@ -188,7 +188,7 @@ impl View {
                 bar.set_position(status.progress.unwrap_or_default());
             }
             Self::Lines(last) => {
-                // A journal bears ten lines of it.
+                // Ten lines are acceptable in a journal.
                 let tens = status.progress.map(|percent| percent / 10);
                 if *last != tens || word != "preparing" {
                     *last = tens;
