@@ -193,7 +193,7 @@ impl LocalDisk {
             None => Err(Error::GptUnsupported {
                 disk: self.name.clone(),
                 problem: format!(
-                    "{} ({} bytes at {}) ends behind the disk, which has {} bytes",
+                    "{} ({} bytes at {}) ends after the disk, which has {} bytes",
                     label(partition),
                     extent.len,
                     extent.at,

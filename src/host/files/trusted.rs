@@ -14,7 +14,7 @@ const WRITABLE: u32 = 0o022;
 /// In a directory with this bit only its owner can replace a file (inode(7)): /tmp.
 const STICKY: u32 = 0o1000;
 
-/// Reads a file of at most `limit` bytes that nobody but root or the caller can change.
+/// Reads a file of at most `limit` bytes that only root and the caller can change.
 ///
 /// # Errors
 /// Those of open(2) and read(2); a file, or a directory above it, that another user owns or may write to; a longer file.

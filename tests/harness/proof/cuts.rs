@@ -231,8 +231,9 @@ fn shown(state: &[u8], rules: &Rules<'_>) -> Vec<String> {
                     let name = slot.group.partition_name(slot.slot);
                     let version = slot.version.clone().unwrap_or_default();
                     if !rules.prepared.contains(&version.as_str()) {
-                        wrong
-                            .push(format!("{name} with {version} is called prepared, nobody asked for that"));
+                        wrong.push(format!(
+                            "{name} with {version} is called prepared, which was not requested"
+                        ));
                     }
                     if !whole(state, rules.block, name) {
                         wrong.push(format!("{name} is called prepared and is not whole"));

@@ -310,7 +310,7 @@ pub fn factory(block: u32, flag: BootFlag, bundle: &Arc<Vec<u8>>) -> Vec<u8> {
     image[..440].fill(0xeb);
     // Boot loaders in the gap, foreign bytes after the last partition: every block that no table names, except for the space
     // of one array before the first partition.
-    for bytes in nobodys(block, image.len()) {
+    for bytes in unnamed_blocks(block, image.len()) {
         let noise = noise(bytes.start as u64, bytes.len());
         let never_zero = noise.iter().map(|byte| byte | 1);
         image[bytes].iter_mut().zip(never_zero).for_each(|(to, from)| *to = from);
@@ -323,11 +323,11 @@ pub fn factory(block: u32, flag: BootFlag, bundle: &Arc<Vec<u8>>) -> Vec<u8> {
 }
 
 /// The bytes of that disk that no table names and that are not the spare place: noise in every scene.
-pub fn nobodys(block: u32, len: usize) -> [std::ops::Range<usize>; 2] {
+pub fn unnamed_blocks(block: u32, len: usize) -> [std::ops::Range<usize>; 2] {
     let (spec, unit) = (spec(block), block as usize);
     let array = spec.array_blocks() as usize * unit;
-    let behind = spec.parts.iter().map(|part| part.3 as usize + 1).max().unwrap() * unit;
-    [2 * unit + array..65536 - array, behind..len - unit - array]
+    let after = spec.parts.iter().map(|part| part.3 as usize + 1).max().unwrap() * unit;
+    [2 * unit + array..65536 - array, after..len - unit - array]
 }
 
 /// The names of the slots' partitions.

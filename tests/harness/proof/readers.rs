@@ -3,7 +3,7 @@
 use qstage::boot::BootFlag;
 use qstage::units::MIB;
 
-use super::{SLOTS, extent, nobodys};
+use super::{SLOTS, extent, unnamed_blocks};
 use crate::harness::tables::Reader;
 
 /// State of a slot's record, read by the offsets that slot/footer.rs documents.
@@ -82,8 +82,9 @@ pub fn foreign_intact(before: &[u8], after: &[u8], block: u32, flag: BootFlag) -
     if before[..block as usize] != after[..block as usize] {
         return Err("block 0 changed".to_owned());
     }
-    if let Some(bytes) =
-        nobodys(block, before.len()).into_iter().find(|bytes| before[bytes.clone()] != after[bytes.clone()])
+    if let Some(bytes) = unnamed_blocks(block, before.len())
+        .into_iter()
+        .find(|bytes| before[bytes.clone()] != after[bytes.clone()])
     {
         return Err(format!("bytes that are not ours changed, within {bytes:?}"));
     }
