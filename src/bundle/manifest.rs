@@ -394,9 +394,9 @@ pub(crate) mod tests {
             ("index size", |c| c.index.size += 36),
             ("index size", |c| c.payloads[0].size = u64::MAX),
         ];
-        for (word, spoil) in rules {
+        for (word, alter) in rules {
             let mut fields = sample();
-            spoil(&mut fields);
+            alter(&mut fields);
             let bytes = serde_json::to_vec(&fields).unwrap();
             let error = ManifestFields::parse(&bytes).unwrap_err();
             assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_MANIFEST", "{error}");

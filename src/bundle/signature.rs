@@ -76,8 +76,8 @@ fn version_of(blob: &[u8]) -> Option<u32> {
     let (version, mut rest) = blob.strip_prefix(MAGIC)?.split_at_checked(4)?;
     // Public key, namespace, reserved, hash algorithm, signature.
     for _ in 0..5 {
-        let (len, behind) = rest.split_at_checked(4)?;
-        rest = behind.split_at_checked(usize::try_from(number(len)?).ok()?)?.1;
+        let (len, after) = rest.split_at_checked(4)?;
+        rest = after.split_at_checked(usize::try_from(number(len)?).ok()?)?.1;
     }
     if rest.is_empty() { number(version) } else { None }
 }

@@ -43,10 +43,10 @@ pub(super) fn reading(disk: &dyn BlockDevice, name: &str) -> Result<Reading> {
     // The primary header names the backup's LBA, even if its own array is damaged.
     let header =
         primary.as_ref().map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()));
-    let said = header.map_or(geometry.last_lba(), |header| header.alternate_lba);
-    let mut backup = read_copy(disk, said, &geometry);
+    let alternate = header.map_or(geometry.last_lba(), |header| header.alternate_lba);
+    let mut backup = read_copy(disk, alternate, &geometry);
     // A valid primary is the only authority on where its backup is: the end of the disk may hold another disk's.
-    if primary.is_err() && backup.is_err() && said != geometry.last_lba() {
+    if primary.is_err() && backup.is_err() && alternate != geometry.last_lba() {
         backup = read_copy(disk, geometry.last_lba(), &geometry);
     }
     let copies = Copies { primary, backup };

@@ -167,8 +167,8 @@ mod tests {
         ];
         for (seen, origin, expected, notes) in cases {
             let seen: Vec<FoundDisk> = seen.into_iter().cloned().collect();
-            let (taken, said) = decide(&seen, origin).unwrap();
-            assert_eq!((taken.guid, said.len()), (guid(expected), notes), "{seen:?} {origin:?} {said:?}");
+            let (taken, found) = decide(&seen, origin).unwrap();
+            assert_eq!((taken.guid, found.len()), (guid(expected), notes), "{seen:?} {origin:?} {found:?}");
         }
         assert!(decide(&[], &nothing).is_none());
     }
@@ -186,10 +186,10 @@ mod tests {
         for disk in [None, Some(guid(20))] {
             let origin = BootOrigin { loaded_from: vec![guid(21)], disk };
             let both = [copy.clone(), inner.clone()];
-            let (taken, said) = decide(&both, &origin).unwrap();
+            let (taken, found) = decide(&both, &origin).unwrap();
             assert_eq!(taken.path, inner.path);
-            assert!(said[0].contains("/dev/20 is taken: it is not removable"), "{said:?}");
-            assert!(said[1].contains("/dev/copy has slots with the same PARTUUID as /dev/20"), "{said:?}");
+            assert!(found[0].contains("/dev/20 is taken: it is not removable"), "{found:?}");
+            assert!(found[1].contains("/dev/copy has slots with the same PARTUUID as /dev/20"), "{found:?}");
         }
     }
 }

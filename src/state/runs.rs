@@ -1,34 +1,36 @@
-//! What runs of platform and software, and by what that is known. One function finds it (`engine/runs.rs`); engine, slots,
-//! plan, status, metrics, and the version that the service shows, have it from there.
+//! The running slots of platform and software, and the evidence for them. One function determines them
+//! (`engine/runs.rs`); engine, slots, plan, status, metrics, and the version that the service shows, use its
+//! result.
 
 use serde::Serialize;
 
 use crate::units::{Group, Slot};
 
-/// By what it is known which slot of a group runs.
+/// Evidence for the running slot of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KnownBy {
-    /// The caller said it: `--booted`, or the service that restarted the software itself.
+    /// Stated by the caller: `--booted`, or the service that restarted the software itself.
     Caller,
-    /// The kernel: its command line, its mounts and what lies below them.
+    /// The kernel: its command line, its mounts and the devices below them.
     Kernel,
-    /// The firmware, by the EFI variables that say what it started.
+    /// The firmware: the EFI variables that name what it started.
     Firmware,
     /// A software slot on trial is in use, and the other one is not.
     Use,
-    /// Software on trial beside the platform that it came with, which runs on trial: one boot started both.
+    /// Software on trial beside the platform that it came with, which is running on trial: one boot started both.
     Platform,
-    /// Software that is good and selected beside the platform that runs.
+    /// Software that is good and selected beside the running platform.
     Selected,
-    /// Software that is good, while the other slot is selected on trial and nothing shows that it was started.
+    /// Software that is good, while the other slot is selected on trial and there is no evidence that it was
+    /// started.
     Before,
-    /// No machine runs from a disk image: this is what one would run.
+    /// No machine runs from a disk image: this is the slot that one would run.
     Image,
 }
 
 impl KnownBy {
-    /// As it stands behind a slot in a sentence.
+    /// Wording in a sentence, after the slot.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Caller => "as the caller says",
@@ -43,17 +45,17 @@ impl KnownBy {
     }
 }
 
-/// What runs of one group.
+/// The running slot of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Running {
-    /// That slot.
+    /// This slot, with the evidence.
     Known(Slot, KnownBy),
-    /// Not known, and why.
+    /// Unknown, with the reason.
     Unknown(String),
 }
 
 impl Running {
-    /// The slot, where it is known.
+    /// The slot; `None` if unknown.
     pub const fn slot(&self) -> Option<Slot> {
         match self {
             Self::Known(slot, _) => Some(*slot),
@@ -62,7 +64,7 @@ impl Running {
     }
 }
 
-/// What runs of both groups.
+/// The running slots of both groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runs {
     /// The platform.
@@ -72,7 +74,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// What runs of a group.
+    /// The running slot of a group.
     pub const fn of(&self, group: Group) -> &Running {
         match group {
             Group::Platform => &self.platform,
@@ -80,12 +82,12 @@ impl Runs {
         }
     }
 
-    /// Whether this is a disk image: no machine runs from it, whatever would run.
+    /// Whether this is a disk image: no machine runs from it, so these are the slots that one would run.
     pub const fn is_image(&self) -> bool {
         matches!(self.platform, Running::Known(_, KnownBy::Image))
     }
 
-    /// Whether a machine runs from that slot now, as far as is known.
+    /// Whether a machine is known to run from that slot now.
     pub fn is_running(&self, group: Group, slot: Slot) -> bool {
         !self.is_image() && self.of(group).slot() == Some(slot)
     }

@@ -56,7 +56,7 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// What somebody who wrote `word` may have meant: the known word that is most like it, if one is like it at all.
+/// The known word that is most similar to a misspelt `word`; `None` if none is similar enough.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Stricter than clap is with options: a configuration is read by people who cannot ask again.
     const ALIKE: f64 = 0.8;

@@ -200,14 +200,14 @@ fn value_of(text: &[u8]) -> Result<(Vec<u8>, &[u8]), String> {
     loop {
         match rest {
             [] => return Err("a quote of the options has no end".to_owned()),
-            [b'"', behind @ ..] => return Ok((value, behind)),
-            [b'\\', b'"', behind @ ..] => {
+            [b'"', after @ ..] => return Ok((value, after)),
+            [b'\\', b'"', after @ ..] => {
                 value.push(b'"');
-                rest = behind;
+                rest = after;
             }
-            [byte, behind @ ..] => {
+            [byte, after @ ..] => {
                 value.push(*byte);
-                rest = behind;
+                rest = after;
             }
         }
     }

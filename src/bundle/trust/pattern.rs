@@ -43,15 +43,15 @@ fn matches(mut text: &[u8], mut pattern: &[u8]) -> bool {
                 continue;
             }
             (None, None) => return true,
-            (Some((one, rest)), Some((byte, behind))) if *one == b'?' || one == byte => {
-                (pattern, text) = (rest, behind);
+            (Some((one, rest)), Some((byte, after))) if *one == b'?' || one == byte => {
+                (pattern, text) = (rest, after);
                 continue;
             }
             _ => {}
         }
-        let Some((rest, [_, behind @ ..])) = star else { return false };
-        star = Some((rest, behind));
-        (pattern, text) = (rest, behind);
+        let Some((rest, [_, after @ ..])) = star else { return false };
+        star = Some((rest, after));
+        (pattern, text) = (rest, after);
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
         match (pattern, text) {
             ([], text) => text.is_empty(),
             ([b'*', rest @ ..], text) => (0..=text.len()).any(|at| stated(&text[at..], rest)),
-            ([one, rest @ ..], [byte, behind @ ..]) => (*one == b'?' || one == byte) && stated(behind, rest),
+            ([one, rest @ ..], [byte, after @ ..]) => (*one == b'?' || one == byte) && stated(after, rest),
             _ => false,
         }
     }
