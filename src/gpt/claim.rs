@@ -17,7 +17,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::sectors::{Geometry, Known, Sectors};
+use super::sectors::{BlockData, Geometry, Sectors};
 use super::table::ATTRIBUTES;
 use super::{Header, Table};
 use crate::units::{ByteOffset, Guid, Lba};
@@ -151,13 +151,13 @@ impl<'a> Claims<'a> {
     pub(super) fn backup_header(&self, at: Lba) -> Result<Claimed, Lba> {
         let ours = self.after_usable(at.0)
             && match self.sectors.get(at.0) {
-                Known::Bytes(bytes) => {
+                BlockData::Bytes(bytes) => {
                     self.source == ClaimSource::Request
                         || bytes.iter().all(|byte| *byte == 0)
                         || disk_guid(bytes) == Some(self.table.header().disk_guid)
                 }
-                Known::Lost => true,
-                Known::Unknown => false,
+                BlockData::Lost => true,
+                BlockData::Unknown => false,
             };
         if ours { Ok(self.claimed(&(at.0..at.0 + 1))) } else { Err(at) }
     }
@@ -216,11 +216,11 @@ impl<'a> Claims<'a> {
     /// What a block holds.
     pub(super) fn holds(&self, lba: u64) -> BlockContent {
         match self.sectors.get(lba) {
-            Known::Unknown => BlockContent::Unknown,
-            Known::Lost => BlockContent::Lost,
-            Known::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0) => BlockContent::Nothing,
-            Known::Bytes(bytes) if self.is_copy(lba, bytes) => BlockContent::Copy,
-            Known::Bytes(_) => BlockContent::Foreign,
+            BlockData::Unknown => BlockContent::Unknown,
+            BlockData::Lost => BlockContent::Lost,
+            BlockData::Bytes(bytes) if bytes.iter().all(|byte| *byte == 0) => BlockContent::Nothing,
+            BlockData::Bytes(bytes) if self.is_copy(lba, bytes) => BlockContent::Copy,
+            BlockData::Bytes(_) => BlockContent::Foreign,
         }
     }
 
@@ -239,7 +239,7 @@ impl<'a> Claims<'a> {
 impl Claims<'_> {
     /// Whether the block at `lba` is block `i` of the array, attributes aside.
     pub(super) fn is_block(&self, lba: u64, i: usize) -> bool {
-        let Known::Bytes(bytes) = self.sectors.get(lba) else { return false };
+        let BlockData::Bytes(bytes) = self.sectors.get(lba) else { return false };
         let size = self.table.header().entry_size() as usize;
         let ours = self.table.entries().chunks(bytes.len()).nth(i);
         ours.is_some_and(|ours| same(bytes, ours, i * bytes.len(), size) == bytes.len())

@@ -18,7 +18,7 @@ use std::fmt;
 
 use super::claim::{Claims, disk_guid};
 use super::codec::{Fault, Header};
-use super::sectors::{Geometry, Known, Sectors};
+use super::sectors::{BlockData, Geometry, Sectors};
 use super::{Table, place};
 use crate::units::{Guid, Lba};
 
@@ -195,8 +195,8 @@ impl Reading {
         let (header, last) = (primary.header(), self.geometry.last_lba());
         let alternate = header.alternate_lba;
         let block = match self.sectors.get(alternate.0) {
-            Known::Bytes(block) => Some(block),
-            Known::Lost | Known::Unknown => None,
+            BlockData::Bytes(block) => Some(block),
+            BlockData::Lost | BlockData::Unknown => None,
         };
         let guid = block.and_then(disk_guid);
         let claims = Claims::new(primary, &self.geometry, &self.sectors);
@@ -218,7 +218,7 @@ impl Reading {
     /// Evidence that a backup without a valid primary is this disk's; `None` if there is none.
     pub fn evidence(&self) -> Option<Evidence> {
         let (Err(_), Ok(backup)) = (&self.copies.primary, &self.copies.backup) else { return None };
-        if let Known::Bytes(header) = self.sectors.get(1)
+        if let BlockData::Bytes(header) = self.sectors.get(1)
             && disk_guid(header) == Some(backup.header().disk_guid)
         {
             return Some(Evidence::Guid);

@@ -60,7 +60,7 @@ pub struct Sectors {
 
 /// What is known of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known<'a> {
+pub enum BlockData<'a> {
     /// Its bytes.
     Bytes(&'a [u8]),
     /// The medium lost it: reading fails.
@@ -84,9 +84,9 @@ impl Sectors {
     }
 
     /// What is known of the block at `lba`.
-    pub fn get(&self, lba: u64) -> Known<'_> {
+    pub fn get(&self, lba: u64) -> BlockData<'_> {
         if self.lost.contains(&lba) {
-            return Known::Lost;
+            return BlockData::Lost;
         }
         let after = self.runs.partition_point(|(first, _)| *first <= lba);
         let run = after.checked_sub(1).and_then(|i| self.runs.get(i));
@@ -95,8 +95,8 @@ impl Sectors {
             (at + self.block <= bytes.len()).then_some(at)
         };
         match run.and_then(|run| Some((run, within(run)?))) {
-            Some(((_, bytes), at)) => Known::Bytes(&bytes[at..at + self.block]),
-            None => Known::Unknown,
+            Some(((_, bytes), at)) => BlockData::Bytes(&bytes[at..at + self.block]),
+            None => BlockData::Unknown,
         }
     }
 
@@ -104,7 +104,7 @@ impl Sectors {
     pub fn bytes(&self, blocks: Range<u64>) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for lba in blocks {
-            let Known::Bytes(block) = self.get(lba) else { return None };
+            let BlockData::Bytes(block) = self.get(lba) else { return None };
             bytes.extend_from_slice(block);
         }
         Some(bytes)
@@ -135,15 +135,15 @@ mod tests {
         let mut sectors = Sectors::new(BlockSize::B512);
         sectors.add(Lba(100), vec![7; 1024], []);
         sectors.add(Lba(0), vec![1; 1536], [2]);
-        assert_eq!(sectors.get(1), Known::Bytes(&[1; 512]));
+        assert_eq!(sectors.get(1), BlockData::Bytes(&[1; 512]));
         assert_eq!(
             (sectors.get(2), sectors.get(3), sectors.get(99)),
-            (Known::Lost, Known::Unknown, Known::Unknown)
+            (BlockData::Lost, BlockData::Unknown, BlockData::Unknown)
         );
-        assert_eq!((sectors.get(101), sectors.get(102)), (Known::Bytes(&[7; 512]), Known::Unknown));
+        assert_eq!((sectors.get(101), sectors.get(102)), (BlockData::Bytes(&[7; 512]), BlockData::Unknown));
         assert_eq!((sectors.bytes(0..2), sectors.bytes(0..3)), (Some(vec![1; 1024]), None));
         sectors.overlay(ByteOffset(2 * 512), &[9; 1024]);
-        assert_eq!((sectors.get(2), sectors.get(3)), (Known::Bytes(&[9; 512]), Known::Unknown));
+        assert_eq!((sectors.get(2), sectors.get(3)), (BlockData::Bytes(&[9; 512]), BlockData::Unknown));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Geometry, Step};
 use crate::gpt::claim::{BlockContent, Claims};
 use crate::gpt::plan::Obstacle;
-use crate::gpt::sectors::{Known, Sectors};
+use crate::gpt::sectors::{BlockData, Sectors};
 use crate::gpt::{Header, Table};
 use crate::units::Lba;
 
@@ -50,8 +50,8 @@ impl<'a> Steps<'a> {
         if within > 0 {
             let last = lba.0 + (bytes.len() / block) as u64;
             match self.claims.sectors.get(last) {
-                Known::Bytes(found) => bytes.extend_from_slice(&found[within..]),
-                Known::Lost | Known::Unknown => bytes.resize(bytes.len().next_multiple_of(block), 0),
+                BlockData::Bytes(found) => bytes.extend_from_slice(&found[within..]),
+                BlockData::Lost | BlockData::Unknown => bytes.resize(bytes.len().next_multiple_of(block), 0),
             }
         }
         bytes
@@ -63,7 +63,7 @@ impl<'a> Steps<'a> {
         let block = self.claims.geometry.block.bytes() as usize;
         let padded = self.padded(table, first);
         let blocks = (first.0..).zip(padded.chunks(block));
-        runs(blocks.filter(|(lba, bytes)| self.claims.sectors.get(*lba) != Known::Bytes(bytes)))
+        runs(blocks.filter(|(lba, bytes)| self.claims.sectors.get(*lba) != BlockData::Bytes(bytes)))
     }
 
     /// Writes the array where the table's header has it: only the blocks that differ.
@@ -97,7 +97,7 @@ impl<'a> Steps<'a> {
             .collect();
         let size = table.header().entry_size() as usize;
         let raises_rank = |(lba, new): &(u64, Vec<u8>)| {
-            let Known::Bytes(old) = self.claims.sectors.get(*lba) else { return false };
+            let BlockData::Bytes(old) = self.claims.sectors.get(*lba) else { return false };
             super::raises_rank(old, new, size)
         };
         let (first, rest): (Vec<_>, Vec<_>) = blocks.into_iter().partition(raises_rank);
