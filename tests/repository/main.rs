@@ -1,6 +1,6 @@
 //! The source tree itself: its structure, its scripts and its examples. A rule about what a module may use goes to
-//! `architecture`, one about names to `names`; a test that runs a script of `scripts/` goes to `scripts`; a test of
-//! `examples/` goes to `examples`.
+//! `architecture`, one about names to `names`, one about words of comments to `words`; a test that runs a script of
+//! `scripts/` goes to `scripts`; a test of `examples/` goes to `examples`.
 
 /// Imports, opens, dependencies and the modules that may use them, file lengths, unsafe blocks.
 mod architecture;
@@ -10,3 +10,5 @@ mod examples;
 mod names;
 /// The scripts of the repository, run as a user runs them.
 mod scripts;
+/// Words that comments do not use, each with a better one.
+mod words;

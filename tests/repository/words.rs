@@ -1,0 +1,171 @@
+//! How the source speaks: words that are not used in comments. The terms of the field are in the glossary of the manual
+//! (`src/manual/glossary.md`); a reader should meet one word for each of them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::path::Path;
+
+/// Words that do not occur in comments, each with better ones. Any form of a listed phrase counts, in any case.
+const WORDS: &[(&str, &str)] = &[
+    ("affairs", "state, data"),
+    ("anybody", "any process, any user, a caller"),
+    ("are had", "are obtained, are made"),
+    ("asked for", "requested, required, configured"),
+    ("became of", "the result of"),
+    ("behind", "after, below"),
+    ("calm", "waiting period"),
+    ("could not help", "at least, the minimum"),
+    ("courtesy", "throttling, waiting for others"),
+    ("for want of", "for lack of"),
+    ("give up", "abandon, stop after"),
+    ("given up", "abandoned, stopped after"),
+    ("gives up", "abandons, stops after"),
+    ("in front of", "before"),
+    ("in vain", "without success"),
+    ("is had", "is obtained, is made"),
+    ("nobody", "no process, no user; say what is missing"),
+    ("patience", "timeout, limit"),
+    ("patient", "timeout, limit"),
+    ("reckon", "calculate"),
+    ("reckoned", "calculated"),
+    ("says of itself", "its record, its content"),
+    ("so many", "the number of, N"),
+    ("somebody", "a process, a user, a caller"),
+    ("stranger", "untrusted"),
+    ("strangers", "untrusted"),
+    ("tell", "report, return, show, distinguish"),
+    ("tells", "reports, returns, shows, distinguishes"),
+    ("told", "reported, returned, shown, distinguished"),
+    ("vouch", "authenticate, sign"),
+    ("vouched", "authenticated, signed"),
+    ("vouches", "authenticates, signs"),
+    ("whoever", "the caller, the user, the process"),
+    ("whosoever", "the caller, the user, the process"),
+];
+
+/// Rooms of the source that were read for their words.
+const READ: &[&str] = &[
+    "src/bench/",
+    "src/bin/",
+    "src/boot/",
+    "src/bundle/archive.rs",
+    "src/bundle/feed.rs",
+    "src/bundle/frame.rs",
+    "src/bundle/index.rs",
+    "src/bundle/manifest.rs",
+    "src/bundle/mod.rs",
+    "src/bundle/pick.rs",
+    "src/bundle/reader.rs",
+    "src/bundle/release.rs",
+    "src/bundle/sha256.rs",
+    "src/bundle/signature.rs",
+    "src/bundle/source.rs",
+    "src/bundle/summary.rs",
+    "src/bundle/trust/",
+    "src/bundle/verify.rs",
+    "src/bundle/writer.rs",
+    "src/commit/",
+    "src/config/",
+    "src/device/",
+    "src/efi/",
+    "src/error/",
+    "src/gpt/",
+    "src/init/",
+    "src/lib.rs",
+    "src/main.rs",
+    "src/progress.rs",
+    "src/sandbox/",
+    "src/selector/",
+    "src/source/allowed.rs",
+    "src/source/file.rs",
+    "src/source/mapped.rs",
+    "src/source/mod.rs",
+    "src/slot/",
+    "src/stage/ledger.rs",
+    "src/stage/mod.rs",
+    "src/stage/patch_tests.rs",
+    "src/stage/probe.rs",
+    "src/stage/readback.rs",
+    "src/stage/write.rs",
+    "src/stage/zero.rs",
+    "src/state/",
+    "src/units/",
+    "src/version.rs",
+    "src/workers/",
+];
+
+/// Path (from the repository) and text of each Rust file of `src` and `tests`.
+fn files() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut open) = (Vec::new(), vec![root.join("src"), root.join("tests")]);
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The comment of a line, in lower case and without markup; `None` if it has none. A `//` within a string follows other
+/// characters than a blank.
+fn comment_of(line: &str) -> Option<String> {
+    let line = format!(" {line}");
+    let comment = line.split_once(" //")?.1.trim_start_matches(['/', '!']).to_lowercase();
+    Some(comment.trim().to_owned())
+}
+
+/// The listed words in a file, as `path:line: word; better: words`. A phrase may be wrapped onto the next line.
+fn findings(path: &str, text: &str) -> Vec<String> {
+    let comments: Vec<_> = text.lines().map(|line| comment_of(line).unwrap_or_default()).collect();
+    let mut found = Vec::new();
+    for (number, comment) in comments.iter().enumerate() {
+        let next = comments.get(number + 1).map_or("", String::as_str);
+        let wrapped = format!("{comment} {next}");
+        for (word, better) in WORDS {
+            let part = |c: char| c.is_alphanumeric() || c == '_';
+            let begins_here = |(at, _): (usize, &str)| {
+                at < comment.len()
+                    && !wrapped[..at].ends_with(part)
+                    && !wrapped[at + word.len()..].starts_with(part)
+            };
+            if wrapped.match_indices(word).any(begins_here) {
+                found.push(format!("{path}:{}: '{word}'; better: {better}", number + 1));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn comments_use_the_terms_of_the_field() {
+    let files = files();
+    let read = |path: &String, room: &str| path == room || room.ends_with('/') && path.starts_with(room);
+    for room in READ {
+        assert!(files.iter().any(|(path, _)| read(path, room)), "{room}: there is no such room any more");
+    }
+    let found: Vec<String> = files
+        .iter()
+        .filter(|(path, _)| READ.iter().any(|room| read(path, room)))
+        .flat_map(|(path, text)| findings(path, text))
+        .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// The checks themselves: words are whole, wrapped phrases are found, strings are not comments.
+#[test]
+fn the_reader_of_words_reads() {
+    let text = "/// It is told\nlet a = \"//told\"; // In front\n// of it, untold\nfn nobody() {}\n";
+    let found = findings("x.rs", text);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].starts_with("x.rs:1: 'told'") && found[1].starts_with("x.rs:2: 'in front of'"),
+        "{found:?}"
+    );
+}
