@@ -35,9 +35,8 @@ take the report. 'qstage explain CODE' explains an error code.";
 
 /// Upgrade an A/B appliance: stage signed bundles, switch in one write
 ///
-/// qstage writes a signed .qimg bundle into the slot that does not run, reads it
-/// back, and then switches slots with a single sector write that a power cut cannot
-/// tear.
+/// qstage writes a signed .qimg bundle into the inactive slot and reads it back. Then
+/// it switches slots with a single sector write, which a power cut cannot tear.
 #[derive(Debug, Parser)]
 #[command(name = "qstage", version, max_term_width = 80, after_help = AFTER_HELP)]
 // 'help VERB' is read in parse.rs.

@@ -16,8 +16,8 @@ use crate::units::{BlockSize, Slot, size};
 /// Lay out a disk or an image file with two slots
 ///
 /// Writes a GUID partition table with platform_a and platform_b, and with software_a
-/// and software_b on request, aligned to 1 MiB, with space for the second entry array
-/// that makes a switch a single write. A disk that holds anything is refused without
+/// and software_b on request, aligned to 1 MiB. It has space for a second entry array,
+/// which makes a switch a single write. A disk that holds anything is refused without
 /// --force.
 ///
 /// With --keep-table the existing partitions are used, and the bundle goes into the

@@ -25,8 +25,8 @@ use crate::workers;
 
 /// Write a bundle into the inactive slot, and verify it
 ///
-/// Checks the signature before anything else and every frame before it is written,
-/// flushes, reads the slot back past the page cache, and only then marks it as whole.
+/// Checks the signature before anything else, and every frame before it is written.
+/// Flushes, reads the slot back past the page cache, and only then marks it as whole.
 /// The running slot and the selection of the next boot do not change: 'qstage commit'
 /// does that. If it is interrupted, run it again: it continues where it stopped.
 #[derive(Debug, Args)]
