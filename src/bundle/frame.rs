@@ -48,6 +48,18 @@ pub struct Frame<'a> {
     zero: ZeroState,
 }
 
+impl Release {
+    /// A frame of a payload, by its index in the manifest. Both numbers are within the bounds of the manifest.
+    pub fn frame(&self, payload: usize, number: u64) -> Frame<'_> {
+        Frame::new(self, payload, number)
+    }
+
+    /// All frames of a payload, in order.
+    pub fn frames(&self, payload: usize) -> impl Iterator<Item = Frame<'_>> {
+        (0..self.manifest.payloads[payload].frames()).map(move |number| self.frame(payload, number))
+    }
+}
+
 impl<'a> Frame<'a> {
     /// Frame `number` of the payload with this index in the manifest; nothing is known of its bytes.
     pub(super) const fn new(release: &'a Release, payload: usize, number: u64) -> Self {

@@ -13,12 +13,9 @@
 use blake3::hazmat::{ChainingValue, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use zstd::zstd_safe::compress_bound;
 
-use super::manifest::{ManifestFields, Payload};
+use super::manifest::{INDEX_ENTRY_LEN, ManifestFields, Payload};
 use crate::error::{Error, Result};
 use crate::units::Blake3;
-
-/// Size of one entry in bytes.
-pub const ENTRY_LEN: usize = 36;
 
 /// Entry of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +78,8 @@ impl Index {
 
     /// The entry of a frame. `payload` and `frame` are within the bounds of the manifest.
     pub fn entry(&self, payload: usize, frame: u64) -> FrameEntry {
-        let at = (self.first[payload] + frame) as usize * ENTRY_LEN;
-        let entry = &self.bytes[at..at + ENTRY_LEN];
+        let at = (self.first[payload] + frame) as usize * INDEX_ENTRY_LEN;
+        let entry = &self.bytes[at..at + INDEX_ENTRY_LEN];
         let mut length = [0; 4];
         let mut value = [0; 32];
         length.copy_from_slice(&entry[..4]);

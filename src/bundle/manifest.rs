@@ -17,6 +17,9 @@ pub const FORMAT: u64 = 1;
 pub const MANIFEST_MAX: u64 = 256 << 10;
 /// Upper limit of the size of `index.bin` in bytes: 466,033 frames, 455 GiB of images at 1 MiB a frame.
 pub const INDEX_MAX: u64 = 16 << 20;
+
+/// Bytes of one entry of `index.bin`, one for each frame; [`index`](super::index) says what is in it.
+pub const INDEX_ENTRY_LEN: usize = 36;
 /// Smallest frame size in bytes: four BLAKE3 chunks, one page.
 pub const FRAME_MIN: u32 = 4 << 10;
 /// Largest frame size in bytes. Memory is workers x 2 frames, so this bounds it.
@@ -228,7 +231,7 @@ impl ManifestFields {
         }
         // Also bounds every image: at most 466,033 frames of at most 8 MiB, 3.6 TiB, far from overflow.
         limit("index.bin in bytes", self.index.size, INDEX_MAX)?;
-        let expected = entries.saturating_mul(super::index::ENTRY_LEN as u64);
+        let expected = entries.saturating_mul(INDEX_ENTRY_LEN as u64);
         if self.index.size != expected {
             return bad(format!("index size {}, but the frames need {expected}", self.index.size));
         }

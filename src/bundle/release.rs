@@ -1,7 +1,6 @@
 //! A release: a manifest and the matching index. The two travel together, from the bundle into the record of a
 //! slot.
 
-use super::frame::Frame;
 use super::index::Index;
 use super::manifest::Manifest;
 use crate::error::Result;
@@ -39,15 +38,5 @@ impl Release {
     /// Compressed size in bytes of a payload, by its index in the manifest: the size of its member in a bundle.
     pub fn compressed_size(&self, payload: usize) -> u64 {
         self.index.compressed_size(payload, &self.manifest.payloads[payload])
-    }
-
-    /// A frame of a payload, by its index in the manifest. Both numbers are within the bounds of the manifest.
-    pub fn frame(&self, payload: usize, number: u64) -> Frame<'_> {
-        Frame::new(self, payload, number)
-    }
-
-    /// All frames of a payload, in order.
-    pub fn frames(&self, payload: usize) -> impl Iterator<Item = Frame<'_>> {
-        (0..self.manifest.payloads[payload].frames()).map(move |number| self.frame(payload, number))
     }
 }

@@ -9,8 +9,8 @@ use zstd::bulk::Compressor;
 
 use super::archive::{self, BLOCK, END_LEN};
 use super::frame::{chaining_value, is_zero};
-use super::index::{ENTRY_LEN, FrameEntry, merge, push_entry};
-use super::manifest::{FORMAT, IndexRef, Kind, ManifestFields, Payload};
+use super::index::{FrameEntry, merge, push_entry};
+use super::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Kind, ManifestFields, Payload};
 use super::sha256::Hasher;
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Phase, Progress};
@@ -125,7 +125,8 @@ pub fn pack_payloads<W: Write + Seek + Send>(
             blake3: Blake3([0; 32]),
             sha256: Sha256([0; 32]),
         };
-        fields.index.size += if payload.frame_size == 0 { 0 } else { payload.frames() * ENTRY_LEN as u64 };
+        fields.index.size +=
+            if payload.frame_size == 0 { 0 } else { payload.frames() * INDEX_ENTRY_LEN as u64 };
         fields.payloads.push(payload);
     }
     if !LEVELS.contains(&compression.level) {
@@ -234,7 +235,7 @@ fn pack_payload<W: Write + Seek + Send>(
     let entries = &index[first_entry..];
     let value = |frame: u64| {
         let mut value = [0; 32];
-        value.copy_from_slice(&entries[frame as usize * ENTRY_LEN + 4..][..32]);
+        value.copy_from_slice(&entries[frame as usize * INDEX_ENTRY_LEN + 4..][..32]);
         Blake3(value)
     };
     payload.blake3 = merge(&value, payload.frames());

@@ -1,12 +1,12 @@
-//! `qstage man` and `qstage completions`: made from the same definition as `--help`, so they cannot differ.
+//! `qstage man` and `qstage completions`: made from the same definition as `--help`, so they cannot differ. The
+//! verb list hands it over: it has this verb in it.
 
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::args::Cli;
 use super::{config_page, output};
 use crate::error::{Error, Result};
 use crate::host::files::OutputFile;
@@ -22,10 +22,10 @@ pub(super) struct ManArgs {
 }
 
 impl ManArgs {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self, command: Command) -> Result<()> {
         if let Some(dir) = &self.dir {
             let failed = |source| Error::Output { path: dir.clone(), source };
-            let pages = clap_mangen::generate_to(Cli::command(), dir);
+            let pages = clap_mangen::generate_to(command, dir);
             let config = dir.join("qstage.toml.5");
             let written = pages.and_then(|()| {
                 let mut file = OutputFile::create(&config, 0o644)?;
@@ -36,7 +36,7 @@ impl ManArgs {
         }
         let mut page = Vec::new();
         // Writes to a vector do not fail; an error here is one of the generator.
-        clap_mangen::Man::new(Cli::command())
+        clap_mangen::Man::new(command)
             .render(&mut page)
             .map_err(|problem| Error::Internal { what: format!("the manual page: {problem}") })?;
         output::print(&String::from_utf8_lossy(&page))
@@ -53,9 +53,9 @@ pub(super) struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self, mut command: Command) -> Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "qstage", &mut script);
+        clap_complete::generate(self.shell, &mut command, "qstage", &mut script);
         output::print(&String::from_utf8_lossy(&script))
     }
 }

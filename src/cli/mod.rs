@@ -45,9 +45,10 @@ mod status;
 mod switch;
 mod table;
 mod terminal;
+mod verb;
 mod verify;
 
-pub use args::Cli;
 pub use outlet::finish;
 pub use output::print_error;
 pub use select::select_main;
+pub use verb::Cli;

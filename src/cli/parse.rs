@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 
-use super::args::Cli;
+use super::verb::Cli;
 
 /// Verbs that destroy the content of a disk or a prepared slot: no tip names them.
 const DESTRUCTIVE: [&str; 2] = ["init", "cancel"];

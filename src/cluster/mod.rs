@@ -31,8 +31,10 @@
 //!
 //! `tests/cluster` explores every interleaving of small clusters with a fault at every step.
 
+mod action;
 pub mod codec;
 pub mod etcd;
+mod group;
 pub mod memory;
 pub mod next;
 pub mod orders;

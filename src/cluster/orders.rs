@@ -1,7 +1,8 @@
 //! What operators may ask for, and when. Each is checked on one view and becomes a transaction on it: what was refused or
 //! allowed is what is.
 
-use super::next::{put_reboot, put_upgrade};
+use super::action::{put_reboot, put_upgrade};
+use super::group::group;
 use super::rolling::told;
 use super::state::{NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::{Key, Txn, Value, Write};
@@ -198,32 +199,6 @@ pub fn admission(view: &View) -> Result<()> {
         return blocked(format!("the protection of data is not whole: {}", view.protection_words()));
     }
     Ok(())
-}
-
-/// How many nodes reboot at a time: what was asked for, or one less than may fail, and one at least.
-///
-/// # Errors
-/// [`Error::Blocked`] where none may go, [`Error::BadRequest`] where more were asked for than may.
-pub fn group(view: &View, asked: Option<u32>) -> Result<u32> {
-    let (may_fail, spare) = (view.protection().remaining, view.spare());
-    let permitted = may_fail.min(spare);
-    if permitted == 0 {
-        let count = view.members.len();
-        let reason = match spare {
-            0 => format!(
-                "{count} nodes cannot reboot one after the other: without one of them the store has no quorum"
-            ),
-            _ => "the protection of data lets no node go".to_owned(),
-        };
-        return Err(Error::Blocked { reason });
-    }
-    match asked {
-        None => Ok(permitted.saturating_sub(1).max(1)),
-        Some(n) if (1..=permitted).contains(&n) => Ok(n),
-        Some(n) => {
-            Err(Error::BadRequest { problem: format!("{n} nodes at a time: 1 to {permitted} may go") })
-        }
-    }
 }
 
 #[cfg(test)]

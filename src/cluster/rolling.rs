@@ -8,7 +8,7 @@
 //! | a node falls back, is not healthy, does not return; another one is lost | paused due to error | nothing, until somebody resumes |
 //! | all have come back | idle | |
 
-use super::next::{Action, put_reboot, put_upgrade};
+use super::action::{Action, put_reboot, put_upgrade};
 use super::state::{BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::Write;
 use super::view::{View, names};

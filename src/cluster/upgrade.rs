@@ -10,8 +10,8 @@
 //!
 //! A rolling reboot goes from PREPARED to COMMITTED at once: each node selects the new slot at its own turn.
 
-use super::next::{Action, put_reboot, put_upgrade};
-use super::orders::group;
+use super::action::{Action, put_reboot, put_upgrade};
+use super::group::group;
 use super::state::{BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::{Key, Value, Write};
 use super::view::{View, names};

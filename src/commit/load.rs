@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::gpt::plan::check_places;
+use crate::gpt::place::check_places;
 use crate::gpt::{
     Copies, Damaged, Fault, Geometry, Header, Partition, Reading, Sectors, Table, has_protective_mbr,
     mbr_partitions,

@@ -21,6 +21,7 @@
 //! [`swap`](fn@swap), [`start()`], [`stop`], [`restart`] and [`status`] decide, and reach containers only through the trait
 //! [`Runtime`]. It has two implementations: [`nspawn`] and a test double.
 
+mod boundary;
 pub mod config;
 #[cfg(test)]
 mod double;

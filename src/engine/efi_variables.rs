@@ -5,35 +5,10 @@
 //! table first, then BootNext; a software slot whose platform does not run is not started. All other verbs: the
 //! variables first. Either way the old pair runs, or the new one on trial, and the verb run again ends it.
 
-use super::Policy;
 use super::view::View;
-use crate::boot::{BootFlag, Slots};
-use crate::efi::{EfiBoot, HardDrive, VariablePlan};
-use crate::error::{Error, Result};
-use crate::gpt::Table;
-use crate::host::Machine;
+use crate::efi::{EfiBoot, VariablePlan};
 use crate::state::{BootEntry, SlotState};
 use crate::units::{Group, Slot};
-
-/// What the firmware chooses, where the policy says that it rules.
-pub(super) fn read(
-    machine: &dyn Machine,
-    policy: &Policy,
-    table: &Table,
-    slots: &Slots,
-) -> Result<Option<EfiBoot>> {
-    if policy.boot_flag != BootFlag::Efi {
-        return Ok(None);
-    }
-    let block = u64::from(table.header().block().bytes());
-    let drive = |slot: Slot| {
-        let partition = slots.require(Group::Platform, slot)?;
-        let (start, blocks) = (partition.extent.at.0 / block, partition.extent.len / block);
-        Ok::<_, Error>(HardDrive { number: partition.number, start, blocks, guid: partition.guid })
-    };
-    let drives = [drive(Slot::A)?, drive(Slot::B)?];
-    Ok(Some(EfiBoot::new(machine.firmware()?.read()?, drives, &policy.efi_loader)))
-}
 
 impl View {
     /// A change of the firmware's choice; none where it does not rule.

@@ -3,6 +3,7 @@
 //!
 //! What is on the disk decides. Nothing is remembered elsewhere but history and the last error.
 
+mod act;
 mod checks;
 mod content;
 mod delta;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Class;
-use super::explain::ErrorEntry;
+use super::entry::ErrorEntry;
 use crate::units::{Blake3, Downtime, Group, Guid, Sha256, Slot};
 
 /// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be left out.

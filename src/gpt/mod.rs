@@ -18,6 +18,7 @@ pub mod attrs;
 mod claim;
 pub mod codec;
 pub mod layout;
+mod mirror;
 pub mod place;
 pub mod plan;
 pub mod reading;

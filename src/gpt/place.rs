@@ -13,6 +13,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::claim::{BlockContent, Claims};
+use super::codec::{Fault, Header};
 use super::{Geometry, Table};
 use crate::units::{ByteOffset, Lba};
 
@@ -155,4 +156,27 @@ fn is_former_copy(claims: &Claims<'_>, table: &Table, lba: Lba) -> bool {
     claims.is_block(lba.0 + i as u64, i)
         && blocks(table, lba)
             .all(|lba| matches!(claims.holds(lba), BlockContent::Nothing | BlockContent::Copy))
+}
+
+/// Whether header and array lie where a copy of this kind may lie on this disk. A primary is valid whatever it says
+/// of its backup, and even if its usable area ends beyond the disk.
+pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
+    let end = geometry.last_lba();
+    let inside = |what, lba: Lba, blocks: u64, from: Lba, to: Lba| {
+        let last = lba.0.checked_add(blocks).and_then(|past| past.checked_sub(1));
+        if lba >= from && last.is_some_and(|last| last <= to.0) {
+            return Ok(());
+        }
+        Err(Fault::Outside { what, lba, blocks, from, to })
+    };
+    let blocks = header.array_blocks();
+    if header.my_lba == Lba(1) {
+        return inside("the primary entry array", header.entries_lba, blocks, Lba(2), end);
+    }
+    inside("the last usable block", header.last_usable, 1, Lba(0), end)?;
+    // After the usable area and before its header (UEFI 2.10, 5.3.1): elsewhere it may overlap anything, the
+    // primary array included.
+    let (from, to) = (Lba(header.last_usable.0 + 1), Lba(header.my_lba.0.saturating_sub(1)));
+    inside("the backup entry array", header.entries_lba, blocks, from, to)?;
+    inside("the backup header", header.my_lba, 1, from, end)
 }

@@ -18,6 +18,7 @@ use std::fmt;
 
 use super::claim::{Claims, disk_guid};
 use super::codec::{Fault, Header};
+use super::mirror::mirror;
 use super::sectors::{BlockData, Geometry, Sectors};
 use super::{Table, place};
 use crate::units::{Guid, Lba};
@@ -208,7 +209,7 @@ impl Reading {
         }
         match &self.copies.backup {
             Ok(_) => None,
-            Err(_) => match super::plan::mirror(primary, self.copies.backup_header(), &claims) {
+            Err(_) => match mirror(primary, self.copies.backup_header(), &claims) {
                 Ok(_) => None,
                 Err(at) => Some(NoBackup::Foreign { at }),
             },

@@ -4,6 +4,8 @@
 
 /// Imports, opens, dependencies and the modules that may use them, file lengths, unsafe blocks.
 mod architecture;
+/// No two modules need each other.
+mod circles;
 /// The examples of the library, run.
 mod examples;
 /// Type names that occur more than once, each with its reason.

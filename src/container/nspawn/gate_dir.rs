@@ -7,11 +7,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 
-use super::gate::Tools;
 use super::mount;
 
 /// Name of the socket to which the gate connects.
@@ -22,17 +21,17 @@ pub(super) const PROBER: &str = "prober";
 const SPARE: u64 = 256 << 10;
 const INODES: usize = 64;
 
-/// Mounts the tmpfs at `dir` and copies the tools into it.
-pub(super) fn create(dir: &Path, tools: &Tools) -> io::Result<()> {
+/// Mounts the tmpfs at `dir` and copies `files` into it, each under its name.
+pub(super) fn create(dir: &Path, files: &[(PathBuf, String)]) -> io::Result<()> {
     let mut size = SPARE;
-    for (path, _) in &tools.files {
+    for (path, _) in files {
         // Files occupy whole pages, of 64 KiB at most.
         size = size.saturating_add(fs::metadata(path)?.len().next_multiple_of(64 << 10));
     }
     let options = format!("mode=0755,size={size},nr_inodes={INODES}");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("qstage-gate"), dir, Some("tmpfs"), flags, Some(options.as_str()))?;
-    for (path, name) in &tools.files {
+    for (path, name) in files {
         let mut copy = File::create_new(dir.join(name))?;
         io::copy(&mut File::open(path)?, &mut copy)?;
         // Regardless of the umask: the container's users are other users on the host.

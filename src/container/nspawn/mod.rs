@@ -187,7 +187,7 @@ impl Nspawn {
         let private = self.config.users != Users::Host && unmapped.is_none();
         let open = self.config.openings(unmapped.as_deref());
         let tools = Tools::of(&self.qstage).map_err(named(&self.qstage.display().to_string()))?;
-        gate_dir::create(&dir.join(GATE_DIR), &tools).map_err(named("the directory of its gate"))?;
+        gate_dir::create(&dir.join(GATE_DIR), &tools.files).map_err(named("the directory of its gate"))?;
         let mut args = launch::arguments(&self.config, dir, id, &tools, private);
         if self.has_prober() {
             args.push("--prober".into());

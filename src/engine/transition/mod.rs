@@ -27,11 +27,11 @@ pub(crate) use install::{forget, install, vacate};
 pub(super) use print::{EFI_METHOD, Printed};
 pub(crate) use run::Site;
 
+pub use super::act::Act;
 use super::view::{SlotView, View};
 use crate::boot::{BootFlag, Flags};
 use crate::efi::VariablePlan;
 use crate::error::{Error, Result};
-use crate::gpt::Table;
 use crate::slot::{Mark, Verdict};
 use crate::units::{Group, Slot};
 
@@ -60,19 +60,6 @@ pub enum Change<'a> {
     Withdraw(&'a [(Group, Slot)]),
     /// Makes the platform slot that does not run void, for measurements.
     Lend,
-}
-
-/// One act of a verb, durable and read again before the next one begins.
-#[derive(Debug, Clone)]
-pub enum Act {
-    /// The mark of a slot is set; `None`: it is made void.
-    Mark(Group, Slot, Option<Mark>),
-    /// EFI variables are set, one after another.
-    Variables(VariablePlan),
-    /// The table is brought onto the disk, in one transaction.
-    Table(Table),
-    /// The record of a slot is destroyed.
-    Void(Group, Slot),
 }
 
 /// What has to happen for a change to take effect.

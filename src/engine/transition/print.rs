@@ -1,7 +1,5 @@
 //! Acts as text: in one word each, and as sectors and variables.
 
-use std::fmt;
-
 use super::super::view::View;
 use super::{Act, Transition};
 use crate::commit;
@@ -11,24 +9,6 @@ use crate::units::{Group, Slot};
 
 /// How the platform is switched where EFI variables rule.
 pub(in crate::engine) const EFI_METHOD: &str = "EFI variables BootNext and BootOrder";
-
-impl fmt::Display for Act {
-    /// What it is, without places and values.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Mark(group, slot, mark) => {
-                let verdict = mark.as_ref().map_or("void", |mark| mark.verdict.word());
-                write!(f, "mark of {}: {verdict}", group.partition_name(*slot))
-            }
-            Self::Variables(turn) => {
-                let steps: Vec<String> = turn.steps.iter().map(|step| step.name.to_string()).collect();
-                write!(f, "{}", steps.join(", "))
-            }
-            Self::Table(_) => write!(f, "table"),
-            Self::Void(group, slot) => write!(f, "footer of {}: void", group.partition_name(*slot)),
-        }
-    }
-}
 
 /// A transition as its writes, barriers and variables, one line each.
 #[derive(Debug, Default)]

@@ -1,9 +1,11 @@
 //! Makes one copy of the table from the other.
 
 use super::steps::Steps;
-use super::{Method, Obstacle, Plan, check_places};
+use super::{Method, Obstacle, Plan};
 use crate::gpt::claim::Claims;
 use crate::gpt::codec::{Fault, Header};
+use crate::gpt::mirror::mirror;
+use crate::gpt::place::check_places;
 use crate::gpt::reading::{CopyState, Reading};
 use crate::gpt::sectors::Geometry;
 use crate::gpt::{Table, place};
@@ -71,41 +73,6 @@ pub(super) fn backup_from_primary(
     steps.read_back(&backup, "backup");
     let method = Method::Repair { found };
     Ok(Plan { steps: steps.done, method, primary: primary.clone(), backup: Some(backup) })
-}
-
-/// The backup that belongs to `primary`, at the place that the primary names. If the old header `theirs` has the
-/// same form, it is the model, so that bytes without meaning stay. The array lies where `theirs` says, else just
-/// before the header.
-///
-/// # Errors
-/// The first block of that place that is not ours.
-pub(in crate::gpt) fn mirror(
-    primary: &Table,
-    theirs: Option<&Header>,
-    claims: &Claims<'_>,
-) -> Result<Table, Lba> {
-    let ours = primary.header();
-    let same_form =
-        |h: &&Header| (h.entry_count(), h.entry_size()) == (ours.entry_count(), ours.entry_size());
-    let theirs = theirs.filter(same_form);
-    let shaped = |base: &Header, entries_lba| Header {
-        my_lba: ours.alternate_lba,
-        alternate_lba: ours.my_lba,
-        first_usable: ours.first_usable,
-        last_usable: ours.last_usable,
-        disk_guid: ours.disk_guid,
-        entries_lba,
-        ..base.clone()
-    };
-    let kept = theirs.map(|theirs| shaped(theirs, theirs.entries_lba));
-    let kept = kept.filter(|header| check_places(header, claims.geometry).is_ok());
-    let before = Lba(ours.alternate_lba.0.saturating_sub(ours.array_blocks()));
-    let header = kept.unwrap_or_else(|| shaped(theirs.unwrap_or(ours), before));
-    check_places(&header, claims.geometry).map_err(|_| header.entries_lba)?;
-    let backup = primary.with_header(header);
-    claims.array(place::blocks(&backup, backup.header().entries_lba))?;
-    claims.backup_header(backup.header().my_lba)?;
-    Ok(backup)
 }
 
 /// The primary that belongs to `backup`, made from what is left of the old one.

@@ -1,10 +1,11 @@
 //! Replaces one copy by the other on explicit request: `qstage repair --from`.
 
-use super::repair::{backup_from_primary, foreign, mirror, primary_from};
+use super::repair::{backup_from_primary, foreign, primary_from};
 use super::steps::Steps;
 use super::{Copy, Method, Obstacle, Plan};
 use crate::gpt::Table;
 use crate::gpt::codec::{Fault, Header};
+use crate::gpt::mirror::mirror;
 use crate::gpt::reading::Reading;
 use crate::units::Lba;
 

@@ -14,8 +14,7 @@ use futures_util::stream::unfold;
 use crate::error::Error;
 use crate::service::api::reply::Reply;
 use crate::service::api::{Shared, audit};
-use crate::service::http::auth::Origin;
-use crate::service::http::shares::Peer;
+use crate::service::http::origin::{Origin, Peer};
 use crate::units::text;
 
 /// The shortest time between two events of one stream; what changes faster is left out, the last state never is.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::service::http::shares::Peer;
+use crate::service::http::origin::Peer;
 
 /// Failures that may come at once.
 const BURST: f64 = 64.0;

@@ -11,7 +11,6 @@
 //! | network, loopback | nothing, `--insecure-no-auth` | write |
 
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -23,6 +22,7 @@ use subtle::ConstantTimeEq;
 use crate::error::{Error, Result};
 use crate::host::files::read_trusted_text;
 use crate::service::http::attempts::Attempts;
+use crate::service::http::origin::Origin;
 
 /// Largest file of tokens in bytes.
 const TOKENS_MAX: u64 = 1 << 20;
@@ -32,26 +32,6 @@ const TOKENS_MAX: u64 = 1 << 20;
 pub(in crate::service) enum Privilege {
     Read,
     Write,
-}
-
-/// How a request came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::service) enum Origin {
-    Network(SocketAddr),
-    /// By the Unix socket, from a process of this user.
-    Socket {
-        uid: u32,
-        pid: Option<i32>,
-    },
-}
-
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Network(from) => write!(f, "{from}"),
-            Self::Socket { uid, pid } => write!(f, "uid {uid} (process {})", pid.unwrap_or_default()),
-        }
-    }
 }
 
 /// Who it is, for the audit log.

@@ -26,8 +26,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{Error, Result, sentence};
-use crate::service::http::auth::Origin;
-use crate::service::http::shares::{Peer, Share, Shares};
+use crate::service::http::origin::{Origin, Peer};
+use crate::service::http::shares::{Share, Shares};
 use crate::service::http::write_timeout::WriteTimeout;
 
 /// Connections per door.

@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use qstage::boot::Slots;
-use qstage::bundle::index::{ENTRY_LEN, Index};
-use qstage::bundle::manifest::{FORMAT, IndexRef, Payload};
+use qstage::bundle::index::Index;
+use qstage::bundle::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Payload};
 use qstage::bundle::{Bundle, Kind, ManifestFields, Source, Trust, verify};
 use qstage::commit;
 use qstage::device::{BlockDevice, MemoryDevice};
@@ -67,7 +67,7 @@ pub fn index(data: &[u8]) {
     };
     // The manifest has been checked when an index is looked at: its size fits.
     let frames = claims.payloads.iter().map(Payload::frames).sum::<u64>();
-    let fits = frames * ENTRY_LEN as u64;
+    let fits = frames * INDEX_ENTRY_LEN as u64;
     let mut bytes = rest.to_vec();
     if fits > 1 << 20 {
         return;

@@ -1,13 +1,14 @@
 //! What is on the disk, read once at the beginning of a verb.
 
-use super::transition::Act;
-use super::{Policy, efi_variables};
+mod read;
+
+use super::Policy;
+use super::act::Act;
 use crate::boot::{self, BootFlag, Companion, Slots};
 use crate::commit::{self, Loaded};
 use crate::efi::EfiBoot;
 use crate::error::{Error, Result};
 use crate::gpt::{Attributes, Partition, Table};
-use crate::host::{Access, Booted, Machine};
 use crate::slot::{Content, Mark, Record, Verdict};
 use crate::state::{KnownBy, SlotFacts, SlotState, slot_state};
 use crate::units::{Group, Slot};
@@ -89,53 +90,6 @@ impl View {
     /// [`Error::ForeignBootFlag`].
     pub(super) fn check_foreign_flags(&self) -> Result<()> {
         self.slots.check_foreign_flags(&self.table, self.policy.boot_flag, &self.machine.name)
-    }
-
-    pub(super) fn read(machine: &dyn Machine, policy: &Policy) -> Result<Self> {
-        let name = machine.name().to_owned();
-        let loaded = commit::load(&*machine.disk(), &name)?.with_method(policy.table);
-        let table = loaded.table()?.clone();
-        let slots = Slots::resolve(&table, &name)?;
-        let efi = efi_variables::read(machine, policy, &table, &slots)?;
-        let (evident, why) = match booted(machine, policy, &table, &slots)? {
-            Ok(evident) => (Some(evident), None),
-            Err(why) => {
-                let started = efi.as_ref().and_then(EfiBoot::booted);
-                (started.map(|slot| (slot, KnownBy::Firmware)), Some(why))
-            }
-        };
-        let seen = Seen {
-            name,
-            booted: evident,
-            unknown: why.filter(|_| evident.is_none() && !machine.is_image()),
-            is_image: machine.is_image(),
-            kexec: policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded(),
-            last_try: last_try(machine, &table, &slots),
-            used_alone: used_alone(machine, &table, &slots),
-        };
-        let mut holds = Vec::new();
-        for group in Group::BOTH {
-            for slot in Slot::BOTH {
-                let Some(partition) = slots.get(group, slot).cloned() else { continue };
-                let device = machine.open_partition(&partition, Access::Read)?;
-                let content = Content::read(&*device, group, &partition.name)?;
-                let (attributes, state) = (table.attributes(partition.number), SlotState::Empty);
-                holds.push(SlotView { group, slot, partition, content, attributes, state, fell: false });
-            }
-        }
-        let view = Self {
-            loaded,
-            table,
-            slots,
-            efi,
-            policy: policy.clone(),
-            machine: seen,
-            booted: None,
-            last_try: None,
-            beside: None,
-            holds,
-        };
-        Ok(view.concluded())
     }
 
     /// What is seen once these acts are done.
@@ -399,49 +353,4 @@ impl View {
 /// Whether the flags of a software slot select it, and its last try is used up.
 fn is_spent(flags: Attributes) -> bool {
     flags.priority() > 1 && flags.tries() == 0 && !flags.successful()
-}
-
-/// The software slot on trial whose last try was spent on the container that runs from it now. No loader counts these
-/// tries but `container start`, before it starts; that it runs is seen by its mount.
-fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Option<Slot> {
-    let spent = |slot: &Slot| attributes(table, slots, *slot).is_some_and(is_spent);
-    Slot::BOTH.into_iter().find(|slot| spent(slot) && is_used(machine, slots, *slot))
-}
-
-/// The software slot on trial that is in use while the other one is not. Both are while a swap arranges the new container
-/// beside the old one; that tells nothing.
-fn used_alone(machine: &dyn Machine, table: &Table, slots: &Slots) -> Option<Slot> {
-    let on_trial = |bits: Attributes| bits.priority() > 0 && !bits.successful();
-    let used = |slot: Slot| is_used(machine, slots, slot);
-    let tried = |slot: &Slot| attributes(table, slots, *slot).is_some_and(on_trial);
-    Slot::BOTH.into_iter().find(|slot| tried(slot) && used(*slot) && !used(!*slot))
-}
-
-fn attributes(table: &Table, slots: &Slots, slot: Slot) -> Option<Attributes> {
-    slots.get(Group::Software, slot).map(|partition| table.attributes(partition.number))
-}
-
-/// Whether a software slot is known to be in use.
-fn is_used(machine: &dyn Machine, slots: &Slots, slot: Slot) -> bool {
-    let partition = slots.get(Group::Software, slot);
-    partition.is_some_and(|partition| machine.in_use(partition).is_ok_and(|user| user.is_some()))
-}
-
-/// What the caller says, else what is evident; else why nothing is.
-fn booted(
-    machine: &dyn Machine,
-    policy: &Policy,
-    table: &Table,
-    slots: &Slots,
-) -> Result<std::result::Result<(Slot, KnownBy), String>> {
-    if let Some(slot) = policy.booted {
-        return Ok(Ok((slot, KnownBy::Caller)));
-    }
-    let candidates = [Slot::A, Slot::B].map(|slot| slots.require(Group::Platform, slot).cloned());
-    let [a, b] = candidates;
-    Ok(match machine.booted_from(&[a?, b?], &table.partitions())? {
-        Booted::Known { index: 0, .. } => Ok((Slot::A, KnownBy::Kernel)),
-        Booted::Known { .. } => Ok((Slot::B, KnownBy::Kernel)),
-        Booted::Unknown { why } => Err(why),
-    })
 }

@@ -1,0 +1,30 @@
+//! How many nodes may be away at a time.
+
+use super::view::View;
+use crate::error::{Error, Result};
+
+/// How many nodes reboot at a time: what was asked for, or one less than may fail, and one at least.
+///
+/// # Errors
+/// [`Error::Blocked`] where none may go, [`Error::BadRequest`] where more were asked for than may.
+pub(super) fn group(view: &View, asked: Option<u32>) -> Result<u32> {
+    let (may_fail, spare) = (view.protection().remaining, view.spare());
+    let permitted = may_fail.min(spare);
+    if permitted == 0 {
+        let count = view.members.len();
+        let reason = match spare {
+            0 => format!(
+                "{count} nodes cannot reboot one after the other: without one of them the store has no quorum"
+            ),
+            _ => "the protection of data lets no node go".to_owned(),
+        };
+        return Err(Error::Blocked { reason });
+    }
+    match asked {
+        None => Ok(permitted.saturating_sub(1).max(1)),
+        Some(n) if (1..=permitted).contains(&n) => Ok(n),
+        Some(n) => {
+            Err(Error::BadRequest { problem: format!("{n} nodes at a time: 1 to {permitted} may go") })
+        }
+    }
+}

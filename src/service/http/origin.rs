@@ -1,0 +1,53 @@
+//! From where a request comes, and who counts as one where each has a share.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::service) enum Origin {
+    Network(SocketAddr),
+    /// By the Unix socket, from a process of this user.
+    Socket {
+        uid: u32,
+        pid: Option<i32>,
+    },
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Network(from) => write!(f, "{from}"),
+            Self::Socket { uid, pid } => write!(f, "uid {uid} (process {})", pid.unwrap_or_default()),
+        }
+    }
+}
+
+/// Who counts as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::service) enum Peer {
+    /// An address, or a network that one host has to itself.
+    Address(IpAddr),
+    /// All that comes over loopback: whoever is on this machine has all of its addresses.
+    Loopback,
+    /// A user of this machine, over the Unix socket.
+    User(u32),
+}
+
+impl Peer {
+    /// Who that is.
+    pub(in crate::service) fn of(origin: Origin) -> Self {
+        match origin {
+            Origin::Network(from) => Self::of_address(from.ip()),
+            Origin::Socket { uid, .. } => Self::User(uid),
+        }
+    }
+
+    /// Of IPv6 the first 64 bits, since a host chooses the others itself (RFC 4291, 2.5.1).
+    pub(in crate::service) fn of_address(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            address if address.is_loopback() => Self::Loopback,
+            IpAddr::V6(v6) => Self::Address(IpAddr::V6((v6.to_bits() >> 64 << 64).into())),
+            v4 @ IpAddr::V4(_) => Self::Address(v4),
+        }
+    }
+}
