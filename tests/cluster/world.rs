@@ -2,6 +2,7 @@
 //! slow.
 
 mod happens;
+mod mutant;
 
 use qstage::cluster::memory::Memory;
 use qstage::cluster::next::{Action, next_action};
@@ -16,24 +17,10 @@ use qstage::cluster::view::View;
 use qstage::state::UpgradeType;
 use qstage::units::Blake3;
 
+pub(crate) use mutant::Mutant;
+
 pub(crate) const OLD: Blake3 = Blake3([1; 32]);
 pub(crate) const NEW: Blake3 = Blake3([2; 32]);
-
-/// A rule that is broken on purpose: the rules below must find it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Mutant {
-    None,
-    /// Whoever once led writes on.
-    NoFence,
-    /// The right to be down ends with the lease of who has it.
-    TtlLock,
-    /// A reboot that failed goes on by itself.
-    GoesOn,
-    /// A node counts as back before the data that it holds is protected again.
-    Unprotected,
-    /// A node counts as back before it is in service again.
-    Undrained,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Node {

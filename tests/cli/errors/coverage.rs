@@ -27,13 +27,13 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "CONTAINER_STOP",
         "takes a process that survives SIGKILL",
         "src/container/tests.rs",
-        "what_cannot_start_or_stop_says_so",
+        "a_failure_to_start_or_stop_is_reported",
     ),
     (
         "CONTAINER_UNHEALTHY",
         "takes a machine on which no release is well",
         "src/container/tests.rs",
-        "what_cannot_start_or_stop_says_so",
+        "a_failure_to_start_or_stop_is_reported",
     ),
     (
         "NEEDS_REBOOT",
