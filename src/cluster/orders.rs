@@ -14,7 +14,7 @@ use crate::state::UpgradeType;
 /// Orders the prepare of a bundle on all nodes.
 ///
 /// # Errors
-/// [`Error::UpgradeBusy`], [`Error::Blocked`], [`Error::BadRequest`]: see [`admission`] and [`group`].
+/// [`Error::UpgradeBusy`], [`Error::Blocked`], [`Error::BadRequest`]: see [`admission`]; `group` for a rolling reboot.
 pub fn prepare(view: &View, order: Ordered) -> Result<Txn> {
     idle(view)?;
     admission(view)?;
