@@ -367,6 +367,9 @@ impl Plan {
         let overlaps = |sent: &Range<u64>| sent.start < range.end && range.start < sent.end;
         let mut senders: Vec<usize> =
             self.sent.extract_if(.., |(sent, _)| overlaps(sent)).map(|(_, mirror)| mirror).collect();
+        // A reader may have its bytes before the block that they are part of is full.
+        let begun = |(start, block): &(&u64, &Block)| overlaps(&(**start..**start + block.data.len() as u64));
+        senders.extend(self.blocks.iter().filter(begun).map(|(_, block)| block.mirror));
         senders.sort_unstable();
         senders.dedup();
         senders
@@ -374,9 +377,14 @@ impl Plan {
 
     /// Drops all that a mirror sent and nobody has taken: it lied once. Readers ask for it when they need it.
     pub(super) fn distrust(&mut self, mirror: usize) {
-        let whole = |block: &Block| block.mirror == mirror && block.data.len() as u64 >= block.len;
-        for (_, block) in self.blocks.extract_if(.., |_, block| whole(block)) {
+        let of_it = |block: &Block| block.mirror == mirror && !block.data.is_empty();
+        let dropped: Vec<_> = self.blocks.extract_if(.., |_, block| of_it(block)).collect();
+        for (start, block) in dropped {
             self.buffered -= block.len;
+            let got = block.data.len() as u64;
+            if block.ahead && got < block.len {
+                self.declare(start + got..start + block.len);
+            }
         }
     }
 }

@@ -114,6 +114,29 @@ fn what_a_liar_sent_is_fetched_again() {
     plan.end(reader);
 }
 
+/// A frame is read while its block still comes, and its bytes turn out to be wrong.
+#[test]
+fn a_liar_is_known_before_its_block_is_full() {
+    let mut plan = Plan::default();
+    plan.declare(0..MIB);
+    assert_eq!(plan.next(0).unwrap().block, 0..MIB);
+    assert_eq!(plan.fill(0, &[1; 5000], 3), 5000);
+    let reader = plan.begin(0..4000);
+    let mut buf = [0; 4000];
+    assert_eq!(plan.take(reader, &mut buf), 4000);
+    plan.end(reader);
+    assert_eq!(plan.senders(&(0..4000)), [3]);
+    plan.distrust(3);
+    assert!(plan.blocks.is_empty() && plan.buffered == 0);
+    // Nothing of it is read again, and what had not come is still wanted.
+    let reader = plan.begin(0..4000);
+    assert_eq!(plan.take(reader, &mut buf), 0);
+    assert_eq!(plan.fill(0, &[1; 5000], 3), 0, "what still comes of it belongs to no block");
+    plan.stands(0, None);
+    assert_eq!(plan.next(0).unwrap().block, 0..MIB, "over the gap between both");
+    plan.end(reader);
+}
+
 /// A server that gives a file out once: all that is left is declared, and nobody is sent what is done with.
 #[test]
 fn the_rest_is_what_nobody_has_had() {
