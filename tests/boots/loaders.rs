@@ -13,7 +13,7 @@ fn the_harness_boots_a_kernel_and_the_program() {
         "mount -t devtmpfs dev /dev; exec >/dev/console 2>&1\nqstage --version; echo it ends; poweroff -f\n";
     std::fs::write(&initrd, Tree::system(inputs).script("init", init).cpio()).unwrap();
     let mut vm = Machine::new().kernel(&inputs.kernel, &initrd, "quiet panic=-1").once().start();
-    assert!(vm.wait("qstage 0").contains("qstage 0.1"));
+    assert!(vm.wait("qstage 0").contains(concat!("qstage ", env!("CARGO_PKG_VERSION"))));
     println!("booted after {:?}", vm.age());
     vm.wait("it ends");
     vm.end();
