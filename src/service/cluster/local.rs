@@ -40,12 +40,7 @@ pub(super) fn selected(look: &DiskView) -> Option<Blake3> {
 /// The release that runs: the ordered one where platform or software is of it, else the newer of both.
 fn runs(look: &DiskView, view: &View) -> Blake3 {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
-    // Software that others run (no container of ours) leaves no evidence while it is on trial: the selected slot counts.
-    let selected = look.slots.slots.iter().find(|slot| {
-        slot.group == Group::Software && slot.boots_next && !look.disk.pending && slot.state != SlotState::Bad
-    });
-    let proven = Group::BOTH.into_iter().filter_map(|group| look.slots.running(group)?.manifest);
-    let mut manifests = proven.chain(selected.and_then(|slot| slot.manifest));
+    let mut manifests = Group::BOTH.into_iter().filter_map(|group| look.slots.running(group)?.manifest);
     let target = target.filter(|target| manifests.any(|manifest| manifest == *target));
     // What was installed by other means has no manifest.
     target.or_else(|| look.slots.newest_running()?.manifest).unwrap_or(Blake3([0; 32]))
