@@ -20,15 +20,7 @@ impl Engine<'_> {
         let find = |state: SlotState| view.all().iter().find(|held| held.state == state);
         let (torn, prepared, trial) =
             (find(SlotState::Torn), find(SlotState::Prepared), find(SlotState::Trial));
-        let mut status = Status {
-            install_path: String::new(),
-            state: UpgradeState::UpgradeIdle,
-            details: String::new(),
-            error_message: String::new(),
-            error_state: NO_ERROR.to_owned(),
-            is_blocked: false,
-            blocked_reason: String::new(),
-        };
+        let mut status = Status::idle();
         if let Some(error) = journal.last_error {
             status.error_state = error.code;
             status.error_message = error.message;

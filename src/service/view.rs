@@ -440,15 +440,7 @@ mod tests {
     }
 
     fn look(trial: SlotState, software: (Slot, KnownBy)) -> DiskView {
-        let status = Status {
-            install_path: String::new(),
-            state: UpgradeState::UpgradeIdle,
-            details: String::new(),
-            error_message: String::new(),
-            error_state: NO_ERROR.to_owned(),
-            is_blocked: false,
-            blocked_reason: String::new(),
-        };
+        let status = Status::idle();
         let runs = Runs {
             platform: Running::Known(Slot::A, KnownBy::Kernel),
             software: Running::Known(software.0, software.1),

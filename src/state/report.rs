@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Runs, SlotState, UpgradeState, UpgradeType};
+use crate::error::NO_ERROR;
 use crate::units::{Blake3, Group, Slot};
 use crate::version;
 
@@ -23,6 +24,21 @@ pub struct Status {
     pub is_blocked: bool,
     /// The reason, or empty.
     pub blocked_reason: String,
+}
+
+impl Status {
+    /// Nothing is under way, and nothing has failed.
+    pub(crate) fn idle() -> Self {
+        Self {
+            install_path: String::new(),
+            state: UpgradeState::UpgradeIdle,
+            details: String::new(),
+            error_message: String::new(),
+            error_state: NO_ERROR.to_owned(),
+            is_blocked: false,
+            blocked_reason: String::new(),
+        }
+    }
 }
 
 /// One slot in `slots`.

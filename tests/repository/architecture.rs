@@ -2,9 +2,11 @@
 //! extend a list is a decision: add the line with its reason, or find a better place for the code.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::files::files;
+use std::collections::BTreeSet;
 
 /// Longest file in lines.
 const LONGEST: usize = 500;
@@ -245,32 +247,11 @@ const LAYERS: &[(&[&str], &[&str])] = &[
 pub(super) struct Source {
     pub(super) path: String,
     pub(super) code: String,
-    lines: usize,
 }
 
 pub(super) fn sources() -> Vec<Source> {
-    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|ext| ext == "rs") {
-                found.push(path);
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut paths = Vec::new();
-    walk(&root, &mut paths);
-    let all: Vec<(String, String)> = paths
-        .iter()
-        .map(|path| {
-            (
-                path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
-                fs::read_to_string(path).unwrap(),
-            )
-        })
-        .collect();
+    let in_src = |(path, text): (String, String)| Some((path.strip_prefix("src/")?.to_owned(), text));
+    let all: Vec<(String, String)> = files().into_iter().filter_map(in_src).collect();
     // Modules that exist in tests only: "#[cfg(test)]\nmod name;".
     let mut tests = BTreeSet::new();
     for (path, text) in &all {
@@ -284,7 +265,7 @@ pub(super) fn sources() -> Vec<Source> {
         }
     }
     let kept = all.into_iter().filter(|(path, _)| !tests.contains(path));
-    kept.map(|(path, text)| Source { path, lines: text.lines().count(), code: code_of(&text) }).collect()
+    kept.map(|(path, text)| Source { code: code_of(&text), path }).collect()
 }
 
 /// Up to the unit tests, which stand at the end, and without comments.
@@ -462,22 +443,9 @@ fn layers_know_those_below_only() {
 
 #[test]
 fn no_file_is_long() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let long =
-        |path: &str, lines: usize| assert!(lines <= LONGEST, "{path} has {lines} lines; divide it by ideas");
-    for source in sources() {
-        long(&source.path, source.lines);
-    }
-    let mut open = vec![root.join("tests")];
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else if path.extension().is_some_and(|ext| ext == "rs") {
-                long(path.to_str().unwrap(), fs::read_to_string(&path).unwrap().lines().count());
-            }
-        }
+    for (path, text) in files() {
+        let lines = text.lines().count();
+        assert!(lines <= LONGEST, "{path} has {lines} lines; divide it by ideas");
     }
 }
 

@@ -8,6 +8,8 @@ mod architecture;
 mod circles;
 /// The examples of the library, run.
 mod examples;
+/// The Rust files that the rules read.
+mod files;
 /// Type names that occur more than once, each with its reason.
 mod names;
 /// The scripts of the repository, run as a user runs them.

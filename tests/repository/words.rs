@@ -2,8 +2,7 @@
 //! (`src/manual/glossary.md`); a reader should meet one word for each of them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::fs;
-use std::path::Path;
+use super::files::files;
 
 /// Words that do not occur in comments, each with better ones. Any form of a listed phrase counts, in any case.
 const WORDS: &[(&str, &str)] = &[
@@ -93,25 +92,6 @@ const READ: &[&str] = &[
     "src/version.rs",
     "src/workers/",
 ];
-
-/// Path (from the repository) and text of each Rust file of `src` and `tests`.
-fn files() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut found, mut open) = (Vec::new(), vec![root.join("src"), root.join("tests")]);
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else if path.extension().is_some_and(|ext| ext == "rs") {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                found.push((name, fs::read_to_string(&path).unwrap()));
-            }
-        }
-    }
-    found.sort();
-    found
-}
 
 /// The comment of a line, in lower case and without markup; `None` if it has none. A `//` within a string follows other
 /// characters than a blank.
