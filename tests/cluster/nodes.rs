@@ -66,6 +66,16 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         node.until("what was prepared is discarded", empty);
     }
     assert_eq!(node.call("/v2/upgrade/commit", &Value::Null).0, 409);
+    // Who has given an order sees it in the next status: a client takes IDLE after its prepare for the end of it.
+    for _ in 0..6 {
+        node.until("it is taken", |node| node.prepare(&v2, false, false).0 == 202);
+        assert_eq!(node.state(), "PREPARING");
+        assert_eq!(node.post("/v1/qstage/cancel", &Value::Null), 200);
+        assert_eq!(node.state(), "IDLE");
+    }
+    for node in &lab.nodes {
+        node.until("nothing is left of it", empty);
+    }
     // Node 2 does not come up with it: all return, by one verdict, which no unit of a machine forestalls.
     lab.node(2).breaks(true);
     lab.node(1).marks_at_boot();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::orders;
 use crate::cluster::state::{Member, NodeId, Ordered, RebootState, Stage};
-use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
+use crate::cluster::store::{Compare, Entry, Key, Snapshot, Store, Txn, Value, Write};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Cluster;
@@ -16,6 +16,8 @@ use crate::service::owner::disk::DiskView;
 const TRIES: usize = 8;
 /// How long COMMITTING is shown at least.
 const SHOWN: Duration = Duration::from_millis(1500);
+/// Limit of the wait until the cache has what etcd took.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// How long a commit waits for etcd.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,8 +40,10 @@ impl Cluster {
     pub(in crate::service) fn order(&self, decide: impl Fn(&View) -> Result<Txn>) -> Result<()> {
         let mut etcd = self.etcd.clone();
         for _ in 0..TRIES {
-            let txn = decide(&View::new(&etcd.snapshot()?))?;
+            let snapshot = etcd.snapshot()?;
+            let txn = decide(&View::new(&snapshot))?;
             if etcd.transact(&txn)? {
+                self.wait_until_shown(&snapshot, &txn.writes);
                 return Ok(());
             }
         }
@@ -122,7 +126,22 @@ impl Cluster {
     fn wait_until_seen(&self, holds: impl Fn(Stage) -> bool) {
         let begun = Instant::now();
         let mut seen = self.cache.get();
-        while !holds(seen.stage.1) && begun.elapsed() < Duration::from_secs(5) {
+        while !holds(seen.stage.1) && begun.elapsed() < SEEN_WITHIN {
+            seen = self.cache.wait(&seen, Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until the status shows an order. Whoever gave it asks for the status next, and a client takes the state of
+    /// before, IDLE, for the end of its upgrade.
+    fn wait_until_shown(&self, before: &Snapshot, writes: &[Write]) {
+        let modified = |snapshot: &Snapshot, key: &Key| snapshot.get(key).map_or(0, |entry| entry.modified);
+        let is_shown = |now: &Snapshot, write: &Write| match write {
+            Write::Put(key, ..) => modified(now, key) > modified(before, key),
+            Write::Delete(key) => !now.contains_key(key),
+        };
+        let begun = Instant::now();
+        let mut seen = self.cache.get();
+        while !writes.iter().all(|write| is_shown(&seen.snapshot, write)) && begun.elapsed() < SEEN_WITHIN {
             seen = self.cache.wait(&seen, Duration::from_millis(100));
         }
     }
