@@ -28,7 +28,6 @@ fn slots(node: &Node) -> Vec<(String, String)> {
 
 /// Where others run the software, a swap is the command that restarts it.
 #[test]
-#[ignore = "full: fails: software without a container of ours is not seen to run, so no node marks it good"]
 fn all_nodes_swap_together_or_none_does() {
     let Some(lab) = Lab::new(3) else { return };
     let (soft, node) = (lab.bench.text("soft.qimg"), lab.node(1));

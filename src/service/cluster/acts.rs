@@ -190,6 +190,7 @@ impl Actor {
                 return Err(Error::ClusterUpgrade { problem });
             }
         }
+        self.swapped()?;
         self.check_health().or_else(|error| {
             self.swap_back(sentence(&error))?;
             Err(error)
@@ -200,10 +201,17 @@ impl Actor {
     fn swap_back(&self, why: String) -> Result<()> {
         if let Some(session) = self.session() {
             self.set_session(None);
-            return session.back(why);
+            session.back(why)?;
+        } else {
+            self.service.place.roll_back()?;
+            self.converge()?;
         }
-        self.service.place.roll_back()?;
-        self.converge()
+        self.swapped()
+    }
+
+    /// Has the owner find what runs now: of software that a command starts, only it keeps that.
+    fn swapped(&self) -> Result<()> {
+        self.runtime.block_on(self.owner.order(Order::SoftwareSwapped)).map(|_| ())
     }
 
     fn mark_good(&self) -> Result<()> {

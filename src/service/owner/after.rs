@@ -86,7 +86,7 @@ impl Owner {
         };
         let alone = trial(Group::Platform).next().is_none() && self.service.after_commit.restarts_selected();
         let release = trial(Group::Software).find_map(|slot| slot.manifest).filter(|_| alone);
-        if let Some(release) = release {
+        if release != self.upgrade.started {
             let _ = self.enter(Input::Started(release));
         }
     }

@@ -227,6 +227,13 @@ impl Owner {
             Order::Reboot => self.reboot(),
             Order::Halt => self.halt(),
             Order::RestartContainer => return self.restart(answer),
+            Order::SoftwareSwapped => {
+                // The first look finds the trial, the second one shows that it runs.
+                self.settle(None).await;
+                self.software_started();
+                self.settle(None).await;
+                Ok(None)
+            }
             Order::Refused { settings, failure } => self.refused(settings, failure).await,
             Order::Alive => Ok(None),
         };

@@ -30,6 +30,8 @@ pub(in crate::service) enum Order {
     Reboot,
     Halt,
     RestartContainer,
+    /// A member of a cluster has started the software that is selected, or gone back: what runs is to be found anew.
+    SoftwareSwapped,
     /// A bundle could not be opened.
     Refused {
         settings: Settings,

@@ -233,8 +233,8 @@ pub enum Input {
     Commit,
     /// The switch is written; what else has to happen, does not concern this machine or is done.
     Switched,
-    /// The software of that release, which is on trial, was started.
-    Started(Blake3),
+    /// The release whose software, which is on trial, was started; `None`: none is.
+    Started(Option<Blake3>),
     /// The command that reboots is about to run.
     Reboot,
     /// What was prepared or committed was discarded; where nothing was, the error that is shown is cleared.
@@ -290,7 +290,7 @@ impl Upgrade {
             (Input::Commit, Prepared) => {
                 (next.phase, next.error, next.started) = (Committing, None, None);
             }
-            (Input::Started(release), _) => next.started = Some(release),
+            (Input::Started(release), _) => next.started = release,
             (Input::Commit, Idle | Committed) => {
                 let problem = match self.phase {
                     Committed => "it is committed already".to_owned(),
