@@ -12,6 +12,8 @@
 
 /// Machines with containers.
 pub mod containers;
+/// Programs that end with their test, and load for the machine.
+pub mod load;
 /// Loop devices and mounts that are removed afterwards.
 pub mod loops;
 /// A machine on a disk image, driven by the command line.

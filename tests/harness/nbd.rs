@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::load::bound;
 use super::machine::tool;
 
 /// The device. The drop resumes all waiting requests and removes it.
@@ -31,7 +32,7 @@ impl Nbd {
                 std::thread::sleep(Duration::from_millis(20));
             }
         };
-        let mut kit = Command::new("nbdkit");
+        let mut kit = bound("nbdkit");
         kit.args(["--foreground", "--filter=pause", "--filter=error", "-U"]).arg(&socket);
         kit.arg("file").arg(image).arg(format!("pause-control={}", control.display()));
         kit.args(["error=EIO", "error-rate=3%"]).arg(format!("error-file={}", trigger.display()));
@@ -40,7 +41,7 @@ impl Nbd {
         let mut nbd = Self { kit, fuse: None, device: PathBuf::new(), mount, control, trigger };
         until("nbdkit", &|| socket.exists() && nbd.control.exists());
         // One connection: with four this nbdkit (1.32) shuts down after a flush.
-        let mut fuse = Command::new("nbdfuse");
+        let mut fuse = bound("nbdfuse");
         fuse.args(["-C", "1"]).arg(&nbd.mount).arg("--unix").arg(&socket);
         nbd.fuse = Some(fuse.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         until("nbdfuse", &|| fs::metadata(&nbd.mount).is_ok_and(|meta| meta.len() > 0));

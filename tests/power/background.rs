@@ -1,36 +1,9 @@
 //! A background prepare beside processes that wait for the disk: it pauses, reports that, and reaches its minimum rate.
 use std::fs;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::harness::load::Load;
 use crate::harness::machine::{Bench, MIB};
-
-/// Processes that write to the disk of the test and wait for it, all the time.
-struct Load(Vec<Child>);
-
-impl Load {
-    fn new(bench: &Bench) -> Self {
-        let writer = |number: u32| {
-            let line =
-                "while :; do dd if=/dev/zero of=\"$0\" bs=64k count=64 oflag=direct,dsync status=none; done";
-            let mut shell = Command::new("sh");
-            shell.args(["-c", line]).arg(bench.path(&format!("load{number}"))).stdin(Stdio::null());
-            // A group of its own, so that what the shell has started ends with it.
-            std::os::unix::process::CommandExt::process_group(&mut shell, 0).spawn().unwrap()
-        };
-        Self((0..4).map(writer).collect())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let group = nix::unistd::Pid::from_raw(child.id() as i32);
-            let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
-            let _ = child.wait();
-        }
-    }
-}
 
 fn stalled() -> Option<u64> {
     let text = fs::read_to_string("/proc/pressure/io").ok()?;
@@ -49,7 +22,9 @@ fn a_background_prepare_gives_way_says_so_and_keeps_its_floor() {
         bench.pack(name, version, &["--platform", &format!("{name}.img"), "--frame-size", "256K"]);
     }
     bench.at(&["init", "disk.img", "--slot-size", "40M", "--bundle", "v1.qimg"]).good();
-    let load = Load::new(&bench);
+    // Processes that write to the disk of the test and wait for it, all the time.
+    let write = "dd if=/dev/zero of=\"$0\" bs=64k count=64 oflag=direct,dsync status=none";
+    let load = Load::new(4, write, |number| bench.path(&format!("load{number}")));
     std::thread::sleep(Duration::from_secs(2));
     let waited = stalled().unwrap() - before;
     assert!(waited > 500_000, "the load makes nobody wait: {waited} us of 2 s");

@@ -8,10 +8,10 @@ use crate::harness::server;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::harness::load::Load;
 use crate::harness::nbd::Nbd;
 use machine::{Bench, MIB, Run, is_root};
 use nix::sys::signal::{Signal, kill};
@@ -300,31 +300,11 @@ fn signals_are_alike_in_every_verb() {
     assert!(prepare.0.try_wait().unwrap().is_none(), "nohup");
 }
 
-/// Processes of another kind of work.
-struct Load(Vec<Child>);
-
-impl Load {
-    fn new(count: usize) -> Self {
-        let spin =
-            |_| Command::new("sh").args(["-c", "while :; do :; done"]).process_group(0).spawn().unwrap();
-        Self((0..count).map(spin).collect())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 #[test]
 fn a_cancel_is_quick_on_a_loaded_machine() {
     let bench = server::Bench::new(Some("1M"));
     let server = bench.serve();
-    let load = Load::new(3 * std::thread::available_parallelism().unwrap().get());
+    let load = Load::new(3 * std::thread::available_parallelism().unwrap().get(), ":", |_| "spin".into());
     let mut best = Duration::MAX;
     for _ in 0..3 {
         server.prepare(&bench.text("v2.qimg"), false);

@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::which;
+use crate::harness::load::bound;
 
 /// How long a console may be silent. Boots take some ten seconds on an idle machine; this is for busy ones.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -141,10 +142,7 @@ impl Machine {
     /// Starts it.
     pub fn start(&self) -> Vm {
         let qemu = which("qemu-system-x86_64").unwrap();
-        // The test may be killed: setpriv(1) has the kernel end QEMU with the thread that started it.
-        let mut child = Command::new(which("setpriv").unwrap())
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(qemu)
+        let mut child = bound(qemu.to_str().unwrap())
             .args(self.args())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

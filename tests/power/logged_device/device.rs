@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::harness::load::bound;
 use crate::harness::machine::tool;
 use crate::harness::tables::Op;
 
@@ -62,8 +63,7 @@ impl Logged {
             faulty,
             json!({ "driver": "blklogwrites", "node-name": "logged", "file": "faulty", "log": "log" }),
         ];
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "qemu-storage-daemon"]);
+        let mut command = bound("qemu-storage-daemon");
         for node in nodes {
             command.args(["--blockdev", &node.to_string()]);
         }
