@@ -18,7 +18,7 @@ pub struct Status {
     pub details: String,
     /// The last error as a sentence, or empty.
     pub error_message: String,
-    /// The last error's stable code, or [`NO_ERROR`](crate::error::NO_ERROR).
+    /// The last error's stable code, or [`NO_ERROR`].
     pub error_state: String,
     /// Whether an upgrade is blocked now.
     pub is_blocked: bool,
