@@ -24,9 +24,9 @@ const WAITING: usize = 256 << 10;
 /// Number of bytes of drawings that may wait; not zero, since the last drawing removes the bar.
 const DRAWINGS: usize = 4 << 10;
 /// Longest wait for unread notes at the end of the process.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const FINISH_LIMIT: Duration = Duration::from_millis(500);
 /// Longest time for which the reader of a result may read nothing after a change; then the exit code reports the loss.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const READER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A stream of this process.
 pub(super) struct Outlet {
@@ -54,7 +54,7 @@ struct State {
     /// Number of lines that were dropped since the last report.
     dropped: u64,
     /// Formats that number as a line; `None`: dropped lines are not reported.
-    lament: Option<fn(u64) -> String>,
+    loss_line: Option<fn(u64) -> String>,
     /// Whether the thread could be started; `None` before the first line.
     thread: Option<bool>,
 }
@@ -75,19 +75,19 @@ pub(super) fn err() -> &'static Outlet {
 
 /// Waits a moment until offered lines are written. To be called last.
 pub fn finish() {
-    out().drain(LAST_WORDS);
-    err().drain(LAST_WORDS);
+    out().drain(FINISH_LIMIT);
+    err().drain(FINISH_LIMIT);
 }
 
 impl Outlet {
-    fn new(stream: Stream, lament: Option<fn(u64) -> String>) -> Self {
-        let state = Mutex::new(State { lament, ..State::default() });
+    fn new(stream: Stream, loss_line: Option<fn(u64) -> String>) -> Self {
+        let state = Mutex::new(State { loss_line, ..State::default() });
         Self { shared: Arc::new(Shared { stream, state, changed: Condvar::new() }) }
     }
 
     /// Sets the format in which dropped lines are reported.
-    pub(super) fn lament(&self, lament: fn(u64) -> String) {
-        lock(&self.shared.state).lament = Some(lament);
+    pub(super) fn report_loss(&self, loss_line: fn(u64) -> String) {
+        lock(&self.shared.state).loss_line = Some(loss_line);
     }
 
     /// Queues a line for the thread, or drops it. Never waits.
@@ -124,34 +124,34 @@ impl Outlet {
     }
 
     /// Waits until all offered lines are written; returns whether they are.
-    fn drain(&self, patience: Duration) -> bool {
+    fn drain(&self, limit: Duration) -> bool {
         let state = lock(&self.shared.state);
         if state.thread != Some(true) {
             return true;
         }
         let waits = |state: &mut State| state.busy || !state.lines.is_empty();
-        let waited = self.shared.changed.wait_timeout_while(state, patience, waits);
+        let waited = self.shared.changed.wait_timeout_while(state, limit, waits);
         let (_state, waited) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
         !waited.timed_out()
     }
 
-    /// Writes a result after all offered lines. `patience` is the longest time for which the reader may read nothing; `None`:
+    /// Writes a result after all offered lines. `limit` is the longest time for which the reader may read nothing; `None`:
     /// no limit.
     ///
     /// # Errors
     /// Those of write(2); `TimedOut`.
-    pub(super) fn deliver(&self, text: &[u8], patience: Option<Duration>) -> io::Result<()> {
+    pub(super) fn deliver(&self, text: &[u8], limit: Option<Duration>) -> io::Result<()> {
         const LONG: Duration = Duration::from_secs(1);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "nobody reads it");
-        while !self.drain(patience.unwrap_or(LONG)) {
-            if patience.is_some() {
+        while !self.drain(limit.unwrap_or(LONG)) {
+            if limit.is_some() {
                 return Err(late());
             }
         }
         let mut rest = text;
         while !rest.is_empty() {
-            if !writable(self.shared.stream.fd(), patience.unwrap_or(LONG))? {
-                if patience.is_some() {
+            if !writable(self.shared.stream.fd(), limit.unwrap_or(LONG))? {
+                if limit.is_some() {
                     return Err(late());
                 }
                 continue;
@@ -192,9 +192,10 @@ impl Shared {
             state.bytes = state.bytes.saturating_sub(line.len());
             state.busy = true;
             let lost = std::mem::take(&mut state.dropped);
-            let lament = state.lament.filter(|_| lost > 0);
+            let loss_line = state.loss_line.filter(|_| lost > 0);
             drop(state);
-            let said = lament.is_none_or(|lament| self.stream.write_all(lament(lost).as_bytes()).is_ok());
+            let said =
+                loss_line.is_none_or(|loss_line| self.stream.write_all(loss_line(lost).as_bytes()).is_ok());
             let written = said && self.stream.write_all(&line).is_ok();
             state = lock(&self.state);
             state.dropped += if said { 0 } else { lost } + u64::from(!written);
@@ -231,9 +232,9 @@ impl Stream {
     }
 }
 
-/// Whether a write would not wait, after at most `patience`. An error counts as yes: the write will report it.
-fn writable(fd: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
-    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+/// Whether a write would not wait, after at most `limit`. An error counts as yes: the write will report it.
+fn writable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], timeout) {
         Ok(ready) => Ok(ready > 0),
         Err(Errno::EINTR) => Ok(false),

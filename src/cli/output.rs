@@ -108,7 +108,7 @@ pub(super) fn outcome<T: Serialize>(
         done: first_line(&Palette::PLAIN.clean(|palette| human(report, palette))),
         source,
     };
-    deliver(&text, Some(outlet::PATIENCE)).map_err(lost)
+    deliver(&text, Some(outlet::READER_LIMIT)).map_err(lost)
 }
 
 /// The first line: it has the result, the others have advice.
@@ -123,8 +123,8 @@ pub(super) fn print(text: &str) -> Result<()> {
 
 /// Writes text. A reader may close the pipe: `qstage prepare --json | head -1` must neither panic nor stop half-way, and its
 /// exit code must be that of the verb.
-fn deliver(text: &str, patience: Option<Duration>) -> io::Result<()> {
-    match outlet::out().deliver(text.as_bytes(), patience) {
+fn deliver(text: &str, limit: Option<Duration>) -> io::Result<()> {
+    match outlet::out().deliver(text.as_bytes(), limit) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
@@ -160,7 +160,7 @@ pub fn print_error(error: &Error, json: bool) {
     if json {
         let failure = Failure { code, class: error.class(), message };
         if let Ok(line) = json_line(&Event::new("error", failure)) {
-            let _ = deliver(&line, Some(outlet::PATIENCE));
+            let _ = deliver(&line, Some(outlet::READER_LIMIT));
         }
     }
 }

@@ -106,7 +106,7 @@ impl ServeArgs {
             cluster,
         };
         // A log that cannot be written is no reason not to serve; the dropped lines are reported later.
-        outlet::err().lament(lost_lines);
+        outlet::err().report_loss(lost_lines);
         let _ = tracing_subscriber::fmt()
             .json()
             .flatten_event(true)

@@ -24,7 +24,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use attacks::attacks;
-use proof::{Random, Release, Says, Tape, extent, factory, noise, record};
+use proof::{Random, RecordState, Release, Tape, extent, factory, noise, record};
 use qstage::boot::BootFlag;
 use qstage::bundle::{Bundle, Source, Trust};
 use qstage::device::{BlockDevice, Region};
@@ -133,7 +133,7 @@ fn nothing_unverified(tapes: &[(Arc<Tape>, Group)], genuine: &Release) {
             let at = at as usize;
             if at == record_at {
                 assert!(
-                    !matches!(record(&[vec![0; 4096], bytes].concat()), Says::Whole(_)),
+                    !matches!(record(&[vec![0; 4096], bytes].concat()), RecordState::Whole(_)),
                     "the record is whole"
                 );
             } else {
@@ -267,7 +267,7 @@ fn a_hostile_bundle_costs_the_old_system_nothing() {
         let selected = tables::selection(&after, 512, tables::Reader::Strict);
         assert_eq!(selected, Some((Some('a'), Some('a'))), "{round}");
         let platform = record(&after[extent(&after, 512, "platform_b")]);
-        assert_eq!(result.is_ok(), matches!(platform, Says::Whole(_)), "{round}: {result:?}");
+        assert_eq!(result.is_ok(), matches!(platform, RecordState::Whole(_)), "{round}: {result:?}");
     }
 }
 
@@ -295,7 +295,7 @@ fn every_attack_reaches_its_code() {
             assert_eq!(error.code(), format!("UPGRADE_ERROR_{code}"), "{}, {kind}: {error}", attack.name);
             // Attacks on the last check of all are noticed when all is written; the record still is not whole.
             for (tape, _) in tapes {
-                assert!(!matches!(record(&tape.memory.snapshot()), Says::Whole(_)), "{}", attack.name);
+                assert!(!matches!(record(&tape.memory.snapshot()), RecordState::Whole(_)), "{}", attack.name);
             }
         }
     }

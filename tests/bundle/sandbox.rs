@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use qstage::sandbox::{Kept, enter};
 
-/// Says to the process that it is the one taken over: the directory with what it may and may not use.
+/// RecordState to the process that it is the one taken over: the directory with what it may and may not use.
 const PLACE: &str = "QSTAGE_TEST_SANDBOX";
 const WEB: &str = "QSTAGE_TEST_SANDBOX_WEB";
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use proof::cuts::{Rules, each_state, judge};
 use proof::scenes::{AA, BB, play, recorded, releases, to_the_end};
-use proof::{SLOTS, Says, Tape, Verb, boots, holds, record};
+use proof::{RecordState, SLOTS, Tape, Verb, boots, holds, record};
 use qstage::boot::BootFlag;
 use qstage::device::BlockDevice;
 use qstage::gpt::Attributes;
@@ -119,7 +119,7 @@ fn every_cut_of_an_installation() {
         assert!(matches!(choice, Some((None, None) | AA)), "{choice:?}");
         for (name, group) in [("platform_a", "platform"), ("software_a", "software")] {
             let slot = &state[proof::extent(state, 512, name)];
-            let Says::Whole(manifest) = record(slot) else {
+            let RecordState::Whole(manifest) = record(slot) else {
                 assert_ne!(choice, Some(AA), "{name} boots without a record");
                 continue;
             };
@@ -170,7 +170,7 @@ fn every_cut_of_an_installation_over_a_release() {
             let mut news = 0;
             for (name, group) in [("platform_a", "platform"), ("software_a", "software")] {
                 let slot = &state[proof::extent(state, 512, name)];
-                let Says::Whole(manifest) = record(slot) else {
+                let RecordState::Whole(manifest) = record(slot) else {
                     assert_ne!(choice, Some(AA), "{name} boots without a record");
                     continue;
                 };

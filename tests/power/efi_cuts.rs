@@ -13,17 +13,17 @@ use std::collections::{BTreeMap, HashSet};
 
 use proof::cuts::each_state;
 use proof::scenes::{Releases, releases};
-use proof::{SLOTS, Says, Verb, extent, holds, record};
+use proof::{RecordState, SLOTS, Verb, extent, holds, record};
 use qstage::efi::{Name, Variable};
 use qstage::state::SlotState;
 use qstage::units::Slot::{self, A, B};
 use tables::Op;
-use uefi::scenes::{Take, play};
+use uefi::scenes::{Recording, play};
 use uefi::{Event, Store, Uefi, boot};
 
 fn whole(image: &[u8], name: &str) -> bool {
     let slot = &image[extent(image, 512, name)];
-    matches!(record(slot), Says::Whole(manifest) if holds(slot, name.split('_').next().unwrap(), &manifest))
+    matches!(record(slot), RecordState::Whole(manifest) if holds(slot, name.split('_').next().unwrap(), &manifest))
 }
 
 fn letter(slot: Slot) -> Option<char> {
@@ -38,7 +38,7 @@ struct Report {
     wrong: BTreeMap<String, usize>,
 }
 
-impl Take {
+impl Recording {
     /// Judges every state; with `resume` an upgrade is run from a sample of those that differ.
     fn judge(&self, r: &Releases, events: &[Event], resume: bool) -> Report {
         let mut report = Report::default();
@@ -241,8 +241,9 @@ fn mutants_are_caught() {
     let (commit, over, settle) =
         (find("commit"), find("prepare over a formerly good slot"), find("settle a fallback"));
     let is_set = |event: &Event| matches!(event, Event::Set(..));
-    let split = |take: &Take| -> (Vec<Event>, Vec<Event>) { take.events.iter().cloned().partition(is_set) };
-    let last = |take: &Take| {
+    let split =
+        |take: &Recording| -> (Vec<Event>, Vec<Event>) { take.events.iter().cloned().partition(is_set) };
+    let last = |take: &Recording| {
         let (sets, disk) = split(take);
         [disk, sets].concat()
     };
@@ -265,7 +266,7 @@ fn mutants_are_caught() {
         .iter()
         .cloned()
         .chain([Event::Set(Name::order(), Some(Variable { attributes: 7, data: number.clone() }))]);
-    let mutants: Vec<(&str, &Take, Vec<Event>)> = vec![
+    let mutants: Vec<(&str, &Recording, Vec<Event>)> = vec![
         ("the target is not withdrawn", over, split(over).1),
         ("the target is withdrawn when it is written", over, last(over)),
         ("a fallback is settled before its marks", settle, {

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use proof::{Release, SLOTS, Says, Site, Tape, Verb, boots, extent, factory, foreign_intact, holds, record};
+use proof::{
+    RecordState, Release, SLOTS, Site, Tape, Verb, boots, extent, factory, foreign_intact, holds, record,
+};
 use qstage::boot::BootFlag;
 use qstage::device::BlockDevice;
 use qstage::error::{Class, Error};
@@ -169,8 +171,8 @@ impl BlockDevice for Faulty {
 fn vouched(image: &[u8], name: &str) -> (bool, bool) {
     let slot = &image[extent(image, 512, name)];
     match record(slot) {
-        Says::Whole(manifest) => (true, holds(slot, name.split('_').next().unwrap(), &manifest)),
-        Says::Nothing | Says::Torn => (false, false),
+        RecordState::Whole(manifest) => (true, holds(slot, name.split('_').next().unwrap(), &manifest)),
+        RecordState::Nothing | RecordState::Torn => (false, false),
     }
 }
 

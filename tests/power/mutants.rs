@@ -8,9 +8,9 @@ use crate::harness::tables;
 
 use std::process::Command;
 
-use proof::acts::{Did, spans};
+use proof::acts::{MachineEvent, spans};
 use proof::cuts::each_state;
-use proof::scenes::{Take, play, releases};
+use proof::scenes::{Recording, play, releases};
 use qstage::boot::BootFlag;
 use tables::{Op, Reader};
 
@@ -19,21 +19,21 @@ use tables::{Op, Reader};
 fn mutants_are_caught() {
     let takes = play(&releases(), 512, BootFlag::Priority, 1);
     let find = |name: &str| takes.iter().find(|take| take.scene.name == name).unwrap();
-    let footer = |take: &Take, name: &str| proof::extent(&take.before, 512, name).end as u64 - 4096;
+    let footer = |take: &Recording, name: &str| proof::extent(&take.before, 512, name).end as u64 - 4096;
     let is_at = |op: &Op, at: u64| matches!(op, Op::Write(to, _) if *to == at);
     let tail = takes[0].before.len() as u64 - 65536;
     let in_table = |op: &Op| matches!(op, Op::Write(at, _) if *at < 65536 || *at >= tail);
     // Positions of the writes to the footer of a slot: torn, then whole.
-    let footers = |take: &Take, name: &str| -> Vec<usize> {
+    let footers = |take: &Recording, name: &str| -> Vec<usize> {
         let at = footer(take, name);
         (0..take.ops.len()).filter(|&i| is_at(&take.ops[i], at)).collect()
     };
-    let without = |take: &Take, drop: &dyn Fn(usize, &Op) -> bool| -> Vec<Op> {
+    let without = |take: &Recording, drop: &dyn Fn(usize, &Op) -> bool| -> Vec<Op> {
         take.ops.iter().enumerate().filter(|(i, op)| !drop(*i, op)).map(|(_, op)| op.clone()).collect()
     };
     // Body and footer of the record to the front, behind the void. The footer alone would be harmless: the CRC of the
     // body, which is not there yet, binds both.
-    let early = |take: &Take, torn: usize, whole: usize| {
+    let early = |take: &Recording, torn: usize, whole: usize| {
         let mut ops = take.ops.clone();
         let footer = ops.remove(whole);
         let body = ops.remove(whole - 3);
@@ -47,7 +47,7 @@ fn mutants_are_caught() {
     let (b, a) = (footers(again, "platform_b"), footers(over, "platform_a"));
     assert_eq!((b.len(), a.len()), (2, 2));
     let sync = |op: &Op| matches!(op, Op::Sync);
-    let mutants: Vec<(&str, &Take, Vec<Op>)> = vec![
+    let mutants: Vec<(&str, &Recording, Vec<Op>)> = vec![
         ("the void is skipped", again, without(again, &|i, _| i == b[0])),
         ("no flush after the void", again, without(again, &|i, op| i > b[0] && i < b[0] + 4 && sync(op))),
         ("the record comes early", again, early(again, b[0], b[1])),
@@ -195,7 +195,7 @@ fn every_other_order_is_caught_or_known_to_be_harmless() {
         if prepares && take.scene.name != OVER {
             continue;
         }
-        let mut events: Vec<Did> = take.ops.iter().cloned().map(Did::Disk).collect();
+        let mut events: Vec<MachineEvent> = take.ops.iter().cloned().map(MachineEvent::Disk).collect();
         if prepares {
             // Up to its first frames; what comes after them is mutated by hand, above.
             let all = spans(&take.before, 512, &events);
@@ -244,7 +244,7 @@ fn every_other_order_is_caught_or_known_to_be_harmless() {
 }
 
 /// The state of each slot and what boots next, once all of it has reached the disk.
-fn states_after(take: &Take, ops: &[Op]) -> Vec<String> {
+fn states_after(take: &Recording, ops: &[Op]) -> Vec<String> {
     let mut image = take.before.clone();
     for op in ops {
         if let Op::Write(at, bytes) = op {

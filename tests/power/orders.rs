@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use proof::acts::{Did, acts};
+use proof::acts::{MachineEvent, acts};
 use proof::scenes::{play, recorded, releases};
 use proof::{Tape, Verb};
 use qstage::boot::BootFlag;
@@ -55,8 +55,8 @@ fn paragraph(text: &mut String, title: &str, from: &str, lines: &[String]) {
     text.push('\n');
 }
 
-fn disk(ops: &[Op]) -> Vec<Did> {
-    ops.iter().cloned().map(Did::Disk).collect()
+fn disk(ops: &[Op]) -> Vec<MachineEvent> {
+    ops.iter().cloned().map(MachineEvent::Disk).collect()
 }
 
 fn by_flags(name: &str, flag: BootFlag) {
@@ -99,10 +99,10 @@ fn the_orders_by_efi_variables() {
     golden("efi", &text);
 }
 
-fn did(events: &[Event]) -> Vec<Did> {
+fn did(events: &[Event]) -> Vec<MachineEvent> {
     let did = |event: &Event| match event {
-        Event::Disk(op) => Did::Disk(op.clone()),
-        Event::Set(name, value) => Did::Variable(variable(name, value.as_ref())),
+        Event::Disk(op) => MachineEvent::Disk(op.clone()),
+        Event::Set(name, value) => MachineEvent::Variable(variable(name, value.as_ref())),
     };
     events.iter().map(did).collect()
 }

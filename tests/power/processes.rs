@@ -14,7 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use loops::{Loop, Mount, is_root, run, scratch, sparse, text};
-use proof::{Random, Release, Says, holds, record};
+use proof::{Random, RecordState, Release, holds, record};
 use tables::{Reader, selection};
 
 const MIB: u64 = 1 << 20;
@@ -130,11 +130,11 @@ fn slot<'a>(disk: &'a [u8], name: &str) -> &'a [u8] {
 /// Every record that is whole is true; and whether that of a slot is.
 fn whole(disk: &[u8], of: &str) -> bool {
     PLACES.iter().fold(false, |found, (name, ..)| match record(slot(disk, name)) {
-        Says::Whole(manifest) => {
+        RecordState::Whole(manifest) => {
             assert!(holds(slot(disk, name), name.split('_').next().unwrap(), &manifest), "{name} lies");
             found || *name == of
         }
-        Says::Nothing | Says::Torn => found,
+        RecordState::Nothing | RecordState::Torn => found,
     })
 }
 

@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::{SLOTS, Says, extent, record};
+use super::{RecordState, SLOTS, extent, record};
 use crate::harness::tables::{Op, Reader, entries, flags};
 
 /// An event that reached the machine.
 #[derive(Clone, Debug)]
-pub enum Did {
+pub enum MachineEvent {
     Disk(Op),
     /// A variable was set: its name and value.
     Variable(String),
@@ -48,24 +48,24 @@ fn push(acts: &mut Vec<Act>, kind: Kind) {
 }
 
 /// The acts as lines; `|` if an act is durable before the next begins. Acts without an effect for any reader are left out.
-pub fn acts(before: &[u8], block: u32, events: &[Did]) -> Vec<String> {
+pub fn acts(before: &[u8], block: u32, events: &[MachineEvent]) -> Vec<String> {
     spans(before, block, events).into_iter().map(|(line, _)| line).collect()
 }
 
 /// The acts, each with the indices of its events.
-pub fn spans(before: &[u8], block: u32, events: &[Did]) -> Vec<(String, Range<usize>)> {
+pub fn spans(before: &[u8], block: u32, events: &[MachineEvent]) -> Vec<(String, Range<usize>)> {
     let mut image = before.to_vec();
     let mut acts: Vec<Act> = Vec::new();
     for (i, event) in events.iter().enumerate() {
         let known = acts.len();
         match event {
-            Did::Variable(text) => push(&mut acts, Kind::Line(text.clone())),
-            Did::Disk(Op::Sync) => {
+            MachineEvent::Variable(text) => push(&mut acts, Kind::Line(text.clone())),
+            MachineEvent::Disk(Op::Sync) => {
                 if let Some(Act { kind: Kind::Image { flushes, .. }, .. }) = acts.last_mut() {
                     *flushes += 1;
                 }
             }
-            Did::Disk(Op::Write(at, bytes)) => {
+            MachineEvent::Disk(Op::Write(at, bytes)) => {
                 let at = *at as usize;
                 if at < 65536 || at >= image.len() - 65536 {
                     table(&mut acts, &mut image, block, at, bytes);
@@ -77,7 +77,7 @@ pub fn spans(before: &[u8], block: u32, events: &[Did]) -> Vec<(String, Range<us
         }
         let count = acts.len();
         if let Some(act) = acts.last_mut() {
-            act.durable = !matches!(event, Did::Disk(Op::Write(..)));
+            act.durable = !matches!(event, MachineEvent::Disk(Op::Write(..)));
             let begins = if known < count { i } else { act.events.start };
             act.events = begins..i + 1;
         }
@@ -184,9 +184,9 @@ fn slot(acts: &mut Vec<Act>, image: &[u8], block: u32, at: usize, bytes: &[u8]) 
 /// The state of a slot by its footer, with its version if it is whole.
 fn footer(slot: &[u8]) -> String {
     match record(slot) {
-        Says::Nothing => "void".to_owned(),
-        Says::Torn => "torn".to_owned(),
-        Says::Whole(manifest) => format!("whole, {}", manifest["version"].as_str().unwrap_or("?")),
+        RecordState::Nothing => "void".to_owned(),
+        RecordState::Torn => "torn".to_owned(),
+        RecordState::Whole(manifest) => format!("whole, {}", manifest["version"].as_str().unwrap_or("?")),
     }
 }
 

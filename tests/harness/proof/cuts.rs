@@ -11,7 +11,7 @@ use std::sync::Arc;
 use qstage::boot::BootFlag;
 use qstage::state::{SlotState, UpgradeState};
 
-use super::{Random, SLOTS, Says, Site, Tape, boots, extent, foreign_intact, holds, record};
+use super::{Random, RecordState, SLOTS, Site, Tape, boots, extent, foreign_intact, holds, record};
 use crate::harness::tables::{Op, Reader, flags};
 
 /// Largest number of sectors in flight for which all subsets are made.
@@ -158,7 +158,7 @@ pub fn judge(image: &[u8], ops: &[Op], rules: &Rules<'_>) -> Report {
         for name in &dirty {
             let slot = &state[extent(state, rules.block, name)];
             essence.push(crc32fast::hash(&slot[slot.len() - 32768..]));
-            if matches!(record(slot), Says::Whole(_)) && !whole(state, rules.block, name) {
+            if matches!(record(slot), RecordState::Whole(_)) && !whole(state, rules.block, name) {
                 note(format!("the record of {name} vouches for something else than it holds"));
             }
         }
@@ -216,7 +216,7 @@ fn chosen(choice: &Option<Choice>, name: &str) -> bool {
 /// Whether the record of a slot is whole, and its content matches.
 fn whole(state: &[u8], block: u32, name: &str) -> bool {
     let slot = &state[extent(state, block, name)];
-    let Says::Whole(manifest) = record(slot) else { return false };
+    let RecordState::Whole(manifest) = record(slot) else { return false };
     holds(slot, name.split('_').next().unwrap_or(name), &manifest)
 }
 

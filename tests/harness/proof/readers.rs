@@ -8,30 +8,30 @@ use crate::harness::tables::Reader;
 
 /// State of a slot's record, read by the offsets that slot/footer.rs documents.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Says {
+pub enum RecordState {
     Nothing,
     Torn,
     Whole(serde_json::Value),
 }
 
 /// Reads the record at the end of a slot.
-pub fn record(slot: &[u8]) -> Says {
+pub fn record(slot: &[u8]) -> RecordState {
     let end = slot.len() / 4096 * 4096;
     let footer = &slot[end - 4096..end];
     let u32_at = |at: usize| u32::from_le_bytes(footer[at..at + 4].try_into().unwrap());
     if &footer[..8] != b"QSTGSLOT" || u32_at(8) != 1 || u32_at(4092) != crc32fast::hash(&footer[..4092]) {
-        return Says::Nothing;
+        return RecordState::Nothing;
     }
     if u32_at(12) == 2 {
-        return Says::Torn;
+        return RecordState::Torn;
     }
     let at = u64::from_le_bytes(footer[16..24].try_into().unwrap()) as usize;
     let lengths = [u32_at(24), u32_at(28), u32_at(32)].map(|len| len as usize);
     let body = &slot[at..at + lengths.iter().sum::<usize>()];
     if crc32fast::hash(body) != u32_at(36) {
-        return Says::Nothing;
+        return RecordState::Nothing;
     }
-    Says::Whole(serde_json::from_slice(&body[..lengths[0]]).unwrap())
+    RecordState::Whole(serde_json::from_slice(&body[..lengths[0]]).unwrap())
 }
 
 /// Whether the slot holds the images of the manifest at their places, by BLAKE3.

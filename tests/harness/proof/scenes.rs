@@ -455,14 +455,14 @@ pub fn scenes(r: &Releases, at: impl Fn(Slot) -> Site) -> Vec<Scene> {
 }
 
 /// A recorded scene, with the disk before it.
-pub struct Take {
+pub struct Recording {
     pub scene: Scene,
     pub before: Vec<u8>,
     pub ops: Vec<Op>,
 }
 
 /// Plays all scenes.
-pub fn play(r: &Releases, block: u32, flag: BootFlag, jobs: usize) -> Vec<Take> {
+pub fn play(r: &Releases, block: u32, flag: BootFlag, jobs: usize) -> Vec<Recording> {
     let mut after = HashMap::from([("", factory(block, flag, &r.v1))]);
     let at = |booted| Site { jobs, ..Site::new(booted, flag) };
     let mut takes = Vec::new();
@@ -470,12 +470,12 @@ pub fn play(r: &Releases, block: u32, flag: BootFlag, jobs: usize) -> Vec<Take> 
         let before = after[scene.from].clone();
         let (image, ops) = recorded(&before, block, scene.site, &scene.verb);
         after.insert(scene.name, image);
-        takes.push(Take { scene, before, ops });
+        takes.push(Recording { scene, before, ops });
     }
     takes
 }
 
-impl Take {
+impl Recording {
     /// Judges every state that a cut of `ops` leaves; with `resume` the next steps run from a sample of them.
     pub fn judge(&self, block: u32, ops: &[Op], resume: bool) -> Report {
         let next = |disk: Arc<Tape>| {

@@ -58,13 +58,13 @@ fn scenes(r: &Releases) -> Vec<Scene> {
     ]
 }
 
-pub struct Take {
+pub struct Recording {
     pub scene: Scene,
     pub before: (Vec<u8>, Store),
     pub events: Vec<Event>,
 }
 
-pub fn play(r: &Releases) -> Vec<Take> {
+pub fn play(r: &Releases) -> Vec<Recording> {
     let mut after = HashMap::from([("", (factory(512, BootFlag::Efi, &r.v1), new_machine()))]);
     let mut takes = Vec::new();
     for scene in scenes(r) {
@@ -76,7 +76,7 @@ pub fn play(r: &Releases) -> Vec<Take> {
         let machine = Uefi::new(before.0.clone(), &before.1);
         machine.run(scene.booted, &scene.verb).unwrap_or_else(|error| panic!("{}: {error}", scene.name));
         after.insert(scene.name, (machine.tape.memory.snapshot(), machine.store()));
-        takes.push(Take { before, events: machine.events(), scene });
+        takes.push(Recording { before, events: machine.events(), scene });
     }
     takes
 }
