@@ -73,7 +73,7 @@ impl Host {
 }
 
 /// Input with a bundle: a file or pipe is already open, a web server has not been contacted yet.
-pub(super) enum Input {
+pub(super) enum OpenedInput {
     /// A file, a pipe.
     Open(Source),
     /// A URL.
@@ -81,9 +81,9 @@ pub(super) enum Input {
 }
 
 /// The same in a process that has dropped its rights; only this type can be read.
-pub(super) struct ConfinedInput(Input);
+pub(super) struct ConfinedInput(OpenedInput);
 
-impl Input {
+impl OpenedInput {
     /// The same as [`open`](Self::open), for a caller that may name only bundles in `allowed`; `None`: all.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ pub(super) fn bundle_unconfined(
     cancel: &Cancel,
     notice: &Notice,
 ) -> Result<Bundle> {
-    Input::open(from, cancel)?.bundle(trust, web, cancel, notice)?.whole()
+    OpenedInput::open(from, cancel)?.bundle(trust, web, cancel, notice)?.whole()
 }
 
 impl ConfinedInput {
@@ -174,7 +174,7 @@ pub(super) fn bundle(
     cancel: &Cancel,
     progress: &Arc<Reporter>,
 ) -> Result<Bundle> {
-    let input = Input::open(from, cancel)?.confine(Kept::default(), web, progress)?;
+    let input = OpenedInput::open(from, cancel)?.confine(Kept::default(), web, progress)?;
     input.bundle(trust, web, cancel, &notices(progress))
 }
 

@@ -40,14 +40,14 @@ const EVENT_VERSION: u8 = 1;
 
 /// One line of the JSON lines. The keys that every event has come first, then those of its kind.
 #[derive(Serialize)]
-pub(super) struct Event<'a, T: Serialize> {
+pub(super) struct JsonEvent<'a, T: Serialize> {
     v: u8,
     event: &'a str,
     #[serde(flatten)]
     body: T,
 }
 
-impl<'a, T: Serialize> Event<'a, T> {
+impl<'a, T: Serialize> JsonEvent<'a, T> {
     pub(super) const fn new(event: &'a str, body: T) -> Self {
         Self { v: EVENT_VERSION, event, body }
     }
@@ -85,7 +85,7 @@ pub(super) fn result<T: Serialize>(
     print(&match format {
         Format::Human => Palette::of_stdout().clean(|palette| human(report, palette)),
         Format::Object => json_line(report)?,
-        Format::Lines => json_line(&Event::new("result", report))?,
+        Format::Lines => json_line(&JsonEvent::new("result", report))?,
     })
 }
 
@@ -102,7 +102,7 @@ pub(super) fn outcome<T: Serialize>(
     let text = match format {
         Format::Human => Palette::of_stdout().clean(|palette| human(report, palette)),
         Format::Object => json_line(report)?,
-        Format::Lines => json_line(&Event::new("result", report))?,
+        Format::Lines => json_line(&JsonEvent::new("result", report))?,
     };
     let lost = |source| Error::ReportLost {
         done: first_line(&Palette::PLAIN.clean(|palette| human(report, palette))),
@@ -159,7 +159,7 @@ pub fn print_error(error: &Error, json: bool) {
     outlet::err().offer(format!("qstage: error: {message} [{code}]\n").as_bytes());
     if json {
         let failure = Failure { code, class: error.class(), message };
-        if let Ok(line) = json_line(&Event::new("error", failure)) {
+        if let Ok(line) = json_line(&JsonEvent::new("error", failure)) {
             let _ = deliver(&line, Some(outlet::READER_LIMIT));
         }
     }
@@ -266,7 +266,7 @@ mod tests {
         let failure =
             Failure { code: Error::Unsigned.code(), class: Error::Unsigned.class(), message: "m".into() };
         assert_eq!(
-            json_line(&Event::new("error", failure)).unwrap(),
+            json_line(&JsonEvent::new("error", failure)).unwrap(),
             "{\"v\":1,\"event\":\"error\",\"code\":\"UPGRADE_ERROR_UNSIGNED\",\"class\":\"trust\",\"message\":\"m\"}\n"
         );
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::answers::answers;
 use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::for_service::ForServiceArgs;
-use super::machine::{self, Host, Input, WholeInput};
+use super::machine::{self, Host, OpenedInput, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
@@ -63,7 +63,7 @@ impl PlanArgs {
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let input = Input::open_allowed(&named, allowed.as_ref(), &cancel)?;
+        let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &cancel)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &cancel)).transpose()?;
         let input = input.confine(host.kept_to_look(&settings), &web, &progress)?;
         let bundle = input.bundle(&trust, &web, &cancel, &machine::notices(&progress))?;

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::args::{JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::for_service::ForServiceArgs;
-use super::machine::{self, Host, Input, WholeInput};
+use super::machine::{self, Host, OpenedInput, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::Bundle;
@@ -155,7 +155,7 @@ impl PrepareArgs {
         let asked = !self.service.for_service;
         let refused = |error| if asked { engine.bundle_refused(&options.origin, error) } else { error };
         let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
-        let input = Input::open_allowed(&named, allowed.as_ref(), &options.cancel).map_err(refused)?;
+        let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &options.cancel).map_err(refused)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
         let whole = whole.map_err(refused)?;
         let input = input.confine(host.kept_to_change(&settings), &web, &progress)?;
@@ -169,7 +169,7 @@ impl PrepareArgs {
         if let Some(heard) = heard.filter(|_| self.service.for_service) {
             // One process plans and prepares: so the planned bundle is the one that is prepared, and a URL is fetched once.
             let plan = engine.plan(&bundle, options.whole.as_deref())?;
-            output::print(&output::json_line(&output::Event::new("planned", &plan))?)?;
+            output::print(&output::json_line(&output::JsonEvent::new("planned", &plan))?)?;
             wait_for_word(&heard, &options.cancel)?;
         }
         let report = engine.prepare(bundle, &options, &progress)?;

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::outlet;
-use super::output::{Event, Format, json_line, note};
+use super::output::{Format, JsonEvent, json_line, note};
 use super::pace::{Figures, Meter, Pace};
 use super::terminal;
 use crate::device::watch::{PendingTransfer, silent};
@@ -163,7 +163,7 @@ impl View {
         }
         let figures = meter.figures(now);
         match &mut self.kind {
-            Kind::Json(out) => put_json(out, &Event::new("progress", figures)),
+            Kind::Json(out) => put_json(out, &JsonEvent::new("progress", figures)),
             Kind::Lines(out) => {
                 // One write, which an outlet treats as one line.
                 let _ = out.write_all(format!("qstage: {}\n", line(&figures)).as_bytes());
@@ -183,7 +183,7 @@ impl View {
                 seconds,
                 idle_seconds: idle,
             };
-            put_json(out, &Event::new("stalled", body));
+            put_json(out, &JsonEvent::new("stalled", body));
         } else {
             self.notice(&format!(
                 "{waiting}; last progress {idle} s ago; a request to stop waits for it too"
@@ -193,7 +193,7 @@ impl View {
 
     fn notice(&mut self, message: &str) {
         match &mut self.kind {
-            Kind::Json(out) => put_json(out, &Event::new("notice", Notice { message })),
+            Kind::Json(out) => put_json(out, &JsonEvent::new("notice", Notice { message })),
             Kind::Lines(out) => {
                 let _ = out.write_all(format!("qstage: note: {message}\n").as_bytes());
             }

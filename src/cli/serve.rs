@@ -14,7 +14,7 @@ use crate::service::owner::disk::{Place, StartedSoftware};
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::owner::software::Software;
 use crate::service::owner::worker::Arguments;
-use crate::service::{self, Access, Service};
+use crate::service::{self, Listener, Service};
 use crate::state::UpgradeType;
 use crate::units::text;
 
@@ -85,7 +85,7 @@ impl ServeArgs {
             let problem = "a member of a cluster needs a 'reboot_command' in [service]".to_owned();
             return Err(Error::Argument { what: "[cluster]".to_owned(), problem });
         }
-        let access = Access {
+        let access = Listener {
             listen,
             socket: self.socket.clone().or_else(|| configured.socket.clone()),
             certificate,

@@ -9,7 +9,7 @@ use super::output::{self, Format, Palette};
 use super::table::{self, Cell};
 use crate::boot::BootFlag;
 use crate::error::Result;
-use crate::state::{Running, SlotReport, SlotState, SlotsReport};
+use crate::state::{RunningSlot, SlotReport, SlotState, SlotsReport};
 use crate::units::{Group, size};
 
 /// Show the releases in the slots, which one runs and which boots next
@@ -68,8 +68,8 @@ fn runs(report: &SlotsReport) -> Option<String> {
         return Some(format!("unknown: {why}; --booted a or b says it"));
     }
     let says = |group: Group| match report.runs.of(group) {
-        Running::Known(slot, by) => format!("{group} {slot}, {}", by.words()),
-        Running::Unknown(why) => format!("{group} unknown: {why}"),
+        RunningSlot::Known(slot, by) => format!("{group} {slot}, {}", by.words()),
+        RunningSlot::Unknown(why) => format!("{group} unknown: {why}"),
     };
     report.runs.platform.slot().filter(|_| !report.runs.is_image())?;
     let has_software = report.slots.iter().any(|slot| slot.group == Group::Software);
@@ -182,8 +182,8 @@ mod tests {
             boot_before: Vec::new(),
             booted_unknown: None,
             runs: Runs {
-                platform: Running::Known(Slot::A, KnownBy::Kernel),
-                software: Running::Unknown("no software slot is selected".into()),
+                platform: RunningSlot::Known(Slot::A, KnownBy::Kernel),
+                software: RunningSlot::Unknown("no software slot is selected".into()),
             },
             slots: vec![slot(Slot::A), b],
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::values::seconds;
-use crate::cluster::etcd::Access;
+use crate::cluster::etcd::EtcdConfig;
 use crate::cluster::state::NodeId;
 use crate::error::{Error, Result};
 use crate::service::cluster::Membership;
@@ -83,7 +83,7 @@ impl ClusterConfig {
             });
         }
         Ok(Membership {
-            access: Access {
+            access: EtcdConfig {
                 endpoints: self.endpoints.clone(),
                 ca: self.ca.clone(),
                 identity,

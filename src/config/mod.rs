@@ -64,7 +64,7 @@ pub(crate) struct Config {
     min_rate: Option<u64>,
     container: Option<container::Config>,
     #[serde(default)]
-    kexec: kexec::Config,
+    kexec: kexec::KexecConfig,
     web_ca: Option<PathBuf>,
     web_insecure: Option<bool>,
     #[serde(default)]

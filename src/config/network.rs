@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::values::{rate, seconds};
-use crate::source::http::{Limits, Roots, Web};
+use crate::source::http::{Roots, TransferLimits, Web};
 
 /// The table as written.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -34,7 +34,7 @@ pub(crate) struct NetworkConfig {
 impl NetworkConfig {
     /// Fills in the defaults. `ca` and `insecure` are older than this table and stand outside of it in the file.
     pub(crate) fn into_web(self, ca: Option<PathBuf>, insecure: bool) -> Web {
-        let defaults = Limits::default();
+        let defaults = TransferLimits::default();
         let time = |seconds: Option<u64>, default| seconds.map_or(default, Duration::from_secs);
         Web {
             ca,
@@ -47,7 +47,7 @@ impl NetworkConfig {
             mirrors: self.mirrors,
             front_only: false,
             redirects: None,
-            limits: Limits {
+            limits: TransferLimits {
                 connect: time(self.connect_timeout, defaults.connect),
                 stall: time(self.stall_timeout, defaults.stall),
                 least_rate: self.least_rate.unwrap_or(defaults.least_rate),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::values::{directories, prefixes, seconds};
-use crate::service::Limits;
+use crate::service::ServiceLimits;
 use crate::source::address::Url;
 use crate::source::allowed::Allowed;
 
@@ -48,8 +48,8 @@ impl ServiceConfig {
     }
 
     /// Time limits. The default of five minutes covers the slowest orderly shutdown; a client waits only if it asks for it.
-    pub(crate) fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> ServiceLimits {
         let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
-        Limits { reboot: seconds(self.reboot_timeout, 300), waiting: seconds(self.waiting_period, 0) }
+        ServiceLimits { reboot: seconds(self.reboot_timeout, 300), waiting: seconds(self.waiting_period, 0) }
     }
 }

@@ -53,7 +53,7 @@ pub(crate) struct Settings {
     /// Container of the software image; `None`: qstage does not run it.
     pub(crate) container: Option<container::Config>,
     /// Start of a slot's kernel without the boot loader.
-    pub(crate) kexec: kexec::Config,
+    pub(crate) kexec: kexec::KexecConfig,
     /// Transfers from web servers, and their trust.
     pub(crate) web: Web,
     /// The service.

@@ -77,9 +77,9 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
     assert!(reboot_command.is_some() && halt_command.is_some() && software_restart_command.is_some());
     check_cluster(&all.cluster.unwrap());
-    let kexec::Config { command_line, .. } = all.kexec.clone();
+    let kexec::KexecConfig { command_line, .. } = all.kexec.clone();
     assert!(command_line.is_some(), "an example");
-    assert_eq!(kexec::Config { command_line: None, ..all.kexec }, kexec::Config::default());
+    assert_eq!(kexec::KexecConfig { command_line: None, ..all.kexec }, kexec::KexecConfig::default());
     let shown = Config { trust, boot_flag, table, tries, state_dir, web_insecure, ..Config::default() };
     assert!(web_insecure.is_some());
     assert_eq!(shown.into_settings(), Config::default().into_settings());

@@ -13,14 +13,14 @@ use crate::units::{Group, Slot};
 use crate::version;
 
 /// What a bundle would do to this machine.
-pub(super) struct Upgrade {
+pub(super) struct CheckedUpgrade {
     pub(super) kind: UpgradeType,
     pub(super) booted: Slot,
     /// The slots that it writes: group, slot, layout.
     pub(super) targets: Vec<(Group, Slot, Layout)>,
 }
 
-impl Upgrade {
+impl CheckedUpgrade {
     /// By content, not by version. A platform that runs already is not staged, nor is a software
     /// image that runs already.
     pub(super) fn new(view: &View, claims: &ManifestFields, body_len: u64) -> Result<Self> {
@@ -82,7 +82,7 @@ impl Engine<'_> {
         found.extend(blocked(view));
         found.extend(view.check_foreign_flags().err());
         let body_len = bundle.release().record_len();
-        match Upgrade::new(view, bundle.manifest(), body_len) {
+        match CheckedUpgrade::new(view, bundle.manifest(), body_len) {
             Ok(upgrade) if upgrade.targets.is_empty() => {
                 found.push(Error::AlreadyInstalled { version: bundle.manifest().version.clone() });
             }
@@ -149,7 +149,7 @@ fn release_obstacles(view: &View, claims: &ManifestFields, policy: &Policy) -> V
 }
 
 /// Whether the slots that a bundle needs are prepared from exactly this manifest.
-pub(super) fn is_prepared(view: &View, upgrade: &Upgrade, manifest: &[u8]) -> bool {
+pub(super) fn is_prepared(view: &View, upgrade: &CheckedUpgrade, manifest: &[u8]) -> bool {
     !upgrade.targets.is_empty()
         && upgrade.targets.iter().all(|(group, slot, _)| {
             view.held(*group, *slot).is_some_and(|held| {

@@ -1,14 +1,14 @@
 //! What a delta needs of the machine: the images that run.
 
 use super::Engine;
-use super::checks::Upgrade;
+use super::checks::CheckedUpgrade;
 use super::view::View;
 use crate::bundle::Bundle;
 use crate::bundle::delta::Kind;
 use crate::bundle::manifest::Payload;
 use crate::error::{Error, Result};
 use crate::host::Access;
-use crate::stage::{Base, DeltaOutcome, Sources};
+use crate::stage::{BaseSlot, DeltaOutcome, Sources};
 use crate::state::AppliedDelta;
 
 impl Engine<'_> {
@@ -21,7 +21,7 @@ impl Engine<'_> {
     pub(super) fn sources<'a>(
         &self,
         view: &View,
-        upgrade: &Upgrade,
+        upgrade: &CheckedUpgrade,
         bundle: &Bundle,
         whole: Option<&'a Bundle>,
     ) -> Result<Option<Sources<'a>>> {
@@ -57,7 +57,12 @@ impl Engine<'_> {
         Ok(Some(Sources { bases, whole }))
     }
 
-    fn base(&self, view: &View, payload: &Payload, wanted: crate::bundle::delta::BaseRef) -> Result<Base> {
+    fn base(
+        &self,
+        view: &View,
+        payload: &Payload,
+        wanted: crate::bundle::delta::BaseRef,
+    ) -> Result<BaseSlot> {
         let group = payload.kind.group();
         let other = |running: String| Error::DeltaBase {
             payload: payload.to_string(),
@@ -80,7 +85,7 @@ impl Engine<'_> {
         if let Some(by) = self.machine.written_by(partition)? {
             return Err(Error::BaseWritable { partition: partition.name.clone(), by });
         }
-        Ok(Base {
+        Ok(BaseSlot {
             partition: partition.name.clone(),
             device: self.machine.open_partition(partition, Access::Read)?,
             record: record.clone(),
@@ -90,7 +95,7 @@ impl Engine<'_> {
 }
 
 /// What has to be read of a bundle or delta for this upgrade, in bytes; what is in place already is not known yet.
-pub(super) fn transfer_bytes(upgrade: &Upgrade, bundle: &Bundle) -> u64 {
+pub(super) fn transfer_bytes(upgrade: &CheckedUpgrade, bundle: &Bundle) -> u64 {
     let payloads = bundle.manifest().payloads.iter().enumerate();
     let wanted = payloads
         .filter(|(_, payload)| upgrade.targets.iter().any(|(group, ..)| *group == payload.kind.group()));

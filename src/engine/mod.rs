@@ -33,7 +33,7 @@ use crate::boot::BootFlag;
 use crate::bundle::Bundle;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
 use crate::gpt::TableMethod;
-use crate::host::journal::{Event, Journal, LastError, Record};
+use crate::host::journal::{Event, Journal, JournalRecord, LastError};
 use crate::host::trust::TrustFile;
 use crate::host::{DiskLock, Machine};
 use crate::progress::Cancel;
@@ -209,7 +209,7 @@ impl<'a> Engine<'a> {
         event: Event,
         origin: &str,
         error: Option<&Error>,
-        more: impl Fn(&mut Record, &Event),
+        more: impl Fn(&mut JournalRecord, &Event),
     ) {
         let Ok(key) = self.journal_key() else { return };
         // A refusal changed nothing: the operator was told, the state of the upgrade is what it was.

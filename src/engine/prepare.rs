@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::time::Instant;
 
-use super::checks::{Upgrade, is_prepared};
+use super::checks::{CheckedUpgrade, is_prepared};
 use super::delta::transfer_bytes;
 use super::transition::{self, Change, Effect, Transition};
 use super::view::View;
@@ -33,7 +33,7 @@ impl Engine<'_> {
         let manifest = bundle.manifest();
         let body_len = bundle.release().record_len();
         let mut obstacles = self.obstacles(&view, bundle)?;
-        let upgrade = Upgrade::new(&view, manifest, body_len)?;
+        let upgrade = CheckedUpgrade::new(&view, manifest, body_len)?;
         obstacles.extend(self.sources(&view, &upgrade, bundle, whole).err());
         let payloads = manifest.payloads.iter().map(|payload| {
             let target = upgrade.targets.iter().find(|(group, ..)| *group == payload.kind.group());
@@ -102,7 +102,7 @@ impl Engine<'_> {
         }
         let manifest = bundle.manifest();
         let body_len = bundle.release().record_len();
-        let upgrade = Upgrade::new(&view, manifest, body_len)?;
+        let upgrade = CheckedUpgrade::new(&view, manifest, body_len)?;
         let report = |outcome: StageOutcome, read_back: bool| PrepareReport {
             upgrade_type: upgrade.kind,
             version: manifest.version.clone(),
@@ -203,7 +203,7 @@ impl Engine<'_> {
     fn still_whole(
         &self,
         view: &View,
-        upgrade: &Upgrade,
+        upgrade: &CheckedUpgrade,
         options: &PrepareOptions,
         progress: &dyn Progress,
     ) -> Result<Option<u64>> {

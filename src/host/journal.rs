@@ -22,7 +22,7 @@ pub const DEFAULT_DIR: &str = "/var/lib/qstage";
 /// The journal's record of one disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Record {
+pub struct JournalRecord {
     /// The last failure; `None` since the last success.
     pub last_error: Option<LastError>,
     /// Origin of the bundle that [`last_error`](Self::last_error) is about; `None` without an error.
@@ -81,10 +81,10 @@ pub fn date(seconds: i64) -> String {
 /// The journal, separate for each disk; the key is the GUID of the disk as text. No method fails.
 pub trait Journal: Send + Sync {
     /// The record of a disk; the default if there is none, or none that can be read.
-    fn load(&self, disk: &str) -> Record;
+    fn load(&self, disk: &str) -> JournalRecord;
 
     /// Changes the record of a disk, atomically as seen by other processes and after a power cut.
-    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record));
+    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut JournalRecord));
 
     /// Appends an event to the history.
     fn append(&self, disk: &str, event: &Event);
@@ -95,21 +95,21 @@ pub trait Journal: Send + Sync {
 
 /// A journal that ends with the process: for tests, and for disk images.
 #[derive(Debug, Default)]
-pub struct MemoryJournal(Mutex<HashMap<String, (Record, Vec<Event>)>>);
+pub struct MemoryJournal(Mutex<HashMap<String, (JournalRecord, Vec<Event>)>>);
 
 impl MemoryJournal {
-    fn with<T>(&self, disk: &str, act: impl FnOnce(&mut (Record, Vec<Event>)) -> T) -> T {
+    fn with<T>(&self, disk: &str, act: impl FnOnce(&mut (JournalRecord, Vec<Event>)) -> T) -> T {
         let mut disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         act(disks.entry(disk.to_owned()).or_default())
     }
 }
 
 impl Journal for MemoryJournal {
-    fn load(&self, disk: &str) -> Record {
+    fn load(&self, disk: &str) -> JournalRecord {
         self.with(disk, |(record, _)| record.clone())
     }
 
-    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record)) {
+    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut JournalRecord)) {
         self.with(disk, |(record, _)| change(record));
     }
 
@@ -226,11 +226,11 @@ fn regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 }
 
 impl Journal for FileJournal {
-    fn load(&self, disk: &str) -> Record {
+    fn load(&self, disk: &str) -> JournalRecord {
         serde_json::from_str(&self.text(disk, STATE)).unwrap_or_default()
     }
 
-    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut Record)) {
+    fn update(&self, disk: &str, change: &mut dyn FnMut(&mut JournalRecord)) {
         self.writing(disk, |dir| {
             let before = self.load(disk);
             let mut record = before.clone();
@@ -300,12 +300,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, notices) = journal(&dir.path().join("made/when/needed"));
         for journal in [&file as &dyn Journal, &MemoryJournal::default()] {
-            assert_eq!(journal.load(DISK), Record::default());
+            assert_eq!(journal.load(DISK), JournalRecord::default());
             journal.update(DISK, &mut |record| record.install_path = path(1));
             journal.update("other", &mut |record| record.install_path = path(2));
             let error = LastError { code: "C".into(), message: "m\"\n".into(), time: now() };
             journal.update(DISK, &mut |record| record.last_error = Some(error.clone()));
-            let expected = Record { install_path: path(1), last_error: Some(error), last_swap: None };
+            let expected = JournalRecord { install_path: path(1), last_error: Some(error), last_swap: None };
             assert_eq!(journal.load(DISK), expected);
             assert_eq!(journal.load("other").install_path, path(2));
             (0..3).for_each(|n| journal.append(DISK, &event(n)));
@@ -336,7 +336,7 @@ mod tests {
         for file in [HISTORY, STATE] {
             nix::unistd::mkfifo(&own.join(file), nix::sys::stat::Mode::S_IRWXU).unwrap();
         }
-        assert_eq!((journal.load(DISK), journal.history(DISK)), (Record::default(), Vec::new()));
+        assert_eq!((journal.load(DISK), journal.history(DISK)), (JournalRecord::default(), Vec::new()));
         journal.append(DISK, &event(1));
         let said = std::mem::take(&mut *notices.lock().unwrap());
         assert!(said.len() == 3 && said.iter().all(|text| text.contains("no regular file")), "{said:?}");
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(journal.history(DISK).len(), 2);
         for garbage in [&b"\xff\xfe"[..], b"", b"{\"install_path\": 7}", b"[]"] {
             fs::write(own.join(STATE), garbage).unwrap();
-            assert_eq!(journal.load(DISK), Record::default());
+            assert_eq!(journal.load(DISK), JournalRecord::default());
         }
         // Written by a later qstage that knows more.
         fs::write(own.join(STATE), b"{\"install_path\":\"1\",\"new\":[1]}").unwrap();
@@ -400,7 +400,7 @@ mod tests {
         fs::write(dir.path().join("file"), "").unwrap();
         blocked.update(DISK, &mut |record| record.install_path = path(1));
         blocked.append(DISK, &event(0));
-        assert_eq!((blocked.load(DISK), blocked.history(DISK)), (Record::default(), Vec::new()));
+        assert_eq!((blocked.load(DISK), blocked.history(DISK)), (JournalRecord::default(), Vec::new()));
         assert_eq!(notices.lock().unwrap().len(), 2);
         let (journal, notices) = journal(&dir.path().join("good"));
         for wrong in ["", "..", "a/b", "/etc", "a.b"] {
@@ -430,7 +430,7 @@ mod tests {
     fn many_writers_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (journal, _) = journal(dir.path());
-        let add = |record: &mut Record| {
+        let add = |record: &mut JournalRecord| {
             let n: u32 = record.install_path.as_deref().unwrap_or("0").parse().unwrap();
             record.install_path = path(n + 1);
         };

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// The table `[kexec]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub struct KexecConfig {
     /// Candidate paths of the kernel in the slot's file system; the first that exists is used.
     pub kernel: Vec<PathBuf>,
     /// Candidate paths of the initramfs; if none exists, there is no initramfs.
@@ -29,7 +29,7 @@ pub struct Config {
     pub command: Vec<String>,
 }
 
-impl Default for Config {
+impl Default for KexecConfig {
     fn default() -> Self {
         let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
         Self {
@@ -56,7 +56,7 @@ pub trait SlotKernel {
     fn start(&self) -> Result<()>;
 }
 
-impl SlotKernel for Config {
+impl SlotKernel for KexecConfig {
     fn load(&self, slot: Slot, node: &Path, partuuid: &str) -> Result<()> {
         let mounted = Mounted::new(node)?;
         let inside = |paths: &[PathBuf]| {
@@ -161,7 +161,7 @@ mod tests {
     fn a_command_that_fails_is_reported_with_its_output() {
         let start = |words: &[&str]| {
             let command = words.iter().map(|word| (*word).to_owned()).collect();
-            Config { command, ..Config::default() }.start()
+            KexecConfig { command, ..KexecConfig::default() }.start()
         };
         start(&["true"]).unwrap();
         for (words, said) in [

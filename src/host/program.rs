@@ -76,7 +76,7 @@ impl std::fmt::Display for End {
 
 /// Outcome of a program that could be started.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct ProgramOutcome {
     /// How it ended.
     pub end: End,
     /// Standard output, up to 1 MiB, if [`Program::answer`] was called; else empty.
@@ -137,7 +137,7 @@ impl Program {
         self
     }
 
-    /// Stores the standard output separately, as [`Outcome::answer`].
+    /// Stores the standard output separately, as [`ProgramOutcome::answer`].
     #[must_use]
     pub fn answer(mut self) -> Self {
         self.answers = true;
@@ -147,8 +147,8 @@ impl Program {
     /// Runs the program until it ends or reaches its limit.
     ///
     /// # Errors
-    /// The program could not be started or watched; a failure of the program itself is an [`Outcome`].
-    pub fn run(mut self) -> io::Result<Outcome> {
+    /// The program could not be started or watched; a failure of the program itself is an [`ProgramOutcome`].
+    pub fn run(mut self) -> io::Result<ProgramOutcome> {
         let mut streams = Streams::default();
         let (reader, writer) = io::pipe()?;
         streams.words = Some(Stream::new(reader, LAST_WORDS)?);
@@ -191,7 +191,11 @@ impl Program {
         let words = streams.words.map(|words| words.kept).unwrap_or_default();
         let first = words.len().saturating_sub(LAST_WORDS);
         let last_words = String::from_utf8_lossy(&words[first..]).trim().to_owned();
-        Ok(Outcome { end, answer: streams.answer.map(|answer| answer.kept).unwrap_or_default(), last_words })
+        Ok(ProgramOutcome {
+            end,
+            answer: streams.answer.map(|answer| answer.kept).unwrap_or_default(),
+            last_words,
+        })
     }
 }
 

@@ -39,7 +39,7 @@ use owner::worker::Arguments;
 
 /// Where and to whom the service answers.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub struct Listener {
     /// Address for HTTPS.
     pub listen: SocketAddr,
     /// Path of the Unix socket; `None`: none.
@@ -68,7 +68,7 @@ pub struct Service {
     /// What restarts the software.
     pub container: Arc<dyn ContainerRestart>,
     /// Times that the configuration sets.
-    pub limits: Limits,
+    pub limits: ServiceLimits,
     /// What callers may have read.
     pub allowed: Allowed,
     /// The cluster that this node takes part in; `None`: a single node.
@@ -77,7 +77,7 @@ pub struct Service {
 
 /// Times that the configuration sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServiceLimits {
     /// How long a command that reboots may take until the machine is down.
     pub reboot: Duration,
     /// For so long after a start of the machine, and after a trial, no upgrade may begin.
@@ -89,7 +89,7 @@ pub struct Limits {
 ///
 /// # Errors
 /// [`Error::Listen`], [`Error::Config`]: it could not start.
-pub fn serve(service: Service, access: &Access) -> Result<()> {
+pub fn serve(service: Service, access: &Listener) -> Result<()> {
     let failed = |source| Error::NoThread { what: "the service".to_owned(), source };
     // Two threads: all that is done in them is to pass on messages; disks are waited for elsewhere.
     // Threads are kept, and some are there before the first request: where the system refuses more, what has to be waited
@@ -116,8 +116,8 @@ pub fn serve(service: Service, access: &Access) -> Result<()> {
     result
 }
 
-async fn run(service: Arc<Service>, access: &Access) -> Result<()> {
-    let gate = http::auth::Gate::new(access.tokens.clone(), access.insecure_no_auth)?;
+async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
+    let gate = http::auth::Authentication::new(access.tokens.clone(), access.insecure_no_auth)?;
     if access.insecure_no_auth {
         tracing::warn!("--insecure-no-auth: whoever can connect to {} owns this machine", access.listen);
     }

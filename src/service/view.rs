@@ -9,7 +9,7 @@ use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::{Event, date};
 use crate::service::owner::blocking::SILENCE;
 use crate::service::owner::disk::DiskView;
-use crate::service::owner::upgrade::{Failure, Phase, Settings, Upgrade};
+use crate::service::owner::upgrade::{Failure, LocalUpgrade, Phase, UpgradeSettings};
 use crate::service::wording::by_api;
 use crate::state::{SlotsReport, Status, UpgradeState, UpgradeType};
 
@@ -23,7 +23,7 @@ pub(super) struct Counts {
 
 /// State of a reboot that was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) enum RebootState {
+pub(super) enum RebootProgress {
     #[default]
     Idle,
     InProgress,
@@ -42,8 +42,8 @@ pub(super) struct ClusterPart {
 
 /// All that can be shown, at one moment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Snapshot {
-    pub(super) upgrade: Upgrade,
+pub(super) struct ServiceSnapshot {
+    pub(super) upgrade: LocalUpgrade,
     /// What the engine says of the disk, at the last look that succeeded.
     pub(super) status: Option<Status>,
     pub(super) slots: Option<SlotsReport>,
@@ -51,7 +51,7 @@ pub(super) struct Snapshot {
     pub(super) disk_error: Option<Failure>,
     /// What followed the last commit.
     pub(super) message: String,
-    pub(super) reboot: RebootState,
+    pub(super) reboot: RebootProgress,
     pub(super) counts: Counts,
     /// When the waiting period ends; `None`: it has ended.
     pub(super) calm_at: Option<Instant>,
@@ -91,7 +91,7 @@ pub(super) struct StatusV1 {
 pub(super) struct StatusV3 {
     pub(super) state: String,
     pub(super) progress: Option<u8>,
-    pub(super) settings: Option<Settings>,
+    pub(super) settings: Option<UpgradeSettings>,
     pub(super) error_info: Option<String>,
 }
 
@@ -156,7 +156,7 @@ pub(super) struct SettingsV1 {
     target: &'static str,
 }
 
-impl Snapshot {
+impl ServiceSnapshot {
     /// Takes in a look during `phase`; one that failed leaves what the last one saw. While a switch is under way, what ran
     /// before it is shown: the flags select the new software already, its container may be up, and whether it proves good is
     /// being found out. A platform does not change before its reboot.
@@ -204,7 +204,7 @@ impl Snapshot {
                 "it failed; who has a token sees why".clone_into(&mut cluster.reboot.error_message);
             }
         }
-        if let RebootState::Failed(message) = &mut shown.reboot {
+        if let RebootProgress::Failed(message) = &mut shown.reboot {
             *message = "it failed; who has a token sees why".to_owned();
         }
         shown
@@ -240,7 +240,7 @@ impl Snapshot {
         }
         let busy = match self.upgrade.phase {
             Phase::Rebooting => Some("a reboot is under way".to_owned()),
-            _ if self.reboot == RebootState::InProgress => Some("a reboot is under way".to_owned()),
+            _ if self.reboot == RebootProgress::InProgress => Some("a reboot is under way".to_owned()),
             _ => self.disk_error.as_ref().map(|failure| failure.message.clone()),
         };
         let status = self.status.as_ref().filter(|status| status.is_blocked);
@@ -333,7 +333,7 @@ impl Snapshot {
     pub(super) fn v3(&self) -> StatusV3 {
         let upgrade = &self.upgrade;
         let found = |status: &Status| {
-            Settings::found(&status.install_path, String::new(), UpgradeType::SoftwareAndPlatform)
+            UpgradeSettings::found(&status.install_path, String::new(), UpgradeType::SoftwareAndPlatform)
         };
         let (foreign, error) = (self.foreign().map(found), self.error());
         // Clients print the settings beside an error.
@@ -376,7 +376,7 @@ impl Snapshot {
             return RebootStatus { error_message, ..cluster.reboot.clone() };
         }
         let upgrading = self.upgrade.phase == Phase::Rebooting;
-        let under_way = upgrading || self.reboot == RebootState::InProgress;
+        let under_way = upgrading || self.reboot == RebootProgress::InProgress;
         RebootStatus {
             state: if under_way { "REBOOT_IN_PROGRESS" } else { "REBOOT_IDLE" },
             rolling: false,
@@ -384,8 +384,8 @@ impl Snapshot {
             total_node_count: 1,
             rebooted_node_count: 0,
             error_message: match (&self.reboot, self.error()) {
-                (RebootState::Failed(message), _) => by_api(message),
-                (RebootState::Idle, Some(error)) if error.is_fallback() => by_api(&error.message),
+                (RebootProgress::Failed(message), _) => by_api(message),
+                (RebootProgress::Idle, Some(error)) if error.is_fallback() => by_api(&error.message),
                 _ => String::new(),
             },
         }
@@ -410,7 +410,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{KnownBy, Running, Runs, SlotReport, SlotState};
+    use crate::state::{KnownBy, RunningSlot, Runs, SlotReport, SlotState};
     use crate::units::{Group, Slot};
 
     fn slot(group: Group, slot: Slot, version: &str, state: SlotState) -> SlotReport {
@@ -442,8 +442,8 @@ mod tests {
     fn look(trial: SlotState, software: (Slot, KnownBy)) -> DiskView {
         let status = Status::idle();
         let runs = Runs {
-            platform: Running::Known(Slot::A, KnownBy::Kernel),
-            software: Running::Known(software.0, software.1),
+            platform: RunningSlot::Known(Slot::A, KnownBy::Kernel),
+            software: RunningSlot::Known(software.0, software.1),
         };
         let slots = SlotsReport {
             disk: String::new(),
@@ -459,7 +459,7 @@ mod tests {
                 slot(Group::Software, Slot::B, "1.1", trial),
             ],
         };
-        DiskView { status, slots, disk: crate::service::owner::upgrade::Disk::default(), last_swap: None }
+        DiskView { status, slots, disk: crate::service::owner::upgrade::SeenDisk::default(), last_swap: None }
     }
 
     /// A container that comes up in a swap and is not healthy: scripts that wait for another version must not see it.
@@ -469,7 +469,7 @@ mod tests {
             ((SlotState::Good, (Slot::B, KnownBy::Selected)), "1.1"),
             ((SlotState::Bad, (Slot::A, KnownBy::Selected)), "1.0"),
         ] {
-            let mut shown = Snapshot::default();
+            let mut shown = ServiceSnapshot::default();
             shown.take(Ok(look(SlotState::Prepared, (Slot::A, KnownBy::Selected))), Phase::Prepared);
             for up in [(Slot::A, KnownBy::Before), (Slot::B, KnownBy::Use)] {
                 shown.take(Ok(look(SlotState::Trial, up)), Phase::Committing);

@@ -37,7 +37,7 @@ mod zero;
 
 use std::num::NonZeroUsize;
 
-pub use patch::{Base, DeltaOutcome, Sources};
+pub use patch::{BaseSlot, DeltaOutcome, Sources};
 pub use readback::{Damage, ReadBack, read_back};
 
 use crate::bundle::Bundle;

@@ -21,7 +21,7 @@ use crate::workers::lock;
 const STEP: u64 = 256 << 10;
 
 /// The image that the frames of one payload start from: it runs, and is only read.
-pub struct Base {
+pub struct BaseSlot {
     /// Name of the partition, for messages.
     pub partition: String,
     /// The slot.
@@ -35,7 +35,7 @@ pub struct Base {
 /// Where the frames of a delta come from besides itself.
 pub struct Sources<'a> {
     /// For each payload of the release its base, where it has one.
-    pub bases: Vec<Option<Base>>,
+    pub bases: Vec<Option<BaseSlot>>,
     /// The whole bundle, where one is known.
     pub whole: Option<&'a Bundle>,
 }
@@ -133,7 +133,7 @@ impl<'a> Patcher<'a> {
         recipe.ranges().try_for_each(|range| base.read(range, step, &mut scratch.prefix))
     }
 
-    fn base(&self, frame: &Frame<'_>) -> Option<&'a Base> {
+    fn base(&self, frame: &Frame<'_>) -> Option<&'a BaseSlot> {
         self.sources.bases.get(frame.payload_number())?.as_ref()
     }
 
@@ -202,7 +202,7 @@ fn missing(frame: &Frame<'_>, problem: String) -> Error {
     Error::DeltaFrame { payload, frame: frame.number(), at, problem }
 }
 
-impl Base {
+impl BaseSlot {
     /// Where the image begins in the slot.
     fn start(&self) -> u64 {
         self.record.layout.place(self.payload).map_or(0, |place| place.at)

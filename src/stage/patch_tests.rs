@@ -117,19 +117,19 @@ impl Case {
         Self { running, new, whole, delta: bytes, head_at }
     }
 
-    fn base(&self, from: usize, fails: bool) -> Base {
+    fn base(&self, from: usize, fails: bool) -> BaseSlot {
         let Content::Whole(record, _) = Content::read(&*self.running, Group::Platform, "a").unwrap() else {
             panic!("the base is not whole");
         };
         let device = Turning { inner: Arc::clone(&self.running), reads: AtomicUsize::new(0), from, fails };
         let (partition, device) = ("platform_a".to_owned(), Box::new(device));
-        Base { partition, device, record: *record, payload: 0 }
+        BaseSlot { partition, device, record: *record, payload: 0 }
     }
 
     /// Prepares from these bytes; on success the slot must hold the new image, on failure nothing else and no
     /// record.
     #[track_caller]
-    fn prepare(&self, bytes: &[u8], stream: bool, base: Base, whole: bool) -> Result<DeltaOutcome> {
+    fn prepare(&self, bytes: &[u8], stream: bool, base: BaseSlot, whole: bool) -> Result<DeltaOutcome> {
         let source = if stream {
             Source::Stream(Box::new(Cursor::new(bytes.to_vec())))
         } else {

@@ -8,7 +8,7 @@ pub use report::{
     AppliedDelta, BootEntry, PlanReport, PlannedPayload, PrepareReport, SlotReport, SlotsReport, Status,
     SwitchReport, UpgradeObstacle,
 };
-pub use runs::{KnownBy, Running, Runs};
+pub use runs::{KnownBy, RunningSlot, Runs};
 
 use serde::{Deserialize, Serialize};
 

@@ -47,14 +47,14 @@ impl KnownBy {
 
 /// The running slot of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Running {
+pub enum RunningSlot {
     /// This slot, with the evidence.
     Known(Slot, KnownBy),
     /// Unknown, with the reason.
     Unknown(String),
 }
 
-impl Running {
+impl RunningSlot {
     /// The slot; `None` if unknown.
     pub const fn slot(&self) -> Option<Slot> {
         match self {
@@ -68,14 +68,14 @@ impl Running {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runs {
     /// The platform.
-    pub platform: Running,
+    pub platform: RunningSlot,
     /// The software.
-    pub software: Running,
+    pub software: RunningSlot,
 }
 
 impl Runs {
     /// The running slot of a group.
-    pub const fn of(&self, group: Group) -> &Running {
+    pub const fn of(&self, group: Group) -> &RunningSlot {
         match group {
             Group::Platform => &self.platform,
             Group::Software => &self.software,
@@ -84,7 +84,7 @@ impl Runs {
 
     /// Whether this is a disk image: no machine runs from it, so these are the slots that one would run.
     pub const fn is_image(&self) -> bool {
-        matches!(self.platform, Running::Known(_, KnownBy::Image))
+        matches!(self.platform, RunningSlot::Known(_, KnownBy::Image))
     }
 
     /// Whether a machine is known to run from that slot now.

@@ -2,7 +2,7 @@
 //! `etcdctl` as the independent judge.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
-use qstage::cluster::etcd::{Access, Etcd};
+use qstage::cluster::etcd::{Etcd, EtcdConfig};
 use qstage::cluster::memory::Memory;
 use qstage::cluster::state::{NodeId, Reboot, Upgrade};
 use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
@@ -128,11 +128,11 @@ fn certificates_and_users() {
     let Some(server) = Server::start(true) else { return };
     let access = server.access("/one/");
     behaves(&mut Etcd::new(&access).unwrap());
-    let refused = |access: &Access| Etcd::new(access).unwrap().snapshot().unwrap_err();
+    let refused = |access: &EtcdConfig| Etcd::new(access).unwrap().snapshot().unwrap_err();
     // Without a certificate, and with an authority that did not sign etcd's.
-    let stranger = refused(&Access { identity: None, ..access.clone() });
+    let stranger = refused(&EtcdConfig { identity: None, ..access.clone() });
     assert_eq!(stranger.code(), "UPGRADE_ERROR_CLUSTER_STORE");
-    let other = Access { ca: None, ..access.clone() };
+    let other = EtcdConfig { ca: None, ..access.clone() };
     assert!(refused(&other).to_string().contains("certificate"), "{}", refused(&other));
     // With users.
     for words in [
@@ -150,7 +150,7 @@ fn certificates_and_users() {
     let password = |text: &str| {
         let file = server.path("password");
         std::fs::write(&file, text).unwrap();
-        Access { user: Some(("node".to_owned(), file)), ..access.clone() }
+        EtcdConfig { user: Some(("node".to_owned(), file)), ..access.clone() }
     };
     let mut store = Etcd::new(&password("secret\n")).unwrap();
     assert!(run(&mut store, vec![], vec![leads(1, None)]));
@@ -158,6 +158,6 @@ fn certificates_and_users() {
     let wrong = refused(&password("wrong"));
     assert!(wrong.to_string().contains("authentication failed"), "{wrong}");
     // What the user may not touch.
-    let elsewhere = Access { prefix: "/two/".to_owned(), ..password("secret") };
+    let elsewhere = EtcdConfig { prefix: "/two/".to_owned(), ..password("secret") };
     assert!(refused(&elsewhere).to_string().contains("permission denied"));
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use qstage::cluster::etcd::Access;
+use qstage::cluster::etcd::EtcdConfig;
 
 /// A port that nobody had a moment ago.
 pub(crate) fn free_port() -> u16 {
@@ -101,9 +101,9 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.client)
     }
 
-    pub(crate) fn access(&self, prefix: &str) -> Access {
+    pub(crate) fn access(&self, prefix: &str) -> EtcdConfig {
         let mut access =
-            Access { endpoints: vec![self.url()], prefix: prefix.to_owned(), ..Access::default() };
+            EtcdConfig { endpoints: vec![self.url()], prefix: prefix.to_owned(), ..EtcdConfig::default() };
         if let Some(Certificates { ca, cert, key }) = &self.certificates {
             access.ca = Some(ca.clone());
             access.identity = Some((cert.clone(), key.clone()));

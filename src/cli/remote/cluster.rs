@@ -83,7 +83,7 @@ struct TakeBackArgs {
 
 /// The fields of `GET /v1/qstage/cluster` that are shown to people.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Status {
+pub(super) struct ClusterSummary {
     node_id: u32,
     state: String,
     cluster_id: String,
@@ -92,12 +92,12 @@ pub(super) struct Status {
     leader: Option<u32>,
     stage: String,
     waits_for: String,
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Vec<MemberSummary>,
 }
 
 /// A node in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Node {
+pub(super) struct MemberSummary {
     pub(super) id: u32,
     address: String,
     version: String,
@@ -145,7 +145,7 @@ impl ClusterArgs {
 }
 
 /// The status of the cluster, from the service.
-pub(super) fn status(client: &Client) -> Result<Status> {
+pub(super) fn status(client: &Client) -> Result<ClusterSummary> {
     let text = client.get("/v1/qstage/cluster")?;
     serde_json::from_str(&text).map_err(|problem| Error::ServiceUnreachable {
         service: client.name().to_owned(),
@@ -153,7 +153,7 @@ pub(super) fn status(client: &Client) -> Result<Status> {
     })
 }
 
-fn shown(status: &Status, palette: Palette) -> String {
+fn shown(status: &ClusterSummary, palette: Palette) -> String {
     let mut text = match (status.state.as_str(), status.leader) {
         ("UNCONFIGURED", _) => {
             format!("node {} is no member; 'qstage cluster join' makes it one\n", status.node_id)

@@ -16,7 +16,7 @@ use super::connection::{Client, ServiceArgs};
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::Event;
 use crate::progress::Cancel;
-use crate::service::owner::upgrade::Settings;
+use crate::service::owner::upgrade::UpgradeSettings;
 use crate::state::UpgradeType;
 
 /// Interval of requests to the service.
@@ -43,10 +43,10 @@ pub(in crate::cli) struct WatchArgs {
 
 /// The v3 status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Status {
+pub(super) struct V3Status {
     pub(super) state: String,
     progress: Option<u64>,
-    settings: Option<Settings>,
+    settings: Option<UpgradeSettings>,
     error_info: Option<String>,
 }
 
@@ -64,9 +64,9 @@ struct Detail {
 
 /// Outcome of the upgrade.
 #[derive(Debug, Serialize)]
-pub(super) struct Outcome {
+pub(super) struct WatchedUpgrade {
     state: String,
-    settings: Option<Settings>,
+    settings: Option<UpgradeSettings>,
 }
 
 impl WatchArgs {
@@ -78,7 +78,7 @@ impl WatchArgs {
 }
 
 /// Prints the outcome.
-pub(super) fn finish(client: &Client, json: bool, outcome: &Outcome) -> Result<()> {
+pub(super) fn finish(client: &Client, json: bool, outcome: &WatchedUpgrade) -> Result<()> {
     result(Format::lines_if(json), outcome, |outcome, palette| {
         let version = outcome.settings.as_ref().map_or("", |settings| settings.target_version.as_str());
         match outcome.word() {
@@ -93,7 +93,7 @@ pub(super) fn finish(client: &Client, json: bool, outcome: &Outcome) -> Result<(
 }
 
 /// Downtime of the software after a swap, as a sentence; empty if the service does not report it.
-fn downtime(client: &Client, outcome: &Outcome) -> String {
+fn downtime(client: &Client, outcome: &WatchedUpgrade) -> String {
     let software =
         outcome.settings.as_ref().is_some_and(|settings| settings.upgrade_type == UpgradeType::SoftwareOnly);
     let asked = software.then(|| client.get("/v1/qstage/status").ok()).flatten();
@@ -102,16 +102,16 @@ fn downtime(client: &Client, outcome: &Outcome) -> String {
     downtime.map_or_else(String::new, |ms| format!(", downtime {ms:.0} ms"))
 }
 
-impl Outcome {
+impl WatchedUpgrade {
     pub(super) fn word(&self) -> &str {
         self.state.trim_start_matches("UPGRADE_STATE_")
     }
 }
 
 /// Shows the upgrade until it ends or waits.
-pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Outcome> {
+pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<WatchedUpgrade> {
     let mut view = View::new(json);
-    let (mut last, mut lost): (Option<Status>, Option<Instant>) = (None, None);
+    let (mut last, mut lost): (Option<V3Status>, Option<Instant>) = (None, None);
     loop {
         cancel.check("watching (the upgrade itself goes on; 'qstage watch' shows it again)")?;
         match status(client) {
@@ -125,7 +125,7 @@ pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Outc
                     return Err(failure(client, &status));
                 }
                 if !moves.contains(&status.state.as_str()) {
-                    return Ok(Outcome { state: status.state, settings: status.settings });
+                    return Ok(WatchedUpgrade { state: status.state, settings: status.settings });
                 }
                 last = Some(status);
             }
@@ -141,7 +141,7 @@ pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Outc
     }
 }
 
-fn status(client: &Client) -> Result<Status> {
+fn status(client: &Client) -> Result<V3Status> {
     let text = client.get("/v3/upgrade/status")?;
     serde_json::from_str(&text).map_err(|problem| Error::ServiceUnreachable {
         service: client.name().to_owned(),
@@ -150,7 +150,7 @@ fn status(client: &Client) -> Result<Status> {
 }
 
 /// The error of a status, with the code from v1.
-fn failure(client: &Client, status: &Status) -> Error {
+fn failure(client: &Client, status: &V3Status) -> Error {
     let code = client
         .get("/v1/upgrade/status")
         .ok()
@@ -179,10 +179,10 @@ impl View {
         Self::Bar(bar)
     }
 
-    fn show(&mut self, status: &Status) -> Result<()> {
+    fn show(&mut self, status: &V3Status) -> Result<()> {
         let word = status.state.trim_start_matches("UPGRADE_STATE_").to_lowercase();
         match self {
-            Self::Json => print(&json_line(&output::Event::new("status", status))?)?,
+            Self::Json => print(&json_line(&output::JsonEvent::new("status", status))?)?,
             Self::Bar(bar) => {
                 bar.set_prefix(word);
                 bar.set_position(status.progress.unwrap_or_default());

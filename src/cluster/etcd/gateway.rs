@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, http};
 
-use super::Access;
+use super::EtcdConfig;
 use crate::error::{Error, Result};
 
 /// How long etcd may take for an answer. It gives up a request itself after some 7 s without a quorum; an answer after that
@@ -38,7 +38,7 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
-    pub(super) fn new(access: &Access) -> Result<Self> {
+    pub(super) fn new(access: &EtcdConfig) -> Result<Self> {
         let wrong = |problem: String| Error::Argument { what: "[cluster] endpoints".to_owned(), problem };
         if access.endpoints.is_empty() {
             return Err(wrong("there is none; name at least one member of etcd".to_owned()));
@@ -168,7 +168,7 @@ fn text(path: &Path) -> Result<String> {
         .map_err(|error| Error::Config { path: path.to_owned(), problem: error.to_string() })
 }
 
-fn tls(access: &Access) -> Result<TlsConfig> {
+fn tls(access: &EtcdConfig) -> Result<TlsConfig> {
     let failed = |path: &Path, problem: String| Error::Config { path: path.to_owned(), problem };
     let chain = |path: &Path| -> Result<Vec<Certificate<'static>>> {
         let text = text(path)?;
@@ -237,11 +237,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_an_etcd_is_told_before_anything_is_asked() {
-        let code = |access: &Access| Gateway::new(access).unwrap_err().code();
-        assert_eq!(code(&Access::default()), "UPGRADE_ERROR_ARGUMENT");
-        let named = |url: &str| Access { endpoints: vec![url.into()], ..Access::default() };
+        let code = |access: &EtcdConfig| Gateway::new(access).unwrap_err().code();
+        assert_eq!(code(&EtcdConfig::default()), "UPGRADE_ERROR_ARGUMENT");
+        let named = |url: &str| EtcdConfig { endpoints: vec![url.into()], ..EtcdConfig::default() };
         assert_eq!(code(&named("etcd:2379")), "UPGRADE_ERROR_ARGUMENT");
-        let ca = Access { ca: Some("/dev/null".into()), ..named("https://x") };
+        let ca = EtcdConfig { ca: Some("/dev/null".into()), ..named("https://x") };
         assert_eq!(code(&ca), "UPGRADE_ERROR_CONFIG");
     }
 }

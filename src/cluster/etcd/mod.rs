@@ -17,11 +17,11 @@ use super::codec;
 use super::store::{Compare, Entry, Key, LeaseId, Revision, Snapshot, Store, Txn, Write};
 use crate::error::{Error, Result};
 use gateway::{Gateway, base64, end_of, number, unbase64};
-pub use watch::{Change, Watch};
+pub use watch::{KeyChange, Watch};
 
 /// How etcd is reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Access {
+pub struct EtcdConfig {
     /// Addresses of its members: `https://HOST:2379`.
     pub endpoints: Vec<String>,
     /// Who signed the certificates of its members; `None`: whom the system trusts.
@@ -60,7 +60,7 @@ impl Etcd {
     ///
     /// # Errors
     /// [`Error::Config`]: certificates or password cannot be read. [`Error::Argument`]: an endpoint that is no URL.
-    pub fn new(access: &Access) -> Result<Self> {
+    pub fn new(access: &EtcdConfig) -> Result<Self> {
         Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone() })
     }
 

@@ -10,7 +10,7 @@ use super::gateway::number;
 use crate::error::{Error, Result};
 
 /// A change of a key; `None`: it is gone.
-pub type Change = (Key, Option<Entry>);
+pub type KeyChange = (Key, Option<Entry>);
 
 /// What changes, from one revision on.
 pub struct Watch {
@@ -27,7 +27,7 @@ impl Watch {
     ///
     /// # Errors
     /// [`Error::ClusterStore`]: it is over, and all keys must be read anew. [`Error::ClusterData`]: garbage.
-    pub fn wait(&mut self) -> Result<(Vec<Change>, Revision)> {
+    pub fn wait(&mut self) -> Result<(Vec<KeyChange>, Revision)> {
         let over = |problem: String| Error::ClusterStore { problem: format!("the watch ended: {problem}") };
         let mut line = String::new();
         let len = self.lines.read_line(&mut line).map_err(|problem| over(problem.to_string()))?;

@@ -15,7 +15,7 @@
 //! A flag selects: that what it selects runs, is never concluded from it alone.
 
 use super::view::{SlotView, View};
-use crate::state::{KnownBy, Running, Runs, SlotState};
+use crate::state::{KnownBy, RunningSlot, Runs, SlotState};
 use crate::units::{Group, Slot};
 
 impl View {
@@ -33,33 +33,33 @@ impl View {
     }
 }
 
-fn platform(view: &View) -> Running {
+fn platform(view: &View) -> RunningSlot {
     let next = || view.in_service(Group::Platform).and_then(|slot| view.held(Group::Platform, slot));
     if let Some((slot, by)) = view.evident() {
-        return Running::Known(slot, by);
+        return RunningSlot::Known(slot, by);
     }
     if let Some(why) = view.unknown() {
-        return Running::Unknown(why.to_owned());
+        return RunningSlot::Unknown(why.to_owned());
     }
     match next() {
-        Some(held) if held.state == SlotState::Good => Running::Known(held.slot, KnownBy::Image),
-        Some(held) => Running::Unknown(format!(
+        Some(held) if held.state == SlotState::Good => RunningSlot::Known(held.slot, KnownBy::Image),
+        Some(held) => RunningSlot::Unknown(format!(
             "{} is {}, and nothing runs from a disk image",
             held.partition.name,
             held.state.word()
         )),
-        None => Running::Unknown("no platform slot boots".to_owned()),
+        None => RunningSlot::Unknown("no platform slot boots".to_owned()),
     }
 }
 
-fn software(view: &View, platform: &Running) -> Running {
-    let unknown = |why: String| Running::Unknown(why);
+fn software(view: &View, platform: &RunningSlot) -> RunningSlot {
+    let unknown = |why: String| RunningSlot::Unknown(why);
     let on_trial =
         |slot: &Slot| view.held(Group::Software, *slot).is_some_and(|held| held.state == SlotState::Trial);
     if let Some(slot) = view.in_use_alone().filter(on_trial) {
-        return Running::Known(slot, KnownBy::Use);
+        return RunningSlot::Known(slot, KnownBy::Use);
     }
-    let Running::Known(booted, by) = platform else {
+    let RunningSlot::Known(booted, by) = platform else {
         return unknown("which platform slot runs is not known".to_owned());
     };
     let Some(held) = view.in_service(Group::Software).and_then(|slot| view.held(Group::Software, slot))
@@ -68,14 +68,16 @@ fn software(view: &View, platform: &Running) -> Running {
     };
     let name = &held.partition.name;
     match held.state {
-        SlotState::Good if *by == KnownBy::Image => Running::Known(held.slot, KnownBy::Image),
-        SlotState::Good => Running::Known(held.slot, KnownBy::Selected),
-        SlotState::Trial if view.is_started(held) => Running::Known(held.slot, KnownBy::Caller),
-        SlotState::Trial if came_up_with(view, held, *booted) => Running::Known(held.slot, KnownBy::Platform),
+        SlotState::Good if *by == KnownBy::Image => RunningSlot::Known(held.slot, KnownBy::Image),
+        SlotState::Good => RunningSlot::Known(held.slot, KnownBy::Selected),
+        SlotState::Trial if view.is_started(held) => RunningSlot::Known(held.slot, KnownBy::Caller),
+        SlotState::Trial if came_up_with(view, held, *booted) => {
+            RunningSlot::Known(held.slot, KnownBy::Platform)
+        }
         SlotState::Trial => {
             let before = view.held(Group::Software, !held.slot);
             match before.filter(|before| before.state == SlotState::Good) {
-                Some(before) => Running::Known(before.slot, KnownBy::Before),
+                Some(before) => RunningSlot::Known(before.slot, KnownBy::Before),
                 None => {
                     unknown(format!("{name} is selected on trial, and nothing shows that it was started"))
                 }

@@ -18,7 +18,7 @@ use crate::pack::{Destination, PackSpec, pack};
 use crate::progress::{Cancel, Silent};
 use crate::slot::{Content, Layout, Mark, Record, Verdict};
 use crate::source::open_source;
-use crate::state::{KnownBy, Running, SlotState};
+use crate::state::{KnownBy, RunningSlot, SlotState};
 use crate::units::{Blake3, BlockSize, Group, MIB, Slot};
 
 use Group::{Platform, Software};
@@ -215,7 +215,7 @@ impl World {
         }
     }
 
-    fn software(&self) -> Running {
+    fn software(&self) -> RunningSlot {
         self.engine().slots().unwrap().runs.software
     }
 }
@@ -228,10 +228,10 @@ fn what_is_selected_does_not_run_before_its_reboot() {
     world.shows("1.0", "1.0");
     world.boots(Some(B));
     world.shows("2.0", "2.0");
-    assert_eq!(world.software(), Running::Known(B, KnownBy::Platform));
+    assert_eq!(world.software(), RunningSlot::Known(B, KnownBy::Platform));
     world.engine().mark_good(None).unwrap();
     world.shows("2.0", "2.0");
-    assert_eq!(world.software(), Running::Known(B, KnownBy::Selected));
+    assert_eq!(world.software(), RunningSlot::Known(B, KnownBy::Selected));
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn software_on_trial_runs_when_something_shows_that_it_was_started() {
     let mut world = World::new();
     world.commit("1.5");
     world.shows("1.0", "1.0");
-    assert_eq!(world.software(), Running::Known(A, KnownBy::Before));
+    assert_eq!(world.software(), RunningSlot::Known(A, KnownBy::Before));
     let details = world.engine().status().unwrap().details;
     assert_eq!(details, "1.5 (unsigned) is selected in software_b; restart the software to start it");
     // In use beside the old one: a swap arranges it.
@@ -292,14 +292,14 @@ fn software_on_trial_runs_when_something_shows_that_it_was_started() {
         *world.memory.used.lock().unwrap() = used;
         world.shows("1.0", version);
     }
-    assert_eq!(world.software(), Running::Known(B, KnownBy::Use));
+    assert_eq!(world.software(), RunningSlot::Known(B, KnownBy::Use));
     world.memory.used.lock().unwrap().clear();
     // Of another release nothing was said.
     world.started = Some(Blake3([7; 32]));
     world.shows("1.0", "1.0");
     world.started = Some(fixtures().bundle("1.5").manifest().digest());
     world.shows("1.0", "1.5");
-    assert_eq!(world.software(), Running::Known(B, KnownBy::Caller));
+    assert_eq!(world.software(), RunningSlot::Known(B, KnownBy::Caller));
     world.started = None;
     world.engine().software_back(B, "its probe failed").unwrap();
     world.shows("1.0", "1.0");
@@ -403,7 +403,7 @@ fn check(view: &View, shown: &mut [usize; 4]) {
         else {
             continue;
         };
-        let Running::Known(_, by) = runs.of(held.group) else { unreachable!("it has a slot") };
+        let RunningSlot::Known(_, by) = runs.of(held.group) else { unreachable!("it has a slot") };
         match (held.group, held.state) {
             (Platform, SlotState::Good) => shown[0] += 1,
             (Software, SlotState::Good) => shown[1] += 1,
@@ -431,6 +431,6 @@ fn check(view: &View, shown: &mut [usize; 4]) {
     }
     assert!(
         runs.platform.slot().is_some()
-            || matches!(runs.software, Running::Unknown(_) | Running::Known(_, KnownBy::Use))
+            || matches!(runs.software, RunningSlot::Unknown(_) | RunningSlot::Known(_, KnownBy::Use))
     );
 }

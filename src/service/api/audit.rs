@@ -13,7 +13,7 @@ const FIELD_MAX: usize = 512;
 
 /// What is known of a request beside its address.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Record {
+pub(super) struct AuditRecord {
     /// The bundle that it names, without what is secret in it.
     pub(super) path: String,
     /// BLAKE3 of the manifest of that bundle.
@@ -23,12 +23,12 @@ pub(super) struct Record {
 }
 
 tokio::task_local! {
-    static RECORD: RefCell<Record>;
+    static RECORD: RefCell<AuditRecord>;
 }
 
 /// Runs the handlers of a request; `informed`: its caller may see messages.
-pub(super) async fn within<T>(informed: bool, work: impl Future<Output = T>) -> (T, Record) {
-    let record = RefCell::new(Record { informed, ..Record::default() });
+pub(super) async fn within<T>(informed: bool, work: impl Future<Output = T>) -> (T, AuditRecord) {
+    let record = RefCell::new(AuditRecord { informed, ..AuditRecord::default() });
     RECORD.scope(record, async { (work.await, RECORD.with(|record| record.borrow().clone())) }).await
 }
 

@@ -14,13 +14,13 @@ use crate::error::{Error, Result};
 use crate::service::api::reply::{Accepted, Detail, Json, Reply};
 use crate::service::api::{Api, Shared, audit};
 use crate::service::cluster::{Cluster, ClusterNode, ClusterStatus};
-use crate::service::owner::upgrade::Settings;
+use crate::service::owner::upgrade::UpgradeSettings;
 use crate::service::owner::worker::Overrides;
 use crate::source::address;
 
 /// `GET /v1/cluster/protection/status`. Clients read nothing of another type than of an erasure code.
 #[derive(Debug, Serialize)]
-pub(super) struct Protection {
+pub(super) struct ProtectionReply {
     protection_system_type: &'static str,
     max_drive_failures: u32,
     max_node_failures: u32,
@@ -68,7 +68,7 @@ pub(super) async fn prepare(
     api: &Api,
     cluster: &Arc<Cluster>,
     path: &str,
-    settings: Settings,
+    settings: UpgradeSettings,
     overrides: Overrides,
 ) -> Reply<Detail> {
     if address::shown(path) != path {
@@ -118,9 +118,9 @@ pub(super) async fn nodes(State(api): Shared, uri: Uri) -> Reply<Json<Vec<Cluste
     }))
 }
 
-pub(super) async fn protection(State(api): Shared, uri: Uri) -> Reply<Json<Protection>> {
+pub(super) async fn protection(State(api): Shared, uri: Uri) -> Reply<Json<ProtectionReply>> {
     let (remaining, maximum) = member(&api, uri.path())?.protection();
-    Ok(Json(Protection {
+    Ok(Json(ProtectionReply {
         protection_system_type: "PROTECTION_SYSTEM_TYPE_EC",
         max_drive_failures: 0,
         max_node_failures: maximum,

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 
 use crate::service::api::Shared;
 use crate::service::owner::upgrade::Phase;
-use crate::service::view::Snapshot;
+use crate::service::view::ServiceSnapshot;
 use crate::state::{Runs, SlotReport};
 
 const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -19,7 +19,7 @@ pub(super) async fn metrics(State(api): Shared) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, TYPE)], render(&api.snapshot(), &answers))
 }
 
-fn render(snapshot: &Snapshot, answers: &[u64]) -> String {
+fn render(snapshot: &ServiceSnapshot, answers: &[u64]) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
         // Writing to a string cannot fail.
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn one_state_is_one() {
-        let text = render(&Snapshot::default(), &[0, 7, 0, 1, 0]);
+        let text = render(&ServiceSnapshot::default(), &[0, 7, 0, 1, 0]);
         assert_eq!(text.matches("qstage_upgrade_state{").count(), Phase::ALL.len());
         assert_eq!(text.matches("\"} 1\n").count(), 2, "idle, and one 4xx:\n{text}");
         assert!(text.contains("qstage_http_responses_total{status=\"2xx\"} 7\n"));

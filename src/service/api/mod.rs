@@ -27,17 +27,17 @@ use crate::error::{Class, Error, Result};
 use crate::service::Service;
 use crate::service::cluster::Cluster;
 use crate::service::http::attempts::DELAY;
-use crate::service::http::auth::{Gate, Privilege};
+use crate::service::http::auth::{Authentication, Privilege};
 use crate::service::http::hosts::Hosts;
 use crate::service::http::origin::{Origin, Peer};
 use crate::service::http::shares::Shares;
-use crate::service::owner::order::{Answer, Handle, Order};
-use crate::service::owner::upgrade::{Failure, Settings};
+use crate::service::owner::order::{Handle, Order, OrderResult};
+use crate::service::owner::upgrade::{Failure, UpgradeSettings};
 use crate::service::owner::worker::{self, Begun, Overrides, Planned};
-use crate::service::view::Snapshot;
+use crate::service::view::ServiceSnapshot;
 use crate::source::address;
 use crate::state::UpgradeType;
-use reply::{Code, Detail, Failed, Reply};
+use reply::{Code, Detail, ErrorReply, Reply};
 
 /// The longest request body in bytes: a path and a few flags.
 const BODY_LIMIT: usize = 64 << 10;
@@ -58,7 +58,7 @@ pub(super) struct Api {
     owner: Handle,
     /// Of a node with `[cluster]`.
     cluster: Option<Arc<Cluster>>,
-    gate: Gate,
+    gate: Authentication,
     hosts: Hosts,
     looks: Semaphore,
     histories: Semaphore,
@@ -135,7 +135,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
 pub(super) fn router(
     service: Arc<Service>,
     owner: Handle,
-    gate: Gate,
+    gate: Authentication,
     hosts: Hosts,
     cluster: Option<Arc<Cluster>>,
 ) -> Router {
@@ -171,11 +171,11 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
     let header = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
     let Some(origin) = request.extensions().get::<Origin>().copied() else {
         let what = "a connection without an origin".to_owned();
-        return Failed::from(Error::Internal { what }).into_response();
+        return ErrorReply::from(Error::Internal { what }).into_response();
     };
     let who = match origin {
-        Origin::Network(_) if !api.hosts.permit(&request) => Err(Failed::misdirected()),
-        _ => api.gate.admit(origin, header, needed).map_err(Failed::from),
+        Origin::Network(_) if !api.hosts.permit(&request) => Err(ErrorReply::misdirected()),
+        _ => api.gate.admit(origin, header, needed).map_err(ErrorReply::from),
     };
     let (who, (response, record)) = match who {
         Ok(who) => {
@@ -236,7 +236,7 @@ impl Api {
     }
 
     /// What is shown now to whoever asks: of a member of a cluster what holds for all.
-    fn snapshot(&self) -> Arc<Snapshot> {
+    fn snapshot(&self) -> Arc<ServiceSnapshot> {
         let own = self.owner.snapshot();
         let snapshot = match &self.cluster {
             Some(cluster) => Arc::new(cluster.overlay(&own)),
@@ -274,7 +274,7 @@ impl Api {
     }
 
     /// Stops a prepare, in its first part too, or discards what is prepared.
-    async fn cancel(&self) -> Answer {
+    async fn cancel(&self) -> OrderResult {
         let begun = self.begins.load(Ordering::Relaxed) > 0;
         self.cancelled.notify_waiters();
         match self.owner.order(Order::Cancel).await {
@@ -325,7 +325,7 @@ impl Api {
                 return Err(error.into());
             }
         };
-        let settings = Settings {
+        let settings = UpgradeSettings {
             target_version: planned.target_version.clone(),
             upgrade_type: planned.upgrade_type,
             ..settings

@@ -19,7 +19,7 @@ use crate::units::text;
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The answer of a handler.
-pub(super) type Reply<T> = Result<T, Failed>;
+pub(super) type Reply<T> = Result<T, ErrorReply>;
 
 /// A report as JSON: the one way out of the service for what it reports. Nothing in it acts on a terminal, and it means what it
 /// meant (see [`text::json`]).
@@ -48,7 +48,7 @@ pub(super) struct Code(pub(super) &'static str);
 
 /// An error as an answer.
 #[derive(Debug)]
-pub(super) struct Failed {
+pub(super) struct ErrorReply {
     status: StatusCode,
     error: Error,
 }
@@ -63,7 +63,7 @@ struct ErrorBody {
     user_visible: bool,
 }
 
-impl From<Error> for Failed {
+impl From<Error> for ErrorReply {
     fn from(error: Error) -> Self {
         let status = match &error {
             Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
@@ -86,7 +86,7 @@ impl From<Error> for Failed {
     }
 }
 
-impl Failed {
+impl ErrorReply {
     /// By a name that is not this machine's.
     pub(super) fn misdirected() -> Self {
         let problem =
@@ -106,7 +106,7 @@ impl Failed {
     }
 }
 
-impl IntoResponse for Failed {
+impl IntoResponse for ErrorReply {
     fn into_response(self) -> Response {
         let code = self.error.code();
         let body = ErrorBody {
@@ -141,10 +141,10 @@ impl IntoResponse for Accepted {
 pub(super) struct Body<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Failed;
+    type Rejection = ErrorReply;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failed> {
-        let bad = |status, problem: String| Failed { status, error: Error::BadRequest { problem } };
+    async fn from_request(request: Request, state: &S) -> Result<Self, ErrorReply> {
+        let bad = |status, problem: String| ErrorReply { status, error: Error::BadRequest { problem } };
         let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
         let bytes = read
             .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not come".to_owned()))?
@@ -156,14 +156,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 /// No such address.
-pub(super) async fn nothing_here(request: Request) -> Failed {
+pub(super) async fn nothing_here(request: Request) -> ErrorReply {
     Error::NoSuchEndpoint { what: format!("nothing is at {}", request.uri().path()) }.into()
 }
 
 /// The address is right, the method is not.
-pub(super) async fn not_this_method(request: Request) -> Failed {
+pub(super) async fn not_this_method(request: Request) -> ErrorReply {
     let what = format!("{} does not take {}", request.uri().path(), request.method());
-    Failed { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
+    ErrorReply { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
 }
 
 /// The rules that the query lifts, in any spelling of true that clients have.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply, overrides};
 use crate::service::api::{Shared, audit};
 use crate::service::owner::order::Order;
-use crate::service::owner::upgrade::Settings;
+use crate::service::owner::upgrade::UpgradeSettings;
 use crate::service::view::{Blocked, StatusV3};
 use crate::service::wording::by_api;
 use crate::source::address::shown;
@@ -62,10 +62,10 @@ impl PrepareBody {
     }
 
     /// The order as far as it is known before the bundle was looked at.
-    pub(super) fn settings(&self) -> Result<Settings> {
+    pub(super) fn settings(&self) -> Result<UpgradeSettings> {
         let rolling = self.do_rolling_reboot.unwrap_or(false);
         let num_nodes_to_reboot = check_rolling(rolling, self.num_nodes_to_reboot)?;
-        Ok(Settings {
+        Ok(UpgradeSettings {
             install_path: shown(&self.image_path).into_owned(),
             target_version: String::new(),
             upgrade_type: UpgradeType::SoftwareAndPlatform,

@@ -14,7 +14,7 @@ use crate::service::cluster::hooks::{Mark, Occasion};
 use crate::service::cluster::local::selected;
 use crate::service::cluster::session::Session;
 use crate::service::owner::order::{Handle, Order};
-use crate::service::owner::upgrade::{Phase, Settings};
+use crate::service::owner::upgrade::{Phase, UpgradeSettings};
 use crate::service::owner::worker::{self, Overrides};
 use crate::state::{SlotState, UpgradeType};
 use crate::units::{Blake3, Group};
@@ -125,7 +125,7 @@ impl Actor {
                 let problem = format!("the bundle at {path} is not the {version} that was ordered");
                 return Err(Error::ClusterUpgrade { problem });
             }
-            let settings = Settings::found(path, planned.target_version.clone(), planned.upgrade_type);
+            let settings = UpgradeSettings::found(path, planned.target_version.clone(), planned.upgrade_type);
             let mut shown = self.owner.shown.clone();
             self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
             loop {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cluster::etcd::{Change, Etcd};
+use crate::cluster::etcd::{Etcd, KeyChange};
 use crate::cluster::state::Stage;
 use crate::cluster::store::{LeaseId, Snapshot, Store};
 use crate::cluster::view::View;
@@ -96,7 +96,7 @@ impl Cache {
         self.changed.notify_all();
     }
 
-    fn take(&self, changes: Vec<Change>) {
+    fn take(&self, changes: Vec<KeyChange>) {
         if changes.is_empty() {
             return;
         }

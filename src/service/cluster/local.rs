@@ -5,7 +5,7 @@ use crate::cluster::turn::Local;
 use crate::cluster::view::View;
 use crate::service::cluster::protection::Known;
 use crate::service::owner::disk::DiskView;
-use crate::service::view::Snapshot;
+use crate::service::view::ServiceSnapshot;
 use crate::state::SlotState;
 use crate::units::{Blake3, Group};
 
@@ -52,7 +52,7 @@ pub(super) fn runs_alone(look: &DiskView, view: &View) -> (Blake3, String) {
 }
 
 fn version(look: &DiskView) -> String {
-    let shown = Snapshot { slots: Some(look.slots.clone()), ..Snapshot::default() };
+    let shown = ServiceSnapshot { slots: Some(look.slots.clone()), ..ServiceSnapshot::default() };
     shown.version().number().to_owned()
 }
 

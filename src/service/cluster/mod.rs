@@ -37,7 +37,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::cluster::etcd::{Access, Etcd};
+use crate::cluster::etcd::{Etcd, EtcdConfig};
 use crate::cluster::state::NodeId;
 use crate::error::Result;
 use crate::service::Service;
@@ -51,7 +51,7 @@ pub(super) use shown::{ClusterNode, ClusterStatus};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
     /// How etcd is reached.
-    pub access: Access,
+    pub access: EtcdConfig,
     /// The number of this node.
     pub node: NodeId,
     /// Where its service answers, for the others and for people.

@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::service::cluster::Cluster;
 use crate::service::cluster::cache::Seen;
 use crate::service::cluster::orders::Pending;
-use crate::service::owner::upgrade::{Failure, Phase, Settings, Upgrade};
-use crate::service::view::{ClusterPart, RebootStatus, Snapshot};
+use crate::service::owner::upgrade::{Failure, LocalUpgrade, Phase, UpgradeSettings};
+use crate::service::view::{ClusterPart, RebootStatus, ServiceSnapshot};
 use crate::state::UpgradeType;
 
 /// `GET /v1/qstage/cluster`.
@@ -107,7 +107,7 @@ impl Cluster {
     }
 
     /// What a single node shows, with what is the cluster's in place of its own.
-    pub(in crate::service) fn overlay(&self, own: &Snapshot) -> Snapshot {
+    pub(in crate::service) fn overlay(&self, own: &ServiceSnapshot) -> ServiceSnapshot {
         if !self.is_member() {
             return own.clone();
         }
@@ -255,9 +255,9 @@ fn doing(view: &View, node: NodeId, alive: Option<&Alive>, outcome: Option<&Outc
 }
 
 /// The upgrade of the cluster in the words of a single node.
-fn upgrade(own: &Snapshot, seen: &Seen, view: &View, pending: &Pending) -> Upgrade {
+fn upgrade(own: &ServiceSnapshot, seen: &Seen, view: &View, pending: &Pending) -> LocalUpgrade {
     let upgrade = &view.upgrade;
-    let settings = upgrade.order.as_ref().map(|order| Settings {
+    let settings = upgrade.order.as_ref().map(|order| UpgradeSettings {
         install_path: order.install_path.clone(),
         target_version: order.target_version.clone(),
         upgrade_type: order.upgrade_type,
@@ -295,7 +295,7 @@ fn upgrade(own: &Snapshot, seen: &Seen, view: &View, pending: &Pending) -> Upgra
     });
     // An upgrade that went well is over, as on a single node.
     let settings = settings.filter(|_| phase != Phase::Idle || error.is_some());
-    Upgrade { phase, settings, progress: upgrade.progress, error, ..own.upgrade.clone() }
+    LocalUpgrade { phase, settings, progress: upgrade.progress, error, ..own.upgrade.clone() }
 }
 
 fn reboot(view: &View) -> RebootStatus {

@@ -45,7 +45,7 @@ pub(in crate::service) struct Caller {
 
 /// The rules and the tokens.
 #[derive(Debug)]
-pub(in crate::service) struct Gate {
+pub(in crate::service) struct Authentication {
     file: Option<PathBuf>,
     insecure: bool,
     own_uid: u32,
@@ -61,7 +61,7 @@ struct Token {
     hash: [u8; 32],
 }
 
-impl Gate {
+impl Authentication {
     /// # Errors
     /// [`Error::Config`]: the file of tokens cannot be used.
     pub(in crate::service) fn new(file: Option<PathBuf>, insecure: bool) -> Result<Self> {
@@ -196,7 +196,12 @@ mod tests {
         Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn outcome(gate: &Gate, origin: Origin, header: Option<&str>, needed: Privilege) -> &'static str {
+    fn outcome(
+        gate: &Authentication,
+        origin: Origin,
+        header: Option<&str>,
+        needed: Privilege,
+    ) -> &'static str {
         match gate.admit(origin, header, needed) {
             Ok(_) => "yes",
             Err(Error::Forbidden { .. }) => "forbidden",
@@ -210,8 +215,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         fs::write(&file, format!("# who\nr read {}\nw write {} # w\n", hash("rrr"), hash("www"))).unwrap();
-        let gate = Gate::new(Some(file.clone()), false).unwrap();
-        let open = Gate::new(Some(file), true).unwrap();
+        let gate = Authentication::new(Some(file.clone()), false).unwrap();
+        let open = Authentication::new(Some(file), true).unwrap();
         let network = Origin::Network("192.0.2.1:9".parse().unwrap());
         let own = gate.own_uid;
         let socket = |uid| Origin::Socket { uid, pid: None };
@@ -249,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
-        let gate = Gate::new(Some(file.clone()), false).unwrap();
+        let gate = Authentication::new(Some(file.clone()), false).unwrap();
         let network = Origin::Network("192.0.2.1:9".parse().unwrap());
         let ask = || outcome(&gate, network, Some("Bearer www"), Privilege::Write);
         assert_eq!(ask(), "yes");
@@ -269,7 +274,7 @@ mod tests {
         fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
         for (mode, good) in [(0o600, true), (0o644, true), (0o664, false), (0o602, false)] {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(Gate::new(Some(file.clone()), false).is_ok(), good, "{mode:o}");
+            assert_eq!(Authentication::new(Some(file.clone()), false).is_ok(), good, "{mode:o}");
         }
     }
 

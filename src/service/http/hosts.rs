@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use axum::extract::Request;
 use axum::http::header;
 
-use crate::service::Access;
+use crate::service::Listener;
 
 /// The names by which this machine may be called.
 #[derive(Debug, Clone)]
 pub(in crate::service) struct Hosts(Vec<String>);
 
 impl Hosts {
-    pub(in crate::service) fn new(access: &Access) -> Self {
+    pub(in crate::service) fn new(access: &Listener) -> Self {
         let node = nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned());
         let names = ["localhost".to_owned()].into_iter().chain(node).chain(access.hosts.iter().cloned());
         Self(names.filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase()).collect())

@@ -8,10 +8,10 @@ use tokio::sync::oneshot;
 
 use crate::container::StartReport;
 use crate::error::{Error, Result, sentence};
-use crate::service::owner::order::Answer;
-use crate::service::owner::upgrade::{Failure, Input, Phase, Settings};
+use crate::service::owner::order::OrderResult;
+use crate::service::owner::upgrade::{Failure, Input, Phase, UpgradeSettings};
 use crate::service::owner::{Done, Owner, SHOWN, blocking};
-use crate::service::view::RebootState;
+use crate::service::view::RebootProgress;
 use crate::state::{SlotState, UpgradeType};
 use crate::units::Group;
 
@@ -92,20 +92,20 @@ impl Owner {
     }
 
     /// A reboot that was asked for.
-    pub(super) fn reboot(&mut self) -> Answer {
+    pub(super) fn reboot(&mut self) -> OrderResult {
         self.idle()?;
         if !self.service.after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
             let (what, key) = ("reboot the machine".to_owned(), "reboot_command".to_owned());
             return Err(Error::NotConfigured { what, key });
         }
-        self.snapshot.reboot = RebootState::InProgress;
+        self.snapshot.reboot = RebootProgress::InProgress;
         self.publish();
         self.start_reboot(|result| Done::Rebooted(result.map(|_| ())));
         Ok(None)
     }
 
     /// Powers off, as a reboot is ordered: the answer is on its way before the machine goes down.
-    pub(super) fn halt(&mut self) -> Answer {
+    pub(super) fn halt(&mut self) -> OrderResult {
         self.idle()?;
         if !self.service.after_commit.halts() {
             let (what, key) = ("power the machine off".to_owned(), "halt_command".to_owned());
@@ -155,9 +155,9 @@ impl Owner {
         if self.upgrade.phase == Phase::Rebooting {
             self.fail("commit", &error).await;
         }
-        if self.snapshot.reboot == RebootState::InProgress {
+        if self.snapshot.reboot == RebootProgress::InProgress {
             tracing::warn!(code = error.code(), "{error}");
-            self.snapshot.reboot = RebootState::Failed(sentence(&error));
+            self.snapshot.reboot = RebootProgress::Failed(sentence(&error));
             self.publish();
         }
     }
@@ -193,14 +193,14 @@ impl Owner {
             }
         };
         let input = gave_up.map(|(error, target_version)| {
-            let settings = Settings::found("", target_version, UpgradeType::SoftwareOnly);
+            let settings = UpgradeSettings::found("", target_version, UpgradeType::SoftwareOnly);
             Input::Beside(settings, Failure::from(&error))
         });
         self.settle(input).await;
     }
 
     /// Restarts the software; `answer` hears of the end.
-    pub(super) fn restart(&mut self, answer: oneshot::Sender<Answer>) {
+    pub(super) fn restart(&mut self, answer: oneshot::Sender<OrderResult>) {
         if let Err(error) = self.idle() {
             let _ = answer.send(Err(error));
             return;
@@ -214,7 +214,7 @@ impl Owner {
     }
 
     /// A bundle was refused before anything began. Who is at work reports what becomes of that.
-    pub(super) async fn refused(&mut self, settings: Settings, failure: Failure) -> Answer {
+    pub(super) async fn refused(&mut self, settings: UpgradeSettings, failure: Failure) -> OrderResult {
         if self.idle().is_ok() {
             tracing::warn!(code = failure.code, "refused: {}", failure.message);
             let (path, told) = (settings.install_path.clone(), failure.clone());

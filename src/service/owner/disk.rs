@@ -9,7 +9,7 @@ use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
 use crate::host::journal::{Event, FileJournal};
-use crate::service::owner::upgrade::{Disk, Failure, FallenBack};
+use crate::service::owner::upgrade::{Failure, FallenBack, SeenDisk};
 use crate::service::owner::waiting_period::uptime;
 use crate::state::{SlotsReport, Status, SwitchReport};
 use crate::units::{Blake3, BlockSize, Slot};
@@ -56,7 +56,7 @@ pub struct DiskView {
     /// `slots` of the engine.
     pub slots: SlotsReport,
     /// What of it decides the state of the upgrade.
-    pub disk: Disk,
+    pub disk: SeenDisk,
     /// The last swap of the container.
     pub last_swap: Option<Event>,
 }
@@ -82,7 +82,7 @@ impl Place {
     pub fn look(&self) -> Result<DiskView> {
         self.with(Mode::Read, |engine| {
             let (status, slots) = (engine.status()?, engine.slots()?);
-            let mut disk = Disk::new(&slots, &status.install_path, &boot_id(), uptime());
+            let mut disk = SeenDisk::new(&slots, &status.install_path, &boot_id(), uptime());
             disk.fallen = engine.failed_trial()?.map(|failed| FallenBack {
                 version: failed.version,
                 origin: failed.origin,

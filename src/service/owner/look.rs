@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::service::Service;
 use crate::service::owner::disk::DiskView;
-use crate::service::owner::upgrade::{Input, Phase, Upgrade};
+use crate::service::owner::upgrade::{Input, LocalUpgrade, Phase};
 use crate::service::owner::waiting_period::uptime;
 use crate::service::owner::{Done, Owner, SILENCE, unless_silent};
 
@@ -49,7 +49,7 @@ impl Owner {
 }
 
 /// When the waiting period ends; `None`: it has ended.
-pub(super) fn calm_at(service: &Service, upgrade: &Upgrade) -> Option<Instant> {
+pub(super) fn calm_at(service: &Service, upgrade: &LocalUpgrade) -> Option<Instant> {
     if service.limits.waiting.is_zero() {
         return None;
     }

@@ -1,7 +1,7 @@
 //! The one owner of the upgrade: a task that takes orders one after the other, keeps the state, and shows it.
 //!
 //! ```text
-//!   handlers ── Order + answer ──▶ owner ── watch<Snapshot> ──▶ handlers, events, metrics
+//!   handlers ── Order + answer ──▶ owner ── watch<ServiceSnapshot> ──▶ handlers, events, metrics
 //!                                   │ ▲
 //!            prepare (a process) ◀──┘ └── progress, result
 //! ```
@@ -41,11 +41,11 @@ use crate::error::{Error, Result};
 use crate::service::Service;
 use crate::service::owner::blocking::{SILENCE, blocking, unless_silent};
 use crate::service::owner::disk::DiskView;
-use crate::service::owner::order::{Answer, Handle, Order, WAITING};
-use crate::service::owner::store::Store;
-use crate::service::owner::upgrade::{Disk, Failure, Input, Phase, Settings, Upgrade};
+use crate::service::owner::order::{Handle, Order, OrderResult, WAITING};
+use crate::service::owner::store::UpgradeFile;
+use crate::service::owner::upgrade::{Failure, Input, LocalUpgrade, Phase, SeenDisk, UpgradeSettings};
 use crate::service::owner::worker::{Begun, Overrides, Planned, Preparing, Report};
-use crate::service::view::{RebootState, Snapshot};
+use crate::service::view::{RebootProgress, ServiceSnapshot};
 use crate::state::{SwitchReport, UpgradeState};
 use look::calm_at;
 
@@ -78,19 +78,19 @@ enum Done {
     /// The software was brought to what the flags select.
     Converged(Result<StartReport>),
     /// The software was restarted, and who waits for that.
-    Restarted(Result<()>, oneshot::Sender<Answer>),
+    Restarted(Result<()>, oneshot::Sender<OrderResult>),
 }
 
 pub(super) struct Owner {
     service: Arc<Service>,
-    store: Store,
-    upgrade: Upgrade,
-    snapshot: Snapshot,
-    show: watch::Sender<Arc<Snapshot>>,
-    orders: mpsc::Receiver<(Order, oneshot::Sender<Answer>)>,
+    store: UpgradeFile,
+    upgrade: LocalUpgrade,
+    snapshot: ServiceSnapshot,
+    show: watch::Sender<Arc<ServiceSnapshot>>,
+    orders: mpsc::Receiver<(Order, oneshot::Sender<OrderResult>)>,
     child: Option<Preparing>,
     /// Why the child is being stopped, and who waits for that.
-    stopping: Option<(Error, Vec<oneshot::Sender<Answer>>)>,
+    stopping: Option<(Error, Vec<oneshot::Sender<OrderResult>>)>,
     /// Until when they wait.
     stop_by: Option<Instant>,
     /// What is done with the software: nothing else may begin.
@@ -110,7 +110,7 @@ impl Owner {
     /// Reads what was kept and what the disk says. A disk that cannot be read is shown as such: a service that did
     /// not start could not tell anybody.
     pub(super) async fn new(service: Arc<Service>) -> (Self, Handle) {
-        let mut store = Store::new(&service.place.state_dir);
+        let mut store = UpgradeFile::new(&service.place.state_dir);
         let kept = store.load();
         service.place.started.set(kept.started);
         let mut look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
@@ -121,13 +121,13 @@ impl Owner {
             tokio::time::sleep(Duration::from_millis(50)).await;
             look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
         }
-        let mut snapshot = Snapshot::default();
+        let mut snapshot = ServiceSnapshot::default();
         let upgrade = match &look {
             Ok(look) => kept.clone().recover(look.disk.clone()),
             Err(error) => {
                 tracing::error!("the disk cannot be read: {}", crate::error::sentence(error));
                 // As if it held nothing; what it does hold is found when it can be read.
-                kept.clone().recover(Disk { boot: kept.boot.clone(), ..Disk::default() })
+                kept.clone().recover(SeenDisk { boot: kept.boot.clone(), ..SeenDisk::default() })
             }
         };
         if kept.phase != upgrade.phase || kept.error != upgrade.error {
@@ -205,7 +205,7 @@ impl Owner {
         }
     }
 
-    async fn obey(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
+    async fn obey(&mut self, order: Order, answer: oneshot::Sender<OrderResult>) {
         let result = match order {
             Order::Prepare { settings, planned, overrides, begun } => {
                 self.prepare(settings, &planned, overrides, *begun).await
@@ -268,7 +268,7 @@ impl Owner {
 
     fn idle(&self) -> Result<()> {
         match self.upgrade.phase {
-            _ if self.snapshot.reboot == RebootState::InProgress => {
+            _ if self.snapshot.reboot == RebootProgress::InProgress => {
                 Err(Error::Blocked { reason: "a reboot is under way".to_owned() })
             }
             Phase::Preparing | Phase::Committing | Phase::Rebooting => {
@@ -283,11 +283,11 @@ impl Owner {
 
     async fn prepare(
         &mut self,
-        settings: Settings,
+        settings: UpgradeSettings,
         planned: &Planned,
         overrides: Overrides,
         begun: Begun,
-    ) -> Answer {
+    ) -> OrderResult {
         let staged = planned.already_prepared && self.upgrade.phase == Phase::Prepared;
         if let Some(obstacle) = planned.blocked_by.first().filter(|_| self.idle().is_ok()) {
             return Err(Error::remote(&obstacle.code, &obstacle.message));
@@ -325,7 +325,7 @@ impl Owner {
 
     /// Refuses where nothing is prepared, and only there: a client that has prepared takes a refused commit for a machine
     /// that reboots already, and reports success. Whatever else forbids it is told as a commit that failed.
-    fn commit(&mut self) -> Answer {
+    fn commit(&mut self) -> OrderResult {
         let free = self.idle();
         self.apply(Input::Commit)?;
         let waiting = self.snapshot.waiting().map_or(Ok(()), |left| Err(Error::Waiting { left }));
@@ -367,8 +367,8 @@ impl Owner {
             }
             Done::Rebooted(result) => {
                 self.snapshot.reboot = match result {
-                    Ok(()) => RebootState::InProgress,
-                    Err(error) => RebootState::Failed(crate::error::sentence(&error)),
+                    Ok(()) => RebootProgress::InProgress,
+                    Err(error) => RebootProgress::Failed(crate::error::sentence(&error)),
                 };
                 self.publish();
             }
@@ -376,7 +376,7 @@ impl Owner {
                 self.beside = None;
                 if let Err(error) = result {
                     tracing::error!(code = error.code(), "not powered off: {error}");
-                    self.snapshot.reboot = RebootState::Failed(crate::error::sentence(&error));
+                    self.snapshot.reboot = RebootProgress::Failed(crate::error::sentence(&error));
                     self.publish();
                 }
             }
@@ -455,7 +455,7 @@ impl Owner {
         }
     }
 
-    async fn discard(&mut self) -> Answer {
+    async fn discard(&mut self) -> OrderResult {
         let report = unless_silent(&self.service, SILENCE, |service| service.place.discard()).await;
         if let Ok(report) = &report {
             let shown = self.snapshot.error().is_some();
@@ -475,7 +475,7 @@ impl Owner {
     async fn switch(
         &mut self,
         verb: impl FnOnce(&Service) -> Result<SwitchReport> + Send + 'static,
-    ) -> Answer {
+    ) -> OrderResult {
         self.idle()?;
         let report = blocking(&self.service, verb).await;
         self.settle(None).await;

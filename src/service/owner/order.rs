@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Error, Result};
-use crate::service::owner::upgrade::{Failure, Settings};
+use crate::service::owner::upgrade::{Failure, UpgradeSettings};
 use crate::service::owner::worker::{Begun, Overrides, Planned};
-use crate::service::view::Snapshot;
+use crate::service::view::ServiceSnapshot;
 use crate::state::SwitchReport;
 use crate::units::Slot;
 
@@ -18,7 +18,7 @@ pub(in crate::service) const WAITING: usize = 64;
 #[derive(Debug)]
 pub(in crate::service) enum Order {
     Prepare {
-        settings: Settings,
+        settings: UpgradeSettings,
         planned: Planned,
         overrides: Overrides,
         begun: Box<Begun>,
@@ -34,7 +34,7 @@ pub(in crate::service) enum Order {
     SoftwareSwapped,
     /// A bundle could not be opened.
     Refused {
-        settings: Settings,
+        settings: UpgradeSettings,
         failure: Failure,
     },
     /// Answered at once, by an owner that is not stuck.
@@ -42,13 +42,13 @@ pub(in crate::service) enum Order {
 }
 
 /// What is answered where an order was followed: the report of the engine, where there is one.
-pub(in crate::service) type Answer = Result<Option<SwitchReport>>;
+pub(in crate::service) type OrderResult = Result<Option<SwitchReport>>;
 
 /// How handlers reach the owner.
 #[derive(Debug, Clone)]
 pub(in crate::service) struct Handle {
-    pub(in crate::service) orders: mpsc::Sender<(Order, oneshot::Sender<Answer>)>,
-    pub(in crate::service) shown: watch::Receiver<Arc<Snapshot>>,
+    pub(in crate::service) orders: mpsc::Sender<(Order, oneshot::Sender<OrderResult>)>,
+    pub(in crate::service) shown: watch::Receiver<Arc<ServiceSnapshot>>,
 }
 
 impl Handle {
@@ -56,7 +56,7 @@ impl Handle {
     ///
     /// # Errors
     /// The refusal.
-    pub(in crate::service) async fn order(&self, order: Order) -> Answer {
+    pub(in crate::service) async fn order(&self, order: Order) -> OrderResult {
         let (answer, answered) = oneshot::channel();
         self.orders.try_send((order, answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
@@ -71,7 +71,7 @@ impl Handle {
     }
 
     /// What is shown now.
-    pub(in crate::service) fn snapshot(&self) -> Arc<Snapshot> {
+    pub(in crate::service) fn snapshot(&self) -> Arc<ServiceSnapshot> {
         Arc::clone(&self.shown.borrow())
     }
 }

@@ -9,7 +9,7 @@ use nix::fcntl::Flock;
 
 use crate::error::{Error, Result};
 use crate::host::files::{lock_file, private_directory, replace};
-use crate::service::owner::upgrade::Upgrade;
+use crate::service::owner::upgrade::LocalUpgrade;
 
 const FILE: &str = "service.json";
 const LOCK: &str = "service.lock";
@@ -35,34 +35,34 @@ pub(in crate::service) fn only_service(dir: &Path) -> Result<Option<Flock<File>>
 
 /// Where it is kept.
 #[derive(Debug)]
-pub(in crate::service) struct Store {
+pub(in crate::service) struct UpgradeFile {
     dir: PathBuf,
-    last: Option<Upgrade>,
+    last: Option<LocalUpgrade>,
     /// The last failure to keep it: it is said once and not each time.
     failed: Option<String>,
 }
 
-impl Store {
+impl UpgradeFile {
     pub(in crate::service) fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), last: None, failed: None }
     }
 
     /// What was kept; the default where there is nothing that can be read.
-    pub(in crate::service) fn load(&self) -> Upgrade {
+    pub(in crate::service) fn load(&self) -> LocalUpgrade {
         let text = fs::read_to_string(self.dir.join(FILE)).unwrap_or_default();
         if text.is_empty() {
-            return Upgrade::default();
+            return LocalUpgrade::default();
         }
         serde_json::from_str(&text).unwrap_or_else(|problem| {
             tracing::warn!("{FILE} cannot be read and is forgotten: {problem}");
-            Upgrade::default()
+            LocalUpgrade::default()
         })
     }
 
     /// Keeps it, durably, before anybody is shown it. Progress alone is not worth a flush: after a crash it
     /// counts for nothing.
-    pub(in crate::service) fn keep(&mut self, upgrade: &Upgrade) {
-        let kept = Upgrade { progress: 0, ..upgrade.clone() };
+    pub(in crate::service) fn keep(&mut self, upgrade: &LocalUpgrade) {
+        let kept = LocalUpgrade { progress: 0, ..upgrade.clone() };
         if self.last.as_ref() == Some(&kept) {
             return;
         }
@@ -104,20 +104,21 @@ mod tests {
     fn what_was_kept_is_found_and_garbage_is_survived() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("made/when/needed");
-        let mut store = Store::new(&place);
-        assert_eq!(store.load(), Upgrade::default());
+        let mut store = UpgradeFile::new(&place);
+        assert_eq!(store.load(), LocalUpgrade::default());
         let error = Some(Failure { code: "C".into(), message: "m\"\n".into() });
-        let upgrade = Upgrade { phase: Phase::Prepared, error, progress: 100, ..Upgrade::default() };
+        let upgrade =
+            LocalUpgrade { phase: Phase::Prepared, error, progress: 100, ..LocalUpgrade::default() };
         store.keep(&upgrade);
-        assert_eq!(Store::new(&place).load(), Upgrade { progress: 0, ..upgrade.clone() });
+        assert_eq!(UpgradeFile::new(&place).load(), LocalUpgrade { progress: 0, ..upgrade.clone() });
         // Progress alone writes nothing.
         let before = fs::metadata(place.join(FILE)).unwrap().modified().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
-        store.keep(&Upgrade { progress: 3, ..upgrade });
+        store.keep(&LocalUpgrade { progress: 3, ..upgrade });
         assert_eq!(fs::metadata(place.join(FILE)).unwrap().modified().unwrap(), before);
         for garbage in ["{", "[]", "{\"phase\":\"flying\"}"] {
             fs::write(place.join(FILE), garbage).unwrap();
-            assert_eq!(store.load(), Upgrade::default());
+            assert_eq!(store.load(), LocalUpgrade::default());
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Clients {
 }
 
 /// An answer that bytes come with.
-pub(super) struct Answer {
+pub(super) struct FileResponse {
     /// The rest of the body.
     pub(super) response: Response,
     /// Which byte of the file comes first.
@@ -104,7 +104,7 @@ impl Clients {
         start: u64,
         end: Option<u64>,
         validator: Option<&Validator>,
-    ) -> Result<Answer, TransferError> {
+    ) -> Result<FileResponse, TransferError> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
             let through = proxy::select(&url, self.web.proxy.as_deref(), |name| std::env::var(name).ok());
@@ -169,7 +169,7 @@ impl Web {
 }
 
 /// What an answer to a request for bytes from `start` on means.
-fn answer(response: Response, start: u64, url: Url) -> Result<Answer, TransferError> {
+fn answer(response: Response, start: u64, url: Url) -> Result<FileResponse, TransferError> {
     let headers = response.headers();
     let status = response.status();
     if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
@@ -204,11 +204,11 @@ fn answer(response: Response, start: u64, url: Url) -> Result<Answer, TransferEr
             ));
         }
         let (end, total) = (Some(range.end), Some(range.total));
-        return Ok(Answer { response, start, end, total, ranges: true, validator, url });
+        return Ok(FileResponse { response, start, end, total, ranges: true, validator, url });
     }
     let ranges =
         text(headers, &reqwest::header::ACCEPT_RANGES).is_some_and(|unit| unit.eq_ignore_ascii_case("bytes"));
-    Ok(Answer {
+    Ok(FileResponse {
         response,
         start: 0,
         end: length,

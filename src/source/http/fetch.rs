@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use reqwest::Url;
 use tokio::task::JoinSet;
 
-use super::client::{Answer, chain};
+use super::client::{FileResponse, chain};
 use super::mirrors::Mirrors;
 use super::plan::{FetchRequest, GAP, LANES};
-use super::shared::{Failed, Head, Shared};
+use super::shared::{FailedTransfer, Head, Shared};
 use super::transfer_error::{RateMeter, TransferError, pause};
 
 /// Progress after which the retries count from the beginning again.
@@ -28,7 +28,7 @@ const PATIENCE: u32 = 3;
 
 /// An answer that is being read.
 struct Body {
-    answer: Answer,
+    answer: FileResponse,
     /// Bytes that came and were not wanted yet.
     rest: bytes::Bytes,
     /// The byte of the file that comes next.
@@ -82,7 +82,7 @@ impl Lane {
     }
 
     /// The first lane, until it fails.
-    async fn lead(mut self, first: Option<u64>) -> Failed {
+    async fn lead(mut self, first: Option<u64>) -> FailedTransfer {
         match self.head(first).await {
             Ok(()) => self.blocks().await,
             Err(failed) => failed,
@@ -110,7 +110,7 @@ impl Lane {
     }
 
     /// The first answer: what there is to be had, and its first bytes.
-    async fn head(&mut self, first: Option<u64>) -> Result<(), Failed> {
+    async fn head(&mut self, first: Option<u64>) -> Result<(), FailedTransfer> {
         loop {
             match self.request(0, first).await {
                 Ok(body) => {
@@ -126,7 +126,7 @@ impl Lane {
         }
     }
 
-    async fn blocks(&mut self) -> Failed {
+    async fn blocks(&mut self) -> FailedTransfer {
         loop {
             for liar in self.shared.liars() {
                 if let Err(failed) = self.leave(liar, "it sent other bytes than the bundle has") {
@@ -311,7 +311,7 @@ impl Lane {
     }
 
     /// After a failure: waits and tries again, leaves for another address, or ends.
-    async fn recover(&mut self, trouble: TransferError, at: u64) -> Result<(), Failed> {
+    async fn recover(&mut self, trouble: TransferError, at: u64) -> Result<(), FailedTransfer> {
         self.drop_body();
         if self.gained >= PROGRESS {
             self.retry = 0;
@@ -319,8 +319,12 @@ impl Lane {
         self.gained = 0;
         self.meter = RateMeter::default();
         let state = self.mirrors.state();
-        let failed =
-            |trouble: TransferError, retries| Failed { trouble, url: state.shown.clone(), at, retries };
+        let failed = |trouble: TransferError, retries| FailedTransfer {
+            trouble,
+            url: state.shown.clone(),
+            at,
+            retries,
+        };
         if !trouble.may_pass(state.answered) {
             let problem = trouble.problem();
             return self.leave(state.current, &problem).map_err(|_| failed(trouble, self.retry));
@@ -344,12 +348,12 @@ impl Lane {
     }
 
     /// Asks an address no more; an error if it was the last one.
-    fn leave(&mut self, which: usize, problem: &str) -> Result<(), Failed> {
+    fn leave(&mut self, which: usize, problem: &str) -> Result<(), FailedTransfer> {
         let Some(shown) = self.mirrors.leave(which) else { return Ok(()) };
         self.shared.left(which);
         if self.mirrors.state().alive == 0 {
             let trouble = TransferError::Answer(problem.to_owned());
-            return Err(Failed { trouble, url: shown, at: 0, retries: 0 });
+            return Err(FailedTransfer { trouble, url: shown, at: 0, retries: 0 });
         }
         self.shared.notice(&format!("{shown} is asked no more: {problem}"));
         Ok(())

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::shared::{Shared, State};
+use super::shared::{Shared, TransferState};
 use crate::bundle::source::{ReadAt, ReadStopped};
 use crate::progress::Cancel;
 
@@ -25,7 +25,7 @@ impl Drop for Transfer {
 
 impl Transfer {
     /// Waits until `look` finds something.
-    pub(super) fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> io::Result<T> {
+    pub(super) fn wait<T>(&self, mut look: impl FnMut(&mut TransferState) -> Option<T>) -> io::Result<T> {
         let mut state = self.shared.state();
         loop {
             if let Some(found) = look(&mut state) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::sync::watch;
 
-use super::client::Answer;
+use super::client::FileResponse;
 use super::header::Validator;
 use crate::source::address::shown;
 use crate::units::size;
@@ -46,7 +46,7 @@ pub(super) struct NextRequest {
 }
 
 /// What a failure is judged by.
-pub(super) struct State {
+pub(super) struct MirrorState {
     /// The number of the one that is asked.
     pub(super) current: usize,
     /// Its address, as it may be shown.
@@ -98,13 +98,13 @@ impl Mirrors {
         }
     }
 
-    /// See [`State`].
-    pub(super) fn state(&self) -> State {
+    /// See [`MirrorState`].
+    pub(super) fn state(&self) -> MirrorState {
         let list = self.list();
         let (mirrors, current) = &*list;
         let mirror = &mirrors[*current];
         let alive = mirrors.iter().filter(|mirror| !mirror.left).count();
-        State {
+        MirrorState {
             current: *current,
             shown: shown(mirror.url.as_str()).into_owned(),
             host: host(&mirror.url),
@@ -114,7 +114,7 @@ impl Mirrors {
     }
 
     /// Takes what an answer says of its address.
-    pub(super) fn answered(&self, which: usize, answer: &Answer) {
+    pub(super) fn answered(&self, which: usize, answer: &FileResponse) {
         let mut list = self.list();
         let Some(mirror) = list.0.get_mut(which) else { return };
         mirror.validator = Some(answer.validator.clone());

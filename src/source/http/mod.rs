@@ -73,7 +73,7 @@ pub struct Web {
     /// Addresses whose hosts a redirect may lead to; `None`: any host.
     pub redirects: Option<Vec<Url>>,
     /// How much patience a transfer gets.
-    pub limits: Limits,
+    pub limits: TransferLimits,
 }
 
 /// How much is asked for at first where only the front of a bundle will be read: manifest, signature and most indexes.
@@ -91,7 +91,7 @@ pub enum Roots {
 
 /// How much patience a transfer gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct TransferLimits {
     /// For a connection, name and TLS included.
     pub connect: Duration,
     /// For the next byte.
@@ -104,7 +104,7 @@ pub struct Limits {
     pub retries: u32,
 }
 
-impl Default for Limits {
+impl Default for TransferLimits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(20),

@@ -71,7 +71,7 @@ pub(super) struct FetchRequest {
 
 /// Demands, declarations and blocks.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct RequestPlan {
     demands: BTreeMap<u64, Range<u64>>,
     next_demand: u64,
     /// Whether what is declared can be had only once, in its order.
@@ -93,7 +93,7 @@ pub(super) const LANES: usize = 4;
 /// How many blocks are remembered: more than workers hold frames.
 const REMEMBERED: usize = 64;
 
-impl Plan {
+impl RequestPlan {
     /// Declares that all of a range will be read soon.
     pub(super) fn declare(&mut self, range: Range<u64>) {
         self.undeclare(&range);

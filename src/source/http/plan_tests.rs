@@ -5,7 +5,7 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 /// Fills what is next for a lane with what lies there: byte n is n % 251.
-fn fetch(plan: &mut Plan, lane: usize) -> Option<Range<u64>> {
+fn fetch(plan: &mut RequestPlan, lane: usize) -> Option<Range<u64>> {
     let want = plan.next(lane)?;
     let bytes: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
     assert_eq!(plan.fill(want.block.start, &bytes, 0), bytes.len());
@@ -14,7 +14,7 @@ fn fetch(plan: &mut Plan, lane: usize) -> Option<Range<u64>> {
 
 #[test]
 fn only_what_is_wanted_is_asked_for_and_readers_come_first() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     assert_eq!(plan.next(0), None);
     plan.declare(10 * MIB..30 * MIB);
     assert_eq!(plan.next(0), Some(FetchRequest { block: 10 * MIB..11 * MIB, until: 30 * MIB }));
@@ -37,7 +37,7 @@ fn only_what_is_wanted_is_asked_for_and_readers_come_first() {
 
 #[test]
 fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     // The first answer is of the whole file.
     plan.stands(0, Some(0..100 * MIB));
     plan.declare(1000..3 * MIB);
@@ -67,7 +67,7 @@ fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
 /// Two answers that lead to the same bytes: both lanes took block after block in turns, and asked anew for each.
 #[test]
 fn a_lane_that_another_has_overtaken_leaves_the_bytes_to_it() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     plan.declare(4 * MIB..12 * MIB);
     plan.stands(0, Some(2 * MIB..12 * MIB));
     plan.stands(1, Some(4 * MIB..12 * MIB));
@@ -82,7 +82,7 @@ fn a_lane_that_another_has_overtaken_leaves_the_bytes_to_it() {
 
 #[test]
 fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     plan.declare(0..3000);
     assert_eq!(plan.next(0).unwrap().block, 0..3000);
     assert_eq!(plan.fill(0, &[7; 1000], 0), 1000);
@@ -101,7 +101,7 @@ fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
 
 #[test]
 fn what_a_liar_sent_is_fetched_again() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     plan.declare(0..2 * MIB);
     assert_eq!(fetch(&mut plan, 0), Some(0..MIB));
     plan.distrust(1);
@@ -117,7 +117,7 @@ fn what_a_liar_sent_is_fetched_again() {
 /// A frame is read while its block still comes, and its bytes turn out to be wrong.
 #[test]
 fn a_liar_is_known_before_its_block_is_full() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     plan.declare(0..MIB);
     assert_eq!(plan.next(0).unwrap().block, 0..MIB);
     assert_eq!(plan.fill(0, &[1; 5000], 3), 5000);
@@ -140,7 +140,7 @@ fn a_liar_is_known_before_its_block_is_full() {
 /// A server that gives a file out once: all that is left is declared, and nobody is sent what is done with.
 #[test]
 fn the_rest_is_what_nobody_has_had() {
-    let mut plan = Plan::default();
+    let mut plan = RequestPlan::default();
     for range in [10..20, 30..40, 20..25, 60..70, 5..8, 26..30] {
         plan.pass(&range);
     }
@@ -159,7 +159,7 @@ proptest::proptest! {
         steps in proptest::collection::vec((0..6u8, 0..64u64, 1..9u64), 1..80),
     ) {
         const UNIT: u64 = 50_000;
-        let mut plan = Plan::default();
+        let mut plan = RequestPlan::default();
         let mut reads: Vec<(u64, u64, Vec<u8>, usize)> = Vec::new();
         for (kind, at, len) in steps {
             let range = at * UNIT..(at + len) * UNIT;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::client::Clients;
-use super::plan::{FetchRequest, Plan};
+use super::plan::{FetchRequest, RequestPlan};
 use super::transfer_error::TransferError;
-use super::{Limits, Notice};
+use super::{Notice, TransferLimits};
 use crate::error::Error;
 
 /// Bytes after which waiting readers are woken although a block is not full.
@@ -30,24 +30,24 @@ pub(super) struct Head {
 
 /// Why it ended.
 #[derive(Debug, Clone)]
-pub(super) struct Failed {
+pub(super) struct FailedTransfer {
     pub(super) trouble: TransferError,
     pub(super) url: String,
     pub(super) at: u64,
     pub(super) retries: u32,
 }
 
-impl Failed {
+impl FailedTransfer {
     pub(super) fn error(&self) -> Error {
         self.trouble.clone().error(&self.url, self.at, self.retries)
     }
 }
 
 /// Behind the lock.
-pub(super) struct State {
-    pub(super) plan: Plan,
+pub(super) struct TransferState {
+    pub(super) plan: RequestPlan,
     pub(super) head: Option<Head>,
-    pub(super) failed: Option<Failed>,
+    pub(super) failed: Option<FailedTransfer>,
     /// Where a file of unknown length ended.
     pub(super) ended: Option<u64>,
     /// Addresses that sent wrong bytes, and all that are not asked any more.
@@ -63,7 +63,7 @@ pub(super) struct State {
 }
 
 pub(super) struct Shared {
-    state: Mutex<State>,
+    state: Mutex<TransferState>,
     /// Readers wait for it.
     pub(super) changed: Condvar,
     /// Tasks that have nothing to do wait for it.
@@ -71,7 +71,7 @@ pub(super) struct Shared {
     /// Ends the tasks.
     pub(super) closed: Notify,
     pub(super) clients: Clients,
-    pub(super) limits: Limits,
+    pub(super) limits: TransferLimits,
     notice: Notice,
     /// How many addresses there are.
     mirrors: usize,
@@ -80,13 +80,13 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         clients: Clients,
-        limits: Limits,
+        limits: TransferLimits,
         notice: Notice,
         host: String,
         mirrors: usize,
     ) -> Arc<Self> {
-        let state = State {
-            plan: Plan::default(),
+        let state = TransferState {
+            plan: RequestPlan::default(),
             head: None,
             failed: None,
             ended: None,
@@ -109,7 +109,7 @@ impl Shared {
         })
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, TransferState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -174,7 +174,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    pub(super) fn fail(&self, failed: Failed) {
+    pub(super) fn fail(&self, failed: FailedTransfer) {
         self.state().failed.get_or_insert(failed);
         self.changed.notify_all();
     }

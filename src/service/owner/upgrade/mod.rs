@@ -55,7 +55,7 @@ impl Phase {
 
 /// What was asked for: `settings` of the v3 status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct UpgradeSettings {
     /// Path or URL of the bundle.
     pub install_path: String,
     /// Version of the bundle.
@@ -70,7 +70,7 @@ pub struct Settings {
     pub num_nodes_to_reboot: Option<u64>,
 }
 
-impl Settings {
+impl UpgradeSettings {
     /// What was not ordered but found on the disk.
     pub fn found(path: &str, version: String, upgrade_type: UpgradeType) -> Self {
         Self {
@@ -131,11 +131,11 @@ pub struct Boot {
 
 /// The upgrade; what of it survives the process is the whole of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Upgrade {
+pub struct LocalUpgrade {
     /// Where it is.
     pub phase: Phase,
     /// What was asked for; kept after the end until the next prepare, since clients print it then.
-    pub settings: Option<Settings>,
+    pub settings: Option<UpgradeSettings>,
     /// The last failure.
     pub error: Option<Failure>,
     /// Percent of the prepare, never less than before.
@@ -155,7 +155,7 @@ pub struct Upgrade {
 
 /// What the slots say; the truth that everything else yields to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Disk {
+pub struct SeenDisk {
     /// What is staged: origin, version, type.
     pub prepared: Option<(String, String, UpgradeType)>,
     /// Version and type of what is selected but not good yet.
@@ -174,7 +174,7 @@ pub struct Disk {
     pub boot: Boot,
 }
 
-impl Disk {
+impl SeenDisk {
     /// Reads the report of the slots. `origin` is where the prepared bundle came from.
     pub fn new(report: &SlotsReport, origin: &str, boot_id: &str, uptime: u64) -> Self {
         let slots = || report.slots.iter();
@@ -211,7 +211,7 @@ pub enum Input {
     /// A prepare begins.
     Begin {
         /// What was asked for.
-        settings: Settings,
+        settings: UpgradeSettings,
         /// Whether the slots hold this very bundle already.
         staged: bool,
     },
@@ -228,7 +228,7 @@ pub enum Input {
     Failed(Failure),
     /// Something failed beside it: a bundle was refused before anything began, or a start gave up what was committed
     /// earlier. The settings are shown with it where no others are.
-    Beside(Settings, Failure),
+    Beside(UpgradeSettings, Failure),
     /// Somebody asks for the switch.
     Commit,
     /// The switch is written; what else has to happen, does not concern this machine or is done.
@@ -240,10 +240,10 @@ pub enum Input {
     /// What was prepared or committed was discarded; where nothing was, the error that is shown is cleared.
     Discarded,
     /// Nothing is being done, and this is what the disk says.
-    Observed(Disk),
+    Observed(SeenDisk),
 }
 
-impl Upgrade {
+impl LocalUpgrade {
     /// What becomes of the upgrade.
     ///
     /// # Errors
@@ -330,7 +330,7 @@ impl Upgrade {
         self.cleared = error.filter(Failure::is_fallback).or_else(|| self.cleared.take());
     }
 
-    fn same_order(&self, order: &Settings) -> bool {
+    fn same_order(&self, order: &UpgradeSettings) -> bool {
         self.settings.as_ref() == Some(order)
     }
 
@@ -343,14 +343,14 @@ impl Upgrade {
     }
 
     /// Follows what others did to the disk: the command line, a roll-back by the boot loader, a mark-good unit.
-    fn observe(self, disk: Disk) -> Self {
+    fn observe(self, disk: SeenDisk) -> Self {
         let mut next = self.looked(&disk);
         let known = next.settings.as_ref().map(|settings| settings.target_version.clone());
         match (next.phase, disk.prepared, disk.trial) {
             (Phase::Committed, _, Some(_)) => {}
             (_, _, Some((version, kind))) if disk.pending || next.phase == Phase::Prepared => {
                 if known.as_ref() != Some(&version) {
-                    next.settings = Some(Settings::found("", version, kind));
+                    next.settings = Some(UpgradeSettings::found("", version, kind));
                 }
                 next.phase = Phase::Committed;
             }
@@ -359,8 +359,8 @@ impl Upgrade {
                 if next.phase != Phase::Prepared || other {
                     // Found, not ordered: whatever was asked for then, nobody waits for a commit now.
                     let keep = next.settings.take().filter(|_| !other);
-                    let settings = keep.unwrap_or_else(|| Settings::found(&path, version, kind));
-                    next.settings = Some(Settings { auto_commit: false, ..settings });
+                    let settings = keep.unwrap_or_else(|| UpgradeSettings::found(&path, version, kind));
+                    next.settings = Some(UpgradeSettings { auto_commit: false, ..settings });
                     next.progress = 100;
                     // A prepare that others began ends a fallback as one of ours does.
                     if next.error.as_ref().is_some_and(Failure::is_fallback) {
@@ -387,8 +387,13 @@ impl Upgrade {
         let other = self.error.as_ref().is_some_and(|error| !error.is_fallback());
         if self.phase == Phase::Idle && !known && !other {
             let kept = self.settings.take().filter(|settings| settings.target_version == fallen.version);
-            let found =
-                || Settings::found(&fallen.origin, fallen.version.clone(), UpgradeType::SoftwareAndPlatform);
+            let found = || {
+                UpgradeSettings::found(
+                    &fallen.origin,
+                    fallen.version.clone(),
+                    UpgradeType::SoftwareAndPlatform,
+                )
+            };
             self.settings = Some(kept.unwrap_or_else(found));
             self.error = Some(fallen.failure);
         }
@@ -396,13 +401,13 @@ impl Upgrade {
     }
 
     /// The same in the boot of this look, with what it tells of trials.
-    pub(in crate::service) fn looked(self, disk: &Disk) -> Self {
+    pub(in crate::service) fn looked(self, disk: &SeenDisk) -> Self {
         let waiting = self.waiting.look(self.boot == disk.boot, disk.trial.is_some(), disk.uptime);
         Self { boot: disk.boot.clone(), waiting, ..self }
     }
 
     /// Whether the software that was to be committed is what is selected and good.
-    fn took(&self, disk: &Disk) -> bool {
+    fn took(&self, disk: &SeenDisk) -> bool {
         let software =
             self.settings.as_ref().filter(|settings| settings.upgrade_type == UpgradeType::SoftwareOnly);
         disk.prepared.is_none()
@@ -410,7 +415,7 @@ impl Upgrade {
     }
 
     /// The upgrade at the start of the service: what was written down, corrected by what the disk says.
-    pub fn recover(self, disk: Disk) -> Self {
+    pub fn recover(self, disk: SeenDisk) -> Self {
         let rebooted = !self.boot.id.is_empty() && self.boot != disk.boot;
         let took = self.took(&disk);
         let ended = |doing: &str| Some(Failure::from(&Error::ServiceEnded { doing: doing.to_owned() }));
@@ -427,7 +432,7 @@ impl Upgrade {
                 // Whatever went wrong before the reboot, the reboot has decided.
                 next.error = None;
                 let target = next.settings.take();
-                let platform = |s: &Settings| s.upgrade_type == UpgradeType::SoftwareAndPlatform;
+                let platform = |s: &UpgradeSettings| s.upgrade_type == UpgradeType::SoftwareAndPlatform;
                 // Where it is not known what runs, nothing says that it failed.
                 let known = disk.boot.slot.is_some();
                 let failed = target.filter(|target| {

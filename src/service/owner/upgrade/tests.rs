@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::*;
 
-fn settings(auto_commit: bool) -> Settings {
-    Settings {
+fn settings(auto_commit: bool) -> UpgradeSettings {
+    UpgradeSettings {
         install_path: "/x.qimg".into(),
         target_version: "2".into(),
         upgrade_type: UpgradeType::SoftwareAndPlatform,
@@ -19,20 +19,20 @@ fn failure() -> Failure {
     Failure { code: "UPGRADE_ERROR_READ".into(), message: "m".into() }
 }
 
-fn disks() -> Vec<Disk> {
+fn disks() -> Vec<SeenDisk> {
     let kind = UpgradeType::SoftwareAndPlatform;
     let prepared = Some(("/x.qimg".to_owned(), "2".to_owned(), kind));
     let other = Some(("/y.qimg".to_owned(), "3".to_owned(), UpgradeType::SoftwareOnly));
     let trial = Some(("2".to_owned(), kind));
     let boot = Boot { id: "one".into(), slot: Some("a".into()) };
-    let base = Disk { running: Some("1".into()), boot, ..Disk::default() };
+    let base = SeenDisk { running: Some("1".into()), boot, ..SeenDisk::default() };
     vec![
         base.clone(),
-        Disk { prepared, ..base.clone() },
-        Disk { prepared: other, ..base.clone() },
-        Disk { trial: trial.clone(), pending: true, ..base.clone() },
-        Disk { trial, ..base.clone() },
-        Disk { fallen: Some(fallen()), ..base },
+        SeenDisk { prepared, ..base.clone() },
+        SeenDisk { prepared: other, ..base.clone() },
+        SeenDisk { trial: trial.clone(), pending: true, ..base.clone() },
+        SeenDisk { trial, ..base.clone() },
+        SeenDisk { fallen: Some(fallen()), ..base },
     ]
 }
 
@@ -65,7 +65,7 @@ fn inputs() -> Vec<Input> {
 /// All upgrades that can be reached, however long it takes.
 fn reachable() -> HashSet<String> {
     let mut seen = HashSet::new();
-    let mut todo = vec![Upgrade::default()];
+    let mut todo = vec![LocalUpgrade::default()];
     while let Some(upgrade) = todo.pop() {
         if !seen.insert(serde_json::to_string(&upgrade).unwrap()) {
             continue;
@@ -82,12 +82,12 @@ fn reachable() -> HashSet<String> {
     seen
 }
 
-fn all() -> Vec<Upgrade> {
+fn all() -> Vec<LocalUpgrade> {
     reachable().iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
 
 /// Clients stop with an assertion where one of these is broken.
-fn check(upgrade: &Upgrade, how: &dyn std::fmt::Debug) {
+fn check(upgrade: &LocalUpgrade, how: &dyn std::fmt::Debug) {
     let auto = upgrade.settings.as_ref().is_some_and(|settings| settings.auto_commit);
     assert!(!(auto && upgrade.phase == Phase::Prepared), "PREPARED with auto_commit: {how:?}");
     if upgrade.phase != Phase::Idle || upgrade.error.is_some() {
@@ -189,7 +189,7 @@ fn a_commit_leaves_prepared_at_once_and_is_possible_only_there() {
 #[test]
 fn what_fails_beside_an_upgrade_leaves_it_as_it_is() {
     for upgrade in all() {
-        let other = Settings { install_path: "/y".into(), ..settings(true) };
+        let other = UpgradeSettings { install_path: "/y".into(), ..settings(true) };
         match upgrade.apply(Input::Beside(other.clone(), failure())) {
             Ok(next) if upgrade.error == Some(fallen().failure) => assert_eq!(next.phase, upgrade.phase),
             Ok(next) => {
@@ -207,7 +207,7 @@ fn what_fails_beside_an_upgrade_leaves_it_as_it_is() {
 #[test]
 fn the_same_order_twice_is_one() {
     let begin = |auto| Input::Begin { settings: settings(auto), staged: false };
-    let preparing = Upgrade::default().apply(begin(false)).unwrap().apply(Input::Progress(40)).unwrap();
+    let preparing = LocalUpgrade::default().apply(begin(false)).unwrap().apply(Input::Progress(40)).unwrap();
     assert_eq!(preparing.apply(begin(false)).unwrap(), preparing);
     let error = preparing.apply(begin(true)).unwrap_err();
     assert_eq!(error.code(), "UPGRADE_ERROR_UPGRADE_BUSY");
@@ -215,12 +215,13 @@ fn the_same_order_twice_is_one() {
 
 #[test]
 fn a_start_after_the_reboot_tells_whether_it_took() {
-    let committed = Upgrade { phase: Phase::Committed, settings: Some(settings(true)), ..Upgrade::default() };
-    let committed = Upgrade { boot: Boot { id: "zero".into(), slot: Some("a".into()) }, ..committed };
-    let disk = |running: &str, slot: &str| Disk {
+    let committed =
+        LocalUpgrade { phase: Phase::Committed, settings: Some(settings(true)), ..LocalUpgrade::default() };
+    let committed = LocalUpgrade { boot: Boot { id: "zero".into(), slot: Some("a".into()) }, ..committed };
+    let disk = |running: &str, slot: &str| SeenDisk {
         running: Some(running.into()),
         boot: Boot { id: "one".into(), slot: Some(slot.into()) },
-        ..Disk::default()
+        ..SeenDisk::default()
     };
     let took = committed.clone().recover(disk("2", "b"));
     assert_eq!((took.phase, &took.settings, &took.error), (Phase::Idle, &None, &None));
@@ -232,16 +233,17 @@ fn a_start_after_the_reboot_tells_whether_it_took() {
 /// until somebody clears it or prepares anew, and then not again.
 #[test]
 fn a_fallback_is_shown_until_it_is_cleared_and_once() {
-    let disk = |fallen: Option<FallenBack>, id: &str| Disk {
+    let disk = |fallen: Option<FallenBack>, id: &str| SeenDisk {
         running: Some("1".into()),
         fallen,
         boot: Boot { id: id.into(), slot: Some("a".into()) },
-        ..Disk::default()
+        ..SeenDisk::default()
     };
-    let committed = Upgrade { phase: Phase::Committed, settings: Some(settings(true)), ..Upgrade::default() };
-    let committed = Upgrade { boot: Boot { id: "zero".into(), slot: Some("a".into()) }, ..committed };
-    let trial = Disk { trial: Some(("2".into(), UpgradeType::SoftwareAndPlatform)), ..disk(None, "one") };
-    let trial = Disk { running: Some("2".into()), ..trial };
+    let committed =
+        LocalUpgrade { phase: Phase::Committed, settings: Some(settings(true)), ..LocalUpgrade::default() };
+    let committed = LocalUpgrade { boot: Boot { id: "zero".into(), slot: Some("a".into()) }, ..committed };
+    let trial = SeenDisk { trial: Some(("2".into(), UpgradeType::SoftwareAndPlatform)), ..disk(None, "one") };
+    let trial = SeenDisk { running: Some("2".into()), ..trial };
     for seen in [false, true] {
         let before = if seen { committed.clone().recover(trial.clone()) } else { committed.clone() };
         assert!(before.error.is_none());
@@ -286,9 +288,9 @@ fn what_is_discarded_before_its_commit_is_a_cancelled_upgrade() {
 
 #[test]
 fn a_killed_service_reports_what_it_was_doing() {
-    let at = |phase| Upgrade { phase, settings: Some(settings(true)), ..Upgrade::default() };
-    let [nothing, prepared, _, pending, ..] = <[Disk; 6]>::try_from(disks()).unwrap();
-    let ended = |upgrade: Upgrade, disk: &Disk| {
+    let at = |phase| LocalUpgrade { phase, settings: Some(settings(true)), ..LocalUpgrade::default() };
+    let [nothing, prepared, _, pending, ..] = <[SeenDisk; 6]>::try_from(disks()).unwrap();
+    let ended = |upgrade: LocalUpgrade, disk: &SeenDisk| {
         let next = upgrade.recover(disk.clone());
         (next.phase, next.error.map(|error| error.code))
     };
@@ -299,12 +301,12 @@ fn a_killed_service_reports_what_it_was_doing() {
     assert_eq!(ended(at(Phase::Committing), &prepared), (Phase::Prepared, code));
     assert_eq!(ended(at(Phase::Committing), &pending), (Phase::Committed, None));
     // Killed after the new software was marked good, and before anybody wrote that down.
-    let soft = Settings { upgrade_type: UpgradeType::SoftwareOnly, ..settings(false) };
-    let soft = Upgrade { phase: Phase::Committing, settings: Some(soft), ..Upgrade::default() };
-    let good = |version: &str| Disk { software: Some(version.into()), ..nothing.clone() };
+    let soft = UpgradeSettings { upgrade_type: UpgradeType::SoftwareOnly, ..settings(false) };
+    let soft = LocalUpgrade { phase: Phase::Committing, settings: Some(soft), ..LocalUpgrade::default() };
+    let good = |version: &str| SeenDisk { software: Some(version.into()), ..nothing.clone() };
     assert_eq!(ended(soft.clone(), &good("2")), (Phase::Idle, None));
     assert_eq!(ended(soft, &good("1")).1.as_deref(), Some("UPGRADE_ERROR_SERVICE_ENDED"));
-    let idle = Upgrade::default();
+    let idle = LocalUpgrade::default();
     assert_eq!(ended(idle.clone(), &prepared), (Phase::Prepared, None));
     assert_eq!(ended(idle, &pending), (Phase::Committed, None));
 }
