@@ -8,7 +8,7 @@ use super::container;
 use super::machine::{self, Host};
 use super::output::{self, Format, Palette};
 use crate::config::Settings;
-use crate::engine::{Change, Engine, Policy};
+use crate::engine::{Change, CommitMethod, Engine, Policy, TrialStart};
 use crate::error::{Error, Result};
 use crate::state::SwitchReport;
 use crate::units::Slot;
@@ -71,26 +71,26 @@ impl CommitArgs {
     pub(super) fn run(&self) -> Result<()> {
         let settings = self.machine.settings()?;
         let cancel = machine::defer_signals()?;
-        if self.trial == Trial::Kexec && !self.dry_run {
-            let host = Host::open_to_change(&settings)?;
-            let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
-            let report = engine.commit_by_kexec(&settings.kexec)?;
-            drop(host);
-            return output::outcome(Format::object_if(self.json), &report, human);
-        }
-        if let (Some(config), false) = (&settings.container, self.dry_run || self.no_restart) {
-            let host = Host::open_to_change(&settings)?;
-            let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
-            match engine.software_swap() {
-                // A new platform needs a reboot.
-                Err(Error::NeedsReboot) => {}
-                // swap reports and records every other obstacle.
-                _ => return container::swap(&engine, config, self.json),
-            }
-        }
-        let change = if self.trial == Trial::Kexec { Change::CommitByKexec } else { Change::Commit };
-        let dry = self.dry_run.then_some(change);
-        switch(&settings, self.policy(&settings), self.json, dry, |engine| engine.commit(false))
+        // A dry run has no right to write.
+        let open = if self.dry_run { Host::open_to_look } else { Host::open_to_change };
+        let host = open(&settings)?;
+        let engine = host.engine(self.policy(&settings)).cancelled_by(&cancel);
+        let container = settings.container.as_ref().filter(|_| !self.no_restart);
+        let start = match self.trial {
+            Trial::Reboot => TrialStart::Reboot,
+            Trial::Kexec => TrialStart::Kexec,
+        };
+        // An obstacle is reported and recorded by the method.
+        let prepared = container.and_then(|_| engine.prepared_type().ok());
+        let method = CommitMethod::new(start, container.is_some(), prepared);
+        let report = match (method, container) {
+            _ if self.dry_run => engine.dry_run(&method.change())?,
+            (CommitMethod::Swap, Some(config)) => return container::swap(&engine, config, self.json),
+            (CommitMethod::Kexec, _) => engine.commit_by_kexec(&settings.kexec)?,
+            (CommitMethod::Plain | CommitMethod::Swap, _) => engine.commit(false)?,
+        };
+        drop(host);
+        output::outcome(Format::object_if(self.json), &report, human)
     }
 
     fn policy(&self, settings: &Settings) -> Policy {

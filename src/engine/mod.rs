@@ -5,6 +5,7 @@
 
 mod act;
 mod checks;
+mod commit_method;
 mod content;
 mod delta;
 mod efi_variables;
@@ -23,6 +24,7 @@ mod view;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+pub use commit_method::{CommitMethod, TrialStart};
 pub use content::{FirmwareReport, ScrubReport};
 pub use repair::RepairReport;
 pub use software::{SoftwareImage, SoftwareSwap};

@@ -121,7 +121,7 @@ impl Engine<'_> {
         };
         if is_prepared(&view, &upgrade, manifest.bytes()) {
             if let Some(reused) = self.still_whole(&view, &upgrade, options, progress)? {
-                self.settled(lock, found, progress)?;
+                self.settled(lock, found, fallback.as_ref(), progress)?;
                 return Ok(report(StageOutcome { reused, ..StageOutcome::default() }, true));
             }
             progress.notice("the prepared slot is damaged; it is written again");
@@ -150,7 +150,7 @@ impl Engine<'_> {
             .zip(&targets)
             .map(|((group, slot), target)| (*group, *slot, &*target.device))
             .collect();
-        let view = self.settled(lock, found, progress)?;
+        let view = self.settled(lock, found, fallback.as_ref(), progress)?;
         self.run(lock, &view, &transition::of(&Change::Withdraw(&slots), &view)?, &opened)?;
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
         let throttle = options.background.then(|| Throttle::new(options.min_rate.unwrap_or(0))).flatten();
@@ -181,14 +181,21 @@ impl Engine<'_> {
     }
 
     /// Repairs the table and writes a fallback down, where these are due, and returns what is on the disk then.
-    fn settled(&self, lock: &DiskLock, found: View, progress: &dyn Progress) -> Result<View> {
+    fn settled(
+        &self,
+        lock: &DiskLock,
+        found: View,
+        fallback: Option<&Transition>,
+        progress: &dyn Progress,
+    ) -> Result<View> {
         let state = found.loaded.state();
         let repair = commit::repair_plan(&found.loaded)?.is_some();
-        if self.settle(lock, &found)?.is_none() {
-            if !repair {
-                return Ok(found);
+        match fallback {
+            Some(fallback) => drop(self.settle(lock, &found, fallback)?),
+            None if repair => {
+                self.run(lock, &found, &Transition::nothing(Effect::Nothing, String::new()), &[])?;
             }
-            self.run(lock, &found, &Transition::nothing(Effect::Nothing, String::new()), &[])?;
+            None => return Ok(found),
         }
         if repair {
             progress.notice(&format!(

@@ -8,7 +8,7 @@ use crate::bundle::manifest::Kind;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::MountSource;
 use crate::host::journal::Event;
-use crate::state::{SlotState, SwitchReport};
+use crate::state::{SlotState, SwitchReport, UpgradeType};
 use crate::units::{Blake3, Group, Slot};
 
 /// A software image that lies whole in its slot.
@@ -45,10 +45,10 @@ impl Engine<'_> {
     /// # Errors
     /// [`Error::NotPrepared`]; [`Error::NeedsReboot`] where the platform changes too; class Disk and Io.
     pub fn software_swap(&self) -> Result<SoftwareSwap> {
-        let view = self.view()?;
-        if Self::needs_reboot(&view)? {
+        if self.prepared_type()? == UpgradeType::SoftwareAndPlatform {
             return Err(Error::NeedsReboot);
         }
+        let view = self.view()?;
         let old = match view.in_service(Group::Software) {
             Some(slot) => self.image(&view, slot)?,
             None => None,

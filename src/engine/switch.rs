@@ -1,7 +1,7 @@
 //! `commit`, `mark-good`, `roll-back`, `cancel`: each is a [`Transition`], run under the lock of the disk.
 
 use super::Engine;
-use super::transition::{self, Change, EFI_METHOD, Effect, Printed, Site, Transition};
+use super::transition::{self, Change, EFI_METHOD, Printed, Site, Transition};
 use super::view::View;
 use crate::commit;
 use crate::device::BlockDevice;
@@ -57,7 +57,7 @@ impl Engine<'_> {
             {
                 // What is refused is refused before the fallback is written down.
                 transition::of(&Change::MarkGood(slot), &view.after(fallback.acts())?)?;
-                settled = self.settle(lock, &view)?;
+                settled = Some(self.settle(lock, &view, &fallback)?);
                 view = self.view()?;
             }
             self.perform(lock, &view, &transition::of(&Change::MarkGood(slot), &view)?, settled)
@@ -152,15 +152,14 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// Class Disk and Io.
-    pub(super) fn settle(&self, lock: &DiskLock, view: &View) -> Result<Option<Printed>> {
-        let Some(settled) = transition::settle(view)? else { return Ok(None) };
-        let printed = Printed::new(view, &settled)?;
-        self.run(lock, view, &settled, &[])?;
+    pub(super) fn settle(&self, lock: &DiskLock, view: &View, settled: &Transition) -> Result<Printed> {
+        let printed = Printed::new(view, settled)?;
+        self.run(lock, view, settled, &[])?;
         if let (Some(error), Ok(key)) = (view.fell_back(), self.journal_key()) {
             let (code, message) = (error.code().to_owned(), error.to_string());
             self.journal.append(&key, &Event::new("fall-back", &code, message));
         }
-        Ok(Some(printed))
+        Ok(printed)
     }
 
     fn report(
@@ -194,13 +193,5 @@ impl Engine<'_> {
         let plan = commit::plan(&view.loaded, &table);
         let method = plan.map_or_else(|error| error.to_string(), |plan| plan.method.to_string());
         Ok(if view.efi.is_some() { format!("{EFI_METHOD}; software: {method}") } else { method })
-    }
-
-    /// Whether what is prepared changes the software alone, checked as the commit itself checks it.
-    ///
-    /// # Errors
-    /// [`Error::NotPrepared`].
-    pub(super) fn needs_reboot(view: &View) -> Result<bool> {
-        Ok(transition::commit(view)?.effect == Effect::Reboot)
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::container::StartReport;
+use crate::engine::{CommitMethod, TrialStart};
 use crate::error::{Error, Result, sentence};
 use crate::service::owner::order::OrderResult;
 use crate::service::owner::upgrade::{Failure, Input, Phase, UpgradeSettings};
@@ -30,7 +31,7 @@ impl Owner {
         self.committing = Instant::now();
         let (service, done, since) = (Arc::clone(&self.service), self.done.0.clone(), self.committing);
         let software = self.kind() == UpgradeType::SoftwareOnly;
-        let itself = service.after_commit.commits(self.kind());
+        let method = self.method();
         tokio::spawn(async move {
             // Asked again: since the prepare began, the other slot may have come into use.
             let switch = blocking(&service, move |service| {
@@ -39,7 +40,11 @@ impl Owner {
                 if status.is_blocked {
                     return Err(Error::Blocked { reason: status.blocked_reason });
                 }
-                if itself { Ok(()) } else { service.place.commit().map(|_| ()) }
+                match method {
+                    // It selects the slot between what it does before and after.
+                    CommitMethod::Swap => Ok(()),
+                    CommitMethod::Plain | CommitMethod::Kexec => service.place.commit().map(|_| ()),
+                }
             });
             let result = switch.await;
             // The software goes on at once; COMMITTING is shown until it has come up.
@@ -52,6 +57,11 @@ impl Owner {
 
     pub(super) fn kind(&self) -> UpgradeType {
         self.upgrade.settings.as_ref().map_or(UpgradeType::SoftwareAndPlatform, |s| s.upgrade_type)
+    }
+
+    /// What the commit is.
+    pub(super) fn method(&self) -> CommitMethod {
+        CommitMethod::new(TrialStart::Reboot, self.service.after_commit.swaps(), Some(self.kind()))
     }
 
     /// The switch is written: makes it take effect.

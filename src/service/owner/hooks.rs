@@ -67,9 +67,9 @@ pub trait AfterCommit: Send + Sync {
     /// [`Error::Command`].
     fn halt(&self) -> Result<()>;
 
-    /// Whether [`run`](Self::run) writes the switch itself, between what it does before and after: the commit of
-    /// the engine is left out then.
-    fn commits(&self, _kind: UpgradeType) -> bool {
+    /// Whether a container of ours runs the software: [`run`](Self::run) of a commit that is a swap
+    /// ([`CommitMethod`](crate::engine::CommitMethod)) writes the switch itself, between what it does before and after.
+    fn swaps(&self) -> bool {
         false
     }
 

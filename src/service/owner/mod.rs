@@ -37,6 +37,7 @@ pub(super) mod waiting_period;
 pub mod worker;
 
 use crate::container::StartReport;
+use crate::engine::CommitMethod;
 use crate::error::{Error, Result};
 use crate::service::Service;
 use crate::service::owner::blocking::{SILENCE, blocking, unless_silent};
@@ -354,7 +355,7 @@ impl Owner {
                     self.snapshot.message = message;
                     self.software_started();
                     let swapped = self.upgrade.phase == Phase::Committing;
-                    let proved = swapped && self.service.after_commit.commits(self.kind());
+                    let proved = swapped && self.method() == CommitMethod::Swap;
                     self.held_until = proved.then(|| Instant::now() + HELD);
                     self.settle(swapped.then_some(Input::Switched)).await;
                 }

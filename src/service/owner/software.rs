@@ -81,8 +81,8 @@ impl AfterCommit for Software {
         self.commands.halt()
     }
 
-    fn commits(&self, kind: UpgradeType) -> bool {
-        kind == UpgradeType::SoftwareOnly
+    fn swaps(&self) -> bool {
+        true
     }
 
     fn run(&self, kind: UpgradeType) -> Result<String> {
