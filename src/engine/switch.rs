@@ -92,6 +92,25 @@ impl Engine<'_> {
         self.switch("cancel", &Change::Cancel)
     }
 
+    /// [`cancel`](Self::cancel) without its line in the history, which [`record_cancel`](Self::record_cancel) adds: the disk
+    /// of the journal may be slow, and the answer to a cancel does not wait for it.
+    ///
+    /// # Errors
+    /// As [`cancel`](Self::cancel).
+    pub fn cancel_unrecorded(&self) -> Result<SwitchReport> {
+        let lock = self.machine.lock()?;
+        self.cancel.check("cancel waited; nothing was changed")?;
+        self.switch_locked(&lock, &Change::Cancel)
+    }
+
+    /// Records the outcome of [`cancel_unrecorded`](Self::cancel_unrecorded) in the journal.
+    pub fn record_cancel(&self, outcome: Result<SwitchReport>) {
+        // As for all verbs: the holder of the lock records its own outcome.
+        if !matches!(outcome, Err(Error::Busy { .. })) {
+            let _ = self.keep("cancel", "", outcome, |report| report.done.clone());
+        }
+    }
+
     /// Runs a change under the lock and keeps its outcome under the name of `verb`.
     pub(super) fn switch(&self, verb: &str, change: &Change<'_>) -> Result<SwitchReport> {
         let act = |lock: &DiskLock| self.switch_locked(lock, change);

@@ -11,7 +11,6 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::load::Load;
 use crate::harness::nbd::Nbd;
 use machine::{Bench, MIB, Run, is_root};
 use nix::sys::signal::{Signal, kill};
@@ -298,27 +297,6 @@ fn signals_are_alike_in_every_verb() {
     prepare.signal(Signal::SIGHUP);
     std::thread::sleep(Duration::from_millis(500));
     assert!(prepare.0.try_wait().unwrap().is_none(), "nohup");
-}
-
-#[test]
-fn a_cancel_is_quick_on_a_loaded_machine() {
-    let bench = server::Bench::new(Some("1M"));
-    let server = bench.serve();
-    let load = Load::new(3 * std::thread::available_parallelism().unwrap().get(), ":", |_| "spin".into());
-    let mut best = Duration::MAX;
-    for _ in 0..3 {
-        server.prepare(&bench.text("v2.qimg"), false);
-        server.until("it writes", |server| server.status()["progress"].as_u64().is_some_and(|n| n > 0));
-        let begun = Instant::now();
-        let (status, answer) = server.post("/v1/qstage/cancel", &serde_json::Value::Null);
-        assert_eq!(status, 200, "{answer}");
-        best = best.min(begun.elapsed());
-        assert!(server.children().is_empty());
-        server.until("idle", |server| server.state() == "IDLE");
-    }
-    drop(load);
-    // Other tests run beside this one: the best of three counts.
-    assert!(best < Duration::from_millis(1500), "{best:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Hundreds of readers during a prepare: the progress that they see never decreases, and the prepare does not wait for them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
+use crate::harness::load::Load;
 use crate::harness::server;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -146,4 +147,43 @@ fn the_throughput_of_a_prepare_is_not_the_readers() {
         seen.reads.into_inner()
     );
     assert!(ratio < 1.5, "{READERS} readers make a prepare {ratio:.2} times as long: {alone:?} {crowd:?}");
+}
+
+/// Processor time is short, and the prepare has the lowest priority: the answer to a cancel comes within a second all the
+/// same, and nothing writes any more when it does. Most of that second once went into flushes of the history.
+#[test]
+fn a_cancel_on_a_loaded_machine_takes_less_than_a_second() {
+    const SIZE: usize = 64;
+    let bench = Bench::sized(None, SIZE);
+    let server = bench.serve();
+    let bundles = [bench.text("v2.qimg"), other(&bench, SIZE)];
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let busy = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done";
+    let processors = Load::new(2 * cores, busy, |_| bench.path("none"));
+    let flush = "dd if=/dev/zero of=$0 bs=1M count=64 conv=fsync status=none";
+    let disk = Load::new(1, flush, |_| bench.path("load"));
+    let mut took = Vec::new();
+    for bundle in bundles.iter().cycle().take(4) {
+        server.prepare(bundle, false);
+        server.until("it writes", |server| server.status()["progress"].as_u64() > Some(0));
+        let children = server.children();
+        let begun = Instant::now();
+        assert_eq!(server.post("/v1/qstage/cancel", &Value::Null), (200, Value::Null));
+        took.push(begun.elapsed());
+        assert!(!children.is_empty() && !children.into_iter().any(server::alive), "it still runs");
+        assert_eq!(
+            (server.state(), server.slot("platform", "b")["state"].as_str()),
+            ("IDLE".into(), Some("empty"))
+        );
+    }
+    drop((processors, disk));
+    println!("cancelled in {took:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
+    // What was not waited for.
+    let cancelled = |server: &Server| {
+        let history = server.get("/v1/qstage/history");
+        let of = |event: &&Value| event["verb"] == "prepare" && event["code"] == "UPGRADE_ERROR_CANCELLED";
+        history.as_array().unwrap().iter().filter(of).count() == took.len()
+    };
+    server.until("the history has it", cancelled);
 }

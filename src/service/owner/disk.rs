@@ -116,6 +116,24 @@ impl Place {
         }
     }
 
+    /// Discards what a prepare has begun that was just stopped, and records that later, see
+    /// [`record_cancelled`](Self::record_cancelled).
+    pub(in crate::service) fn discard_begun(&self) -> Result<SwitchReport> {
+        self.with(Mode::Write, |engine| engine.cancel_unrecorded())
+    }
+
+    /// Records in the history that a prepare was cancelled: the outcome of [`discard_begun`](Self::discard_begun), and what
+    /// the prepare ended with.
+    pub(in crate::service) fn record_cancelled(&self, discarded: Result<SwitchReport>, failure: &Failure) {
+        let recorded = self.with(Mode::Read, |engine| {
+            engine.record_cancel(discarded);
+            engine.note("prepare", &failure.code, &failure.message)
+        });
+        if let Err(error) = recorded {
+            tracing::warn!("the history could not be kept: {error}");
+        }
+    }
+
     /// See [`Engine::history`].
     pub(in crate::service) fn history(&self) -> Result<Vec<Event>> {
         self.with(Mode::Read, |engine| engine.history())

@@ -428,13 +428,7 @@ impl Owner {
                 self.snapshot.stalled = None;
                 let stopping = self.stopping.take();
                 match (outcome, &stopping) {
-                    (_, Some((error @ Error::Cancelled, _))) => {
-                        // What it had begun to write must not be taken for a prepare that power cut short.
-                        let discarded =
-                            unless_silent(&self.service, SILENCE, |service| service.place.discard()).await;
-                        let failure = discarded.err().unwrap_or_else(|| error_again(error));
-                        self.fail("prepare", &failure).await;
-                    }
+                    (_, Some((Error::Cancelled, _))) => self.cancelled().await,
                     (Ok(staged), _) => {
                         let (version, upgrade_type) = (staged.version, staged.upgrade_type);
                         self.settle(Some(Input::Staged { version, upgrade_type })).await;

@@ -1,9 +1,11 @@
 //! The end of a prepare that was asked for, and of the patience of those who asked.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::service::owner::Owner;
+use crate::service::owner::upgrade::Failure;
+use crate::service::owner::{Owner, SILENCE, unless_silent};
 
 /// How long they wait for a prepare that a device holds.
 pub(super) const LIMIT: Duration = Duration::from_millis(2500);
@@ -18,6 +20,22 @@ impl Owner {
             self.stopping.get_or_insert((why, Vec::new()));
             self.stop_by = Instant::now().checked_add(LIMIT);
         }
+    }
+
+    /// Ends a prepare that was cancelled, when its process has ended: what it has written is discarded, or it would be taken
+    /// for a prepare that a power cut interrupted. Those who wait are answered before the history is written: each flush on a
+    /// busy disk takes its time.
+    pub(super) async fn cancelled(&mut self) {
+        let discarded =
+            unless_silent(&self.service, SILENCE, |service| Ok(service.place.discard_begun())).await;
+        let discarded = discarded.unwrap_or_else(Err);
+        let failure = match &discarded {
+            Ok(_) | Err(Error::NothingToCancel { .. }) => Failure::from(&Error::Cancelled),
+            Err(error) => Failure::from(error),
+        };
+        let (service, recorded) = (Arc::clone(&self.service), failure.clone());
+        self.fail_as("prepare", failure, false).await;
+        tokio::task::spawn_blocking(move || service.place.record_cancelled(discarded, &recorded));
     }
 
     /// What holds a prepare that was killed.
