@@ -17,7 +17,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | shell | [`cli`]: arguments, rendering, exit codes; `config`: the configuration file; [`service`]: the same verbs over REST |
-//! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`mod@bench`]: measurements |
+//! | helpers | [`container`]: runs the software image, swaps it for another, swaps back; [`mod@bench`]: measurements; [`doctor`]: checks of the setup of a machine |
 //! | verbs | [`engine`]: plan, prepare, commit, mark-good, roll-back, cancel, status, slots, scrub; [`init`], [`pack`], [`mod@delta`]: files and blank disks; [`selector`]: the choice of the slot in an initramfs |
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
@@ -45,6 +45,7 @@ pub(crate) mod config;
 pub mod container;
 pub mod delta;
 pub mod device;
+pub mod doctor;
 pub mod efi;
 pub mod engine;
 pub mod error;

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::environment;
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
 use crate::config::{Config, Settings};
+use crate::doctor::Setup;
 use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::trust::TrustFile;
@@ -30,20 +32,20 @@ pub(super) struct ConfigArgs {
     /// Configuration file [default: /etc/qstage/config.toml]
     ///
     /// Options of the command line override it. The default file may be missing; a
-    /// file that is named here may not.
+    /// file that is named here may not. [env: QSTAGE_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl ConfigArgs {
-    /// The file that `--config` names; `None`: the default file.
-    pub(super) fn named(&self) -> Option<&Path> {
-        self.config.as_deref()
+    /// The file that `--config` or the environment names; `None`: the default file.
+    pub(super) fn named(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| environment::path(environment::CONFIG))
     }
 
     /// The configuration with its defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
-        Ok(Config::load(self.config.as_deref())?.into_settings())
+        Ok(Config::load(self.named().as_deref())?.into_settings())
     }
 }
 
@@ -75,8 +77,9 @@ impl MirrorArgs {
 pub(super) struct MachineArgs {
     /// Disk with the slots: a block device or an image file
     ///
-    /// A whole disk, not a partition. Required here or as 'disk' in the
-    /// configuration.
+    /// A whole disk, not a partition. Required here or as 'disk' in the configuration;
+    /// 'slots', 'status' and 'doctor' find it by the names of its partitions too.
+    /// [env: QSTAGE_DISK]
     #[arg(long, short, value_name = "DISK")]
     disk: Option<PathBuf>,
 
@@ -108,6 +111,7 @@ pub(super) struct MachineArgs {
     ///
     /// It has the history, and the last error and the origin of its bundle for 'status'.
     /// It may be lost at any time: the slots describe themselves.
+    /// [env: QSTAGE_STATE_DIR]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
@@ -123,6 +127,14 @@ pub(super) struct MachineArgs {
 }
 
 impl MachineArgs {
+    fn disk(&self) -> Option<PathBuf> {
+        self.disk.clone().or_else(|| environment::path(environment::DISK))
+    }
+
+    fn state_dir(&self) -> Option<PathBuf> {
+        self.state_dir.clone().or_else(|| environment::path(environment::STATE_DIR))
+    }
+
     /// Whether the command line itself names the disk.
     pub(super) const fn names_disk(&self) -> bool {
         self.disk.is_some()
@@ -130,28 +142,44 @@ impl MachineArgs {
 
     /// Settings of the command line, then of the configuration, then the defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
-        let mut settings = self.config.settings()?;
+        Ok(self.over(self.config.settings()?))
+    }
+
+    /// The settings with what the command line says.
+    fn over(&self, mut settings: Settings) -> Settings {
         settings.booted = self.booted;
         settings.assume_unused = self.assume_unused;
         settings.boot_flag = self.boot_flag.unwrap_or(settings.boot_flag);
         settings.efivars = self.efivars.clone().or(settings.efivars);
         settings.sector_size = self.sector_size.or(settings.sector_size);
-        settings.disk = self.disk.clone().or(settings.disk);
-        settings.state_dir = self.state_dir.clone().unwrap_or(settings.state_dir);
-        Ok(settings)
+        settings.disk = self.disk().or(settings.disk);
+        settings.state_dir = self.state_dir().unwrap_or(settings.state_dir);
+        settings
+    }
+
+    /// The same for a verb that goes on without a configuration that cannot be used.
+    pub(super) fn setup(&self) -> Setup {
+        let file = self.config.named().unwrap_or_else(|| Config::default_path().to_owned());
+        match self.settings() {
+            Ok(settings) => Setup { settings, problem: None, file },
+            Err(problem) => {
+                let settings = self.over(Config::default().into_settings());
+                Setup { settings, problem: Some(problem), file }
+            }
+        }
     }
 
     /// The same flags, for another process. Paths are made absolute, since it may have another working directory.
     pub(super) fn words(&self) -> Result<Vec<OsString>> {
         let mut words = Vec::new();
-        word(&mut words, "--disk", absolute(self.disk.as_deref())?);
+        word(&mut words, "--disk", absolute(self.disk().as_deref())?);
         word(&mut words, "--boot-flag", self.boot_flag.map(BootFlag::word));
         word(&mut words, "--efivars", absolute(self.efivars.as_deref())?);
         word(&mut words, "--booted", self.booted.map(|slot| slot.to_string()));
         word(&mut words, "--sector-size", self.sector_size.map(|size| size.bytes().to_string()));
-        word(&mut words, "--state-dir", absolute(self.state_dir.as_deref())?);
+        word(&mut words, "--state-dir", absolute(self.state_dir().as_deref())?);
         words.extend(self.assume_unused.then(|| "--assume-unused".into()));
-        word(&mut words, "--config", absolute(self.config.named())?);
+        word(&mut words, "--config", absolute(self.config.named().as_deref())?);
         Ok(words)
     }
 }
@@ -163,7 +191,7 @@ pub(super) struct TrustArgs {
     /// Keys that may sign [default: /etc/qstage/allowed_signers]
     ///
     /// An OpenSSH allowed_signers file, see ssh-keygen(1). It may have several keys,
-    /// so that one can be replaced by another.
+    /// so that one can be replaced by another. [env: QSTAGE_TRUST]
     #[arg(long, value_name = "FILE")]
     trust: Option<PathBuf>,
 
@@ -175,10 +203,15 @@ pub(super) struct TrustArgs {
 }
 
 impl TrustArgs {
+    fn named(&self) -> Option<PathBuf> {
+        self.trust.clone().or_else(|| environment::path(environment::TRUST))
+    }
+
     /// The same flags, for another process.
     pub(super) fn words(&self) -> Result<Vec<OsString>> {
         let mut words = Vec::new();
-        word(&mut words, "--trust", absolute(self.trust.as_deref())?);
+        let trust = self.named().filter(|_| !self.unsigned_for_development);
+        word(&mut words, "--trust", absolute(trust.as_deref())?);
         words.extend(self.unsigned_for_development.then(|| "--unsigned-for-development".into()));
         Ok(words)
     }
@@ -200,8 +233,8 @@ impl TrustArgs {
 
     /// The file of the command line, else that of the configuration.
     pub(super) fn file(&self, configured: &TrustFile) -> TrustFile {
-        match &self.trust {
-            Some(path) => TrustFile { path: path.clone(), demand: configured.demand.clone() },
+        match self.named() {
+            Some(path) => TrustFile { path, demand: configured.demand.clone() },
             None => configured.clone(),
         }
     }

@@ -24,7 +24,7 @@ use crate::host::health;
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     /// Directory of the checks
-    #[arg(long, value_name = "DIR", default_value = "/etc/qstage/health.d")]
+    #[arg(long, value_name = "DIR", default_value = health::DEFAULT_DIR)]
     dir: PathBuf,
 
     /// Seconds that each check may take
@@ -54,7 +54,10 @@ impl HealthArgs {
             return output::print(&format!("{told}\n"));
         }
         let passed = health::run_checks(&self.dir, Duration::from_secs(self.timeout.into()));
-        let passed = passed.inspect_err(|error| self.keep(error))?;
+        let health::Checks { passed, left_out } = passed.inspect_err(|error| self.keep(error))?;
+        for name in left_out {
+            output::note(&format!("{name} cannot be executed and was not asked (chmod +x)"));
+        }
         output::result(Format::object_if(self.json), &passed, |passed, palette| {
             if passed.is_empty() {
                 return format!("no checks in {}\n", self.dir.display());

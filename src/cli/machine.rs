@@ -17,6 +17,7 @@ use crate::host::journal::FileJournal;
 use crate::host::{LocalDisk, signals};
 use crate::progress::{Cancel, Progress};
 use crate::sandbox::{self, Kept};
+use crate::selector;
 use crate::source::address::Address;
 use crate::source::allowed::{Allowed, Permitted};
 use crate::source::http::{Notice, Web};
@@ -70,6 +71,13 @@ impl Host {
     pub(super) fn engine(&self, policy: Policy) -> Engine<'_> {
         Engine::new(&self.disk, &self.journal, policy)
     }
+}
+
+/// Sets the disk for a read-only verb: without a named one, the disk that a selector would select. A verb that changes
+/// something needs it named: it must not find the stick of an installer instead.
+pub(super) fn find_disk(settings: &mut Settings) -> Result<()> {
+    settings.disk = Some(selector::locate(settings.disk.as_deref(), &output::note)?);
+    Ok(())
 }
 
 /// Input with a bundle: a file or pipe is already open, a web server has not been contacted yet.

@@ -18,6 +18,8 @@ mod config_page;
 mod container;
 mod delta;
 mod destination;
+mod doctor;
+mod environment;
 mod explain;
 mod firmware;
 mod for_service;
@@ -46,6 +48,7 @@ mod switch;
 mod table;
 mod terminal;
 mod verb;
+mod verbose;
 mod verify;
 
 pub use outlet::finish;

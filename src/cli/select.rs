@@ -11,10 +11,8 @@ use crate::boot::BootFlag;
 use crate::device::Mode;
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
-use crate::host::efivars::{Directory, EFIVARS, Variables};
-use crate::host::kernel::Kernel;
-use crate::selector::{self, BootOrigin, Selection};
-use crate::units::{BlockSize, Guid};
+use crate::selector::{self, Selection};
+use crate::units::BlockSize;
 
 /// Select the slot that an initramfs starts, and count its try
 ///
@@ -54,17 +52,7 @@ impl SelectArgs {
 
 /// Opens the disk, read-only if it cannot be written, and selects.
 fn on(disk: Option<&Path>, sector_size: Option<BlockSize>) -> Result<Selection> {
-    let guid = disk.and_then(|disk| disk.to_str()?.parse::<Guid>().ok());
-    let disk = match disk {
-        Some(path) if guid.is_none() => path.to_owned(),
-        // A GUID is a hint for the rules of the selector: that disk may have been replaced.
-        _ => {
-            let variables = Directory::new(EFIVARS.into()).read().unwrap_or_default();
-            let loaded_from = variables.loaded_from().into_iter().chain(variables.stub()).collect();
-            let origin = BootOrigin { loaded_from, disk: guid };
-            selector::find_disk(&Kernel::default(), &origin, &output::note)?
-        }
-    };
+    let disk = selector::locate(disk, &output::note)?;
     let (machine, writable) = match LocalDisk::open(&disk, Mode::Write, sector_size) {
         Ok(machine) => (machine, true),
         Err(error) => {

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::args::{MachineArgs, TrustArgs};
 use super::outlet;
+use super::verbose::level;
 use crate::error::{Error, Result};
 use crate::service::owner::disk::{Place, StartedSoftware};
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
@@ -45,7 +46,7 @@ pub(super) struct ServeArgs {
 }
 
 impl ServeArgs {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self, verbose: u8) -> Result<()> {
         let settings = self.machine.settings()?;
         let configured = &settings.service;
         let certificate = match (&configured.certificate, &configured.key) {
@@ -110,7 +111,7 @@ impl ServeArgs {
         let _ = tracing_subscriber::fmt()
             .json()
             .flatten_event(true)
-            .with_max_level(tracing::Level::INFO)
+            .with_max_level(level(verbose, tracing::Level::INFO))
             .with_writer(|| LogLines)
             .log_internal_errors(false)
             .try_init();

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::answers::answers;
 use super::args::MachineArgs;
-use super::machine::Host;
+use super::machine::{Host, find_disk};
 use super::output::{self, Format, Palette};
 use super::table::{self, Cell};
 use crate::boot::BootFlag;
@@ -25,7 +25,8 @@ pub(super) struct SlotsArgs {
 
 impl SlotsArgs {
     pub(super) fn run(&self) -> Result<()> {
-        let settings = self.machine.settings()?;
+        let mut settings = self.machine.settings()?;
+        find_disk(&mut settings)?;
         answers(&settings)?;
         let report = Host::open_to_look(&settings)?.engine(settings.policy()).slots()?;
         output::result(Format::object_if(self.json), &report, human)

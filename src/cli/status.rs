@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::answers::answers;
 use super::args::MachineArgs;
-use super::machine::Host;
+use super::machine::{Host, find_disk};
 use super::output::{self, Palette};
 use super::remote::ServiceArgs;
 use super::table;
@@ -48,7 +48,7 @@ struct Shown {
 
 impl StatusArgs {
     pub(super) fn run(&self) -> Result<()> {
-        let settings = self.machine.settings()?;
+        let mut settings = self.machine.settings()?;
         if self.service.is_given() {
             let path = if self.human { "/v1/qstage/status" } else { "/v1/upgrade/status" };
             let text = self.service.client(&settings)?.get(path)?;
@@ -57,6 +57,7 @@ impl StatusArgs {
             }
             return output::print(&format!("{text}\n"));
         }
+        find_disk(&mut settings)?;
         answers(&settings)?;
         let host = Host::open_to_look(&settings)?;
         let engine = host.engine(settings.policy());

@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use super::{
-    answers, bench, container, delta, explain, firmware, health, history, init, inspect, manual, pack, plan,
-    prepare, remote, repair, select, serve, sign, slots, status, switch, verify,
+    answers, bench, container, delta, doctor, explain, firmware, health, history, init, inspect, manual,
+    pack, plan, prepare, remote, repair, select, serve, sign, slots, status, switch, verbose, verify,
 };
 use crate::error::Result;
 
@@ -31,6 +31,10 @@ take the report. 'qstage explain CODE' explains an error code.";
 pub struct Cli {
     #[command(subcommand)]
     verb: Verb,
+
+    /// Print what is read, queried and started; -vv prints more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, display_order = 900)]
+    verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +64,7 @@ enum Verb {
     Upgrade(remote::UpgradeArgs),
     Watch(remote::WatchArgs),
     Cluster(remote::ClusterArgs),
+    Doctor(doctor::DoctorArgs),
     Explain(explain::ExplainArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
@@ -70,6 +75,10 @@ enum Verb {
 impl Cli {
     /// Runs the verb of the command line and prints its result, but not its error.
     pub fn run(&self) -> Result<()> {
+        // The log of a service has its own format.
+        if self.verbose > 0 && !matches!(self.verb, Verb::Serve(_)) {
+            verbose::show(self.verbose);
+        }
         match &self.verb {
             Verb::Pack(args) => args.run(),
             Verb::Sign(args) => args.run(),
@@ -92,10 +101,11 @@ impl Cli {
             Verb::Bench(args) => args.run(),
             Verb::Container(args) => args.run(),
             Verb::Health(args) => args.run(),
-            Verb::Serve(args) => args.run(),
+            Verb::Serve(args) => args.run(self.verbose),
             Verb::Upgrade(args) => args.run(),
             Verb::Watch(args) => args.run(),
             Verb::Cluster(args) => args.run(),
+            Verb::Doctor(args) => args.run(),
             Verb::Explain(args) => args.run(),
             Verb::Completions(args) => args.run(Self::command()),
             Verb::Man(args) => args.run(Self::command()),
@@ -129,6 +139,7 @@ impl Cli {
             Verb::Upgrade(args) => args.json,
             Verb::Watch(args) => args.json,
             Verb::Cluster(args) => args.wants_json(),
+            Verb::Doctor(args) => args.json,
             Verb::Explain(args) => args.json,
             // status prints its seven keys and never another object.
             Verb::Status(_) | Verb::Serve(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Answers(_) => {

@@ -125,7 +125,9 @@ impl Loaded {
 /// [`Error::TableSectorSize`]; [`Error::Read`].
 pub fn load(disk: &dyn BlockDevice, name: &str) -> Result<Loaded> {
     let reading = load::reading(disk, name)?;
-    Ok(Loaded { name: name.to_owned(), reading, how: TableMethod::default() })
+    let loaded = Loaded { name: name.to_owned(), reading, how: TableMethod::default() };
+    tracing::debug!("partition table of {name}: {}", loaded.describe());
+    Ok(loaded)
 }
 
 /// The plan by which [`switch`] brings `new` onto the disk, including a pending repair. Writes nothing.

@@ -78,11 +78,19 @@ impl Config {
     /// Reads the named file, or the default file, which may be missing.
     pub(crate) fn load(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH));
-        match read_trusted_text(path, CONFIG_MAX) {
+        let read = read_trusted_text(path, CONFIG_MAX);
+        let outcome = read.as_ref().map_or_else(ToString::to_string, |text| format!("{} bytes", text.len()));
+        tracing::debug!("configuration {}: {outcome}", path.display());
+        match read {
             Ok(text) => Self::parse(&text).map_err(|problem| Error::Config { path: path.into(), problem }),
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(Error::Config { path: path.into(), problem: error.to_string() }),
         }
+    }
+
+    /// The default file.
+    pub(crate) fn default_path() -> &'static Path {
+        Path::new(DEFAULT_PATH)
     }
 
     /// Parses the text of a file; the error names the line.
@@ -142,4 +150,17 @@ fn did_you_mean(message: String) -> String {
         Some((word, meant)) => format!("'{word}' is not known; did you mean '{meant}'?"),
         None => message,
     }
+}
+
+/// The file as it is written, without its comments; `None` where there is none.
+///
+/// # Errors
+/// Of reading; it is no TOML.
+pub(crate) fn value(path: &Path) -> io::Result<Option<serde_json::Value>> {
+    let text = match read_trusted_text(path, CONFIG_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let table: toml::Table = toml::from_str(&text).map_err(io::Error::other)?;
+    Ok(Some(serde_json::to_value(table)?))
 }

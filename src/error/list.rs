@@ -455,6 +455,9 @@ errors! {
     /// The new container failed, and returning to the old one failed too.
     SwapBack { version: String, problem: String, back: String } => Service, "SWAP_BACK",
         ("{version} failed ({problem}), and so did going back: {back}; see 'qstage container status'");
+    /// 'qstage doctor' found something that has to be done.
+    Findings { problems: usize, first: String } => Service, "FINDINGS",
+        ("{problems} problems were found, the first: {first}; each names its remedy");
     /// A health check failed.
     Unhealthy { check: String, problem: String } => Service, "UNHEALTHY", ("health check {check}: {problem}");
 

@@ -1,7 +1,7 @@
 //! The health checks of the machine: a directory of programs, each of which must end with 0.
 
 use std::fs;
-use std::io;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 /// Number of characters of a failing check's last output that are shown.
 const LAST_WORDS: usize = 300;
 
+/// Default directory of the checks.
+pub const DEFAULT_DIR: &str = "/etc/qstage/health.d";
+
 /// A check that passed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Passed {
@@ -24,38 +27,60 @@ pub struct Passed {
     pub seconds: f64,
 }
 
+/// Result of the checks of a directory.
+#[derive(Debug)]
+pub struct Checks {
+    /// All checks, each passed.
+    pub passed: Vec<Passed>,
+    /// Names of scripts without execute permission: a likely mistake.
+    pub left_out: Vec<String>,
+}
+
 /// Runs the executable files of a directory in the order of their names, each for `timeout` at most. The first failure ends
-/// the run: a machine is healthy when all checks pass. A missing or empty directory passes. Names that begin with a dot or
-/// end with `~`, `.bak`, `.dpkg-*` and the like are skipped, as run-parts(8) does.
+/// the run: a machine is healthy when all checks pass. An empty directory passes; a missing one is an error, of the path or
+/// of the installation. Names that begin with a dot or end with `~`, `.bak`, `.dpkg-*` and the like are skipped, as
+/// run-parts(8) does.
 ///
 /// # Errors
-/// [`Error::Unhealthy`] with the check that failed; [`Error::Open`] if the directory cannot be read.
-pub fn run_checks(dir: &Path, timeout: Duration) -> Result<Vec<Passed>> {
+/// [`Error::Unhealthy`] with the check that failed; [`Error::Open`] if the directory is missing or cannot be read.
+pub fn run_checks(dir: &Path, timeout: Duration) -> Result<Checks> {
     let failed = |source| Error::Open { path: dir.to_owned(), source };
-    let mut programs = Vec::new();
-    match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(failed(e)),
-        Ok(entries) => {
-            for entry in entries {
-                let path = entry.map_err(failed)?.path();
-                if is_check(&path) {
-                    programs.push(path);
-                }
-            }
+    let (mut programs, mut left_out) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if is_check(&path) {
+            programs.push(path);
+        } else if is_named(&path) && is_script(&path) {
+            left_out.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }
     }
     programs.sort();
-    programs.iter().map(|program| run_check(program, timeout)).collect()
+    left_out.sort();
+    let passed = programs.iter().map(|program| run_check(program, timeout)).collect::<Result<_>>()?;
+    Ok(Checks { passed, left_out })
 }
 
-fn is_check(path: &Path) -> bool {
+/// Whether a file begins as a script does.
+fn is_script(path: &Path) -> bool {
+    let mut start = [0; 2];
+    let is_file = fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    is_file
+        && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && &start == b"#!"
+}
+
+fn is_named(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let named = name.strip_suffix(".sh").unwrap_or(&name);
+    !named.is_empty() && named.chars().all(plain)
+}
+
+/// Whether a file is a check: it can be executed and is no leftover of an editor or a package.
+pub(crate) fn is_check(path: &Path) -> bool {
     // A link counts as what it leads to.
-    let runs = fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    !named.is_empty() && named.chars().all(plain) && runs
+    is_named(path)
+        && fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 fn run_check(program: &Path, timeout: Duration) -> Result<Passed> {
@@ -95,7 +120,7 @@ mod tests {
     }
 
     /// A file that was just written may be open for writing in the fork of another test: "text file busy".
-    fn run(dir: &Path, timeout: Duration) -> Result<Vec<Passed>> {
+    fn run(dir: &Path, timeout: Duration) -> Result<Checks> {
         for _ in 0..100 {
             match run_checks(dir, timeout) {
                 Err(Error::Unhealthy { problem, .. }) if problem.contains("busy") => {}
@@ -109,7 +134,8 @@ mod tests {
     #[test]
     fn all_must_agree_in_order() {
         let dir = dir(&[("20-b", "exit 0", 0o755), ("10-a.sh", "true", 0o755), ("30-c", "exit 1", 0o644)]);
-        let passed = run(dir.path(), LONG).unwrap();
+        let Checks { passed, left_out } = run(dir.path(), LONG).unwrap();
+        assert_eq!(left_out, ["30-c"], "a script that nobody may execute is told of");
         assert_eq!(passed.iter().map(|one| one.check.as_str()).collect::<Vec<_>>(), ["10-a.sh", "20-b"]);
     }
 
@@ -143,13 +169,14 @@ mod tests {
     #[test]
     fn a_check_that_prints_much_passes() {
         let dir = dir(&[("10-loud", "head -c 1000000 /dev/zero", 0o755)]);
-        assert_eq!(run(dir.path(), LONG).unwrap().len(), 1);
+        assert_eq!(run(dir.path(), LONG).unwrap().passed.len(), 1);
     }
 
     #[test]
-    fn no_directory_no_objection_and_leftovers_are_no_checks() {
-        assert!(run(Path::new("/nonexistent/health.d"), LONG).unwrap().is_empty());
+    fn a_missing_directory_is_a_mistake_and_leftovers_are_no_checks() {
+        let error = run(Path::new("/nonexistent/health.d"), LONG).unwrap_err();
+        assert_eq!(error.code(), "UPGRADE_ERROR_OPEN");
         let dir = dir(&[("a~", "exit 1", 0o755), (".b", "exit 1", 0o755), ("c.dpkg-old", "exit 1", 0o755)]);
-        assert!(run(dir.path(), LONG).unwrap().is_empty());
+        assert!(run(dir.path(), LONG).unwrap().passed.is_empty());
     }
 }

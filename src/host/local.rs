@@ -65,6 +65,8 @@ impl LocalDisk {
                 Disk::Block(kernel.node(number).map_err(failed)?)
             }
         };
+        let (size, block) = (device.len(), device.block_size().bytes());
+        tracing::debug!("disk {}: {disk:?}, {size} bytes in blocks of {block}", path.display());
         // The EFI variables of this machine are not about an image.
         let efivars = matches!(disk, Disk::Block(_)).then(|| Directory::new(EFIVARS.into()));
         Ok(Self {

@@ -164,6 +164,7 @@ impl Program {
         }
         self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
         let begun = Instant::now();
+        let shown = format!("{:?}", self.command);
         let mut group = Group { child: self.command.spawn()?, leads: self.limit.is_some() };
         // Closes our copies of the writing ends: else the reading ends would never report the end.
         drop(self.command);
@@ -181,6 +182,7 @@ impl Program {
             }
         };
         drop(group);
+        tracing::debug!("{shown}: {end} after {:.2} s", begun.elapsed().as_secs_f64());
         streams.input = None;
         if self.answers || !end.success() {
             let until = Instant::now() + DRAIN;

@@ -44,5 +44,7 @@ pub fn read(path: &Path) -> Result<Trust> {
         let problem = format!("{problem}; name another file with --trust");
         Error::TrustFile { path: path.to_owned(), problem }
     })?;
-    Trust::parse(path, &bytes)
+    let trust = Trust::parse(path, &bytes)?;
+    tracing::debug!("trusted keys {}: {} count now", path.display(), trust.keys().0);
+    Ok(trust)
 }

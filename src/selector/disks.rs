@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::commit;
 use crate::device::{Direct, Mode};
 use crate::error::{Error, Result};
+use crate::host::efivars::{Directory, EFIVARS, Variables};
 use crate::host::kernel::{Drive, Kernel};
 use crate::units::{BlockSize, Group, Guid, Slot};
 
@@ -48,6 +49,23 @@ pub fn find_disk(kernel: &Kernel, origin: &BootOrigin, note: &dyn Fn(&str)) -> R
     };
     notes.iter().for_each(|text| note(text));
     Ok(taken.path.clone())
+}
+
+/// The disk for a path, a GUID, or `None`: by the rules of [`find_disk`] unless it is a path.
+///
+/// # Errors
+/// [`Error::NoDisk`].
+pub fn locate(named: Option<&Path>, note: &dyn Fn(&str)) -> Result<PathBuf> {
+    let guid = named.and_then(|disk| disk.to_str()?.parse::<Guid>().ok());
+    match named {
+        Some(path) if guid.is_none() => Ok(path.to_owned()),
+        // A GUID is a hint for the rules of the selector: that disk may have been replaced.
+        _ => {
+            let variables = Directory::new(EFIVARS.into()).read().unwrap_or_default();
+            let loaded_from = variables.loaded_from().into_iter().chain(variables.stub()).collect();
+            find_disk(&Kernel::default(), &BootOrigin { loaded_from, disk: guid }, note)
+        }
+    }
 }
 
 fn look(drive: &Drive) -> Result<Option<FoundDisk>> {

@@ -7,7 +7,7 @@
 mod disks;
 mod report;
 
-pub use disks::{BootOrigin, find_disk};
+pub use disks::{BootOrigin, find_disk, locate};
 pub use report::{PartitionLocation, Selection};
 
 use crate::boot::{self, Candidate, Choice, Companion, Counting};

@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 28] = [
+const VERBS: [&str; 29] = [
     "pack",
     "sign",
     "delta",
@@ -35,6 +35,7 @@ const VERBS: [&str; 28] = [
     "upgrade",
     "watch",
     "cluster",
+    "doctor",
     "explain",
     "completions",
     "man",

@@ -5,6 +5,8 @@ mod harness;
 
 /// `qstage bench` and its report.
 mod bench;
+/// `qstage doctor`, and how a disk and a configuration are found.
+mod doctor;
 /// Switches by EFI variables.
 mod efi;
 /// Each error code, reached by the command line.

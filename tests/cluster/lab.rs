@@ -94,6 +94,7 @@ impl Lab {
     pub(crate) fn add(&mut self, number: usize, id: usize, cluster: &str, rate: Option<&str>) {
         let dir = self.bench.path(&format!("node{number}"));
         fs::create_dir(&dir).unwrap();
+        fs::create_dir(dir.join("health.d")).unwrap();
         let path = |name: &str| dir.join(name).display().to_string();
         let app = free_port();
         let cluster =

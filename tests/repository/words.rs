@@ -67,6 +67,7 @@ const READ: &[&str] = &[
     "src/config/",
     "src/device/",
     "src/efi/",
+    "src/doctor/",
     "src/error/",
     "src/gpt/",
     "src/init/",

@@ -73,6 +73,13 @@ impl Trust {
         Ok(Self { path: path.to_owned(), policy, demand: Demand::default() })
     }
 
+    /// Number of keys that are valid for a bundle now, and the lines of the file that were skipped, with the reason.
+    pub fn keys(&self) -> (usize, &[String]) {
+        let TrustPolicy::Signers { signers, skipped } = &self.policy else { return (0, &[]) };
+        let now = Timestamp::now().as_second();
+        (signers.iter().filter(|signer| self.refusal(signer, now).is_none()).count(), skipped)
+    }
+
     /// The same keys with more requirements.
     pub fn demanding(self, demand: Demand) -> Self {
         Self { demand, ..self }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+use crate::cli::environment;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::http::tls::CERTIFICATE;
@@ -26,11 +27,11 @@ const ANSWER_LIMIT: usize = 4 << 20;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Service")]
 pub(in crate::cli) struct ServiceArgs {
-    /// Service to connect to: https://HOST:PORT or unix:PATH
+    /// Service to connect to: https://HOST:PORT or unix:PATH [env: QSTAGE_SERVICE]
     #[arg(long, value_name = "ADDRESS")]
     service: Option<String>,
 
-    /// File with the token for the service
+    /// File with the token for the service [env: QSTAGE_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
@@ -53,12 +54,14 @@ impl ServiceArgs {
 
     /// A client of the named service; by default of the service in the configuration.
     pub(in crate::cli) fn client(&self, settings: &Settings) -> Result<Client> {
+        let named = || environment::path(environment::SERVICE)?.into_os_string().into_string().ok();
         let configured = || match &settings.service.socket {
             Some(path) => format!("unix:{}", path.display()),
             None => format!("https://{}", settings.service.listen()),
         };
-        let name = self.service.clone().unwrap_or_else(configured);
-        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let name = self.service.clone().or_else(named).unwrap_or_else(configured);
+        let token = self.token_file.clone().or_else(|| environment::path(environment::TOKEN_FILE));
+        let token = token.as_deref().map(read_token).transpose()?;
         let way = if let Some(path) = name.strip_prefix("unix:") {
             Way::Unix(path.into())
         } else if name.starts_with("https://") {

@@ -124,6 +124,9 @@ impl Clients {
                 };
             }
             let response = request.send().await.map_err(|error| of_error(&error))?;
+            // Without user, password and query.
+            let (host, status) = (url.host_str().unwrap_or_default(), response.status());
+            tracing::debug!("{host}{}, bytes {start}-{last}: {status}", url.path());
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
                 return answer(response, start, url);
             }

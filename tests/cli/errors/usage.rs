@@ -17,7 +17,7 @@ fn configuration() {
     }
     bench.run(&["slots", "--config", "missing.toml"]).bad("CONFIG");
     fs::write(bench.path("config.toml"), "").unwrap();
-    bench.at(&["slots"]).bad("ARGUMENT");
+    bench.at(&["plan", "v1.qimg"]).bad("ARGUMENT");
 }
 
 #[test]
