@@ -47,6 +47,7 @@ mod status;
 mod switch;
 mod table;
 mod terminal;
+mod token;
 mod verb;
 mod verbose;
 mod verify;

@@ -30,7 +30,9 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
 
-    /// Unix socket for local use [default: none]
+    /// Unix socket for local use; 'none' for none [default: /run/qstage/service.sock]
+    ///
+    /// The default is root's; other users have none.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
@@ -88,9 +90,9 @@ impl ServeArgs {
         }
         let access = Listener {
             listen,
-            socket: self.socket.clone().or_else(|| configured.socket.clone()),
+            socket: Listener::socket(self.socket.as_deref().or(configured.socket.as_deref())),
             certificate,
-            tokens: configured.tokens.clone(),
+            tokens: configured.tokens(),
             hosts: configured.hosts.clone(),
             insecure_no_auth: self.insecure_no_auth,
         };

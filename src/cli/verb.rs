@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use super::{
     answers, bench, container, delta, doctor, explain, firmware, health, history, init, inspect, manual,
-    pack, plan, prepare, remote, repair, select, serve, sign, slots, status, switch, verbose, verify,
+    pack, plan, prepare, remote, repair, select, serve, sign, slots, status, switch, token, verbose, verify,
 };
 use crate::error::Result;
 
@@ -18,7 +18,8 @@ Exit codes: 0 done, 1 defect, 2 usage or configuration, 3 bundle damaged,
 4 bundle not trusted, 5 refused by a rule, 6 disk not as needed, 7 I/O
 failed, 8 stopped by a signal, 9 a container or health check failed,
 10 the network or a web server failed, 11 done, but standard output did not
-take the report. 'qstage explain CODE' explains an error code.";
+take the report, 12 the service refused its caller. 'qstage explain CODE'
+explains an error code.";
 
 /// Upgrade an A/B appliance: stage signed bundles, switch in one write
 ///
@@ -61,6 +62,7 @@ enum Verb {
     Container(container::ContainerArgs),
     Health(health::HealthArgs),
     Serve(serve::ServeArgs),
+    Token(token::TokenArgs),
     Upgrade(remote::UpgradeArgs),
     Watch(remote::WatchArgs),
     Cluster(remote::ClusterArgs),
@@ -102,6 +104,7 @@ impl Cli {
             Verb::Container(args) => args.run(),
             Verb::Health(args) => args.run(),
             Verb::Serve(args) => args.run(self.verbose),
+            Verb::Token(args) => args.run(),
             Verb::Upgrade(args) => args.run(),
             Verb::Watch(args) => args.run(),
             Verb::Cluster(args) => args.run(),
@@ -136,6 +139,7 @@ impl Cli {
             Verb::Bench(args) => args.json,
             Verb::Container(args) => args.wants_json(),
             Verb::Health(args) => args.json,
+            Verb::Token(args) => args.wants_json(),
             Verb::Upgrade(args) => args.json,
             Verb::Watch(args) => args.json,
             Verb::Cluster(args) => args.wants_json(),

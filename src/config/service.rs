@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::values::{directories, prefixes, seconds};
 use crate::service::ServiceLimits;
+use crate::service::http::tokens::TokenFile;
 use crate::source::address::Url;
 use crate::source::allowed::Allowed;
 
@@ -39,6 +40,11 @@ impl ServiceConfig {
     /// Address at which HTTPS is served; by default loopback.
     pub(crate) fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
+    }
+
+    /// The file of tokens; by default one that may be missing.
+    pub(crate) fn tokens(&self) -> TokenFile {
+        TokenFile::new(self.tokens.as_deref())
     }
 
     /// Bundles that callers may name; by default files in a directory for this purpose, and no server.

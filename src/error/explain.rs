@@ -42,6 +42,7 @@ impl Class {
             Self::Service => "a container or a health check failed; the disk is sound",
             Self::Network => "a server, a proxy or the link failed; this says nothing about the bundle",
             Self::Report => "the work is done, but standard output did not take the report within 11 s",
+            Self::Access => "the service does not let this caller do it",
         }
     }
 
@@ -57,6 +58,9 @@ impl Class {
             Self::Io => "check the disk",
             Self::Interrupted | Self::Network => "run it again; it goes on",
             Self::Service => "the message says what runs now",
+            Self::Access => {
+                "give a token that may (--token-file; 'qstage token new' makes one), or call as root by the Unix socket"
+            }
             Self::Report => "the message says what is on the disk; `qstage status` shows it",
         }
     }

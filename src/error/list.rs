@@ -139,10 +139,11 @@ errors! {
     /// A signature could not be made.
     Signing { key: PathBuf, problem: String } => Trust, "SIGNING", ("signing with {}: {problem}", .key.display());
 
+    // ---- Access ----
     /// A request has no token, or an unknown one.
-    Unauthenticated { problem: String } => Trust, "UNAUTHENTICATED", ("{problem}");
+    Unauthenticated { problem: String } => Access, "UNAUTHENTICATED", ("{problem}");
     /// The client of a request lacks the permission for it.
-    Forbidden { who: String } => Trust, "FORBIDDEN",
+    Forbidden { who: String } => Access, "FORBIDDEN",
         ("{who} may only read; changes need a token with the privilege 'write', or root on the Unix socket");
 
     // ---- Refused ----

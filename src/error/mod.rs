@@ -43,11 +43,14 @@ pub enum Class {
     Network,
     /// Everything is done, but its report could not be delivered. Exit code 11.
     Report,
+    /// The service does not let the caller do this: no token, an unknown one, or one without the privilege. Exit code
+    /// 12.
+    Access,
 }
 
 impl Class {
     /// Every class, by exit code.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Internal,
         Self::Usage,
         Self::Bundle,
@@ -59,6 +62,7 @@ impl Class {
         Self::Service,
         Self::Network,
         Self::Report,
+        Self::Access,
     ];
 
     /// Name in JSON.
@@ -75,6 +79,7 @@ impl Class {
             Self::Service => "service",
             Self::Network => "network",
             Self::Report => "report",
+            Self::Access => "access",
         }
     }
 
@@ -92,6 +97,7 @@ impl Class {
             Self::Service => 9,
             Self::Network => 10,
             Self::Report => 11,
+            Self::Access => 12,
         }
     }
 }

@@ -24,7 +24,7 @@ mod wording;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::host::notify;
 use crate::source::allowed::Allowed;
+use http::tokens::TokenFile;
 use owner::disk::Place;
 use owner::hooks::{AfterCommit, ContainerRestart};
 use owner::worker::Arguments;
@@ -47,11 +48,34 @@ pub struct Listener {
     /// Certificate chain and key as PEM files; `None`: self-signed, made at the first start and kept.
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// File of hashed tokens.
-    pub tokens: Option<PathBuf>,
+    pub tokens: TokenFile,
     /// Names by which the machine is called, besides its own.
     pub hosts: Vec<String>,
     /// Whether anybody who can connect may do anything.
     pub insecure_no_auth: bool,
+}
+
+/// The Unix socket of a service that root runs, unless another one is configured.
+const SOCKET: &str = "/run/qstage/service.sock";
+/// In place of a path: there is no socket.
+const NO_SOCKET: &str = "none";
+
+impl Listener {
+    /// The socket that a service listens at. Users other than root have no directory for the default one.
+    pub fn socket(configured: Option<&Path>) -> Option<PathBuf> {
+        match configured {
+            Some(path) => Some(path.to_owned()).filter(|path| path.as_os_str() != NO_SOCKET),
+            None => nix::unistd::geteuid().is_root().then(|| SOCKET.into()),
+        }
+    }
+
+    /// The socket that a client connects to; `None`: it has to use HTTPS.
+    pub fn socket_of_client(configured: Option<&Path>) -> Option<PathBuf> {
+        match configured {
+            Some(_) => Self::socket(configured),
+            None => Some(PathBuf::from(SOCKET)).filter(|path| path.exists()),
+        }
+    }
 }
 
 /// Threads for waiting that are there from the start.

@@ -9,7 +9,7 @@ use qstage::cli::Cli;
 use qstage::error::Class;
 
 /// The verbs of the design; renaming one breaks scripts.
-const VERBS: [&str; 29] = [
+const VERBS: [&str; 30] = [
     "pack",
     "sign",
     "delta",
@@ -32,6 +32,7 @@ const VERBS: [&str; 29] = [
     "container",
     "health",
     "serve",
+    "token",
     "upgrade",
     "watch",
     "cluster",
@@ -120,6 +121,7 @@ fn the_help_lists_every_exit_code() {
         Class::Service,
         Class::Network,
         Class::Report,
+        Class::Access,
     ]
     .map(Class::exit_code)
     {

@@ -56,7 +56,7 @@ fn one_thread_is_enough_for_every_verb() {
     let error = alone(&["prepare", "--while-stdin-open", "v2.qimg"]).bad("NO_THREAD");
     assert!(error.contains("pids.max"), "{error}");
     assert_eq!(bench.hash(), before);
-    let error = alone(&["serve", "--listen", "127.0.0.1:0", "--booted", "a"]);
+    let error = alone(&["serve", "--listen", "127.0.0.1:0", "--socket", "none", "--booted", "a"]);
     assert!(error.code == Some(1) && error.err.contains("NO_THREAD"), "{error:?}");
 }
 

@@ -177,6 +177,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "cli/output.rs",
             "cli/remote/",
             "cli/status.rs",
+            "cli/token.rs",
             "cluster/codec.rs",
             "config/mod.rs",
             "doctor/archive.rs",
@@ -188,8 +189,8 @@ const HOMES: &[(&str, &[&str])] = &[
         ],
     ),
     // The last two by the module of rustls that has its name.
-    ("ring", &["bundle/sha256.rs", "service/http/tls.rs", "source/http/tls.rs"]),
-    ("sha2", &["service/http/auth.rs"]),
+    ("ring", &["bundle/sha256.rs", "service/http/tls.rs", "service/http/tokens.rs", "source/http/tls.rs"]),
+    ("sha2", &["service/http/auth.rs", "service/http/tokens.rs"]),
     ("signal_hook", &["host/signals.rs"]),
     ("ssh_key", &["bundle/", "host/signer.rs"]),
     ("tar", &["bundle/archive.rs", "doctor/archive.rs"]),

@@ -52,7 +52,7 @@ fn an_upgrade_from_the_bundle_to_the_commit() {
     assert_eq!(verbs, ["prepare", "commit"]);
     assert_eq!(local(&bench, &["history", "--json"]).1, out);
     let (code, _, err) = local(&bench, &["upgrade", "--commit", "--service", &address]);
-    assert!(code == Some(4) && err.contains("may only read"), "{code:?} {err}");
+    assert!(code == Some(12) && err.contains("may only read"), "{code:?} {err}");
     // A certificate that is not known is not accepted, unless that is said.
     std::fs::rename(bench.path("state/tls"), bench.path("tls")).unwrap();
     let (code, _, err) = local(&bench, &["status", "--service", &address]);

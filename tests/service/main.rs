@@ -32,5 +32,7 @@ mod notify;
 mod rules;
 /// What is shown as running, and which error.
 mod running;
+/// `qstage token`, and the default socket.
+mod tokens;
 /// Older official clients.
 mod versions;

@@ -16,6 +16,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use crate::cli::environment;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::service::Listener;
 use crate::service::http::tls::CERTIFICATE;
 
 /// Time limit of a response; long, since a bundle may have to be read first, perhaps over a network.
@@ -55,7 +56,7 @@ impl ServiceArgs {
     /// A client of the named service; by default of the service in the configuration.
     pub(in crate::cli) fn client(&self, settings: &Settings) -> Result<Client> {
         let named = || environment::path(environment::SERVICE)?.into_os_string().into_string().ok();
-        let configured = || match &settings.service.socket {
+        let configured = || match Listener::socket_of_client(settings.service.socket.as_deref()) {
             Some(path) => format!("unix:{}", path.display()),
             None => format!("https://{}", settings.service.listen()),
         };

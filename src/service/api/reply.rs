@@ -75,6 +75,7 @@ impl From<Error> for ErrorReply {
             error => match error.class() {
                 Class::Usage | Class::Bundle | Class::Trust => StatusCode::BAD_REQUEST,
                 Class::Refused | Class::Interrupted => StatusCode::CONFLICT,
+                Class::Access => StatusCode::FORBIDDEN,
                 // The fault is behind us, where the bundle was to come from.
                 Class::Network => StatusCode::BAD_GATEWAY,
                 Class::Internal | Class::Report | Class::Disk | Class::Io | Class::Service => {

@@ -11,8 +11,8 @@
 //! | network, loopback | nothing, `--insecure-no-auth` | write |
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
@@ -20,18 +20,28 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::{Error, Result};
-use crate::host::files::read_trusted_text;
 use crate::service::http::attempts::Attempts;
 use crate::service::http::origin::Origin;
+use crate::service::http::tokens::{Token, TokenFile};
 
-/// Largest file of tokens in bytes.
-const TOKENS_MAX: u64 = 1 << 20;
-
-/// What somebody may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(in crate::service) enum Privilege {
+/// What a caller may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Privilege {
+    /// Read what the service shows.
     Read,
+    /// Change things too.
     Write,
+}
+
+impl Privilege {
+    /// Name in the file of tokens and in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
 }
 
 /// Who it is, for the audit log.
@@ -46,29 +56,19 @@ pub(in crate::service) struct Caller {
 /// The rules and the tokens.
 #[derive(Debug)]
 pub(in crate::service) struct Authentication {
-    file: Option<PathBuf>,
+    file: TokenFile,
     insecure: bool,
     own_uid: u32,
-    known: Mutex<(Option<SystemTime>, Vec<Token>)>,
+    known: Mutex<(Option<Stamp>, Vec<Token>)>,
     /// Failures by origin.
     pub(in crate::service) attempts: Attempts,
-}
-
-#[derive(Debug, Clone)]
-struct Token {
-    name: String,
-    privilege: Privilege,
-    hash: [u8; 32],
 }
 
 impl Authentication {
     /// # Errors
     /// [`Error::Config`]: the file of tokens cannot be used.
-    pub(in crate::service) fn new(file: Option<PathBuf>, insecure: bool) -> Result<Self> {
-        let known = match &file {
-            Some(path) => load(path)?,
-            None => (None, Vec::new()),
-        };
+    pub(in crate::service) fn new(file: TokenFile, insecure: bool) -> Result<Self> {
+        let known = load(&file)?;
         let own_uid = nix::unistd::geteuid().as_raw();
         Ok(Self { file, insecure, own_uid, known: Mutex::new(known), attempts: Attempts::default() })
     }
@@ -131,11 +131,10 @@ impl Authentication {
     /// Reads the file again when it has changed: a token is withdrawn by deleting its line, without a restart. A file
     /// that has become unusable withdraws all.
     fn reload(&self) {
-        let Some(path) = &self.file else { return };
-        let changed = fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        let changed = stamp(&self.file.path);
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if known.0 != changed || changed.is_none() {
-            *known = load(path).unwrap_or_else(|error| {
+            *known = load(&self.file).unwrap_or_else(|error| {
                 tracing::error!("no token is accepted: {error}");
                 (changed, Vec::new())
             });
@@ -143,53 +142,24 @@ impl Authentication {
     }
 }
 
-fn load(path: &Path) -> Result<(Option<SystemTime>, Vec<Token>)> {
-    let failed = |problem: String| Error::Config { path: path.to_owned(), problem };
-    // The time first: a change in between is then seen at the next look.
-    let changed = fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let text = read_trusted_text(path, TOKENS_MAX).map_err(|error| failed(error.to_string()))?;
-    // Whoever can add a line to it can do all.
-    let open = fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o022 != 0);
-    if open {
-        return Err(failed("others than its owner may write it; chmod go-w".to_owned()));
-    }
-    parse(&text).map(|tokens| (changed, tokens)).map_err(failed)
+/// State of the file when it was read: its time has the resolution of the kernel's tick, so inode and size count too.
+type Stamp = (SystemTime, u64, u64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let about = fs::metadata(path).ok()?;
+    Some((about.modified().ok()?, about.ino(), about.len()))
 }
 
-/// Lines of `NAME PRIVILEGE SHA256`, `#` begins a comment.
-fn parse(text: &str) -> Result<Vec<Token>, String> {
-    let mut tokens = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or_default();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let wrong = |problem: &str| format!("line {}: {problem}", number + 1);
-        match words[..] {
-            [] => {}
-            [name, privilege, hash] => {
-                let privilege = match privilege {
-                    "read" => Privilege::Read,
-                    "write" => Privilege::Write,
-                    _ => return Err(wrong("the privilege is neither 'read' nor 'write'")),
-                };
-                let hash = unhex(hash).ok_or_else(|| wrong("the hash is not 64 hexadecimal digits"))?;
-                tokens.push(Token { name: name.to_owned(), privilege, hash });
-            }
-            _ => return Err(wrong("expected NAME PRIVILEGE SHA256")),
-        }
-    }
-    Ok(tokens)
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u8> =
-        text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
-    let bytes: Vec<u8> =
-        digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |sum, d| sum << 4 | d)).collect();
-    if digits.len() == 64 { bytes.try_into().ok() } else { None }
+fn load(file: &TokenFile) -> Result<(Option<Stamp>, Vec<Token>)> {
+    // The stamp first: a change in between is then seen at the next look.
+    let changed = stamp(&file.path);
+    Ok((changed, file.read()?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn hash(token: &str) -> String {
@@ -215,8 +185,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         fs::write(&file, format!("# who\nr read {}\nw write {} # w\n", hash("rrr"), hash("www"))).unwrap();
-        let gate = Authentication::new(Some(file.clone()), false).unwrap();
-        let open = Authentication::new(Some(file), true).unwrap();
+        let gate = Authentication::new(TokenFile::new(Some(&file)), false).unwrap();
+        let open = Authentication::new(TokenFile::new(Some(&file)), true).unwrap();
         let network = Origin::Network("192.0.2.1:9".parse().unwrap());
         let own = gate.own_uid;
         let socket = |uid| Origin::Socket { uid, pid: None };
@@ -254,7 +224,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
-        let gate = Authentication::new(Some(file.clone()), false).unwrap();
+        let gate = Authentication::new(TokenFile::new(Some(&file)), false).unwrap();
         let network = Origin::Network("192.0.2.1:9".parse().unwrap());
         let ask = || outcome(&gate, network, Some("Bearer www"), Privilege::Write);
         assert_eq!(ask(), "yes");
@@ -274,15 +244,7 @@ mod tests {
         fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
         for (mode, good) in [(0o600, true), (0o644, true), (0o664, false), (0o602, false)] {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(Authentication::new(Some(file.clone()), false).is_ok(), good, "{mode:o}");
+            assert_eq!(Authentication::new(TokenFile::new(Some(&file)), false).is_ok(), good, "{mode:o}");
         }
-    }
-
-    #[test]
-    fn a_wrong_file_is_told_by_its_line() {
-        for (text, line) in [("a", "line 1"), ("\nx all 00", "line 2"), ("x read 00", "line 1")] {
-            assert!(parse(text).unwrap_err().starts_with(line), "{text}");
-        }
-        assert!(parse(&format!("x read {}g", "0".repeat(63))).is_err());
     }
 }

@@ -39,6 +39,6 @@ fn a_service_without_a_door_ends() {
     let bench = Bench::installed();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let message = bench.at(&["serve", "--listen", &address]).bad("LISTEN");
+    let message = bench.at(&["serve", "--listen", &address, "--socket", "none"]).bad("LISTEN");
     assert!(message.contains(&address), "{message}");
 }
