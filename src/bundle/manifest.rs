@@ -8,11 +8,15 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
+use super::needs::NeededPlatform;
 use crate::error::{Error, Result};
 use crate::units::{Blake3, Group, Sha256};
 
-/// The format version that this build reads and writes.
+/// The format version of bundles with a platform.
 pub const FORMAT: u64 = 1;
+/// The format version of software-only bundles: a reader that knows only the first one refuses them by the version, and not
+/// as damaged. It is the newest that this build reads.
+pub const FORMAT_SOFTWARE_ONLY: u64 = 2;
 /// Upper limit of the size of `manifest.json` in bytes.
 pub const MANIFEST_MAX: u64 = 256 << 10;
 /// Upper limit of the size of `index.bin` in bytes: 466,033 frames, 455 GiB of images at 1 MiB a frame.
@@ -128,7 +132,7 @@ pub struct IndexRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestFields {
-    /// Format version, [`FORMAT`].
+    /// Format version, [`FORMAT`] or [`FORMAT_SOFTWARE_ONLY`].
     pub format: u64,
     /// Compatibility string: the machines that this bundle is for.
     pub product: String,
@@ -141,6 +145,9 @@ pub struct ManifestFields {
     pub epoch: u64,
     /// Time of creation in seconds since 1970 UTC (SOURCE_DATE_EPOCH if that is set). Information only.
     pub created: u64,
+    /// The platform that the software needs, if the bundle carries none; `None`: it carries one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_platform: Option<NeededPlatform>,
     /// The payloads in the order of their members.
     pub payloads: Vec<Payload>,
     /// The index.
@@ -162,8 +169,8 @@ impl ManifestFields {
         }
         let json = |problem: serde_json::Error| Error::Manifest { problem: problem.to_string() };
         let version: Version = serde_json::from_slice(bytes).map_err(json)?;
-        if version.format != FORMAT {
-            return Err(Error::FormatVersion { got: version.format, known: FORMAT });
+        if !(FORMAT..=FORMAT_SOFTWARE_ONLY).contains(&version.format) {
+            return Err(Error::FormatVersion { got: version.format, known: FORMAT_SOFTWARE_ONLY });
         }
         let fields: Self = serde_json::from_slice(bytes).map_err(json)?;
         fields.check()?;
@@ -197,9 +204,7 @@ impl ManifestFields {
             return bad(format!("created is {}, beyond what a tar header holds", self.created));
         }
         limit("number of payloads", self.payloads.len() as u64, PAYLOADS_MAX as u64)?;
-        if self.payloads.first().is_none_or(|p| p.kind != Kind::Platform) {
-            return bad("the first payload must be the platform image".to_owned());
-        }
+        self.check_kinds()?;
         let order = |p: &Payload| (p.kind, p.name.clone());
         let mut neighbours = self.payloads.iter().zip(self.payloads.iter().skip(1));
         if let Some((_, next)) = neighbours.find(|(a, b)| order(a) >= order(b)) {
@@ -238,6 +243,24 @@ impl ManifestFields {
         Ok(())
     }
 
+    /// The format version decides which payloads there are.
+    fn check_kinds(&self) -> Result<()> {
+        let bad = |problem: &str| Err(Error::Manifest { problem: problem.to_owned() });
+        let kinds: Vec<Kind> = self.payloads.iter().map(|payload| payload.kind).collect();
+        match (self.format, &self.needs_platform) {
+            (FORMAT_SOFTWARE_ONLY, None) => bad("a software-only bundle must say which platform it needs"),
+            (FORMAT_SOFTWARE_ONLY, Some(_)) if kinds != [Kind::Software] => {
+                bad("a software-only bundle must have the software image and no other payload")
+            }
+            (FORMAT_SOFTWARE_ONLY, Some(needed)) => needed.check(),
+            (_, Some(_)) => bad("needs_platform is for software-only bundles, format version 2"),
+            (_, None) if kinds.first() != Some(&Kind::Platform) => {
+                bad("the first payload must be the platform image")
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
     /// The payload of a kind that occurs at most once.
     pub fn payload(&self, kind: Kind) -> Option<&Payload> {
         self.payloads.iter().find(|p| p.kind == kind)
@@ -248,8 +271,8 @@ impl ManifestFields {
         self.payloads.iter().enumerate().filter(move |(_, p)| p.kind.group() == group)
     }
 
-    /// Whether two manifests describe the same platform: image and firmware by content, versions and names of the
-    /// bundle aside; see the [format](crate::manual::format).
+    /// Whether two manifests with a platform describe the same one: image and firmware by content, versions and names of
+    /// the bundle aside; see the [format](crate::manual::format).
     pub fn same_platform(&self, other: &Self) -> bool {
         let content = |fields: &Self| -> Vec<(Kind, String, u64, Blake3)> {
             fields.group(Group::Platform).map(|(_, p)| (p.kind, p.name.clone(), p.size, p.blake3)).collect()
@@ -263,7 +286,7 @@ pub(super) fn limit(what: &str, got: u64, limit: u64) -> Result<()> {
 }
 
 /// Checks a name or version: they become parts of paths, tar members and terminal output.
-fn check_word(what: &str, text: &str) -> Result<()> {
+pub(super) fn check_word(what: &str, text: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._+~^-".contains(c);
     if text.is_empty() || text.len() > NAME_MAX || text.starts_with('.') || !text.chars().all(fine) {
         return Err(Error::Manifest {
@@ -358,6 +381,7 @@ pub(crate) mod tests {
             min_version: None,
             epoch: 0,
             created: 1_700_000_000,
+            needs_platform: None,
             payloads: vec![
                 payload(Kind::Platform, "platform", 10_000),
                 payload(Kind::Software, "software", 4096),
@@ -407,6 +431,46 @@ pub(crate) mod tests {
         }
     }
 
+    /// A bundle without a platform, and a need that it satisfies.
+    fn software_only() -> ManifestFields {
+        let mut fields = sample();
+        fields.format = FORMAT_SOFTWARE_ONLY;
+        fields.needs_platform = Some("1.0..1.9".parse().unwrap());
+        fields.payloads.retain(|payload| payload.kind == Kind::Software);
+        fields.index.size = 36;
+        fields
+    }
+
+    #[test]
+    fn a_software_only_bundle_says_what_it_needs_and_carries_nothing_else() {
+        let fields = software_only();
+        assert_eq!(ManifestFields::parse(&fields.to_bytes().unwrap()).unwrap(), fields);
+        type Break = fn(&mut ManifestFields);
+        let rules: &[(&str, Break)] = &[
+            ("first payload", |c| (c.format, c.needs_platform) = (FORMAT, None)),
+            ("for software-only", |c| c.format = FORMAT),
+            ("must say which", |c| c.needs_platform = None),
+            ("no other payload", |c| c.payloads = sample().payloads),
+            ("no other payload", |c| c.payloads.clear()),
+            ("names no platform", |c| c.needs_platform = Some(NeededPlatform::default())),
+            ("one of them decides", |c| {
+                c.needs_platform.as_mut().unwrap().blake3 = Some(Blake3([1; 32]));
+            }),
+            ("is empty", |c| c.needs_platform.as_mut().unwrap().min_version = Some("2.0".into())),
+            ("max_version", |c| c.needs_platform.as_mut().unwrap().max_version = Some("a b".into())),
+        ];
+        for (word, alter) in rules {
+            let mut fields = software_only();
+            alter(&mut fields);
+            let error = ManifestFields::parse(&serde_json::to_vec(&fields).unwrap()).unwrap_err();
+            assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_MANIFEST", "{error}");
+            assert!(error.to_string().contains(word), "{word}: {error}");
+        }
+        let text = String::from_utf8(fields.to_bytes().unwrap()).unwrap();
+        let more = text.replace("\"min_version\"", "\"news\": 1, \"min_version\"");
+        assert!(more != text && ManifestFields::parse(more.as_bytes()).is_err());
+    }
+
     #[test]
     fn limits_and_versions_have_their_own_codes() {
         let code = |bytes: &[u8]| ManifestFields::parse(bytes).unwrap_err().code();
@@ -418,7 +482,7 @@ pub(crate) mod tests {
         assert_eq!(code(&serde_json::to_vec(&fields).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
         fields.payloads = vec![fields.payloads[2].clone(); PAYLOADS_MAX + 1];
         assert_eq!(code(&serde_json::to_vec(&fields).unwrap()), "UPGRADE_ERROR_BUNDLE_LIMIT");
-        assert_eq!(code(br#"{"format":2,"news":1}"#), "UPGRADE_ERROR_BUNDLE_FORMAT_VERSION");
+        assert_eq!(code(br#"{"format":3,"news":1}"#), "UPGRADE_ERROR_BUNDLE_FORMAT_VERSION");
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
         assert_eq!(
             code(text.replace("\"epoch\"", "\"extra\": 1, \"epoch\"").as_bytes()),

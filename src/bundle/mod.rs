@@ -23,6 +23,7 @@ pub mod feed;
 pub mod frame;
 pub mod index;
 pub mod manifest;
+pub mod needs;
 pub mod pick;
 pub mod reader;
 pub mod release;

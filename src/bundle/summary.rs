@@ -6,6 +6,7 @@ use ssh_key::{HashAlg, PublicKey};
 use super::archive::{self, END_LEN};
 use super::delta::Tally;
 use super::manifest::Provenance;
+use super::needs::NeededPlatform;
 use super::reader::Bundle;
 use super::signature::{self, SignatureBlock};
 use crate::error::Result;
@@ -24,6 +25,9 @@ pub struct Summary {
     pub epoch: u64,
     /// Time of creation in seconds since 1970 UTC.
     pub created: u64,
+    /// The platform that a software-only bundle needs; `None`: the bundle carries one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs_platform: Option<NeededPlatform>,
     /// Principal and fingerprint of the trusted signer; `None` if trust was not checked.
     pub signed_by: Option<String>,
     /// Fingerprints of all keys that claim to have signed it, trusted or not.
@@ -104,6 +108,7 @@ impl Bundle {
             min_version: manifest.min_version.clone(),
             epoch: manifest.epoch,
             created: manifest.created,
+            needs_platform: manifest.needs_platform.clone(),
             signed_by: manifest.provenance().signer().map(str::to_owned),
             signatures: signatures.iter().map(signed).collect(),
             bundle_bytes: self.size()?,

@@ -10,7 +10,10 @@ use zstd::bulk::Compressor;
 use super::archive::{self, BLOCK, END_LEN};
 use super::frame::{chaining_value, is_zero};
 use super::index::{FrameEntry, merge, push_entry};
-use super::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Kind, ManifestFields, Payload};
+use super::manifest::{
+    FORMAT, FORMAT_SOFTWARE_ONLY, INDEX_ENTRY_LEN, IndexRef, Kind, ManifestFields, Payload,
+};
+use super::needs::NeededPlatform;
 use super::sha256::Hasher;
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Phase, Progress};
@@ -68,6 +71,8 @@ pub struct ReleaseInfo {
     pub epoch: u64,
     /// Time of creation in seconds since 1970 UTC.
     pub created: u64,
+    /// The platform that is needed by a bundle that carries none; `None`: it carries one.
+    pub needs_platform: Option<NeededPlatform>,
 }
 
 /// Settings of the compression.
@@ -104,12 +109,13 @@ pub fn pack_payloads<W: Write + Seek + Send>(
     progress: &dyn Progress,
 ) -> Result<Packed> {
     let mut fields = ManifestFields {
-        format: FORMAT,
+        format: if identity.needs_platform.is_some() { FORMAT_SOFTWARE_ONLY } else { FORMAT },
         product: identity.product.clone(),
         version: identity.version.clone(),
         min_version: identity.min_version.clone(),
         epoch: identity.epoch,
         created: identity.created,
+        needs_platform: identity.needs_platform.clone(),
         payloads: Vec::new(),
         index: IndexRef { size: 0, blake3: Blake3([0; 32]) },
     };

@@ -67,6 +67,7 @@ fn human(summary: &Summary, palette: Palette) -> String {
             "upgrades",
             summary.min_version.as_ref().map_or("any version".into(), |min| format!("{min} or later")),
         ),
+        ("needs", summary.needs_platform.as_ref().map_or_else(String::new, ToString::to_string)),
         ("epoch", summary.epoch.to_string()),
         ("created", created.map_or("unknown".into(), |time| time.to_string())),
         (

@@ -11,6 +11,7 @@ use super::machine;
 use super::output::{Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::manifest::FRAME_MAX;
+use crate::bundle::needs::NeededPlatform;
 use crate::error::{Error, Result};
 use crate::pack::{self, PackReport, PackSpec};
 use crate::units::size;
@@ -26,7 +27,9 @@ const FRAME_SMALLEST: u32 = 64 << 10;
 #[derive(Debug, Args)]
 // clap does not wrap usage lines, and this one is wider than 80 columns.
 #[command(override_usage = "qstage pack [OPTIONS] --product <NAME> --version <VERSION>
-                   --platform <FILE> --output <FILE>")]
+                   --platform <FILE> --output <FILE>
+       qstage pack [OPTIONS] --product <NAME> --version <VERSION>
+                   --needs-platform <PLATFORM> --software <FILE> --output <FILE>")]
 pub(super) struct PackArgs {
     /// Product that the bundle is for; machines of other products refuse it
     #[arg(long, value_name = "NAME")]
@@ -38,8 +41,17 @@ pub(super) struct PackArgs {
     version: String,
 
     /// Operating system image: the platform slot's content from its first byte
-    #[arg(long, value_name = "FILE")]
-    platform: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "needs_platform")]
+    platform: Option<PathBuf>,
+
+    /// Pack software alone, for machines with this platform: a digest or versions
+    ///
+    /// The bundle carries no platform: the BLAKE3 of the image that is needed (b3sum, or
+    /// 'qstage inspect --json' of a full bundle), or its versions: 1.4, 1.4..1.9, 1.4..,
+    /// ..1.9; both ends belong to the range. Beside another platform it is refused.
+    /// Releases of qstage that do not know such bundles refuse their format version.
+    #[arg(long, value_name = "PLATFORM", requires = "software", conflicts_with_all = ["platform", "firmware"])]
+    needs_platform: Option<NeededPlatform>,
 
     /// Software (container) image
     #[arg(long, value_name = "FILE")]
@@ -106,6 +118,7 @@ impl PackArgs {
             epoch: self.epoch,
             created: creation_time()?,
             platform: self.platform.clone(),
+            needs_platform: self.needs_platform.clone(),
             software: self.software.clone(),
             firmware: self.firmware.clone(),
             key: self.key.clone(),

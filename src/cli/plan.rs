@@ -95,6 +95,7 @@ fn human(report: &PlanReport, palette: Palette) -> String {
         ("from", report.running_version.clone().unwrap_or_else(|| "unknown".to_owned())),
         ("to", report.target_version.clone()),
         ("upgrade", kind),
+        ("needs", report.needs_platform.clone().unwrap_or_default()),
         ("switch", report.switch_method.clone()),
     ]);
     for open in report.container_open.iter().flatten() {
@@ -142,6 +143,7 @@ mod tests {
             upgrade_type: UpgradeType::SoftwareAndPlatform,
             booted: Slot::A,
             is_running: true,
+            needs_platform: None,
             payloads: vec![
                 PlannedPayload {
                     name: "platform".into(),

@@ -54,10 +54,11 @@ pub(super) fn render(headings: &[&str], rows: Vec<Vec<Cell>>, palette: Palette) 
     out
 }
 
-/// Lines of a label and its value, aligned.
+/// Lines of a label and its value, aligned. A line without a value is left out.
 pub(super) fn facts(pairs: &[(&str, String)]) -> String {
-    let width = pairs.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
-    pairs.iter().map(|(label, value)| format!("{label:width$}  {value}\n")).collect()
+    let shown = || pairs.iter().filter(|(_, value)| !value.is_empty());
+    let width = shown().map(|(label, _)| label.len()).max().unwrap_or(0);
+    shown().map(|(label, value)| format!("{label:width$}  {value}\n")).collect()
 }
 
 #[cfg(test)]

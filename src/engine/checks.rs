@@ -40,8 +40,9 @@ impl CheckedUpgrade {
 
 /// The groups of which a bundle brings something else than what runs.
 pub(super) fn needed(view: &View, claims: &ManifestFields) -> Vec<Group> {
-    let platform_runs =
-        view.record_in_service(Group::Platform).is_some_and(|record| record.manifest.same_platform(claims));
+    let running = view.record_in_service(Group::Platform);
+    let platform_runs = claims.payload(Kind::Platform).is_none()
+        || running.is_some_and(|record| record.manifest.same_platform(claims));
     let software = claims.payload(Kind::Software);
     let running =
         view.record_in_service(Group::Software).and_then(|record| record.manifest.payload(Kind::Software));
@@ -52,6 +53,30 @@ pub(super) fn needed(view: &View, claims: &ManifestFields) -> Vec<Group> {
     };
     let needed = [(Group::Platform, !platform_runs), (Group::Software, !software_runs)];
     needed.into_iter().filter(|(_, needed)| *needed).map(|(group, _)| group).collect()
+}
+
+/// Refuses software beside a platform that it is not made for: a software-only bundle beside the running platform, and the
+/// running software beside a platform that comes without another software.
+pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Error> {
+    let refused = |software: &ManifestFields, platform: Option<&ManifestFields>, whose: &str| {
+        let needed = software.needs_platform.as_ref()?;
+        if platform.is_some_and(|platform| needed.admits(platform)) {
+            return None;
+        }
+        let image = platform.and_then(|platform| platform.payload(Kind::Platform));
+        let found = image.map_or_else(
+            || format!("{whose} is unknown"),
+            |image| format!("{whose} is {} with BLAKE3 {}", image.version, image.blake3),
+        );
+        let version = software.version.clone();
+        Some(Error::PlatformNeeded { version, needed: needed.to_string(), problem: found })
+    };
+    let running = |group| view.record_in_service(group).map(|record| &**record.manifest);
+    if claims.needs_platform.is_some() {
+        return refused(claims, running(Group::Platform), "the running platform");
+    }
+    let stays = running(Group::Software).filter(|_| claims.payload(Kind::Software).is_none())?;
+    refused(stays, Some(claims), "the new platform")
 }
 
 /// What forbids any upgrade now, whatever the bundle: the slot that it would write is the only good fallback of a trial,
@@ -144,6 +169,7 @@ fn release_obstacles(view: &View, claims: &ManifestFields, policy: &Policy) -> V
     let below =
         below.map(|floor| Error::Epoch { version: claims.version.clone(), epoch: claims.epoch, floor });
     found.extend(view.above_floor(claims).err().or(below));
+    found.extend(platform_needed(view, claims));
     found.extend(view.running_unknown());
     found
 }

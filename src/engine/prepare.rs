@@ -52,6 +52,7 @@ impl Engine<'_> {
             upgrade_type: upgrade.kind,
             booted: upgrade.booted,
             is_running: view.runs().is_running(Group::Platform, upgrade.booted),
+            needs_platform: manifest.needs_platform.as_ref().map(ToString::to_string),
             payloads: payloads.collect(),
             transfer_bytes: bundle.delta().map(|_| transfer_bytes(&upgrade, bundle)),
             switch_method: self.switch_method(&view)?,

@@ -150,6 +150,9 @@ errors! {
     /// The bundle is for another product.
     Product { bundle: String, machine: String } => Refused, "PRODUCT",
         ("the bundle is for product '{bundle}', this machine is '{machine}'");
+    /// Software would run beside a platform that it is not made for, or a factory install got no platform.
+    PlatformNeeded { version: String, needed: String, problem: String } => Refused, "PLATFORM_NEEDED",
+        ("{version} is software alone, which needs {needed}, but {problem}; install a bundle with that platform");
     /// The bundle is older than the running release.
     Downgrade { bundle: String, running: String } => Refused, "DOWNGRADE",
         ("the bundle has version {bundle}, older than the running {running}; --allow-downgrade overrides");

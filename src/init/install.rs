@@ -43,7 +43,15 @@ pub fn install(
 }
 
 /// Refuses a stream if there are several slots, since the bundle is read once per slot.
+/// Refuses a bundle without a platform.
 pub(super) fn check_source(bundle: &Bundle, into: &[Slot]) -> Result<()> {
+    if let Some(needed) = &bundle.manifest().needs_platform {
+        return Err(Error::PlatformNeeded {
+            version: bundle.manifest().version.clone(),
+            needed: needed.to_string(),
+            problem: "a factory install brings the first one".to_owned(),
+        });
+    }
     if into.len() < 2 || bundle.is_seekable() {
         return Ok(());
     }

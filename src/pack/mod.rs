@@ -15,6 +15,7 @@ use serde::Serialize;
 pub use destination::Destination;
 
 use crate::bundle::manifest::Kind;
+use crate::bundle::needs::NeededPlatform;
 use crate::bundle::writer::{Compression, PayloadInput, ReleaseInfo, pack_payloads, write_front};
 use crate::bundle::{Bundle, ReadAt, Source, Trust, signature};
 use crate::error::{Error, Result};
@@ -35,8 +36,10 @@ pub struct PackSpec {
     pub epoch: u64,
     /// Time of creation in seconds since 1970 UTC.
     pub created: u64,
-    /// The platform image.
-    pub platform: PathBuf,
+    /// The platform image; `None`: the bundle is software-only.
+    pub platform: Option<PathBuf>,
+    /// The platform that a software-only bundle needs.
+    pub needs_platform: Option<NeededPlatform>,
     /// The software image; `None`: the bundle has none.
     pub software: Option<PathBuf>,
     /// Names and files of firmware blobs.
@@ -55,14 +58,13 @@ impl PackSpec {
     /// All files that are read, with their option names.
     fn inputs(&self) -> Vec<(&'static str, &Path)> {
         let firmware = self.firmware.iter().map(|(_, path)| ("--firmware", path));
-        let one = [("--software", self.software.as_ref()), ("--key", self.key.as_ref())];
+        let one = [
+            ("--platform", self.platform.as_ref()),
+            ("--software", self.software.as_ref()),
+            ("--key", self.key.as_ref()),
+        ];
         let one = one.into_iter().filter_map(|(option, path)| Some((option, path?)));
-        [("--platform", &self.platform)]
-            .into_iter()
-            .chain(one)
-            .chain(firmware)
-            .map(|(option, path)| (option, path.as_path()))
-            .collect()
+        one.chain(firmware).map(|(option, path)| (option, path.as_path())).collect()
     }
 }
 
@@ -109,7 +111,10 @@ pub fn pack(
     if let Some(key) = &spec.key {
         signer::try_out(key)?;
     }
-    let mut images = vec![(Kind::Platform, "platform".to_owned(), open_image(&spec.platform)?)];
+    let mut images = Vec::new();
+    if let Some(path) = &spec.platform {
+        images.push((Kind::Platform, "platform".to_owned(), open_image(path)?));
+    }
     if let Some(path) = &spec.software {
         images.push((Kind::Software, "software".to_owned(), open_image(path)?));
     }
@@ -131,6 +136,7 @@ pub fn pack(
         min_version: spec.min_version.clone(),
         epoch: spec.epoch,
         created: spec.created,
+        needs_platform: spec.needs_platform.clone(),
     };
     let compression = Compression { level: spec.level, frame_size: spec.frame_size, jobs: spec.jobs };
 

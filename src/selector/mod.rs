@@ -140,7 +140,7 @@ fn software<'c>(
     boot::software_beside(flagged, |slot| Companion {
         fits: platform
             .zip(record(Group::Software, slot))
-            .map(|(platform, software)| software.manifest.same_platform(&platform.manifest)),
+            .map(|(platform, software)| software.manifest.runs_on(&platform.manifest)),
         usable: flags(slot).is_some_and(|bits| bits.successful()),
     })
 }

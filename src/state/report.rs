@@ -181,6 +181,9 @@ pub struct PlanReport {
     /// Whether it runs, and is not only the one that boots next.
     #[serde(skip)]
     pub is_running: bool,
+    /// The platform that a software-only bundle needs, for people; `None`: the bundle carries one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs_platform: Option<String>,
     /// The payloads, in the order of the bundle.
     pub payloads: Vec<PlannedPayload>,
     /// Maximum bytes to be read of a delta; `None` for a bundle.

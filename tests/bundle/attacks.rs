@@ -37,6 +37,7 @@ fn parts() -> Parts {
         product: "demo".to_owned(),
         version: "2.0".to_owned(),
         min_version: None,
+        needs_platform: None,
         epoch: 0,
         created: CREATED,
     };
@@ -315,9 +316,21 @@ pub(crate) fn attacks() -> Vec<Attack> {
     );
     add(
         "manifest-format",
-        "BUNDLE_FORMAT_VERSION",
-        "format version 2",
+        "BUNDLE_MANIFEST",
+        "the format version of software-only bundles, with a platform",
         text("\"format\": 1", "\"format\": 2"),
+    );
+    add(
+        "manifest-format-unknown",
+        "BUNDLE_FORMAT_VERSION",
+        "format version 3",
+        text("\"format\": 1", "\"format\": 3"),
+    );
+    add(
+        "manifest-needs-and-platform",
+        "BUNDLE_MANIFEST",
+        "a platform beside the need of one",
+        text("\"format\": 1", "\"needs_platform\": {\"min_version\": \"1\"}, \"format\": 2"),
     );
     add("manifest-negative", "BUNDLE_MANIFEST", "a negative size", text("\"size\": 2000", "\"size\": -2000"));
     add("manifest-size-zero", "BUNDLE_MANIFEST", "an empty image", text("\"size\": 2000", "\"size\": 0"));

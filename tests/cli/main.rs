@@ -29,6 +29,8 @@ mod output;
 mod process;
 /// `qstage-select`, the boot-time selector.
 mod select;
+/// Bundles of software without a platform.
+mod software_only;
 /// Progress bars on a terminal.
 mod terminal;
 /// A slot on trial, its health checks, and the fallback.

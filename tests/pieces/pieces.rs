@@ -49,6 +49,7 @@ fn bundle(frame_size: u32) -> Bundle {
         product: "bench".to_owned(),
         version: "1".to_owned(),
         min_version: None,
+        needs_platform: None,
         epoch: 0,
         created: 0,
     };

@@ -78,8 +78,14 @@ pub(crate) mod tests {
     /// A bundle of one image.
     pub(crate) fn bundle(image: &[u8], frame_size: u32) -> Bundle {
         let (version, image) = ("2".to_owned(), image.to_vec());
-        let identity =
-            ReleaseInfo { product: "p".to_owned(), version, min_version: None, epoch: 0, created: 5 };
+        let identity = ReleaseInfo {
+            product: "p".to_owned(),
+            version,
+            min_version: None,
+            epoch: 0,
+            created: 5,
+            needs_platform: None,
+        };
         let (name, version) = ("platform".to_owned(), "2".to_owned());
         let input = PayloadInput { kind: Kind::Platform, name, version, image: &image };
         let compression = Compression { level: 9, frame_size, jobs: NonZeroUsize::new(2) };

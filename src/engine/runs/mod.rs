@@ -91,7 +91,7 @@ fn software(view: &View, platform: &RunningSlot) -> RunningSlot {
 fn came_up_with(view: &View, software: &SlotView, booted: Slot) -> bool {
     let platform = view.held(Group::Platform, booted).filter(|held| held.state == SlotState::Trial);
     let records = platform.and_then(SlotView::record).zip(software.record());
-    records.is_some_and(|(platform, software)| software.manifest.same_platform(&platform.manifest))
+    records.is_some_and(|(platform, software)| software.manifest.runs_on(&platform.manifest))
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ fn software_follows(view: &View) -> bool {
     };
     match (platform.record(), from.record(), to.record()) {
         (Some(platform), Some(from), Some(to)) => {
-            to.manifest.same_platform(&platform.manifest) && !from.manifest.same_platform(&platform.manifest)
+            to.manifest.runs_on(&platform.manifest) && !from.manifest.runs_on(&platform.manifest)
         }
         _ => false,
     }

@@ -1,6 +1,6 @@
 //! `commit`: what is prepared is selected, on trial.
 
-use super::super::checks::needed;
+use super::super::checks::{needed, platform_needed};
 use super::super::trust::SignatureCheck;
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, variables};
@@ -76,6 +76,7 @@ fn selection(view: &View) -> Result<Selection<'_>> {
         return not("platform and software were prepared from different bundles".to_owned());
     }
     view.above_floor(manifest)?;
+    platform_needed(view, manifest).map_or(Ok(()), Err)?;
     if let Some(obstacle) = view.running_unknown() {
         return Err(obstacle);
     }

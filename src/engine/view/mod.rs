@@ -189,7 +189,7 @@ impl View {
                 fits: held
                     .and_then(SlotView::record)
                     .zip(platform.record())
-                    .map(|(s, p)| s.manifest.same_platform(&p.manifest)),
+                    .map(|(s, p)| s.manifest.runs_on(&p.manifest)),
                 usable: held.is_some_and(|held| held.state == SlotState::Good || unflagged && trying(held)),
             }
         })

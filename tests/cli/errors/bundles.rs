@@ -56,7 +56,9 @@ fn a_signed_manifest_that_makes_no_sense() {
         good.clone().edit(&bench, "key", change).save(&bench, "forged.qimg");
         refused(&bench, "forged.qimg", code)
     };
-    case("BUNDLE_FORMAT_VERSION", &|m| m["format"] = 2.into());
+    case("BUNDLE_FORMAT_VERSION", &|m| m["format"] = 3.into());
+    // Two is that of software-only bundles.
+    case("BUNDLE_MANIFEST", &|m| m["format"] = 2.into());
     case("BUNDLE_MANIFEST", &|m| m["surprise"] = 1.into());
     case("BUNDLE_MANIFEST", &|m| m["payloads"][0]["size"] = 0.into());
     case("BUNDLE_MANIFEST", &|m| m["payloads"][0]["size"] = u64::MAX.into());

@@ -60,6 +60,7 @@ pub fn index(data: &[u8]) {
         product: "p".to_owned(),
         version: "1".to_owned(),
         min_version: None,
+        needs_platform: None,
         epoch: 0,
         created: 0,
         payloads: vec![payload(Kind::Platform, "platform", 0), payload(Kind::Firmware, "f", 4)],

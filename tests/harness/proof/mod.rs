@@ -99,6 +99,7 @@ impl Release {
             product: "demo".to_owned(),
             version: self.version.to_owned(),
             min_version: None,
+            needs_platform: None,
             // The release that raises the epoch.
             epoch: if self.version == "9.0" { 9 } else { 0 },
             created: 1_700_000_000,
