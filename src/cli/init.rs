@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{ConfigArgs, TrustArgs};
+use super::args::{ConfigArgs, EpochArgs, TrustArgs};
 use super::machine;
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
@@ -72,13 +72,18 @@ pub(super) struct InitArgs {
     ///
     /// They are found by their names: platform_a and platform_b, and software_a and
     /// software_b if the bundle has software. Nothing else on the disk is written.
-    /// A slot that holds anything is refused without --force.
+    /// A slot that holds anything is refused without --force, and a bundle of a lower
+    /// epoch than one that was good on this disk without --allow-epoch-rollback. A new
+    /// table is a new machine, which remembers no epoch.
     #[arg(
         long,
         requires = "bundle",
         conflicts_with_all = ["size", "slot_size", "software_size", "reserve"]
     )]
     keep_table: bool,
+
+    #[command(flatten)]
+    epoch: EpochArgs,
 
     /// Destroy what the disk holds; with --keep-table, what those slots hold
     #[arg(long)]
@@ -127,6 +132,7 @@ impl InitArgs {
                     bundle,
                     into,
                     force: self.force,
+                    allow_epoch_rollback: self.epoch.allow_epoch_rollback,
                     dry_run: self.dry_run,
                 };
                 init::onto(&spec, &progress, &cancel)?

@@ -22,6 +22,8 @@ pub(super) struct Install<'a> {
     pub(super) into: &'a [Slot],
     pub(super) boot_flag: BootFlag,
     pub(super) method: TableMethod,
+    /// The epoch that the slots remember at least.
+    pub(super) floor: u64,
 }
 
 /// Stages the bundle into slot a of each group, then marks the slots good and selects them in one switch. Returns the
@@ -37,7 +39,7 @@ pub fn install(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<String> {
-    let install = Install { bundle, into: &[Slot::A], boot_flag, method: TableMethod::default() };
+    let install = Install { bundle, into: &[Slot::A], boot_flag, method: TableMethod::default(), floor: 0 };
     install.run(machine, lock, progress, cancel)?;
     Ok(bundle.manifest().version.clone())
 }
@@ -101,7 +103,7 @@ impl Install<'_> {
             &slots,
             &places,
             self.boot_flag,
-            self.bundle.manifest().epoch,
+            self.bundle.manifest().epoch.max(self.floor),
         )?;
         let options = stage::StageOptions {
             jobs: stage::default_jobs(&self.bundle.manifest().payloads),

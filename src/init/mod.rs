@@ -261,7 +261,7 @@ fn lay_out(
     void_records(&machine, &lock)?;
     if let Some(bundle) = &spec.bundle {
         let method = TableMethod::default();
-        let job = install::Install { bundle, into: &spec.into, boot_flag: spec.boot_flag, method };
+        let job = install::Install { bundle, into: &spec.into, boot_flag: spec.boot_flag, method, floor: 0 };
         job.run(&machine, &lock, progress, cancel)?;
     }
     Ok(report(spec, disk.len(), &plan.primary, found))

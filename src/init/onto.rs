@@ -10,7 +10,7 @@ use crate::bundle::Bundle;
 use crate::commit;
 use crate::device::Mode;
 use crate::error::{Error, Result};
-use crate::gpt::{CopyState, TableMethod};
+use crate::gpt::{CopyState, Table, TableMethod};
 use crate::host::{LocalDisk, Machine};
 use crate::progress::{Cancel, Progress};
 use crate::slot::{Content, Layout};
@@ -32,6 +32,8 @@ pub struct OntoSpec {
     pub into: Vec<Slot>,
     /// Whether to destroy what these slots hold.
     pub force: bool,
+    /// Whether an epoch below the highest that was ever good on this disk is accepted.
+    pub allow_epoch_rollback: bool,
     /// Whether to check everything and write nothing.
     pub dry_run: bool,
 }
@@ -41,7 +43,7 @@ pub struct OntoSpec {
 ///
 /// # Errors
 /// [`Error::SlotInUse`]: a part of the disk is in use; class Disk: it has no such slots, or they are too small;
-/// [`Error::NotBlank`]: a slot holds something; [`Error::ForeignBootFlag`]; then those of staging and of the switch.
+/// [`Error::NotBlank`]: a slot holds something; [`Error::Epoch`]: the disk had a release of a higher epoch; [`Error::ForeignBootFlag`]; then those of staging and of the switch.
 pub fn onto(spec: &OntoSpec, progress: &dyn Progress, cancel: &Cancel) -> Result<InitReport> {
     install::check_source(&spec.bundle, &spec.into)?;
     let mode = if spec.dry_run { Mode::Read } else { Mode::Claim };
@@ -53,8 +55,18 @@ pub fn onto(spec: &OntoSpec, progress: &dyn Progress, cancel: &Cancel) -> Result
     let table = loaded.table()?;
     let slots = Slots::resolve(table, machine.name())?;
     slots.check_foreign_flags(table, spec.boot_flag, machine.name())?;
-    let job =
-        Install { bundle: &spec.bundle, into: &spec.into, boot_flag: spec.boot_flag, method: spec.method };
+    let floor = epoch_floor(&machine, table, &slots)?;
+    let manifest = spec.bundle.manifest();
+    if manifest.epoch < floor && !spec.allow_epoch_rollback {
+        return Err(Error::Epoch { version: manifest.version.clone(), epoch: manifest.epoch, floor });
+    }
+    let job = Install {
+        bundle: &spec.bundle,
+        into: &spec.into,
+        boot_flag: spec.boot_flag,
+        method: spec.method,
+        floor,
+    };
     let places = job.places();
     let destroyed = check_slots(spec, &machine, &slots, &places)?;
     let partitions = table.partitions();
@@ -79,6 +91,20 @@ pub fn onto(spec: &OntoSpec, progress: &dyn Progress, cancel: &Cancel) -> Result
         destroyed,
         dry_run: spec.dry_run,
     })
+}
+
+/// The highest epoch that was ever good on this disk, as far as its slots remember: in their marks, and in the record of a
+/// slot that is good by its flags. The EFI variables of this machine are not about a disk that it does not run from.
+fn epoch_floor(machine: &LocalDisk, table: &Table, slots: &Slots) -> Result<u64> {
+    let mut floor = 0;
+    for (group, slot) in Group::BOTH.into_iter().flat_map(|group| Slot::BOTH.map(|slot| (group, slot))) {
+        let Some(partition) = slots.get(group, slot) else { continue };
+        let content = Content::read(&window(machine, partition)?, group, &partition.name)?;
+        let good = table.attributes(partition.number).successful();
+        let own = content.record().filter(|_| good).map_or(0, |record| record.manifest.epoch);
+        floor = floor.max(content.epoch()).max(own);
+    }
+    Ok(floor)
 }
 
 /// Refuses slots that are too small, and without `force` those that hold something. Returns what will be destroyed.

@@ -250,3 +250,30 @@ fn a_disk_of_the_kernel_is_installed_only_while_idle() {
     assert!(bench.holds("platform_a", "p1.img") && bench.holds("software_b", "s1.img"));
     assert_eq!(foreign(&bench), before);
 }
+
+/// What was good on a disk once forbids releases below its epoch to the factory as well: marks outlive what `--force` destroys.
+#[test]
+fn a_kept_table_remembers_the_highest_epoch() {
+    let bench = appliance();
+    let images = ["--platform", "p1.img", "--software", "s1.img", "--frame-size", "256K", "--epoch"];
+    for (name, version, epoch) in [("new", "3.0", "5"), ("old", "3.1", "4"), ("same", "3.2", "5")] {
+        bench.pack(name, version, &[&images[..], &[epoch]].concat());
+    }
+    let keep = |bundle: &str, more: &[&str]| {
+        bench.at(&[&["init", "disk.img", "--keep-table", "--force", "--bundle", bundle], more].concat())
+    };
+    keep("new.qimg", &[]).good();
+    let before = bench.hash();
+    for more in [&[][..], &["--slot", "b"], &["--slot", "both"], &["--dry-run"]] {
+        let message = keep("old.qimg", more).bad("EPOCH");
+        assert!(message.contains("3.1 has epoch 4, lower than 5"), "{more:?}: {message}");
+    }
+    assert_eq!(bench.hash(), before);
+    keep("same.qimg", &["--slot", "both"]).good();
+    // Root may, but what was good stays known: nothing below it comes without the flag afterwards either.
+    keep("old.qimg", &["--slot", "both", "--allow-epoch-rollback"]).good();
+    keep("old.qimg", &[]).bad("EPOCH");
+    bench.pack("next", "4.0", &[&images[..], &["4"]].concat());
+    bench.at(&["prepare", "next.qimg"]).bad("EPOCH");
+    keep("same.qimg", &[]).good();
+}
