@@ -1,13 +1,13 @@
 //! `qstage man` and `qstage completions`: made from the same definition as `--help`, so they cannot differ. The
 //! verb list hands it over: it has this verb in it.
 
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{config_page, output};
+use super::{config_page, man_page, output};
 use crate::error::{Error, Result};
 use crate::host::files::OutputFile;
 
@@ -25,22 +25,36 @@ impl ManArgs {
     pub(super) fn run(&self, command: Command) -> Result<()> {
         if let Some(dir) = &self.dir {
             let failed = |source| Error::Output { path: dir.clone(), source };
-            let pages = clap_mangen::generate_to(command, dir);
-            let config = dir.join("qstage.toml.5");
-            let written = pages.and_then(|()| {
-                let mut file = OutputFile::create(&config, 0o644)?;
-                file.write_all(config_page::render().as_bytes())?;
-                file.publish()
-            });
+            let mut pages = vec![("qstage.toml.5".to_owned(), config_page::render().into_bytes())];
+            let mut command = command.disable_help_subcommand(true);
+            // Gives each verb its whole name, "qstage-prepare".
+            command.build();
+            let written = pages_of(&command, "", &mut pages)
+                .and_then(|()| pages.iter().try_for_each(|(name, page)| write(&dir.join(name), page)));
             return written.map_err(failed);
         }
-        let mut page = Vec::new();
         // Writes to a vector do not fail; an error here is one of the generator.
-        clap_mangen::Man::new(command)
-            .render(&mut page)
+        let page = man_page::render(&command, "")
             .map_err(|problem| Error::Internal { what: format!("the manual page: {problem}") })?;
         output::print(&String::from_utf8_lossy(&page))
     }
+}
+
+/// The pages of a command and its verbs, with their file names. `name`: the words of the command, joined by `-`.
+fn pages_of(command: &Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
+    let file = if name.is_empty() { "qstage.1".to_owned() } else { format!("qstage-{name}.1") };
+    pages.push((file, man_page::render(command, name)?));
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let words = if name.is_empty() { String::new() } else { format!("{name}-") };
+        pages_of(verb, &format!("{words}{}", verb.get_name()), pages)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, page: &[u8]) -> io::Result<()> {
+    let mut file = OutputFile::create(path, 0o644)?;
+    file.write_all(page)?;
+    file.publish()
 }
 
 /// Print the completions of a shell

@@ -28,6 +28,7 @@ mod history;
 mod init;
 mod inspect;
 mod machine;
+mod man_page;
 mod manual;
 mod outlet;
 mod output;

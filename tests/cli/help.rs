@@ -195,6 +195,16 @@ fn manual_pages_are_complete_and_render_without_warnings() {
         let name = [&["qstage".to_owned()], verb.as_slice()].concat().join("-");
         let page = dir.path().join(format!("{name}.1"));
         assert!(page.is_file(), "{name}.1 is missing");
+        let text = std::fs::read_to_string(&page).unwrap();
+        assert!(text.contains(&format!(".TH {name} 1 ")), "{name}: {}", text.lines().nth(2).unwrap());
+        for section in ["EXIT STATUS", "FILES", "SEE ALSO"] {
+            assert!(
+                text.contains(&format!(".SH \"{section}\"")) || text.contains(&format!(".SH {section}")),
+                "{name}: {section}"
+            );
+        }
+        // Links of rustdoc mean nothing on a terminal.
+        assert!(!text.contains("[`") && !text.contains("](") && !text.contains("crate::"), "{name}");
         for judge in ["groff -ww -man -Tutf8 -z", "man --warnings -E UTF-8 -l -Tutf8 -Z"] {
             if let Some(output) = run(judge, &page) {
                 let complaints = String::from_utf8_lossy(&output.stderr);
