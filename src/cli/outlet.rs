@@ -4,13 +4,14 @@
 //! and counted, as are lines that cannot be written (a full disk, a pipe without a reader). Results are *delivered*, last, when
 //! no lock is held any more.
 //!
-//! `poll` alone was rejected: between poll and write another process may fill the pipe, and a file on a hung disk is always
-//! reported as writable. It is used only if no thread can be started.
+//! `poll` alone was rejected: between poll and write another process may fill the pipe, a file on a hung disk is always
+//! reported as writable, and so is a terminal with room for one byte. It is used only if no thread can be started, and for
+//! results of verbs that change nothing, which wait for their reader without a limit.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,6 +24,8 @@ use crate::workers::{self, lock};
 const WAITING: usize = 256 << 10;
 /// Number of bytes of drawings that may wait; not zero, since the last drawing removes the bar.
 const DRAWINGS: usize = 4 << 10;
+/// Number of bytes that a writable pipe accepts without waiting (pipe(7), PIPE_BUF).
+const PART: usize = 4096;
 /// Longest wait for unread notes at the end of the process.
 const FINISH_LIMIT: Duration = Duration::from_millis(500);
 /// Longest time for which the reader of a result may read nothing after a change; then the exit code reports the loss.
@@ -47,16 +50,30 @@ enum Stream {
 
 #[derive(Default)]
 struct State {
-    lines: VecDeque<Vec<u8>>,
+    lines: VecDeque<Line>,
     bytes: usize,
+    /// Number of parts of results that were written.
+    parts: u64,
+    /// How the write of the last result ended; `None` before that.
+    delivered: Option<nix::Result<()>>,
     /// Whether the thread is in a write.
     busy: bool,
     /// Number of lines that were dropped since the last report.
     dropped: u64,
-    /// Formats that number as a line; `None`: dropped lines are not reported.
+    /// Whether the last line was written in part, such as when the disk became full.
+    torn: bool,
+    /// Formats the number of dropped lines as a line; `None`: dropped lines are not reported.
     loss_line: Option<fn(u64) -> String>,
     /// Whether the thread could be started; `None` before the first line.
     thread: Option<bool>,
+}
+
+/// What the thread writes next.
+enum Line {
+    /// Progress, a note, a line of the log.
+    Offered(Vec<u8>),
+    /// A result that somebody waits for.
+    Result(Vec<u8>),
 }
 
 /// Standard output.
@@ -93,11 +110,7 @@ impl Outlet {
     /// Queues a line for the thread, or drops it. Never waits.
     pub(super) fn offer(&self, line: &[u8]) {
         let mut state = lock(&self.shared.state);
-        if state.thread.is_none() {
-            let shared = Arc::clone(&self.shared);
-            state.thread = Some(workers::spawn("output", move || shared.run()).is_ok());
-        }
-        if state.thread == Some(false) {
+        if !self.has_thread(&mut state) {
             let written = writable(self.shared.stream.fd(), Duration::ZERO).unwrap_or(false)
                 && self.shared.stream.write_all(line).is_ok();
             state.dropped += u64::from(!written);
@@ -105,9 +118,17 @@ impl Outlet {
             state.dropped += 1;
         } else {
             state.bytes += line.len();
-            state.lines.push_back(line.to_vec());
+            state.lines.push_back(Line::Offered(line.to_vec()));
             self.shared.changed.notify_all();
         }
+    }
+
+    /// Whether a thread writes, which is started if it has not been yet.
+    fn has_thread(&self, state: &mut State) -> bool {
+        *state.thread.get_or_insert_with(|| {
+            let shared = Arc::clone(&self.shared);
+            workers::spawn("output", move || shared.run()).is_ok()
+        })
     }
 
     /// The same for a drawing that the next one replaces: it is dropped without being counted if others already wait.
@@ -148,6 +169,11 @@ impl Outlet {
                 return Err(late());
             }
         }
+        if let Some(limit) = limit
+            && let Some(delivered) = self.deliver_by_thread(text, limit)
+        {
+            return delivered.unwrap_or_else(|| Err(late()));
+        }
         let mut rest = text;
         while !rest.is_empty() {
             if !writable(self.shared.stream.fd(), limit.unwrap_or(LONG))? {
@@ -156,8 +182,7 @@ impl Outlet {
                 }
                 continue;
             }
-            // A writable pipe accepts this many bytes without waiting (pipe(7), PIPE_BUF).
-            let (part, _) = rest.split_at(rest.len().min(4096));
+            let (part, _) = rest.split_at(rest.len().min(PART));
             match write(self.shared.stream.fd(), part) {
                 Ok(len) => rest = rest.get(len..).unwrap_or_default(),
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
@@ -165,6 +190,31 @@ impl Outlet {
             }
         }
         Ok(())
+    }
+}
+
+impl Outlet {
+    /// Writes a result by the thread: a terminal that has room for a part of a write waits for its reader with the rest,
+    /// whatever poll(2) said. `None`: there is no thread; `Some(None)`: nothing was read for as long as `limit`.
+    fn deliver_by_thread(&self, text: &[u8], limit: Duration) -> Option<Option<io::Result<()>>> {
+        let mut state = lock(&self.shared.state);
+        if !self.has_thread(&mut state) {
+            return None;
+        }
+        state.delivered = None;
+        state.lines.push_back(Line::Result(text.to_vec()));
+        self.shared.changed.notify_all();
+        loop {
+            let parts = state.parts;
+            let waits = |state: &mut State| state.delivered.is_none() && state.parts == parts;
+            let waited = self.shared.changed.wait_timeout_while(state, limit, waits);
+            state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            match state.delivered {
+                Some(delivered) => return Some(Some(delivered.map_err(io::Error::from))),
+                None if state.parts == parts => return Some(None),
+                None => {}
+            }
+        }
     }
 }
 
@@ -181,7 +231,7 @@ impl Write for &Outlet {
 }
 
 impl Shared {
-    /// Writes offered lines, in an endless loop.
+    /// Writes lines, in an endless loop.
     fn run(&self) {
         let mut state = lock(&self.state);
         loop {
@@ -189,19 +239,51 @@ impl Shared {
                 state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
                 continue;
             };
-            state.bytes = state.bytes.saturating_sub(line.len());
             state.busy = true;
-            let lost = std::mem::take(&mut state.dropped);
-            let loss_line = state.loss_line.filter(|_| lost > 0);
-            drop(state);
-            let said =
-                loss_line.is_none_or(|loss_line| self.stream.write_all(loss_line(lost).as_bytes()).is_ok());
-            let written = said && self.stream.write_all(&line).is_ok();
-            state = lock(&self.state);
-            state.dropped += if said { 0 } else { lost } + u64::from(!written);
+            state = match line {
+                Line::Offered(line) => self.write_offered(state, &line),
+                Line::Result(text) => self.write_result(state, &text),
+            };
             state.busy = false;
             self.changed.notify_all();
         }
+    }
+
+    /// Writes a line, after the number of those that were lost.
+    fn write_offered<'a>(&'a self, mut state: MutexGuard<'a, State>, line: &[u8]) -> MutexGuard<'a, State> {
+        state.bytes = state.bytes.saturating_sub(line.len());
+        let lost = std::mem::take(&mut state.dropped);
+        let (loss_line, mut torn) = (state.loss_line.filter(|_| lost > 0), state.torn);
+        drop(state);
+        let mut write = |line: &[u8]| {
+            if torn && self.stream.write_all(b"\n").is_err() {
+                return false;
+            }
+            let mut rest = line;
+            let written = self.stream.write_on(&mut rest).is_ok();
+            torn = !written && rest.len() < line.len();
+            written
+        };
+        let said = loss_line.is_none_or(|loss_line| write(loss_line(lost).as_bytes()));
+        let written = said && write(line);
+        state = lock(&self.state);
+        state.torn = torn;
+        state.dropped += if said { 0 } else { lost } + u64::from(!written);
+        state
+    }
+
+    /// Writes a result, in parts, so that a slow reader is told from none.
+    fn write_result<'a>(&'a self, mut state: MutexGuard<'a, State>, text: &[u8]) -> MutexGuard<'a, State> {
+        drop(state);
+        let written = text.chunks(PART).try_for_each(|part| {
+            let written = self.stream.write_all(part);
+            lock(&self.state).parts += 1;
+            self.changed.notify_all();
+            written
+        });
+        state = lock(&self.state);
+        state.delivered = Some(written);
+        state
     }
 }
 
@@ -217,9 +299,14 @@ impl Stream {
     }
 
     fn write_all(self, mut bytes: &[u8]) -> nix::Result<()> {
+        self.write_on(&mut bytes)
+    }
+
+    /// Writes bytes and removes from them what is written, also if a write fails.
+    fn write_on(self, bytes: &mut &[u8]) -> nix::Result<()> {
         while !bytes.is_empty() {
             match write(self.fd(), bytes) {
-                Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
+                Ok(len) => *bytes = bytes.get(len..).unwrap_or_default(),
                 Err(Errno::EINTR) => {}
                 // Another process that shares the open file may have made it non-blocking.
                 Err(Errno::EAGAIN) => {

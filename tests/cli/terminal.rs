@@ -1,10 +1,11 @@
 //! Progress bars on a terminal, also on one whose output is stopped.
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Action, tcflow};
 
@@ -22,8 +23,13 @@ fn terminal() -> (OwnedFd, File) {
 
 /// Runs `prepare` with its notes and bars there; how it ended, within a minute.
 fn prepare(bench: &Bench, end: &File) -> Option<i32> {
+    prepare_to(bench, Stdio::piped(), end.try_clone().unwrap().into())
+}
+
+/// The same with other streams.
+fn prepare_to(bench: &Bench, out: Stdio, err: Stdio) -> Option<i32> {
     let mut command = bench.command(&["prepare", "v2.qimg", "--max-rate", "4M", "--config", "config.toml"]);
-    command.env("TERM", "xterm").stdout(Stdio::piped()).stderr(end.try_clone().unwrap());
+    command.env("TERM", "xterm").stdout(out).stderr(err);
     let mut child = command.spawn().unwrap();
     let begun = Instant::now();
     loop {
@@ -48,6 +54,29 @@ fn a_stopped_terminal_does_not_hold_the_work() {
     assert_eq!(prepare(&bench, &end), Some(0));
     assert_eq!(bench.state("platform_b", &[]), "prepared");
     tcflow(&end, Action::OOn).unwrap();
+}
+
+/// Writes up to `most` bytes to a terminal that no program reads, one by one; returns how many it had room for.
+fn fill(end: &File, most: usize) -> usize {
+    let flags = fcntl_getfl(end).unwrap();
+    fcntl_setfl(end, flags | OFlags::NONBLOCK).unwrap();
+    let mut end = end;
+    let written = (0..most).take_while(|_| end.write(b"x").is_ok()).count();
+    fcntl_setfl(end, flags).unwrap();
+    written
+}
+
+/// A terminal whose program was stopped reads nothing, and takes what its buffer has room for. Before: one with room for a part
+/// of the result held the process for ever.
+#[test]
+fn a_terminal_that_nobody_reads_holds_neither_the_work_nor_the_end() {
+    let bench = Bench::installed();
+    let room = fill(&terminal().1, usize::MAX);
+    let (_shows, end) = terminal();
+    assert_eq!(fill(&end, room - 10), room - 10);
+    assert_eq!(prepare_to(&bench, end.try_clone().unwrap().into(), Stdio::null()), Some(11));
+    assert_eq!(bench.state("platform_b", &[]), "prepared");
+    assert!(fill(&end, 1) == 0, "there was room for all of it: this test shows nothing");
 }
 
 #[test]
