@@ -114,13 +114,14 @@ pub struct ServiceLimits {
 /// # Errors
 /// [`Error::Listen`], [`Error::Config`]: it could not start.
 pub fn serve(service: Service, access: &Listener) -> Result<()> {
-    let failed = |source| Error::NoThread { what: "the service".to_owned(), source };
+    let failed = |source| Error::NoThread { what: NAME.to_owned(), source };
+    check_threads(WORKERS + 1)?;
     // Two threads: all that is done in them is to pass on messages; disks are waited for elsewhere.
     // Threads are kept, and some are there before the first request: where the system refuses more, what has to be waited
     // for waits its turn on these. Without one tokio would panic.
     let build = || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(WORKERS)
             .thread_keep_alive(Duration::from_secs(u64::from(u32::MAX)))
             .enable_all()
             .build()?;
@@ -138,6 +139,37 @@ pub fn serve(service: Service, access: &Listener) -> Result<()> {
     // A thread that waits for a dead disk must not keep the service from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// What an error calls the threads of this module.
+const NAME: &str = "the service";
+/// Threads that pass on messages.
+const WORKERS: usize = 2;
+
+/// Checks that the system gives this process `count` more threads, by starting and ending them. tokio panics if it gets none,
+/// and that panic then waits for ever for the threads that had been started.
+///
+/// # Errors
+/// [`Error::NoThread`].
+fn check_threads(count: usize) -> Result<()> {
+    let running = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let before = running();
+    let mut threads = Vec::new();
+    for _ in 0..count {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        // If one fails, all senders are dropped, which ends the others.
+        threads.push((hold, crate::workers::spawn(NAME, move || held.recv())?));
+    }
+    for (hold, thread) in threads {
+        drop(hold);
+        let _ = thread.join();
+    }
+    // The kernel counts a thread for a moment after it was joined.
+    let begun = std::time::Instant::now();
+    while running() > before && begun.elapsed() < Duration::from_secs(1) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {

@@ -26,6 +26,8 @@ pub mod proof;
 pub mod server;
 /// GPT disks, and readers of them that share no code with the product.
 pub mod tables;
+/// A file system that fills up and has room again.
+pub mod tiny_disk;
 /// A model of UEFI firmware.
 pub mod uefi;
 /// Web servers, proxies and links.

@@ -1,20 +1,22 @@
 //! Many verbs by many processes, which are killed, stopped and started at random, while the disk fails, hangs and fills up:
 //! the content of the disk must be sound, by the judgement of sgdisk and of `verify --slot`.
 //!
-//! The seed determines the actions of each process, so a run can be repeated: `QSTAGE_CHAOS_SEED=n` and
-//! `QSTAGE_CHAOS_SECONDS=n` (scripts/proof runs an hour). The instant at which a signal arrives within a verb varies.
+//! Three scenes, each for `QSTAGE_CHAOS_SECONDS`: 20 s if that is not set, so a minute in scripts/test; an hour in scripts/proof.
+//! The seed determines the actions of each process, so a run can be repeated by `QSTAGE_CHAOS_SEED=n`. The instant at which a
+//! signal arrives within a verb varies.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use crate::harness::machine;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::harness::nbd::Nbd;
+use crate::harness::tiny_disk::TinyDisk;
 use machine::{Bench, Noise, is_root, tool};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -83,9 +85,11 @@ impl Scene {
             &["slots"],
             &["history"],
             &["verify", "--slot", "b"],
+            &["plan", "v3.qimg"],
+            &["bench", "--yes", "--size", "1M", "--repeat", "1"],
         ];
         let verb = verbs[random.below(verbs.len() as u64) as usize];
-        let changes = ["prepare", "commit", "mark-good", "roll-back"].contains(&verb[0]);
+        let changes = ["prepare", "commit", "mark-good", "roll-back", "bench", "plan"].contains(&verb[0]);
         let own: &[&str] = if changes { &["--booted", "a"] } else { &[] };
         let fate = random.below(6);
         let after = Duration::from_millis(random.below(250));
@@ -200,44 +204,21 @@ fn installed() -> Bench {
     bench
 }
 
+/// Duration of a scene; a whole round comes to its end.
+fn seconds() -> u64 {
+    setting("QSTAGE_CHAOS_SECONDS", 20)
+}
+
 fn seed() -> u64 {
     let seed = setting("QSTAGE_CHAOS_SEED", 1);
     eprintln!("QSTAGE_CHAOS_SEED={seed}");
     seed
 }
 
-/// A small file system for the state directory, which fills and empties.
-struct Tight(PathBuf);
-
-impl Tight {
-    fn new(place: &Path) -> Self {
-        fs::create_dir_all(place).unwrap();
-        tool("mount", &["-t", "tmpfs", "-o", "size=256k,mode=700", "none", place.to_str().unwrap()]);
-        Self(place.to_owned())
-    }
-
-    fn fill(&self, full: bool) {
-        let file = self.0.join("filler");
-        if full {
-            let mut file = File::create(file).unwrap();
-            while file.write_all(&[0; 4096]).is_ok() {}
-        } else {
-            let _ = fs::remove_file(file);
-        }
-    }
-}
-
-impl Drop for Tight {
-    fn drop(&mut self) {
-        // Lazily: what still has a file open in it ends soon.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn processes_die_at_random_beside_a_full_state_directory() {
     let bench = installed();
-    let tight = is_root().then(|| Tight::new(&bench.path("state")));
+    let tight = is_root().then(|| TinyDisk::new(&bench.path("state")));
     let disk = bench.disk();
     let scene = Scene { bench, disk, failing: false, log: Mutex::default() };
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -251,7 +232,7 @@ fn processes_die_at_random_beside_a_full_state_directory() {
             }
         });
         let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            scene.play(seed(), setting("QSTAGE_CHAOS_SECONDS", 10));
+            scene.play(seed(), seconds());
         }));
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         played.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -307,7 +288,7 @@ fn processes_die_at_random_where_the_image_has_no_room() {
     let bench = installed();
     let small = Small::new(&bench);
     let scene = Scene { bench, disk: small.disk(), failing: false, log: Mutex::default() };
-    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(setting("QSTAGE_CHAOS_SECONDS", 10)));
+    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(seconds()));
     let (at, len) = scene.bench.extent("platform_a");
     let running = scene.bench.hash_of(at, len);
     let mut refused = 0;
@@ -350,7 +331,7 @@ fn processes_die_at_random_on_a_disk_that_fails_and_hangs() {
     let cruel = Nbd::new(&bench.disk(), &bench.path("."));
     let disk = cruel.device.clone();
     let scene = Scene { bench, disk, failing: true, log: Mutex::default() };
-    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(setting("QSTAGE_CHAOS_SECONDS", 10)));
+    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(seconds()));
     let (at, len) = scene.bench.extent("platform_a");
     let running = scene.bench.hash_of(at, len);
     let mut weather = Noise(seed);

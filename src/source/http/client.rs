@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, IF_RANGE, LOCATION, RANGE,
@@ -12,6 +12,7 @@ use tokio_rustls::rustls;
 
 use super::credentials::{Credentials, Proof};
 use super::header::{ContentRange, Validator, retry_after, text};
+use super::resolver::Resolver;
 use super::transfer_error::{RetryDecision, TransferError, of_status};
 use super::{Web, proxy, tls};
 use crate::error::Result;
@@ -68,6 +69,7 @@ impl Clients {
             .connect_timeout(self.web.limits.connect)
             .redirect(redirect::Policy::none())
             .referer(false)
+            .dns_resolver(Arc::new(Resolver))
             .no_proxy()
             .http1_only()
             .user_agent(concat!("qstage/", env!("CARGO_PKG_VERSION")));

@@ -21,6 +21,7 @@ mod list;
 mod mirrors;
 mod plan;
 mod proxy;
+mod resolver;
 mod shared;
 mod tls;
 mod transfer_error;
@@ -39,7 +40,8 @@ use serde::Deserialize;
 use self::client::Clients;
 use self::file::{Transfer, WebFile, WebStream};
 use self::mirrors::host;
-use self::shared::Shared;
+use self::shared::{FailedTransfer, Shared};
+use self::transfer_error::TransferError;
 use crate::bundle::source::{Source, read_failed};
 use crate::error::{Class, Error, Result};
 use crate::progress::Cancel;
@@ -189,12 +191,25 @@ fn tells_of_the_server(problem: &Error) -> bool {
     matches!(problem.class(), Class::Bundle | Class::Trust) || matches!(problem, Error::SourceLength { .. })
 }
 
+/// Ends the transfer if its thread panics: no reader may wait for it for ever.
+struct PanicGuard<'a>(&'a Shared);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let trouble = TransferError::Broken("the thread of the transfer is gone".to_owned());
+            self.0.fail(FailedTransfer { trouble, url: String::new(), at: 0, retries: 0 });
+        }
+    }
+}
+
 /// Starts the thread of the transfer, on which all its tasks run. It is not waited for: a name that is being looked up cannot be stopped.
 fn start(shared: &Arc<Shared>, urls: Vec<Url>, first: Option<u64>) -> Result<()> {
     let failed = |error: io::Error| Error::Internal { what: format!("the thread of a transfer: {error}") };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let shared = Arc::clone(shared);
     let work = move || {
+        let _guard = PanicGuard(&shared);
         runtime.block_on(async {
             tokio::select! {
                 () = fetch::run(Arc::clone(&shared), urls, first) => {}

@@ -1,0 +1,86 @@
+//! Devices that hang, are slow, or whose file system has died.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::Started;
+use crate::harness::machine::{Bench, is_root};
+use crate::harness::nbd::Nbd;
+
+/// Before: status, slots and history hung with the device, and nobody said which.
+#[test]
+fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    bench.at(&["prepare", "v2.qimg"]).good();
+    bench.at(&["cancel"]).good();
+    bench.blank("platform_b");
+    let hanging = Nbd::new(&bench.disk(), &bench.path("."));
+    let disk = hanging.device.to_str().unwrap().to_owned();
+    let at = |args: &[&str]| {
+        let begun = Instant::now();
+        let run = bench.at(&[args, &["--disk", &disk]].concat());
+        (begun.elapsed(), run)
+    };
+    at(&["slots"]).1.good();
+    let mut command = bench.command(&["prepare", "v2.qimg", "--config", "config.toml", "--disk", &disk]);
+    command.args(["--booted", "a", "--max-rate", "1M", "--json"]);
+    let mut prepare = Started::new(&mut command);
+    let _goes_on = hanging.goes_on();
+    let begun = Instant::now();
+    while at(&["status"]).1.json()["state"] != "UPGRADE_PREPARING" {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+    hanging.pause(true);
+    std::thread::sleep(Duration::from_millis(500));
+    for verb in ["status", "slots", "cancel"] {
+        let (took, run) = at(&[verb]);
+        let error = run.bad("NO_ANSWER");
+        assert!(error.contains(&disk) && error.contains("discarded"), "what is known: {error}");
+        assert!(took < Duration::from_secs(4), "{verb}: {took:?}");
+    }
+    let (took, plan) = at(&["plan", "v2.qimg"]);
+    plan.bad("NO_ANSWER");
+    assert!(took < Duration::from_secs(4), "plan: {took:?}");
+    let (took, history) = at(&["history", "--json"]);
+    assert!(history.good().contains("prepare") && took < Duration::from_secs(4), "{took:?}");
+    // The prepare itself says what it waits for, and for how long.
+    let mut out = std::io::BufReader::new(prepare.0.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"event\":\"stalled\"") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "it ended");
+    }
+    assert!(line.contains(&disk) && line.contains("\"seconds\":"), "{line}");
+    prepare.signal(Signal::SIGTERM);
+    hanging.pause(false);
+    drop(out);
+    assert_eq!(prepare.code_within(Duration::from_secs(30)), Some(8));
+    at(&["slots"]).1.good();
+}
+
+/// Before: a loop device over a FUSE file system whose server had crashed forbade every prepare of a disk of the same size.
+#[test]
+fn a_server_of_a_file_system_that_died_forbids_nothing() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    // As large as the disk: only its size could have ruled the device out.
+    let other = bench.path("other");
+    fs::copy(bench.disk(), &other).unwrap();
+    let mut neighbour = Nbd::new(&other, &bench.path("."));
+    neighbour.crash();
+    // The kernel answers from its cache for a second.
+    let begun = Instant::now();
+    while fs::metadata(bench.path("mounted")).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bench.at(&["prepare", "v2.qimg"]).good();
+}

@@ -1,0 +1,156 @@
+//! Few threads and little memory.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::Started;
+use crate::harness::machine::{self, Bench, MIB, Run, is_root};
+use crate::harness::server;
+
+/// Nobody in particular, who may start no second thread.
+const NOBODY: &str = "65123";
+
+/// A run as somebody else within limits of prlimit(1).
+fn limited(bench: &Bench, limits: &[&str], args: &[&str]) -> Run {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "prlimit"]).args(limits);
+    command.arg(env!("CARGO_BIN_EXE_qstage")).args(args).args(["--config", "config.toml"]);
+    command.current_dir(bench.path(".")).stdin(Stdio::null()).output().unwrap().into()
+}
+
+/// Lets everybody read what is in the directory, and that somebody write the disk.
+fn open_to_all(bench: &Bench) {
+    fs::create_dir_all(bench.path("state")).unwrap();
+    machine::tool("chmod", &["-R", "a+rX", bench.path(".").to_str().unwrap()]);
+    machine::tool(
+        "chown",
+        &["-R", NOBODY, bench.disk().to_str().unwrap(), bench.path("state").to_str().unwrap()],
+    );
+}
+
+/// Before: prepare panicked for want of a thread, after it had torn the slot.
+#[test]
+fn one_thread_is_enough_for_every_verb() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    open_to_all(&bench);
+    let alone = |args: &[&str]| limited(&bench, &["--nproc=1"], args);
+    alone(&["prepare", "v2.qimg"]).good();
+    assert!(bench.holds("platform_b", "v2.img"));
+    alone(&["verify", "v2.qimg"]).good();
+    alone(&["verify", "--slot", "b"]).good();
+    alone(&["cancel"]).good();
+    // What cannot do without says so before the first write.
+    let before = bench.hash();
+    let error = alone(&["prepare", "--while-stdin-open", "v2.qimg"]).bad("NO_THREAD");
+    assert!(error.contains("pids.max"), "{error}");
+    assert_eq!(bench.hash(), before);
+    let error = alone(&["serve", "--listen", "127.0.0.1:0", "--socket", "none", "--booted", "a"]);
+    assert!(error.code == Some(1) && error.err.contains("NO_THREAD"), "{error:?}");
+}
+
+/// Before: a service that got some of its threads panicked, and then waited for them for ever.
+#[test]
+fn a_service_with_few_threads_runs_or_ends() {
+    if !is_root() {
+        return;
+    }
+    let bench = server::Bench::new(None);
+    machine::tool("chown", &["-R", NOBODY, bench.dir.path().to_str().unwrap()]);
+    let mut ran = 0;
+    for threads in 1..=8 {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={threads}")).args([env!("CARGO_BIN_EXE_qstage"), "serve", "--listen"]);
+        command.args(["127.0.0.1:0", "--booted", "a", "--config"]).arg(bench.path("config"));
+        let mut service = Started::new(command.stdin(Stdio::null()).stderr(Stdio::piped()));
+        let begun = Instant::now();
+        let answers = || std::os::unix::net::UnixStream::connect(bench.path("socket")).is_ok();
+        while service.0.try_wait().unwrap().is_none() && !answers() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "with {threads} threads it neither runs nor ends"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ran += usize::from(answers());
+        if service.0.try_wait().unwrap().is_none() {
+            service.signal(Signal::SIGTERM);
+        }
+        let code = service.code_within(Duration::from_secs(20));
+        let mut said = String::new();
+        service.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(!said.contains("panicked"), "{threads} threads: {said}");
+        assert!(code == Some(0) || said.contains("NO_THREAD"), "{threads} threads: {code:?} {said}");
+    }
+    assert!(ran > 0, "it never ran: this test shows nothing");
+}
+
+/// Before: a host whose name could not be looked up for want of a thread left the reader waiting for ever.
+#[test]
+fn a_bundle_from_the_web_with_few_threads_is_read_or_refused() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    open_to_all(&bench);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://localhost:{}/v2.qimg", listener.local_addr().unwrap().port());
+    let bytes = fs::read(bench.path("v2.qimg")).unwrap();
+    // Ends with the process: it waits for connections.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let bytes = bytes.clone();
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    bytes.len()
+                );
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
+            });
+        }
+    });
+    let mut read = 0;
+    for threads in 1..=7 {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={threads}")).args([env!("CARGO_BIN_EXE_qstage"), "verify", &url]);
+        command.args(["--config", "config.toml"]).current_dir(bench.path("."));
+        let mut verify =
+            Started::new(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()));
+        let code = verify.code_within(Duration::from_secs(30));
+        let mut said = String::new();
+        verify.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(code == Some(0) || said.contains("no thread for"), "{threads} threads: {code:?} {said}");
+        assert!(!said.contains("panicked"), "{threads} threads: {said}");
+        read += usize::from(code == Some(0));
+    }
+    assert!(read > 0, "it was never read: this test shows nothing");
+}
+
+/// Before: 64 workers with frames of 8 MiB took 744 MiB, whatever the limit was.
+#[test]
+fn workers_fit_the_memory_that_there_is() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.image("v1.img", 40 * MIB, 1);
+    bench.pack("v1", "1.0", &["--platform", "v1.img", "--frame-size", "8M", "--level", "1"]);
+    bench.at(&["init", "disk.img", "--slot-size", "48M", "--bundle", "v1.qimg"]).good();
+    bench.image("v2.img", 40 * MIB, 2);
+    bench.pack("v2", "2.0", &["--platform", "v2.img", "--frame-size", "8M", "--level", "1"]);
+    open_to_all(&bench);
+    let run = limited(&bench, &["--as=160000000"], &["prepare", "v2.qimg", "--jobs", "64"]);
+    assert!(run.err.contains("instead of 64 workers"), "{run:?}");
+    run.good();
+    assert!(bench.holds("platform_b", "v2.img"));
+}
