@@ -94,6 +94,7 @@ pub fn synthetic_bundle(scratch: &ScratchDir, size: u64, cancel: &Cancel) -> Res
     let words: Vec<[u8; 8]> = (0..4096).map(|_| noise().to_le_bytes()).collect();
     let mut chunk = vec![0; MIB as usize];
     for number in 0..size.div_ceil(MIB) {
+        cancel.check("making a bundle to measure with")?;
         for piece in chunk.chunks_exact_mut(8) {
             let drawn = noise();
             let value = match number % 4 {
@@ -131,12 +132,13 @@ pub fn synthetic_bundle(scratch: &ScratchDir, size: u64, cancel: &Cancel) -> Res
 /// Overwrites a whole device.
 ///
 /// # Errors
-/// [`Error::Write`], [`Error::Sync`].
-pub fn fill(slot: &dyn BlockDevice) -> Result<()> {
+/// [`Error::Write`], [`Error::Sync`], [`Error::Interrupted`].
+pub fn fill(slot: &dyn BlockDevice, cancel: &Cancel) -> Result<()> {
     let mut noise = AlignedBuf::zeroed(MIB as usize);
     noise.fill(0xa5);
     let mut at = 0;
     while at < slot.len() {
+        cancel.check("writing the scratch file")?;
         let part = (slot.len() - at).min(MIB) as usize;
         device::write(slot, "the target", &noise[..part], ByteOffset(at))?;
         at += part as u64;

@@ -16,6 +16,7 @@ use crate::bench::{self, BenchOptions, BenchReport, ScratchDir, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
 use crate::error::{Error, Result};
+use crate::progress::Cancel;
 use crate::slot::Layout;
 use crate::source::http::Web;
 use crate::units::size;
@@ -111,7 +112,7 @@ impl BenchArgs {
                 bench::bench(&subject, &options, &progress)
             })?
         } else {
-            let slot = scratch_slot(&scratch, &open()?)?;
+            let slot = scratch_slot(&scratch, &open()?, &cancel)?;
             let subject = Subject {
                 name: "scratch file".to_owned(),
                 slot,
@@ -138,7 +139,7 @@ fn on_one_device(one: &Path, other: &Path) -> bool {
 }
 
 /// A scratch file that is large enough for the bundle, and for meaningful rates of the target.
-fn scratch_slot(scratch: &ScratchDir, bundle: &Bundle) -> Result<Arc<dyn BlockDevice>> {
+fn scratch_slot(scratch: &ScratchDir, bundle: &Bundle, cancel: &Cancel) -> Result<Arc<dyn BlockDevice>> {
     let body_len = bundle.release().record_len();
     let needed = match Layout::new(bundle.manifest(), Group::Platform, body_len, 0, "scratch file") {
         Err(Error::SlotTooSmall { needed, .. }) => needed,
@@ -150,7 +151,7 @@ fn scratch_slot(scratch: &ScratchDir, bundle: &Bundle) -> Result<Arc<dyn BlockDe
     file.set_len(needed.next_multiple_of(MIB).max(256 * MIB)).map_err(output)?;
     let slot = Direct::open(&path, Mode::Write, BlockSize::B512)?;
     // Written once before the measurements: for a file system, allocating blocks costs more than writing them.
-    bench::fill(&slot)?;
+    bench::fill(&slot, cancel)?;
     Ok(Arc::new(slot))
 }
 
