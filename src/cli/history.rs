@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::answers::answers;
+use super::answers::look_within_limit;
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Format, Palette};
@@ -41,9 +41,11 @@ impl HistoryArgs {
             let what = |problem| Error::Internal { what: format!("a history that is none: {problem}") };
             serde_json::from_str(&text).map_err(what)?
         } else {
-            match answers(&settings) {
-                Ok(()) => Host::open_to_look(&settings)?.engine(settings.policy()).history()?,
-                Err(error) => {
+            let look = look_within_limit(&settings, |settings| {
+                Host::open_to_look(settings)?.engine(settings.policy()).history()
+            });
+            match look {
+                Err(error @ Error::NoAnswer { .. }) => {
                     let events = FileJournal::new(&settings.state_dir, output::note).only_history();
                     if events.is_empty() {
                         return Err(error);
@@ -51,6 +53,7 @@ impl HistoryArgs {
                     output::note(&format!("{error}; this is the history of the one disk that is known"));
                     events
                 }
+                look => look?,
             }
         };
         events.drain(..events.len().saturating_sub(self.last.unwrap_or(usize::MAX)));

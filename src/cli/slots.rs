@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::answers::answers;
+use super::answers::look_within_limit;
 use super::args::MachineArgs;
 use super::machine::{Host, find_disk};
 use super::output::{self, Format, Palette};
@@ -27,8 +27,9 @@ impl SlotsArgs {
     pub(super) fn run(&self) -> Result<()> {
         let mut settings = self.machine.settings()?;
         find_disk(&mut settings)?;
-        answers(&settings)?;
-        let report = Host::open_to_look(&settings)?.engine(settings.policy()).slots()?;
+        let report = look_within_limit(&settings, |settings| {
+            Host::open_to_look(settings)?.engine(settings.policy()).slots()
+        })?;
         output::result(Format::object_if(self.json), &report, human)
     }
 }

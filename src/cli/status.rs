@@ -4,7 +4,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::answers::answers;
+use super::answers::look_within_limit;
 use super::args::MachineArgs;
 use super::machine::{Host, find_disk};
 use super::output::{self, Palette};
@@ -58,12 +58,14 @@ impl StatusArgs {
             return output::print(&format!("{text}\n"));
         }
         find_disk(&mut settings)?;
-        answers(&settings)?;
-        let host = Host::open_to_look(&settings)?;
-        let engine = host.engine(settings.policy());
-        let status = engine.status()?;
-        if self.human {
-            return self.table(serde_json::to_value(&status).unwrap_or_default(), engine.last_swap()?);
+        let human = self.human;
+        let (status, last_swap) = look_within_limit(&settings, move |settings| {
+            let host = Host::open_to_look(settings)?;
+            let engine = host.engine(settings.policy());
+            Ok((engine.status()?, if human { engine.last_swap()? } else { None }))
+        })?;
+        if human {
+            return self.table(serde_json::to_value(&status).unwrap_or_default(), last_swap);
         }
         output::print(&output::json_line(&status)?)
     }

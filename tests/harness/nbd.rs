@@ -22,6 +22,11 @@ pub(crate) struct Nbd {
 impl Nbd {
     /// A device over `image`, with sockets and a mount point in `dir`.
     pub(crate) fn new(image: &Path, dir: &Path) -> Self {
+        Self::delayed(image, dir, 0)
+    }
+
+    /// The same, whose reads and writes take so many seconds each.
+    pub(crate) fn delayed(image: &Path, dir: &Path, seconds: u32) -> Self {
         let (socket, mount) = (dir.join("nbd"), dir.join("mounted"));
         let (control, trigger) = (dir.join("control"), dir.join("trigger"));
         File::create(&mount).unwrap();
@@ -33,8 +38,9 @@ impl Nbd {
             }
         };
         let mut kit = bound("nbdkit");
-        kit.args(["--foreground", "--filter=pause", "--filter=error", "-U"]).arg(&socket);
+        kit.args(["--foreground", "--filter=pause", "--filter=error", "--filter=delay", "-U"]).arg(&socket);
         kit.arg("file").arg(image).arg(format!("pause-control={}", control.display()));
+        kit.args([format!("rdelay={seconds}"), format!("wdelay={seconds}")]);
         kit.args(["error=EIO", "error-rate=3%"]).arg(format!("error-file={}", trigger.display()));
         let kit = kit.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // From here on the drop removes everything, also if a step below fails.

@@ -424,11 +424,11 @@ impl Owner {
             }
             Report::Done(outcome) => {
                 self.child = None;
-                self.stop_by = None;
                 self.snapshot.stalled = None;
-                let stopping = self.stopping.take();
-                match (outcome, &stopping) {
-                    (_, Some((Error::Cancelled, _))) => self.cancelled().await,
+                let (why, waiting) = self.stopping.take().unzip();
+                let _waiting = self.answer_the_waiting(waiting.unwrap_or_default());
+                match (outcome, why) {
+                    (_, Some(Error::Cancelled)) => self.cancelled().await,
                     (Ok(staged), _) => {
                         let (version, upgrade_type) = (staged.version, staged.upgrade_type);
                         self.settle(Some(Input::Staged { version, upgrade_type })).await;
@@ -436,15 +436,12 @@ impl Owner {
                             self.start_commit(Ok(()));
                         }
                     }
-                    (Err(_), Some((error, _))) => self.fail("prepare", &error_again(error)).await,
+                    (Err(_), Some(error)) => self.fail("prepare", &error).await,
                     (Err(failure), None) => {
                         // The engine has written down its own; a process that died could not.
                         let died = failure.code == WORKER_DIED;
                         self.fail_as("prepare", failure, died).await;
                     }
-                }
-                for answer in stopping.into_iter().flat_map(|(_, waiting)| waiting) {
-                    let _ = answer.send(Ok(None));
                 }
             }
         }
@@ -480,11 +477,3 @@ impl Owner {
 
 /// The code of [`Error::Worker`].
 const WORKER_DIED: &str = "UPGRADE_ERROR_WORKER";
-
-/// The same refusal for state and history.
-fn error_again(error: &Error) -> Error {
-    match error {
-        Error::ServiceEnded { doing } => Error::ServiceEnded { doing: doing.clone() },
-        _ => Error::Cancelled,
-    }
-}

@@ -1,11 +1,14 @@
-//! The end of a prepare that was asked for, and of the patience of those who asked.
+//! The requested end of a prepare, and the time limit of the requests that wait for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use crate::error::Error;
+use crate::service::owner::order::OrderResult;
 use crate::service::owner::upgrade::Failure;
-use crate::service::owner::{Owner, SILENCE, unless_silent};
+use crate::service::owner::{Owner, blocking};
 
 /// How long they wait for a prepare that a device holds.
 pub(super) const LIMIT: Duration = Duration::from_millis(2500);
@@ -26,8 +29,7 @@ impl Owner {
     /// for a prepare that a power cut interrupted. Those who wait are answered before the history is written: each flush on a
     /// busy disk takes its time.
     pub(super) async fn cancelled(&mut self) {
-        let discarded =
-            unless_silent(&self.service, SILENCE, |service| Ok(service.place.discard_begun())).await;
+        let discarded = blocking(&self.service, |service| Ok(service.place.discard_begun())).await;
         let discarded = discarded.unwrap_or_else(Err);
         let failure = match &discarded {
             Ok(_) | Err(Error::NothingToCancel { .. }) => Failure::from(&Error::Cancelled),
@@ -56,6 +58,27 @@ impl Owner {
         for answer in waiting.into_iter().flatten() {
             let _ = answer.send(Err(self.held_by()));
         }
+    }
+
+    /// Answers the requests that wait for the end of a prepare, in a task: when the returned sender is dropped, or at their time
+    /// limit. A slow device may hold the owner for longer.
+    pub(super) fn answer_the_waiting(
+        &mut self,
+        waiting: Vec<oneshot::Sender<OrderResult>>,
+    ) -> oneshot::Sender<()> {
+        let (ended, end) = oneshot::channel();
+        let errors: Vec<Error> = waiting.iter().map(|_| self.held_by()).collect();
+        let patience = wait_until(self.stop_by.take());
+        tokio::spawn(async move {
+            let late = tokio::select! {
+                _ = end => false,
+                () = patience => true,
+            };
+            for (answer, error) in waiting.into_iter().zip(errors) {
+                let _ = answer.send(if late { Err(error) } else { Ok(None) });
+            }
+        });
+        ended
     }
 }
 

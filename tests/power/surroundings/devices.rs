@@ -64,6 +64,35 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     at(&["slots"]).1.good();
 }
 
+/// A device that answers each request, but after a second: a look takes many. Before: 14 s.
+#[test]
+fn a_slow_device_holds_nobody_who_asks() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    bench.at(&["prepare", "v2.qimg"]).good();
+    bench.at(&["cancel"]).good();
+    for verb in [&["status"][..], &["history", "--json"]] {
+        // A new one for each: the kernel caches what was read.
+        let (slow, place) = (bench.path(verb[0]), bench.path(&format!("{}.d", verb[0])));
+        fs::create_dir(&place).unwrap();
+        fs::copy(bench.disk(), &slow).unwrap();
+        let slow = Nbd::delayed(&slow, &place, 1);
+        let disk = slow.device.to_str().unwrap();
+        let begun = Instant::now();
+        let run = bench.at(&[verb, &["--disk", disk]].concat());
+        // A loaded machine takes a moment on top.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{verb:?}: {:?}", begun.elapsed());
+        if verb[0] == "history" {
+            assert!(run.good().contains("discarded"), "what is known");
+        } else {
+            let error = run.bad("NO_ANSWER");
+            assert!(error.contains(disk) && error.contains("discarded"), "what is known: {error}");
+        }
+    }
+}
+
 /// Before: a loop device over a FUSE file system whose server had crashed forbade every prepare of a disk of the same size.
 #[test]
 fn a_server_of_a_file_system_that_died_forbids_nothing() {
