@@ -72,7 +72,7 @@ struct State {
 enum Line {
     /// Progress, a note, a line of the log.
     Offered(Vec<u8>),
-    /// A result that somebody waits for.
+    /// A result, for which the verb waits.
     Result(Vec<u8>),
 }
 
@@ -272,7 +272,7 @@ impl Shared {
         state
     }
 
-    /// Writes a result, in parts, so that a slow reader is told from none.
+    /// Writes a result, in parts, so that a slow reader is distinguished from none.
     fn write_result<'a>(&'a self, mut state: MutexGuard<'a, State>, text: &[u8]) -> MutexGuard<'a, State> {
         drop(state);
         let written = text.chunks(PART).try_for_each(|part| {

@@ -82,8 +82,8 @@ impl Destination<'_> {
         Ok(file)
     }
 
-    /// Writes the output and returns its size in bytes. On failure a file is as it was before, and nothing else is left
-    /// behind; a stream has received a part.
+    /// Writes the output and returns its size in bytes. On failure a file is as it was before, and no other file
+    /// remains; a stream has received a part.
     ///
     /// # Errors
     /// [`Error::Output`], [`Error::OutputExists`], and those of `write`.

@@ -1,7 +1,7 @@
-//! Frames of a delta: copied from the base or decompressed with ranges of it, and else taken from the whole bundle.
+//! Frames of a delta: copied from the base, or decompressed with ranges of it, or taken from the whole bundle.
 //!
-//! What comes of it is only proposed: the worker verifies each frame against the signed index before it is written, as it
-//! does with a bundle's. The base is opened for reading; nothing here could write to it.
+//! The result is untrusted: the worker verifies each frame against the signed index before it is written, as it does with
+//! a bundle's frames. The base is opened read-only.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,30 +17,30 @@ use crate::slot::{Record, UNIT};
 use crate::units::{ByteOffset, Extent};
 use crate::workers::lock;
 
-/// Bytes of the base that are read at a time: the device wants whole blocks, a recipe any bytes.
+/// Unit of reads of the base, in bytes: the device requires whole blocks, a recipe names any bytes.
 const STEP: u64 = 256 << 10;
 
-/// The image that the frames of one payload start from: it runs, and is only read.
+/// The running image that the frames of one payload are made from.
 pub struct BaseSlot {
     /// Name of the partition, for messages.
     pub partition: String,
     /// The slot.
     pub device: Box<dyn BlockDevice>,
-    /// What it says of itself.
+    /// Record of the slot.
     pub record: Record,
     /// Place of the image in the record's manifest.
     pub payload: usize,
 }
 
-/// Where the frames of a delta come from besides itself.
+/// Other sources of the frames of a delta.
 pub struct Sources<'a> {
-    /// For each payload of the release its base, where it has one.
+    /// Base of each payload of the release; `None` if it has none.
     pub bases: Vec<Option<BaseSlot>>,
-    /// The whole bundle, where one is known.
+    /// The whole bundle, if one is known.
     pub whole: Option<&'a Bundle>,
 }
 
-/// What a delta was worth.
+/// Statistics of a delta.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DeltaOutcome {
     /// Bytes of frames copied from the base.
@@ -51,7 +51,7 @@ pub struct DeltaOutcome {
     pub fallen_back: u64,
     /// Bytes that were read of the delta and of the whole bundle for them.
     pub downloaded: u64,
-    /// Where in its slot the base is not what its record says, in bytes; the first place that was met.
+    /// First damaged place of the base that was met, as an offset in its slot in bytes.
     pub base_damaged: Option<u64>,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Patcher<'a> {
     damaged: Mutex<Option<u64>>,
 }
 
-/// What one worker needs for it.
+/// Buffers of one worker.
 #[derive(Default)]
 pub(super) struct Scratch {
     prefix: Vec<u8>,
@@ -88,7 +88,7 @@ impl<'a> Patcher<'a> {
         }
     }
 
-    /// Puts what the recipe gives into the start of `out`; `packed` is what the delta has for the frame.
+    /// Writes the result of the recipe to the start of `out`; `packed` are the delta's bytes for the frame.
     ///
     /// # Errors
     /// [`Error::DeltaFrame`], [`Error::Frame`], [`Error::Read`]: each of them is a reason to take the frame from elsewhere.
@@ -137,10 +137,10 @@ impl<'a> Patcher<'a> {
         self.sources.bases.get(frame.payload_number())?.as_ref()
     }
 
-    /// Puts the frame into the start of `out` by way of the whole bundle, since its recipe came to `problem`.
+    /// Writes the frame from the whole bundle to the start of `out`, since its recipe failed with `problem`.
     ///
     /// # Errors
-    /// Without a whole bundle [`Error::BaseDamaged`] where that is why, else [`Error::DeltaFrame`]; those of the bundle.
+    /// Without a whole bundle: [`Error::BaseDamaged`] if that is the cause, else [`Error::DeltaFrame`]. Those of the bundle.
     pub(super) fn fall_back(
         &self,
         frame: &Frame<'_>,
@@ -178,14 +178,14 @@ impl<'a> Patcher<'a> {
             Kind::Patch => Some(&self.patched),
             Kind::Zero | Kind::Bundle => None,
         };
-        // It was counted when its recipe gave bytes at all, and these were the wrong ones.
+        // A recipe that gave bytes was counted, although they were wrong.
         if let (Some(counted), Error::FrameDigest { .. }) = (counted, &problem) {
             counted.fetch_sub(frame.len() as u64, Ordering::Relaxed);
         }
         decoder.decompress(frame, &compressed, out)
     }
 
-    /// What came of it.
+    /// Statistics so far.
     pub(super) fn made(self) -> DeltaOutcome {
         DeltaOutcome {
             copied: self.copied.into_inner(),
@@ -203,7 +203,7 @@ fn missing(frame: &Frame<'_>, problem: String) -> Error {
 }
 
 impl BaseSlot {
-    /// Where the image begins in the slot.
+    /// Offset of the image in the slot.
     fn start(&self) -> u64 {
         self.record.layout.place(self.payload).map_or(0, |place| place.at)
     }
@@ -223,7 +223,7 @@ impl BaseSlot {
         Ok(())
     }
 
-    /// Where the first frame begins that holds some of `ranges` and is not what the record says.
+    /// Start of the first frame that overlaps `ranges` and differs from the record.
     fn damage(&self, ranges: impl Iterator<Item = Extent>) -> Option<u64> {
         let payload = self.record.manifest.payloads.get(self.payload)?;
         let size = u64::from(payload.frame_size);

@@ -29,7 +29,7 @@ fn a_background_prepare_gives_way_says_so_and_keeps_its_floor() {
     let waited = stalled().unwrap() - before;
     assert!(waited > 500_000, "the load makes nobody wait: {waited} us of 2 s");
 
-    // 24 MiB of data: 12 s at 2 MiB/s, where nobody is given way to.
+    // 24 MiB of data: 12 s at 2 MiB/s, without pauses in favour of others.
     let background = ["prepare", "v2.qimg", "--background", "--max-rate"];
     let mut command =
         bench.command(&[&background[..], &["2M", "--config", "config.toml", "--json"]].concat());
