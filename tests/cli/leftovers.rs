@@ -89,3 +89,22 @@ fn a_large_history_shows_the_newest() {
     let shown = bench.at(&["history"]).good();
     assert!(shown.contains("cancel"), "{}", &shown[shown.len().saturating_sub(400)..]);
 }
+
+/// Before: a slot that is being written was reported as damaged.
+#[test]
+fn a_slot_that_is_being_written_is_not_damaged() {
+    let bench = Bench::installed();
+    bench.at(&["prepare", "v2.qimg"]).good();
+    bench.blank("platform_b");
+    let mut prepare = bench.command(&["prepare", "v2.qimg", "--max-rate", "1M", "--config", "config.toml"]);
+    let mut prepare = prepare.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut seen = 0;
+    while prepare.try_wait().unwrap().is_none() {
+        let run = bench.at(&["verify", "--slot", "b"]);
+        assert!(!run.err.contains("SLOT_DAMAGED"), "{run:?}");
+        seen += u32::from(run.err.contains("is being written"));
+    }
+    assert!(seen > 0, "it was never verified while it was written");
+    bench.at(&["verify", "--slot", "b"]).good();
+    bench.at(&["verify", "--slot", "a"]).good();
+}
