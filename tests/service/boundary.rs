@@ -201,6 +201,8 @@ fn records_name_the_bundle_and_are_short() {
     server.try_prepare(&long, false);
     let path = format!("/{}", "y".repeat(8_000));
     server.try_call("POST", &path, "");
+    // The log is written by a thread, which no answer waits for.
+    server.until("four records", |server| audit(server).len() >= 4);
     let records = audit(&server);
     let prepared = records.iter().find(|line| line["status"] == 202).unwrap();
     assert_eq!(
