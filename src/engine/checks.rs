@@ -71,7 +71,7 @@ pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Er
         let version = software.version.clone();
         Some(Error::PlatformNeeded { version, needed: needed.to_string(), problem: found })
     };
-    let running = |group| view.record_in_service(group).map(|record| &**record.manifest);
+    let running = |group| view.record_in_service(group).map(|record| &*record.manifest);
     if claims.needs_platform.is_some() {
         return refused(claims, running(Group::Platform), "the running platform");
     }
