@@ -15,6 +15,7 @@ use super::table;
 use crate::bench::{self, BenchOptions, BenchReport, ScratchDir, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
+use crate::engine::Change;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 use crate::slot::Layout;
@@ -56,6 +57,10 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     yes: bool,
 
+    /// Print what makes the inactive slot free for the measurement, and write nothing
+    #[arg(long, requires = "disk")]
+    dry_run: bool,
+
     /// Fail if prepare reaches less than this part of the ideal
     ///
     /// A check for regressions that works on any machine, since it compares figures of one
@@ -77,6 +82,11 @@ pub(super) struct BenchArgs {
 impl BenchArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::lines_if(self.json);
+        if self.dry_run {
+            let settings = self.machine.settings()?;
+            let host = Host::open_to_look(&settings)?;
+            return output::dry_run(format, &host.engine(settings.policy()).dry_run(&Change::Lend)?);
+        }
         let cancel = machine::cancel_on_signals()?;
         let progress = Reporter::new(format);
         let options = BenchOptions { repeat: self.repeat, jobs: self.jobs.jobs, cancel: &cancel };

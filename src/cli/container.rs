@@ -12,6 +12,7 @@ use super::table;
 use crate::container::{self, Config, ContainerStatus, Judge, Nspawn, StartReport, SwapReport};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::state::SwitchReport;
 
 /// Start, stop or show the container of the software slot
 ///
@@ -29,15 +30,15 @@ enum ContainerVerb {
     /// For boot, and after a crash: afterwards the selected slot runs, whatever runs now. A
     /// slot on trial is marked good when it is healthy; if it is not, the other one is
     /// started and selected. Does nothing if the selected slot already runs.
-    Start(Common),
+    Start(Changing),
 
     /// Stop the container
     ///
     /// First by the stop signal, after the stop timeout by SIGKILL.
-    Stop(Common),
+    Stop(Changing),
 
     /// Restart the container from the same slot
-    Restart(Common),
+    Restart(Changing),
 
     /// Show which container runs and whether it is healthy
     ///
@@ -54,8 +55,8 @@ enum ContainerVerb {
 impl ContainerArgs {
     pub(super) fn run(&self) -> Result<()> {
         match &self.verb {
-            ContainerVerb::Start(args) => args.started(container::start),
-            ContainerVerb::Restart(args) => args.started(container::restart),
+            ContainerVerb::Start(args) => args.started(container::start, container::start_dry_run),
+            ContainerVerb::Restart(args) => args.started(container::restart, container::restart_dry_run),
             ContainerVerb::Stop(args) => args.stop(),
             ContainerVerb::Status(args) => args.status(),
             ContainerVerb::Gate(args) => {
@@ -72,13 +73,23 @@ impl ContainerArgs {
 
     pub(super) const fn wants_json(&self) -> bool {
         match &self.verb {
-            ContainerVerb::Start(common)
-            | ContainerVerb::Restart(common)
-            | ContainerVerb::Stop(common)
-            | ContainerVerb::Status(common) => common.json,
+            ContainerVerb::Start(args) | ContainerVerb::Restart(args) | ContainerVerb::Stop(args) => {
+                args.common.json
+            }
+            ContainerVerb::Status(common) => common.json,
             ContainerVerb::Gate(_) | ContainerVerb::Prober => false,
         }
     }
+}
+
+#[derive(Debug, Args)]
+struct Changing {
+    /// Print what is started, stopped and written, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    common: Common,
 }
 
 #[derive(Debug, Args)]
@@ -120,15 +131,22 @@ type Start = fn(
     Judge,
 ) -> Result<StartReport>;
 
-impl Common {
-    fn started(&self, start: Start) -> Result<()> {
-        let settings = self.machine.settings()?;
+type DryRun = fn(&Engine<'_>, &dyn container::Runtime, &Config, Judge) -> Result<SwitchReport>;
+
+impl Changing {
+    fn started(&self, start: Start, dry_run: DryRun) -> Result<()> {
+        let settings = self.common.machine.settings()?;
         let config = settings.container()?;
-        let host = Host::open_to_change(&settings)?;
-        let format = Format::object_if(self.json);
+        let format = Format::object_if(self.common.json);
         let runtime = Nspawn::new(config.clone())?;
         // What all nodes of a cluster decide on together is not decided by a start.
         let judge = if settings.awaits_verdict() { Judge::Elsewhere } else { Judge::Start };
+        if self.dry_run {
+            let host = Host::open_to_look(&settings)?;
+            let report = dry_run(&host.engine(settings.policy()), &runtime, config, judge)?;
+            return output::dry_run(format, &report);
+        }
+        let host = Host::open_to_change(&settings)?;
         let report = start(&host.engine(settings.policy()), &runtime, config, &Reporter::new(format), judge)?;
         output::outcome(format, &report, |report, palette| match (&report.went_back, report.downtime_ms) {
             (Some(_), _) => format!("{}\n", palette.warn(&report.done)),
@@ -138,11 +156,15 @@ impl Common {
     }
 
     fn stop(&self) -> Result<()> {
-        let settings = self.machine.settings()?;
+        let settings = self.common.machine.settings()?;
         let runtime = Nspawn::new(settings.container()?.clone())?;
         let host = Host::open_to_look(&settings)?;
-        let stopped = container::stop(&host.engine(settings.policy()), &runtime)?;
-        output::outcome(Format::object_if(self.json), &stopped, |stopped, _| match stopped.as_slice() {
+        let (engine, format) = (host.engine(settings.policy()), Format::object_if(self.common.json));
+        if self.dry_run {
+            return output::dry_run(format, &container::stop_dry_run(&engine, &runtime)?);
+        }
+        let stopped = container::stop(&engine, &runtime)?;
+        output::outcome(format, &stopped, |stopped, _| match stopped.as_slice() {
             [] => "no container ran\n".to_owned(),
             all => all
                 .iter()
@@ -150,7 +172,9 @@ impl Common {
                 .collect(),
         })
     }
+}
 
+impl Common {
     fn status(&self) -> Result<()> {
         let settings = self.machine.settings()?;
         let runtime = Nspawn::new(settings.container()?.clone())?;
@@ -177,6 +201,11 @@ fn human(status: &ContainerStatus, palette: Palette) -> String {
         palette.warn(&status.open.join("\n          "))
     };
     table::facts(&[("runs", runs), ("healthy", health), ("selected", selected), ("open", open)])
+}
+
+/// What the swap of a commit would do.
+pub(super) fn swap_dry_run(engine: &Engine<'_>, config: &Config) -> Result<SwitchReport> {
+    container::swap_dry_run(engine, &Nspawn::new(config.clone())?, config)
 }
 
 /// The swap of a commit.

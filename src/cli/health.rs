@@ -10,8 +10,10 @@ use super::machine::Host;
 use super::output::{self, Format};
 use super::table;
 use crate::config::Settings;
+use crate::engine::Change;
 use crate::error::{Error, Result};
 use crate::host::health;
+use crate::state::SwitchReport;
 
 /// Run the health checks of this machine
 ///
@@ -39,6 +41,12 @@ pub(super) struct HealthArgs {
     #[arg(long, conflicts_with_all = ["dir", "timeout"])]
     trial_failed: bool,
 
+    /// Print what would be written into the slot, and write nothing
+    ///
+    /// The checks run all the same.
+    #[arg(long)]
+    dry_run: bool,
+
     /// Print one JSON array
     #[arg(long)]
     pub(super) json: bool,
@@ -49,6 +57,10 @@ pub(super) struct HealthArgs {
 
 impl HealthArgs {
     pub(super) fn run(&self) -> Result<()> {
+        if self.trial_failed && self.dry_run {
+            let settings = self.machine.settings()?;
+            return output::dry_run(Format::object_if(self.json), &failure_dry_run(&settings, None)?);
+        }
         if self.trial_failed {
             let told = trial_failed(&self.machine.settings()?, None)?;
             return output::print(&format!("{told}\n"));
@@ -71,8 +83,13 @@ impl HealthArgs {
 
     /// Records a failure in the slot if it is on trial. A failure to record it does not change the result.
     fn keep(&self, failure: &Error) {
+        let reason = failure.to_string();
         let kept = self.machine.settings().and_then(|settings| match settings.disk {
-            Some(_) => trial_failed(&settings, Some(&failure.to_string())),
+            Some(_) if self.dry_run => failure_dry_run(&settings, Some(&reason)).map(|report| {
+                output::note(output::planned(&report.done, &report.plan).trim_end());
+                report.done
+            }),
+            Some(_) => trial_failed(&settings, Some(&reason)),
             None => Err(Error::NoTrial),
         });
         match kept {
@@ -84,4 +101,8 @@ impl HealthArgs {
 
 fn trial_failed(settings: &Settings, reason: Option<&str>) -> Result<String> {
     Host::open_to_change(settings)?.engine(settings.policy()).trial_failed(reason)
+}
+
+fn failure_dry_run(settings: &Settings, reason: Option<&str>) -> Result<SwitchReport> {
+    Host::open_to_look(settings)?.engine(settings.policy()).dry_run(&Change::TrialFailed(reason))
 }

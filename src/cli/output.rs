@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::outlet;
 
 use crate::error::{Class, Error, Result, sentence};
+use crate::state::SwitchReport;
 use crate::units::text;
 
 /// Format of a verb's result.
@@ -74,6 +75,12 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<String> {
 pub(super) fn planned(head: &str, plan: &[String]) -> String {
     let plan: String = plan.iter().map(|step| format!("  {step}\n")).collect();
     format!("{head}; the plan, nothing was written:\n{plan}")
+}
+
+/// Prints the report of a dry run.
+pub(super) fn dry_run(format: Format, report: &SwitchReport) -> Result<()> {
+    let head = format!("{} ({})", report.done, report.switch_method);
+    result(format, report, |report, _| planned(&head, &report.plan))
 }
 
 /// Prints the result of a read-only verb.

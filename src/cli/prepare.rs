@@ -63,6 +63,13 @@ pub(super) struct PrepareArgs {
     #[arg(long)]
     sha256: bool,
 
+    /// Print the writes and barriers, and write nothing
+    ///
+    /// Checks all that prepare checks before its first write. A slot that holds the bundle
+    /// already is read and verified.
+    #[arg(long)]
+    dry_run: bool,
+
     /// Print progress and result as JSON lines
     #[arg(long)]
     pub(super) json: bool,
@@ -149,16 +156,18 @@ impl PrepareArgs {
             whole: None,
         };
         let progress = Arc::new(Reporter::new(format));
-        let host = Host::open_to_change(&settings)?;
+        let host =
+            if self.dry_run { Host::open_to_look(&settings)? } else { Host::open_to_change(&settings)? };
         let engine = host.engine(policy);
         // Before the service has accepted the order, a refusal is not recorded here: the service does that.
-        let asked = !self.service.for_service;
+        let asked = !self.service.for_service && !self.dry_run;
         let refused = |error| if asked { engine.bundle_refused(&options.origin, error) } else { error };
         let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
         let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &options.cancel).map_err(refused)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
         let whole = whole.map_err(refused)?;
-        let input = input.confine(host.kept_to_change(&settings), &web, &progress)?;
+        let kept = if self.dry_run { host.kept_to_look(&settings) } else { host.kept_to_change(&settings) };
+        let input = input.confine(kept, &web, &progress)?;
         let heard = if self.while_stdin_open { Some(stop_with_stdin(&options.cancel)?) } else { None };
         let bundle = input
             .bundle(&trust, &web, &options.cancel, &machine::notices(&progress))
@@ -166,6 +175,11 @@ impl PrepareArgs {
             .map_err(refused)?;
         let whole = whole.map(|whole| whole.bundle(&trust)).transpose().map_err(refused)?;
         options.whole = whole.map(Arc::new);
+        if self.dry_run {
+            let report = engine.prepare_dry_run(&bundle, &options, &progress)?;
+            drop(progress);
+            return output::dry_run(format, &report);
+        }
         if let Some(heard) = heard.filter(|_| self.service.for_service) {
             // One process plans and prepares: so the planned bundle is the one that is prepared, and a URL is fetched once.
             let plan = engine.plan(&bundle, options.whole.as_deref())?;

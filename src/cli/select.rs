@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::args::MachineArgs;
-use super::output;
+use super::output::{self, Format};
 use crate::boot::BootFlag;
 use crate::device::Mode;
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
 use crate::selector::{self, Selection};
+use crate::state::SwitchReport;
 use crate::units::BlockSize;
 
 /// Select the slot that an initramfs starts, and count its try
@@ -35,6 +36,10 @@ pub(super) struct SelectArgs {
     #[arg(long)]
     shell: bool,
 
+    /// Print the writes and barriers that count the try, and write nothing
+    #[arg(long, conflicts_with = "shell")]
+    dry_run: bool,
+
     #[command(flatten)]
     machine: MachineArgs,
 }
@@ -45,8 +50,27 @@ impl SelectArgs {
         if settings.boot_flag != BootFlag::Priority {
             return Err(Error::SelectorUnused { flag: settings.boot_flag.word() });
         }
+        if self.dry_run {
+            return self
+                .dry_run(&selector::locate(settings.disk.as_deref(), &output::note)?, settings.sector_size);
+        }
         let selection = on(settings.disk.as_deref(), settings.sector_size)?;
         tell(&selection, self.json)
+    }
+
+    fn dry_run(&self, disk: &Path, sector_size: Option<BlockSize>) -> Result<()> {
+        let machine = LocalDisk::open(disk, Mode::Read, sector_size)?;
+        let (selection, plan) = selector::dry_run(&machine, &output::note)?;
+        let method = if plan.is_empty() { "nothing to write" } else { "the try is counted" };
+        let report = SwitchReport {
+            done: format!("slot {} is selected ({})", selection.slot, selection.reason.word()),
+            boots_next: selection.slot,
+            next_step: "nothing".to_owned(),
+            switch_method: method.to_owned(),
+            plan,
+            dry_run: true,
+        };
+        output::dry_run(Format::object_if(self.json), &report)
     }
 }
 

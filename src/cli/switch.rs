@@ -84,6 +84,7 @@ impl CommitArgs {
         let prepared = container.and_then(|_| engine.prepared_type().ok());
         let method = CommitMethod::new(start, container.is_some(), prepared);
         let report = match (method, container) {
+            (CommitMethod::Swap, Some(config)) if self.dry_run => container::swap_dry_run(&engine, config)?,
             _ if self.dry_run => engine.dry_run(&method.change())?,
             (CommitMethod::Swap, Some(config)) => return container::swap(&engine, config, self.json),
             (CommitMethod::Kexec, _) => engine.commit_by_kexec(&settings.kexec)?,

@@ -25,6 +25,7 @@ mod boundary;
 pub mod config;
 #[cfg(test)]
 mod double;
+mod dry_run;
 mod isolation;
 pub mod nspawn;
 mod probe;
@@ -36,6 +37,7 @@ mod swap;
 mod tests;
 
 pub use config::{Config, Network, Probe};
+pub use dry_run::{restart_dry_run, start_dry_run, stop_dry_run, swap_dry_run};
 pub use isolation::{Cgroups, Users};
 pub use nspawn::Nspawn;
 pub use runtime::{Running, Runtime, Stopped};

@@ -200,14 +200,10 @@ pub fn restart(
 ) -> Result<StartReport> {
     let again = || {
         let _lock = runtime.lock()?;
-        let running = runtime.running()?;
-        let [old] = running.as_slice() else { return Ok(None) };
-        let Some(image) = engine.software_image(old.slot)?.filter(|image| old.runs(image)) else {
-            return Ok(None);
-        };
+        let Some((old, image)) = restarts(engine, runtime)? else { return Ok(None) };
         let new = runtime.arrange(&image)?;
-        let up = last_success(runtime, old);
-        if let Err(error) = runtime.stop(old) {
+        let up = last_success(runtime, &old);
+        if let Err(error) = runtime.stop(&old) {
             if let Err(second) = runtime.stop(&new) {
                 progress.notice(&second.to_string());
             }
@@ -230,6 +226,17 @@ pub fn restart(
         Ok(Some(report)) => kept(engine, "container-restart", Ok(report), |report| report.done.clone()),
         Err(error) => kept(engine, "container-restart", Err(error), |_| String::new()),
     }
+}
+
+/// The one container that runs, and its image; `None`: none runs, or its slot holds another image by now.
+pub(super) fn restarts(
+    engine: &Engine<'_>,
+    runtime: &dyn Runtime,
+) -> Result<Option<(Running, SoftwareImage)>> {
+    let running = runtime.running()?;
+    let [old] = running.as_slice() else { return Ok(None) };
+    let image = engine.software_image(old.slot)?.filter(|image| old.runs(image));
+    Ok(image.map(|image| (old.clone(), image)))
 }
 
 /// Stops every container that runs; returns those that were stopped.

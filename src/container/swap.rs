@@ -91,6 +91,18 @@ pub trait Rendezvous: Send + Sync {
     fn healthy(&self) -> std::result::Result<(), String>;
 }
 
+/// Refuses a swap into a slot that a container still runs from: it runs from an image that is gone. Never observed.
+///
+/// # Errors
+/// [`Error::SlotInUse`].
+pub(super) fn not_in_the_way(plan: &SoftwareSwap, running: &[Running]) -> Result<()> {
+    let Some(container) = running.iter().find(|container| container.slot == plan.new.slot) else {
+        return Ok(());
+    };
+    let by = format!("container {} runs from it", container.id);
+    Err(Error::SlotInUse { partition: plan.new.partition.clone(), by })
+}
+
 /// Nobody to wait for.
 struct Alone;
 
@@ -125,11 +137,7 @@ impl Swap<'_> {
     fn run(&mut self) -> Result<SwapReport> {
         let plan = self.engine.software_swap()?;
         let running = self.runtime.running()?;
-        if let Some(in_the_way) = running.iter().find(|container| container.slot == plan.new.slot) {
-            // Its slot already holds the new image, so it runs from one that is gone. Never observed; refused all the same.
-            let by = format!("container {} runs from it", in_the_way.id);
-            return Err(Error::SlotInUse { partition: plan.new.partition.clone(), by });
-        }
+        not_in_the_way(&plan, &running)?;
         let new = self.runtime.arrange(&plan.new)?;
         self.step("arrange");
         if let Err(error) = self.others.ready() {

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::double::{Double, Fault, Faults, FaultyDisk, Shared};
-use super::{Config, Judge, Rendezvous, Running, restart, start, stop, swap, swap_together};
+use super::{
+    Config, Judge, Rendezvous, Running, restart, restart_dry_run, start, start_dry_run, stop, stop_dry_run,
+    swap, swap_dry_run, swap_together,
+};
 use crate::boot::BootFlag;
 use crate::bundle::{Bundle, Trust};
-use crate::engine::{Engine, Policy, PrepareOptions};
+use crate::engine::{Change, Engine, Policy, PrepareOptions};
 use crate::host::journal::{Journal, MemoryJournal};
 use crate::init::{InitSpec, init};
 use crate::pack::{Destination, PackSpec, pack};
@@ -194,6 +197,50 @@ fn a_swap_and_a_swap_back() {
     let key = disk.table().unwrap().header().disk_guid.to_string();
     assert_eq!(sick.journal.load(&key).last_error.unwrap().code, error.code());
     assert_eq!(sick.journal.history(&key).last().unwrap().verb, "swap");
+}
+
+/// What a dry run prints is what is written: by the commit, and in each of the two ways in which the swap may end. It changes
+/// neither the disk nor a container.
+#[test]
+fn dry_runs_print_what_is_written() {
+    let world = World::prepared(&[], None, true);
+    let (bytes, steps) = (world.disk.bytes(), world.steps());
+    let indented = |plan: Vec<String>| plan.into_iter().map(|line| format!("  {line}")).collect::<Vec<_>>();
+    let contains = |all: &[String], part: &[String]| all.windows(part.len()).any(|lines| lines == part);
+    let swap = swap_dry_run(&world.engine(), &world.double, &world.config).unwrap();
+    assert!(swap.dry_run && swap.next_step == "nothing");
+    assert_eq!((world.disk.bytes() == bytes, world.steps(), world.runs().as_str()), (true, steps, "1.0"));
+    assert!(contains(&swap.plan, &world.engine().commit(true).unwrap().plan));
+    // Between the flip and the verdict.
+    world.engine().commit(false).unwrap();
+    for change in
+        [Change::SoftwareGood(Slot::B), Change::SoftwareBack(Slot::B, "its container is not healthy")]
+    {
+        let plan = world.engine().dry_run(&change).unwrap().plan;
+        assert!(plan.len() > 3 && contains(&swap.plan, &indented(plan)), "{change:?}: {:#?}", swap.plan);
+    }
+    let order = ["container: arrange 1.1", "container: stop 1.0", "container: start the program of 1.1"];
+    let at = order.map(|begin| swap.plan.iter().position(|line| line.starts_with(begin)).unwrap());
+    assert!(at.is_sorted(), "{:#?}", swap.plan);
+
+    // The start of what is selected by now: it counts a try first.
+    let counted = world.engine().dry_run(&Change::SoftwareTry(Slot::B)).unwrap().plan;
+    let start = start_dry_run(&world.engine(), &world.double, &world.config, Judge::Start).unwrap();
+    assert!(counted.len() > 3 && start.plan.starts_with(&counted), "{:#?}", start.plan);
+    let elsewhere = start_dry_run(&world.engine(), &world.double, &world.config, Judge::Elsewhere).unwrap();
+    assert!(!elsewhere.plan.iter().any(|line| line.contains("mark of")), "{:#?}", elsewhere.plan);
+    world.engine().software_try(Slot::B).unwrap();
+    for change in
+        [Change::SoftwareGood(Slot::B), Change::SoftwareBack(Slot::B, "its container is not healthy")]
+    {
+        let plan = world.engine().dry_run(&change).unwrap().plan;
+        assert!(contains(&start.plan, &indented(plan)), "{change:?}: {:#?}", start.plan);
+    }
+    let restart = restart_dry_run(&world.engine(), &world.double, &world.config, Judge::Start).unwrap();
+    assert!(!restart.plan.iter().any(|line| line.contains("write LBA")), "{:#?}", restart.plan);
+    let stop = stop_dry_run(&world.engine(), &world.double).unwrap();
+    assert_eq!(stop.plan, ["container: stop 1.0 (software slot a)"]);
+    assert_eq!(world.runs(), "1.0");
 }
 
 /// After one failure at any step some container serves, and a start makes flags and container agree.

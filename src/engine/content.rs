@@ -8,7 +8,6 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Engine;
-use super::checks::blocked;
 use super::transition::{self, Change};
 use super::trust::SignatureCheck;
 use super::view::{SlotView, View};
@@ -68,9 +67,7 @@ impl Engine<'_> {
     pub fn lend_target<T>(&self, use_it: impl FnOnce(&str, Arc<dyn BlockDevice>) -> Result<T>) -> Result<T> {
         let act = |lock: &DiskLock| {
             let view = self.view_for_change()?;
-            if let Some(obstacle) = blocked(&view) {
-                return Err(obstacle);
-            }
+            let away = transition::of(&Change::Lend, &view)?;
             let slot = view.target(Group::Platform)?;
             let partition = view.slots.require(Group::Platform, slot)?;
             let device: Arc<dyn BlockDevice> =
@@ -81,7 +78,6 @@ impl Engine<'_> {
                 what: format!("slot {slot}"),
                 problem: format!("of its {} bytes the last {MIB} cannot be measured with", device.len()),
             })?;
-            let away = transition::of(&Change::Lend, &view)?;
             self.run(lock, &view, &away, &[(Group::Platform, slot, &*device)])?;
             use_it(&partition.name, Arc::new(lent))
         };

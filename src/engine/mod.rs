@@ -8,6 +8,7 @@ mod checks;
 mod commit_method;
 mod content;
 mod delta;
+mod dry_run;
 mod efi_variables;
 mod epoch;
 mod prepare;

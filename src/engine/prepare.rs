@@ -23,6 +23,15 @@ use crate::state::{PlanReport, PlannedPayload, PrepareReport, UpgradeObstacle};
 use crate::units::{Group, Slot};
 use crate::workers;
 
+/// What a prepare is about to do, with nothing left that would refuse it.
+pub(super) struct Intent {
+    /// The record of a fallback that happened by itself, to be written first; `None`: there was none.
+    pub(super) fallback: Option<Transition>,
+    /// What is on the disk after that.
+    pub(super) view: View,
+    pub(super) upgrade: CheckedUpgrade,
+}
+
 impl Engine<'_> {
     /// What an upgrade to this bundle would be and do, and what forbids it. Changes nothing.
     ///
@@ -91,19 +100,8 @@ impl Engine<'_> {
     ) -> Result<PrepareReport> {
         let start = Instant::now();
         let found = self.view_for_change()?;
-        // Nothing is written before all that may be refused was looked at: a fallback that is not written down yet is
-        // taken for written down.
-        let fallback = transition::settle(&found)?;
-        let view = match &fallback {
-            Some(fallback) => found.after(fallback.acts())?,
-            None => found.clone(),
-        };
-        if let Some(obstacle) = self.obstacles(&view, bundle)?.into_iter().next() {
-            return Err(obstacle);
-        }
         let manifest = bundle.manifest();
-        let body_len = bundle.release().record_len();
-        let upgrade = CheckedUpgrade::new(&view, manifest, body_len)?;
+        let Intent { fallback, view, upgrade } = self.intent(&found, bundle)?;
         let report = |outcome: StageOutcome, read_back: bool| PrepareReport {
             upgrade_type: upgrade.kind,
             version: manifest.version.clone(),
@@ -181,6 +179,24 @@ impl Engine<'_> {
         Ok(report(outcome, options.read_back))
     }
 
+    /// What a prepare of this bundle is about to do. Nothing is written before all that may be refused was looked at: a
+    /// fallback that is not recorded yet is taken for recorded.
+    ///
+    /// # Errors
+    /// What forbids it, the gravest first; class Disk and Io.
+    pub(super) fn intent(&self, found: &View, bundle: &Bundle) -> Result<Intent> {
+        let fallback = transition::settle(found)?;
+        let view = match &fallback {
+            Some(fallback) => found.after(fallback.acts())?,
+            None => found.clone(),
+        };
+        if let Some(obstacle) = self.obstacles(&view, bundle)?.into_iter().next() {
+            return Err(obstacle);
+        }
+        let upgrade = CheckedUpgrade::new(&view, bundle.manifest(), bundle.release().record_len())?;
+        Ok(Intent { fallback, view, upgrade })
+    }
+
     /// Repairs the table and writes a fallback down, where these are due, and returns what is on the disk then.
     fn settled(
         &self,
@@ -208,7 +224,7 @@ impl Engine<'_> {
     }
 
     /// Whether the prepared slots still hold what their records say; the bytes that were read if so.
-    fn still_whole(
+    pub(super) fn still_whole(
         &self,
         view: &View,
         upgrade: &CheckedUpgrade,

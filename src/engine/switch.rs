@@ -12,17 +12,6 @@ use crate::state::SwitchReport;
 use crate::units::{Group, Slot};
 
 impl Engine<'_> {
-    /// What a change would write, as sectors and variables. Takes no lock and changes nothing.
-    ///
-    /// # Errors
-    /// Those of the verb.
-    pub fn dry_run(&self, change: &Change<'_>) -> Result<SwitchReport> {
-        let view = self.view()?;
-        let transition = transition::whole(change, &view)?;
-        let printed = Printed::new(&view, &transition)?;
-        self.report(&view, &transition, printed, true)
-    }
-
     /// What a change would do, as a value.
     ///
     /// # Errors
@@ -181,7 +170,7 @@ impl Engine<'_> {
         Ok(printed)
     }
 
-    fn report(
+    pub(super) fn report(
         &self,
         view: &View,
         transition: &Transition,

@@ -26,9 +26,36 @@ use crate::units::{Group, Slot};
 /// Only if there is nothing to start: [`Error::NotGpt`], [`Error::GptDamaged`] (neither copy of the table is
 /// whole), [`Error::SlotMissing`] (no partition has the name of a platform slot), [`Error::Read`].
 pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Result<Selection> {
+    let mut writing = if writable { Writing::Done } else { Writing::Impossible };
+    choose(machine, &mut writing, note)
+}
+
+/// What [`select`] would do on a disk that can be written: the selection, and the writes and barriers, one line each.
+/// Writes nothing.
+///
+/// # Errors
+/// As [`select`].
+pub fn dry_run(machine: &dyn Machine, note: &dyn Fn(&str)) -> Result<(Selection, Vec<String>)> {
+    let mut writing = Writing::Planned(Vec::new());
+    let selection = choose(machine, &mut writing, note)?;
+    let Writing::Planned(lines) = writing else { return Ok((selection, Vec::new())) };
+    Ok((selection, lines))
+}
+
+/// What becomes of the writes.
+enum Writing {
+    /// They are made.
+    Done,
+    /// The disk refuses them.
+    Impossible,
+    /// They are recorded here, one line each.
+    Planned(Vec<String>),
+}
+
+fn choose(machine: &dyn Machine, writing: &mut Writing, note: &dyn Fn(&str)) -> Result<Selection> {
     let told = |what: &str, error: &Error| note(&format!("{what}: {}", crate::error::sentence(error)));
     let disk = machine.disk();
-    let lock = match writable.then(|| machine.lock()) {
+    let lock = match matches!(writing, Writing::Done).then(|| machine.lock()) {
         Some(Ok(lock)) => Some(lock),
         Some(Err(error)) => {
             told("nothing can be written", &error);
@@ -54,6 +81,10 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
         }
         loaded = commit::load(&*disk, machine.name())?;
     }
+    if let (Writing::Planned(lines), Ok(Some(repair))) = (&mut *writing, commit::repair_plan(&loaded)) {
+        lines.extend(repair.describe());
+        loaded = loaded.after(&repair);
+    }
     let table = loaded.table()?;
     let slots = Found::of(table, &*disk, note);
     let contents = Group::BOTH.map(|group| Slot::BOTH.map(|slot| slots.read(&disk, group, slot)));
@@ -70,7 +101,14 @@ pub fn select(machine: &dyn Machine, writable: bool, note: &dyn Fn(&str)) -> Res
     if let Some(attributes) = choice.count {
         let counted = slots.get(Group::Platform, choice.slot).map_or(Ok(()), |partition| {
             let new = table.with_attributes(partition.number, attributes);
-            count(&*disk, lock.as_ref(), &loaded, &new, machine.name())
+            match writing {
+                Writing::Planned(lines) => {
+                    commit::plan(&loaded, &new).map(|plan| lines.extend(plan.describe()))
+                }
+                Writing::Done | Writing::Impossible => {
+                    count(&*disk, lock.as_ref(), &loaded, &new, machine.name())
+                }
+            }
         });
         if let Err(error) = counted {
             told("the try cannot be counted", &error);

@@ -30,6 +30,7 @@
 
 mod ledger;
 mod patch;
+mod planned;
 mod probe;
 mod readback;
 mod write;
@@ -38,6 +39,7 @@ mod zero;
 use std::num::NonZeroUsize;
 
 pub use patch::{BaseSlot, DeltaOutcome, Sources};
+pub use planned::{StageStep, planned};
 pub use readback::{Damage, ReadBack, read_back};
 
 use crate::bundle::Bundle;

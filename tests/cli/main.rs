@@ -7,6 +7,8 @@ mod harness;
 mod bench;
 /// `qstage doctor`, and how a disk and a configuration are found.
 mod doctor;
+/// `--dry-run` of each verb.
+mod dry_runs;
 /// Switches by EFI variables.
 mod efi;
 /// Each error code, reached by the command line.

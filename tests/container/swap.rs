@@ -62,6 +62,18 @@ fn a_sick_release_is_swapped_back() {
     // Sick: answers, but not 200. Crash: ends at once, which nobody has to wait the deadline for.
     for (version, mode, reason) in [("1.1", "sick", "503"), ("1.2", "crash", "ended"), ("1.3", "good", "")] {
         machine.prepare(version, mode);
+        let before = machine.software();
+        let plan = machine.good(&["commit", "--dry-run"]);
+        for line in
+            ["container: arrange", "container: stop 1.0", "if it is not healthy:", "the mark of software_"]
+        {
+            assert!(plan.contains(line), "{plan}");
+        }
+        assert_eq!(
+            (machine.software(), machine.answer().as_deref()),
+            (before, Some("1.0")),
+            "a dry run did it"
+        );
         let poller = Poller::new(machine.port);
         let begun = std::time::Instant::now();
         let output = machine.run(&["commit", "--json"]);

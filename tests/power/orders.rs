@@ -15,10 +15,11 @@ use std::path::Path;
 
 use proof::acts::{MachineEvent, acts};
 use proof::scenes::{play, recorded, releases};
-use proof::{Tape, Verb};
+use proof::{Site, Tape, Verb, open};
 use qstage::boot::BootFlag;
 use qstage::efi::{Name, Variable};
 use qstage::engine::{Change, Engine};
+use qstage::progress::Silent;
 use qstage::units::{Group, Slot};
 use tables::{Op, damages};
 use uefi::scenes::play as play_efi;
@@ -194,14 +195,7 @@ fn all_planned() -> [Vec<Planned>; 3] {
         let machine = Uefi::new(take.before.0.clone(), &take.before.1);
         let (name, booted) = (take.scene.name, take.scene.booted);
         let plan = machine.engine(booted, |engine| planned(name, booted, &take.scene.verb, engine))?;
-        let ops: Vec<Op> = take
-            .events
-            .iter()
-            .filter_map(|event| match event {
-                Event::Disk(op) => Some(op.clone()),
-                Event::Set(..) => None,
-            })
-            .collect();
+        let ops = disk_ops(&take.events);
         done_is(&plan, &acts(&take.before.0, 512, &did(&take.events)), &ops);
         Some(plan)
     });
@@ -233,6 +227,85 @@ fn dry_runs_and_the_manual_say_what_is_done() {
         fs::write(&path, [before, begin, &table, end, after].concat()).unwrap();
     } else {
         assert!(shown == table, "SAFETY.md shows other orders; QSTAGE_RECORD=1 prints them:\n{table}");
+    }
+}
+
+/// The dry run of a prepare names every write, between the barriers at which it comes, and no act that is not done.
+#[test]
+fn a_dry_run_of_prepare_names_every_write() {
+    let r = releases();
+    for flag in [BootFlag::Priority, BootFlag::Legacy] {
+        for take in play(&r, 512, flag, 1) {
+            let (Verb::Prepare(bundle), site) = (&take.scene.verb, take.scene.site) else { continue };
+            let tape = Tape::new(take.before.clone(), 512);
+            let dry = |engine: &Engine<'_>| {
+                engine.prepare_dry_run(&open(bundle).unwrap(), &site.options(), &Silent).unwrap()
+            };
+            let report = site.engine(tape.clone(), dry);
+            assert!(tape.ops().is_empty() && report.dry_run, "{} writes", take.scene.name);
+            covers(take.scene.name, &report.plan, &take.ops);
+        }
+    }
+    for take in play_efi(&r) {
+        let Verb::Prepare(bundle) = &take.scene.verb else { continue };
+        let machine = Uefi::new(take.before.0.clone(), &take.before.1);
+        let options = Site::new(take.scene.booted, BootFlag::Efi).options();
+        let report = machine.engine(take.scene.booted, |engine| {
+            engine.prepare_dry_run(&open(bundle).unwrap(), &options, &Silent).unwrap()
+        });
+        assert!(machine.events().is_empty(), "{} writes", take.scene.name);
+        covers(take.scene.name, &report.plan, &disk_ops(&take.events));
+        for event in &take.events {
+            let Event::Set(name, _) = event else { continue };
+            let named = report.plan.iter().any(|line| line.contains(&name.to_string()));
+            assert!(named, "{}: {name} is set: {:#?}", take.scene.name, report.plan);
+        }
+    }
+}
+
+fn disk_ops(events: &[Event]) -> Vec<Op> {
+    let op = |event: &Event| match event {
+        Event::Disk(op) => Some(op.clone()),
+        Event::Set(..) => None,
+    };
+    events.iter().filter_map(op).collect()
+}
+
+/// Each write lies in a range that is planned, not before an earlier barrier of the plan; and each planned range is written,
+/// but for images and zeroes, which may be in place.
+#[track_caller]
+fn covers(name: &str, plan: &[String], ops: &[Op]) {
+    let mut stages = vec![Vec::new()];
+    for line in plan {
+        if line == "barrier" {
+            stages.push(Vec::new());
+        } else if let Some((range, what)) =
+            line.strip_prefix("write LBA ").and_then(|rest| rest.split_once(" ("))
+        {
+            let (first, last) = range.split_once('-').unwrap();
+            let range: (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+            let optional = what.contains("not in place") || what.contains("zeroes");
+            stages.last_mut().unwrap().push((range, optional, false));
+        }
+    }
+    let mut at = 0;
+    for op in ops {
+        let Op::Write(from, bytes) = op else { continue };
+        let (first, last) = (from / 512, (from + bytes.len() as u64) / 512 - 1);
+        loop {
+            let stage = stages.get_mut(at).unwrap_or_else(|| {
+                panic!("{name}: the write of LBA {first}-{last} is not planned: {plan:#?}")
+            });
+            let found = stage.iter_mut().find(|((a, b), ..)| *a <= first && last <= *b);
+            if let Some((_, _, written)) = found {
+                *written = true;
+                break;
+            }
+            at += 1;
+        }
+    }
+    for (range, optional, written) in stages.into_iter().flatten() {
+        assert!(written || optional, "{name}: {range:?} is planned and not written: {plan:#?}");
     }
 }
 

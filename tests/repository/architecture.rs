@@ -207,7 +207,11 @@ const WRITERS: Allowed = &[
     ("engine/transition/run.rs", "the interpreter"),
     ("engine/repair.rs", "the repair of the table that somebody asks for"),
     ("init/mod.rs", "the layout of a blank disk"),
-    ("selector/mod.rs", "counts a try in an initramfs, where no record of a running system is there"),
+    (
+        "selector/mod.rs",
+        "one act, the try of one slot, on disks that the interpreter refuses: a slot is missing, a name is doubled, a write \
+         fails; a machine must boot all the same, and the program for an initramfs stays small",
+    ),
     ("slot/", "defines what a mark and a record are"),
     ("stage/", "footers torn and whole, around the images"),
 ];

@@ -5,7 +5,8 @@ use super::{Act, Transition};
 use crate::commit;
 use crate::error::Result;
 use crate::slot::{Layout, UNIT};
-use crate::units::{Group, Slot};
+use crate::stage::StageStep;
+use crate::units::{ByteOffset, Extent, Group, Slot};
 
 /// How the platform is switched where EFI variables rule.
 pub(in crate::engine) const EFI_METHOD: &str = "EFI variables BootNext and BootOrder";
@@ -67,13 +68,38 @@ impl Printed {
 
     /// A block `before` the footer of a slot.
     fn block(&mut self, view: &View, group: Group, slot: Slot, before: u64, what: &str) -> Result<()> {
-        let (extent, block) = (view.slots.require(group, slot)?.extent, view.table.header().block().bytes());
-        let Some(footer) = Layout::footer_at(extent.len) else { return Ok(()) };
-        let (first, blocks) = ((extent.at.0 + footer - before) / u64::from(block), UNIT / u64::from(block));
-        let line = |verb: &str| {
-            format!("{verb} LBA {first}-{} ({blocks} x {block} bytes): {what}", first + blocks - 1)
-        };
-        self.lines.extend([line("write"), "barrier".to_owned(), line("read back")]);
+        let len = view.slots.require(group, slot)?.extent.len;
+        let Some(footer) = Layout::footer_at(len) else { return Ok(()) };
+        let extent = Extent { at: ByteOffset(footer - before), len: UNIT };
+        let write = range(view, group, slot, "write", extent, what)?;
+        let read = range(view, group, slot, "read back", extent, what)?;
+        self.lines.extend([write, "barrier".to_owned(), read]);
+        Ok(())
+    }
+
+    /// The steps of a staging into these slots.
+    ///
+    /// # Errors
+    /// [`Error::SlotMissing`](crate::Error::SlotMissing).
+    pub(in crate::engine) fn stage(
+        &mut self,
+        view: &View,
+        slots: &[(Group, Slot)],
+        steps: &[StageStep],
+    ) -> Result<()> {
+        for step in steps {
+            let (verb, group, extent, what) = match step {
+                StageStep::Barrier => {
+                    self.lines.push("barrier".to_owned());
+                    continue;
+                }
+                StageStep::Write(group, extent, what) => ("write", group, extent, what),
+                StageStep::ReadBack(group, extent, what) => ("read back", group, extent, what),
+            };
+            let Some((group, slot)) = slots.iter().find(|(target, _)| target == group) else { continue };
+            let what = format!("{}, {what}", group.partition_name(*slot));
+            self.lines.push(range(view, *group, *slot, verb, *extent, &what)?);
+        }
         Ok(())
     }
 
@@ -96,4 +122,12 @@ impl Printed {
             (Some(table), true) => format!("{EFI_METHOD}; {table}"),
         }
     }
+}
+
+/// A range of a slot, in bytes from its start, as blocks of the disk.
+fn range(view: &View, group: Group, slot: Slot, verb: &str, extent: Extent, what: &str) -> Result<String> {
+    let block = view.table.header().block().bytes();
+    let start = view.slots.require(group, slot)?.extent.at.0 + extent.at.0;
+    let (first, blocks) = (start / u64::from(block), extent.len / u64::from(block));
+    Ok(format!("{verb} LBA {first}-{} ({blocks} x {block} bytes): {what}", first + blocks - 1))
 }

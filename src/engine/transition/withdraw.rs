@@ -1,5 +1,6 @@
 //! Before a slot is written: nothing lets it boot, nothing calls it prepared.
 
+use super::super::checks::blocked;
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, mark, variables};
 use crate::error::Result;
@@ -26,6 +27,9 @@ pub(in crate::engine) fn withdraw(view: &View, targets: &[(Group, Slot)]) -> Res
 /// The platform slot that does not run is made void, as before a prepare. The record last: a slot that may still boot must
 /// not lose it.
 pub(in crate::engine) fn lend(view: &View) -> Result<Transition> {
+    if let Some(obstacle) = blocked(view) {
+        return Err(obstacle);
+    }
     let slot = view.target(Group::Platform)?;
     let out = out(view, &[(Group::Platform, slot)], "lent for a measurement")?;
     Ok(out.then([Act::Void(Group::Platform, slot)]))
