@@ -44,8 +44,10 @@ impl Engine<'_> {
             if slot.is_none()
                 && let Some(fallback) = transition::settle(&view)?
             {
-                // What is refused is refused before the fallback is written down.
-                transition::of(&Change::MarkGood(slot), &view.after(fallback.acts())?)?;
+                // What is refused is refused before the fallback is recorded.
+                let after = view.after(fallback.acts())?;
+                let good = transition::of(&Change::MarkGood(slot), &after)?;
+                self.report(&after, &good, Printed::new(&after, &good)?, false)?;
                 settled = Some(self.settle(lock, &view, &fallback)?);
                 view = self.view()?;
             }

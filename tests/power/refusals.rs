@@ -10,7 +10,7 @@ use qstage::boot::BootFlag;
 use qstage::commit;
 use qstage::device::BlockDevice;
 use qstage::error::{Error, Result};
-use qstage::gpt::{CopyState, Partition};
+use qstage::gpt::{Attributes, CopyState, Partition};
 use qstage::host::{Access, Booted, DiskLock, Machine, MountSource};
 use qstage::units::{ByteOffset, Slot};
 
@@ -48,8 +48,8 @@ fn a_refusal_writes_nothing_and_a_success_repairs() {
     let (mut repaired, mut wrong) = (0, Vec::new());
     for flag in [BootFlag::Priority, BootFlag::Legacy] {
         for take in play(&r, 512, flag, 1) {
-            let whole = std::iter::once(("nothing", take.before.clone()));
-            for (lost, image) in whole.chain(damages(&take.before, 512)) {
+            let whole = [("nothing", take.before.clone()), (FLAGS, without_flags(&take.before))];
+            for (lost, image) in whole.into_iter().chain(damages(&take.before, 512)) {
                 for (verb, slot) in verbs.iter().flat_map(|verb| Slot::BOTH.map(|slot| (verb, slot))) {
                     // A prepare that succeeds takes long, and what it repairs does not depend on the part.
                     if matches!(verb, Verb::Prepare(_)) && !["nothing", "header"].contains(&lost) {
@@ -85,6 +85,20 @@ fn a_refusal_writes_nothing_and_a_success_repairs() {
     println!("{repaired} repaired; refused: {refused:#?}");
     assert!(wrong.is_empty(), "{} wrong: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
     assert!(repaired > 300 && refused.len() > 8, "{repaired}, {refused:?}");
+    // Where no flag lets a platform boot, what would leave it so is refused before its acts.
+    let nothing_boots = refused.get("UPGRADE_ERROR_NOTHING_BOOTS");
+    assert!(nothing_boots.is_some_and(|times| *times > 20), "{refused:?}");
+}
+
+/// The platform slots have lost their flags: the running one was started by hand, or by a selector that names the best one.
+const FLAGS: &str = "flags";
+
+fn without_flags(before: &[u8]) -> Vec<u8> {
+    let tape = Tape::new(before.to_vec(), 512);
+    change(&tape, &["platform_a", "platform_b"], |bits| {
+        bits.with_priority(0).with_tries(0).with_successful(false).with_legacy_bootable(false)
+    });
+    tape.memory.snapshot()
 }
 
 /// What stands beside the engine.
@@ -143,11 +157,17 @@ impl Machine for Beside {
 
 /// Another program gives the foreign partition another attribute. The log of the tape does not hold it.
 fn change_table(tape: &Tape) {
+    change(tape, &["data"], |bits| bits.with_priority(bits.priority() ^ 1));
+}
+
+/// Gives these partitions other attributes, without a line in the log of the tape.
+fn change(tape: &Tape, names: &[&str], to: impl Fn(Attributes) -> Attributes) {
     let loaded = commit::load(tape, "disk").unwrap();
     let table = loaded.table().unwrap();
-    let number = table.partitions().iter().find(|part| part.name == "data").unwrap().number;
-    let bits = table.attributes(number);
-    let changed = table.with_attributes(number, bits.with_priority(bits.priority() ^ 1));
+    let parts = table.partitions();
+    let numbers = parts.iter().filter(|part| names.contains(&part.name.as_str())).map(|part| part.number);
+    let changed = numbers
+        .fold(table.clone(), |table, number| table.with_attributes(number, to(table.attributes(number))));
     for op in ops_of(&commit::plan(&loaded, &changed).unwrap()) {
         if let crate::harness::tables::Op::Write(at, bytes) = op {
             tape.memory.write_at(&bytes, ByteOffset(at)).unwrap();
