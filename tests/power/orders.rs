@@ -19,6 +19,7 @@ use proof::{Site, Tape, Verb, open};
 use qstage::boot::BootFlag;
 use qstage::efi::{Name, Variable};
 use qstage::engine::{Change, Engine};
+use qstage::gpt::Copy;
 use qstage::progress::Silent;
 use qstage::units::{Group, Slot};
 use tables::{Op, damages};
@@ -76,6 +77,26 @@ fn by_flags(name: &str, flag: BootFlag) {
             take.scene.from,
             &acts(&before, 512, &disk(&ops)),
         );
+    }
+    // The repair that somebody asks for: what is beyond doubt, and by name. Its dry run says what is done.
+    for (lost, before) in damages(&take.before, 512) {
+        for from in [None, Some(Copy::Primary), Some(Copy::Backup)] {
+            let repair = |dry: bool| {
+                let tape = Tape::new(before.clone(), 512);
+                let report = take.scene.site.engine(tape.clone(), |engine| engine.repair_table(from, dry));
+                (report.ok(), tape.ops())
+            };
+            let ((dry, nothing), (done, ops)) = (repair(true), repair(false));
+            assert!(nothing.is_empty() && dry.is_some() == done.is_some());
+            let Some(report) = dry else { continue };
+            covers("repair", &report.plan, &ops);
+            let title = match from {
+                None => format!("repair with {lost} lost"),
+                Some(Copy::Primary) => format!("repair from the primary copy with {lost} lost"),
+                Some(Copy::Backup) => format!("repair from the backup copy with {lost} lost"),
+            };
+            paragraph(&mut text, &title, take.scene.from, &acts(&before, 512, &disk(&ops)));
+        }
     }
     golden(name, &text);
 }
