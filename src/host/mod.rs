@@ -16,6 +16,7 @@ mod local;
 mod lock;
 pub mod mountinfo;
 pub mod notify;
+pub(crate) mod outside;
 pub mod program;
 pub(crate) mod reread;
 pub mod signals;

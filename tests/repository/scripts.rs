@@ -95,14 +95,18 @@ fn systemd_accepts_the_units() {
     assert!(ours.is_empty(), "{ours:?}");
 }
 
-/// How exposed the units are, by the judgement of systemd; the reasons for the rest stand in them. A number ten times as high
-/// as the one that is shown, and it must not grow. What mounts slots for others can have no mount table of its own.
+/// Exposure of the units as judged by systemd; the units have the reasons for the rest. Ten times the number that it shows.
+/// The service may reach 4.0, the others stay below 5.0, and none may grow.
 #[test]
 fn the_units_are_closed() {
     for (unit, most) in
-        [("qstage", 50), ("qstage-container", 49), ("qstage-mark-good", 42), ("qstage-trial-failed", 40)]
+        [("qstage", 40), ("qstage-container", 40), ("qstage-mark-good", 42), ("qstage-trial-failed", 40)]
     {
         let path = script(&format!("fixtures/packaging/{unit}.service"));
+        // Under it systemd answers openat2(2) with ENOSYS: no bundle could be opened below image_paths.
+        let opens_beneath = unit == "qstage" || unit == "qstage-container";
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_ne!(opens_beneath, text.contains("\nRestrictSUIDSGID=yes"), "{unit}");
         let threshold = format!("--threshold={most}");
         let mut analyze = Command::new("systemd-analyze");
         let judged =

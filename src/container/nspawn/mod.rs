@@ -46,6 +46,7 @@ use super::runtime::{Running, Runtime, Stopped};
 use crate::engine::SoftwareImage;
 use crate::error::{Error, Result};
 use crate::host::files::lock_file;
+use crate::host::outside;
 use crate::workers;
 
 /// Time limit of nspawn to reach the gate; it takes 0.2 s on an idle machine.
@@ -72,7 +73,7 @@ pub struct Nspawn {
     waiting: Mutex<HashMap<String, (Waiting, Instance)>>,
     released: Mutex<HashMap<String, Instant>>,
     /// Threads that clean up while the probe already runs; joined before this value is dropped.
-    aside: Mutex<Vec<JoinHandle<()>>>,
+    aside: Mutex<Vec<JoinHandle<io::Result<()>>>>,
 }
 
 /// Record of a container that was started.
@@ -294,7 +295,7 @@ impl Runtime for Nspawn {
             return Err(Error::Busy { disk: "the container".to_owned(), holder });
         };
         // A leftover of a killed process would hold its slot.
-        self.remove_leftovers();
+        outside::run(|| self.remove_leftovers()).map_err(failed)?;
         Ok(Box::new(lock))
     }
 
@@ -313,20 +314,22 @@ impl Runtime for Nspawn {
     fn arrange(&self, image: &SoftwareImage) -> Result<Running> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let start = |problem: String| Error::ContainerStart { slot: image.slot, problem };
-        mount::share(&self.base).map_err(|e| start(format!("{}: {e}", self.base.display())))?;
         let id = format!("{}-{}-{}", image.slot, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = self.base.join(&id);
-        match self.begin(image, &id, &dir) {
+        let begun = outside::run(|| {
+            mount::share(&self.base).map_err(|e| format!("{}: {e}", self.base.display()))?;
+            self.begin(image, &id, &dir).inspect_err(|_| {
+                let _ = remove(&dir);
+            })
+        });
+        match begun.unwrap_or_else(|e| Err(e.to_string())) {
             Ok((waiting, instance)) => {
                 let running = instance.running.clone();
                 let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 all.insert(id, (waiting, instance));
                 Ok(running)
             }
-            Err(problem) => {
-                let _ = remove(&dir);
-                Err(start(problem))
-            }
+            Err(problem) => Err(start(problem)),
         }
     }
 
@@ -349,13 +352,15 @@ impl Runtime for Nspawn {
                 // In another thread: an unmount waits for all processors, and this is the gap.
                 let (gate, prober) = (dir.join(GATE_DIR), self.has_prober());
                 // If no thread can be started, the stop does it.
-                let leaving = workers::spawn("leaving a gate", move || gate_dir::shrink(&gate, prober));
+                let leaving = workers::spawn("leaving a gate", move || {
+                    outside::run(|| gate_dir::shrink(&gate, prober))
+                });
                 self.aside.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving.ok());
                 Ok(())
             }
             Err(problem) => {
                 end(instance.nspawn, Some(instance.init));
-                let _ = remove(&dir);
+                let _ = outside::run(|| remove(&dir));
                 Err(failed(problem))
             }
         }
@@ -388,7 +393,8 @@ impl Runtime for Nspawn {
             }
         }
         self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(&running.id);
-        remove(&self.base.join(&running.id))
+        outside::run(|| remove(&self.base.join(&running.id)))
+            .and_then(std::convert::identity)
             .map_err(|e| Error::ContainerStop { slot: running.slot, problem: e.to_string() })?;
         Ok(stopped)
     }

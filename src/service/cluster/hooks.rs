@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::state::Protection;
 use crate::error::{Error, Result};
 use crate::host::files::{check_trusted, private_directory, replace};
+use crate::host::outside;
 use crate::host::program::Program;
 
 /// Version of the JSON object that a hook reads.
@@ -115,8 +116,9 @@ fn run(hook: &str, words: &[String], limit: Duration, occasion: &Occasion) -> Re
         ("QSTAGE_TARGET_VERSION", &occasion.target_version),
     ];
     let program = Program::new(program, limit).args(arguments).without_environment().envs(environment);
-    let outcome =
-        program.input(input).answer().run().map_err(|problem| failed(format!("cannot be run: {problem}")))?;
+    // It belongs to the machine: the read-only directories of the service's unit are not meant for it.
+    let outcome = outside::run(|| program.input(input).answer().run()).and_then(std::convert::identity);
+    let outcome = outcome.map_err(|problem| failed(format!("cannot be run: {problem}")))?;
     if outcome.end.success() {
         return Ok(outcome.answer);
     }

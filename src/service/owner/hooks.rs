@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::container::{Rendezvous, StartReport};
 use crate::error::{Error, Result};
+use crate::host::outside;
 use crate::host::program::{End, Program};
 use crate::service::owner::disk::Place;
 use crate::state::UpgradeType;
@@ -163,8 +164,11 @@ fn run(words: &[String]) -> Result<()> {
     let failed = |problem: String| Error::Command { command: words.join(" "), problem };
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
     // Its output must not mix with anything that a client reads.
-    let outcome = Program::new(program, LIMIT).args(arguments).answer().run();
-    let outcome = outcome.map_err(|error| failed(format!("cannot be started: {error}")))?;
+    // It belongs to the machine: the read-only directories of the service's unit are not meant for it.
+    let outcome = outside::run(|| Program::new(program, LIMIT).args(arguments).answer().run());
+    let outcome = outcome
+        .and_then(std::convert::identity)
+        .map_err(|error| failed(format!("cannot be started: {error}")))?;
     match outcome.end {
         end if end.success() => Ok(()),
         End::Exited(status) => Err(failed(format!("ended with {status}: {}", outcome.last_words))),
