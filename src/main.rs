@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let result = catch_unwind(AssertUnwindSafe(|| cli.run()))
         .unwrap_or_else(|_| Err(Error::Internal { what: "a panic, see the lines before".to_owned() }));
     let code = match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
         Err(error) => {
             cli::print_error(&error, cli.wants_json());
             ExitCode::from(error.class().exit_code())

@@ -56,4 +56,4 @@ mod verify;
 pub use outlet::finish;
 pub use output::print_error;
 pub use select::select_main;
-pub use verb::Cli;
+pub use verb::{Cli, Verdict};

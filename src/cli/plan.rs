@@ -12,6 +12,7 @@ use super::machine::{self, Host, OpenedInput, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
+use super::verb::Verdict;
 use crate::container::nspawn;
 use crate::error::Result;
 use crate::progress::Cancel;
@@ -22,7 +23,8 @@ use crate::units::size;
 /// Show the effect of an upgrade, and the obstacles
 ///
 /// Changes nothing. Shows the type of the upgrade (software only, or platform with a
-/// reboot), the slots that would be written, and every obstacle with its remedy.
+/// reboot), the slots that would be written, and every obstacle with its remedy. If there
+/// is an obstacle, the exit code is 5, as that of a refused 'prepare'.
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
     /// Bundle or delta to upgrade to: a file or http(s) URL; '-' is standard input
@@ -53,7 +55,7 @@ pub(super) struct PlanArgs {
 }
 
 impl PlanArgs {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<Verdict> {
         let format = Format::object_if(self.json);
         let mut settings = self.machine.settings()?;
         let allowed = self.service.allowed(&mut settings);
@@ -72,7 +74,8 @@ impl PlanArgs {
         let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle, whole.as_ref())?;
         let container_open = settings.container.as_ref().map(nspawn::openings);
         let report = PlanReport { container_open, ..report };
-        output::result(format, &report, human)
+        output::result(format, &report, human)?;
+        Ok(if report.blocked_by.is_empty() { Verdict::Done } else { Verdict::Forbidden })
     }
 }
 

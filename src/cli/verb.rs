@@ -6,7 +6,7 @@ use super::{
     answers, bench, container, delta, doctor, explain, firmware, health, history, init, inspect, manual,
     pack, plan, prepare, remote, repair, select, serve, sign, slots, status, switch, token, verbose, verify,
 };
-use crate::error::Result;
+use crate::error::{Class, Result};
 
 const AFTER_HELP: &str = "\
 An upgrade: qstage prepare x.qimg && qstage commit && reboot; when the new
@@ -36,6 +36,25 @@ pub struct Cli {
     /// Print what is read, queried and started; -vv prints more
     #[arg(long, short, global = true, action = clap::ArgAction::Count, display_order = 900)]
     verbose: u8,
+}
+
+/// Result of a verb that did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing more is to be said: exit code 0.
+    Done,
+    /// The report says that the upgrade is forbidden: the exit code is that of a refusal, 5, without an error.
+    Forbidden,
+}
+
+impl Verdict {
+    /// The exit code of the process.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Forbidden => Class::Refused.exit_code(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,19 +95,22 @@ enum Verb {
 
 impl Cli {
     /// Runs the verb of the command line and prints its result, but not its error.
-    pub fn run(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// The one that ended the verb; its class is the exit code.
+    pub fn run(&self) -> Result<Verdict> {
         // The log of a service has its own format.
         if self.verbose > 0 && !matches!(self.verb, Verb::Serve(_)) {
             verbose::show(self.verbose);
         }
-        match &self.verb {
+        let result = match &self.verb {
             Verb::Pack(args) => args.run(),
             Verb::Sign(args) => args.run(),
             Verb::Delta(args) => args.run(),
             Verb::Inspect(args) => args.run(),
             Verb::Verify(args) => args.run(),
             Verb::Init(args) => args.run(),
-            Verb::Plan(args) => args.run(),
+            Verb::Plan(args) => return args.run(),
             Verb::Prepare(args) => args.run(),
             Verb::Commit(args) => args.run(),
             Verb::MarkGood(args) => args.run(),
@@ -113,7 +135,8 @@ impl Cli {
             Verb::Completions(args) => args.run(Self::command()),
             Verb::Man(args) => args.run(Self::command()),
             Verb::Answers(args) => args.run(),
-        }
+        };
+        result.map(|()| Verdict::Done)
     }
 
     /// Whether an error is also printed as JSON on standard output.

@@ -105,7 +105,7 @@ fn again(bench: &Bench) {
     let text = bench.at(&["commit", "--booted", "a"]).bad("NOT_PREPARED");
     assert!(text.contains("--retry"), "{text}");
     assert_eq!(bench.hash(), before);
-    let plan = bench.at(&["plan", "v2.qimg", "--booted", "a", "--json"]).json();
+    let plan = bench.at(&["plan", "v2.qimg", "--booted", "a", "--json"]).plan();
     assert_eq!(plan["blocked_by"][0]["code"], "UPGRADE_ERROR_FAILED_BEFORE");
     // As it is.
     bench.at(&["commit", "--retry", "--booted", "a"]).good();
@@ -194,7 +194,7 @@ fn software_falls_back_with_its_platform() {
     assert_eq!([on("platform_b", "a"), on("software_b", "a")], ["bad", "bad"]);
     assert_eq!([on("platform_a", "a"), on("software_a", "a")], ["good", "good"]);
     // Not over the software that runs, though the flags name the other one.
-    let plan = bench.at(&["plan", "s2.qimg", "--booted", "a", "--json"]).json();
+    let plan = bench.at(&["plan", "s2.qimg", "--booted", "a", "--json"]).plan();
     let target = plan["payloads"].as_array().unwrap().iter().find(|p| p["name"] == "software").unwrap();
     assert_eq!(target["target"], "software_b", "{plan}");
     bench.at(&["mark-good", "--booted", "a"]).good();

@@ -61,7 +61,7 @@ fn a_platform_upgrade_from_pack_to_good() {
     assert_eq!(status(&bench, &[])["state"], "UPGRADE_IDLE");
     assert!(bench.holds("platform_a", "v1.img"));
 
-    let plan = bench.at(&["plan", "v2.qimg", "--json"]).json();
+    let plan = bench.at(&["plan", "v2.qimg", "--json"]).plan();
     assert_eq!(plan["upgrade_type"], "SOFTWARE_AND_PLATFORM");
     assert_eq!(plan["payloads"][0]["target"], "platform_b");
     assert_eq!((&plan["booted"], &plan["already_prepared"]), (&json!("a"), &json!(false)));
@@ -79,7 +79,7 @@ fn a_platform_upgrade_from_pack_to_good() {
     let now = status(&bench, &[]);
     assert_eq!(now["state"], "UPGRADE_PREPARED");
     assert_eq!(now["install_path"], bench.text("v2.qimg"));
-    assert!(bench.at(&["plan", "v2.qimg", "--json"]).json()["already_prepared"] == true);
+    assert!(bench.at(&["plan", "v2.qimg", "--json"]).plan()["already_prepared"] == true);
     assert_eq!(bits(&bench, 2), (0, 0, 0, 0), "not selected before commit");
 
     let before = bench.hash();
@@ -143,7 +143,7 @@ fn a_platform_upgrade_from_pack_to_good() {
 #[test]
 fn a_software_upgrade_reads_no_platform_byte() {
     let bench = Bench::installed_with_software();
-    let plan = bench.at(&["plan", "s2.qimg", "--json"]).json();
+    let plan = bench.at(&["plan", "s2.qimg", "--json"]).plan();
     assert_eq!(plan["upgrade_type"], "SOFTWARE_ONLY");
     assert_eq!(plan["payloads"][0]["target"], Value::Null);
     assert_eq!(plan["payloads"][1]["target"], "software_b");
@@ -193,7 +193,7 @@ fn a_software_upgrade_reads_no_platform_byte() {
 #[test]
 fn platform_and_software_go_together() {
     let bench = Bench::installed_with_software();
-    assert_eq!(bench.at(&["plan", "s3.qimg", "--json"]).json()["upgrade_type"], "SOFTWARE_AND_PLATFORM");
+    assert_eq!(bench.at(&["plan", "s3.qimg", "--json"]).plan()["upgrade_type"], "SOFTWARE_AND_PLATFORM");
     let report = bench.at(&["prepare", "s3.qimg", "--json"]).json();
     assert_eq!(report["targets"], json!(["platform_b", "software_b"]));
     let report = bench.at(&["commit", "--json"]).json();
@@ -359,7 +359,7 @@ fn firmware_comes_back_as_it_went_in() {
     // Another firmware alone makes it another platform.
     bench.image("nic2.bin", 70_001, 9);
     bench.pack("v2", "1.1", &["--platform", "v1.img", "--firmware", "nic=nic2.bin"]);
-    assert_eq!(bench.at(&["plan", "v2.qimg", "--json"]).json()["upgrade_type"], "SOFTWARE_AND_PLATFORM");
+    assert_eq!(bench.at(&["plan", "v2.qimg", "--json"]).plan()["upgrade_type"], "SOFTWARE_AND_PLATFORM");
 }
 
 /// The state directory is a comfort: without it, and where it cannot be made, all is the same but the history.

@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::host::load;
 use crate::progress::Phase;
 use crate::service::owner::upgrade::Failure;
@@ -140,17 +140,21 @@ pub(in crate::service) async fn plan(
         .await
         .map_err(|_| died(format!("took longer than {} s", PLAN_LIMIT.as_secs())))?
         .map_err(|error| died(format!("cannot be started: {error}")))?;
-    if output.status.success() {
+    // A plan with obstacles is a report as well: the caller decides which of them hold.
+    let reported =
+        [0, Class::Refused.exit_code()].map(i32::from).contains(&output.status.code().unwrap_or(-1));
+    let parsed = serde_json::from_slice(&output.stdout);
+    if let Ok(Line::Error(failure)) = parsed {
+        return Err(Error::remote(&failure.code, &failure.message));
+    }
+    if reported {
         let report: serde_json::Value = serde_json::from_slice(&output.stdout)
             .map_err(|problem| died(format!("printed no report: {problem}")))?;
         let mut planned = Planned::deserialize(&report).map_err(|problem| died(problem.to_string()))?;
         planned.report = report;
         return Ok(planned);
     }
-    match serde_json::from_slice(&output.stdout) {
-        Ok(Line::Error(failure)) => Err(Error::remote(&failure.code, &failure.message)),
-        _ => Err(died(ended(output.status))),
-    }
+    Err(died(ended(output.status)))
 }
 
 /// A prepare that has looked at its bundle and waits for the word to go on. Dropping it ends it. It has the bundle open: what

@@ -62,7 +62,7 @@ fn a_delta_is_prepared_like_its_bundle() {
     let inspected = bench.run(&["inspect", "d.qdelta", "--json"]).json();
     assert_eq!(inspected["version"], "3.0");
     assert!(inspected["delta"]["frames"]["patched"].as_u64() > Some(0), "{inspected}");
-    let plan = bench.at(&["plan", "d.qdelta", "--json"]).json();
+    let plan = bench.at(&["plan", "d.qdelta", "--json"]).plan();
     assert_eq!(plan["blocked_by"].as_array().unwrap().len(), 0, "{plan}");
     let len = std::fs::metadata(bench.path("d.qdelta")).unwrap().len();
     assert!(plan["transfer_bytes"].as_u64().unwrap() <= len, "{plan}");
@@ -96,7 +96,7 @@ fn only_what_runs_is_a_base() {
     bench.run(&["delta", "v2.qimg", "v3.qimg", "-o", "other.qdelta", "--force"]).good();
     let text = refused(&bench, "other.qdelta", "DELTA_BASE");
     assert!(text.contains("1.0 runs"), "{text}");
-    let plan = bench.at(&["plan", "other.qdelta", "--json"]).json();
+    let plan = bench.at(&["plan", "other.qdelta", "--json"]).plan();
     assert_eq!(plan["blocked_by"][0]["code"], "UPGRADE_ERROR_DELTA_BASE");
     recovers(&bench);
 }

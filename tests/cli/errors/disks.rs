@@ -120,7 +120,7 @@ fn the_legacy_flag_on_a_partition_of_others() {
     assert!(text.contains("3 'data'") && text.contains("sgdisk --attributes=3:clear:2"), "{text}");
     let shown = bench.at(&["slots", "--json"]).json()["table"].to_string();
     assert!(shown.contains("partition 3 'data'"), "{shown}");
-    let plan = bench.at(&["plan", "v2.qimg", "--json"]).json()["blocked_by"].to_string();
+    let plan = bench.at(&["plan", "v2.qimg", "--json"]).plan()["blocked_by"].to_string();
     assert!(plan.contains("FOREIGN_BOOT_FLAG"), "{plan}");
     tool("sgdisk", &["-A", "3:clear:2", &disk]);
     bench.at(&["prepare", "v2.qimg"]).good();

@@ -67,7 +67,7 @@ fn refused_until(bench: &Bench, user: impl Sized, what: &str) {
         let named = message.contains(what) || message.contains("nobody exclusive access");
         assert!(message.contains("platform_b") && named, "{message}");
         bench.at(&[&["prepare", "v2.qimg", "--assume-unused"], &on[..]].concat()).bad("SLOT_IN_USE");
-        let plan = bench.at(&[&["plan", "v2.qimg", "--json"], &on[..]].concat()).json();
+        let plan = bench.at(&[&["plan", "v2.qimg", "--json"], &on[..]].concat()).plan();
         assert_eq!(plan["blocked_by"][0]["code"], "UPGRADE_ERROR_SLOT_IN_USE", "{plan}");
         let status = bench.at(&[&["status"], &on[..]].concat()).json();
         assert_eq!(status["is_blocked"], true);
@@ -78,7 +78,7 @@ fn refused_until(bench: &Bench, user: impl Sized, what: &str) {
     drop(user);
     eventually(|| {
         let run: Run = bench.at(&["plan", "v2.qimg", "--json"]);
-        let plan = run.json();
+        let plan = run.plan();
         if plan["blocked_by"].as_array().unwrap().is_empty() { Ok(()) } else { Err(plan.to_string()) }
     });
     bench.at(&["prepare", "v2.qimg"]).good();

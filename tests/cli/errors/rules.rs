@@ -17,9 +17,9 @@ fn releases_that_do_not_fit_what_runs() {
         let text = refused(&bench, bundle, code);
         assert!(text.contains(remedy), "{text}");
         // 'plan' says the same without being asked to write.
-        let plan = bench.at(&["plan", bundle, "--json"]).json();
+        let plan = bench.at(&["plan", bundle, "--json"]).plan();
         assert_eq!(plan["blocked_by"][0]["code"], format!("UPGRADE_ERROR_{code}"));
-        let human = bench.at(&["plan", bundle]).good();
+        let human = bench.at(&["plan", bundle]).forbidden();
         assert!(human.contains(&format!("UPGRADE_ERROR_{code}")), "{human}");
     };
     let old = pack("old", "0.9", &[]);

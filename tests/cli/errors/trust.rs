@@ -62,7 +62,7 @@ fn what_runs_and_cannot_be_read_is_an_obstacle() {
     let (at, len) = bench.extent("platform_a");
     let footer = at + len / 4096 * 4096 - 4096;
     let whole = fs::read(bench.disk()).unwrap();
-    let plan = || bench.at(&["plan", "v2.qimg", "--booted", "a", "--json"]).json()["blocked_by"].to_string();
+    let plan = || bench.at(&["plan", "v2.qimg", "--booted", "a", "--json"]).plan()["blocked_by"].to_string();
     for damage in [footer, footer + 1000, footer - 4096 - 4096] {
         bench.poke(damage, b"\xff\xff\xff\xff");
         assert!(plan().contains("RUNNING_UNKNOWN"), "{damage}");
@@ -178,7 +178,7 @@ fn what_was_planned_is_what_is_prepared() {
     let bench = Bench::installed();
     bench.image("v3.img", MIB, 3);
     bench.pack("v3", "3.0", &["--platform", "v3.img"]);
-    let plan = bench.at(&["plan", "v2.qimg", "--json"]).json();
+    let plan = bench.at(&["plan", "v2.qimg", "--json"]).plan();
     let manifest = plan["manifest"].as_str().unwrap();
     let before = bench.hash();
     let text = bench.at(&["prepare", "v3.qimg", "--manifest", manifest]).bad("OTHER_BUNDLE");

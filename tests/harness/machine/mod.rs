@@ -74,6 +74,24 @@ impl Run {
         serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}"))
     }
 
+    /// The JSON object of a plan; asserts that its exit code says whether it has obstacles.
+    #[track_caller]
+    pub fn plan(self) -> Value {
+        let plan: Value = serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.err));
+        let blocked = !plan["blocked_by"].as_array().unwrap().is_empty();
+        assert_eq!(self.code, Some(if blocked { 5 } else { 0 }), "{plan}");
+        assert!(!self.err.contains("UPGRADE_ERROR_"), "an obstacle is no error: {}", self.err);
+        plan
+    }
+
+    /// Asserts that a plan, shown to people, forbids the upgrade; returns the standard output.
+    #[track_caller]
+    pub fn forbidden(self) -> String {
+        assert_eq!(self.code, Some(5), "{}{}", self.out, self.err);
+        assert!(self.out.contains("Forbidden: "), "{}", self.out);
+        self.out
+    }
+
     /// Asserts failure with this code (without the common prefix), printed once, and the exit code of its class; returns the
     /// message.
     #[track_caller]
