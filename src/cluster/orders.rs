@@ -11,6 +11,9 @@ use super::view::View;
 use crate::error::{Error, Result};
 use crate::state::UpgradeType;
 
+/// Error shown for an abandoned upgrade.
+const ABANDONED: &str = "the upgrade was abandoned";
+
 /// Orders the prepare of a bundle on all nodes.
 ///
 /// # Errors
@@ -122,13 +125,79 @@ pub fn resume(view: &View) -> Result<Txn> {
         RebootState::Idle | RebootState::InProgress => return Err(Error::NoReboot),
     }
     let mut writes = vec![put_reboot(next)];
-    writes.extend(told(view, None));
-    // What failed before says nothing of the next try.
-    let failed = view.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-    let again =
-        |node| Write::Put(Key::Outcome(view.upgrade.id, node), Value::Outcome(Outcome::Prepared), None);
-    writes.extend(failed.map(|(node, _)| again(*node)));
+    writes.extend(told(view, reboot.back.then(|| ABANDONED.to_owned())));
+    writes.extend(reset_failures(view));
     Ok(view.ordered(writes))
+}
+
+/// Abandons a paused rolling upgrade: the nodes that run the new release return to the previous one, one group after the other,
+/// those that are not good first.
+///
+/// # Errors
+/// [`Error::NoReboot`]: no rolling upgrade is paused; [`Error::Blocked`]: it is in progress.
+pub fn abandon(view: &View) -> Result<Txn> {
+    let reboot = &view.reboot;
+    if !reboot.rolling || !reboot.upgrade_initiated || reboot.back || reboot.state == RebootState::Idle {
+        return Err(Error::NoReboot);
+    }
+    let blocked = |reason: &str| Err(Error::Blocked { reason: reason.to_owned() });
+    match reboot.state {
+        RebootState::PausedDueToError => {}
+        RebootState::Paused if reboot.current.is_empty() => {}
+        RebootState::Paused => return blocked("the group under way has not ended yet"),
+        _ => return blocked("the rolling reboot is in progress; pause it first ('qstage cluster pause')"),
+    }
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    let went =
+        |node: &NodeId| reboot.done.contains(node) || reboot.current.iter().any(|(turn, _)| turn == node);
+    let runs = |node: &NodeId| match view.alive.get(node) {
+        Some(alive) => Some(alive.runs) == target || alive.leaving,
+        None => went(node),
+    };
+    let mut todo = in_turn(view);
+    todo.retain(runs);
+    let why = if reboot.error.is_empty() { String::new() } else { format!(": {}", reboot.error) };
+    let next = Reboot {
+        state: RebootState::InProgress,
+        back: true,
+        todo,
+        current: Vec::new(),
+        done: Vec::new(),
+        error: String::new(),
+        ..reboot.clone()
+    };
+    let mut writes = vec![put_reboot(next)];
+    writes.extend(told(view, Some(format!("{ABANDONED}{why}"))));
+    writes.extend(reset_failures(view));
+    Ok(view.ordered(writes))
+}
+
+/// Ends the membership of a node. During an upgrade this is possible only while the rolling reboot is paused and the node is
+/// away: a node that is lost for good must not keep the others from going on, or back.
+///
+/// # Errors
+/// [`Error::NoSuchNode`], [`Error::UpgradeBusy`].
+pub fn remove(view: &View, node: NodeId) -> Result<Txn> {
+    if !view.members.contains(&node) {
+        return Err(Error::NoSuchNode { node: node.0.to_string() });
+    }
+    let paused = matches!(view.reboot.state, RebootState::Paused | RebootState::PausedDueToError);
+    let lost = view.reboot.rolling && paused && !view.alive.contains_key(&node);
+    let idle = view.upgrade.stage == Stage::Idle && view.reboot.state == RebootState::Idle;
+    if !idle && !lost {
+        return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
+    }
+    let mut writes = vec![Write::Delete(Key::Member(node)), Write::Delete(Key::Alive(node))];
+    if lost {
+        let mut next = view.reboot.clone();
+        next.current.retain(|(turn, _)| *turn != node);
+        next.todo.retain(|other| *other != node);
+        next.done.retain(|other| *other != node);
+        writes.push(put_reboot(next));
+    }
+    let mut txn = view.ordered(writes);
+    txn.compare.push(view.unchanged(Key::Alive(node)));
+    Ok(txn)
 }
 
 /// Takes the right to be down from a node that does not come back. The reboot is stopped then, until somebody resumes: it
@@ -148,6 +217,14 @@ pub fn take_back(view: &View, node: NodeId) -> Result<Txn> {
     let mut writes = vec![put_reboot(next)];
     writes.extend(told(view, Some(error)));
     Ok(view.ordered(writes))
+}
+
+/// Resets failed outcomes: they must not fail the next attempt too.
+fn reset_failures(view: &View) -> impl Iterator<Item = Write> {
+    let failed = view.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+    let again =
+        |node| Write::Put(Key::Outcome(view.upgrade.id, node), Value::Outcome(Outcome::Prepared), None);
+    failed.map(move |(node, _)| again(*node))
 }
 
 /// The group that failed is to be tried again.
@@ -294,6 +371,18 @@ mod tests {
         assert_eq!(code(take_back(&view, NodeId(2))), Err("UPGRADE_ERROR_NO_REBOOT"), "it is not its turn");
         view.reboot.current = vec![(NodeId(2), BootId(1))];
         assert_eq!(code(take_back(&view, NodeId(2))), Ok(()));
+        assert_eq!(code(remove(&view, NodeId(3))), Err("UPGRADE_ERROR_UPGRADE_BUSY"));
+        view.reboot.upgrade_initiated = true;
+        assert_eq!(code(abandon(&view)), Err("UPGRADE_ERROR_BLOCKED"), "it goes on");
+        view.reboot.state = RebootState::Paused;
+        assert_eq!(code(abandon(&view)), Err("UPGRADE_ERROR_BLOCKED"), "a group is under way");
+        assert_eq!(code(remove(&view, NodeId(3))), Err("UPGRADE_ERROR_UPGRADE_BUSY"), "it is there");
+        view.alive.remove(&NodeId(3));
+        assert_eq!(code(remove(&view, NodeId(3))), Ok(()));
+        view.reboot.state = RebootState::PausedDueToError;
+        assert_eq!(code(abandon(&view)), Ok(()));
+        view.reboot.back = true;
+        assert_eq!(code(abandon(&view)), Err("UPGRADE_ERROR_NO_REBOOT"), "once");
         view.upgrade.stage = Stage::Flip;
         assert_eq!(code(reboot(&view, true, None)), Err("UPGRADE_ERROR_UPGRADE_BUSY"));
     }

@@ -6,10 +6,11 @@
 //! | pause | paused | the group under way ends and counts, none begins |
 //! | resume | in progress | who failed is tried again, first |
 //! | a node falls back, is not healthy, does not return; another one is lost | paused due to error | nothing, until somebody resumes |
+//! | abandon, while it is paused | in progress | the nodes that run the new release return to the previous one, one group after the other |
 //! | all have come back | idle | |
 
 use super::action::{Action, put_reboot, put_upgrade};
-use super::state::{BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::state::{Alive, BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::Write;
 use super::view::{View, names};
 
@@ -43,20 +44,34 @@ fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
         return Verdict::Waits(format!("{node} to reboot"));
     }
     match &alive.standing {
+        Standing::Unhealthy(why) if view.reboot.back => {
+            Verdict::Failed(format!("{node} is not healthy: {why}"))
+        }
+        _ if view.reboot.back && Some(alive.runs) == target => {
+            Verdict::Failed(format!("{node} runs the new release after its return"))
+        }
+        // The release that it returned from may be recorded as a fallback.
+        _ if view.reboot.back => whole(view, node, alive),
         Standing::FellBack(why) => Verdict::Failed(format!("{node} fell back: {why}")),
         Standing::Unhealthy(why) => Verdict::Failed(format!("{node} is not healthy: {why}")),
         Standing::Good | Standing::Trial if view.reboot.upgrade_initiated && Some(alive.runs) != target => {
             Verdict::Failed(format!("{node} runs {} and not the new release", alive.version))
         }
         Standing::Trial => Verdict::Waits(format!("{node} to prove good")),
-        Standing::Good if alive.drained => Verdict::Waits(format!("{node} to be back in service")),
-        // The data that it holds must be whole before another node may go.
-        Standing::Good if !view.protection().whole() => {
-            let words = view.protection_words();
-            Verdict::Waits(format!("the protection of data, which {node} joins again: {words}"))
-        }
-        Standing::Good => Verdict::Back,
+        Standing::Good => whole(view, node, alive),
     }
+}
+
+/// Verdict on a node that has booted: it must be in service and its data whole before another node may reboot.
+fn whole(view: &View, node: NodeId, alive: &Alive) -> Verdict {
+    if alive.drained {
+        return Verdict::Waits(format!("{node} to be back in service"));
+    }
+    if !view.protection().whole() {
+        let words = view.protection_words();
+        return Verdict::Waits(format!("the protection of data, which {node} joins again: {words}"));
+    }
+    Verdict::Back
 }
 
 /// The group under way.
@@ -101,15 +116,33 @@ fn ill(view: &View, in_group: impl Fn(&NodeId) -> bool) -> Option<String> {
     })
 }
 
+/// Reason why a node cannot serve while another one is down. In an abandoned upgrade a node that fell back can: it runs the
+/// release to which all return.
+fn unfit(view: &View, node: NodeId) -> Option<String> {
+    let fell_back =
+        |alive: &Alive| matches!(alive.standing, Standing::FellBack(_)) && !alive.leaving && !alive.drained;
+    let serves = view.reboot.back && view.alive.get(&node).is_some_and(fell_back);
+    view.unfit(node).filter(|_| !serves)
+}
+
 /// The next group, if nothing speaks against it.
 fn begin(view: &View) -> Action {
     let reboot = &view.reboot;
+    if let Some(node) = reboot.todo.iter().find(|node| stays(view, **node)) {
+        if view.alive.get(node).is_some_and(|alive| alive.drained || alive.leaving) {
+            return Action::Wait(format!("{node} to be back in service"));
+        }
+        let mut next = reboot.clone();
+        next.todo.retain(|other| other != node);
+        next.done.push(*node);
+        return Action::Write(view.driven(vec![put_reboot(next)]));
+    }
     let size = reboot.group.min(view.spare());
     if size == 0 {
         let count = view.members.len();
         return fail(view, format!("of {count} nodes none can go without the quorum of the store"));
     }
-    let mut group: Vec<NodeId> = reboot.todo.iter().copied().take(size as usize).collect();
+    let mut group: Vec<NodeId> = in_order(view).into_iter().take(size as usize).collect();
     let leader = view.leader.map(|(node, _)| node);
     group.retain(|node| Some(*node) != leader);
     if group.is_empty() {
@@ -121,7 +154,7 @@ fn begin(view: &View) -> Action {
     let away =
         group.iter().find(|node| !view.alive.contains_key(node)).map(|node| format!("{node} to come back"));
     let unfit =
-        || view.members.iter().filter(|node| !group.contains(node)).find_map(|node| view.unfit(*node));
+        || view.members.iter().filter(|node| !group.contains(node)).find_map(|node| unfit(view, *node));
     if let Some(what) = away.or_else(unfit) {
         return Action::Wait(what);
     }
@@ -135,6 +168,22 @@ fn begin(view: &View) -> Action {
     let mut txn = view.driven(vec![put_reboot(next)]);
     txn.compare.extend(view.everybody());
     Action::Write(txn)
+}
+
+/// Nodes still to reboot, in order. In an abandoned upgrade those that are not good come first: the others wait until all nodes
+/// outside of the group are good.
+pub(super) fn in_order(view: &View) -> Vec<NodeId> {
+    let mut todo = view.reboot.todo.clone();
+    if view.reboot.back {
+        todo.sort_by_key(|node| view.alive.get(node).is_some_and(|alive| alive.standing == Standing::Good));
+    }
+    todo
+}
+
+/// Whether a node of an abandoned upgrade runs the previous release already: it fell back, or has not had its turn.
+fn stays(view: &View, node: NodeId) -> bool {
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    view.reboot.back && view.alive.get(&node).is_some_and(|alive| Some(alive.runs) != target)
 }
 
 /// Stops until somebody resumes, and says why where an upgrade is looked at too.
@@ -152,6 +201,12 @@ pub(super) fn told(view: &View, error: Option<String>) -> Option<Write> {
 }
 
 fn end(view: &View) -> Action {
+    if view.reboot.back {
+        let error = view.upgrade.error.clone().unwrap_or_default();
+        let reboot = Reboot { state: RebootState::Idle, error, ..view.reboot.clone() };
+        let upgrade = Upgrade { stage: Stage::Idle, kept: false, ..view.upgrade.clone() };
+        return Action::Write(view.driven(vec![put_reboot(reboot), put_upgrade(upgrade)]));
+    }
     let reboot = Reboot { state: RebootState::Idle, error: String::new(), ..view.reboot.clone() };
     let mut writes = vec![put_reboot(reboot)];
     if view.reboot.upgrade_initiated {

@@ -234,6 +234,9 @@ pub struct Reboot {
     pub rolling: bool,
     /// Part of an upgrade: a node selects the new slot at its turn.
     pub upgrade_initiated: bool,
+    /// The upgrade is abandoned: at its turn a node returns to the previous release.
+    #[serde(default)]
+    pub back: bool,
     /// Nodes per group.
     pub group: u32,
     /// Nodes whose turn is to come, in this order.

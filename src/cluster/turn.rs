@@ -1,5 +1,6 @@
 //! What a node does: one step from what is seen and what it is, so that a node that was killed in the middle goes on.
 
+use super::rolling;
 use super::state::{Alive, BootId, NodeId, Outcome, RebootState, Stage, Standing};
 use super::store::{Compare, Key, LeaseId, Txn, Value, Write};
 use super::view::View;
@@ -48,7 +49,8 @@ pub enum Step {
     FlipBack,
     /// Asks for its turn by [`take_turn`].
     TakeTurn,
-    /// Has its turn: in a rolling upgrade it selects the prepared slot, and not before; then it reboots.
+    /// Has its turn: in a rolling upgrade it selects the prepared slot, and not before, or in an abandoned one the slot of the
+    /// previous release; then it reboots.
     Reboot,
     /// Takes its service up again after its turn, or after a turn that came to nothing.
     Undrain,
@@ -152,8 +154,14 @@ fn turn(view: &View, node: NodeId, local: &Local) -> Step {
         // It has been counted as down, and others wait for its return.
         _ if leaving => Step::Reboot,
         RebootState::InProgress | RebootState::Paused if mine => Step::TakeTurn,
+        // The new release is selected for a boot that must not happen.
+        _ if reboot.back && local.selected => Step::FlipBack,
         // In a rolling reboot each decides for itself, since it is alone in its turn.
-        _ if reboot.rolling && reboot.upgrade_initiated && local.standing == Standing::Trial => {
+        _ if reboot.rolling
+            && reboot.upgrade_initiated
+            && !reboot.back
+            && local.standing == Standing::Trial =>
+        {
             Step::MarkGood
         }
         _ => Step::Rest,
@@ -184,7 +192,7 @@ pub fn take_turn(view: &View, node: NodeId, alive: &Alive, lease: LeaseId) -> Tx
 pub fn campaign(view: &View, node: NodeId, lease: LeaseId) -> Option<Txn> {
     let reboot = &view.reboot;
     let next = reboot.state == RebootState::InProgress && reboot.current.is_empty();
-    let waits = next && reboot.todo.first() == Some(&node);
+    let waits = next && rolling::in_order(view).first() == Some(&node);
     let other = view.alive.keys().any(|other| *other != node && view.members.contains(other));
     (view.leader.is_none() && !(waits && other)).then(|| Txn {
         compare: vec![Compare::Created(Key::Leader, 0)],

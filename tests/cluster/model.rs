@@ -88,6 +88,11 @@ fn is_a_good_end(world: &World, scenario: Scenario) {
         let left = world.nodes.iter().filter(|node| node.up && node.connected && node.new).count();
         assert!(left == 0, "some run what the others gave up: {world:#?}");
     }
+    if idle && view.reboot.back {
+        assert!(view.upgrade.error.as_ref().is_some_and(|error| error.contains("abandoned")));
+        let left = |node: &crate::world::Node| node.up && node.connected && node.new;
+        assert!(!world.nodes.iter().any(left), "some run what was abandoned: {world:#?}");
+    }
     if idle && !view.upgrade.kept && !scenario.rolling && scenario.upgrade_type == PLATFORM {
         let came = world.nodes.iter().filter(|node| !node.dead && node.new).count();
         assert!(came == 0, "some kept what the others gave up: {world:#?}");
@@ -110,7 +115,13 @@ fn can_go_on(world: &World) {
         world = next.swap_remove(0).1;
     }
     assert_eq!(world.reboot().state, RebootState::Idle, "{world:#?}");
-    assert!(world.nodes.iter().all(|node| node.new && node.standing == Standing::Good), "{world:#?}");
+    let back = world.reboot().back;
+    let well = |node: &crate::world::Node| match node.standing {
+        Standing::Good => node.new != back,
+        Standing::FellBack(_) => back && !node.new,
+        _ => false,
+    };
+    assert!(world.nodes.iter().all(well), "{world:#?}");
 }
 
 fn holds(what: &str, scenario: Scenario) {
@@ -143,6 +154,7 @@ const fn scenario(nodes: u32, upgrade_type: UpgradeType, rolling: bool) -> Scena
         slows: 0,
         late: true,
         pauses: 0,
+        abandons: 0,
         mutant,
     }
 }
@@ -173,11 +185,23 @@ fn a_rolling_reboot() {
 }
 
 #[test]
+fn a_rolling_upgrade_that_is_abandoned() {
+    let pauses = Scenario { pauses: 1, abandons: 1, faults: 0, ..scenario(3, PLATFORM, true) };
+    holds("rolling, 3 nodes, paused and abandoned", pauses);
+    holds(
+        "rolling, 3 nodes, abandoned",
+        Scenario { abandons: 1, late: false, ..scenario(3, PLATFORM, true) },
+    );
+}
+
+#[test]
 #[ignore = "full: two minutes"]
 fn everything_with_a_fault() {
     let all = Scenario { pauses: 1, slows: 1, ..scenario(3, PLATFORM, true) };
     holds("rolling, 3 nodes, a pause and a slow driver", all);
     holds("rolling, 4 nodes", scenario(4, PLATFORM, true));
+    let abandoned = Scenario { pauses: 1, abandons: 1, ..scenario(3, PLATFORM, true) };
+    holds("rolling, 3 nodes, a pause, abandoned", abandoned);
     holds("complete, 2 nodes", scenario(2, PLATFORM, false));
 }
 

@@ -182,6 +182,29 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     }
     let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
     assert_eq!(lab.node(3).boots(), 2, "{boots:?}");
+    // Abandoned: who runs the new release returns, one after the other, and the error says so.
+    let went: Vec<usize> =
+        lab.nodes.iter().filter(|node| node.version() == "Demo 2.0").map(|node| node.number).collect();
+    assert!(!went.is_empty());
+    let output = lab.node(2).qstage(&["cluster", "abandon"]);
+    assert!(output.status.success(), "{output:?}");
+    lab.node(1).until("all are back", |node| node.state() == "IDLE");
+    for node in &lab.nodes {
+        node.until("the old release runs", |node| node.version() == "Demo 1.0" && node.slot() == "a");
+        let again = u32::from(went.contains(&node.number));
+        assert_eq!(node.boots(), boots[node.number - 1] + again, "node {}", node.number);
+        let status = node.get("/v3/upgrade/status");
+        let told = status["error_info"].as_str().unwrap();
+        assert!(told.starts_with("the upgrade was abandoned: node 3 fell back"), "{told}");
+    }
+    assert_eq!(reboot(&lab, 1)["state"], "REBOOT_IDLE");
+    // Tried again from the start; the failed node may be resumed too.
+    let order = json!({"image_path": v2, "auto_commit": true, "do_rolling_reboot": true, "num_nodes_to_reboot": null});
+    lab.node(1)
+        .until("it may be tried again", |node| node.call("/v2/upgrade/prepare?retry=true", &order).0 == 202);
+    lab.node(1).until("it stops again", |node| {
+        node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_PAUSED_DUE_TO_ERROR"
+    });
     // Seen to, and tried again: it prepares anew what the fallback has ruled out.
     lab.node(3).breaks(false);
     assert_eq!(lab.node(1).post("/v1/shutdown/reboot/resume", &Value::Null), 200);

@@ -59,6 +59,8 @@ pub(crate) struct World {
     /// Times may run out.
     late: bool,
     pub(crate) pauses: u8,
+    /// How often it is abandoned.
+    pub(crate) abandons: u8,
     pub(crate) mutant: Mutant,
     /// The reboot has failed and nobody has resumed it.
     stopped: bool,
@@ -80,6 +82,7 @@ pub(crate) struct Scenario {
     pub(crate) slows: u8,
     pub(crate) late: bool,
     pub(crate) pauses: u8,
+    pub(crate) abandons: u8,
     pub(crate) mutant: Mutant,
 }
 
@@ -113,6 +116,7 @@ impl World {
             slows: scenario.slows,
             late: scenario.late,
             pauses: scenario.pauses,
+            abandons: scenario.abandons,
             mutant: scenario.mutant,
             stopped: false,
             shown: 0,
@@ -308,7 +312,7 @@ impl World {
             Step::TakeTurn => w.takes_turn(view, index),
             Step::Reboot => {
                 if view.reboot.rolling && view.reboot.upgrade_initiated {
-                    w.nodes[index].next_new = true;
+                    w.nodes[index].next_new = !view.reboot.back;
                 }
                 w.nodes[index].drained = view.reboot.rolling;
                 w.goes_down(index, false);
@@ -417,11 +421,14 @@ impl World {
         }
         if before.reboot.current.is_empty() && !after.reboot.current.is_empty() && after.reboot.rolling {
             let turn = |node: &NodeId| after.reboot.current.iter().any(|(current, _)| current == node);
+            let serves = |standing: &Standing| {
+                *standing == Standing::Good || after.reboot.back && matches!(standing, Standing::FellBack(_))
+            };
             let fit = |node: &NodeId| {
                 before
                     .alive
                     .get(node)
-                    .is_some_and(|alive| alive.standing == Standing::Good && !alive.leaving && !alive.drained)
+                    .is_some_and(|alive| serves(&alive.standing) && !alive.leaving && !alive.drained)
             };
             if !before.members.iter().all(|node| turn(node) || fit(node)) {
                 self.broken = Some("a group begins while another node is away or not good");

@@ -80,6 +80,7 @@ fn changes(bundle: &str) -> Vec<(&'static str, Value, u16)> {
         ("POST /v1/qstage/cluster/join", none.clone(), 400),
         ("POST /v1/qstage/cluster/leave", none.clone(), 400),
         ("POST /v1/qstage/cluster/leave/{node_id}", none.clone(), 400),
+        ("POST /v1/qstage/cluster/abandon", none.clone(), 400),
         ("POST /v1/qstage/cluster/take-back/{node_id}", none.clone(), 400),
         ("POST /v1/shutdown/reboot/pause", none.clone(), 409),
         ("POST /v1/shutdown/reboot/resume", none.clone(), 409),

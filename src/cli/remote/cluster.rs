@@ -38,6 +38,11 @@ enum Act {
     ///
     /// The node that failed is tried again.
     Resume(PlainArgs),
+    /// Give up a rolling upgrade that is paused or has failed
+    ///
+    /// The nodes that run the new release return to the previous one in a rolling reboot,
+    /// one group after the other.
+    Abandon(PlainArgs),
     /// Withdraw the reboot permission of a node that does not come back
     ///
     /// Check the node first: after 'resume' another one may reboot.
@@ -132,6 +137,9 @@ impl ClusterArgs {
             },
             Act::Pause(args) => args.order("/v1/shutdown/reboot/pause", "paused after the group under way"),
             Act::Resume(args) => args.order("/v1/shutdown/reboot/resume", "going on"),
+            Act::Abandon(args) => {
+                args.order("/v1/qstage/cluster/abandon", "nodes return to the previous release")
+            }
             Act::TakeBack(args) => {
                 let path = format!("/v1/qstage/cluster/take-back/{}", args.node);
                 args.plain.order(&path, "taken back; 'qstage cluster resume' goes on")

@@ -167,6 +167,12 @@ async fn remove(cluster: Arc<Cluster>, node: NodeId) -> Reply<Accepted> {
     Ok(Accepted(Detail(format!("{node} leaves"))))
 }
 
+pub(super) async fn abandon(State(api): Shared, uri: Uri) -> Reply<Accepted> {
+    let cluster = member(&api, uri.path())?;
+    waiting(move || cluster.order(orders::abandon)).await?;
+    Ok(Accepted(Detail("the upgrade is abandoned".to_owned())))
+}
+
 pub(super) async fn take_back(State(api): Shared, uri: Uri, Path(node): Path<String>) -> Reply<Accepted> {
     let cluster = member(&api, uri.path())?;
     let node = number(&node)?;

@@ -124,6 +124,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/qstage/cluster/join", post(members::join)),
         ("/v1/qstage/cluster/leave", post(members::leave)),
         ("/v1/qstage/cluster/leave/{node_id}", post(members::leave_node)),
+        ("/v1/qstage/cluster/abandon", post(members::abandon)),
         ("/v1/qstage/cluster/take-back/{node_id}", post(members::take_back)),
         ("/v1/qstage/events", get(events::events)),
         ("/v1/qstage/metrics", get(metrics::metrics)),

@@ -34,14 +34,25 @@ pub(super) struct Actor {
     pub(super) session: Arc<Mutex<Option<Session>>>,
 }
 
+/// Release that a node selects before it reboots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Selects {
+    /// Selects none: the running release boots again.
+    Nothing,
+    /// The ordered release.
+    Ordered,
+    /// The release before the ordered one.
+    Before,
+}
+
 /// What a step is done for.
 pub(super) struct Task {
     pub(super) step: Step,
     pub(super) order: Option<Ordered>,
     /// A reboot of one group after the other.
     pub(super) rolling: bool,
-    /// A reboot selects what was ordered first.
-    pub(super) selects: bool,
+    /// Release that a reboot selects first.
+    pub(super) selects: Selects,
     pub(super) occasion: Occasion,
 }
 
@@ -69,8 +80,10 @@ impl Actor {
                     }
                     hooks.drain(&task.occasion)?;
                 }
-                if task.selects {
-                    self.select(ordered()?)?;
+                match task.selects {
+                    Selects::Nothing => {}
+                    Selects::Ordered => self.select(ordered()?)?,
+                    Selects::Before => self.return_from(ordered()?)?,
                 }
                 self.reboot()
             }
@@ -149,6 +162,16 @@ impl Actor {
         }
         self.stage(order, true)?;
         self.service.place.commit().map(|_| ())
+    }
+
+    /// Selects the release before the ordered one, unless that is done already.
+    fn return_from(&self, order: &Ordered) -> Result<()> {
+        let look = self.service.place.look()?;
+        let next = look.slots.slots.iter().find(|slot| slot.group == Group::Platform && slot.boots_next);
+        if next.is_some_and(|slot| slot.manifest != Some(order.digest)) {
+            return Ok(());
+        }
+        self.service.place.roll_back().map(|_| ())
     }
 
     fn session(&self) -> Option<Session> {

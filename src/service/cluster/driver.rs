@@ -15,7 +15,7 @@ use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Membership;
-use crate::service::cluster::acts::{Actor, Task};
+use crate::service::cluster::acts::{Actor, Selects, Task};
 use crate::service::cluster::cache::{Cache, Seen};
 use crate::service::cluster::hooks::Occasion;
 use crate::service::cluster::local::{alive, identity, local};
@@ -250,7 +250,11 @@ impl Driver {
             step,
             order: view.upgrade.order.clone(),
             rolling,
-            selects: rolling && view.reboot.upgrade_initiated,
+            selects: match rolling && view.reboot.upgrade_initiated {
+                false => Selects::Nothing,
+                true if view.reboot.back => Selects::Before,
+                true => Selects::Ordered,
+            },
             occasion: self.occasion(view),
         };
         let work = workers::spawn("a step of the cluster", move || actor.act(&task))?;

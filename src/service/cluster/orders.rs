@@ -197,21 +197,12 @@ impl Cluster {
     /// [`Error::Membership`], [`Error::UpgradeBusy`], [`Error::NoSuchNode`].
     pub(in crate::service) fn leave(&self, node: NodeId) -> Result<()> {
         self.order(|view| {
-            if !view.members.contains(&node) {
-                return Err(Error::NoSuchNode { node: node.0.to_string() });
-            }
-            if view.upgrade.stage != Stage::Idle || view.reboot.state != RebootState::Idle {
-                return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
-            }
+            let txn = orders::remove(view, node)?;
             if node != self.membership.node && view.alive.contains_key(&node) {
                 let problem = format!("{node} is there; run 'qstage cluster leave' on it");
                 return Err(Error::Membership { problem });
             }
-            let compare = vec![view.unchanged(Key::Upgrade), view.unchanged(Key::Reboot)];
-            Ok(Txn {
-                compare,
-                writes: vec![Write::Delete(Key::Member(node)), Write::Delete(Key::Alive(node))],
-            })
+            Ok(txn)
         })
     }
 

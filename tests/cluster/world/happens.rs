@@ -80,6 +80,21 @@ impl World {
             });
             all.push(("pause".into(), next));
         }
+        if self.abandons > 0
+            && let Ok(txn) = orders::abandon(&view)
+        {
+            let next = self.with(|w| {
+                w.abandons -= 1;
+                w.apply(&txn);
+                // Who is up serves, whatever it runs, and is down no more; unless it is on its way.
+                for (node, _) in &view.reboot.current {
+                    let leaves = view.alive.get(node).is_some_and(|alive| alive.leaving);
+                    let node = &mut w.nodes[node.0 as usize - 1];
+                    node.turn &= !node.up || leaves;
+                }
+            });
+            all.push(("abandon".into(), next));
+        }
         if view.reboot.state == RebootState::Paused {
             let txn = orders::resume(&view).unwrap();
             all.push(("resume".into(), self.with(|w| _ = w.apply(&txn))));
