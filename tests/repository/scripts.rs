@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 10] = [
+const SCRIPTS: [&str; 11] = [
     "scripts/quickstart",
     "scripts/test",
     "scripts/proof",
@@ -16,6 +16,7 @@ const SCRIPTS: [&str; 10] = [
     "scripts/build-deb",
     "scripts/test-deb",
     "scripts/demo-vm",
+    "scripts/demo-cluster",
     ".ci/run",
 ];
 

@@ -1,0 +1,235 @@
+"""Scenes: events in the cluster, and the conditions that must hold then."""
+
+import threading
+import time
+
+from machines import log, now, wait
+
+MEASURED = []
+
+
+def measured(what, figure):
+    MEASURED.append((what, figure))
+    log("measured", f"{what}: {figure}")
+
+
+def check(holds, what):
+    if not holds:
+        raise AssertionError(what)
+
+
+class Watch(threading.Thread):
+    """The states that the status shows, each once, on the time line; its progress must never fall."""
+
+    def __init__(self, world):
+        super().__init__(daemon=True)
+        self.world, self.seen, self.end, self.fell = world, [], False, False
+        self.start()
+
+    def run(self):
+        progress = 0
+        while not self.end:
+            status = self.world.any("/v3/upgrade/status")
+            if status:
+                state = status["state"].removeprefix("UPGRADE_STATE_")
+                if not self.seen or self.seen[-1] != state:
+                    self.seen.append(state)
+                    log("upgrade", state + (f": {status['error_info']}" if status["error_info"] else ""))
+                if state == "PREPARING":
+                    self.fell |= (status["progress"] or 0) < progress
+                    progress = status["progress"] or 0
+            time.sleep(0.2)
+
+    def stop(self):
+        """The states, when it is idle again."""
+        wait("the status shows the end", lambda: self.seen[-1] == "IDLE")
+        self.end = True
+        self.join()
+        check(not self.fell, "progress fell")
+        return self.seen
+
+
+def client(world, number, *words):
+    """Runs the official client, which must succeed."""
+    done = world.node(number).client(*words)
+    said, _ = done.communicate(timeout=180)
+    check(done.returncode == 0 and "rror" not in said, f"qq {' '.join(map(str, words))}: {said}")
+    last = (said.strip().splitlines() or ["done"])[-1]
+    log("qq", " ".join(map(str, words)).replace(f"{world.work}/", "") + f": {last}")
+
+
+def admitted(world):
+    wait("the cluster is well", lambda: world.is_well())
+    wait("an upgrade is admitted", lambda: (world.any("/v2/upgrade/blocked") or {}).get("is_blocked") is False)
+
+
+def through(world, version, limit=150):
+    wait(f"all run {version}", lambda: world.runs(version) and world.state() == "IDLE", limit)
+    wait(f"all serve {version}", lambda: world.serves(version))
+
+
+def rolled(world, since, name):
+    too_long, most = world.most_down(since, now())
+    measured(f"{name}: longest time with more than {world.group} down", f"{too_long:.1f} s")
+    check(too_long == 0 and most <= world.group, f"{most} nodes were down at once")
+
+
+def complete(world):
+    """an upgrade by complete reboot: all nodes at once, one verdict"""
+    admitted(world)
+    watch, begun = Watch(world), now()
+    client(world, 1, "upgrade_cluster", "--path", world.path("2.0"))
+    through(world, "2.0")
+    check(watch.stop()[-4:] == ["COMMITTING", "COMMITTED", "REBOOTING", "IDLE"], watch.seen)
+    measured("complete reboot, from the order to the end", f"{now() - begun:.1f} s")
+
+
+def rolling(world):
+    """an upgrade by rolling reboot, paused and resumed by the official client"""
+    admitted(world)
+    begun = now()
+    order = threading.Thread(target=client, args=(world, 1, "upgrade_cluster", "--rolling", "--path", world.path("3.0")))
+    order.start()
+    wait("it rolls", lambda: world.reboot() == "IN_PROGRESS")
+    last = world.nodes[-1].number
+    client(world, last, "reboot_pause")
+    wait("the group has ended", lambda: world.reboot() == "PAUSED" and not any(
+        "reboot" in node["doing"] and "has" not in node["doing"] or node["doing"] == "boots" or "proves" in node["doing"]
+        for node in world.status()["nodes"]))
+    boots = [node.boots for node in world.nodes]
+    time.sleep(3)
+    check([node.boots for node in world.nodes] == boots, "a node reboots while it is paused")
+    log("cluster", "is paused, and no node goes")
+    client(world, last, "reboot_resume")
+    order.join()
+    through(world, "3.0")
+    rolled(world, begun, "rolling reboot")
+    drains = (world.work / "hooks.log").read_text().split("\n")
+    check(len([line for line in drains if line.startswith("drain")]) == len(world.nodes), "a node was not drained")
+
+
+def instant(world):
+    """an upgrade of the software alone: all nodes swap together"""
+    admitted(world)
+    for node in world.nodes:
+        node.answers.fresh()
+    boots = [node.boots for node in world.nodes]
+    begun = now()
+    client(world, 2, "upgrade_cluster", "--path", world.path("3.1"))
+    through(world, "3.1")
+    at = [node.answers.since["3.1"] for node in world.nodes]
+    measured("instant upgrade: from the first swap to the last", f"{max(at) - min(at):.3f} s")
+    for node in world.nodes:
+        measured(f"instant upgrade: downtime of the container of {node.name}", f"{node.answers.gap * 1000:.0f} ms")
+    check(max(at) - min(at) < 1, at)
+    check([node.boots for node in world.nodes] == boots, "an instant upgrade needs no reboot")
+    measured("instant upgrade: from the order to the end", f"{now() - begun:.1f} s")
+
+
+def instant_back(world):
+    """an upgrade of the software that one node does not take: all go back"""
+    admitted(world)
+    sick = world.nodes[-1]
+    checks = sick.dir / "health.d"
+    checks.mkdir()
+    (checks / "10-app").write_text("#!/bin/sh\necho the new one is slow >&2\nexit 1\n")
+    (checks / "10-app").chmod(0o755)
+    status, text = world.node(1).ask("POST", "/v2/upgrade/prepare", {
+        "image_path": str(world.path("3.2")), "auto_commit": False, "do_rolling_reboot": False, "num_nodes_to_reboot": None})
+    check(status == 202, text)
+    wait("it is prepared", lambda: world.state() == "PREPARED")
+    begun = now()
+    check(world.node(1).ask("POST", "/v2/upgrade/commit")[0] == 202, "the commit is accepted")
+    wait("all went back", lambda: world.state() == "PREPARED" and world.error(), 40)
+    measured("instant upgrade that fails: from the commit to the old one everywhere", f"{now() - begun:.1f} s")
+    check(now() - begun < 30 and world.error().startswith(f"node {sick.number}: "), world.error())
+    wait("all serve 3.1", lambda: world.serves("3.1"))
+    (checks / "10-app").unlink()
+    check(world.node(1).ask("POST", "/v1/qstage/cancel", {})[0] == 200, "the cancel is accepted")
+    wait("it is idle", lambda: world.state() == "IDLE")
+
+
+def falls_back(world):
+    """a rolling upgrade in which a node falls back: it stops there; seen to and resumed"""
+    admitted(world)
+    begun, leader = now(), world.status()["leader"]
+    bad = next(node for node in reversed(world.nodes) if node.number != leader)
+    bad.broken = True
+    order = threading.Thread(target=client, args=(world, leader, "upgrade_cluster", "--rolling", "--path", world.path("4.0")))
+    order.start()
+    wait("it stops", lambda: world.reboot() == "PAUSED_DUE_TO_ERROR", 150)
+    order.join()
+    log("cluster", world.error())
+    check(f"node {bad.number} fell back" in world.error(), world.error())
+    boots = [node.boots for node in world.nodes]
+    time.sleep(3)
+    check([node.boots for node in world.nodes] == boots, "a node goes on after a fallback")
+    bad.broken = False
+    client(world, 1, "reboot_resume")
+    through(world, "4.0")
+    rolled(world, begun, "rolling reboot with a fallback")
+
+
+def dies(world):
+    """a rolling reboot in which a node dies: its name after the time limit; taken back by hand, and resumed"""
+    admitted(world)
+    begun = now()
+    before = [node.boots for node in world.nodes]
+    client(world, 1, "reboot_start", "--rolling", "--force")
+    gone = wait("the first goes", lambda: next((node for node in world.nodes if node.down_since is not None), None))
+    gone.off = True
+    wait("it stops", lambda: world.reboot() == "PAUSED_DUE_TO_ERROR", 60)
+    told = world.any("/v1/shutdown/reboot/status")["error_message"]
+    log("cluster", told)
+    check(f"node {gone.number}" in told, told)
+    gone.off = False
+    wait("it is back, and all are well", world.is_well)
+    other = next(node for node in world.nodes if node is not gone)
+    other.verb("cluster", "take-back", gone.number)
+    other.verb("cluster", "resume")
+    wait("all are through", lambda: world.reboot() == "IDLE", 150)
+    check(all(node.boots > one for node, one in zip(world.nodes, before)), "a node was left out")
+    rolled(world, begun, "rolling reboot with a node that dies")
+
+
+def without_etcd(world):
+    """etcd stopped and started: every answer comes from what was seen, nothing moves, then all goes on"""
+    admitted(world)
+    for member in world.etcd:
+        member.stop()
+    wait("it is noticed", lambda: all((node.get("/v1/qstage/cluster") or {}).get("connected") is False for node in world.nodes))
+    status, text = world.node(1).ask("POST", "/v2/upgrade/prepare", {
+        "image_path": str(world.path("2.0")), "auto_commit": False, "do_rolling_reboot": False, "num_nodes_to_reboot": None})
+    check(status == 503, f"{status} {text}")
+    check(all(node.get("/v3/upgrade/status")["state"] == "UPGRADE_STATE_IDLE" for node in world.nodes), "the status answers")
+    check(world.serves(world.nodes[0].answers.version), "the software serves")
+    log("cluster", "without etcd: a prepare is refused (503), every status answers, the software serves")
+    begun = now()
+    for member in world.etcd:
+        member.start()
+    wait("the cluster is well again", world.is_well)
+    measured("from the start of etcd until all nodes see each other", f"{now() - begun:.1f} s")
+
+
+def leader_killed(world):
+    """the leader killed in the middle of a rolling reboot: another one leads on"""
+    admitted(world)
+    begun = now()
+    leader = world.status()["leader"]
+    client(world, leader, "reboot_start", "--rolling", "--force")
+    wait("a node is down", lambda: any(node.down_since is not None for node in world.nodes))
+    leader = world.status()["leader"]
+    log(f"node{leader}", "its service is killed: it leads")
+    world.node(leader).kill_service()
+    wait("all are through, or it stopped", lambda: world.reboot() in ("IDLE", "PAUSED_DUE_TO_ERROR"), 150)
+    if world.reboot() == "PAUSED_DUE_TO_ERROR":
+        # Its lease ended before its manager had started it again: with one node down that is one too many, and it says so.
+        log("cluster", world.any("/v1/shutdown/reboot/status")["error_message"])
+        wait("all are well", world.is_well)
+        client(world, 1, "reboot_resume")
+        wait("all are through", lambda: world.reboot() == "IDLE", 150)
+    rolled(world, begun, "rolling reboot whose leader is killed")
+
+
+QUICK = [complete, rolling, instant]
+FULL = [complete, rolling, instant, instant_back, falls_back, dies, without_etcd, leader_killed]
