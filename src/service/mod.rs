@@ -1,5 +1,5 @@
-//! The service: the verbs of the engine over REST, for clients that speak the upgrade API and for people. It holds
-//! no upgrade logic; what an upgrade is and does, the engine knows.
+//! The service: the verbs of the engine over REST, for clients of the upgrade API and for operators. It holds no upgrade
+//! logic; that is in the engine.
 //!
 //! ```text
 //!  TCP + TLS ─┐                     ┌─▶ owner ──▶ engine (commit, mark-good, roll-back, cancel)
@@ -11,9 +11,9 @@
 //! |---|---|
 //! | [`http`] | connections: Unix socket, TCP and TLS, who may call, limits per caller |
 //! | `api` | one function per endpoint |
-//! | `view`, `wording` | the objects of the wire contract; messages that name its calls |
+//! | `view`, `wording` | the objects of the wire contract; messages that name calls of the API |
 //! | [`owner`] | the upgrade itself: its states, the one task that changes anything, the processes that read bundles, what follows a commit |
-//! | [`cluster`] | what it does together with other nodes |
+//! | [`cluster`] | the work of this node as a member of a cluster |
 
 mod api;
 pub mod cluster;
@@ -38,20 +38,20 @@ use owner::disk::Place;
 use owner::hooks::{AfterCommit, ContainerRestart};
 use owner::worker::Arguments;
 
-/// Where and to whom the service answers.
+/// Where the service listens, and which callers it accepts.
 #[derive(Debug, Clone)]
 pub struct Listener {
     /// Address for HTTPS.
     pub listen: SocketAddr,
-    /// Path of the Unix socket; `None`: none.
+    /// Path of the Unix socket; `None`: no socket.
     pub socket: Option<PathBuf>,
-    /// Certificate chain and key as PEM files; `None`: self-signed, made at the first start and kept.
+    /// Certificate chain and key as PEM files; `None`: self-signed, generated at the first start and stored.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// File of hashed tokens.
+    /// File of hashed tokens; `None`: there are no tokens.
     pub tokens: TokenFile,
-    /// Names by which the machine is called, besides its own.
+    /// Names accepted in the header `Host`, besides the machine's own.
     pub hosts: Vec<String>,
-    /// Whether anybody who can connect may do anything.
+    /// Whether every caller that can connect has all privileges.
     pub insecure_no_auth: bool,
 }
 
@@ -78,47 +78,47 @@ impl Listener {
     }
 }
 
-/// Threads for waiting that are there from the start.
+/// Number of threads for blocking work that are started before the first request.
 const SPARE: usize = 4;
 
-/// What all parts of a running service share.
+/// The state that all parts of a running service share.
 pub struct Service {
     /// The disk.
     pub place: Place,
-    /// What the processes that read bundles are started with.
+    /// Arguments of the processes that read bundles.
     pub arguments: Arguments,
-    /// What follows a commit.
+    /// The action after a commit.
     pub after_commit: Arc<dyn AfterCommit>,
-    /// What restarts the software.
+    /// The way to restart the software.
     pub container: Arc<dyn ContainerRestart>,
-    /// Times that the configuration sets.
+    /// Time limits of the configuration.
     pub limits: ServiceLimits,
-    /// What callers may have read.
+    /// The bundles that callers may name.
     pub allowed: Allowed,
     /// The cluster that this node takes part in; `None`: a single node.
     pub cluster: Option<cluster::Membership>,
 }
 
-/// Times that the configuration sets.
+/// Time limits of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceLimits {
-    /// How long a command that reboots may take until the machine is down.
+    /// Longest time from the start of the reboot command until the machine is down.
     pub reboot: Duration,
-    /// For so long after a start of the machine, and after a trial, no upgrade may begin.
+    /// Time after a boot of the machine, and after a trial, in which no upgrade may begin.
     pub waiting: Duration,
 }
 
-/// Serves until SIGHUP, SIGINT, SIGQUIT or SIGTERM. An upgrade that is being prepared is stopped then, and goes on where it stopped
-/// when it is ordered again.
+/// Serves until SIGHUP, SIGINT, SIGQUIT or SIGTERM. A prepare that runs is stopped then; when it is ordered again, it
+/// continues where it stopped.
 ///
 /// # Errors
-/// [`Error::Listen`], [`Error::Config`]: it could not start.
+/// [`Error::Listen`], [`Error::Config`]: the service could not start.
 pub fn serve(service: Service, access: &Listener) -> Result<()> {
     let failed = |source| Error::NoThread { what: NAME.to_owned(), source };
     check_threads(WORKERS + 1)?;
-    // Two threads: all that is done in them is to pass on messages; disks are waited for elsewhere.
-    // Threads are kept, and some are there before the first request: where the system refuses more, what has to be waited
-    // for waits its turn on these. Without one tokio would panic.
+    // Two threads: they only pass on messages; blocking work has threads of its own.
+    // Those never end, and some are started before the first request: if the system refuses further threads, blocking work
+    // queues for these. Without any, tokio would panic.
     let build = || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
@@ -126,12 +126,12 @@ pub fn serve(service: Service, access: &Listener) -> Result<()> {
             .enable_all()
             .build()?;
         for _ in 0..SPARE {
-            // Long enough that none does the work of two.
+            // Long enough that no thread takes two of these tasks.
             runtime.spawn_blocking(|| std::thread::sleep(Duration::from_millis(50)));
         }
         Ok(runtime)
     };
-    // tokio has no other way to say so.
+    // tokio has no other way to report that.
     let built = std::panic::catch_unwind(build);
     let refused = |_| Err(io::Error::other("the system has none to give"));
     let runtime = built.unwrap_or_else(refused).map_err(failed)?;
@@ -198,24 +198,25 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
     };
     let router = api::router(service, handle.clone(), gate, http::hosts::Hosts::new(access), cluster);
     let listeners = tokio::spawn(listeners.serve(router, tls));
-    tell(notify::State::Ready);
+    notify_manager(notify::State::Ready);
     tokio::select! {
         _ = end.recv() => {}
         () = watch_owner(&handle) => {}
-        // It ends when it is told to. A service without it answers with what was and does nothing: its manager starts it again.
+        // The owner ends on request only. A service without it would show an old state and do nothing; the service manager
+        // starts it again.
         ended = &mut owner => return Err(lost(ended)),
     }
-    tell(notify::State::Stopping);
+    notify_manager(notify::State::Stopping);
     tracing::info!("ending");
-    // New orders are refused, then what is under way is stopped, and only then does the process end.
+    // First new orders are refused, then the running work is stopped; only after that the process ends.
     listeners.abort();
     let _ = stop.send(());
     let _ = owner.await;
     Ok(())
 }
 
-/// Raises the limit of open files to what may be had: each connection takes one, and a limit of 1024, which is usual, is less
-/// than the connections that are taken.
+/// Raises the limit of open files to the permitted maximum: each connection takes one, and the usual limit of 1024 is lower
+/// than the number of connections that are accepted.
 fn raise_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -223,28 +224,28 @@ fn raise_files() {
     let _ = raised.inspect_err(|problem| tracing::warn!("the limit of open files stays: {problem}"));
 }
 
-/// Open files at most: connections of both listeners, their streams, and room for the rest.
+/// Maximum of open files: connections of both listeners, their streams, and a reserve.
 const OPEN_FILES: u64 = 65536;
 
-/// A manager that cannot be told misses something; the service goes on.
-fn tell(state: notify::State<'_>) {
+/// Notifies the service manager. A failure is ignored: the service continues.
+fn notify_manager(state: notify::State<'_>) {
     let _ = notify::notify(state).inspect_err(|problem| tracing::warn!("sd_notify: {problem}"));
 }
 
-/// Tells the manager for ever that the service is alive, as often as it wants to hear it, and only when the owner
-/// answers: a service that answers requests and takes no order any more is not alive.
+/// Sends keep-alives at the rate that the manager requires, but only while the owner responds: a service that answers
+/// requests and takes no order any more is not alive.
 async fn watch_owner(handle: &owner::order::Handle) {
     let Some(beat) = notify::watchdog() else { return std::future::pending().await };
     loop {
-        // Late is not lost: the owner may be in the middle of a flush.
+        // A late response is no failure: the owner may be in the middle of a flush.
         if handle.order(owner::order::Order::Alive).await.is_ok() {
-            tell(notify::State::Alive);
+            notify_manager(notify::State::Alive);
         }
         tokio::time::sleep(beat).await;
     }
 }
 
-/// Why the owner of the upgrade is no more.
+/// The error for an owner that has ended.
 fn lost(ended: std::result::Result<(), tokio::task::JoinError>) -> Error {
     let reason = match ended.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(()) => "it came to its end".to_owned(),
@@ -258,7 +259,7 @@ fn lost(ended: std::result::Result<(), tokio::task::JoinError>) -> Error {
     Error::Internal { what: format!("the owner of the upgrade is gone: {reason}") }
 }
 
-/// SIGHUP, SIGINT, SIGQUIT and SIGTERM. Asked for before anything is begun, so that neither is lost.
+/// SIGHUP, SIGINT, SIGQUIT and SIGTERM. The handlers are installed before anything else, so that no signal is lost.
 fn signals() -> Result<tokio::sync::mpsc::Receiver<()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |problem| Error::Internal { what: format!("signal handlers: {problem}") };

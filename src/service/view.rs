@@ -1,4 +1,4 @@
-//! What clients are shown: one snapshot, and the objects of the wire contract made of it.
+//! The view that clients get: one snapshot, and the objects of the wire contract derived from it.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ pub(super) struct Counts {
     pub(super) failures: u64,
 }
 
-/// State of a reboot that was asked for.
+/// State of a requested reboot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum RebootProgress {
     #[default]
@@ -30,46 +30,46 @@ pub(super) enum RebootProgress {
     Failed(String),
 }
 
-/// What a member of a cluster shows of all of them.
+/// The part of the view that is common to all members of a cluster.
 #[derive(Debug, Clone)]
 pub(super) struct ClusterPart {
     pub(super) reboot: RebootStatus,
-    /// A member is away, or data is not protected as it may be.
+    /// Whether a member is away, or the data has less than its full protection.
     pub(super) degraded: bool,
-    /// Why the cluster takes no upgrade.
+    /// Why the cluster takes no upgrade; `None`: it does.
     pub(super) blocked: Option<String>,
 }
 
-/// All that can be shown, at one moment.
+/// All that can be shown, as of one moment.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ServiceSnapshot {
     pub(super) upgrade: LocalUpgrade,
-    /// What the engine says of the disk, at the last look that succeeded.
+    /// The engine's status of the disk, as of the last successful look; `None` before it.
     pub(super) status: Option<Status>,
     pub(super) slots: Option<SlotsReport>,
-    /// Why the last look failed.
+    /// Why the last look failed; `None`: it succeeded.
     pub(super) disk_error: Option<Failure>,
-    /// What followed the last commit.
+    /// Result of the action after the last commit.
     pub(super) message: String,
     pub(super) reboot: RebootProgress,
     pub(super) counts: Counts,
     /// When the waiting period ends; `None`: it has ended.
-    pub(super) calm_at: Option<Instant>,
+    pub(super) waiting_until: Option<Instant>,
     /// The last swap of the container.
     pub(super) last_swap: Option<Event>,
-    /// The device that holds the prepare, and since when it has not answered.
+    /// The device that delays the prepare, and since when it has not answered.
     pub(super) stalled: Option<(String, Instant)>,
-    /// Of a member of a cluster: what holds for all.
+    /// The cluster's part; `None` on a single node.
     pub(super) cluster: Option<ClusterPart>,
 }
 
-/// `GET /v1/qstage/status`: the v1 status, and what it has no keys for.
+/// `GET /v1/qstage/status`: the v1 status, and the facts for which it has no keys.
 #[derive(Debug, Serialize)]
 pub(super) struct Detailed {
     #[serde(flatten)]
     v1: StatusV1,
     progress: Option<u8>,
-    /// What runs, as in the version.
+    /// The running release, as in [`Version`].
     version: String,
     last_swap: Option<Event>,
 }
@@ -96,7 +96,7 @@ pub(super) struct StatusV3 {
 }
 
 impl StatusV3 {
-    /// As it is shown where REBOOTING is not known.
+    /// The same for clients that do not know REBOOTING.
     pub(super) fn before_rebooting(mut self) -> Self {
         if self.state == state_v3(Phase::Rebooting) {
             self.state = state_v3(Phase::Committed);
@@ -138,7 +138,7 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// The version alone.
+    /// The version number alone.
     pub(super) fn number(&self) -> &str {
         self.revision_id.rsplit(' ').next().unwrap_or_default()
     }
@@ -157,9 +157,9 @@ pub(super) struct SettingsV1 {
 }
 
 impl ServiceSnapshot {
-    /// Takes in a look during `phase`; one that failed leaves what the last one saw. While a switch is under way, what ran
-    /// before it is shown: the flags select the new software already, its container may be up, and whether it proves good is
-    /// being found out. A platform does not change before its reboot.
+    /// Stores the result of a look during `phase`; a failed look leaves the previous result. While a switch is under way, the
+    /// release that ran before it is shown: the flags already select the new software and its container may be up, but its
+    /// health is not known yet. A platform does not change before its reboot.
     pub(super) fn take(&mut self, look: Result<DiskView>, phase: Phase) {
         match look {
             Ok(mut look) => {
@@ -173,8 +173,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// The same for whoever may only read, and has shown no token: of a failure its code and class, since messages name paths,
-    /// devices, keys, and what strangers sent.
+    /// The same for a caller without a token that may only read. It gets code and class of a failure, since messages name
+    /// paths, devices, keys, and untrusted input.
     pub(super) fn for_readers(&self) -> Self {
         let mut shown = self.clone();
         let short = |code: &str| Error::remote(code, "").for_readers();
@@ -210,22 +210,22 @@ impl ServiceSnapshot {
         shown
     }
 
-    /// The device that does not answer the prepare or this service, and for how many seconds.
+    /// The device that does not answer the prepare or this service, and the seconds since its last answer.
     pub(super) fn silence(&self) -> Option<(String, u64)> {
         let own = || silent(SILENCE).map(|waiting| (waiting.device, waiting.age.as_secs()));
         let worker = self.stalled.as_ref();
         worker.map(|(device, since)| (device.clone(), since.elapsed().as_secs())).or_else(own)
     }
 
-    /// Somebody prepares without this service, on the command line.
+    /// The status while a prepare runs without this service, on the command line; else `None`.
     pub(super) fn foreign(&self) -> Option<&Status> {
         let idle = self.upgrade.phase == Phase::Idle;
         self.status.as_ref().filter(|status| idle && status.state == UpgradeState::UpgradePreparing)
     }
 
-    /// Seconds of the waiting period that are left, the begun one included.
+    /// Seconds that are left of the waiting period, rounded up; `None`: it has ended.
     pub(super) fn waiting(&self) -> Option<u64> {
-        let left = self.calm_at?.checked_duration_since(Instant::now())?;
+        let left = self.waiting_until?.checked_duration_since(Instant::now())?;
         Some(left.as_secs().saturating_add(1))
     }
 
@@ -253,9 +253,9 @@ impl ServiceSnapshot {
         }
     }
 
-    /// The error that all answers show: the one of this service; else what the disk and its journal say, which is older than
-    /// an upgrade that this service has begun, and over when somebody has cleared it. Who prepares beside this service has
-    /// not failed.
+    /// The error that all answers show: the one of this service; else that of the disk and its journal. The latter is older
+    /// than an upgrade that this service has begun, and gone once it was cleared. It is not shown while the command line
+    /// prepares.
     pub(super) fn error(&self) -> Option<Failure> {
         let own = || self.upgrade.error.clone();
         let idle = self.upgrade.phase == Phase::Idle && self.upgrade.settings.is_none();
@@ -269,7 +269,7 @@ impl ServiceSnapshot {
         if self.foreign().is_some() { None } else { own().or_else(of_disk) }
     }
 
-    /// `details` stays empty: clients compare the object, and what it could hold is in [`detailed`](Self::detailed).
+    /// The v1 status. `details` stays empty, since clients compare the object; [`detailed`](Self::detailed) has the details.
     pub(super) fn v1(&self) -> StatusV1 {
         StatusV1 { details: String::new(), ..self.in_full() }
     }
@@ -287,7 +287,7 @@ impl ServiceSnapshot {
             Phase::Committed if status.is_some_and(|status| status.state == UpgradeState::UpgradeIdle) => {
                 ("UPGRADE_IDLE", self.message.clone())
             }
-            // The engine's word for it: the command line and the service must not name one thing twice.
+            // The engine's wording: the command line and the service must use one name for one thing.
             Phase::Committed if self.message.is_empty() => ("UPGRADE_TRIAL", engine.to_owned()),
             Phase::Committed => ("UPGRADE_TRIAL", format!("{engine}; {}", self.message)),
             Phase::Idle if status.is_some_and(|status| status.state == UpgradeState::UpgradeTrial) => {
@@ -336,7 +336,7 @@ impl ServiceSnapshot {
             UpgradeSettings::found(&status.install_path, String::new(), UpgradeType::SoftwareAndPlatform)
         };
         let (foreign, error) = (self.foreign().map(found), self.error());
-        // Clients print the settings beside an error.
+        // Clients print the settings with an error.
         let beside = || self.status.as_ref().filter(|_| error.is_some()).map(found);
         let phase = if foreign.is_some() { Phase::Preparing } else { upgrade.phase };
         StatusV3 {
@@ -391,7 +391,7 @@ impl ServiceSnapshot {
         }
     }
 
-    /// What runs: the platform, or the software where that is newer.
+    /// The running release: that of the platform, or of the software if that is newer.
     pub(super) fn version(&self) -> Version {
         let slot = self.slots.as_ref().and_then(SlotsReport::newest_running);
         let number = slot.and_then(|slot| slot.version.as_deref()).unwrap_or("unknown");
@@ -400,8 +400,8 @@ impl ServiceSnapshot {
             revision_id: format!("{name} {number}"),
             build_id: slot.and_then(|slot| slot.blake3).map(|digest| digest.to_string()).unwrap_or_default(),
             flavor: "release",
-            // That of the release that runs, as its manifest has it: SOURCE_DATE_EPOCH, or when it was packed. What was
-            // not installed from a bundle has none, and an empty one is better than another one's.
+            // The date in the manifest of the running release: SOURCE_DATE_EPOCH, or the time of packing. A slot that was
+            // not installed from a bundle has no date; an empty one is better than that of another release.
             build_date: slot.and_then(|slot| i64::try_from(slot.created?).ok()).map(date).unwrap_or_default(),
         }
     }
@@ -462,7 +462,7 @@ mod tests {
         DiskView { status, slots, disk: crate::service::owner::upgrade::SeenDisk::default(), last_swap: None }
     }
 
-    /// A container that comes up in a swap and is not healthy: scripts that wait for another version must not see it.
+    /// A container that comes up in a swap and is not healthy. Scripts that wait for another version must not see it.
     #[test]
     fn a_swap_shows_no_other_version_before_its_end() {
         for (end, version) in [

@@ -1,7 +1,7 @@
-//! Messages in the words of the interface that they are read at. The engine names verbs and flags of the command line as
-//! the remedy; who asks over REST has calls.
+//! Messages in the terms of the API. The engine names verbs and flags of the command line as the remedy; a caller over REST
+//! gets the corresponding calls.
 
-/// What the command line calls it, and the call.
+/// The term of the command line, and the corresponding call.
 const WORDS: [(&str, &str); 17] = [
     ("'qstage prepare'", "POST /v2/upgrade/prepare"),
     ("'qstage commit'", "POST /v2/upgrade/commit"),
@@ -22,7 +22,7 @@ const WORDS: [(&str, &str); 17] = [
     ("or --efivars DIR", "or 'efivars' in its configuration"),
 ];
 
-/// The message with calls of the API in the place of verbs and flags.
+/// The message with calls of the API instead of verbs and flags.
 pub(super) fn by_api(message: &str) -> String {
     WORDS.iter().fold(message.to_owned(), |text, (word, call)| text.replace(word, call))
 }
@@ -31,12 +31,12 @@ pub(super) fn by_api(message: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What stays, and why: it is nothing that a request could say.
+    /// Terms that stay, and why: no request could express them.
     const KEPT: [(&str, &str); 19] = [
         ("--attributes", "a flag of sgdisk"),
         ("--mbrtogpt", "a flag of sgdisk"),
         ("--sector-size", "how the service was started"),
-        ("'qstage repair --from backup'", "somebody has to look at the disk first"),
+        ("'qstage repair --from backup'", "an operator has to inspect the disk first"),
         ("(--bundle)", "a prepare on the machine itself"),
         ("--assume-unused", "how the service was started"),
         ("--partition-guid", "a flag of sgdisk"),
@@ -57,7 +57,7 @@ mod tests {
         ("'qstage sign'", "where bundles are made"),
     ];
 
-    /// Every message there is, by the texts that it is made of.
+    /// Every message, by the texts that it is made of.
     #[test]
     fn no_message_sends_a_client_to_the_command_line() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,5 +1,5 @@
-//! What the audit log says of a request, and what of an answer is for its caller: noted where it is known, on the way through
-//! the handlers.
+//! The audit record of a request, and the parts of an answer that its caller may see. Handlers record both as they learn
+//! them.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -8,13 +8,13 @@ use crate::error::{Class, Error};
 use crate::source::address;
 use crate::units::text;
 
-/// Longest field of a record in characters: a request may be 64 KiB, and a log is kept.
+/// Longest field of a record in characters: a request may have 64 KiB, and logs are stored.
 const FIELD_MAX: usize = 512;
 
-/// What is known of a request beside its address.
+/// Facts of a request besides its address.
 #[derive(Debug, Clone, Default)]
 pub(super) struct AuditRecord {
-    /// The bundle that it names, without what is secret in it.
+    /// Path or URL of the bundle that it names, without secrets.
     pub(super) path: String,
     /// BLAKE3 of the manifest of that bundle.
     pub(super) digest: String,
@@ -26,30 +26,30 @@ tokio::task_local! {
     static RECORD: RefCell<AuditRecord>;
 }
 
-/// Runs the handlers of a request; `informed`: its caller may see messages.
+/// Runs the handlers of a request. `informed`: its caller may see messages.
 pub(super) async fn within<T>(informed: bool, work: impl Future<Output = T>) -> (T, AuditRecord) {
     let record = RefCell::new(AuditRecord { informed, ..AuditRecord::default() });
     RECORD.scope(record, async { (work.await, RECORD.with(|record| record.borrow().clone())) }).await
 }
 
-/// Notes the bundle that a request names.
+/// Records the bundle that a request names.
 pub(super) fn path(named: &str) {
     let named = address::shown(named).into_owned();
     let _ = RECORD.try_with(|record| record.borrow_mut().path = named);
 }
 
-/// Notes the digest of that bundle's manifest.
+/// Records the digest of that bundle's manifest.
 pub(super) fn digest(manifest: &str) {
     let _ = RECORD.try_with(|record| record.borrow_mut().digest = manifest.to_owned());
 }
 
-/// Whether the caller may see messages. Outside a request nobody is there to whom anything is shown.
+/// Whether the caller may see messages; false outside of a request.
 pub(super) fn informed() -> bool {
     RECORD.try_with(|record| record.borrow().informed).unwrap_or(true)
 }
 
-/// A message as it may be shown to this caller. Refusals of the request itself name nothing that the caller has not sent or
-/// could not see; what failed within names paths, devices and what strangers sent.
+/// The message of an error as this caller may see it. Refusals of the request itself only name facts that the caller has sent
+/// or may see; internal failures name paths, devices and untrusted input.
 pub(super) fn sentence(error: &Error) -> String {
     let own = matches!(error.class(), Class::Usage | Class::Refused)
         || matches!(error, Error::Unauthenticated { .. });
@@ -57,7 +57,7 @@ pub(super) fn sentence(error: &Error) -> String {
     if own || informed() { crate::error::sentence(error) } else { error.for_readers() }
 }
 
-/// A field as it is written: cut to a length, with nothing in it that acts on a terminal.
+/// A field as it is logged: of limited length, and without control characters for a terminal.
 pub(super) fn field(value: &str) -> Cow<'_, str> {
     match value.char_indices().nth(FIELD_MAX) {
         Some((end, _)) => {

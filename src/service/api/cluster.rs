@@ -14,7 +14,7 @@ use crate::service::api::{Api, Shared, members};
 use crate::service::owner::order::Order;
 use crate::service::view::{RebootStatus, Version};
 
-/// The number of the only node.
+/// Number of the only node.
 const NODE: u64 = 1;
 
 /// Body of `POST /v1/shutdown/reboot/start`.
@@ -46,7 +46,7 @@ struct UnconfiguredNode {
     label: String,
     model_number: String,
     node_version: Version,
-    /// The machine's identity; empty where it has none.
+    /// The machine's identity; empty if it has none.
     uuid: String,
     disk_info: DiskInfo,
 }
@@ -99,7 +99,7 @@ pub(super) async fn halt_node(State(api): Shared, Path(node): Path<String>) -> R
     halt(State(api)).await
 }
 
-/// Refuses the number of another node, or of none.
+/// Refuses the number of another node, or of no node.
 fn this(api: &Api, node: &str) -> Result<()> {
     let own = api.cluster.as_ref().map_or(NODE, |cluster| cluster.node().0.into());
     match node.parse() {
@@ -109,7 +109,7 @@ fn this(api: &Api, node: &str) -> Result<()> {
     }
 }
 
-/// Pause and resume are for rolling reboots, which one node has not.
+/// `POST /v1/shutdown/reboot/pause`. Pause and resume are for rolling reboots, which a single node does not have.
 pub(super) async fn reboot_pause(State(api): Shared) -> Reply<()> {
     members::reboot(&api, orders::pause).await
 }
@@ -138,7 +138,7 @@ pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<
     container_restart(State(api)).await
 }
 
-/// The nodes that belong to no cluster: this one. Of disks nothing is known that clients would print.
+/// The nodes without a cluster: this one. The service knows nothing of its disks that clients would print.
 pub(super) async fn unconfigured(State(api): Shared) -> Json<UnconfiguredNodes> {
     let snapshot = api.snapshot();
     let label = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();

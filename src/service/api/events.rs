@@ -1,4 +1,4 @@
-//! Server-sent events: the v3 status, at once and whenever it changes.
+//! Server-sent events: the v3 status at the start, and at each change.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::service::api::{Shared, audit};
 use crate::service::http::origin::{Origin, Peer};
 use crate::units::text;
 
-/// The shortest time between two events of one stream; what changes faster is left out, the last state never is.
+/// Shortest time between two events of one stream. Faster changes are left out, but never the last state.
 const PACE: Duration = Duration::from_millis(200);
 
-/// A client that does not read holds nothing but its place: there is no queue, only the newest state.
+/// Opens a stream of events. A client that does not read only occupies its place: there is no queue, only the newest state.
 pub(super) async fn events(
     State(api): Shared,
     Extension(origin): Extension<Origin>,

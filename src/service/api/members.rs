@@ -1,4 +1,4 @@
-//! What is for all nodes of a cluster together.
+//! Requests that concern all nodes of a cluster together.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::service::owner::upgrade::UpgradeSettings;
 use crate::service::owner::worker::Overrides;
 use crate::source::address;
 
-/// `GET /v1/cluster/protection/status`. Clients read nothing of another type than of an erasure code.
+/// `GET /v1/cluster/protection/status`. Clients only read the fields of the type for erasure codes.
 #[derive(Debug, Serialize)]
 pub(super) struct ProtectionReply {
     protection_system_type: &'static str,
@@ -37,7 +37,7 @@ pub(super) struct Restriper {
     phase: &'static str,
 }
 
-/// Waits for etcd on a thread for it.
+/// Waits for etcd on a thread for blocking work.
 pub(super) async fn waiting<T: Send + 'static>(
     act: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -45,7 +45,7 @@ pub(super) async fn waiting<T: Send + 'static>(
     tokio::task::spawn_blocking(act).await.map_err(lost)?
 }
 
-/// The cluster, or that this is none.
+/// The cluster; a refusal on a single node.
 fn cluster(api: &Api, what: &str) -> Result<Arc<Cluster>> {
     api.cluster.clone().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
 }
@@ -54,16 +54,16 @@ fn member(api: &Api, what: &str) -> Result<Arc<Cluster>> {
     api.member().cloned().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
 }
 
-/// Whether that node is a member.
+/// Whether `node` is a member.
 pub(super) fn knows(api: &Api, node: u64) -> bool {
     let node = u32::try_from(node).map(NodeId);
     api.member().zip(node.ok()).is_some_and(|(cluster, node)| cluster.has(node))
 }
 
-/// Looks at a bundle, and has all nodes prepare it. `path` is as it was sent.
+/// Plans a bundle, and orders all nodes to prepare it. `path` is as the caller sent it.
 ///
 /// # Errors
-/// [`Error::BadRequest`] for a URL with something secret: the order lies in etcd, where all nodes and their operators read it.
+/// [`Error::BadRequest`] for a URL with a secret: the order is in etcd, where all nodes and their operators can read it.
 pub(super) async fn prepare(
     api: &Api,
     cluster: &Arc<Cluster>,
@@ -103,7 +103,7 @@ pub(super) async fn prepare(
     Ok(detail)
 }
 
-/// Pause and resume.
+/// Handles pause and resume.
 pub(super) async fn reboot(api: &Api, decide: fn(&View) -> Result<Txn>) -> Reply<()> {
     let Some(cluster) = api.member().cloned() else { return Err(Error::NoReboot.into()) };
     Ok(waiting(move || cluster.order(decide)).await?)
@@ -177,7 +177,7 @@ pub(super) async fn take_back(State(api): Shared, uri: Uri, Path(node): Path<Str
     let cluster = member(&api, uri.path())?;
     let node = number(&node)?;
     waiting(move || cluster.order(|view| orders::take_back(view, node))).await?;
-    Ok(Accepted(Detail(format!("the turn of {node} is taken back"))))
+    Ok(Accepted(Detail(format!("the turn of {node} is withdrawn"))))
 }
 
 fn number(node: &str) -> Result<NodeId> {

@@ -96,7 +96,7 @@ fn render(snapshot: &ServiceSnapshot, answers: &[u64]) -> String {
     text
 }
 
-/// A version comes from a bundle: it must not end its label.
+/// Escapes a label: a version comes from a bundle, and must not end its label.
 fn escape(value: &str) -> String {
     crate::units::text::shown(value).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -1,4 +1,4 @@
-//! The endpoints: one function each, and one table of all.
+//! The endpoints: a function for each, and a table of all.
 
 mod audit;
 mod cluster;
@@ -39,43 +39,43 @@ use crate::source::address;
 use crate::state::UpgradeType;
 use reply::{Code, Detail, ErrorReply, Reply};
 
-/// The longest request body in bytes: a path and a few flags.
+/// Longest request body in bytes: a path and a few flags.
 const BODY_LIMIT: usize = 64 << 10;
-/// Bundles that are looked at at the same time.
+/// Maximum of bundles that are planned at the same time.
 const LOOKS: usize = 2;
-/// Histories that are read at the same time: each takes a thread, and those are needed for the upgrade too.
+/// Maximum of histories that are read at the same time: each takes a thread, and the upgrade needs threads too.
 const HISTORIES: usize = 4;
-/// How long a request waits for its turn, and for a path that is looked at.
+/// Longest wait of a request for its turn, and for the check of a path.
 const TURN: Duration = Duration::from_secs(60);
-/// Event streams at the same time: each holds a connection for as long as the client likes.
+/// Maximum of event streams at the same time: each occupies a connection until the client closes it.
 const STREAMS: usize = 64;
-/// Of them, those of one address or user.
+/// The same per address or user.
 const STREAMS_OF_ONE: usize = STREAMS / 4;
 
-/// What handlers have at hand.
+/// The state that handlers share.
 pub(super) struct Api {
     service: Arc<Service>,
     owner: Handle,
-    /// Of a node with `[cluster]`.
+    /// The cluster, if the configuration has `[cluster]`; else `None`.
     cluster: Option<Arc<Cluster>>,
     gate: Authentication,
     hosts: Hosts,
     looks: Semaphore,
     histories: Semaphore,
     streams: Arc<Semaphore>,
-    /// Of them, those of one origin.
+    /// The share of each caller in them.
     streams_of: Shares,
-    /// Prepares that look at their bundle.
+    /// Number of prepares that plan their bundle.
     begins: AtomicUsize,
-    /// Ends them.
+    /// Ends these.
     cancelled: Notify,
-    /// Answers by the first digit of their status: 1xx to 5xx.
+    /// Number of answers by the first digit of their status: 1xx to 5xx.
     answers: [AtomicU64; 5],
 }
 
 type Shared = State<Arc<Api>>;
 
-/// Every address and what answers there, by method. What the OpenAPI document says is checked against it.
+/// Every path and its handlers by method. A test compares the OpenAPI document with it.
 fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
     vec![
         ("/v1/upgrade/settings", get(v1::settings).put(v1::put_settings)),
@@ -97,7 +97,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/shutdown/reboot/{node_id}", post(cluster::reboot_node)),
         ("/v1/shutdown/halt", post(cluster::halt)),
         ("/v1/shutdown/halt/{node_id}", post(cluster::halt_node)),
-        // Before there was /v1/shutdown.
+        // Paths from before /v1/shutdown.
         ("/v1/cluster/reboot", post(cluster::reboot)),
         ("/v1/node/reboot", post(cluster::reboot)),
         ("/v1/cluster/halt", post(cluster::halt)),
@@ -132,7 +132,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
     ]
 }
 
-/// All endpoints behind authentication, limits and the audit log.
+/// All endpoints, with authentication, limits and the audit log.
 pub(super) fn router(
     service: Arc<Service>,
     owner: Handle,
@@ -159,12 +159,12 @@ pub(super) fn router(
         .fallback(reply::nothing_here)
         .method_not_allowed_fallback(reply::not_this_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        // Outermost: before it has let somebody in, not even an address is told from another one.
+        // Outermost: an unauthenticated caller cannot even find out which paths exist.
         .layer(middleware::from_fn_with_state(Arc::clone(&api), admit))
         .with_state(api)
 }
 
-/// Lets in who may, counts, and writes the audit log: who, what, when (the log's own time), outcome.
+/// Authenticates a request, counts it, and writes the audit log: caller, request, time (that of the log), outcome.
 async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let reads = matches!(method, Method::GET | Method::HEAD);
@@ -182,7 +182,7 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
         Ok(who) => {
             let (name, informed) = (who.name.clone(), who.informed);
             request.extensions_mut().insert(who);
-            // A refusal is made an answer within: what it shows depends on who asks.
+            // A refusal becomes an answer in here: its content depends on the caller.
             (name, audit::within(informed, next.run(request)).await)
         }
         Err(failed) => {
@@ -191,7 +191,7 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
         }
     };
     let mut response = response;
-    // What is shown is true for a moment only, and it is JSON, whatever it looks like.
+    // An answer is valid for a moment only, and it is JSON even if it looks like another format.
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -218,7 +218,7 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
     response
 }
 
-/// The answer to a failed authentication beyond the rate of them. It ends the connection.
+/// The answer to a failed authentication beyond the rate. It ends the connection.
 fn too_many(response: Response) -> Response {
     let mut response = response;
     *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
@@ -236,7 +236,7 @@ impl Api {
         }
     }
 
-    /// What is shown now to whoever asks: of a member of a cluster what holds for all.
+    /// The current snapshot for every caller; that of a cluster's member includes the cluster's part.
     fn snapshot(&self) -> Arc<ServiceSnapshot> {
         let own = self.owner.snapshot();
         let snapshot = match &self.cluster {
@@ -246,7 +246,7 @@ impl Api {
         if audit::informed() { snapshot } else { Arc::new(snapshot.for_readers()) }
     }
 
-    /// Looks at a bundle, a few at a time.
+    /// Plans a bundle; only a few are planned at a time.
     async fn plan(&self, path: &str, overrides: Overrides) -> Result<Planned> {
         audit::path(path);
         let _place = turn(&self.looks, "bundles").await?;
@@ -256,7 +256,7 @@ impl Api {
         Ok(planned)
     }
 
-    /// The same as the first part of a prepare. A cancel ends it.
+    /// The same as the first part of a prepare, which a cancel ends.
     async fn begin(&self, path: &str, overrides: Overrides) -> Result<(Planned, Begun)> {
         audit::path(path);
         let _counted = Counted::new(&self.begins);
@@ -274,7 +274,7 @@ impl Api {
         }
     }
 
-    /// Stops a prepare, in its first part too, or discards what is prepared.
+    /// Stops a prepare, also in its first part, or discards the prepared bundle.
     async fn cancel(&self) -> OrderResult {
         let begun = self.begins.load(Ordering::Relaxed) > 0;
         self.cancelled.notify_waiters();
@@ -284,7 +284,7 @@ impl Api {
         }
     }
 
-    /// Whether it may be read, and is there. On a thread for it: a path may lie on a network file system that hangs.
+    /// Checks that a path is allowed and exists. On a thread for blocking work: a network file system may hang.
     async fn check_path(&self, path: &str) -> Result<()> {
         let named = path.to_owned();
         let allowed = self.service.allowed.clone();
@@ -295,12 +295,12 @@ impl Api {
         tokio::time::timeout(TURN, checked).await.map_err(slow)?.map_err(lost)?
     }
 
-    /// The cluster, where this node is a member of one.
+    /// The cluster; `None` if this node is not a member of one.
     fn member(&self) -> Option<&Arc<Cluster>> {
         self.cluster.as_ref().filter(|cluster| cluster.is_member())
     }
 
-    /// Refuses what a member must not do alone.
+    /// Refuses an action that a member must not take alone.
     fn alone(&self, what: &str) -> Result<()> {
         match self.member() {
             Some(_) => Err(Error::ClusterMember { what: what.to_owned() }),
@@ -308,8 +308,8 @@ impl Api {
         }
     }
 
-    /// Looks at a bundle and orders its prepare. The look comes first, since clients want version and type with the
-    /// first status they read, and a refusal is worth more than an error that has to be asked for.
+    /// Plans a bundle and orders its prepare. The plan comes first: clients need version and type in the first status that they
+    /// read, and an immediate refusal is better than an error in a later status.
     async fn prepare(&self, order: v2::PrepareBody, overrides: Overrides) -> Reply<Detail> {
         let settings = order.settings()?;
         if let Some(cluster) = self.member() {
@@ -318,7 +318,7 @@ impl Api {
         let (planned, begun) = match self.begin(&order.image_path, overrides).await {
             Ok(begun) => begun,
             Err(error) => {
-                // What is wrong with a bundle is shown in the status as well; what is wrong with a request is not.
+                // A fault of the bundle is shown in the status as well, a fault of the request is not.
                 if !matches!(error.class(), Class::Usage | Class::Refused | Class::Interrupted) {
                     let failure = Failure::from(&error);
                     let _ = self.owner.order(Order::Refused { settings, failure }).await;
@@ -331,7 +331,7 @@ impl Api {
             upgrade_type: planned.upgrade_type,
             ..settings
         };
-        // Software is swapped everywhere at once, whatever is said of reboots.
+        // Software is swapped on all nodes at once, so the settings for reboots do not apply.
         if settings.do_rolling_reboot && planned.upgrade_type == UpgradeType::SoftwareAndPlatform {
             return Err(Error::NotACluster { what: "a rolling reboot".to_owned() }.into());
         }
@@ -342,18 +342,18 @@ impl Api {
             if overrides == Overrides::default() {
                 String::new()
             } else {
-                format!(", rules are lifted: {overrides:?}")
+                format!(", rules are overridden: {overrides:?}")
             }
         ));
         if overrides != Overrides::default() {
-            tracing::warn!("rules are lifted: {}", detail.0);
+            tracing::warn!("rules are overridden: {}", detail.0);
         }
         self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
         Ok(detail)
     }
 }
 
-/// Counts what is under way.
+/// Counts the running ones; the drop counts down.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -369,9 +369,9 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Waits for a turn, so that no number of clients takes all threads.
+/// Waits for a turn, so that no number of clients can occupy all threads.
 async fn turn<'a>(places: &'a Semaphore, what: &str) -> Result<SemaphorePermit<'a>> {
-    let busy = || Error::UpgradeBusy { doing: format!("too many ask for {what}") };
+    let busy = || Error::UpgradeBusy { doing: format!("too many requests for {what}") };
     tokio::time::timeout(TURN, places.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
 }
 

@@ -1,4 +1,4 @@
-//! `/v1/qstage`: what the upgrade API of others has no words for.
+//! `/v1/qstage`: requests that the upgrade API of the official client lacks.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ use crate::units::Slot;
 /// The description of all endpoints.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
 
-/// The newest so many entries of the history are shown.
+/// Maximum of shown entries of the history, the newest ones.
 const HISTORY: usize = 500;
 
 /// Body of `POST /v1/qstage/mark-good`.
 #[derive(Debug, Deserialize)]
 pub(super) struct MarkBody {
-    /// Platform slot to repair; without it what runs is marked.
+    /// Platform slot to repair; `None`: the running one is marked.
     #[serde(default)]
     slot: Option<String>,
 }
@@ -40,7 +40,7 @@ pub(super) async fn slots(State(api): Shared) -> Reply<Json<SlotsReport>> {
     let snapshot = api.snapshot();
     match (&snapshot.slots, &snapshot.disk_error) {
         (Some(slots), None) => Ok(Json(slots.clone())),
-        // A disk that is silent holds what it held: its slots are shown as they were seen last, and the status names it.
+        // A silent disk has not changed: its slots are shown as of the last look, and the status names the disk.
         (Some(slots), Some(failure)) if failure.code == "UPGRADE_ERROR_NO_ANSWER" => Ok(Json(slots.clone())),
         (_, error) => {
             let unread = || ("UPGRADE_ERROR_NO_ANSWER", "the disk has not been read yet");
@@ -64,7 +64,7 @@ pub(super) async fn plan(
 pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
     let _place = turn(&api.histories, "the history").await?;
     let mut events = match unless_silent(&api.service, SILENCE, |service| service.place.history()).await {
-        // Whose history it is only the disk can tell; where one alone is known there is no doubt.
+        // Only the disk identifies its history; if the journal has a single one, there is no doubt.
         Err(error @ Error::NoAnswer { .. }) => {
             let known = api.service.place.only_history();
             if known.is_empty() {
@@ -100,8 +100,8 @@ pub(super) async fn roll_back(State(api): Shared) -> Reply<Response> {
     switch(&api, Order::RollBack).await
 }
 
-/// Stops a prepare, or discards what is prepared; answers when that is done. A prepare that was stopped has no
-/// report of a switch: null.
+/// Stops a prepare, or discards the prepared bundle; answers when that is done. A stopped prepare has no report of a
+/// switch: null.
 pub(super) async fn cancel(State(api): Shared) -> Reply<Response> {
     if let Some(cluster) = api.member() {
         let cluster = Arc::clone(cluster);

@@ -15,14 +15,14 @@ use crate::service::owner::worker::Overrides;
 use crate::service::wording::by_api;
 use crate::units::text;
 
-/// How long the body of a request may take: it is one packet.
+/// Time limit for the body of a request: it is one packet.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The answer of a handler.
 pub(super) type Reply<T> = Result<T, ErrorReply>;
 
-/// A report as JSON: the one way out of the service for what it reports. Nothing in it acts on a terminal, and it means what it
-/// meant (see [`text::json`]).
+/// A report as JSON; the service has no other way to send one. It has no control characters for a terminal, and its meaning
+/// is unchanged (see [`text::json`]).
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -31,14 +31,14 @@ impl<T: Serialize> IntoResponse for Json<T> {
             Ok(report) => ([(header::CONTENT_TYPE, "application/json")], text::json(&report).into_owned())
                 .into_response(),
             Err(problem) => {
-                tracing::error!("a report is no JSON: {problem}");
+                tracing::error!("a report cannot be written as JSON: {problem}");
                 StatusCode::INTERNAL_SERVER_ERROR.into_response()
             }
         }
     }
 }
 
-/// What the audit log says of a request beside its address.
+/// Detail of a request for the audit log.
 #[derive(Debug, Clone)]
 pub(super) struct Detail(pub(super) String);
 
@@ -70,13 +70,13 @@ impl From<Error> for ErrorReply {
             Error::Forbidden { .. } => StatusCode::FORBIDDEN,
             Error::NoSuchEndpoint { .. } | Error::NoSuchNode { .. } => StatusCode::NOT_FOUND,
             Error::ClusterStore { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            // The path came with the request; that nothing is there is its fault.
+            // The path came with the request, so a missing file is the fault of the request.
             Error::Open { .. } => StatusCode::BAD_REQUEST,
             error => match error.class() {
                 Class::Usage | Class::Bundle | Class::Trust => StatusCode::BAD_REQUEST,
                 Class::Refused | Class::Interrupted => StatusCode::CONFLICT,
                 Class::Access => StatusCode::FORBIDDEN,
-                // The fault is behind us, where the bundle was to come from.
+                // The fault is at the server of the bundle.
                 Class::Network => StatusCode::BAD_GATEWAY,
                 Class::Internal | Class::Report | Class::Disk | Class::Io | Class::Service => {
                     StatusCode::INTERNAL_SERVER_ERROR
@@ -88,17 +88,17 @@ impl From<Error> for ErrorReply {
 }
 
 impl ErrorReply {
-    /// By a name that is not this machine's.
+    /// The answer to a request under a name that is not this machine's.
     pub(super) fn misdirected() -> Self {
         let problem =
-            "the host that was asked for is none of this machine; 'hosts' in its configuration names others";
+            "the name in the header Host is not one of this machine; add it to 'hosts' in its configuration";
         Self {
             status: StatusCode::MISDIRECTED_REQUEST,
             error: Error::BadRequest { problem: problem.to_owned() },
         }
     }
 
-    /// Who was refused, where that is known.
+    /// Name of the refused caller; `None`: unknown.
     pub(super) fn who(&self) -> Option<&str> {
         match &self.error {
             Error::Forbidden { who } => Some(who),
@@ -138,7 +138,7 @@ impl IntoResponse for Accepted {
     }
 }
 
-/// The body of a request as JSON, whatever its content type says: curl's default is another one.
+/// The body of a request as JSON. Its content type is ignored: curl's default is another one.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -148,7 +148,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let bad = |status, problem: String| ErrorReply { status, error: Error::BadRequest { problem } };
         let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
         let bytes = read
-            .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not come".to_owned()))?
+            .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive".to_owned()))?
             .map_err(|rejection| bad(rejection.status(), rejection.body_text()))?;
         serde_json::from_slice(&bytes)
             .map(Self)
@@ -156,18 +156,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// No such address.
+/// The answer for an unknown path.
 pub(super) async fn nothing_here(request: Request) -> ErrorReply {
-    Error::NoSuchEndpoint { what: format!("nothing is at {}", request.uri().path()) }.into()
+    Error::NoSuchEndpoint { what: format!("there is no endpoint {}", request.uri().path()) }.into()
 }
 
-/// The address is right, the method is not.
+/// The answer for a known path with another method.
 pub(super) async fn not_this_method(request: Request) -> ErrorReply {
     let what = format!("{} does not take {}", request.uri().path(), request.method());
     ErrorReply { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
 }
 
-/// The rules that the query lifts, in any spelling of true that clients have.
+/// The rules that the query overrides; every spelling of true that clients use is accepted.
 pub(super) fn overrides(query: Option<&str>) -> Overrides {
     let says = |wanted: &str| {
         query

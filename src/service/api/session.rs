@@ -1,4 +1,4 @@
-//! `/v1/session`: who asks. There are no passwords and no sessions; a token says who somebody is with every request.
+//! `/v1/session`: the identity of the caller. There are no passwords and no sessions; each request has a token.
 
 use axum::Extension;
 use serde::Serialize;
@@ -10,9 +10,9 @@ use crate::service::http::auth::{Caller, Privilege};
 /// Answer of `GET /v1/session/who-am-i`.
 #[derive(Debug, Serialize)]
 pub(super) struct User {
-    /// A number, since clients make one of it; tokens have none.
+    /// A number, since clients parse one; tokens have none.
     id: &'static str,
-    /// As in the audit log: there is nothing else that somebody is known by.
+    /// The name in the audit log; a caller has no other.
     name: String,
 }
 
@@ -34,12 +34,12 @@ pub(super) async fn roles(Extension(who): Extension<Caller>) -> Json<Roles> {
     })
 }
 
-/// Groups and other identities of a user, which the client asks for next: it goes on where it may not know them.
+/// Groups and other identities of a user. The client requests them next, and continues after a refusal.
 pub(super) async fn identities(Extension(who): Extension<Caller>) -> Reply<()> {
     Err(Error::Forbidden { who: who.name }.into())
 }
 
-/// Names the way that there is: the body is not even read.
+/// Refuses a login and names the remedy, a token. The body is not read.
 pub(super) async fn login() -> Reply<()> {
     let problem = "there are no passwords; a token is needed".to_owned();
     Err(Error::Unauthenticated { problem }.into())

@@ -1,4 +1,4 @@
-//! `/v1/upgrade`: the way of a single node. A target is set, and the node goes there.
+//! `/v1/upgrade`: the API of a single node. The client sets a target state, and the node works towards it.
 
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
@@ -38,7 +38,7 @@ pub(super) async fn status(State(api): Shared) -> Json<StatusV1> {
     Json(api.snapshot().v1())
 }
 
-/// Prepares, commits what is prepared, or cancels. A target that is reached already changes nothing.
+/// Prepares, commits the prepared bundle, or cancels. A target that is already reached changes nothing.
 pub(super) async fn put_settings(
     State(api): Shared,
     RawQuery(query): RawQuery,
@@ -58,7 +58,7 @@ pub(super) async fn put_settings(
         Target::Arm => {
             let snapshot = api.snapshot();
             let prepared = snapshot.upgrade.settings.as_ref().map(|settings| settings.install_path.as_str());
-            // To arm another bundle than the one that was named is worse than an error.
+            // A commit of another bundle than the named one would be worse than an error.
             if !named.is_empty() && prepared.is_some_and(|path| path != named) {
                 let problem = format!("'{}' is prepared, not this bundle", prepared.unwrap_or_default());
                 return Err(Error::NotPrepared { problem }.into());

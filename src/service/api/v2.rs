@@ -13,7 +13,7 @@ use crate::service::wording::by_api;
 use crate::source::address::shown;
 use crate::state::UpgradeType;
 
-/// Body of `POST /v2/upgrade/prepare`. What clients leave out or send as null is a no.
+/// Body of `POST /v2/upgrade/prepare`. A field that a client leaves out or sends as null is false.
 #[derive(Debug, Deserialize)]
 pub(super) struct PrepareBody {
     pub(super) image_path: String,
@@ -39,29 +39,29 @@ pub(super) struct Verified {
     error: Option<String>,
 }
 
-/// How many nodes may reboot at a time.
+/// Number of nodes that may reboot at a time; `None`: the cluster decides.
 ///
 /// # Errors
-/// [`Error::BadRequest`] where the figures contradict each other.
+/// [`Error::BadRequest`] if the figures contradict each other.
 pub(super) fn check_rolling(rolling: bool, nodes: Option<i64>) -> Result<Option<u64>> {
     let bad = |problem: String| Err(Error::BadRequest { problem });
     match nodes {
-        Some(_) if !rolling => bad("num_nodes_to_reboot has a meaning with a rolling reboot only".to_owned()),
+        Some(_) if !rolling => bad("num_nodes_to_reboot needs a rolling reboot".to_owned()),
         Some(n) => match u64::try_from(n) {
             Ok(n) if n > 0 => Ok(Some(n)),
-            _ => bad(format!("num_nodes_to_reboot is {n}, the least is 1")),
+            _ => bad(format!("num_nodes_to_reboot is {n}, the minimum is 1")),
         },
         None => Ok(None),
     }
 }
 
 impl PrepareBody {
-    /// To prepare and no more.
+    /// A prepare without commit.
     pub(super) fn of_path(image_path: String) -> Self {
         Self { image_path, auto_commit: None, do_rolling_reboot: None, num_nodes_to_reboot: None }
     }
 
-    /// The order as far as it is known before the bundle was looked at.
+    /// The settings, as far as they are known before the plan of the bundle.
     pub(super) fn settings(&self) -> Result<UpgradeSettings> {
         let rolling = self.do_rolling_reboot.unwrap_or(false);
         let num_nodes_to_reboot = check_rolling(rolling, self.num_nodes_to_reboot)?;
@@ -80,7 +80,7 @@ pub(super) async fn status(State(api): Shared) -> Json<StatusV3> {
     Json(api.snapshot().v3())
 }
 
-/// The same under its old name, by which clients ask that know no REBOOTING.
+/// The same under its old path, for clients that do not know REBOOTING.
 pub(super) async fn status_v2(State(api): Shared) -> Json<StatusV3> {
     Json(api.snapshot().v3().before_rebooting())
 }
@@ -89,7 +89,7 @@ pub(super) async fn blocked(State(api): Shared) -> Json<Blocked> {
     Json(api.snapshot().blocked())
 }
 
-/// What is wrong with a bundle is told in the answer, not by its status: that is how clients read it.
+/// Reports a fault of the bundle in the body of the answer, not by its status, as clients expect.
 pub(super) async fn verify_image(
     State(api): Shared,
     RawQuery(query): RawQuery,

@@ -1,6 +1,6 @@
-//! Failed authentications, limited in rate for each origin: within the rate each is answered at once and recorded; beyond it
-//! the answer comes late, and what was not recorded is counted. A token that is right is taken at any time, so that nobody
-//! locks out its holder by failing from the same address.
+//! Failed authentications, limited in rate per origin. Within the rate each is answered at once and recorded; beyond it the
+//! answer is delayed, and the unrecorded ones are counted. A correct token is accepted at any time, so that failures from
+//! the same address cannot lock out its holder.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use crate::service::http::origin::Peer;
 
-/// Failures that may come at once.
+/// Number of failures within the rate at once.
 const BURST: f64 = 64.0;
-/// Failures per second beyond them.
+/// Further failures per second.
 const RATE: f64 = 1.0;
-/// Origins that are remembered: an attacker with many addresses must not take memory.
+/// Number of origins that are remembered: an attacker with many addresses must not fill the memory.
 const PEERS: usize = 1024;
-/// How long an answer beyond the rate is held back.
+/// Delay of an answer beyond the rate.
 pub(in crate::service) const DELAY: Duration = Duration::from_secs(1);
 
-/// What failed before.
+/// The failures so far.
 #[derive(Debug, Default)]
 pub(in crate::service) struct Attempts(Mutex<HashMap<Peer, Bucket>>);
 
@@ -29,11 +29,11 @@ struct Bucket {
 }
 
 impl Attempts {
-    /// Counts a failure. Within the rate: how many before it were not recorded. Beyond it: `None`.
+    /// Counts a failure. Returns the number of unrecorded ones before it; `None`: it is beyond the rate.
     pub(in crate::service) fn failed(&self, peer: Peer, now: Instant) -> Option<u64> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= PEERS && !known.contains_key(&peer) {
-            // Who has had the time to earn its burst again is as good as new; where that frees no place, the oldest goes.
+            // An origin whose burst is available again needs no entry; if that frees no place, the oldest goes.
             let full = |bucket: &Bucket| now.duration_since(bucket.at).as_secs_f64() * RATE >= BURST;
             known.retain(|_, bucket| !full(bucket));
             if known.len() >= PEERS {

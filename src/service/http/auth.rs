@@ -1,9 +1,9 @@
-//! Who asks, and what they may do.
+//! Authentication of callers, and their privileges.
 //!
-//! | comes by | with | may |
+//! | connection | token | privilege |
 //! |---|---|---|
-//! | any | a token that is known | what the file says of it |
-//! | any | a token that is not known | nothing: a typing error must not pass for a guest |
+//! | any | a known token | as in the file of tokens |
+//! | any | an unknown token | nothing: a typing error must not pass for a guest |
 //! | Unix socket | uid 0, or that of the service | write |
 //! | Unix socket | any other uid | read |
 //! | loopback | nothing | read |
@@ -44,16 +44,16 @@ impl Privilege {
     }
 }
 
-/// Who it is, for the audit log.
+/// An authenticated caller, for the audit log.
 #[derive(Debug, Clone)]
 pub(in crate::service) struct Caller {
     pub(in crate::service) name: String,
-    /// Whether it may see messages and not only codes: root, and who has a token.
+    /// Whether it may see messages and not only codes: root, and holders of a token.
     pub(in crate::service) informed: bool,
     pub(in crate::service) privilege: Privilege,
 }
 
-/// The rules and the tokens.
+/// The rules of authentication, and the tokens.
 #[derive(Debug)]
 pub(in crate::service) struct Authentication {
     file: TokenFile,
@@ -73,7 +73,7 @@ impl Authentication {
         Ok(Self { file, insecure, own_uid, known: Mutex::new(known), attempts: Attempts::default() })
     }
 
-    /// Who asks.
+    /// Authenticates a request.
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::Forbidden`].
@@ -118,7 +118,7 @@ impl Authentication {
         }
     }
 
-    /// All known tokens are compared, each in constant time, so that no answer comes sooner for being nearly right.
+    /// Compares all known tokens, each in constant time, so that the time of an answer reveals nothing about them.
     fn find(&self, token: &str) -> Option<Token> {
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         self.reload();
@@ -128,8 +128,8 @@ impl Authentication {
         })
     }
 
-    /// Reads the file again when it has changed: a token is withdrawn by deleting its line, without a restart. A file
-    /// that has become unusable withdraws all.
+    /// Reads the file again after a change: a token is withdrawn by deleting its line, without a restart. An unusable file
+    /// withdraws all.
     fn reload(&self) {
         let changed = stamp(&self.file.path);
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// The table above, every row with both privileges.
+    /// The table at the head of this module, every row with both privileges.
     #[test]
     fn the_rules_are_those_of_the_table() {
         let dir = tempfile::tempdir().unwrap();

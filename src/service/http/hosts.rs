@@ -1,5 +1,5 @@
-//! The names by which the service may be called. A page in a browser can have a name of its own resolve to this machine and
-//! then talk to the service as the same origin (DNS rebinding); the name stays in the header Host.
+//! Names that are accepted in the header `Host`. A page in a browser can let its own name resolve to this machine, and then
+//! access the service as the same origin (DNS rebinding); that name is in the header.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use axum::http::header;
 
 use crate::service::Listener;
 
-/// The names by which this machine may be called.
+/// The accepted names of this machine.
 #[derive(Debug, Clone)]
 pub(in crate::service) struct Hosts(Vec<String>);
 
@@ -19,7 +19,7 @@ impl Hosts {
         Self(names.filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase()).collect())
     }
 
-    /// Whether a request calls it by one of them. Addresses cannot be rebound; who sends no name is no browser.
+    /// Whether a request has an accepted name. Addresses cannot be rebound, and every browser sends a name.
     pub(in crate::service) fn permit(&self, request: &Request) -> bool {
         let sent = request.headers().get(header::HOST).map(|value| value.to_str());
         match (request.uri().authority(), sent) {

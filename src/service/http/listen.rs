@@ -1,10 +1,11 @@
-//! Connections: who gets one, and for how long.
+//! Connections: their number and time limits.
 //!
-//! Each door has its own limit, so that the network cannot shut out root on the Unix socket, and some places there are
-//! root's alone. At the limit of the network's new connections wait in the kernel; those that say nothing are closed after [`HEADER_TIME`], those that have spoken after
-//! [`IDLE_TIME`], those that do not read their answer after [`WRITE_TIME`]. One address gets half of
-//! the places at most, and one user of this machine a quarter, so that one client alone, silent or broken, leaves room for
-//! the others. A door that cannot be opened is tried again while the others serve.
+//! Each listener has its own limit, so that the network cannot shut out root on the Unix socket, and some places there are
+//! reserved for root. At the limit of the network's listener, new connections wait in the kernel. A connection is closed
+//! [`HEADER_TIME`] after its start if it has sent nothing, [`IDLE_TIME`] after its last request, and [`WRITE_TIME`] after
+//! its client stopped reading. One address gets at most half of the places, and one user of this machine a quarter, so that
+//! one client alone, silent or broken, leaves room for others. A listener that cannot be opened is tried again while the
+//! others serve.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,22 +31,22 @@ use crate::service::http::origin::{Origin, Peer};
 use crate::service::http::shares::{Share, Shares};
 use crate::service::http::write_timeout::WriteTimeout;
 
-/// Connections per door.
+/// Maximum of connections per listener.
 const CONNECTIONS: usize = 512;
-/// Connections per address; whole organisations come from one behind a translator or a proxy.
+/// Maximum of connections per address; a whole organisation may share one by address translation or a proxy.
 const PER_ADDRESS: usize = CONNECTIONS / 2;
-/// Connections per user on the Unix socket.
+/// Maximum of connections per user on the Unix socket.
 const PER_USER: usize = CONNECTIONS / 4;
-/// Connections on the Unix socket that are for root alone.
+/// Connections on the Unix socket that are reserved for root.
 const RESERVE: usize = 64;
-/// How long a door that cannot be opened is left alone before it is tried again.
+/// Time between two attempts to open a listener.
 const RETRY: Duration = Duration::from_secs(5);
-/// How long a client may take for TLS, and for its first header.
+/// Time limit for the TLS handshake, and for the first header.
 pub(in crate::service) const HEADER_TIME: Duration = Duration::from_secs(20);
-/// How long a connection that has spoken may be idle, or take for its next header: clients that poll once a minute do so on
-/// a kept connection, and not all of them try again where it is closed.
+/// Time limit between requests of a connection. Clients that poll once a minute keep their connection, and not all of them
+/// try again if it is closed.
 const IDLE_TIME: Duration = Duration::from_secs(100);
-/// The times of a connection.
+/// Time limits of a connection.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
     header: Duration,
@@ -54,12 +55,12 @@ struct Timeouts {
 
 const TIMES: Timeouts = Timeouts { header: HEADER_TIME, idle: IDLE_TIME };
 
-/// How long a client may leave an answer unread.
+/// Write timeout: longest time for which a client may read nothing of an answer.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 /// Headers longer than this are refused; hyper's own buffer is 400 KiB.
 const HEADER_BYTES: usize = 16 << 10;
 
-/// The places where connections come in.
+/// The listeners of the service.
 pub(in crate::service) struct Listeners {
     tcp: Result<TcpListener>,
     address: SocketAddr,
@@ -67,7 +68,7 @@ pub(in crate::service) struct Listeners {
     socket: Option<PathBuf>,
 }
 
-/// Removes the socket's file in the end.
+/// The file of the socket; the drop removes it.
 struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
@@ -77,10 +78,10 @@ impl Drop for SocketFile {
 }
 
 impl Listeners {
-    /// Opens them and says in the log where. One that cannot be opened is said; the others serve.
+    /// Opens the listeners and logs their addresses. A failure is logged while the others serve.
     ///
     /// # Errors
-    /// [`Error::Listen`]: none can be opened.
+    /// [`Error::Listen`]: no listener can be opened.
     pub(in crate::service) async fn open(address: SocketAddr, socket: Option<&Path>) -> Result<Self> {
         let tcp = open_tcp(address).await;
         let unix = match socket {
@@ -90,7 +91,7 @@ impl Listeners {
         let shut =
             |error: &Error| tracing::error!(code = error.code(), "{}; it is tried again", sentence(error));
         let tcp = match (tcp, &unix) {
-            // None serves.
+            // No listener is open.
             (Err(error), None | Some(Err(_))) => return Err(error),
             (tcp, _) => tcp,
         };
@@ -112,7 +113,7 @@ impl Listeners {
     /// Serves for ever.
     pub(in crate::service) async fn serve(self, router: Router, tls: Option<TlsAcceptor>) {
         let tcp = async {
-            // Without a certificate nothing is served there, and the reason stands in the log.
+            // Without a certificate nothing is served there; the log has the reason.
             let Some(tls) = tls else { return std::future::pending().await };
             let listener = until_open(self.tcp, || open_tcp(self.address)).await;
             serve_tcp(listener, router.clone(), tls).await;
@@ -137,7 +138,7 @@ async fn open_unix(path: &Path) -> Result<(UnixListener, SocketFile)> {
     bind(path).await.map(|listener| (listener, SocketFile(path.to_owned()))).map_err(failed)
 }
 
-/// Tries again for ever what could not be opened: an address that the machine gets later, a directory that is mounted.
+/// Tries until a listener can be opened: the machine may get an address later, or a directory may be mounted later.
 async fn until_open<T, F: Future<Output = Result<T>>>(first: Result<T>, open: impl Fn() -> F) -> T {
     let mut tried = first;
     loop {
@@ -152,7 +153,7 @@ async fn until_open<T, F: Future<Output = Result<T>>>(first: Result<T>, open: im
     }
 }
 
-/// Binds a Unix socket. One that a killed service left is replaced, one that is served is not.
+/// Binds a Unix socket. A leftover of a killed service is replaced, the socket of a running one is not.
 async fn bind(path: &Path) -> io::Result<UnixListener> {
     if UnixStream::connect(path).await.is_ok() {
         return Err(io::Error::other("another service is listening there"));
@@ -165,7 +166,7 @@ async fn bind(path: &Path) -> io::Result<UnixListener> {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    // Everybody may connect: the kernel says who it is, and reading is allowed to all who are local.
+    // All users may connect: the kernel reports the user, and every local user may read.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }
@@ -182,7 +183,7 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
                 continue;
             }
         };
-        // Closed at once: to let it wait would keep the place that it may not have.
+        // Closed at once: a waiting connection would occupy a place beyond its share.
         let Some(share) = shares.take(Peer::of_address(from.ip())) else { continue };
         let (router, tls) = (router.clone(), tls.clone());
         tokio::spawn(async move {
@@ -205,9 +206,9 @@ async fn serve_unix(listener: UnixListener, router: Router) {
                 continue;
             }
         };
-        // Of the moment of connect(2), by the kernel (unix(7), SO_PEERCRED).
+        // As of connect(2), by the kernel (unix(7), SO_PEERCRED).
         let Ok(peer) = stream.peer_cred() else { continue };
-        // Closed at once where there is none: to wait would keep root waiting too.
+        // Closed at once if no place is free: otherwise root would have to wait as well.
         let Some(place) = places.take(peer.uid()) else { continue };
         let (router, origin) = (router.clone(), Origin::Socket { uid: peer.uid(), pid: peer.pid() });
         tokio::spawn(async move {
@@ -217,14 +218,14 @@ async fn serve_unix(listener: UnixListener, router: Router) {
     }
 }
 
-/// The places on the Unix socket: a share for each user, and some that are for root alone.
+/// The places on the Unix socket: a share for each user, and a reserve for root.
 struct Places {
     all: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     shares: Shares,
 }
 
-/// A place that is taken.
+/// An occupied place.
 struct Place {
     _share: Option<Share>,
     _permit: OwnedSemaphorePermit,
@@ -239,7 +240,7 @@ impl Places {
         }
     }
 
-    /// `None` where that user has all that it may have, or all are taken.
+    /// Takes a place; `None`: the user's share or the whole is exhausted.
     fn take(&self, uid: u32) -> Option<Place> {
         let take = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned().ok();
         if uid == 0 {
@@ -251,7 +252,8 @@ impl Places {
     }
 }
 
-/// A failed accept is of the moment (no descriptor left, a peer that is gone): to spin would make it worse.
+/// Waits a moment after a failed accept. Its cause is temporary (no free descriptor, a peer that has gone), and a busy loop
+/// would make it worse.
 async fn breathe(error: &io::Error) {
     tracing::warn!("a connection could not be accepted: {error}");
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -331,7 +333,7 @@ mod tests {
         });
     }
 
-    /// A client that asks once a minute on a kept connection must find it there.
+    /// A client that polls once a minute must find its connection open.
     #[test]
     fn who_has_spoken_may_be_idle_and_who_has_not_may_not() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};

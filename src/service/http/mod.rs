@@ -1,12 +1,12 @@
-//! Connections: where the service listens, who may call it, and how much one caller may take.
+//! Connections: listeners, authentication, and limits per caller.
 //!
 //! | module | contents |
 //! |---|---|
 //! | `listen` | Unix socket and TCP, one task per connection |
 //! | [`tls`] | certificate and key; self-signed where none is configured |
 //! | [`auth`], [`tokens`], `attempts` | privileges; the file of tokens; the rate of failed logins |
-//! | `hosts` | the names that the `Host` header may have |
-//! | `origin` | from where a request comes |
+//! | `hosts` | the names that are accepted in the header `Host` |
+//! | `origin` | the origin of a request |
 //! | `shares`, `write_timeout` | limits per caller; a client that stops reading |
 
 pub(super) mod attempts;

@@ -1,12 +1,12 @@
-//! From where a request comes, and who counts as one where each has a share.
+//! The origin of a request, and the unit by which shares are counted.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// How a request came.
+/// The connection by which a request arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::service) enum Origin {
     Network(SocketAddr),
-    /// By the Unix socket, from a process of this user.
+    /// The Unix socket, from a process of this user.
     Socket {
         uid: u32,
         pid: Option<i32>,
@@ -22,19 +22,19 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// Who counts as one.
+/// A caller for the purpose of shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::service) enum Peer {
-    /// An address, or a network that one host has to itself.
+    /// An address, or a network that belongs to one host.
     Address(IpAddr),
-    /// All that comes over loopback: whoever is on this machine has all of its addresses.
+    /// All of loopback: every local process may use all of its addresses.
     Loopback,
     /// A user of this machine, over the Unix socket.
     User(u32),
 }
 
 impl Peer {
-    /// Who that is.
+    /// The caller of an origin.
     pub(in crate::service) fn of(origin: Origin) -> Self {
         match origin {
             Origin::Network(from) => Self::of_address(from.ip()),
@@ -42,7 +42,7 @@ impl Peer {
         }
     }
 
-    /// Of IPv6 the first 64 bits, since a host chooses the others itself (RFC 4291, 2.5.1).
+    /// The caller of an address. Of IPv6 the first 64 bits count, since a host chooses the others itself (RFC 4291, 2.5.1).
     pub(in crate::service) fn of_address(address: IpAddr) -> Self {
         match address.to_canonical() {
             address if address.is_loopback() => Self::Loopback,

@@ -1,18 +1,18 @@
-//! Fair shares of what there is a bounded number of: connections, streams of events.
+//! Fair shares of a limited resource: connections, streams of events.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::service::http::origin::Peer;
 
-/// How many each of them has.
+/// The number of units that each caller holds.
 #[derive(Debug, Clone)]
 pub(in crate::service) struct Shares {
     most: usize,
     held: Arc<Mutex<HashMap<Peer, usize>>>,
 }
 
-/// One of them; given back when dropped.
+/// One unit; the drop returns it.
 #[derive(Debug)]
 pub(in crate::service) struct Share {
     shares: Shares,
@@ -20,12 +20,12 @@ pub(in crate::service) struct Share {
 }
 
 impl Shares {
-    /// Each may have so many.
+    /// Shares of at most `most` units per caller.
     pub(in crate::service) fn new(most: usize) -> Self {
         Self { most, held: Arc::default() }
     }
 
-    /// `None` where it has all that it may have.
+    /// Takes a unit; `None`: the caller's share is exhausted.
     pub(in crate::service) fn take(&self, peer: Peer) -> Option<Share> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(peer).or_default();
@@ -61,7 +61,7 @@ mod tests {
         let shares = Shares::new(3);
         let mut held: Vec<Share> = (0..3).map(|_| shares.take(of("192.0.2.1")).unwrap()).collect();
         assert!(shares.take(of("192.0.2.1")).is_none());
-        // The same one, as a socket of both families shows it.
+        // The same address, as a socket of both families shows it.
         assert!(shares.take(of("::ffff:192.0.2.1")).is_none());
         let others = (shares.take(of("192.0.2.2")).unwrap(), shares.take(Peer::User(7)).unwrap());
         held.pop();

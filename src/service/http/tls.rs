@@ -1,4 +1,4 @@
-//! The certificate: given, or self-signed at the first start and kept, so that clients can pin it.
+//! The certificate: configured, or self-signed at the first start and stored, so that clients can pin it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -15,14 +15,14 @@ use tokio_rustls::rustls::{ServerConfig, crypto};
 use crate::error::{Error, Result};
 use crate::host::files::replace;
 
-/// Where the self-signed certificate lies below the state directory.
+/// Path of the self-signed certificate below the state directory.
 pub const CERTIFICATE: &str = "tls/certificate.pem";
 const KEY: &str = "tls/key.pem";
 
-/// The end of the server in TLS.
+/// The server side of TLS.
 ///
 /// # Errors
-/// [`Error::Config`]: certificate or key cannot be read, do not fit, or cannot be made.
+/// [`Error::Config`]: certificate or key cannot be read or generated, or do not match.
 pub(in crate::service) fn acceptor(
     given: Option<&(PathBuf, PathBuf)>,
     state_dir: &Path,
@@ -34,7 +34,8 @@ pub(in crate::service) fn acceptor(
     let failed = |path: &Path, problem: String| Error::Config { path: path.to_owned(), problem };
     let made = if given.is_none() && (!certificate.exists() || !key.exists()) {
         let made = make().map_err(|problem| failed(&certificate, problem))?;
-        // A full or read-only /var must not keep it from being served; clients that pin it see another one then.
+        // A full or read-only /var must not prevent the service. After the next start, clients that pin the certificate find
+        // another one.
         keep(&made, &certificate, &key).err().map(|error| {
             tracing::warn!("{}: the certificate is not kept: {error}", certificate.display());
             made
@@ -63,24 +64,23 @@ pub(in crate::service) fn acceptor(
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Makes a self-signed certificate for this host. It holds from 1975 to 4096: appliances boot without a clock.
+/// Generates a self-signed certificate for this host. It is valid from 1975 to 4096: appliances boot without a clock.
 fn make() -> Result<CertifiedKey<KeyPair>, String> {
     let host = nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned());
     let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
-    // A name that no certificate can carry is left out: the address still is in it.
+    // A name that no certificate can contain is left out; the addresses remain.
     names.extend(host.ok().filter(|name| {
         !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c))
     }));
     rcgen::generate_simple_self_signed(names).map_err(|error| error.to_string())
 }
 
-/// Keeps it for the next start.
+/// Stores certificate and key for the next start.
 fn keep(made: &CertifiedKey<KeyPair>, certificate: &Path, key: &Path) -> io::Result<()> {
     if let Some(dir) = certificate.parent() {
         fs::create_dir_all(dir)?;
     }
-    // The key first, and durably: half of the pair, or half a file, would be found at the next start and keep
-    // the service down.
+    // The key first, and durably: half of the pair, or a truncated file, would prevent the next start.
     let mut secret = secret_file(key)?;
     secret.write_all(made.signing_key.serialize_pem().as_bytes())?;
     secret.sync_all()?;
@@ -90,7 +90,7 @@ fn keep(made: &CertifiedKey<KeyPair>, certificate: &Path, key: &Path) -> io::Res
     replace(dir, name, made.cert.pem().as_bytes(), 0o644)
 }
 
-/// A file that only its owner may read, from its first byte on.
+/// A new file that only its owner may read, from its first byte on.
 fn secret_file(path: &Path) -> io::Result<fs::File> {
     let _ = fs::remove_file(path);
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
@@ -107,7 +107,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(acceptor(None, &dir.path().join("file")).is_ok());
-        // One that was given and cannot be read is a mistake.
+        // A configured one that cannot be read is a mistake.
         let given = (dir.path().join("none"), dir.path().join("none"));
         assert!(acceptor(Some(&given), dir.path()).is_err());
     }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         acceptor(None, dir.path()).unwrap();
         assert_eq!(fs::read(&certificate).unwrap(), first);
-        // Cut off by a power cut between the two: made again, not served without.
+        // After a power cut between the two files, both are generated again.
         fs::remove_file(&certificate).unwrap();
         acceptor(None, dir.path()).unwrap();
         assert_ne!(fs::read(&certificate).unwrap(), first);

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::host::files::{OutputFile, lock_file, read_trusted_text};
 use crate::units::text;
 
-/// Largest file of tokens in bytes.
+/// Largest size of the file of tokens in bytes.
 const MAX: u64 = 1 << 20;
 /// Random bytes of a new token.
 const RANDOM: usize = 32;

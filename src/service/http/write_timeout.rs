@@ -1,4 +1,4 @@
-//! A connection whose other end does not read is given up: an answer that cannot be sent would hold its place for ever.
+//! Write timeout: a client that stops reading must not hold its connection for ever.
 
 use std::io;
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream on which no write may wait longer than a limit for the other end.
+/// A stream on which no write may wait longer than a limit for the peer.
 pub(in crate::service) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
@@ -21,7 +21,7 @@ impl<S> WriteTimeout<S> {
         Self { stream, limit, waiting: None }
     }
 
-    /// Passes on what came of a write; one that waits too long has failed.
+    /// Returns the result of a write; one that waits too long fails.
     fn within<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.waiting = None;
@@ -91,7 +91,7 @@ mod tests {
         });
     }
 
-    /// The limit is for each wait and not for the whole: a long answer over a thin line arrives.
+    /// The limit applies to each wait and not to the whole: a long answer over a slow line arrives.
     #[test]
     fn who_reads_slowly_gets_all() {
         run(async {

@@ -1,5 +1,5 @@
-//! What the owner has done beside itself, since it takes its time: what follows a switch, a reboot, the start and restart
-//! of the software. The owner goes on to answer; nothing else begins meanwhile.
+//! Long work that the owner delegates: the action after a switch, a reboot, the start and restart of the software. The
+//! owner continues to answer; no other work begins meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +16,11 @@ use crate::service::view::RebootProgress;
 use crate::state::{SlotState, UpgradeType};
 use crate::units::Group;
 
-/// How long an orderly end waits for a switch or a swap: one that is cut off leaves no service until the next start.
+/// Longest time for which an orderly end waits for a switch or a swap. One that is cut off leaves no software running until
+/// the next start.
 const ENDING: Duration = Duration::from_secs(30);
 
-/// Waits until COMMITTING has been shown for long enough.
+/// Waits until COMMITTING has been shown for its minimum time.
 async fn show(since: Instant) {
     tokio::time::sleep(SHOWN.saturating_sub(since.elapsed())).await;
 }
@@ -33,7 +34,7 @@ impl Owner {
         let software = self.kind() == UpgradeType::SoftwareOnly;
         let method = self.method();
         tokio::spawn(async move {
-            // Asked again: since the prepare began, the other slot may have come into use.
+            // Checked again: the target slot may be in use since the prepare began.
             let switch = blocking(&service, move |service| {
                 allowed?;
                 let status = service.place.look()?.status;
@@ -41,13 +42,13 @@ impl Owner {
                     return Err(Error::Blocked { reason: status.blocked_reason });
                 }
                 match method {
-                    // It selects the slot between what it does before and after.
+                    // The swap selects the slot, as one of its steps.
                     CommitMethod::Swap => Ok(()),
                     CommitMethod::Plain | CommitMethod::Kexec => service.place.commit().map(|_| ()),
                 }
             });
             let result = switch.await;
-            // The software goes on at once; COMMITTING is shown until it has come up.
+            // The swap begins at once; COMMITTING is shown until the new software is up.
             if result.is_err() || !software {
                 show(since).await;
             }
@@ -59,12 +60,12 @@ impl Owner {
         self.upgrade.settings.as_ref().map_or(UpgradeType::SoftwareAndPlatform, |s| s.upgrade_type)
     }
 
-    /// What the commit is.
+    /// The method of the commit.
     pub(super) fn method(&self) -> CommitMethod {
         CommitMethod::new(TrialStart::Reboot, self.service.after_commit.swaps(), Some(self.kind()))
     }
 
-    /// The switch is written: makes it take effect.
+    /// Makes a written switch take effect.
     pub(super) async fn switched(&mut self) {
         let kind = self.kind();
         let took = kind == UpgradeType::SoftwareAndPlatform;
@@ -87,8 +88,8 @@ impl Owner {
         });
     }
 
-    /// The software that is selected on trial has been started by a command, which nobody else knows. Beside a platform on
-    /// trial it goes by that.
+    /// Records that a command has started the software on trial: no other source knows that. With a platform on trial, the
+    /// state of the platform decides.
     pub(super) fn software_started(&mut self) {
         let trial = |group: Group| {
             let slots = self.snapshot.slots.iter().flat_map(|report| &report.slots);
@@ -101,7 +102,7 @@ impl Owner {
         }
     }
 
-    /// A reboot that was asked for.
+    /// Handles the order of a reboot.
     pub(super) fn reboot(&mut self) -> OrderResult {
         self.idle()?;
         if !self.service.after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
@@ -114,7 +115,7 @@ impl Owner {
         Ok(None)
     }
 
-    /// Powers off, as a reboot is ordered: the answer is on its way before the machine goes down.
+    /// Handles the order to power off. As for a reboot, the answer is sent before the machine goes down.
     pub(super) fn halt(&mut self) -> OrderResult {
         self.idle()?;
         if !self.service.after_commit.halts() {
@@ -131,8 +132,7 @@ impl Owner {
         Ok(None)
     }
 
-    /// Runs the command that reboots. A command that is content and does not reboot, or does not end, must not leave
-    /// everybody waiting for ever.
+    /// Runs the reboot command. If it succeeds without a reboot, or does not end, clients must not wait for ever.
     pub(super) fn start_reboot(&self, ended: impl FnOnce(Result<String>) -> Done + Send + 'static) {
         let (service, done) = (Arc::clone(&self.service), self.done.0.clone());
         tokio::spawn(async move {
@@ -157,7 +157,7 @@ impl Owner {
         });
     }
 
-    /// The time for a reboot is over, and this still runs.
+    /// Handles the end of the time for a reboot: the machine is still up.
     pub(super) async fn still_here(&mut self) {
         let (command, seconds) =
             (self.service.after_commit.reboot_words(), self.service.limits.reboot.as_secs());
@@ -172,7 +172,7 @@ impl Owner {
         }
     }
 
-    /// Makes what the flags select run.
+    /// Starts the software that the flags select.
     pub(super) fn converge(&mut self) {
         if !self.service.container.starts() {
             return;
@@ -192,7 +192,7 @@ impl Owner {
                 tracing::info!("the software: {}", report.done);
                 report.failure().map(|error| (error, report.gave_up.clone().unwrap_or_default()))
             }
-            // A machine without software yet; somebody else who is at it, such as the unit that starts it at boot.
+            // The machine has no software yet, or another process is starting it, such as its unit at boot.
             Err(error @ (Error::NoSoftware { .. } | Error::Busy { .. })) => {
                 tracing::info!("the software is left alone: {error}");
                 return;
@@ -209,7 +209,7 @@ impl Owner {
         self.settle(input).await;
     }
 
-    /// Restarts the software; `answer` hears of the end.
+    /// Restarts the software; `answer` gets the result.
     pub(super) fn restart(&mut self, answer: oneshot::Sender<OrderResult>) {
         if let Err(error) = self.idle() {
             let _ = answer.send(Err(error));
@@ -223,7 +223,7 @@ impl Owner {
         });
     }
 
-    /// A bundle was refused before anything began. Who is at work reports what becomes of that.
+    /// Handles a bundle that was refused before anything began. An upgrade that runs reports its own result.
     pub(super) async fn refused(&mut self, settings: UpgradeSettings, failure: Failure) -> OrderResult {
         if self.idle().is_ok() {
             tracing::warn!(code = failure.code, "refused: {}", failure.message);
@@ -238,7 +238,7 @@ impl Owner {
         Ok(None)
     }
 
-    /// Waits for what must not be cut off.
+    /// Waits for the work that must not be cut off.
     pub(super) async fn finish_all(&mut self) {
         let limit = tokio::time::sleep(ENDING);
         tokio::pin!(limit);

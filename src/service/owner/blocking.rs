@@ -1,5 +1,5 @@
-//! Work that waits for the disk, beside the tasks that must not: on threads of its own, and given up where a device does not
-//! answer. Nothing else waits for a thread that a device holds.
+//! Blocking work on the disk. It has threads of its own, since the tasks must not wait, and is abandoned if a device does
+//! not answer. No other work waits for a thread that a device blocks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use crate::device::watch::{PendingTransfer, silent};
 use crate::error::{Error, Result};
 use crate::service::Service;
 
-/// How long a device may leave a look unanswered before the service says so and goes on.
+/// Time without an answer of a device during a look, after which the service reports that and continues.
 pub(in crate::service) const SILENCE: Duration = Duration::from_secs(2);
-/// The same for what changes the disk: a flush of a slow one takes its time.
+/// The same for changes of the disk: a flush of a slow disk takes longer.
 const LONG_SILENCE: Duration = Duration::from_secs(15);
-/// Runs disk work on a thread for it.
+/// Runs disk work on a thread for blocking work.
 pub(in crate::service) async fn blocking<T: Send + 'static>(
     service: &Arc<Service>,
     act: impl FnOnce(&Service) -> Result<T> + Send + 'static,
@@ -20,7 +20,7 @@ pub(in crate::service) async fn blocking<T: Send + 'static>(
     unless_silent(service, LONG_SILENCE, act).await
 }
 
-/// The same, given up when a device leaves a transfer unanswered for `limit`: the thread ends when it answers.
+/// The same, abandoned when a device has not answered a transfer for `limit`. The thread ends when the device answers.
 ///
 /// # Errors
 /// [`Error::NoAnswer`].
@@ -29,7 +29,7 @@ pub(in crate::service) async fn unless_silent<T: Send + 'static>(
     limit: Duration,
     act: impl FnOnce(&Service) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    // What has not answered for so long will not answer this one.
+    // A device that is already silent for that time will not answer this work.
     if let Some(waiting) = silent(limit) {
         return Err(no_answer(&waiting));
     }
@@ -52,6 +52,6 @@ fn no_answer(waiting: &PendingTransfer) -> Error {
     Error::NoAnswer {
         device: waiting.device.clone(),
         seconds: waiting.age.as_secs(),
-        known: "what was asked for may yet be done".to_owned(),
+        known: "what was ordered may still be done".to_owned(),
     }
 }

@@ -1,5 +1,5 @@
-//! The engine as the service uses it: opened anew for every verb, as the command line does, so that nothing that
-//! others do to the disk meanwhile is missed and no descriptor keeps a disk from being detached.
+//! The engine as the service uses it. It is opened for every verb, as on the command line: so no change of the disk by
+//! others is missed, and no descriptor prevents the disk from being detached.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,27 +14,27 @@ use crate::service::owner::waiting_period::uptime;
 use crate::state::{SlotsReport, Status, SwitchReport};
 use crate::units::{Blake3, BlockSize, Slot};
 
-/// How the disk is opened.
+/// The parameters for opening the disk.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// The disk.
     pub disk: PathBuf,
-    /// Sector size of an image file.
+    /// Sector size of an image file; `None`: as the table shows.
     pub sector_size: Option<BlockSize>,
-    /// Where the EFI variables are, if not in this machine's firmware.
+    /// Directory of the EFI variables; `None`: those of this machine.
     pub efivars: Option<PathBuf>,
-    /// Whether a slot counts as unused where it cannot be told.
+    /// Whether a slot counts as unused if its use cannot be determined.
     pub assume_unused: bool,
     /// Directory of the journal and of the service's own files.
     pub state_dir: PathBuf,
-    /// What is known of the machine.
+    /// The policy, with the facts that the configuration gives of the machine.
     pub policy: Policy,
     /// The software that the service has started.
     pub started: StartedSoftware,
 }
 
-/// The release (BLAKE3 of its manifest) whose software the service has started by a command, so that only it knows. All
-/// copies of a place share it.
+/// The release (BLAKE3 of its manifest) whose software the service has started by a command; no other process knows that. All
+/// clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct StartedSoftware(Arc<Mutex<Option<Blake3>>>);
 
@@ -48,16 +48,16 @@ impl StartedSoftware {
     }
 }
 
-/// What one look at the disk shows.
+/// Result of one look at the disk.
 #[derive(Debug, Clone)]
 pub struct DiskView {
     /// `status` of the engine.
     pub status: Status,
     /// `slots` of the engine.
     pub slots: SlotsReport,
-    /// What of it decides the state of the upgrade.
+    /// The facts that decide the state of the upgrade.
     pub disk: SeenDisk,
-    /// The last swap of the container.
+    /// The last swap of the container; `None` before the first.
     pub last_swap: Option<Event>,
 }
 
@@ -75,7 +75,7 @@ impl Place {
         act(&Engine::new(&disk, &journal, policy))
     }
 
-    /// Looks; changes nothing and takes no lock.
+    /// Looks at the disk; changes nothing and takes no lock.
     ///
     /// # Errors
     /// Class Disk and Io.
@@ -107,7 +107,7 @@ impl Place {
         self.with(Mode::Write, |engine| engine.roll_back())
     }
 
-    /// Discards what is prepared; that nothing is, is no error here.
+    /// Discards the prepared bundle; returns `None` if there is none.
     pub(in crate::service) fn discard(&self) -> Result<Option<SwitchReport>> {
         match self.with(Mode::Write, |engine| engine.cancel()) {
             Ok(report) => Ok(Some(report)),
@@ -130,7 +130,7 @@ impl Place {
             engine.note("prepare", &failure.code, &failure.message)
         });
         if let Err(error) = recorded {
-            tracing::warn!("the history could not be kept: {error}");
+            tracing::warn!("the history could not be written: {error}");
         }
     }
 
@@ -139,17 +139,17 @@ impl Place {
         self.with(Mode::Read, |engine| engine.history())
     }
 
-    /// The history of the one disk that is known, for when it cannot be asked.
+    /// The history of the only disk in the journal, for a disk that cannot be read.
     pub(in crate::service) fn only_history(&self) -> Vec<Event> {
         FileJournal::new(&self.state_dir, |_| {}).only_history()
     }
 
-    /// Keeps that a bundle was refused; see [`Engine::bundle_refused`].
+    /// Records that a bundle was refused; see [`Engine::bundle_refused`].
     pub(in crate::service) fn refused(&self, path: &str, failure: &Failure) {
         let error = Error::remote(&failure.code, &failure.message);
         let noted = self.with(Mode::Read, |engine| Ok(engine.bundle_refused(path, error)));
         if let Err(error) = noted {
-            tracing::warn!("the refusal could not be kept: {error}");
+            tracing::warn!("the refusal could not be recorded: {error}");
         }
     }
 
@@ -161,16 +161,16 @@ impl Place {
         })
     }
 
-    /// Keeps in the history what the engine had no chance to write: the end of a process, a failed restart.
+    /// Records in the history what the engine could not: the end of a process, a failed restart.
     pub(in crate::service) fn note(&self, verb: &str, failure: &Failure) {
         let noted = self.with(Mode::Read, |engine| engine.note(verb, &failure.code, &failure.message));
         if let Err(error) = noted {
-            tracing::warn!("the history could not be kept: {error}");
+            tracing::warn!("the history could not be written: {error}");
         }
     }
 }
 
-/// The kernel's name for this boot; empty where it has none, which then tells nothing.
+/// The kernel's identifier of this boot; empty if it has none, and then not used.
 fn boot_id() -> String {
     let read = std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"));
     read.unwrap_or_default().trim().to_owned()

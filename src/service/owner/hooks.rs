@@ -1,5 +1,5 @@
-//! What a service does beyond the disk: reboot the machine, restart the software. Behind traits, because that
-//! is where a container runtime joins.
+//! Actions of the service beyond the disk: reboot the machine, restart the software. They are traits, since a container
+//! runtime implements them too.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use crate::service::owner::disk::Place;
 use crate::state::UpgradeType;
 use crate::units::Downtime;
 
-/// How long a command of the configuration may take: software that is restarted may stop slowly.
+/// Time limit of a command of the configuration: software may need long to stop.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Restarts the software (the container) as it is, without an upgrade.
 pub trait ContainerRestart: Send + Sync {
-    /// Returns when the software has been restarted.
+    /// Restarts the software, and returns when that is done.
     ///
     /// # Errors
-    /// [`Error::NotConfigured`] where there is nothing to restart; else what went wrong.
+    /// [`Error::NotConfigured`] if there is no way to restart it; else the failure.
     fn restart(&self) -> Result<()>;
 
-    /// Swaps the software for what is prepared, together with other nodes: with `others` it waits before anything changes, and
-    /// again before the new software is marked good. Returns what was done, as a sentence.
+    /// Swaps the software for the prepared one, together with other nodes: it waits for `others` before anything changes, and
+    /// again before the new software is marked good. Returns the result as a sentence.
     ///
     /// # Errors
     /// Why the old software runs still or again.
@@ -34,29 +34,29 @@ pub trait ContainerRestart: Send + Sync {
         false
     }
 
-    /// Makes what the flags select run, whatever runs now: the service before this one may have been killed between the
+    /// Starts the software that the flags select, whatever runs now: an earlier service may have been killed between the
     /// switch and the start.
     ///
     /// # Errors
-    /// What went wrong. That a slot on trial was given up for the good one is none.
+    /// The failure. A fallback from a slot on trial to the good one is none.
     fn start(&self) -> Result<StartReport> {
         let (what, key) = ("start the software".to_owned(), "container".to_owned());
         Err(Error::NotConfigured { what, key })
     }
 }
 
-/// What follows a switch that has been written.
+/// The action after a written switch.
 pub trait AfterCommit: Send + Sync {
-    /// Whether [`run`](Self::run) reboots the machine: clients are shown that before it is called.
+    /// Whether [`run`](Self::run) reboots the machine: clients are informed before the call.
     fn reboots(&self, kind: UpgradeType) -> bool;
 
-    /// Whether [`run`](Self::run), or a restart of the software, starts the software that is selected without marking it good:
-    /// nobody but the service knows then that it was started.
+    /// Whether [`run`](Self::run), or a restart of the software, starts the selected software without marking it good: then
+    /// only the service knows that it was started.
     fn restarts_selected(&self) -> bool {
         false
     }
 
-    /// What reboots the machine, for messages.
+    /// The way to reboot the machine, for messages.
     fn reboot_words(&self) -> String;
 
     /// Whether [`halt`](Self::halt) does anything.
@@ -69,27 +69,27 @@ pub trait AfterCommit: Send + Sync {
     fn halt(&self) -> Result<()>;
 
     /// Whether a container of ours runs the software: [`run`](Self::run) of a commit that is a swap
-    /// ([`CommitMethod`](crate::engine::CommitMethod)) writes the switch itself, between what it does before and after.
+    /// ([`CommitMethod`](crate::engine::CommitMethod)) writes the switch itself, as one of its steps.
     fn swaps(&self) -> bool {
         false
     }
 
-    /// Makes the switch take effect, and says in a sentence what came of it. For software it returns when the new
-    /// software has proved healthy and is marked good, or, as an error, when the old one runs again.
+    /// Makes the switch take effect, and returns the result as a sentence. For software it returns when the new one is healthy
+    /// and marked good, or, with an error, when the old one runs again.
     ///
     /// # Errors
-    /// Whatever kept it from taking effect; the slots tell what holds now.
+    /// The obstacle; the slots show the state.
     fn run(&self, kind: UpgradeType) -> Result<String>;
 }
 
-/// Both by commands of the configuration; without one the machine is left to whoever runs it.
+/// Both by commands of the configuration. Without a command, that action is left to the operator.
 #[derive(Debug, Clone, Default)]
 pub struct Commands {
-    /// Program and arguments that reboot the machine; empty: none.
+    /// Program and arguments that reboot the machine; empty: no command.
     pub reboot: Vec<String>,
-    /// Program and arguments that restart the software; empty: none.
+    /// Program and arguments that restart the software; empty: no command.
     pub restart: Vec<String>,
-    /// Program and arguments that power the machine off; empty: none.
+    /// Program and arguments that power the machine off; empty: no command.
     pub halt: Vec<String>,
 }
 
@@ -159,11 +159,11 @@ impl AfterCommit for Commands {
     }
 }
 
-/// Runs a command of the configuration to its end. What it prints is shown where it fails.
+/// Runs a command of the configuration to its end. A failure is reported with its output.
 fn run(words: &[String]) -> Result<()> {
     let failed = |problem: String| Error::Command { command: words.join(" "), problem };
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
-    // Its output must not mix with anything that a client reads.
+    // Its output must not mix with the service's own.
     // It belongs to the machine: the read-only directories of the service's unit are not meant for it.
     let outcome = outside::run(|| Program::new(program, LIMIT).args(arguments).answer().run());
     let outcome = outcome

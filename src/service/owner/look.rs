@@ -1,4 +1,4 @@
-//! Looks at the disk: others may change it at any time, and what it says is believed.
+//! Looks at the disk: others may change it at any time, and its content counts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::service::owner::waiting_period::uptime;
 use crate::service::owner::{Done, Owner, SILENCE, unless_silent};
 
 impl Owner {
-    /// Has the disk looked at, unless that is being done: a disk that hangs must not pile up threads.
+    /// Starts a look at the disk, unless one is under way: a disk that hangs must not pile up threads.
     pub(super) fn look(&mut self) {
         if std::mem::replace(&mut self.looking, true) {
             return;
@@ -22,7 +22,7 @@ impl Owner {
         });
     }
 
-    /// Looks, moves on, and shows both at once: who is told that a bundle is prepared must find it in the slots.
+    /// Looks, applies `input`, and shows both at once: a client that reads PREPARED must find the bundle in the slots.
     pub(super) async fn settle(&mut self, input: Option<Input>) {
         self.looks += 1;
         let look = unless_silent(&self.service, SILENCE, |service| service.place.look()).await;
@@ -36,8 +36,8 @@ impl Owner {
         self.publish();
     }
 
-    /// Follows what a look saw. What a swap has committed and proved good already stays committed for as long as a client
-    /// that polls each second needs to see it.
+    /// Applies the result of a look. After a swap, COMMITTED stays for as long as a client that polls each second needs to see
+    /// it, even if the new software is already good.
     pub(super) fn observe(&mut self, look: &DiskView) {
         let held = self.held_until.is_some_and(|until| Instant::now() < until);
         if held && self.upgrade.phase == Phase::Committed {
@@ -49,7 +49,7 @@ impl Owner {
 }
 
 /// When the waiting period ends; `None`: it has ended.
-pub(super) fn calm_at(service: &Service, upgrade: &LocalUpgrade) -> Option<Instant> {
+pub(super) fn waiting_until(service: &Service, upgrade: &LocalUpgrade) -> Option<Instant> {
     if service.limits.waiting.is_zero() {
         return None;
     }

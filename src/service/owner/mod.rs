@@ -1,4 +1,4 @@
-//! The one owner of the upgrade: a task that takes orders one after the other, keeps the state, and shows it.
+//! The one owner of the upgrade: a task that handles orders one after the other, stores the state, and shows it.
 //!
 //! ```text
 //!   handlers ── Order + answer ──▶ owner ── watch<ServiceSnapshot> ──▶ handlers, events, metrics
@@ -6,17 +6,17 @@
 //!            prepare (a process) ◀──┘ └── progress, result
 //! ```
 //!
-//! Handlers read the last snapshot and never wait for a disk, so readers, however many or slow, cannot stall an
-//! upgrade; and two orders can never cross, since one task decides.
+//! Handlers read the last snapshot and never wait for a disk, so no number of slow readers can stall an upgrade. Two
+//! orders can never cross, since one task decides.
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`upgrade`] | the states and what leads from one to another; pure |
+//! | [`upgrade`] | the states and their transitions; pure |
 //! | `order` | how handlers reach the task |
-//! | `store`, `waiting_period` | what survives the process; the time in which no new upgrade is taken |
+//! | `store`, `waiting_period` | the state that survives the process; the time in which no new upgrade may begin |
 //! | [`worker`], [`disk`], `blocking` | processes that read bundles; the engine, on threads of its own |
-//! | [`hooks`], [`software`] | what follows a commit: a reboot, the swap of the container |
-//! | `look`, `after`, `stop` | parts of the task: looks at the disk, what follows a result, the end |
+//! | [`hooks`], [`software`] | actions after a commit: a reboot, the swap of the container |
+//! | `look`, `after`, `stop` | parts of the task: looks at the disk, long work, the end of a prepare |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,37 +48,37 @@ use crate::service::owner::upgrade::{Failure, Input, LocalUpgrade, Phase, SeenDi
 use crate::service::owner::worker::{Begun, Overrides, Planned, Preparing, Report};
 use crate::service::view::{RebootProgress, ServiceSnapshot};
 use crate::state::{SwitchReport, UpgradeState};
-use look::calm_at;
+use look::waiting_until;
 
-/// How often the disk is looked at while nothing is done: others may change it.
+/// Interval of looks at the disk while no upgrade is under way: others may change it.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long COMMITTED is shown after a swap at least.
+/// Minimum time for which COMMITTED is shown after a swap.
 const HELD: Duration = Duration::from_secs(3);
-/// How long COMMITTING, COMMITTED and REBOOTING are shown at least: clients poll once a second, and one that has seen none
-/// of them takes what follows for something else. The last two make the 3 s that no machine reboots after COMMITTED.
+/// Minimum time for which each of COMMITTING, COMMITTED and REBOOTING is shown: clients poll once a second, and misread the
+/// next state if they have seen none of these. The last two together are the 3 s between COMMITTED and a reboot.
 const SHOWN: Duration = Duration::from_millis(1500);
-/// How long a prepare that has lost its service is waited for at the start.
+/// Longest wait at the start for a prepare of an earlier service.
 const ORPHANED: Duration = Duration::from_secs(10);
 
-/// Results of what runs beside the owner.
+/// Results of the work that the owner delegates.
 #[derive(Debug)]
 enum Done {
-    /// The switch is written.
+    /// The end of a switch.
     Switched(Result<()>),
-    /// What followed the switch.
+    /// The end of the action after a switch.
     Took(Result<String>),
-    /// A look, and which one it was.
+    /// A look and its number.
     Looked(u64, Box<Result<DiskView>>),
-    /// COMMITTED has been shown for long enough.
+    /// COMMITTED has been shown for its minimum time.
     Shown,
     Rebooted(Result<()>),
     /// The command that powers off has ended.
     Halted(Result<()>),
     /// The time for a reboot is over.
     StillHere,
-    /// The software was brought to what the flags select.
+    /// The software that the flags select was started.
     Converged(Result<StartReport>),
-    /// The software was restarted, and who waits for that.
+    /// The software was restarted; the sender is that of the waiting caller.
     Restarted(Result<()>, oneshot::Sender<OrderResult>),
 }
 
@@ -90,32 +90,31 @@ pub(super) struct Owner {
     show: watch::Sender<Arc<ServiceSnapshot>>,
     orders: mpsc::Receiver<(Order, oneshot::Sender<OrderResult>)>,
     child: Option<Preparing>,
-    /// Why the child is being stopped, and who waits for that.
+    /// Why the child is being stopped, and the waiting callers; `None`: it is not.
     stopping: Option<(Error, Vec<oneshot::Sender<OrderResult>>)>,
-    /// Until when they wait.
+    /// End of their wait.
     stop_by: Option<Instant>,
-    /// What is done with the software: nothing else may begin.
+    /// The delegated work that runs, in words; no other work may begin. `None`: none runs.
     beside: Option<&'static str>,
-    /// Since when COMMITTING is shown.
+    /// Time at which COMMITTING was first shown.
     committing: Instant,
-    /// Until when COMMITTED is shown in any case.
+    /// End of the minimum time of COMMITTED; `None`: not after a swap.
     held_until: Option<Instant>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
     looking: bool,
-    /// Number of the last look that counts: one that began before a change shows what was, and comes too late.
+    /// Number of the last valid look: one that began before a change shows the state before it, and is ignored.
     looks: u64,
 }
 
 impl Owner {
-    /// Reads what was kept and what the disk says. A disk that cannot be read is shown as such: a service that did
-    /// not start could not tell anybody.
+    /// Reads the stored state and the disk. A disk that cannot be read is no reason not to start: the service reports it.
     pub(super) async fn new(service: Arc<Service>) -> (Self, Handle) {
         let mut store = UpgradeFile::new(&service.place.state_dir);
         let kept = store.load();
         service.place.started.set(kept.started);
         let mut look = unless_silent(&service, SILENCE, |service| service.place.look()).await;
-        // A prepare of a service that was killed ends with it, but may take a moment for it.
+        // A prepare of a killed service ends with it, but that may take a moment.
         let begun = Instant::now();
         let dying = |look: &DiskView| look.status.state == UpgradeState::UpgradePreparing;
         while kept.phase == Phase::Preparing && look.as_ref().is_ok_and(dying) && begun.elapsed() < ORPHANED {
@@ -127,7 +126,7 @@ impl Owner {
             Ok(look) => kept.clone().recover(look.disk.clone()),
             Err(error) => {
                 tracing::error!("the disk cannot be read: {}", crate::error::sentence(error));
-                // As if it held nothing; what it does hold is found when it can be read.
+                // As if the disk were empty; its content is found when it can be read.
                 kept.clone().recover(SeenDisk { boot: kept.boot.clone(), ..SeenDisk::default() })
             }
         };
@@ -146,7 +145,7 @@ impl Owner {
         snapshot.take(look, upgrade.phase);
         store.keep(&upgrade);
         snapshot.upgrade = upgrade.clone();
-        snapshot.calm_at = calm_at(&service, &upgrade);
+        snapshot.waiting_until = waiting_until(&service, &upgrade);
         let (show, shown) = watch::channel(Arc::new(snapshot.clone()));
         let (sender, orders) = mpsc::channel(WAITING);
         let owner = Self {
@@ -170,14 +169,14 @@ impl Owner {
         (owner, Handle { orders: sender, shown })
     }
 
-    /// Works until `end` fires; then stops what runs, and waits for it.
+    /// Handles orders until `end` fires; then stops the running work and waits for its end.
     pub(super) async fn run(mut self, mut end: oneshot::Receiver<()>) {
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.converge();
         loop {
             tokio::select! {
-                // In this order: what was done before what is to be done.
+                // In this order: results before new orders.
                 biased;
                 Some(done) = self.done.1.recv() => self.finish(done).await,
                 Some(report) = self.reports.1.recv() => self.report(report).await,
@@ -186,11 +185,11 @@ impl Owner {
                     None => break,
                 },
                 _ = &mut end => break,
-                () = stop::wait_until(self.stop_by) => self.give_up_waiting(),
+                () = stop::wait_until(self.stop_by) => self.stop_waiting(),
                 _ = tick.tick() => self.look(),
             }
         }
-        // Handlers are told now that nothing is taken any more.
+        // From now on orders are refused.
         self.orders.close();
         self.finish_all().await;
         self.stop(Error::ServiceEnded { doing: "prepare".to_owned() });
@@ -229,7 +228,7 @@ impl Owner {
             Order::Halt => self.halt(),
             Order::RestartContainer => return self.restart(answer),
             Order::SoftwareSwapped => {
-                // The first look finds the trial, the second one shows that it runs.
+                // The first look finds the trial, the second shows that it runs.
                 self.settle(None).await;
                 self.software_started();
                 self.settle(None).await;
@@ -238,11 +237,11 @@ impl Owner {
             Order::Refused { settings, failure } => self.refused(settings, failure).await,
             Order::Alive => Ok(None),
         };
-        // Who asked may be gone; what was done stays done.
+        // The caller may have gone; the result stays.
         let _ = answer.send(result);
     }
 
-    /// Moves on, keeps the new state, and only then shows it.
+    /// Applies an input, stores the new state, and only after that shows it.
     fn apply(&mut self, input: Input) -> Result<()> {
         self.enter(input)?;
         self.publish();
@@ -256,13 +255,13 @@ impl Owner {
         }
         self.upgrade = next;
         self.service.place.started.set(self.upgrade.started);
-        // A flush may take its time on a busy disk: other tasks leave this thread meanwhile.
+        // A flush may take long on a busy disk: other tasks move to another thread meanwhile.
         tokio::task::block_in_place(|| self.store.keep(&self.upgrade));
         Ok(())
     }
 
     fn publish(&mut self) {
-        self.snapshot.calm_at = calm_at(&self.service, &self.upgrade);
+        self.snapshot.waiting_until = waiting_until(&self.service, &self.upgrade);
         self.snapshot.upgrade = self.upgrade.clone();
         self.show.send_replace(Arc::new(self.snapshot.clone()));
     }
@@ -324,8 +323,8 @@ impl Owner {
         Ok(None)
     }
 
-    /// Refuses where nothing is prepared, and only there: a client that has prepared takes a refused commit for a machine
-    /// that reboots already, and reports success. Whatever else forbids it is told as a commit that failed.
+    /// Refuses a commit only if no bundle is prepared: after a prepare, a client takes a refused commit for a machine that
+    /// already reboots, and reports success. Any other obstacle is reported as a failed commit.
     fn commit(&mut self) -> OrderResult {
         let free = self.idle();
         self.apply(Input::Commit)?;
@@ -342,7 +341,7 @@ impl Owner {
                     return;
                 }
                 if let Ok(look) = look.as_ref() {
-                    // Refused while something is being done, which is right.
+                    // Correctly refused while other work is under way.
                     self.observe(look);
                 }
                 self.snapshot.take(*look, self.upgrade.phase);
@@ -394,7 +393,7 @@ impl Owner {
         }
     }
 
-    /// Enters a failure, and writes it into the history where the engine could not.
+    /// Applies a failure, and records it in the history if the engine could not.
     async fn fail(&mut self, verb: &'static str, error: &Error) {
         self.fail_as(verb, Failure::from(error), true).await;
     }
@@ -438,7 +437,7 @@ impl Owner {
                     }
                     (Err(_), Some(error)) => self.fail("prepare", &error).await,
                     (Err(failure), None) => {
-                        // The engine has written down its own; a process that died could not.
+                        // The engine has recorded its own failures; a process that died could not.
                         let died = failure.code == WORKER_DIED;
                         self.fail_as("prepare", failure, died).await;
                     }

@@ -1,4 +1,4 @@
-//! How handlers reach the owner: an order, its answer, and what is shown.
+//! The interface between handlers and owner: orders, their answers, and the snapshot.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::service::view::ServiceSnapshot;
 use crate::state::SwitchReport;
 use crate::units::Slot;
 
-/// Orders that wait; more are refused.
+/// Maximum of waiting orders; further ones are refused.
 pub(in crate::service) const WAITING: usize = 64;
 
-/// What handlers ask for.
+/// An order of a handler.
 #[derive(Debug)]
 pub(in crate::service) enum Order {
     Prepare {
@@ -30,21 +30,21 @@ pub(in crate::service) enum Order {
     Reboot,
     Halt,
     RestartContainer,
-    /// A member of a cluster has started the software that is selected, or gone back: what runs is to be found anew.
+    /// A member of a cluster has started the selected software, or gone back: the running release has to be determined again.
     SoftwareSwapped,
     /// A bundle could not be opened.
     Refused {
         settings: UpgradeSettings,
         failure: Failure,
     },
-    /// Answered at once, by an owner that is not stuck.
+    /// A liveness probe; an owner that is not stuck answers at once.
     Alive,
 }
 
-/// What is answered where an order was followed: the report of the engine, where there is one.
+/// Answer to an order: the report of the engine, if there is one.
 pub(in crate::service) type OrderResult = Result<Option<SwitchReport>>;
 
-/// How handlers reach the owner.
+/// A handler's end of the connection to the owner.
 #[derive(Debug, Clone)]
 pub(in crate::service) struct Handle {
     pub(in crate::service) orders: mpsc::Sender<(Order, oneshot::Sender<OrderResult>)>,
@@ -52,7 +52,7 @@ pub(in crate::service) struct Handle {
 }
 
 impl Handle {
-    /// Gives an order and waits for its answer: accepted and begun, or refused.
+    /// Sends an order and waits for its answer: accepted and begun, or refused.
     ///
     /// # Errors
     /// The refusal.
@@ -70,7 +70,7 @@ impl Handle {
         answered.await.map_err(lost)?
     }
 
-    /// What is shown now.
+    /// The current snapshot.
     pub(in crate::service) fn snapshot(&self) -> Arc<ServiceSnapshot> {
         Arc::clone(&self.shown.borrow())
     }

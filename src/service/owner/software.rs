@@ -1,4 +1,4 @@
-//! The hooks where the software image runs as a container of ours: an upgrade of software alone is a swap.
+//! The actions after a commit if qstage runs the software image as a container: an upgrade of software alone is a swap.
 
 use crate::cluster::state::NodeId;
 use crate::container::{self, Config, Judge, Nspawn, Rendezvous, StartReport};
@@ -10,21 +10,21 @@ use crate::service::owner::disk::Place;
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::state::UpgradeType;
 
-/// Swaps and restarts the container; what concerns the machine is left to commands.
+/// Swaps and restarts the container; actions on the machine are left to commands.
 #[derive(Debug, Clone)]
 pub struct Software {
     /// The disk.
     pub place: Place,
-    /// How the software image is run.
+    /// The configuration of the container.
     pub config: Config,
-    /// What reboots the machine.
+    /// The commands that reboot the machine or power it off.
     pub commands: Commands,
     /// Number in the cluster that this node takes part in; `None`: a single node.
     pub node: Option<NodeId>,
 }
 
 impl Software {
-    /// Whether a start decides on what is on trial.
+    /// Which process decides on software on trial.
     fn judge(&self) -> Judge {
         match self.node {
             Some(node) if awaits_verdict(&self.place.state_dir, node) => Judge::Elsewhere,

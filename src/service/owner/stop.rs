@@ -10,11 +10,11 @@ use crate::service::owner::order::OrderResult;
 use crate::service::owner::upgrade::Failure;
 use crate::service::owner::{Owner, blocking};
 
-/// How long they wait for a prepare that a device holds.
+/// Longest wait for a prepare that a device blocks.
 pub(super) const LIMIT: Duration = Duration::from_millis(2500);
 
 impl Owner {
-    /// Asks the child to stop; [`report`](Self::report) hears of its end.
+    /// Requests the end of the child; [`report`](Self::report) is called at its end.
     pub(super) fn stop(&mut self, why: Error) {
         if let Some(child) = &mut self.child {
             if let Some(stop) = child.stop.take() {
@@ -25,9 +25,8 @@ impl Owner {
         }
     }
 
-    /// Ends a prepare that was cancelled, when its process has ended: what it has written is discarded, or it would be taken
-    /// for a prepare that a power cut interrupted. Those who wait are answered before the history is written: each flush on a
-    /// busy disk takes its time.
+    /// Handles the end of a cancelled prepare's process: its torn slot is discarded, or it would be taken for a prepare that a
+    /// power cut ended. The waiting callers are answered before the history is written: flushes take long on a busy disk.
     pub(super) async fn cancelled(&mut self) {
         let discarded = blocking(&self.service, |service| Ok(service.place.discard_begun())).await;
         let discarded = discarded.unwrap_or_else(Err);
@@ -40,7 +39,7 @@ impl Owner {
         tokio::task::spawn_blocking(move || service.place.record_cancelled(discarded, &recorded));
     }
 
-    /// What holds a prepare that was killed.
+    /// The error for a killed prepare that does not end.
     pub(super) fn held_by(&self) -> Error {
         let known =
             "the prepare was stopped and ends when it answers; nothing that runs was touched".to_owned();
@@ -51,8 +50,8 @@ impl Owner {
         Error::NoAnswer { device, seconds, known }
     }
 
-    /// Answers those who wait for the end of a prepare that does not end.
-    pub(super) fn give_up_waiting(&mut self) {
+    /// Answers the callers that wait for a prepare that does not end.
+    pub(super) fn stop_waiting(&mut self) {
         self.stop_by = None;
         let waiting = self.stopping.as_mut().map(|(_, waiting)| std::mem::take(waiting));
         for answer in waiting.into_iter().flatten() {
@@ -82,7 +81,7 @@ impl Owner {
     }
 }
 
-/// Returns at that time, or never.
+/// Returns at `time`; `None`: never.
 pub(super) async fn wait_until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,

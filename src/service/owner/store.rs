@@ -1,5 +1,5 @@
-//! `service.json` in the state directory: the upgrade as it was last shown. A comfort, as all of `/var` is: what
-//! is staged and what boots stands on the disk, and is believed where the two differ.
+//! `service.json` in the state directory: the upgrade as it was last shown. It may be lost, as all of `/var`: the disk has
+//! what is staged and what boots, and counts if the two differ.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::service::owner::upgrade::LocalUpgrade;
 const FILE: &str = "service.json";
 const LOCK: &str = "service.lock";
 
-/// Keeps a second service from taking the same upgrade for its own, until it is dropped: a socket and a port tell only
-/// those apart that listen at the same place.
+/// Prevents a second service with the same state directory until the drop: socket and port only exclude services with the
+/// same address.
 ///
 /// # Errors
-/// [`Error::Busy`]. Where no lock can be had, on a read-only /var say, the service goes on without.
+/// [`Error::Busy`]. If the lock cannot be created, for instance on a read-only /var, the service runs without it.
 pub(in crate::service) fn only_service(dir: &Path) -> Result<Option<Flock<File>>> {
-    // No wait: a service holds it for as long as it lives.
+    // Without waiting: a service holds the lock until its end.
     match private_directory(dir, false).and_then(|()| lock_file(&dir.join(LOCK), Duration::ZERO)) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => {
@@ -33,12 +33,12 @@ pub(in crate::service) fn only_service(dir: &Path) -> Result<Option<Flock<File>>
     }
 }
 
-/// Where it is kept.
+/// The file of the upgrade's state.
 #[derive(Debug)]
 pub(in crate::service) struct UpgradeFile {
     dir: PathBuf,
     last: Option<LocalUpgrade>,
-    /// The last failure to keep it: it is said once and not each time.
+    /// The last failure to write: the same one is logged once.
     failed: Option<String>,
 }
 
@@ -47,20 +47,19 @@ impl UpgradeFile {
         Self { dir: dir.to_owned(), last: None, failed: None }
     }
 
-    /// What was kept; the default where there is nothing that can be read.
+    /// The stored state; the default if there is none, or it cannot be read.
     pub(in crate::service) fn load(&self) -> LocalUpgrade {
         let text = fs::read_to_string(self.dir.join(FILE)).unwrap_or_default();
         if text.is_empty() {
             return LocalUpgrade::default();
         }
         serde_json::from_str(&text).unwrap_or_else(|problem| {
-            tracing::warn!("{FILE} cannot be read and is forgotten: {problem}");
+            tracing::warn!("{FILE} cannot be read and is ignored: {problem}");
             LocalUpgrade::default()
         })
     }
 
-    /// Keeps it, durably, before anybody is shown it. Progress alone is not worth a flush: after a crash it
-    /// counts for nothing.
+    /// Stores the state durably; it is shown only after that. Progress alone is not worth a flush: after a crash it is void.
     pub(in crate::service) fn keep(&mut self, upgrade: &LocalUpgrade) {
         let kept = LocalUpgrade { progress: 0, ..upgrade.clone() };
         if self.last.as_ref() == Some(&kept) {
@@ -75,7 +74,7 @@ impl UpgradeFile {
             Err(error) => {
                 let error = error.to_string();
                 if self.failed.as_ref() != Some(&error) {
-                    tracing::warn!("{}: the state is not kept: {error}", self.dir.display());
+                    tracing::warn!("{}: the state is not stored: {error}", self.dir.display());
                     self.failed = Some(error);
                 }
             }

@@ -1,21 +1,21 @@
-//! The waiting period: for so long after the start of the machine, and after a trial has ended, no further upgrade may
-//! begin, so that what runs proves itself while the slot before it is still there to go back to.
+//! The waiting period: the time after a boot, and after the end of a trial, in which no further upgrade may begin. So a new
+//! release proves itself while the previous slot can still be rolled back to.
 //!
-//! It is counted in uptime and not by the date: appliances boot without a clock.
+//! It is measured in uptime and not by the date: appliances boot without a clock.
 
 use serde::{Deserialize, Serialize};
 
-/// Since when nothing has been on trial.
+/// The time without a trial.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingPeriod {
-    /// Whether something was on trial at the last look.
+    /// Whether a slot was on trial at the last look.
     pub on_trial: bool,
-    /// Uptime in seconds at which the last trial of this boot ended; 0: none has.
+    /// Uptime in seconds at which the last trial of this boot ended; 0: no trial has ended.
     pub since: u64,
 }
 
 impl WaitingPeriod {
-    /// After another look.
+    /// The state after another look.
     #[must_use]
     pub(in crate::service) const fn look(self, same_boot: bool, on_trial: bool, uptime: u64) -> Self {
         let since = match (self.on_trial, on_trial) {
@@ -32,7 +32,7 @@ impl WaitingPeriod {
     }
 }
 
-/// Seconds since the start of the machine; where the kernel does not tell it is taken for old.
+/// Seconds since the boot; if the kernel does not report them, the machine counts as up for long.
 pub(in crate::service) fn uptime() -> u64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(u64::MAX)
@@ -49,7 +49,7 @@ mod tests {
         let waiting =
             waiting.look(true, true, 100).look(true, true, 200).look(true, false, 300).look(true, false, 310);
         assert_eq!((waiting.left(60, 310), waiting.left(60, 400)), (50, 0));
-        // A reboot: from its start, but for a trial that has ended since.
+        // After a reboot: from the boot, unless a trial has ended since.
         assert_eq!(waiting.look(false, false, 5).left(60, 5), 55);
         let trial = WaitingPeriod { on_trial: true, since: 300 };
         assert_eq!(trial.look(false, true, 5).look(true, false, 20).left(60, 20), 60);

@@ -1,13 +1,13 @@
 //! The processes that touch bundles: `qstage prepare` and `qstage plan`, the program of this service itself.
 //!
-//! Why processes and not threads: a bundle is hostile input and a disk may be dying. A process that runs out of
-//! memory, is killed or hangs in the kernel ends alone, and the service goes on to answer; its CPU priority (and
-//! with it that of its I/O, which the kernel derives) can be lowered without lowering that of the service; and
-//! what the service does is exactly what an operator can do by hand.
+//! Why processes and not threads: a bundle is hostile input and a disk may be dying. A process that runs out of memory, is
+//! killed or hangs in the kernel ends alone, and the service continues to answer. Its CPU priority can be lowered without
+//! lowering that of the service, and with it the I/O priority, which the kernel derives. And the service does exactly what
+//! an operator can do by hand.
 //!
-//! A prepare does not outlive the service: it has the kernel kill it when the thread that forked it ends
-//! (`PR_SET_PDEATHSIG`). tokio's threads come and go, so all are forked by one thread that lives as long as the process.
-//! Its standard input is a pipe whose other end dies with the service as well, for the moment before it has asked for that.
+//! A prepare does not outlive the service: by `PR_SET_PDEATHSIG` the kernel kills it at the end of the thread that forked it.
+//! tokio's threads come and go, so one thread that lives as long as the process forks all of them. For the moment before
+//! that call, its standard input is a pipe whose other end is closed with the service.
 
 use std::ffi::OsString;
 use std::io;
@@ -30,42 +30,42 @@ use crate::source::address;
 use crate::state::UpgradeType;
 use crate::workers;
 
-/// This program, also after its file was replaced by a newer one: a service runs one version, not two.
+/// This program, even if its file was replaced by a newer one: a service runs one version, not two.
 const PROGRAM: &str = "/proc/self/exe";
-/// How long a stopped process may take to put its affairs in order. It runs at the lowest priority; on a machine with other
-/// work to do its threads would see a flag late. What it leaves when it is killed is what it leaves at any time: a torn slot.
-const PATIENCE: Duration = Duration::from_millis(600);
-/// How long `plan` may take: it reads a few megabytes at most, perhaps over a network.
+/// Grace period of a stopped process before SIGKILL. It runs at the lowest priority, so on a busy machine its threads see
+/// the request late. A killed process leaves what it leaves at any time: a torn slot.
+const GRACE_PERIOD: Duration = Duration::from_millis(600);
+/// Time limit of `plan`: it reads a few megabytes at most, perhaps over a network.
 const PLAN_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the processes are started with.
+/// Arguments of the processes.
 #[derive(Debug, Clone, Default)]
 pub struct Arguments {
-    /// The flags that name the machine and the trusted keys, for `prepare` and `plan` alike.
+    /// Flags that describe the machine and the trusted keys, for `prepare` and `plan`.
     pub machine: Vec<OsString>,
-    /// Flags for `prepare` alone.
+    /// Flags of `prepare` alone.
     pub prepare: Vec<OsString>,
 }
 
-/// The result of `plan`, as far as it matters here.
+/// The part of the result of `plan` that the service uses.
 #[derive(Debug, Clone, Deserialize)]
 pub(in crate::service) struct Planned {
     pub(in crate::service) target_version: String,
     pub(in crate::service) upgrade_type: UpgradeType,
     pub(in crate::service) already_prepared: bool,
-    /// BLAKE3 of the manifest: what was looked at is what is prepared, whatever lies at the path by then.
+    /// BLAKE3 of the manifest: the planned bundle is the one that is prepared, even if the path has another by then.
     pub(in crate::service) manifest: String,
     pub(in crate::service) blocked_by: Vec<Failure>,
-    /// The whole report, as it was printed.
+    /// The whole report, as printed.
     #[serde(skip)]
     pub(in crate::service) report: serde_json::Value,
 }
 
-/// What a prepare reports.
+/// A report of a prepare.
 #[derive(Debug)]
 pub(in crate::service) enum Report {
     Progress(u8),
-    /// A device has not answered for so many seconds.
+    /// A device has not answered for some seconds.
     Stalled {
         device: String,
         seconds: u64,
@@ -80,7 +80,7 @@ pub(in crate::service) struct Staged {
     pub(in crate::service) upgrade_type: UpgradeType,
 }
 
-/// A prepare that runs. Dropping it stops it.
+/// A prepare that runs. The drop stops it.
 #[derive(Debug)]
 pub(in crate::service) struct Preparing {
     pub(in crate::service) stop: Option<oneshot::Sender<()>>,
@@ -97,29 +97,29 @@ enum Line {
     Error(Failure),
 }
 
-/// Rules that a request lifts.
+/// Rules that a request overrides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::service) struct Overrides {
-    /// Product and version need not fit what runs.
+    /// Product and version need not match the running release.
     pub(in crate::service) compatibility: bool,
-    /// A release that has failed its trial on this machine is tried again.
+    /// A release that has failed its trial on this machine may be tried again.
     pub(in crate::service) retry: bool,
-    /// What is prepared is discarded for another bundle.
+    /// A prepared bundle may be discarded for another one.
     pub(in crate::service) replace: bool,
 }
 
 impl Overrides {
-    /// Never the epoch: it marks releases with known holes, and no remote caller may bring one back.
+    /// The flags of `prepare`. The epoch is not among them: no remote caller may bring back a release with known holes.
     fn flags(self) -> impl Iterator<Item = &'static str> {
         let compatibility = ["--allow-downgrade", "--override-product"].into_iter();
         compatibility.filter(move |_| self.compatibility).chain(self.retry.then_some("--retry"))
     }
 }
 
-/// Asks what an upgrade to this bundle would be.
+/// Plans an upgrade to this bundle.
 ///
 /// # Errors
-/// What `plan` printed, with its code.
+/// The error that `plan` printed, with its code.
 pub(in crate::service) async fn plan(
     arguments: &Arguments,
     path: &str,
@@ -157,21 +157,21 @@ pub(in crate::service) async fn plan(
     Err(died(ended(output.status)))
 }
 
-/// A prepare that has looked at its bundle and waits for the word to go on. Dropping it ends it. It has the bundle open: what
-/// was looked at is what is prepared, whatever lies at the path by then, and a URL is fetched once.
+/// A prepare that has planned its bundle and waits for permission to continue. The drop ends it. It has the bundle open:
+/// the planned bundle is the one that is prepared, even if the path has another by then, and a URL is fetched once.
 #[derive(Debug)]
 pub(in crate::service) struct Begun {
     child: Child,
-    /// The process ends when this does.
+    /// The process ends when this is closed.
     lifeline: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
     said: JoinHandle<String>,
 }
 
-/// Starts a prepare as far as the plan: what an upgrade to this bundle would be.
+/// Starts a prepare, up to its plan of the upgrade.
 ///
 /// # Errors
-/// [`Error::Worker`]: the process cannot be started or does not answer; what it printed, with its code.
+/// [`Error::Worker`]: the process cannot be started or does not answer. Else the error that it printed, with its code.
 pub(in crate::service) async fn begin(
     arguments: &Arguments,
     path: &str,
@@ -214,7 +214,7 @@ impl Begun {
         Err(Error::Worker { what: "looking at the bundle".to_owned(), problem: self.end().await })
     }
 
-    /// How it ended, with the last that it printed to standard error.
+    /// How the process ended, with the end of its standard error.
     async fn end(&mut self) -> String {
         let problem = match self.child.wait().await {
             Ok(status) => ended(status),
@@ -225,10 +225,10 @@ impl Begun {
         if said.is_empty() { problem } else { format!("{problem} ({said})") }
     }
 
-    /// Lets it go on; its reports go to `reports`, the last one is [`Report::Done`].
+    /// Permits it to continue. It reports to `reports`; the last report is [`Report::Done`].
     pub(in crate::service) async fn go(mut self, reports: mpsc::Sender<Report>) -> Preparing {
         if let Some(lifeline) = &mut self.lifeline {
-            // One that is gone tells why by its end.
+            // If the process is gone, its end gives the reason.
             let _ = lifeline.write_all(b"\n").await;
             let _ = lifeline.flush().await;
         }
@@ -238,18 +238,19 @@ impl Begun {
     }
 }
 
-/// Gives a process the name of its bundle by standard input: everybody sees its arguments. What is returned keeps that open.
+/// Passes the name of the bundle by standard input, since every user can read the arguments of a process. The returned end
+/// keeps that open.
 async fn name(child: &mut Child, path: &str) -> io::Result<Option<ChildStdin>> {
     let mut stdin = child.stdin.take();
     if let Some(stdin) = &mut stdin {
-        // A process that is gone already tells why by its end.
+        // If the process is gone already, its end gives the reason.
         let _ = stdin.write_all(&[path.as_bytes(), b"\0"].concat()).await;
         let _ = stdin.flush().await;
     }
     Ok(stdin)
 }
 
-/// Starts a process from the one thread that does so, with which the process ends.
+/// Starts a process from the thread for that; the process ends with the thread.
 async fn fork(command: Command) -> io::Result<Child> {
     type Order = (Command, Handle, oneshot::Sender<io::Result<Child>>);
     static FORKER: Mutex<Option<std::sync::mpsc::Sender<Order>>> = Mutex::new(None);
@@ -262,7 +263,7 @@ async fn fork(command: Command) -> io::Result<Child> {
             let work = move || {
                 for (mut command, runtime, answer) in orders {
                     let _within = runtime.enter();
-                    // Who asked may be gone; the child is killed then, by its handle.
+                    // If the caller is gone, the drop of the handle kills the child.
                     let _ = answer.send(command.spawn());
                 }
             };
@@ -275,8 +276,8 @@ async fn fork(command: Command) -> io::Result<Child> {
     answered.await.map_err(|_| lost())?
 }
 
-/// Follows a prepare to its end. The one place that signals it: nobody else can know that its number has not been
-/// given to another process.
+/// Follows a prepare to its end. No other function signals it: only here is it certain that its process number has not been
+/// reused.
 async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports: mpsc::Sender<Report>) {
     let (mut outcome, mut asked) = (None, false);
     let mut meter = Meter::default();
@@ -287,7 +288,7 @@ async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports
             line = begun.lines.next_line() => match line {
                 Ok(Some(line)) => match serde_json::from_str(&line) {
                     Ok(Line::Progress { phase, done, total }) => {
-                        // Full: the owner is busy, and the next figure is as good.
+                        // If the channel is full, the owner is busy, and the next figure will do.
                         let _ = reports.try_send(Report::Progress(meter.percent(&phase, done, total)));
                     }
                     Ok(Line::Stalled { device, seconds }) => {
@@ -305,11 +306,11 @@ async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports
             _ = &mut stopped, if !asked => {
                 asked = true;
                 terminate(&begun.child);
-                deadline.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
+                deadline.as_mut().reset(tokio::time::Instant::now() + GRACE_PERIOD);
             }
             () = &mut deadline, if asked => {
                 let _ = begun.child.start_kill();
-                deadline.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
+                deadline.as_mut().reset(tokio::time::Instant::now() + GRACE_PERIOD);
             }
         }
     }
@@ -321,15 +322,15 @@ async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports
 
 fn terminate(child: &Child) {
     use nix::sys::signal::{Signal, kill};
-    // Not waited for yet, so the number is still its own.
+    // The process was not reaped yet, so the number is still its own.
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
-        // It cannot end without running.
+        // A stopped process has to run in order to end.
         load::raise(pid);
         let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
     }
 }
 
-/// The last of what a process printed to standard error; all of it is read, so that the process never waits.
+/// The end of a process's standard error. All of it is read, so that the process never waits.
 async fn last_words(stderr: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut stderr) = stderr else { return String::new() };
     let (mut last, mut buffer) = (Vec::new(), [0; 1024]);
@@ -350,7 +351,7 @@ fn ended(status: ExitStatus) -> String {
     }
 }
 
-/// One scale for all phases: writing is most of the work, reading back is faster than writing on what is sold.
+/// One scale for all phases: writing is most of the work; on usual devices reading back is faster.
 #[derive(Debug, Default)]
 struct Meter {
     best: u8,
@@ -367,7 +368,7 @@ impl Meter {
         let (from, span) = match phase {
             _ if phase == named(Phase::ReadBack) => (70, 29),
             _ if phase == named(Phase::Write) => (0, 70),
-            // Looking whether a prepared slot is still whole: if it is not, writing begins, and nothing may fall.
+            // The check of a prepared slot: if it is not whole, writing begins, and the figure must not fall.
             _ => (0, 1),
         };
         let part = (u128::from(done.min(total)) * span).checked_div(u128::from(total)).unwrap_or(span);

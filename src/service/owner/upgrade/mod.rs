@@ -1,4 +1,4 @@
-//! The upgrade as clients see it: one state, one `match`. Pure; nothing here looks at a disk, a clock or a request.
+//! The upgrade as clients see it: one state, one `match`. Pure: no access to a disk, a clock or a request.
 //!
 //! ```text
 //!          Begin           Staged            Commit            Switched         Reboot
@@ -7,7 +7,7 @@
 //!    └── Failed ──────┘◀─────── Failed: PREPARED again ────┘    Observed: no trial     next start
 //! ```
 //!
-//! A failure is not a state: it stands beside the state until the next prepare or commit begins, or somebody clears it.
+//! A failure is not a state: it is shown with the state until the next prepare or commit begins, or until it is cleared.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,18 +16,18 @@ use crate::service::owner::waiting_period::WaitingPeriod;
 use crate::state::{SlotState, SlotsReport, UpgradeType};
 use crate::units::{Blake3, Group};
 
-/// Where an upgrade is.
+/// State of an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Nothing is under way.
+    /// No upgrade is under way.
     #[default]
     Idle,
     /// A bundle is being staged.
     Preparing,
-    /// A bundle is staged, and nobody has asked to switch to it.
+    /// A bundle is staged; the switch has not been ordered.
     Prepared,
-    /// The switch is being written, or the software swapped.
+    /// The switch is being written, or the software is being swapped.
     Committing,
     /// The new slots are selected.
     Committed,
@@ -36,11 +36,11 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 6] =
         [Self::Idle, Self::Preparing, Self::Prepared, Self::Committing, Self::Committed, Self::Rebooting];
 
-    /// The name without any prefix, as both status objects end with.
+    /// The name without prefix, as in both status objects.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Idle => "IDLE",
@@ -53,25 +53,25 @@ impl Phase {
     }
 }
 
-/// What was asked for: `settings` of the v3 status.
+/// The ordered upgrade: `settings` of the v3 status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradeSettings {
     /// Path or URL of the bundle.
     pub install_path: String,
     /// Version of the bundle.
     pub target_version: String,
-    /// What kind of upgrade it is.
+    /// Kind of the upgrade.
     pub upgrade_type: UpgradeType,
-    /// Commit as soon as it is prepared.
+    /// Whether it is committed as soon as it is prepared.
     pub auto_commit: bool,
-    /// Reboot the nodes of a cluster one set after the other.
+    /// Whether the nodes of a cluster reboot one set after the other.
     pub do_rolling_reboot: bool,
-    /// How many at a time.
+    /// Number of nodes per set; `None`: the cluster decides.
     pub num_nodes_to_reboot: Option<u64>,
 }
 
 impl UpgradeSettings {
-    /// What was not ordered but found on the disk.
+    /// The settings of an upgrade that was not ordered here but found on the disk.
     pub fn found(path: &str, version: String, upgrade_type: UpgradeType) -> Self {
         Self {
             install_path: path.to_owned(),
@@ -84,12 +84,12 @@ impl UpgradeSettings {
     }
 }
 
-/// What went wrong.
+/// A failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Stable code.
     pub code: String,
-    /// Sentence.
+    /// Message, a sentence.
     pub message: String,
 }
 
@@ -100,7 +100,7 @@ impl From<&Error> for Failure {
 }
 
 impl Failure {
-    /// Whether a new platform did not come up.
+    /// Whether it is the fallback from a new platform.
     pub fn is_fallback(&self) -> bool {
         self.code == FELL_BACK
     }
@@ -109,73 +109,73 @@ impl Failure {
 /// The code of [`Error::FellBack`].
 const FELL_BACK: &str = "UPGRADE_ERROR_FELL_BACK";
 
-/// A platform slot that failed its trial, by what stands on the disk.
+/// A platform slot that failed its trial, as recorded on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FallenBack {
     /// Version of the slot.
     pub version: String,
-    /// Where its bundle came from.
+    /// Path or URL of its bundle.
     pub origin: String,
     /// Which slot failed, which one runs, and why.
     pub failure: Failure,
 }
 
-/// Which boot this is. A reboot is told by either, since a disk image has no kernel that would tell.
+/// Identity of a boot. A change of either field is a reboot, since a disk image has no kernel that would report one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
     /// `/proc/sys/kernel/random/boot_id`.
     pub id: String,
-    /// The platform slot that runs.
+    /// The running platform slot; `None`: unknown.
     pub slot: Option<String>,
 }
 
-/// The upgrade; what of it survives the process is the whole of it.
+/// The upgrade of this node. All of it survives the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalUpgrade {
-    /// Where it is.
+    /// Its state.
     pub phase: Phase,
-    /// What was asked for; kept after the end until the next prepare, since clients print it then.
+    /// The order; it stays after the end until the next prepare, since clients print it. `None`: there was none.
     pub settings: Option<UpgradeSettings>,
-    /// The last failure.
+    /// The last failure; `None` since the last success.
     pub error: Option<Failure>,
-    /// Percent of the prepare, never less than before.
+    /// Progress of the prepare in percent; it never falls.
     pub progress: u8,
     /// The boot in which this was written.
     pub boot: Boot,
-    /// For the waiting period. The file of an older version calls it `calm`.
+    /// For the waiting period. Its key in the file is that of older versions.
     #[serde(default, rename = "calm")]
     pub waiting: WaitingPeriod,
-    /// The fallback that was cleared, or that a later prepare ended. The slot that failed says it until it is written anew.
+    /// The fallback that was cleared, or that a later prepare ended. The failed slot shows it until it is written again.
     #[serde(default)]
     pub cleared: Option<Failure>,
-    /// The release (BLAKE3 of its manifest) whose software was started by a command and is on trial.
+    /// The release (BLAKE3 of its manifest) whose software was started by a command and is on trial; `None`: there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Blake3>,
 }
 
-/// What the slots say; the truth that everything else yields to.
+/// State of the slots. It overrides every other source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SeenDisk {
-    /// What is staged: origin, version, type.
+    /// The staged bundle: origin, version, type.
     pub prepared: Option<(String, String, UpgradeType)>,
-    /// Version and type of what is selected but not good yet.
+    /// Version and type of a release that is selected but not good yet.
     pub trial: Option<(String, UpgradeType)>,
     /// Whether the trial waits for a reboot.
     pub pending: bool,
-    /// Version of the platform that runs.
+    /// Version of the running platform; `None`: unknown.
     pub running: Option<String>,
-    /// Version of the software that is selected and good.
+    /// Version of the software that is selected and good; `None`: there is none.
     pub software: Option<String>,
-    /// The platform slot that failed its trial.
+    /// The platform slot that failed its trial; `None`: there is none.
     pub fallen: Option<FallenBack>,
-    /// Seconds since the start of the machine.
+    /// Seconds since the boot of the machine.
     pub uptime: u64,
     /// The boot.
     pub boot: Boot,
 }
 
 impl SeenDisk {
-    /// Reads the report of the slots. `origin` is where the prepared bundle came from.
+    /// Derives it from the report of the slots. `origin` is the path or URL of the prepared bundle.
     pub fn new(report: &SlotsReport, origin: &str, boot_id: &str, uptime: u64) -> Self {
         let slots = || report.slots.iter();
         let kind = |state: SlotState| {
@@ -205,49 +205,49 @@ impl SeenDisk {
     }
 }
 
-/// What happens to an upgrade.
+/// An event of an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// A prepare begins.
     Begin {
-        /// What was asked for.
+        /// The order.
         settings: UpgradeSettings,
-        /// Whether the slots hold this very bundle already.
+        /// Whether the slots already hold this bundle.
         staged: bool,
     },
-    /// So many percent are done.
+    /// Progress in percent.
     Progress(u8),
     /// The slots hold the bundle.
     Staged {
         /// Its version.
         version: String,
-        /// What kind of upgrade it is.
+        /// Kind of the upgrade.
         upgrade_type: UpgradeType,
     },
-    /// What was being done failed.
+    /// The running work failed.
     Failed(Failure),
-    /// Something failed beside it: a bundle was refused before anything began, or a start gave up what was committed
-    /// earlier. The settings are shown with it where no others are.
+    /// A failure outside of the running work: a bundle was refused before anything began, or a start fell back from an
+    /// earlier commit. Its settings are shown if there are no others.
     Beside(UpgradeSettings, Failure),
-    /// Somebody asks for the switch.
+    /// The switch is ordered.
     Commit,
-    /// The switch is written; what else has to happen, does not concern this machine or is done.
+    /// The switch is written, and nothing else is left to do on this machine.
     Switched,
-    /// The release whose software, which is on trial, was started; `None`: none is.
+    /// The release on trial whose software was started; `None`: there is none.
     Started(Option<Blake3>),
-    /// The command that reboots is about to run.
+    /// The reboot command is about to run.
     Reboot,
-    /// What was prepared or committed was discarded; where nothing was, the error that is shown is cleared.
+    /// The prepared or committed bundle was discarded; without one, the error is cleared.
     Discarded,
-    /// Nothing is being done, and this is what the disk says.
+    /// A look at the disk while no work is under way.
     Observed(SeenDisk),
 }
 
 impl LocalUpgrade {
-    /// What becomes of the upgrade.
+    /// The upgrade after an event.
     ///
     /// # Errors
-    /// The refusal, with what is being done; the upgrade stays as it was.
+    /// The refusal, with the work that is under way; the upgrade stays as it was.
     pub fn apply(&self, input: Input) -> Result<Self> {
         use Phase::{Committed, Committing, Idle, Prepared, Preparing, Rebooting};
         let mut next = self.clone();
@@ -279,7 +279,7 @@ impl LocalUpgrade {
             (Input::Failed(failure), Committed | Rebooting) => {
                 (next.phase, next.error) = (Committed, Some(failure));
             }
-            // Whoever asked for it was told; that the last upgrade failed is the news for all others.
+            // The caller got the refusal as its answer; for all others, the failure of the last upgrade is more important.
             (Input::Beside(..), Idle) if self.error.as_ref().is_some_and(Failure::is_fallback) => {}
             (Input::Beside(settings, failure), Idle | Prepared | Committed) => {
                 next.error = Some(failure);
@@ -300,7 +300,7 @@ impl LocalUpgrade {
             }
             (Input::Switched, Committing) => {
                 next.phase = Committed;
-                // Also where that trial is over before anybody looks.
+                // Even if that trial is over before the next look.
                 next.waiting.on_trial = true;
             }
             (Input::Reboot, Committed) => next.phase = Rebooting,
@@ -310,13 +310,13 @@ impl LocalUpgrade {
                 if self.phase == Idle {
                     next.settings = None;
                 } else {
-                    // A client that watches takes the end of an upgrade without an error for a success, and prints the
-                    // settings beside an error.
+                    // A watching client takes the end of an upgrade without an error for a success, and prints the settings
+                    // with an error.
                     next.error = Some(Failure::from(&Error::Cancelled));
                 }
             }
             (Input::Observed(disk), Idle | Prepared | Committed) => next = next.observe(disk),
-            // What is being done knows better than a look that was taken before it began.
+            // The running work is newer than a look that began before it.
             (Input::Observed(_), Preparing | Committing | Rebooting) => {}
             (Input::Reboot, Idle) => {}
             (_, phase) => return Err(Error::UpgradeBusy { doing: doing(phase).to_owned() }),
@@ -324,7 +324,7 @@ impl LocalUpgrade {
         Ok(next)
     }
 
-    /// The error is over, and a fallback that it told of is not told again.
+    /// Clears the error; a fallback that it reported is not reported again.
     fn forgive(&mut self) {
         let error = self.error.take();
         self.cleared = error.filter(Failure::is_fallback).or_else(|| self.cleared.take());
@@ -334,7 +334,7 @@ impl LocalUpgrade {
         self.settings.as_ref() == Some(order)
     }
 
-    /// A switch that failed left the bundle prepared; nobody has asked to try again.
+    /// The upgrade after a failed switch: the bundle stays prepared, and the switch is not tried again without an order.
     fn commit_failed(mut self, failure: Failure) -> Self {
         if let Some(settings) = &mut self.settings {
             settings.auto_commit = false;
@@ -342,7 +342,7 @@ impl LocalUpgrade {
         Self { phase: Phase::Prepared, error: Some(failure), ..self }
     }
 
-    /// Follows what others did to the disk: the command line, a roll-back by the boot loader, a mark-good unit.
+    /// Follows changes of the disk by others: the command line, a fallback by the boot loader, a mark-good unit.
     fn observe(self, disk: SeenDisk) -> Self {
         let mut next = self.looked(&disk);
         let known = next.settings.as_ref().map(|settings| settings.target_version.clone());
@@ -357,12 +357,12 @@ impl LocalUpgrade {
             (_, Some((path, version, kind)), _) => {
                 let other = known.as_ref() != Some(&version);
                 if next.phase != Phase::Prepared || other {
-                    // Found, not ordered: whatever was asked for then, nobody waits for a commit now.
+                    // The bundle was found, not ordered: an automatic commit of that order must not follow now.
                     let keep = next.settings.take().filter(|_| !other);
                     let settings = keep.unwrap_or_else(|| UpgradeSettings::found(&path, version, kind));
                     next.settings = Some(UpgradeSettings { auto_commit: false, ..settings });
                     next.progress = 100;
-                    // A prepare that others began ends a fallback as one of ours does.
+                    // A prepare by others ends the report of a fallback, as one of this service does.
                     if next.error.as_ref().is_some_and(Failure::is_fallback) {
                         next.forgive();
                     }
@@ -378,12 +378,12 @@ impl LocalUpgrade {
         next.fell_back(disk.fallen)
     }
 
-    /// Shows that the last upgrade fell back, whoever was there to see it: the service may have run in the slot that failed,
-    /// or not at all.
+    /// Shows the fallback of the last upgrade, even if the service did not see it: it may have run in the failed slot, or not
+    /// at all.
     fn fell_back(mut self, fallen: Option<FallenBack>) -> Self {
         let Some(fallen) = fallen else { return Self { cleared: None, ..self } };
         let known = self.cleared.as_ref() == Some(&fallen.failure);
-        // What the service concluded from the version alone says less than the slot does.
+        // The slot has more details than the conclusion from the version alone.
         let other = self.error.as_ref().is_some_and(|error| !error.is_fallback());
         if self.phase == Phase::Idle && !known && !other {
             let kept = self.settings.take().filter(|settings| settings.target_version == fallen.version);
@@ -400,13 +400,13 @@ impl LocalUpgrade {
         self
     }
 
-    /// The same in the boot of this look, with what it tells of trials.
+    /// The same upgrade with boot and trials as of this look.
     pub(in crate::service) fn looked(self, disk: &SeenDisk) -> Self {
         let waiting = self.waiting.look(self.boot == disk.boot, disk.trial.is_some(), disk.uptime);
         Self { boot: disk.boot.clone(), waiting, ..self }
     }
 
-    /// Whether the software that was to be committed is what is selected and good.
+    /// Whether the software of the order is selected and good.
     fn took(&self, disk: &SeenDisk) -> bool {
         let software =
             self.settings.as_ref().filter(|settings| settings.upgrade_type == UpgradeType::SoftwareOnly);
@@ -414,7 +414,7 @@ impl LocalUpgrade {
             && software.is_some_and(|settings| disk.software.as_ref() == Some(&settings.target_version))
     }
 
-    /// The upgrade at the start of the service: what was written down, corrected by what the disk says.
+    /// The upgrade at the start of the service: the stored state, corrected by the disk.
     pub fn recover(self, disk: SeenDisk) -> Self {
         let rebooted = !self.boot.id.is_empty() && self.boot != disk.boot;
         let took = self.took(&disk);
@@ -425,15 +425,15 @@ impl LocalUpgrade {
                 (next.phase, next.error) = (Phase::Idle, ended("prepare"));
             }
             Phase::Committing if disk.trial.is_some() => next.phase = Phase::Committed,
-            // All of it was done, up to the mark.
+            // Everything was done, including the mark.
             Phase::Committing if took => next.phase = Phase::Committed,
             Phase::Committing => next.error = ended("commit"),
             Phase::Committed | Phase::Rebooting if rebooted => {
-                // Whatever went wrong before the reboot, the reboot has decided.
+                // The reboot overrides any earlier failure.
                 next.error = None;
                 let target = next.settings.take();
                 let platform = |s: &UpgradeSettings| s.upgrade_type == UpgradeType::SoftwareAndPlatform;
-                // Where it is not known what runs, nothing says that it failed.
+                // If the running release is unknown, a failure is not proven.
                 let known = disk.boot.slot.is_some();
                 let failed = target.filter(|target| {
                     known && platform(target) && disk.running.as_ref() != Some(&target.target_version)
@@ -449,7 +449,7 @@ impl LocalUpgrade {
                 }
                 next.phase = Phase::Idle;
             }
-            // The service was started again, the machine was not.
+            // The service was restarted, the machine was not rebooted.
             Phase::Rebooting => next.phase = Phase::Committed,
             _ => {}
         }

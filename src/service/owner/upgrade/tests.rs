@@ -62,7 +62,7 @@ fn inputs() -> Vec<Input> {
     all
 }
 
-/// All upgrades that can be reached, however long it takes.
+/// All reachable states of an upgrade.
 fn reachable() -> HashSet<String> {
     let mut seen = HashSet::new();
     let mut todo = vec![LocalUpgrade::default()];
@@ -185,7 +185,7 @@ fn a_commit_leaves_prepared_at_once_and_is_possible_only_there() {
     }
 }
 
-/// A bundle that was refused is told beside what is there, and changes none of it.
+/// The refusal of a bundle is shown with the state, and does not change it.
 #[test]
 fn what_fails_beside_an_upgrade_leaves_it_as_it_is() {
     for upgrade in all() {
@@ -229,8 +229,8 @@ fn a_start_after_the_reboot_tells_whether_it_took() {
     assert_eq!(fell.error.unwrap().code, "UPGRADE_ERROR_FELL_BACK");
 }
 
-/// A fallback is shown whoever was there when it happened, also where the service ran in the slot that failed in between; and
-/// until somebody clears it or prepares anew, and then not again.
+/// A fallback is shown even if the service did not see it, or ran in the failed slot in between. It is shown until it is
+/// cleared or the next prepare begins, and not again after that.
 #[test]
 fn a_fallback_is_shown_until_it_is_cleared_and_once() {
     let disk = |fallen: Option<FallenBack>, id: &str| SeenDisk {
@@ -250,7 +250,7 @@ fn a_fallback_is_shown_until_it_is_cleared_and_once() {
         let fell = before.recover(disk(Some(fallen()), "two"));
         assert_eq!((fell.phase, &fell.error), (Phase::Idle, &Some(fallen().failure)), "{seen}");
         assert_eq!(fell.settings.as_ref().map(|s| s.target_version.as_str()), Some("2"));
-        // It stays, over looks and starts.
+        // It stays over looks and restarts.
         let again = fell.apply(Input::Observed(disk(Some(fallen()), "two"))).unwrap();
         assert_eq!(again.error, fell.error);
         assert_eq!(again.clone().recover(disk(Some(fallen()), "three")).error, fell.error);
@@ -264,7 +264,7 @@ fn a_fallback_is_shown_until_it_is_cleared_and_once() {
             assert_eq!(done.error, None);
             let done = done.recover(disk(Some(fallen()), "three"));
             assert_eq!(done.error, None, "also after a start");
-            // Tried again, and failed again in the same words.
+            // Tried again, and failed again with the same message.
             let tried = done.apply(Input::Observed(trial.clone())).unwrap();
             let fell = tried.recover(disk(Some(fallen()), "four"));
             assert_eq!(fell.error, Some(fallen().failure), "a new failure is news");
@@ -296,11 +296,11 @@ fn a_killed_service_reports_what_it_was_doing() {
     };
     let code = Some("UPGRADE_ERROR_SERVICE_ENDED".to_owned());
     assert_eq!(ended(at(Phase::Preparing), &nothing), (Phase::Idle, code.clone()));
-    // The child came to its end, or an earlier prepare was whole.
+    // The child finished, or an earlier prepare was complete.
     assert_eq!(ended(at(Phase::Preparing), &prepared), (Phase::Prepared, code.clone()));
     assert_eq!(ended(at(Phase::Committing), &prepared), (Phase::Prepared, code));
     assert_eq!(ended(at(Phase::Committing), &pending), (Phase::Committed, None));
-    // Killed after the new software was marked good, and before anybody wrote that down.
+    // Killed after the new software was marked good, and before that was recorded.
     let soft = UpgradeSettings { upgrade_type: UpgradeType::SoftwareOnly, ..settings(false) };
     let soft = LocalUpgrade { phase: Phase::Committing, settings: Some(soft), ..LocalUpgrade::default() };
     let good = |version: &str| SeenDisk { software: Some(version.into()), ..nothing.clone() };
