@@ -49,7 +49,7 @@ pub struct DeltaReport {
     pub delta_bytes: u64,
     /// Size in bytes of the bundle that it stands for.
     pub bundle_bytes: u64,
-    /// How its frames are had.
+    /// Number of frames by the way in which they are made.
     pub frames: Tally,
     /// Wall time in seconds.
     pub seconds: f64,
@@ -111,7 +111,7 @@ pub fn make(
     Ok(DeltaReport { path, delta_bytes, bundle_bytes, frames, seconds })
 }
 
-/// Opens a whole bundle in a file. Whoever applies the delta checks the signature; here nothing rests on it.
+/// Opens a whole bundle in a file. The signature is checked when the delta is applied; here nothing depends on it.
 fn open(path: &Path, cancel: &Cancel) -> Result<Bundle> {
     let bundle = Bundle::open(open_source(path, cancel)?, &Trust::dangerously_unsigned())?.whole()?;
     if bundle.is_seekable() {

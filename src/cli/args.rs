@@ -197,7 +197,7 @@ pub(super) struct TrustArgs {
 
     /// Accept a bundle without checking its signature: development only
     ///
-    /// Anybody who can supply a bundle then controls the machine.
+    /// Every source of a bundle then controls the machine.
     #[arg(long, conflicts_with = "trust")]
     unsigned_for_development: bool,
 }

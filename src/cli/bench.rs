@@ -109,7 +109,7 @@ impl BenchArgs {
             if !self.yes {
                 return Err(Error::Argument {
                     what: "bench --disk".to_owned(),
-                    problem: "it overwrites the slot that does not run; say --yes if nobody needs it"
+                    problem: "it overwrites the inactive slot; give --yes if its content is not needed"
                         .to_owned(),
                 });
             }

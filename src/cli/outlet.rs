@@ -163,7 +163,7 @@ impl Outlet {
     /// Those of write(2); `TimedOut`.
     pub(super) fn deliver(&self, text: &[u8], limit: Option<Duration>) -> io::Result<()> {
         const LONG: Duration = Duration::from_secs(1);
-        let late = || io::Error::new(io::ErrorKind::TimedOut, "nobody reads it");
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "no process reads it");
         while !self.drain(limit.unwrap_or(LONG)) {
             if limit.is_some() {
                 return Err(late());

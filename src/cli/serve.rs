@@ -36,7 +36,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// Let anybody who can connect do anything: development only
+    /// Give every caller all privileges: development only
     #[arg(long)]
     insecure_no_auth: bool,
 

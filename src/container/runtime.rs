@@ -59,7 +59,7 @@ pub trait Runtime: Send + Sync {
     /// to the gate before its program. There it waits until it is released or stopped; if this process dies, it ends.
     ///
     /// # Errors
-    /// [`Error::ContainerStart`](crate::Error::ContainerStart); nothing is left behind then.
+    /// [`Error::ContainerStart`](crate::Error::ContainerStart); then nothing is left over.
     fn arrange(&self, image: &SoftwareImage) -> Result<Running>;
 
     /// Opens the gate: the program starts. Returns when it has been executed, not when it is ready.

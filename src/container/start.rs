@@ -57,9 +57,9 @@ pub struct ContainerStatus {
 /// Who decides whether a slot on trial is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judge {
-    /// Whoever starts its container, by the probe.
+    /// The process that starts its container, by the probe.
     Start,
-    /// Somebody else, later: a container that starts is neither marked good nor given up for the other slot.
+    /// Another process, later: a container that starts is neither marked good nor replaced by that of the other slot.
     Elsewhere,
 }
 

@@ -103,7 +103,7 @@ pub(super) fn not_in_the_way(plan: &SoftwareSwap, running: &[Running]) -> Result
     Err(Error::SlotInUse { partition: plan.new.partition.clone(), by })
 }
 
-/// Nobody to wait for.
+/// No other node to wait for.
 struct Alone;
 
 impl Rendezvous for Alone {

@@ -42,7 +42,7 @@ impl Engine<'_> {
                     let error = Error::Interrupted { doing: format!("preparing {}", held.partition.name) };
                     status.error_state = error.code().to_owned();
                     status.error_message =
-                        format!("preparing {} was cut short; run it again to go on", held.partition.name);
+                        format!("preparing {} was cut short; run it again to continue", held.partition.name);
                 }
             }
             (None, Some(held), _) => {

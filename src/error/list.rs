@@ -69,7 +69,7 @@ errors! {
     /// The service has no endpoint at this path, or none for this method.
     NoSuchEndpoint { what: String } => Usage, "NO_SUCH_ENDPOINT", ("{what}; see /v1/qstage/openapi.json");
     /// A request names an unknown node.
-    NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; 'qstage cluster status' shows those that there are, a single node is node 1");
+    NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; 'qstage cluster status' lists the nodes, a single node has number 1");
     /// A request concerns a node with another address.
     ElsewhereNode { node: u64 } => Usage, "ELSEWHERE_NODE",
         ("that is for node {node} itself; ask at its address, which 'qstage cluster status' shows");
@@ -85,7 +85,7 @@ errors! {
         ("the bundle ends at byte {at}, within {what}; transfer it again");
     /// There are bytes after the end of the archive.
     TrailingBytes { at: u64 } => Bundle, "BUNDLE_TRAILING_BYTES",
-        ("the bundle goes on behind its end at byte {at}; it is not what was packed");
+        ("the bundle continues after its end at byte {at}: it was changed after packing; transfer it again");
     /// A tar header differs from the one that the manifest implies.
     TarHeader { member: String, at: u64, problem: String } => Bundle, "BUNDLE_TAR_HEADER",
         ("tar header of {member} at byte {at}: {problem}");
@@ -126,13 +126,13 @@ errors! {
     SignatureFormat { problem: String } => Trust, "SIGNATURE_FORMAT", ("manifest.json.sig: {problem}");
     /// No signature is valid under a trusted key.
     Untrusted { path: PathBuf, signers: String } => Trust, "UNTRUSTED",
-        ("no signature holds under a key of {}: {signers}; add the key to that file if you trust it", .path.display());
+        ("no signature is valid under a key of {}: {signers}; add the key to that file if you trust it", .path.display());
     /// Fewer trusted keys have signed than are required.
     TooFewSigners { path: PathBuf, found: usize, needed: usize, signers: String } => Trust, "TOO_FEW_SIGNERS",
-        ("signed by {found} of {needed} different keys of {} that 'threshold' asks for: {signers}; have it signed by another one ('qstage sign')", .path.display());
+        ("signed by {found} of {needed} different keys of {} that 'threshold' requires: {signers}; have it signed by another one ('qstage sign')", .path.display());
     /// A trusted key made the signature, but over other bytes: the manifest was altered.
     BadSignature { key: String } => Trust, "BAD_SIGNATURE",
-        ("the signature by trusted key {key} does not fit manifest.json: one of them was changed; transfer the bundle again");
+        ("the signature by trusted key {key} does not match manifest.json: one of them was changed; transfer the bundle again");
     /// The `allowed_signers` file cannot be read or holds no usable key.
     TrustFile { path: PathBuf, problem: String } => Trust, "TRUST_FILE",
         ("trusted keys {}: {problem}", .path.display());
@@ -165,16 +165,16 @@ errors! {
         ("{version} has epoch {epoch}, lower than {floor}, which has been good on this machine: a release with a known hole; --allow-epoch-rollback overrides");
     /// The record of the running slot is damaged or missing, so that no rule can be checked against it.
     RunningUnknown { partition: String, found: String } => Refused, "RUNNING_UNKNOWN",
-        ("what runs in {partition} cannot be told, so neither can what may follow it: {found}; --allow-epoch-rollback overrides");
+        ("the running release in {partition} cannot be determined, nor its anti-rollback epoch: {found}; --allow-epoch-rollback overrides");
     /// The manifest of the bundle is not the requested one.
     OtherBundle { expected: String, found: String } => Refused, "OTHER_BUNDLE",
-        ("the bundle has manifest {found}, not {expected}: it was exchanged since it was looked at; look at it again");
+        ("the bundle has manifest {found}, not {expected}: it was replaced after it was planned; plan it again");
     /// The running version is too old for a direct upgrade.
     MinVersion { running: String, needed: String } => Refused, "MIN_VERSION",
         ("the running version {running} is below {needed}, the oldest that may install this bundle; install a release between them first");
     /// The machine already runs exactly the content of the bundle.
     AlreadyInstalled { version: String } => Refused, "ALREADY_INSTALLED",
-        ("nothing to do: what bundle {version} holds is what already runs");
+        ("nothing to do: the content of bundle {version} already runs");
     /// Another qstage holds the lock of the disk.
     Busy { disk: String, holder: String } => Refused, "BUSY",
         ("{disk} is locked by {holder}; wait for it to end");
@@ -192,7 +192,7 @@ errors! {
         ("{partition} is in use: {by}; it must be idle to be written");
     /// It cannot be determined whether the target slot is in use.
     UseUnknown { partition: String, problem: String } => Refused, "USE_UNKNOWN",
-        ("cannot tell whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
+        ("cannot determine whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
     /// The running boot has not been marked good: writing would destroy the only good fallback.
     OnTrial { slot: Slot, fallback: Slot } => Refused, "ON_TRIAL",
         ("slot {slot} is on trial and slot {fallback} is the only good fallback; mark it good or roll back first");
@@ -201,7 +201,7 @@ errors! {
         ("slot {slot} is selected to boot next and would be overwritten; reboot into it, or stay in slot {running} with 'qstage cancel'");
     /// It cannot be determined which slot is running.
     BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
-        ("{disk}: cannot tell which slot is running: {problem}; say it with --booted a or --booted b, or have the boot loader or the initramfs put qstage.partuuid=GUID (or root=PARTUUID=GUID) of that slot on the kernel command line");
+        ("{disk}: cannot determine which slot is running: {problem}; name it with --booted a or --booted b, or have the boot loader or the initramfs put qstage.partuuid=GUID (or root=PARTUUID=GUID) of that slot on the kernel command line");
     /// There is nothing prepared to commit.
     NotPrepared { problem: String } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; run 'qstage prepare' first");
     /// The same bundle has already failed its trial on this machine.
@@ -209,9 +209,9 @@ errors! {
         ("{version} has failed its trial in {partition} ({why}); install another release, or try it again with --retry");
     /// A partition that is no slot carries the legacy boot flag.
     ForeignBootFlag { disk: String, number: u32, name: String } => Refused, "FOREIGN_BOOT_FLAG",
-        ("{disk}: partition {number} '{name}' carries the legacy boot flag too, and a boot loader that finds two starts none; take it off: sgdisk --attributes={number}:clear:2");
+        ("{disk}: partition {number} '{name}' carries the legacy boot flag too, and a boot loader that finds two starts none; clear it: sgdisk --attributes={number}:clear:2");
     /// No trial is running, so there is no failure to record.
-    NoTrial => Refused, "NO_TRIAL", ("what runs is not on trial");
+    NoTrial => Refused, "NO_TRIAL", ("the running release is not on trial");
     /// A trial by kexec is not possible, or not useful.
     KexecTrial { problem: String } => Refused, "KEXEC_TRIAL", ("--trial kexec: {problem}; commit without it");
     /// There is nothing to mark good.
@@ -230,7 +230,7 @@ errors! {
 
     /// A selector was run although the boot loader or the firmware selects.
     SelectorUnused { flag: &'static str } => Refused, "SELECTOR_UNUSED",
-        ("boot_flag is '{flag}': what reads it has chosen before any initramfs runs, and a selector is not used");
+        ("boot_flag is '{flag}': its boot loader chooses the slot before the initramfs runs; a selector is not used");
     /// The prepared upgrade changes the platform, which no container swap can do.
     NeedsReboot => Refused, "NEEDS_REBOOT",
         ("the prepared bundle brings another platform; commit it and reboot");
@@ -258,10 +258,10 @@ errors! {
     Membership { problem: String } => Refused, "MEMBERSHIP", ("{problem}");
     /// A node was to mark good by itself what all nodes of its cluster decide on together.
     ClusterVerdict => Refused, "CLUSTER_VERDICT",
-        ("what is on trial here is marked good by the service, after the health checks and when the cluster has decided; see 'qstage cluster status'. Where the cluster is gone for good, take [cluster] out of the configuration");
+        ("the service marks a release on trial good, after the health checks and by decision of the cluster; see 'qstage cluster status'. If the cluster is gone for good, remove [cluster] from the configuration");
     /// A key of the cluster has content that this program does not understand.
     ClusterData { key: String, problem: String } => Refused, "CLUSTER_DATA",
-        ("etcd key '{key}' holds no value of this qstage ({problem}); nothing moves until all nodes run one qstage and somebody has seen to that key");
+        ("etcd key '{key}' holds no value of this qstage ({problem}); nothing proceeds until all nodes run one version of qstage and an operator has corrected that key");
 
     // ---- Disk ----
     /// No software slot holds startable software.
@@ -286,10 +286,10 @@ errors! {
         ("{disk}: the partition table has usable blocks up to LBA {usable}, the disk ends at LBA {last}: it was copied from a larger disk; 'sgdisk -e' corrects that if all partitions lie within this disk");
     /// Only a backup is valid, and there is no evidence that it is this disk's.
     TableDoubtful { disk: String } => Disk, "TABLE_DOUBTFUL",
-        ("{disk}: the primary partition table is lost, and nothing shows that the backup at the end is this disk's: it may be that of an earlier use; look at it ('qstage slots'), then 'qstage repair --from backup', or restore a saved table");
+        ("{disk}: the primary partition table is lost, and nothing shows that the backup at the end is this disk's: it may be that of an earlier use; inspect it ('qstage slots'), then 'qstage repair --from backup', or restore a saved table");
     /// The primary header is marked IGNOREME.
     TableIgnored { disk: String } => Disk, "TABLE_IGNORED",
-        ("{disk}: the primary partition table is marked IGNOREME, which leaves the backup only: no change of that is safe; 'cgpt legacy -e' takes the mark off");
+        ("{disk}: the primary partition table is marked IGNOREME, which leaves the backup only: no change of that is safe; 'cgpt legacy -e' removes the mark");
     /// A block that the table needs holds data of something else.
     TableOccupied { disk: String, what: String, at: u64 } => Disk, "TABLE_OCCUPIED",
         ("{disk}: the {what} cannot be written, since LBA {at} holds something else, a boot loader perhaps; nothing was written; move that, or move the table's array ('sgdisk -j')");
@@ -303,7 +303,7 @@ errors! {
         ("{disk}: the partition table does not read back as written: {problem}; do not power off, check the disk");
     /// A slot's partition does not exist.
     SlotMissing { disk: String, name: String, found: String } => Disk, "SLOT_MISSING",
-        ("{disk} has no partition named '{name}', in this very spelling; {found}; name one so (sgdisk --change-name=NUMBER:{name}) or lay the disk out with 'qstage init'");
+        ("{disk} has no partition with the exact name '{name}'; {found}; rename one (sgdisk --change-name=NUMBER:{name}) or lay the disk out with 'qstage init'");
     /// Several partitions have the name of one slot.
     SlotAmbiguous { disk: String, name: String, numbers: String } => Disk, "SLOT_AMBIGUOUS",
         ("{disk}: partitions {numbers} are all named '{name}'; the name must be unique");
@@ -330,7 +330,7 @@ errors! {
         ("{group} slot {slot}, {payload}: {bad} of {frames} frames differ from the record, the first at image offset {first}; run 'qstage prepare' again");
     /// The running slot, the base of a delta, differs from its record, and no whole bundle is known.
     BaseDamaged { partition: String, at: u64 } => Disk, "BASE_DAMAGED",
-        ("{partition}, which the delta starts from, is not what its record says at offset {at}; give the whole bundle too (--bundle), or prepare that one");
+        ("{partition}, which the delta starts from, differs from its record at offset {at}; give the whole bundle too (--bundle), or prepare that one");
     /// Neither slot can boot.
     NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
         ("{disk}: no platform slot is bootable by its flags; 'qstage mark-good --slot a' (or b) selects one that holds a release, 'qstage init {disk} --keep-table --bundle FILE' installs one, and --booted a (or b) says what this machine runs");
@@ -348,7 +348,7 @@ errors! {
     EfiRead { name: String, source: io::Error } => Io, "EFI_READ", ("reading EFI variable {name}: {source}");
     /// An EFI variable cannot be written, or does not read back.
     EfiWrite { name: String, source: io::Error } => Io, "EFI_WRITE",
-        ("writing EFI variable {name}: {source}; what boots is as it was before or as intended ('qstage slots' shows it), run it again");
+        ("writing EFI variable {name}: {source}; the boot selection is the old or the new one ('qstage slots' shows it); run it again");
     /// A file or device cannot be opened or examined.
     Open { path: PathBuf, source: io::Error } => Io, "OPEN", ("{}: {source}", .path.display());
     /// The disk or file is read-only.
@@ -373,10 +373,10 @@ errors! {
         ("flushing {what}: {source}; what was written may be lost, check the disk");
     /// A device has not answered, and the wait cannot be ended.
     NoAnswer { device: String, seconds: u64, known: String } => Io, "NO_ANSWER",
-        ("no answer from {device} for {seconds} s; {known}; check the device and its connection (kernel log), what waits for it ends when it answers");
+        ("no answer from {device} for {seconds} s; {known}; check the device and its connection (kernel log), work that waits for it ends when it answers");
     /// A measurement did not reach the requested value.
     TooSlow { reached: f64, wanted: f64, bound: &'static str } => Io, "TOO_SLOW",
-        ("prepare reached {reached:.2} of the ideal, {wanted:.2} was asked for (bound by the {bound}); on a busy machine \
+        ("prepare reached {reached:.2} of the ideal, {wanted:.2} was required (bound by the {bound}); on a busy machine \
           try again, with more --repeat");
     /// Reading back returned other bytes than were written.
     ReadBack { payload: String, frame: u64, at: u64 } => Io, "READ_BACK",
@@ -393,7 +393,7 @@ errors! {
         ("service {service}: {problem}");
     /// The kernel of a slot could not be started by kexec.
     Kexec { problem: String } => Io, "KEXEC",
-        ("starting the prepared slot by kexec: {problem}; nothing was switched, 'qstage cancel' or 'qstage commit' go on");
+        ("starting the prepared slot by kexec: {problem}; nothing was switched, continue with 'qstage cancel' or 'qstage commit'");
     /// A configured command failed.
     Command { command: String, problem: String } => Io, "COMMAND", ("'{command}' {problem}");
 
@@ -404,7 +404,7 @@ errors! {
     // ---- Network ----
     /// etcd cannot be reached, has no quorum, or refuses.
     ClusterStore { problem: String } => Network, "CLUSTER_STORE",
-        ("etcd does not answer ({problem}); nothing moves until it does, see [cluster] in the configuration");
+        ("etcd does not answer ({problem}); nothing proceeds until it does, see [cluster] in the configuration");
     /// The answer of a web server is final: a retry would not change it.
     Http { url: String, problem: String } => Network, "HTTP", ("{url}: {problem}");
 
@@ -415,29 +415,29 @@ errors! {
         ("{url}: {problem}; see 'web_ca' and [network] in the configuration");
     /// A transfer stalled: no bytes arrived for too long.
     NetworkStalled { url: String, at: u64, seconds: u64 } => Network, "NETWORK_STALLED",
-        ("{url}: nothing came for {seconds} s at byte {at}; run it again to go on");
+        ("{url}: no data for {seconds} s at byte {at}; run it again to continue");
     /// A transfer was too slow.
     NetworkSlow { url: String, at: u64, rate: u64, least: u64, seconds: u64 } => Network, "NETWORK_SLOW",
-        ("{url}: {rate} bytes a second over {seconds} s at byte {at}, {least} were asked for; run it again to go on");
+        ("{url}: {rate} bytes a second over {seconds} s at byte {at}, the minimum is {least}; run it again to continue");
     /// A transfer broke more often than the configured number of retries.
     NetworkBroken { url: String, at: u64, problem: String, retries: u32 } => Network, "NETWORK_BROKEN",
-        ("{url}: broken at byte {at} after {retries} retries: {problem}; run it again to go on");
+        ("{url}: broken at byte {at} after {retries} retries: {problem}; run it again to continue");
     /// The file on the server changed during the transfer.
     SourceChanged { url: String, problem: String } => Network, "SOURCE_CHANGED",
         ("{url} has changed during the transfer: {problem}; run it again with the new file");
     /// The file on the server does not have the size of the bundle with the signed index at its start.
     SourceLength { expected: u64, got: u64 } => Network, "SOURCE_LENGTH",
-        ("the server has {got} bytes, the bundle has {expected}: the file there is not whole; nothing was written");
+        ("the server has {got} bytes, the bundle has {expected}: the file there is incomplete; nothing was written");
 
     // ---- Interrupted ----
     /// The upgrade was cancelled on request.
-    Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and what was prepared is discarded");
+    Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and the prepared bundle is discarded");
     /// The service ended during an upgrade.
     ServiceEnded { doing: String } => Interrupted, "SERVICE_ENDED",
-        ("the service ended while {doing}; {doing} again goes on where it stopped");
+        ("the service ended while {doing}; {doing} again continues where it stopped");
     /// A signal asked to stop.
     Interrupted { doing: String } => Interrupted, "INTERRUPTED",
-        ("stopped by a signal while {doing}; run it again to go on where it stopped");
+        ("stopped by a signal while {doing}; run it again to continue where it stopped");
 
     // ---- Service ----
     /// A container could not be started.
@@ -458,8 +458,8 @@ errors! {
         ("{version} failed and was swapped back: {problem}; {running} runs again, downtime {downtime}");
     /// The new container failed, and returning to the old one failed too.
     SwapBack { version: String, problem: String, back: String } => Service, "SWAP_BACK",
-        ("{version} failed ({problem}), and so did going back: {back}; see 'qstage container status'");
-    /// 'qstage doctor' found something that has to be done.
+        ("{version} failed ({problem}), and so did the swap back: {back}; see 'qstage container status'");
+    /// 'qstage doctor' found problems that have to be mended.
     Findings { problems: usize, first: String } => Service, "FINDINGS",
         ("{problems} problems were found, the first: {first}; each names its remedy");
     /// A health check failed.

@@ -77,7 +77,7 @@ pub fn create_after(
         return Err(Error::Argument { what: format!("'{}'", long.name), problem });
     }
     if partitions.len() as u64 > ARRAY / 128 {
-        let problem = format!("{} asked for, the table holds {}", partitions.len(), ARRAY / 128);
+        let problem = format!("{} required, the table has room for {}", partitions.len(), ARRAY / 128);
         return Err(Error::Argument { what: "partitions".to_owned(), problem });
     }
     let ends =

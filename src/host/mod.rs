@@ -1,4 +1,4 @@
-//! The machine behind traits: disks and partitions of the kernel, locks, the journal. Tests run the engine against other
+//! The machine as traits: disks and partitions of the kernel, locks, the journal. Tests run the engine against other
 //! implementations.
 
 mod booted;

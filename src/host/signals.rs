@@ -28,7 +28,7 @@ pub fn defer(cancel: &Cancel) -> io::Result<()> {
 }
 
 /// Makes the first such signal request `cancel`. If a stop has been requested already, for whatever reason, a signal has its
-/// default action: nobody needs SIGKILL for a process that does not react.
+/// default action: a process that does not react needs no SIGKILL.
 pub fn cancel_on_signals(cancel: &Cancel) -> io::Result<()> {
     for signal in ending() {
         // Actions run in the order of registration: the flag is tested before it is set, so at the first signal it is still

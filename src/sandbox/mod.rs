@@ -77,7 +77,7 @@ impl Kept {
 
 /// Result of [`enter`]. The rights cannot be regained.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "what could not be given up has to be said"]
+#[must_use = "rights that could not be dropped have to be reported"]
 pub struct Confined {
     /// Layers that this kernel, or this processor, does not support; empty: none.
     pub missing: Vec<String>,

@@ -108,7 +108,7 @@ fn decide<'s>(seen: &'s [FoundDisk], origin: &BootOrigin) -> Option<(&'s FoundDi
     }
     let taken = left.iter().copied().min_by(|a, b| a.place.cmp(&b.place))?;
     if left.len() > 1 {
-        why.push("nothing tells them apart but where they are attached");
+        why.push("they differ only in where they are attached");
     }
     let mut notes = Vec::new();
     if let Some(guid) = origin.disk.filter(|guid| seen.iter().all(|disk| disk.guid != *guid)) {

@@ -175,7 +175,10 @@ fn check_threads(count: usize) -> Result<()> {
 async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
     let gate = http::auth::Authentication::new(access.tokens.clone(), access.insecure_no_auth)?;
     if access.insecure_no_auth {
-        tracing::warn!("--insecure-no-auth: whoever can connect to {} owns this machine", access.listen);
+        tracing::warn!(
+            "--insecure-no-auth: every caller that can connect to {} controls this machine",
+            access.listen
+        );
     }
     raise_files();
     let tls = http::tls::acceptor(access.certificate.as_ref(), &service.place.state_dir);

@@ -45,7 +45,7 @@ mod tests {
         ("--efivars DIR", "how the service was started"),
         (
             "'qstage init {disk} --keep-table --bundle FILE'",
-            "nothing boots: it takes somebody at the machine",
+            "nothing boots: it takes an operator at the machine",
         ),
         ("--force", "init"),
         ("--trial kexec", "a commit on the machine itself"),

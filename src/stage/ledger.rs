@@ -106,13 +106,13 @@ mod tests {
         ledger.wrote([0], 60);
         assert_eq!(ledger.next_step(), None, "the batch is not full");
         ledger.wrote([1], 60);
-        let Some(NextStep::Flush(first)) = ledger.next_step() else { panic!("nobody flushes") };
+        let Some(NextStep::Flush(first)) = ledger.next_step() else { panic!("no flush follows") };
         assert_eq!(first, [0, 1]);
         ledger.wrote([2], 200);
         assert_eq!(ledger.next_step(), None, "one flush at a time, and nothing is durable before it ends");
         ledger.flushed(first);
         // The next batch is full already. Frame 2 was written during the first flush: it waits for the second.
-        let Some(NextStep::Flush(second)) = ledger.next_step() else { panic!("nobody flushes again") };
+        let Some(NextStep::Flush(second)) = ledger.next_step() else { panic!("no second flush follows") };
         assert_eq!(second, [2]);
         assert_eq!(ledger.next_step(), Some(NextStep::Read(0)));
         assert_eq!(ledger.next_step(), None, "one reader at a time");

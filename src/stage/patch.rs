@@ -159,7 +159,7 @@ impl<'a> Patcher<'a> {
         {
             let partition = &base.partition;
             progress.notice(&format!(
-                "{partition}, which the delta starts from, is not what its record says at offset {at}"
+                "{partition}, which the delta starts from, differs from its record at offset {at}"
             ));
         }
         let Some(picker) = &self.picker else {

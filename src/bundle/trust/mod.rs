@@ -164,7 +164,7 @@ impl Trust {
         let principal = self.demand.principal.as_ref();
         let fits = |name: &String| pattern::matches_list(name.as_bytes(), &signer.principals);
         if !principal.is_none_or(fits) {
-            return Some("not listed for the principal that is asked for");
+            return Some("not listed for the required principal");
         }
         signer.refusal(now)
     }

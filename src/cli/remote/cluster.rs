@@ -167,7 +167,7 @@ fn shown(status: &ClusterSummary, palette: Palette) -> String {
             format!("node {} is no member; 'qstage cluster join' makes it one\n", status.node_id)
         }
         (_, Some(leader)) => format!("cluster {}, led by node {leader}\n", status.cluster_id),
-        (_, None) => format!("cluster {}, led by nobody\n", status.cluster_id),
+        (_, None) => format!("cluster {}, without a leader\n", status.cluster_id),
     };
     if !status.problem.is_empty() {
         text.push_str(&format!("{}: {}\n", palette.bad("what follows is old"), status.problem));

@@ -65,7 +65,7 @@ impl Machine for Memory {
     fn booted_from(&self, _: &[Partition], _: &[Partition]) -> Result<Booted> {
         Ok(match *self.booted.lock().unwrap() {
             Some(slot) => Booted::Known { index: usize::from(slot == B), by: "the test".to_owned() },
-            None => Booted::Unknown { why: "nobody says it".to_owned() },
+            None => Booted::Unknown { why: "neither the kernel nor a flag shows it".to_owned() },
         })
     }
     fn is_image(&self) -> bool {

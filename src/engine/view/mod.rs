@@ -210,7 +210,8 @@ impl View {
     #[cfg(test)]
     pub(super) fn imagine(&mut self, booted: Option<Slot>, is_image: bool, used_alone: Option<Slot>) {
         self.machine.booted = booted.map(|slot| (slot, KnownBy::Kernel));
-        self.machine.unknown = (booted.is_none() && !is_image).then(|| "nobody says it".to_owned());
+        self.machine.unknown =
+            (booted.is_none() && !is_image).then(|| "neither the kernel nor a flag shows it".to_owned());
         (self.machine.is_image, self.machine.used_alone) = (is_image, used_alone);
         self.machine.last_try = used_alone;
     }

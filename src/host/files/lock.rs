@@ -95,7 +95,7 @@ mod tests {
         fs::write(&lock, "").unwrap();
         fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
         private_directory(&state, false).unwrap();
-        assert_eq!(mode(&state), 0o755, "a directory that somebody else made for us stays as it is");
+        assert_eq!(mode(&state), 0o755, "a directory that the administrator created stays as it is");
         private_directory(&state, true).unwrap();
         lock_file(&lock, LIMIT).unwrap().unwrap();
         assert_eq!((mode(&state), mode(&lock)), (0o700, 0o600));

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 /// Number of output files that this process has created; makes their temporary names unique.
 static CREATED: AtomicU32 = AtomicU32::new(0);
 
-/// A file that is being written. If it is dropped before [`publish`](Self::publish), it leaves nothing behind.
+/// A file that is being written. If it is dropped before [`publish`](Self::publish), the drop removes it.
 #[derive(Debug)]
 pub(crate) struct OutputFile {
     file: File,
@@ -47,7 +47,7 @@ impl OutputFile {
     /// Makes the file durable, and renames it: the old or the new file is there at any time, also after a power cut.
     ///
     /// # Errors
-    /// Those of fsync(2) and rename(2); nothing is left behind then.
+    /// Those of fsync(2) and rename(2); then the file is removed.
     pub(crate) fn publish(self) -> io::Result<()> {
         self.named(|part, path| fs::rename(part, path))
     }

@@ -144,7 +144,7 @@ impl Aliases {
         let leads_nowhere = std::fs::metadata(kernel.in_dev(&l.backing)).is_err();
         if possible && leads_nowhere && shifted(l, range.extent).is_some() {
             self.doubts.push(format!(
-                "{} may lie over the same bytes, and does not tell ({problem}); it is attached to {}, which is not seen here",
+                "{} may overlap with the same bytes, which cannot be determined ({problem}); it is attached to {}, which is not seen here",
                 l.node.path.display(),
                 l.backing.display()
             ));

@@ -120,7 +120,7 @@ pub(crate) fn of(kernel: &Kernel, ask: &dyn KernelQuery, disk: &Disk, number: u3
             Ok(false) => {}
             Ok(true) => {
                 return Usage::By(format!(
-                    "the kernel gives nobody exclusive access to {node} (mounted where it is not seen, unmounted lazily while a process still uses it, or held by another program)"
+                    "the kernel refuses exclusive access to {node} (mounted where it is not seen, unmounted lazily while a process still uses it, or held by another program)"
                 ));
             }
             // No medium, or detached in the meantime.

@@ -148,7 +148,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let bad = |status, problem: String| ErrorReply { status, error: Error::BadRequest { problem } };
         let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
         let bytes = read
-            .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive".to_owned()))?
+            .map_err(|_| {
+                bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive".to_owned())
+            })?
             .map_err(|rejection| bad(rejection.status(), rejection.body_text()))?;
         serde_json::from_slice(&bytes)
             .map(Self)

@@ -110,7 +110,9 @@ impl Authentication {
                 let trusted = uid == 0 || uid == self.own_uid;
                 who(origin.to_string(), if trusted { Privilege::Write } else { Privilege::Read })
             }
-            Origin::Network(from) if self.insecure => who(format!("anybody at {from}"), Privilege::Write),
+            Origin::Network(from) if self.insecure => {
+                who(format!("unauthenticated at {from}"), Privilege::Write)
+            }
             Origin::Network(from) if from.ip().to_canonical().is_loopback() => {
                 who(format!("local {from}"), Privilege::Read)
             }

@@ -289,7 +289,7 @@ async fn converse(
         result = connection => if let Err(error) = result {
             tracing::debug!("a connection ended: {error}");
         },
-        () = silent => tracing::debug!("a connection ended: nothing was asked for"),
+        () = silent => tracing::debug!("a connection ended without a request"),
     }
 }
 
