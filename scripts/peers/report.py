@@ -54,7 +54,7 @@ def ratio(rows: dict, key: str, base: str):
 
 
 def durable(samples) -> str:
-    """Yes, if at return every byte was on the device and the device was told to keep it."""
+    """Yes, if at return every byte was on the device and the device was flushed."""
     dirty = max(sample["left_dirty"] for sample in samples)
     if dirty >= MIB:
         return f"no: {dirty / MIB:.0f} MiB in memory"

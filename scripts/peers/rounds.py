@@ -10,7 +10,7 @@ from run import Failed, measure, warm
 from slot import MIB, Slot
 from tools import Job, Qstage, Tool, shell
 
-EVERY = 20  # one frame in so many differs: 5 %
+EVERY = 20  # one in 20 frames differs: 5 %
 
 
 def say(text: str):

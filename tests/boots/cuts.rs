@@ -194,7 +194,7 @@ fn is_dangerous(procedure: &str, verdicts: &[Verdict]) {
     assert!(bad > 0, "{procedure}: the readers cannot tell");
 }
 
-/// One procedure that is safe, with so many cuts at least, and one that is not.
+/// A safe procedure with a minimum number of cuts, and an unsafe one.
 fn tell(safe: &str, least: usize, dangerous: &str) {
     if ready().is_none() {
         return;

@@ -31,7 +31,7 @@ fn state(vm: &mut Vm) -> String {
 }
 
 /// A new machine, of whose slots the firmware knows nothing: the trial takes one boot, and the next one is the old
-/// system's, without anybody doing anything.
+/// system's, without any action.
 #[test]
 fn a_trial_is_one_boot_and_the_firmware_falls_back() {
     let Some(inputs) = ready() else { return };
@@ -88,7 +88,7 @@ fn a_release_that_panics_is_left_at_once() {
     upgrade(&mut vm);
     vm.send("reboot -f");
     assert!(vm.wait_within(LIMIT, &["it falls"]).is_some(), "{}", vm.text());
-    // The kernel panics, and reboots; nobody is asked.
+    // The kernel panics, and reboots without a prompt.
     assert_eq!(uefi.up(&mut vm), A);
     assert_eq!(state(&mut vm), "good bad");
     assert!(vm.run("qstage status").contains("its one boot is over"));

@@ -1,4 +1,4 @@
-//! The device mapper of a real kernel: partitions by kpartx, a disk by multipath, a mapping of somebody else. The tests of
+//! The device mapper of a real kernel: partitions by kpartx, a disk by multipath, a foreign mapping. The tests of
 //! `host::usage` see the same by files of a sysfs that was written for them.
 
 use crate::guests::{Bus, Inputs, Machine, Tree, Vm, ready, which};
@@ -58,7 +58,7 @@ fn mapped_disks_are_upgraded_and_foreign_mappings_refused() {
     says(&mut vm, &prepare(disk), (0, ""));
     says(&mut vm, &verb("commit", disk), (0, "slot b boots next"));
     says(&mut vm, &verb("cancel", disk), (0, "slot a boots next"));
-    // Somebody maps what kpartx mapped, and then the partition itself.
+    // A foreign mapping over that of kpartx, and then over the partition itself.
     vm.run("S=$(cat /sys/class/block/nvme0n1p2/size)");
     for below in ["/dev/mapper/nvme0n1p2", "/dev/nvme0n1p2"] {
         if !below.contains("mapper") {

@@ -18,7 +18,7 @@ pub struct Cut {
 /// The disks that cuts of `ops` leave. For each stretch between two flushes: up to each of its changed sectors, each of
 /// them alone, each of them missing, every second sector; its first changed sector torn in two ways; all of it.
 pub fn cuts(image: &[u8], ops: &[Op]) -> Vec<Cut> {
-    /// Of so many changed sectors of a stretch.
+    /// Of the given number of changed sectors of a range.
     const EACH: usize = 4;
     let mut durable = image.to_vec();
     let mut found: Vec<Cut> = Vec::new();

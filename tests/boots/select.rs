@@ -64,7 +64,7 @@ fn by_dracut(inputs: &Inputs, dir: &Path, disk: &str) -> PathBuf {
     dir.join("initrd")
 }
 
-/// A disk with 1.0 in slot a and 2.0 committed into slot b with so many tries. `start` is what the system of 2.0 runs.
+/// A disk with 1.0 in slot a and 2.0 committed into slot b with the given number of tries. `start` is what the system of 2.0 runs.
 fn committed(inputs: &Inputs, start: &str, tries: u8, with_kernel: bool) -> Bench {
     let bench = Bench::new();
     for (version, start) in [("1.0", ""), ("2.0", start)] {
@@ -152,13 +152,13 @@ fn a_slot_that_is_not_healthy_or_hangs_falls_back() {
     vm.run("qstage health --trial-failed");
     vm.send("reboot -f");
     assert_eq!(vm.wait("runs from"), "system 2.0 runs from /dev/nvme0n1p2, platform_b");
-    // Whoever feeds the watchdog hangs.
+    // The process that feeds the watchdog hangs.
     vm.send("modprobe softdog soft_margin=5; exec 3> /dev/watchdog; sleep 100000");
     fell_back(&mut vm, "the disk is full");
 }
 
 /// The primary table is gone: the kernel finds its partitions in the backup, the selector repairs it and counts. Another disk
-/// with slots comes first; the initramfs was told which one is meant when it was built.
+/// with slots comes first; the initramfs has the right one's name since it was built.
 #[test]
 #[ignore = "full: 30 s; cli_select repairs the same without a boot"]
 fn a_damaged_table_is_repaired_on_the_way() {
@@ -198,7 +198,7 @@ fn the_slot_may_run_its_own_kernel() {
 fn dracut_starts_the_slot_and_falls_back() {
     let Some(inputs) = maker("dracut") else { return };
     let bench = committed(inputs, "echo it panics; echo c > /proc/sysrq-trigger", 1, false);
-    // Another disk with slots comes first; the initramfs was told which one is meant when it was built.
+    // Another disk with slots comes first; the initramfs has the right one's name since it was built.
     let other = Bench::installed();
     let initrd = by_dracut(inputs, &bench.path("."), &guid(&bench));
     let drives = machine(inputs, &initrd, "root=qstage");

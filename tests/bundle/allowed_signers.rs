@@ -309,7 +309,7 @@ fn times_of_one_zone() {
     assert!((48..=49).contains(&accepted), "{accepted}");
 }
 
-/// So many different keys: one that signed twice counts once, one whose line is listed twice as well.
+/// The number of different keys counts: one that signed twice counts once, one whose line is listed twice as well.
 #[test]
 fn a_threshold_counts_different_keys() {
     let bench = Bench::new();

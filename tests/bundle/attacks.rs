@@ -56,7 +56,7 @@ fn parts() -> Parts {
 }
 
 impl Parts {
-    /// The same with another frame, whose length the index and the manifest tell.
+    /// The same with another frame, whose length is in the index and the manifest.
     fn with_frame(mut self, frame: &[u8]) -> Self {
         self.frame = frame.to_vec();
         self.index[..4].copy_from_slice(&(frame.len() as u32).to_le_bytes());

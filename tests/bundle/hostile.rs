@@ -114,7 +114,7 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
     (stage::stage(&bundle, &targets, &options, &Silent).map(drop), tapes)
 }
 
-/// Everything that reached a slot in front of its record is the genuine image, and the record is not whole.
+/// Everything that reached a slot before its record is the genuine image, and the record is not whole.
 fn nothing_unverified(tapes: &[(Arc<Tape>, Group)], genuine: &Release) {
     for (tape, group) in tapes {
         let blob = genuine.firmware.as_deref().unwrap_or_default();
@@ -225,7 +225,7 @@ fn every_flipped_bit_is_refused_or_has_no_meaning() {
     }
     println!("without meaning: {idle:?}");
     // What is signed and hashed is the image, not its compression. So a bit has no meaning where two spellings of a frame
-    // decompress to the same bytes, and only in frames: bit 4 of the byte behind each magic number, which a decoder
+    // decompress to the same bytes, and only in frames: bit 4 of the byte after each magic number, which a decoder
     // shall not interpret (RFC 8878, 3.1.1.1.1); and in compressed blocks the padding of a Huffman or FSE table, and
     // offsets of matches into text that repeats itself.
     let magic = [0x28, 0xb5, 0x2f, 0xfd];

@@ -82,7 +82,7 @@ fn tries(dir: &Path, port: u16) -> Vec<(&'static str, io::Result<()>)> {
     ]
 }
 
-/// In a process of its own: gives up, tries, reports.
+/// In a process of its own: drops its rights, tries, reports.
 #[test]
 #[ignore = "started by the other tests"]
 fn exploit() {

@@ -66,7 +66,7 @@ fn stock_tools_agree_with_every_byte() {
         tool("tar", &["tf", &bench.text("x.qimg")]).lines().map(str::to_owned).collect();
     let front = ["manifest.json", "manifest.json.sig", "index.bin"];
     assert_eq!(listed, [&front[..], &IMAGES.map(|(member, _)| member)].concat());
-    // Nothing behind the end-of-archive mark, and nothing that tar would warn of.
+    // Nothing after the end-of-archive mark, and nothing that tar would warn of.
     let blocks = tool("tar", &["tRf", &bench.text("x.qimg")]);
     assert!(blocks.contains("Block of NULs"), "{blocks}");
     let parts = Parts::of(&bench, "x.qimg");
@@ -263,7 +263,7 @@ fn a_key_in_an_agent_signs_through_its_public_half() {
     bench.run(&["verify", "x.qimg", "--trust", "allowed_signers"]).good();
 }
 
-/// A passphrase cannot be asked for where there is no terminal; the message must not be about a broken key.
+/// Without a terminal there is no prompt for a passphrase; the message must not be about a broken key.
 #[test]
 fn an_encrypted_key_is_called_so() {
     let bench = Bench::new();

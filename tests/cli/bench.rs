@@ -1,4 +1,4 @@
-//! `qstage bench` measures, and leaves nothing behind, neither a bootable slot nor a file.
+//! `qstage bench` measures, and afterwards there is neither a bootable slot nor a file of it.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

@@ -197,7 +197,7 @@ fn a_disk_that_takes_no_writes_boots_the_good_slot() {
     assert_eq!(cgpt(&bench, "b", "-T"), 3);
 }
 
-/// The node is told where the kernel has one.
+/// The device node is reported if the kernel has one.
 #[test]
 fn nodes_of_the_kernel_are_named() {
     if !is_root() {
@@ -264,7 +264,7 @@ fn the_small_program_explains_itself() {
     small(&["--disk", "/dev/null"]).bad("OPEN");
 }
 
-/// A machine of which only these disks are known. Not the real one: it may hold disks of somebody else.
+/// A machine of which only these disks are known. Not the real one: its disks may be in use.
 fn machine(bench: &Bench, disks: &[(&str, Option<&Path>)]) -> Kernel {
     let [sys, dev] = ["sys", "dev"].map(|name| bench.path(name));
     let _ = (fs::remove_dir_all(&sys), fs::remove_dir_all(&dev));

@@ -97,7 +97,7 @@ fn history(bench: &Bench) -> std::path::PathBuf {
     disk.join("history.jsonl")
 }
 
-/// The bundle is refused until somebody wants it tried again; another one is not.
+/// The bundle is refused without --retry; another one is not.
 fn again(bench: &Bench) {
     let before = bench.hash();
     let text = bench.at(&["prepare", "v2.qimg", "--booted", "a"]).bad("FAILED_BEFORE");
@@ -119,7 +119,7 @@ fn again(bench: &Bench) {
     );
 }
 
-/// A kernel that panics, a machine that hangs: nobody can write why, and that is said.
+/// A kernel that panics, a machine that hangs: no reason could be recorded, and that is reported.
 #[test]
 fn a_silent_death_is_told_too() {
     let bench = committed("priority", 2);
@@ -164,13 +164,13 @@ fn by_the_legacy_flag_the_slot_is_rolled_back() {
     assert_eq!(bench.slot("platform_a", &["--booted", "b"])["boots_next"], true);
     told(&bench, "the disk is full");
     again(&bench);
-    // Whoever watches the boot gives a reason of its own.
+    // The process that watches the boot gives a reason of its own.
     bench.at(&["commit", "--booted", "a"]).good();
     bench.at(&["roll-back", "--booted", "b", "--reason", "the watchdog bit"]).good();
     told(&bench, "the watchdog bit");
 }
 
-/// Somebody who rolls back without a reason has decided; nothing is held against the bundle.
+/// A roll-back without a reason is a decision of the operator; the bundle does not count as failed.
 #[test]
 fn a_roll_back_by_hand_is_no_failure() {
     let bench = committed("priority", 3);

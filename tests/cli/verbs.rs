@@ -94,7 +94,7 @@ fn a_platform_upgrade_from_pack_to_good() {
     let now = status(&bench, &["--booted", "a"]);
     assert_eq!((&now["state"], &now["is_blocked"]), (&json!("UPGRADE_TRIAL"), &json!(true)));
     assert!(now["details"].as_str().unwrap().contains("reboot to start it"), "{now}");
-    // The health check of the old system must not vouch for the new one.
+    // The health check of the old system must not mark the new one good.
     let early = bench.at(&["mark-good", "--booted", "a"]).good();
     assert!(early.contains("not been started yet"), "{early}");
     assert_eq!(bits(&bench, 2), (2, 3, 0, 0));
@@ -219,7 +219,7 @@ fn platform_and_software_go_together() {
     );
 }
 
-/// Under legacy exactly one slot carries bit 2 after every step, and the priority bits are nobody's business.
+/// Under legacy exactly one slot carries bit 2 after every step, and the priority bits do not matter.
 #[test]
 fn the_legacy_boot_flag_is_on_one_slot_always() {
     let bench = Bench::installed_with_software();
@@ -385,7 +385,7 @@ fn a_lost_state_directory_changes_nothing() {
     bench.blank("platform_b");
     let fail = || bench.at(&["prepare", "bad.qimg"]).bad("BUNDLE_FRAME_DIGEST");
     fail();
-    // Nobody could write down why; that it did not end stands in the slot.
+    // The reason could not be recorded; that the trial did not end is in the slot.
     assert_eq!(status(&bench, &[])["error_state"], "UPGRADE_ERROR_INTERRUPTED");
     fs::remove_file(bench.path("state")).unwrap();
     fail();

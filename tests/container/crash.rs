@@ -56,7 +56,7 @@ fn a_killed_commit_converges() {
 }
 
 /// The power fails between flip and start: no container runs, the new slot is selected. A good version is started and
-/// marked; a sick one is tried once and given up.
+/// marked; a sick one is tried once.
 #[test]
 fn a_boot_after_the_flip_starts_by_flags() {
     if !can_run() {

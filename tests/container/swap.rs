@@ -59,7 +59,7 @@ fn a_sick_release_is_swapped_back() {
     }
     let machine = Machine::new(Disk::Nodes, "good", "");
     machine.good(&["container", "start"]);
-    // Sick: answers, but not 200. Crash: ends at once, which nobody has to wait the deadline for.
+    // Sick: answers, but not 200. Crash: ends at once, so the swap need not wait for the deadline.
     for (version, mode, reason) in [("1.1", "sick", "503"), ("1.2", "crash", "ended"), ("1.3", "good", "")] {
         machine.prepare(version, mode);
         let before = machine.software();
@@ -211,7 +211,7 @@ fn an_accepted_connection_is_a_probe() {
         let more = format!("probe = \"tcp://127.0.0.1:PORT\"\ndeadline = 1\nnetwork = \"{network}\"");
         let machine = Machine::new(Disk::File, "good", &more);
         machine.good(&["container", "start"]);
-        // It answers 503, which nobody reads here.
+        // It answers 503, which is not read here.
         machine.prepare("1.1", "sick");
         let report = machine.json(&["commit"]);
         assert!(report["downtime_ms"].is_f64(), "{network}: {report}");
@@ -250,7 +250,7 @@ fn a_program_that_stays_is_the_least_probe() {
     assert!(machine.last_event()["downtime_ms"].as_f64().unwrap() >= 500.0, "{}", machine.last_event());
 }
 
-/// What others still run from cannot be written, whatever the flags say: nobody restarted the software.
+/// What others still run from cannot be written, whatever the flags say: the software was not restarted.
 #[test]
 fn a_slot_that_still_runs_blocks_the_next_upgrade() {
     if !can_run() {

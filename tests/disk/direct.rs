@@ -130,7 +130,7 @@ fn no_page_of_a_file_is_cached_by_writing_or_reading_it() {
     device.read_at(&mut back, ByteOffset(0)).unwrap();
     assert_eq!(back[..], data[..]);
     assert_eq!(cached(&image), 0);
-    // The other path sees the same bytes, and the judge can tell the difference.
+    // The other path sees the same bytes, and the judge sees the difference.
     assert_eq!(fs::read(&image).unwrap(), data[..]);
     assert_eq!(cached(&image), 8 * MIB as u64);
 }

@@ -26,7 +26,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// A blank image file of so many MiB, in the place of the last one.
+/// A blank image file of the given size in MiB, in the place of the last one.
 fn blank(bench: &Bench, mib: u64) {
     let _ = fs::remove_dir_all(bench.path("state"));
     let _ = fs::remove_file(bench.disk());
@@ -134,7 +134,7 @@ fn sgdisk(bench: &Bench, args: &[&str]) {
     tool("sgdisk", &[args, &[&bench.text("disk.img")]].concat());
 }
 
-/// Between the slots, in the partition of others, behind the last one.
+/// Between the slots, in the foreign partition, after the last one.
 const BETWEEN: [Range<usize>; 3] = [18432..20480, 40960..41000, 49152..50000];
 
 #[test]
@@ -181,7 +181,7 @@ fn copied_shrunk_and_over_flashed_disks() {
         fs::OpenOptions::new().write(true).open(bench.disk()).unwrap().set_len(mib * MIB).unwrap();
     };
     // A medium that held slots of another product, its selection the other way around; a smaller image is flashed over its
-    // beginning. The stranger's backup stays at the end of the medium.
+    // beginning. The foreign backup stays at the end of the medium.
     blank(&bench, 40);
     let strangers = ["-n", "1:4096:+8M", "-n", "2:24576:+8M", "-c", "1:platform_b", "-c", "2:platform_a"];
     sgdisk(&bench, &[&strangers[..], &["-A", "1:set:48", "-A", "1:set:56"]].concat());
@@ -205,7 +205,7 @@ fn copied_shrunk_and_over_flashed_disks() {
     sgdisk(&bench, &["-G"]);
     life(&bench, "sgdisk -R", 512);
 
-    // Cut off behind the last partition: refused as what it is, and the remedy that is named works.
+    // Cut off after the last partition: refused as what it is, and the remedy that is named works.
     blank(&bench, 32);
     sgdisk(&bench, &[&SLOTS[..], &NAMES[..]].concat());
     resize(26);
@@ -346,7 +346,7 @@ fn boards_with_loaders_outside_of_partitions() {
     ];
     for (what, loader, extra) in cases {
         blank(&bench, 40);
-        // The first slot at 8 MiB; there is a gap behind the loader in any case.
+        // The first slot at 8 MiB; there is a gap after the loader in any case.
         sgdisk(
             &bench,
             &["-n", "1:16384:+8M", "-n", "2:36864:+8M", "-c", "1:platform_a", "-c", "2:platform_b"],

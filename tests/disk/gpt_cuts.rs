@@ -147,7 +147,7 @@ fn converge(spec: &Spec, state: &[u8]) -> CopyState {
     let loaded = commit::load(&device, "disk").unwrap();
     let found = loaded.state();
     if let Err(refusal) = commit::repair(&device, &lock(), &loaded) {
-        // In place, with rubbish in the array: as the refusal says, somebody has to say so.
+        // In place, with rubbish in the array: as the refusal says, this needs an explicit order.
         assert_eq!(refusal.code(), "UPGRADE_ERROR_TABLE_UNSAFE");
         assert!(refusal.to_string().contains("qstage repair --from backup"));
         commit::restore(&device, &lock(), &loaded, Copy::Backup).unwrap();
@@ -158,7 +158,7 @@ fn converge(spec: &Spec, state: &[u8]) -> CopyState {
     }
     let mut again = commit::load(&device, "disk").unwrap();
     if again.state() == CopyState::NoBackup {
-        // A sector of the backup that a tear filled with rubbish may be anybody's: it is replaced when somebody says so.
+        // A sector of the backup that a tear filled with rubbish may be of any origin: it is replaced by an explicit order only.
         commit::restore(&device, &lock(), &again, Copy::Primary).unwrap();
         again = commit::load(&device, "disk").unwrap();
     }
@@ -309,7 +309,7 @@ fn a_planner_without_claims_is_caught() {
     let repair =
         |device: &Recorder, loaded: &commit::Loaded| commit::repair(device, &lock(), loaded).map(drop);
     type Act<'a> = &'a dyn Fn(&Recorder, &commit::Loaded) -> qstage::error::Result<()>;
-    // What is done, where a stranger's blocks lie, whether the primary header is torn.
+    // What is done, where foreign blocks are, whether the primary header is torn.
     let cases: [(&str, Act<'_>, std::ops::Range<usize>, bool); 4] = [
         ("switch over a loader at the spare place", &to_b, 96 * 512..128 * 512, false),
         ("repair over a stranger in place of the backup header", &repair, last..last + 512, false),

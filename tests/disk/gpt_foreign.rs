@@ -95,7 +95,7 @@ fn the_backup_of_another_disk_never_speaks() {
         let (after, _, _) = switch(&spec, &image, Slot::B);
         assert!(after[rear..] == image[rear..], "alternate {alternate}");
         assert_eq!(selection(&after, 512, Reader::Strict), Some(NEW));
-        // The header lost, with the array gone too: the stranger is read, and nothing is written by its word.
+        // The header lost, with the array gone too: the foreign table is read, and nothing is written on its evidence.
         image[512..128 * 512].fill(0);
         let device = spec.device(image);
         let loaded = commit::load(&device, "disk").unwrap();
@@ -132,7 +132,7 @@ fn a_lone_backup_needs_evidence() {
         image[568..584].fill(0x11);
     };
     assert_eq!(state(&other_guid), CopyState::Doubtful);
-    // One block of the array, moved: still nobody else's.
+    // One block of the array, moved: still not foreign.
     let moved = |image: &mut Vec<u8>| {
         let block = image[1024..1536].to_vec();
         lost(image);

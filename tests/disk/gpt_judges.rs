@@ -145,7 +145,7 @@ fn a_fresh_layout_and_ten_switches_satisfy_every_judge() {
 #[test]
 fn tables_of_sgdisk_with_holes_moved_arrays_and_no_gap_stay_clean() {
     let dir = tempfile::tempdir().unwrap();
-    // What sgdisk is told, where the array is afterwards, and how we switch.
+    // The argument of sgdisk, the place of the array afterwards, and the way of the switch.
     let cases: [(&[&str], Option<u64>); 4] = [
         (&[], Some(2)),
         // -j moves the array: the boards that keep a boot loader at LBA 16 do that.
@@ -200,7 +200,7 @@ fn our_repair_satisfies_the_judges() {
         let memory = MemoryDevice::new(image, BlockSize::B512);
         let loaded = commit::load(&memory, "disk").unwrap();
         if commit::repair(&memory, &DiskLock::new(()), &loaded).unwrap().is_none() {
-            // Bytes that are not ours: the backup is written when somebody says so.
+            // Bytes that are not ours: the backup is written by an explicit order only.
             commit::restore(&memory, &DiskLock::new(()), &loaded, Copy::Primary).unwrap();
         }
         fs::write(&path, memory.snapshot()).unwrap();

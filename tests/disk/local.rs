@@ -129,7 +129,7 @@ fn a_mounted_slot_is_not_written() {
     drop(mount);
     let machine = open(&disk.0, BlockSize::B512);
     let held = eventually(|| machine.open_partition(&a, Access::Exclusive));
-    // And nobody gets in while it is written.
+    // And no other process can open it while it is written.
     let mounting =
         || Command::new("mount").args(["-o", "ro", text(&disk.node(1)), text(&at)]).output().unwrap();
     assert!(!mounting().status.success());

@@ -150,7 +150,7 @@ fn a_disk_is_laid_out_anew_while_the_kernel_has_its_partitions() {
     drop(mount);
 }
 
-/// Makes a file system in the second partition, which is somebody's now.
+/// Makes a file system in the second partition, which is in foreign use now.
 fn ext4_in(bench: &Bench, disk: &Loop) -> PathBuf {
     fs::create_dir_all(bench.path("mnt")).unwrap();
     tool("mkfs.ext4", &["-q", text(&disk.node(2))]);
@@ -158,7 +158,7 @@ fn ext4_in(bench: &Bench, disk: &Loop) -> PathBuf {
 }
 
 /// A table as old tools made it: the first partition at LBA 34, numbers with holes. There is no room for a second
-/// array, and that is said wherever somebody decides by it.
+/// array, and every report on which an operator bases a decision has that.
 #[test]
 fn a_table_without_room_is_switched_in_place_and_that_is_said() {
     if !is_root() {
@@ -272,7 +272,7 @@ fn known(disk: &Loop) -> Vec<String> {
     found
 }
 
-/// `init` makes the kernel read the new table. Where somebody has a partition of the old one open it cannot, says so with the
+/// `init` makes the kernel read the new table. If a process has a partition of the old one open it cannot, and reports that with the
 /// remedy, and until that is followed every verb is refused by KERNEL_TABLE.
 #[test]
 fn init_tells_the_kernel_or_says_that_it_could_not() {
@@ -304,7 +304,7 @@ fn init_tells_the_kernel_or_says_that_it_could_not() {
     // It has forgotten the old layout.
     assert!(["", "20480"].contains(&sectors(2).trim()), "{}", sectors(2));
     nodes();
-    // Somebody looks into a slot of the old layout.
+    // A process has a slot of the old layout open.
     let held = fs::File::open(disk.node(1)).unwrap();
     let second = init("12M");
     let notice = second.err.clone();

@@ -25,7 +25,7 @@ impl Nbd {
         Self::delayed(image, dir, 0)
     }
 
-    /// The same, whose reads and writes take so many seconds each.
+    /// The same, whose reads and writes each take the given number of seconds.
     pub(crate) fn delayed(image: &Path, dir: &Path, seconds: u32) -> Self {
         let (socket, mount) = (dir.join("nbd"), dir.join("mounted"));
         let (control, trigger) = (dir.join("control"), dir.join("trigger"));

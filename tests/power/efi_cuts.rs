@@ -145,7 +145,7 @@ impl Recording {
         });
     }
 
-    /// The power comes back: whoever runs ends what was begun, and upgrades to 3.0, which stays.
+    /// The power comes back: the booted system completes the transaction, and upgrades to 3.0, which stays.
     fn resume(&self, r: &Releases, state: &[u8], store: &Store) -> Result<(), String> {
         let (tried, store) = boot(store);
         let runs = tried.first().copied().unwrap_or(A);

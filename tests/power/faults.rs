@@ -205,7 +205,7 @@ impl Case {
         let after = disk.disk.memory.snapshot();
         let flag = self.steps[0].0.flag;
         let booted = boots(&after, 512, flag, Reader::Fallback);
-        // A mark that lands beside its place hits the record in front of it, which is a slot's that runs.
+        // A mark that lands beside its place hits the record before it, that of the running slot.
         let hit = matches!(fault, Fault::Misdirected(_)) && !matches!(self.steps[0].1, Verb::Prepare(_));
         for name in self.old.iter().filter(|_| !hit) {
             let slot = extent(&after, 512, name);
@@ -239,7 +239,7 @@ impl Case {
             }
             Err(error) => {
                 assert!(matches!(error.class(), Class::Io | Class::Disk), "{fault:?}: {error}");
-                // With a copy that a disk has torn behind our back the other one still boots.
+                // With a copy that a disk has torn unnoticed the other one still boots.
                 assert!(
                     booted.is_some_and(|b| self.choices.contains(&b)),
                     "{fault:?}: boots {booted:?}: {error}"

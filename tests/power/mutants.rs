@@ -31,7 +31,7 @@ fn mutants_are_caught() {
     let without = |take: &Recording, drop: &dyn Fn(usize, &Op) -> bool| -> Vec<Op> {
         take.ops.iter().enumerate().filter(|(i, op)| !drop(*i, op)).map(|(_, op)| op.clone()).collect()
     };
-    // Body and footer of the record to the front, behind the void. The footer alone would be harmless: the CRC of the
+    // Body and footer of the record to the front, after the void. The footer alone would be harmless: the CRC of the
     // body, which is not there yet, binds both.
     let early = |take: &Recording, torn: usize, whole: usize| {
         let mut ops = take.ops.clone();
@@ -262,7 +262,7 @@ fn states_after(take: &Recording, ops: &[Op]) -> Vec<String> {
     slots.slots.iter().map(line).collect()
 }
 
-/// What others see in the states of a cut switch: whoever finds a table finds the flags that our reader finds.
+/// What others see in the states of a cut switch: every reader that finds a table finds the flags that our reader finds.
 #[test]
 fn other_programs_see_the_same_table_in_every_state() {
     let dir = tempfile::tempdir().unwrap();
@@ -333,7 +333,7 @@ fn other_programs_see_the_same_table_in_every_state() {
             "{flag:?}: {} states shown to sgdisk, sfdisk, cgpt and the gpt crate, {clean} without a remark",
             seen.len()
         );
-        // While the array is at the spare place sgdisk remarks that it ends behind the first usable block, which stays as found.
+        // While the array is at the spare place sgdisk remarks that it ends after the first usable block, which stays as found.
         assert!(seen.len() >= 6 && clean >= 2);
     }
 }

@@ -112,7 +112,7 @@ const STREAMS: Allowed = &[
     ("cli/remote/watch.rs", "asks whether it is a terminal"),
 ];
 
-/// Who may be unsafe, behind a SAFETY paragraph.
+/// Files that may have unsafe code, with a SAFETY paragraph.
 const UNSAFE: Allowed = &[
     ("device/backing.rs", "LOOP_GET_STATUS64: one ioctl that fills 232 bytes"),
     ("source/mapped.rs", "memmap2: a map is only as safe as the file is still; pages given back"),

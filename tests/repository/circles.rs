@@ -1,7 +1,7 @@
 //! Which module of `src/` imports which, and that no two of them need each other: what goes in circles can only be read, moved
 //! or tested as one.
 //!
-//! A module may use those that it contains, and they may use it: a folder is one thing to whoever is outside. So what a
+//! A module may use those that it contains, and they may use it: from outside, a folder is one thing. So what a
 //! module says of its own children is no import here. Every other path that begins with `crate`, `super` or `self` is one,
 //! to the deepest module that it names; what a module re-exports is its own.
 

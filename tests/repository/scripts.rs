@@ -122,7 +122,7 @@ fn the_units_are_closed() {
     }
 }
 
-/// The scripts of the initramfs run where nobody can look: shellcheck reads them as the shells do that run them.
+/// The scripts of the initramfs run unobserved: shellcheck reads them as the shells do that run them.
 #[test]
 fn the_hooks_are_clean() {
     let hooks = [

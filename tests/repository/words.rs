@@ -1,10 +1,10 @@
-//! How the source speaks: words that are not used in comments. The terms of the field are in the glossary of the manual
-//! (`src/manual/glossary.md`); a reader should meet one word for each of them.
+//! The language of source, documents and scripts: words that are not used in comments and prose. The terms of the field are in
+//! the glossary of the manual (`src/manual/glossary.md`); a reader should meet one word for each of them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use super::files::files;
+use super::files::{documents, files};
 
-/// Words that do not occur in comments, each with better ones. Any form of a listed phrase counts, in any case.
+/// Words that do not occur, each with better ones. Each form has an entry of its own; case does not matter.
 const WORDS: &[(&str, &str)] = &[
     ("affairs", "state, data"),
     ("anybody", "any process, any user, a caller"),
@@ -42,7 +42,7 @@ const WORDS: &[(&str, &str)] = &[
     ("whosoever", "the caller, the user, the process"),
 ];
 
-/// Rooms of the source that were read for their words.
+/// Directories and files whose comments were read for their words.
 const READ: &[&str] = &[
     "src/bench/",
     "src/bin/",
@@ -63,21 +63,33 @@ const READ: &[&str] = &[
     "src/bundle/trust/",
     "src/bundle/verify.rs",
     "src/bundle/writer.rs",
+    "src/cli/",
     "src/commit/",
     "src/config/",
+    "src/container/",
+    "src/delta.rs",
     "src/device/",
+    "src/doctor/",
     "src/efi/",
     "src/doctor/",
     "src/error/",
     "src/gpt/",
-    "src/host/load/",
+    "src/host/",
     "src/init/",
     "src/lib.rs",
     "src/main.rs",
+    "src/manual/mod.rs",
     "src/pack/",
     "src/progress.rs",
     "src/sandbox/",
     "src/selector/",
+    "src/service/api/",
+    "src/service/http/",
+    "src/service/mod.rs",
+    "src/service/owner/",
+    "src/service/view.rs",
+    "src/service/wording.rs",
+    "src/source/address.rs",
     "src/source/allowed.rs",
     "src/source/file.rs",
     "src/source/mapped.rs",
@@ -88,7 +100,20 @@ const READ: &[&str] = &[
     "src/units/",
     "src/version.rs",
     "src/workers/",
+    "tests/boots/",
+    "tests/bundle/",
+    "tests/cli/",
+    "tests/container/",
+    "tests/disk/",
+    "tests/fuzz/",
+    "tests/harness/",
+    "tests/power/",
+    "tests/repository/",
+    "tests/service/",
 ];
+
+/// This file has them in its examples.
+const EXEMPT: &str = "tests/repository/words.rs";
 
 /// The comment of a line, in lower case and without markup; `None` if it has none. A `//` within a string follows other
 /// characters than a blank.
@@ -98,9 +123,21 @@ fn comment_of(line: &str) -> Option<String> {
     Some(comment.trim().to_owned())
 }
 
-/// The listed words in a file, as `path:line: word; better: words`. A phrase may be wrapped onto the next line.
-fn findings(path: &str, text: &str) -> Vec<String> {
+/// The listed words in the comments of a Rust file.
+fn in_comments(path: &str, text: &str) -> Vec<String> {
     let comments: Vec<_> = text.lines().map(|line| comment_of(line).unwrap_or_default()).collect();
+    findings(path, &comments)
+}
+
+/// The listed words in a document or script: every line counts.
+fn in_prose(path: &str, text: &str) -> Vec<String> {
+    let lines: Vec<_> =
+        text.lines().map(|line| line.trim().trim_start_matches("# ").to_lowercase()).collect();
+    findings(path, &lines)
+}
+
+/// The listed words in lower-case lines, as `path:line: word; better: words`. A phrase may be wrapped onto the next line.
+fn findings(path: &str, comments: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     for (number, comment) in comments.iter().enumerate() {
         let next = comments.get(number + 1).map_or("", String::as_str);
@@ -109,7 +146,7 @@ fn findings(path: &str, text: &str) -> Vec<String> {
             let part = |c: char| c.is_alphanumeric() || c == '_';
             let begins_here = |(at, _): (usize, &str)| {
                 at < comment.len()
-                    && !wrapped[..at].ends_with(part)
+                    && !wrapped[..at].ends_with(|c| part(c) || c == '.')
                     && !wrapped[at + word.len()..].starts_with(part)
             };
             if wrapped.match_indices(word).any(begins_here) {
@@ -129,9 +166,20 @@ fn comments_use_the_terms_of_the_field() {
     }
     let found: Vec<String> = files
         .iter()
-        .filter(|(path, _)| READ.iter().any(|room| read(path, room)))
-        .flat_map(|(path, text)| findings(path, text))
+        .filter(|(path, _)| READ.iter().any(|room| read(path, room)) && path != EXEMPT)
+        .flat_map(|(path, text)| in_comments(path, text))
         .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn documents_and_scripts_use_them_too() {
+    let documents = documents();
+    for expected in ["README.md", "src/manual/errors.md", "fixtures/config.toml", "scripts/test", "deny.toml"]
+    {
+        assert!(documents.iter().any(|(path, _)| path == expected), "{expected} is not read");
+    }
+    let found: Vec<String> = documents.iter().flat_map(|(path, text)| in_prose(path, text)).collect();
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
@@ -139,10 +187,14 @@ fn comments_use_the_terms_of_the_field() {
 #[test]
 fn the_reader_of_words_reads() {
     let text = "/// It is told\nlet a = \"//told\"; // In front\n// of it, untold\nfn nobody() {}\n";
-    let found = findings("x.rs", text);
+    let found = in_comments("x.rs", text);
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(
         found[0].starts_with("x.rs:1: 'told'") && found[1].starts_with("x.rs:2: 'in front of'"),
         "{found:?}"
     );
+    let found = in_prose("x.md", "- Whoever is in the\n# untold.\n");
+    assert_eq!(found.len(), 1, "{found:?}");
+    let found = in_prose("x.sh", "# It gives\n# up.\n");
+    assert_eq!(found.len(), 1, "a phrase that is wrapped: {found:?}");
 }

@@ -217,7 +217,7 @@ fn records_name_the_bundle_and_are_short() {
     assert!(server.log().lines().all(|line| line.len() < 4000), "a line is as long as a request");
 }
 
-/// Nothing that a stranger sent acts on the terminal of whoever reads the log or an answer.
+/// Untrusted input has no effect on the terminal of a reader of the log or an answer.
 #[test]
 fn what_acts_is_escaped_in_answers_and_in_the_log() {
     let bench = Bench::new(None);
@@ -265,7 +265,7 @@ fn the_service_answers_to_its_own_names() {
     }
 }
 
-/// Messages name paths, keys and what strangers sent; who may only read sees what clients go by.
+/// Messages name paths, keys and untrusted input; a caller that may only read gets what clients need.
 #[test]
 fn readers_see_code_and_class() {
     let bench = Bench::new(None);
@@ -289,7 +289,7 @@ fn readers_see_code_and_class() {
     }
 }
 
-/// A full or read-only /var, and a port that somebody has: what can be served is.
+/// A full or read-only /var, and a port that is in use: the service offers the rest.
 #[test]
 fn a_place_that_cannot_be_written_keeps_nothing_from_starting() {
     let bench = Bench::new(None);

@@ -44,7 +44,7 @@ fn an_upgrade_from_the_bundle_to_the_commit() {
     let (code, out, err) = local(&bench, &["status", "--service", &address]);
     assert_eq!(code, Some(0), "{err}");
     assert!(out.starts_with("{\"install_path\":") && out.contains("\"state\":\"UPGRADE_TRIAL\""), "{out}");
-    // The history is one, whoever is asked.
+    // The history is the same from both.
     let (code, out, err) = local(&bench, &["history", "--service", &address, "--json"]);
     assert_eq!(code, Some(0), "{err}");
     let verbs: Vec<Value> =

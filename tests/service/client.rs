@@ -100,7 +100,7 @@ fn failed_and_cancelled_prepares_are_told() {
     assert!(said.contains("Upgrade encountered error: the upgrade was cancelled"), "{said}");
 }
 
-/// A bundle that cannot be opened: the client that asked is told, and so is one that looks later; the next upgrade works.
+/// A bundle that cannot be opened: the client gets the error, as does one that reads the status later; the next upgrade works.
 #[test]
 fn a_refused_bundle_is_seen_by_who_looks_later() {
     let Some(pair) = Pair::new(None, "") else { return };

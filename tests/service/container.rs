@@ -121,7 +121,7 @@ fn a_service_killed_between_flip_and_start_converges_when_it_starts() {
     assert_eq!(status["error_state"], "UPGRADE_ERROR_NO_ERROR", "{status}");
     assert_eq!(status["is_blocked"], false, "{status}");
 
-    // The same with a release that is not well: it is given up, and that is told.
+    // The same with a release that is not healthy: it is swapped back, and that is reported.
     assert!(host.upgrade("1.2", "sick", &[]).status.success());
     host.flip("a");
     host.end(nix::sys::signal::Signal::SIGKILL);

@@ -301,7 +301,7 @@ fn a_bundle_is_streamed_from_a_web_server() {
         format!("image_urls = [\"http://{}/\", \"http://127.0.0.1:9/\"]\n", listener.local_addr().unwrap());
     bench.configure(None, &allowed);
     let bytes = std::fs::read(bench.path("v2.qimg")).unwrap();
-    // A presigned URL may hold for one time: what was looked at is what is prepared, and is asked for once.
+    // A presigned URL may hold for one time: the planned bundle is the one that is prepared, and is fetched once.
     let answers = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let _ = stream.read(&mut [0; 4096]);

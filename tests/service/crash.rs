@@ -26,7 +26,7 @@ fn killed_while_idle_prepared_and_committed_nothing_is_lost() {
     server.kill();
     let mut server = bench.serve();
     assert_eq!(server.status(), before);
-    // Without its own memory the disk tells the same, but for what only the order said.
+    // Without its own file the disk shows the same, except for facts of the order alone.
     server.kill();
     std::fs::remove_dir_all(bench.path("state")).unwrap();
     let mut server = bench.serve();
@@ -140,7 +140,7 @@ fn killed_around_the_commit_it_is_one_or_the_other() {
             assert_eq!(server.post("/v1/qstage/roll-back", &Value::Null).0, 200);
         }
         server.kill();
-        // A prepare that has lost its service ends soon, not at once; until then the next one is told to wait.
+        // A prepare that has lost its service ends soon, not at once; until then the next one is refused.
         children.into_iter().for_each(until_it_ends);
     }
     assert!(ends.len() > 1, "the moments were all alike: {ends:?}");

@@ -159,7 +159,7 @@ fn every_endpoint_answers_as_the_document_says() {
     assert_eq!(server.try_prepare(&v2, false).0, 409, "a reboot is under way");
 }
 
-/// What runs is told with the date at which its bundle was made.
+/// The running release is shown with the date at which its bundle was packed.
 #[test]
 fn the_version_has_the_date_of_its_bundle() {
     let bench = Bench::new(None);

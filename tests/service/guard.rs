@@ -94,7 +94,7 @@ fn every_endpoint_asks_who_it_is() {
             method,
         ]);
         token.map(|token| curl.args(["-H", &format!("Authorization: Bearer {token}")]));
-        // An empty object is no order to anybody, so that even who may, changes nothing.
+        // An empty object orders nothing, so that even a privileged caller changes nothing.
         if method != "GET" {
             curl.args(["-d", "[]"]);
         }
@@ -121,7 +121,7 @@ fn every_endpoint_asks_who_it_is() {
                 assert!(expected.contains(&by_none), "{at}: {by_none}");
             } else {
                 assert_eq!((by_none, by_reader), (403, 403), "{at}");
-                // There are no passwords: a login is refused whoever asks.
+                // There are no passwords: a login is refused for every caller.
                 let login = path == "/v1/session/login";
                 assert_ne!(granted(curl(&method, path, Some("www"))), login, "{at}");
             }

@@ -52,7 +52,7 @@ struct Seen {
     moved: AtomicU64,
 }
 
-/// Runs `act` while hundreds of clients poll, and others connect and say nothing, or do not read what they asked for.
+/// Runs `act` while hundreds of clients poll, and others connect and send nothing, or do not read their answer.
 fn crowded<T>(server: &Server, every: Duration, seen: &Seen, act: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     let silent: Vec<_> = (0..50).map(|_| UnixStream::connect(&server.socket).unwrap()).collect();

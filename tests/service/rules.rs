@@ -35,7 +35,7 @@ fn bad_bundles(bench: &Bench) -> Vec<(String, &'static str)> {
     .to_vec()
 }
 
-/// A bundle that cannot even be opened is told to who asked, and to everybody who looks at the status later.
+/// The error of a bundle that cannot be opened is in the answer, and in the status for every later reader.
 #[test]
 fn a_refused_bundle_is_an_error_of_the_status() {
     let bench = Bench::new(None);
@@ -174,7 +174,7 @@ fn a_reboot_that_does_not_come_is_an_error() {
         );
         assert_eq!(server.get("/v1/upgrade/status")["error_state"], "UPGRADE_ERROR_NOT_REBOOTED");
         assert_eq!(server.get("/v1/shutdown/reboot/status")["state"], "REBOOT_IDLE");
-        // By hand, and again in vain.
+        // By hand, and again without success.
         let start = json!({"is_rolling": false, "num_nodes_to_reboot": null});
         assert_eq!(server.post("/v1/shutdown/reboot/start", &start).0, 202);
         assert_eq!(server.get("/v1/shutdown/reboot/status")["state"], "REBOOT_IN_PROGRESS");
@@ -220,7 +220,7 @@ fn a_prepare_by_hand_is_not_interfered_with() {
     assert_eq!(server.status()["settings"]["target_version"], "2.0");
 }
 
-/// Clients that hang up at the worst moment: what they asked for is done or not, and can be asked for again.
+/// Clients that hang up at the worst moment: their order is carried out or not, and can be repeated.
 #[test]
 fn connections_that_are_lost() {
     let bench = Bench::new(None);
@@ -265,7 +265,7 @@ fn a_crowd_that_asks_for_the_history_takes_few_threads() {
     server.post("/v1/qstage/mark-good", &json!({}));
     let entries = std::fs::read_dir(bench.path("state")).unwrap().flatten();
     let history = entries.map(|entry| entry.path().join("history.jsonl")).find(|path| path.exists()).unwrap();
-    // A reader of a FIFO waits until somebody writes.
+    // A reader of a FIFO waits for a writer.
     std::fs::remove_file(&history).unwrap();
     nix::unistd::mkfifo(&history, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let threads = || std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().count();
@@ -287,7 +287,7 @@ fn a_crowd_that_asks_for_the_history_takes_few_threads() {
     server.reach("COMMITTED");
 }
 
-/// A web server that redirects, and one that nobody knows.
+/// A web server that redirects, and one that is not allowed.
 #[test]
 fn a_web_server_is_believed_as_far_as_it_was_asked() {
     const SERVER: &str = "

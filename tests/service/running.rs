@@ -44,7 +44,7 @@ fn commits(server: &Server, bundle: &str) {
     });
 }
 
-/// With neither a container nor a command that restarts it, new software runs when somebody says so: not when the flags
+/// With neither a container nor a command that restarts it, new software runs by an explicit order: not when the flags
 /// select it, which scripts that wait for another version would take for the end of the upgrade.
 #[test]
 fn software_that_nobody_started_is_not_shown_as_running() {
@@ -105,7 +105,7 @@ fn software_that_the_service_restarted_runs() {
     assert_eq!(version(&server), "Demo 1.5");
 }
 
-/// A failure of the command line is told in all answers, or in none.
+/// A failure of the command line is shown in all answers, or in none.
 #[test]
 fn an_error_that_only_the_disk_knows_is_the_same_in_all_answers() {
     let bench = Bench::new(None);

@@ -14,7 +14,7 @@ fn commands(pair: &Pair) -> String {
     format!("reboot_command = [\"touch\", {reboot:?}]\nhalt_command = [\"touch\", {halt:?}]\n")
 }
 
-/// What somebody reads who runs it: it may fail with the service's words, but never by an assertion of its own.
+/// The output for its user: it may fail with the service's message, but never by an assertion of its own.
 fn told(output: &Output) -> String {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -51,7 +51,7 @@ fn upgrades(version: &str) {
         said.contains("to 1.5") && said.contains("encountered error: the upgrade was cancelled"),
         "{said}"
     );
-    // What forbids a commit is told, and not taken for a machine that reboots already.
+    // The obstacle of a commit is reported, and not taken for a machine that reboots already.
     pair.says(&["upgrade_cluster", "prepare", "--path", &v2]);
     pair.restart(&format!("waiting_period = 300000000\n{}", commands(&pair)));
     let said = told(&pair.qq(&["upgrade_cluster", "--path", &v2]));

@@ -141,7 +141,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Puts syslinux' boot code for GPT disks in front of the partition table.
+/// Writes syslinux' boot code for GPT disks before the partition table.
 pub fn gptmbr(disk: &Path) {
     use std::os::unix::fs::FileExt;
     let code = fs::read("/usr/lib/syslinux/mbr/gptmbr.bin").expect("apt-get install syslinux-common");

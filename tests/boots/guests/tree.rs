@@ -138,7 +138,7 @@ impl Tree {
         }
     }
 
-    /// As an ext4 image of so many bytes. Without a journal: it is mounted read-only. No root is needed.
+    /// The tree as an ext4 image of the given size in bytes. Without a journal: it is mounted read-only. No root is needed.
     pub fn ext4(&self, image: &Path, size: u64) {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         self.unpack(dir.path());

@@ -107,7 +107,7 @@ impl Uefi {
     }
 
     /// Waits until a system says that it runs; what it says, with the name of its partition. The system knows its GUID only:
-    /// this kernel tells no PARTUUID, and what qstage thinks is not asked.
+    /// this kernel reports no PARTUUID, and the judgement must not depend on qstage.
     #[track_caller]
     pub fn up(&self, vm: &mut Vm) -> String {
         let line = vm.wait_within(LIMIT, &["runs from"]);

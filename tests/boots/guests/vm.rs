@@ -11,9 +11,9 @@ use super::which;
 use crate::harness::load::bound;
 
 /// How long a console may be silent. Boots take some ten seconds on an idle machine; this is for busy ones.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// What each kernel is told. On a busy machine its check of the timer fails: emulated time does not pass evenly.
+/// Parameters of each kernel. On a busy machine its check of the timer fails: emulated time does not pass evenly.
 pub const CMDLINE: &str = "console=ttyS0 no_timer_check";
 
 /// A line that is not ended for so long, is a prompt.
@@ -223,8 +223,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Waits for a text behind all that was found so far; the line that holds it. The test fails after
-    /// [`PATIENCE`], and when the machine ends before.
+    /// Waits for a text after the last one that was found, and returns its line. The test fails after
+    /// [`TIMEOUT`], and when the machine ends before.
     #[track_caller]
     pub fn wait(&mut self, wanted: &str) -> String {
         self.wait_any(&[wanted])
@@ -233,7 +233,7 @@ impl Vm {
     /// The same for the first of several texts.
     #[track_caller]
     pub fn wait_any(&mut self, wanted: &[&str]) -> String {
-        self.wait_within(PATIENCE, wanted).unwrap_or_else(|| {
+        self.wait_within(TIMEOUT, wanted).unwrap_or_else(|| {
             let console = lock(&self.console.0);
             let why = if console.ended { "the machine ended" } else { "nothing came in time" };
             let lines: Vec<&str> = console.text.lines().collect();
@@ -276,7 +276,7 @@ impl Vm {
     /// Waits until the machine ends by itself; all that it printed.
     #[track_caller]
     pub fn end(mut self) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let status = self.child.try_wait().unwrap();
             if let Some(status) = status {

@@ -47,7 +47,7 @@ fn nobody_we_trust_vouches_for_it() {
     recovers(&bench);
 }
 
-/// Somebody who is trusted signs nonsense: the manifest is still not believed.
+/// A trusted signer signs nonsense: the manifest is refused all the same.
 #[test]
 fn a_signed_manifest_that_makes_no_sense() {
     let bench = Bench::installed();
@@ -98,7 +98,7 @@ fn members_are_not_what_the_manifest_says() {
     swapped.save(&bench, "swapped.qimg");
     refused(&bench, "swapped.qimg", "BUNDLE_TAR_HEADER");
 
-    // A member that is too long, and more behind the last one.
+    // A member that is too long, and bytes after the last one.
     let mut long = good.clone();
     long.member("manifest.json").resize(300 << 10, b' ');
     long.save(&bench, "long.qimg");

@@ -91,7 +91,7 @@ fn a_slot_that_is_busy() {
     bench.at(&["prepare", "v2.qimg"]).good();
 }
 
-/// The medium is gone behind a certain byte: read errors, told with their place.
+/// The medium fails after a certain byte: read errors with their offset.
 #[test]
 fn a_disk_that_fails() {
     if !is_root() {
@@ -150,7 +150,7 @@ fn a_disk_of_which_nobody_knows_what_runs() {
         assert_eq!(bench.hash(), before);
         status["state"].as_str().unwrap().to_owned()
     };
-    // That slot a alone boots by its flags tells nothing of what runs.
+    // That only slot a boots by its flags is no evidence of what runs.
     let verbs: &[&[&str]] = &[
         &["prepare", "v2.qimg"],
         &["plan", "v2.qimg"],

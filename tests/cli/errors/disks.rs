@@ -48,7 +48,7 @@ fn init_destroys_nothing_unasked() {
     bench.at(&["init", "new.img", "--slot-size", "1M", "--bundle", "v1.qimg"]).bad("SLOT_TOO_SMALL");
     assert!(!bench.path("new.img").exists(), "a file that was not asked for");
     bench.at(&["init", "disk.img", "--slot-size", "8M", "--force"]).good();
-    // What slot a held before lies there still, but nobody vouches for it any more.
+    // What slot a held before is still there, but no record authenticates it.
     assert_eq!(bench.state("platform_a", &[]), "empty");
     bench.at(&["status"]).bad("NOTHING_BOOTS");
     bench.at(&["prepare", "v2.qimg"]).bad("NOTHING_BOOTS");
@@ -176,7 +176,7 @@ fn slots_that_are_not_there_or_there_twice() {
     assert!(text.contains("overlaps"), "{text}");
 }
 
-/// The slot does not hold what its record says: found by reading, told with the place, cured by preparing again.
+/// The content of the slot differs from its record: found by reading, reported with the offset, cured by preparing again.
 #[test]
 fn a_slot_that_rots() {
     let bench = Bench::installed();
@@ -221,7 +221,7 @@ fn unusual_tables_are_served() {
             bench.hash_of(at, len)
         };
         if spec.block == 4096 {
-            // sfdisk cannot be told the sector size of a file.
+            // sfdisk has no option for the sector size of a file.
             bench.at(&["prepare", "v1.qimg"]).good();
             bench.at(&["commit"]).good();
             bench.at(&["mark-good", "--booted", "b"]).good();

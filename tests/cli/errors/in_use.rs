@@ -63,7 +63,7 @@ fn refused_until(bench: &Bench, user: impl Sized, what: &str) {
         let on = ["--disk", text(disk), "--booted", "a"];
         let prepare = || bench.at(&[&["prepare", "v2.qimg"], &on[..]].concat());
         let message = prepare().bad("SLOT_IN_USE");
-        // Who has given up rights to read a bundle cannot look into other namespaces: then the kernel decides, without a name.
+        // A process that dropped its rights cannot look into other namespaces: then the kernel decides, without a name.
         let named = message.contains(what) || message.contains("nobody exclusive access");
         assert!(message.contains("platform_b") && named, "{message}");
         bench.at(&[&["prepare", "v2.qimg", "--assume-unused"], &on[..]].concat()).bad("SLOT_IN_USE");
@@ -165,7 +165,7 @@ fn named_by_a_bind_mount() {
     Run::from(command.output().unwrap()).bad("SLOT_IN_USE");
 }
 
-/// Where the kernel's tables are not there, nobody can be seen, and that is not the same as that nobody is there.
+/// Without the kernel's tables no user of a slot is visible, which does not mean that there is none.
 #[test]
 fn nothing_is_taken_for_idle_where_nothing_can_be_seen() {
     if !is_root() {

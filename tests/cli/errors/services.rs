@@ -28,7 +28,7 @@ fn a_failing_health_check_is_named() {
 #[test]
 fn a_service_that_does_not_answer_is_named() {
     let bench = Bench::installed();
-    // Port 1 of this machine: nobody listens there.
+    // Port 1 of this machine: no process listens there.
     let message = bench.run(&["status", "--service", "https://127.0.0.1:1"]).bad("SERVICE_UNREACHABLE");
     assert!(message.contains("127.0.0.1:1"), "{message}");
 }

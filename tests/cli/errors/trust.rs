@@ -38,7 +38,7 @@ fn a_release_with_a_known_hole_does_not_come_back() {
             assert!(text.contains("1.0 has epoch 1, lower than 2"), "{text}");
         }
         assert_eq!(bench.hash(), before, "a refusal wrote something");
-        // Whoever may, by name; and the floor holds on, with nothing but the marks to know it.
+        // Permitted by its flag; and the floor stays, with only the marks as its record.
         bench.at(&["roll-back", "--booted", "b", "--allow-epoch-rollback"]).good();
         fs::remove_dir_all(bench.path("state")).unwrap_or_default();
         bench.at(&["prepare", "v4.qimg", "--booted", "a", "--retry"]).bad("EPOCH");
@@ -132,7 +132,7 @@ fn a_late_fallback_can_be_prevented() {
     }
 }
 
-/// Anybody can put a link where root is about to write; and text of strangers gives no orders to a terminal.
+/// Any user can put a link where root is about to write; and untrusted text has no control characters for a terminal.
 #[test]
 fn output_follows_no_link_and_shows_no_orders() {
     let bench = Bench::new();

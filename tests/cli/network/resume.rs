@@ -11,7 +11,7 @@ use crate::harness::web::{Daemon, Link, Manner, Server, free_port, ranges, statu
 /// the receive buffer here, and one block.
 const WINDOW: u64 = 3 << 20;
 
-/// A bench with two platforms that do not compress, of so many MiB, and slots for them. The bundles are `a` and `b`.
+/// A bench with two platforms that do not compress, of the given size in MiB, and slots for them. The bundles are `a` and `b`.
 fn bench(mib: u64, software: bool) -> Bench {
     let bench = Bench::new();
     bench.config("");

@@ -64,7 +64,7 @@ fn nginx_with_tls_certificates_and_passwords() {
     prepare(&bench, "", &format!("http://localhost:{port}/v2.qimg"));
     prepare(&bench, "", &format!("FILE://{}", bench.text("v2.qimg")));
 
-    // Certificates: none that anybody knows, one that is pinned, besides the roots and instead of them, and another one.
+    // Certificates: an unknown one, one that is pinned, besides the roots and instead of them, and another one.
     refused(&bench, "", &format!("{https}/v2.qimg"), "NETWORK_TLS");
     let pinned = format!("web_ca = \"{chain}\"\n");
     prepare(&bench, &pinned, &format!("HttpS://127.0.0.1:{tls}/v2.qimg"));
@@ -214,7 +214,7 @@ fn socks_proxies_carry_it() {
         prepare(&bench, &network, url);
         assert_eq!(seen.lock().unwrap().drain(..).next(), Some(expected), "{scheme}");
     }
-    // Nobody there: said at once, and a scheme that nothing speaks as well.
+    // No server: reported at once, as is an unknown scheme.
     let nobody = free_port();
     let begun = std::time::Instant::now();
     for scheme in ["socks4", "socks5", "socks5h", "http"] {

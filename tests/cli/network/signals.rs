@@ -29,7 +29,7 @@ fn a_signal_ends_each_phase_within_a_second() {
     let file = || std::fs::read(bench.path("v2.qimg")).unwrap();
     let long = Duration::from_secs(60);
     let (_listener, _queue, connect) = full();
-    // A handshake of TLS that nobody answers.
+    // A handshake of TLS without an answer.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let tls = format!("https://{}/x.qimg", deaf.local_addr().unwrap());
     let header = Server::new(file(), move |_, _, _| {
@@ -82,11 +82,11 @@ fn a_signal_ends_each_phase_within_a_second() {
         assert!(begun.elapsed() < Duration::from_secs(1), "{phase}: {:?}", begun.elapsed());
         run.bad("INTERRUPTED");
     }
-    // A refused connection behind a redirect is an end, not a wait.
+    // A refused connection after a redirect is an end, not a wait.
     bench.at(&["prepare", &redirect.url]).bad("NETWORK_CONNECT");
 }
 
-/// Who waits is told for whom, how long, and which try it is.
+/// A wait is reported with its cause, its time, and the number of the try.
 #[test]
 fn silence_is_said_to_be_silence() {
     let bench = Bench::installed();

@@ -168,7 +168,7 @@ pub fn record(data: &[u8]) {
     let group = if mode & 4 != 0 { Group::Software } else { Group::Platform };
     let device = MemoryDevice::new(slot, BlockSize::B512);
     if let Ok(Content::Whole(record, _)) = Content::read(&device, group, "slot") {
-        // What it names lies within the slot, in front of the record.
+        // What it names lies within the slot, before the record.
         for place in &record.layout.places {
             assert!(place.at + place.len <= record.layout.body_at);
         }

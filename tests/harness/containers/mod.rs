@@ -26,7 +26,7 @@ pub(crate) fn can_run() -> bool {
     false
 }
 
-/// Builds the service into a directory; once per machine, so that nothing is left behind.
+/// Builds the service into a directory; once per machine, so that no copy is left over.
 fn app(dir: &Path) -> PathBuf {
     let [source, tries] = [
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/harness/containers/app.c"),

@@ -68,7 +68,7 @@ impl Logged {
             command.args(["--blockdev", &node.to_string()]);
         }
         let export = json!({ "type": "fuse", "id": "export", "node-name": "logged", "mountpoint": path("export"), "writable": true });
-        // A monitor on standard output greets when everything in front of it on the command line is done.
+        // A monitor on standard output greets when everything before it on the command line is done.
         command.args([
             "--export",
             &export.to_string(),
@@ -140,7 +140,7 @@ fn replay(log: &[u8]) -> Vec<Op> {
     for _ in 0..u64_at(16) {
         let (sector, sectors, flags) = (u64_at(at), u64_at(at + 8) as usize, u64_at(at + 16));
         at += 512;
-        // A flush comes before the data of its entry, FUA behind it. Discards carry no data, and none is expected: a
+        // A flush comes before the data of its entry, FUA after it. Discards carry no data, and none is expected: a
         // discard may leave anything.
         assert_eq!(flags & 4, 0, "a discard of {sectors} sectors at {sector}");
         if flags & 1 != 0 {

@@ -55,7 +55,7 @@ fn run(dir: &Path, device: &Logged, verb: &[&str]) -> (bool, String) {
 const PREPARE: &[&str] = &["prepare", "v2.qimg"];
 const COMMIT: &[&str] = &["commit"];
 
-/// Runs a verb on a device without faults; the disk behind it and the log.
+/// Runs a verb on a device without faults; returns the disk below it and the log.
 fn recorded(dir: &Path, image: &[u8], verb: &[&str]) -> (Vec<u8>, Vec<Op>) {
     let device = Logged::new(dir, image, Fault::None);
     let (good, said) = run(dir, &device, verb);
@@ -108,7 +108,7 @@ fn every_cut_of_what_reached_the_device_is_harmless() {
     told("commit", &ops, &report);
     assert!(report.wrong.is_empty(), "{:#?}", report.wrong);
     assert_eq!(boots(&committed, 512, BootFlag::Priority, Reader::Strict), Some(BB));
-    // The judge can tell: the same log without its flushes.
+    // The judge detects the same log without its flushes.
     let careless: Vec<Op> = ops.into_iter().filter(|op| !matches!(op, Op::Sync)).collect();
     assert!(!judge(&prepared, &careless, &rules(true)).wrong.is_empty(), "nobody needs the flushes");
 }

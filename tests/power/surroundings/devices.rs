@@ -10,7 +10,7 @@ use super::Started;
 use crate::harness::machine::{Bench, is_root};
 use crate::harness::nbd::Nbd;
 
-/// Before: status, slots and history hung with the device, and nobody said which.
+/// Earlier, status, slots and history hung with the device, without naming it.
 #[test]
 fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     if !is_root() {

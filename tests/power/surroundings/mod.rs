@@ -1,4 +1,4 @@
-//! Failures beside the data. A verb continues, or ends with a correct report, and leaves no lock behind.
+//! Failures outside of the data. A verb continues, or ends with a correct report, and releases its lock.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 /// Devices that hang, are slow, or are gone.

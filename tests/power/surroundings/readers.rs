@@ -14,7 +14,7 @@ use crate::harness::machine::{self, Bench, Run, is_root};
 use crate::harness::server;
 use crate::harness::tiny_disk::TinyDisk;
 
-/// A pipe that is full, and that nobody reads.
+/// A pipe that is full, and that no process reads.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let flags = nix::fcntl::fcntl(writer.as_fd(), nix::fcntl::FcntlArg::F_GETFL).unwrap();
@@ -49,7 +49,7 @@ fn a_pipe_that_nobody_reads_holds_neither_the_work_nor_the_lock() {
             assert!(begun.elapsed() < Duration::from_secs(60), "it does not go on");
             std::thread::sleep(Duration::from_millis(50));
         }
-        // It still waits for a reader, and does not hold anybody up meanwhile.
+        // It still waits for a reader, and delays no other process meanwhile.
         bench.at(&["cancel"]).good();
         assert_eq!(prepare.code_within(Duration::from_secs(60)), Some(11), "json: {json}");
         drop(reader);

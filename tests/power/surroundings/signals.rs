@@ -41,7 +41,7 @@ fn signals_are_alike_in_every_verb() {
         assert!(newest.iter().any(|event| event["code"] == "UPGRADE_ERROR_INTERRUPTED"), "{history}");
         bench.blank("platform_b");
     }
-    // Whoever is asked before the first write ends there, and its exit code says so.
+    // A process that is stopped before the first write ends there, with the exit code for that.
     bench.at(&["prepare", "v2.qimg"]).good();
     let before = bench.hash();
     for signal in ENDING {

@@ -12,10 +12,10 @@ use super::Started;
 use crate::harness::machine::{self, Bench, MIB, Run, is_root};
 use crate::harness::server;
 
-/// Nobody in particular, who may start no second thread.
+/// An unprivileged user that may start no second thread.
 const NOBODY: &str = "65123";
 
-/// A run as somebody else within limits of prlimit(1).
+/// A run as another user within limits of prlimit(1).
 fn limited(bench: &Bench, limits: &[&str], args: &[&str]) -> Run {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "prlimit"]).args(limits);
@@ -23,7 +23,7 @@ fn limited(bench: &Bench, limits: &[&str], args: &[&str]) -> Run {
     command.current_dir(bench.path(".")).stdin(Stdio::null()).output().unwrap().into()
 }
 
-/// Lets everybody read what is in the directory, and that somebody write the disk.
+/// Lets every user read the directory, and that user write the disk.
 fn open_to_all(bench: &Bench) {
     fs::create_dir_all(bench.path("state")).unwrap();
     machine::tool("chmod", &["-R", "a+rX", bench.path(".").to_str().unwrap()]);
@@ -33,7 +33,7 @@ fn open_to_all(bench: &Bench) {
     );
 }
 
-/// Before: prepare panicked for want of a thread, after it had torn the slot.
+/// Earlier, prepare panicked for lack of a thread, after it had torn the slot.
 #[test]
 fn one_thread_is_enough_for_every_verb() {
     if !is_root() {
@@ -93,7 +93,7 @@ fn a_service_with_few_threads_runs_or_ends() {
     assert!(ran > 0, "it never ran: this test shows nothing");
 }
 
-/// Before: a host whose name could not be looked up for want of a thread left the reader waiting for ever.
+/// Earlier, a reader waited for ever if no thread was available to resolve the name of the host.
 #[test]
 fn a_bundle_from_the_web_with_few_threads_is_read_or_refused() {
     if !is_root() {
