@@ -21,7 +21,7 @@ pub enum Act {
 }
 
 impl fmt::Display for Act {
-    /// What it is, without places and values.
+    /// Its kind, without places and values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mark(group, slot, mark) => {

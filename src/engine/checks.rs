@@ -1,4 +1,4 @@
-//! What forbids an upgrade, and what an upgrade is. Decided before anything is written.
+//! Obstacles to an upgrade, and its extent. Decided before anything is written.
 
 use std::cmp::Ordering;
 
@@ -12,7 +12,7 @@ use crate::state::{SlotState, UpgradeType};
 use crate::units::{Group, Slot};
 use crate::version;
 
-/// What a bundle would do to this machine.
+/// The effect of a bundle on this machine.
 pub(super) struct CheckedUpgrade {
     pub(super) kind: UpgradeType,
     pub(super) booted: Slot,
@@ -38,7 +38,7 @@ impl CheckedUpgrade {
     }
 }
 
-/// The groups of which a bundle brings something else than what runs.
+/// The groups in which the bundle differs from what runs.
 pub(super) fn needed(view: &View, claims: &ManifestFields) -> Vec<Group> {
     let running = view.record_in_service(Group::Platform);
     let platform_runs = claims.payload(Kind::Platform).is_none()
@@ -79,8 +79,8 @@ pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Er
     refused(stays, Some(claims), "the new platform")
 }
 
-/// What forbids any upgrade now, whatever the bundle: the slot that it would write is the only good fallback of a trial,
-/// or is what boots next.
+/// The obstacle to any upgrade now, whatever the bundle; `None`: there is none. The slot that it would write is the only
+/// good fallback of a trial, or boots next.
 pub(super) fn blocked(view: &View) -> Option<Error> {
     if let Some(held) = view.on_trial().next() {
         return Some(Error::OnTrial { slot: held.slot, fallback: !held.slot });
@@ -90,7 +90,7 @@ pub(super) fn blocked(view: &View) -> Option<Error> {
 }
 
 impl Engine<'_> {
-    /// Something else under the version that runs: whoever asks what runs could not tell the one from the other.
+    /// Another release with the version of the running one: a client that queries the version could not distinguish them.
     fn same_version(&self, view: &View, claims: &Manifest) -> Option<Error> {
         let same = |group| {
             view.record_in_service(group).is_some_and(|record| {
@@ -101,7 +101,7 @@ impl Engine<'_> {
         refused.then(|| Error::SameVersion { version: claims.version.clone() })
     }
 
-    /// Everything that forbids preparing this bundle now, the gravest first.
+    /// All obstacles to preparing this bundle now, the most serious first.
     pub(super) fn obstacles(&self, view: &View, bundle: &Bundle) -> Result<Vec<Error>> {
         let mut found = release_obstacles(view, bundle.manifest(), &self.policy);
         found.extend(blocked(view));

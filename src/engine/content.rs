@@ -29,10 +29,10 @@ pub struct ScrubReport {
     pub slot: Slot,
     /// Version of what it holds.
     pub version: String,
-    /// Principals and fingerprints of the keys that have signed it, by the trusted keys of now; `None`: nobody was asked, or
-    /// it is unsigned.
+    /// Principals and fingerprints of the keys that have signed it, by the current trusted keys; `None`: it is unsigned, or no
+    /// trusted keys are configured.
     pub signed_by: Option<String>,
-    /// Whether it was installed without a look at its signature.
+    /// Whether it was installed without a check of its signature.
     pub unsigned: bool,
     /// The groups that were read.
     pub groups: Vec<Group>,
@@ -107,7 +107,7 @@ impl Engine<'_> {
         let held: Vec<&SlotView> =
             view.all().iter().filter(|held| held.slot == slot).filter(wanted).collect();
         if held.is_empty() {
-            // The caller asked for a group that this disk does not have.
+            // The requested group is missing on this disk.
             view.slots.require(group.unwrap_or(Group::Platform), slot)?;
         }
         let mut report = ScrubReport {
@@ -143,7 +143,7 @@ impl Engine<'_> {
                     workers::worker_memory(largest_frame(&record.manifest.payloads) as u64),
                     progress,
                 ),
-                // Scrubbing is the thorough check, and nobody waits for it.
+                // Scrubbing is the thorough check, and no upgrade waits for it.
                 sha256: true,
                 cancel,
                 doing: "verifying the slot",
@@ -193,7 +193,7 @@ impl Engine<'_> {
         }
     }
 
-    /// The record of a slot; that it is being written is another answer than that it has none.
+    /// The record of a slot. A slot that is being written has an error of its own.
     fn record_of<'h>(&self, held: &'h SlotView) -> Result<&'h Record> {
         if matches!(held.content, Content::Torn { .. }) && self.machine.is_locked()? {
             return Err(being_written(held));

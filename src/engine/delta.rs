@@ -1,4 +1,4 @@
-//! What a delta needs of the machine: the images that run.
+//! The running images that a delta is applied to.
 
 use super::Engine;
 use super::checks::CheckedUpgrade;
@@ -94,7 +94,7 @@ impl Engine<'_> {
     }
 }
 
-/// What has to be read of a bundle or delta for this upgrade, in bytes; what is in place already is not known yet.
+/// Bytes to read of a bundle or delta for this upgrade. An upper bound: what is in place already is not known yet.
 pub(super) fn transfer_bytes(upgrade: &CheckedUpgrade, bundle: &Bundle) -> u64 {
     let payloads = bundle.manifest().payloads.iter().enumerate();
     let wanted = payloads

@@ -1,7 +1,7 @@
 //! The verbs where EFI variables say what boots. The platform's part of a switch is then a [`VariablePlan`] of variables, beside the
 //! table, which still selects the software.
 //!
-//! Both cannot change in one instant, so their order is chosen for what a cut between them leaves. `commit`: the
+//! Both cannot change in one instant, so their order is chosen by the state that a cut between them leaves. `commit`: the
 //! table first, then BootNext; a software slot whose platform does not run is not started. All other verbs: the
 //! variables first. Either way the old pair runs, or the new one on trial, and the verb run again ends it.
 
@@ -11,7 +11,7 @@ use crate::state::{BootEntry, SlotState};
 use crate::units::{Group, Slot};
 
 impl View {
-    /// A change of the firmware's choice; none where it does not rule.
+    /// A change of the EFI variables; `None`: they do not determine what boots.
     pub(super) fn turn(&self, change: impl FnOnce(&EfiBoot) -> VariablePlan) -> Option<VariablePlan> {
         self.efi.as_ref().map(change)
     }

@@ -14,7 +14,7 @@ use crate::state::SlotState;
 use crate::units::Group;
 
 impl SlotView {
-    /// The epoch that this slot testifies to: that of its mark, and its own where it is good.
+    /// The epoch that this slot records: that of its mark, and its own if it is good.
     fn testifies(&self) -> u64 {
         let own = self.record().filter(|_| self.state == SlotState::Good);
         self.content.epoch().max(own.map_or(0, |record| record.manifest.epoch))
@@ -22,13 +22,13 @@ impl SlotView {
 }
 
 impl View {
-    /// The highest epoch that was ever marked good here, as far as slots and firmware remember; 0 where none does.
+    /// The highest epoch that was ever marked good here, by the records of slots and UEFI; 0 if there is none.
     pub(super) fn floor(&self) -> u64 {
         let variable = self.efi.as_ref().map_or(0, |choice| choice.nvram().epoch());
         self.all().iter().map(SlotView::testifies).fold(variable, u64::max)
     }
 
-    /// Whether a release may come to run here.
+    /// Refuses a release that is below the floor.
     ///
     /// # Errors
     /// [`Error::Epoch`].
@@ -55,7 +55,7 @@ impl View {
         Err(Error::Epoch { version: held.partition.name.clone(), epoch: 0, floor })
     }
 
-    /// What keeps the running slots from being compared with: an obstacle of its own, never a licence. A slot whose end was
+    /// Why the running slots cannot be compared with: an obstacle of its own, never a permission. A slot whose end was
     /// never written was installed by other means, and is no obstacle as long as nothing here remembers a release of ours.
     pub(super) fn running_unknown(&self) -> Option<Error> {
         let found = |group: Group| {

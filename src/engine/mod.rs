@@ -43,24 +43,24 @@ use crate::progress::Cancel;
 use crate::units::{Blake3, Downtime, Slot};
 use view::View;
 
-/// Tries of a trial where nobody says: what ChromeOS, Flatcar and Bottlerocket boot with lies between 1 and 6.
+/// Default number of tries of a trial. ChromeOS, Flatcar and Bottlerocket use between 1 and 6.
 pub const DEFAULT_TRIES: u8 = 3;
 
-/// What is known of the machine and allowed to the caller.
+/// Properties of the machine, and permissions of the caller.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Which bits say what boots.
+    /// The bits that determine what boots.
     pub boot_flag: BootFlag,
     /// How the partition table is changed.
     pub table: TableMethod,
-    /// The slot that runs, where the caller knows better than the kernel.
+    /// The running slot as stated by the caller; `None`: the kernel or the firmware is asked.
     pub booted: Option<Slot>,
     /// The release (BLAKE3 of its manifest) whose software the caller has started itself, where it has: a slot on trial is
     /// taken for running then.
     pub software_started: Option<Blake3>,
-    /// The compatibility string of this machine; where it is not given, the running slot's record says it.
+    /// The compatibility string of this machine; `None`: that of the running slot's record.
     pub product: Option<String>,
-    /// The file that an entry of the firmware starts, where one has to be made.
+    /// The file that a new boot entry starts.
     pub efi_loader: String,
     /// How often a new slot is tried before the loader falls back, 1 to 15.
     pub tries: u8,
@@ -103,9 +103,9 @@ impl Default for Policy {
 pub struct PrepareOptions {
     /// Number of workers; `None`: [`stage::default_jobs`](crate::stage::default_jobs).
     pub jobs: Option<NonZeroUsize>,
-    /// At most so many bytes per second are written.
+    /// Maximum rate of writes in bytes per second; `None`: no limit.
     pub max_rate: Option<u64>,
-    /// In the background nobody is given way to while fewer bytes per second have been written; `None`: no such floor.
+    /// In the background: minimum rate of writes in bytes per second, below which there are no pauses; `None`: no minimum.
     pub min_rate: Option<u64>,
     /// Whether to give way to other processes that wait for the disk; see [`Throttle`](crate::host::load::throttle::Throttle).
     pub background: bool,
@@ -159,7 +159,7 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Runs a verb that changes the disk, under its lock, and keeps its outcome for `status` and the history.
+    /// Runs a verb that changes the disk, under its lock, and records its outcome for `status` and the history.
     fn change<T>(
         &self,
         verb: &str,
@@ -179,7 +179,7 @@ impl<'a> Engine<'a> {
     ) -> Result<T> {
         let lock = match self.machine.lock() {
             Ok(lock) => lock,
-            // Whoever holds the lock reports his own outcome; this attempt must not overwrite it.
+            // The holder of the lock reports its own outcome; this attempt must not overwrite it.
             Err(error @ Error::Busy { .. }) => return Err(error),
             Err(error) => return self.keep(verb, origin, Err(error), done),
         };
@@ -205,8 +205,8 @@ impl<'a> Engine<'a> {
         result
     }
 
-    /// Keeps what ended: as a line of the history, and as the last error, which a success ends. `origin` is where its
-    /// bundle came from, if it had one, and `more` is what else is to be remembered of it.
+    /// Records an outcome: as a line of the history, and as the last error, which a success clears. `origin` is where its
+    /// bundle came from, if it had one; `more` sets other fields of the record.
     fn write_down(
         &self,
         event: Event,
@@ -215,7 +215,7 @@ impl<'a> Engine<'a> {
         more: impl Fn(&mut JournalRecord, &Event),
     ) {
         let Ok(key) = self.journal_key() else { return };
-        // A refusal changed nothing: the operator was told, the state of the upgrade is what it was.
+        // A refusal changed nothing: the operator has seen it, the state of the upgrade is the same as before.
         if error.is_none_or(|error| error.class() != Class::Refused) {
             self.journal.update(&key, &mut |record| {
                 let (code, message, time) = (event.code.clone(), event.message.clone(), event.time.clone());
@@ -227,10 +227,10 @@ impl<'a> Engine<'a> {
         self.journal.append(&key, &event);
     }
 
-    /// Keeps that a bundle was refused when it was opened, as a prepare that failed: what cannot be opened never comes as
-    /// far as [`prepare`](Self::prepare). `origin` is what `status` shows as its install path. Gives the error back.
+    /// Records a bundle that was refused when it was opened as a failed prepare: what cannot be opened never reaches
+    /// [`prepare`](Self::prepare). `origin` is what `status` shows as its install path. Returns the error.
     pub fn bundle_refused(&self, origin: &str, error: Error) -> Error {
-        // Whoever prepares meanwhile reports his own outcome; and a wrong flag says nothing of the bundle.
+        // A prepare that runs meanwhile reports its own outcome; and a wrong flag is no property of the bundle.
         let told = error.class() != Class::Usage && !self.machine.is_locked().unwrap_or(true);
         if told {
             let event = Event::new("prepare", error.code(), sentence(&error));
@@ -239,7 +239,7 @@ impl<'a> Engine<'a> {
         error
     }
 
-    /// Keeps how a swap of the container ended, with the time for which it was down.
+    /// Records the outcome of a swap of the container, with its downtime.
     pub fn swapped<T>(&self, result: Result<T>, done: impl FnOnce(&T) -> (String, Downtime)) -> Result<T> {
         let (mut event, downtime) = match &result {
             Ok(value) => {
@@ -265,7 +265,7 @@ impl<'a> Engine<'a> {
         result
     }
 
-    /// Ends the last error without an upgrade: somebody has seen it.
+    /// Clears the last error without an upgrade: an operator has seen it.
     pub fn clear_error(&self) {
         self.write_down(
             Event::new("clear", NO_ERROR, "the error was cleared".to_owned()),
@@ -275,10 +275,10 @@ impl<'a> Engine<'a> {
         );
     }
 
-    /// The last swap of the container; `None` where there was none, or nobody remembers.
+    /// The last swap of the container; `None` if there was none, or the journal is lost.
     ///
     /// # Errors
-    /// Class Disk and Io: the disk cannot be told.
+    /// Class Disk and Io: the disk cannot be identified.
     pub fn last_swap(&self) -> Result<Option<Event>> {
         Ok(self.journal.load(&self.journal_key()?).last_swap)
     }
@@ -292,12 +292,12 @@ impl<'a> Engine<'a> {
     /// What was done to this disk, oldest first, as far as it is kept.
     ///
     /// # Errors
-    /// Class Disk and Io: the disk cannot be told.
+    /// Class Disk and Io: the disk cannot be identified.
     pub fn history(&self) -> Result<Vec<Event>> {
         Ok(self.journal.history(&self.journal_key()?))
     }
 
-    /// Adds to the history what no verb could write: that its process was killed, or what followed it failed.
+    /// Adds an event to the history that no verb could record: its process was killed, or a later step failed.
     ///
     /// # Errors
     /// As [`history`](Self::history).

@@ -1,4 +1,4 @@
-//! Making both copies of the partition table sound: what is beyond doubt, or what somebody asks for.
+//! Making both copies of the partition table sound: where it is beyond doubt, or from the copy that the caller names.
 
 use serde::Serialize;
 

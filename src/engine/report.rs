@@ -1,4 +1,4 @@
-//! `status` and `slots`: what the disk says, and the last error.
+//! `status` and `slots`: the state of the disk, and the last error.
 
 use super::Engine;
 use super::checks::blocked;
@@ -38,7 +38,7 @@ impl Engine<'_> {
                 status.details = format!("{} was not prepared to the end", held.partition.name);
                 status.install_path = origin(held);
                 if status.error_state == NO_ERROR {
-                    // Killed, or the power failed: nobody could write down why.
+                    // Killed, or the power failed: no process could record the reason.
                     let error = Error::Interrupted { doing: format!("preparing {}", held.partition.name) };
                     status.error_state = error.code().to_owned();
                     status.error_message =
@@ -69,7 +69,7 @@ impl Engine<'_> {
                 }
             }
         }
-        // Who prepares holds the slot for itself, which would look as if it were in use.
+        // A running prepare has the slot open exclusively, which would look like another use.
         if let Some(reason) = self.blocked(&view, locked)? {
             status.is_blocked = true;
             status.blocked_reason = reason;
@@ -106,7 +106,7 @@ impl Engine<'_> {
         Ok(None)
     }
 
-    /// What every slot is and holds.
+    /// State and content of every slot.
     ///
     /// # Errors
     /// Class Disk and Io.
@@ -161,8 +161,8 @@ impl Engine<'_> {
     }
 }
 
-/// What a slot on trial, or one that was ruled out, says of itself. What stands in a trial of one boot is why it failed,
-/// for the day that it has.
+/// The reason in the mark of a slot that is on trial or ruled out. That of a trial of one boot is written before the boot,
+/// for the case that it fails.
 fn trial_reason(held: &SlotView) -> Option<String> {
     let told = |mark: &&Mark| match held.state {
         SlotState::Trial => matches!(mark.verdict, Verdict::Bad | Verdict::Failed),
@@ -172,7 +172,7 @@ fn trial_reason(held: &SlotView) -> Option<String> {
     held.mark().filter(told).map(|mark| mark.reason.clone())
 }
 
-/// The version of what a slot holds, and that nobody vouches for it where that is so.
+/// The version of what a slot holds, with "(unsigned)" if no trusted key has signed it.
 fn version(held: &SlotView) -> String {
     let record = held.record();
     let version = record.map_or("", |record| record.manifest.version.as_str());

@@ -1,5 +1,5 @@
-//! The software group seen by whoever runs the container: which slot is to run, and the steps of its trial. Platform
-//! slots are left alone by all of it, so that a container that fails never costs a reboot.
+//! The software group as the container runtime needs it: which slot is to run, and the steps of its trial. None of it
+//! changes a platform slot, so a container that fails never causes a reboot.
 
 use super::Engine;
 use super::transition::{self, Change, no_image, software};

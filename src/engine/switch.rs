@@ -65,8 +65,8 @@ impl Engine<'_> {
         self.roll_back_because(None)
     }
 
-    /// The same for whoever found that the trial fails: the reason is kept in the slot that is left, and its bundle is not
-    /// tried again without [`Policy::retry`](super::Policy::retry).
+    /// The same for a failed trial: the reason is recorded in the slot that is left, and its bundle is not tried again
+    /// without [`Policy::retry`](super::Policy::retry).
     ///
     /// # Errors
     /// As [`roll_back`](Self::roll_back).
@@ -102,13 +102,13 @@ impl Engine<'_> {
         }
     }
 
-    /// Runs a change under the lock and keeps its outcome under the name of `verb`.
+    /// Runs a change under the lock and records its outcome under the name of `verb`.
     pub(super) fn switch(&self, verb: &str, change: &Change<'_>) -> Result<SwitchReport> {
         let act = |lock: &DiskLock| self.switch_locked(lock, change);
         self.change(verb, act, |report| report.done.clone())
     }
 
-    /// The same for whoever has the lock.
+    /// The same for a caller that has the lock.
     pub(super) fn switch_locked(&self, lock: &DiskLock, change: &Change<'_>) -> Result<SwitchReport> {
         let view = self.view_for_change()?;
         self.perform(lock, &view, &transition::of(change, &view)?, None)
@@ -157,8 +157,8 @@ impl Engine<'_> {
         Ok(view)
     }
 
-    /// Makes a fallback that happened by itself plain on the disk, and adds it to the history; see
-    /// [`settle`](transition::settle). `None` where there was none.
+    /// Records a fallback that happened by itself on the disk and in the history; see
+    /// [`settle`](transition::settle).
     ///
     /// # Errors
     /// Class Disk and Io.

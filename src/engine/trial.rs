@@ -1,11 +1,11 @@
-//! Trials that fail: what is kept of them in the slot itself, and what is made of a disk on which the boot went back by itself.
+//! Failed trials: the reason that is recorded in the slot itself, and the view of a disk after a fallback.
 //!
 //! ```text
 //!   commit ──▶ slot b boots on trial ──▶ mark-good
 //!                │  a health check fails: trial_failed() writes why into the mark of b; reboot
-//!                │  it panics, it hangs: nobody can write anything; reset
+//!                │  it panics, it hangs: nothing can be written; reset
 //!                ▼  its tries are used up
-//!              slot a boots: status tells from flags and mark; mark-good or prepare settles it on the disk
+//!              slot a boots: status concludes it from flags and mark; mark-good or prepare records it
 //! ```
 
 use super::Engine;
@@ -18,13 +18,13 @@ use crate::slot::Verdict;
 use crate::state::{SlotState, SwitchReport};
 use crate::units::{Group, Slot};
 
-/// What is told of a trial that nobody could tell anything of.
+/// Reason shown when a failed trial left none of its own.
 const SILENT: &str = "its tries are used up, and it never said why: it crashed, hung, or was reset";
-/// What is told of software that went back with its platform.
+/// Reason shown for software that fell back with its platform.
 const WITH_PLATFORM: &str = "its platform fell back";
 
 impl View {
-    /// Why a slot failed its trial; `None` where it did not, or where somebody rolled it back without a reason.
+    /// The reason why a slot failed its trial; `None`: it did not, or it was rolled back without a reason.
     pub(super) fn failure(&self, held: &SlotView) -> Option<String> {
         if held.state != SlotState::Bad {
             return None;
@@ -105,7 +105,7 @@ impl Engine<'_> {
         Ok(report)
     }
 
-    /// Takes the marks of a trial back that did not begin.
+    /// Voids the marks of a trial that did not begin.
     fn not_started(&self, error: &Error) {
         let undo = || -> Result<()> {
             let lock = self.machine.lock()?;
@@ -116,10 +116,10 @@ impl Engine<'_> {
         self.remark("commit", format!("{error}{failed}"));
     }
 
-    /// Writes down why the trial of the running slot fails, on the slot itself, before the machine reboots: `/var` may
-    /// be lost, and the next boot may be that of another system. `None`: all is over, and whoever calls is about to reboot;
-    /// what this boot already said is kept then, and where it is selected and nothing counts tries (`legacy`;
-    /// `efi` with BootOrder changed already), the slot is rolled back too. Returns what was kept, as a sentence.
+    /// Records the reason why the trial of the running slot fails, on the slot itself, before the machine reboots: `/var` may
+    /// be lost, and another system may boot next. `None`: the trial is over, and the caller is about to reboot; the reason
+    /// that this boot recorded stays, and if the slot is selected and no loader counts tries (`legacy`; `efi` with
+    /// BootOrder changed already), it is rolled back too. Returns what was recorded, as a sentence.
     ///
     /// # Errors
     /// [`Error::NoTrial`]; class Disk and Io.

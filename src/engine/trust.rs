@@ -1,5 +1,5 @@
-//! Signatures of what is installed, judged by the trusted keys of now: a key that was withdrawn after a prepare vouches for
-//! nothing any more.
+//! Signatures of installed releases, verified by the current trusted keys: a key that was withdrawn after a prepare counts no
+//! more.
 
 use std::fmt;
 use std::path::Path;
@@ -9,18 +9,18 @@ use crate::error::Result;
 use crate::host::trust::DEFAULT_TRUST;
 use crate::slot::Record;
 
-/// Who vouches for what is installed.
+/// Result of the signature check of what is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SignatureCheck {
     /// Principals and fingerprints of the keys.
     Signed(String),
-    /// Nobody: it was installed without a look at its signature.
+    /// It was installed without a check of its signature.
     Unsigned,
-    /// Nobody was asked: no trusted keys are configured.
+    /// Not checked: no trusted keys are configured.
     NotJudged,
 }
 
-/// As it stands behind a version in a sentence.
+/// Its wording after a version in a sentence.
 impl fmt::Display for SignatureCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -31,8 +31,8 @@ impl fmt::Display for SignatureCheck {
 }
 
 impl View {
-    /// Who vouches for these records, of one release. Nobody is asked where no file of keys was named and the default one is
-    /// not there, on a disk image for example.
+    /// The signatures of these records, of one release. They are not checked if no file of keys is configured and the default
+    /// one does not exist, on a disk image for example.
     ///
     /// # Errors
     /// [`Error::TrustFile`](crate::Error::TrustFile) where the keys cannot be read; those of

@@ -72,6 +72,7 @@ const READ: &[&str] = &[
     "src/doctor/",
     "src/efi/",
     "src/doctor/",
+    "src/engine/",
     "src/error/",
     "src/gpt/",
     "src/host/",

@@ -12,7 +12,7 @@
 //! | a good slot | it is selected beside the platform that runs; or the other one is, and is not known to have been started |
 //! | unknown | the platform is; or neither of the above |
 //!
-//! A flag selects: that what it selects runs, is never concluded from it alone.
+//! A flag selects a slot; it is never evidence by itself that the slot runs.
 
 use super::view::{SlotView, View};
 use crate::state::{KnownBy, RunningSlot, Runs, SlotState};

@@ -277,7 +277,7 @@ fn after_a_fallback_the_release_that_failed_is_not_shown() {
     }
 }
 
-/// Neither a container nor a command that restarts it: until somebody does, the old software runs.
+/// Neither a container nor a command that restarts it: until it is restarted by hand, the old software runs.
 #[test]
 fn software_on_trial_runs_when_something_shows_that_it_was_started() {
     let mut world = World::new();

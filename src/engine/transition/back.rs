@@ -1,4 +1,4 @@
-//! The ways back: `roll-back`, `cancel`, trials that fail, and what is made of a fallback that happened by itself.
+//! The ways back: `roll-back`, `cancel`, failed trials, and the record of a fallback that happened by itself.
 
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, software, variables};
@@ -8,12 +8,12 @@ use crate::slot::{Mark, Verdict};
 use crate::state::SlotState;
 use crate::units::{Group, Slot};
 
-/// Who asks for a roll-back.
+/// The reason for a roll-back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Requester {
-    /// Somebody who wants the other release.
+    /// An operator wants the other release.
     ByOperator,
-    /// A trial that fails: back to what ran before, as the boot loader would do by itself.
+    /// A trial fails: back to what ran before, as the boot loader would do by itself.
     ByTrial,
 }
 
@@ -67,7 +67,7 @@ fn way_back(view: &View, group: Group) -> Result<(&SlotView, &SlotView)> {
     Ok((from, to))
 }
 
-/// Nothing but a good slot is returned to.
+/// Refuses to return to a slot that is not good.
 fn good(to: &SlotView) -> Result<()> {
     if to.state == SlotState::Good {
         return Ok(());
@@ -91,7 +91,7 @@ fn software_follows(view: &View) -> bool {
     }
 }
 
-/// What was prepared is discarded, what was selected and not started is left; or a roll-back before its reboot is undone.
+/// Discards what was prepared, and deselects what has not been started; or undoes a roll-back before its reboot.
 pub(super) fn cancel(view: &View) -> Result<Transition> {
     view.booted()?;
     let mut flags = view.flags();
@@ -142,9 +142,10 @@ pub(super) fn cancel(view: &View) -> Result<Transition> {
         .then(discard))
 }
 
-/// Why the trial of the running slot fails, into its mark; and back, where all is over and nothing counts tries.
+/// Writes the reason of a failed trial into the mark of the running slot; and rolls back, if the trial is over and no loader
+/// counts tries.
 pub(super) fn trial_failed(view: &View, reason: Option<&str>) -> Result<Transition> {
-    // A single check may be run by hand; that all is over says only who is about to reboot.
+    // A single check may be run by hand; only a caller that is about to reboot ends the trial.
     let ended = reason.is_none();
     let slot = view.booted()?;
     let held = view.held(Group::Platform, slot).filter(|held| held.state == SlotState::Trial);
@@ -168,7 +169,7 @@ pub(super) fn trial_failed(view: &View, reason: Option<&str>) -> Result<Transiti
     Ok(failed.then(roll_back(&after, Some(&new.reason), Requester::ByTrial)?.acts))
 }
 
-/// The selection goes from a software slot whose container fails to the other one, which must be good.
+/// Moves the selection from a software slot whose container fails to the other one, which must be good.
 pub(super) fn software_back(view: &View, from: Slot, reason: &str) -> Result<Transition> {
     let (left, to) = (software(view, from)?, software(view, !from)?);
     good(to)?;
@@ -179,9 +180,9 @@ pub(super) fn software_back(view: &View, from: Slot, reason: &str) -> Result<Tra
         .then(view.table_act(flags)))
 }
 
-/// A fallback that the boot loader or the firmware has made by itself is made plain: why into the mark of each slot that
-/// failed, then, in one transaction, no flag on them and the running slots first. Until that is done the flags of the
-/// software still name the slot whose platform fell back. `None` where nothing failed.
+/// Records a fallback that the boot loader or the firmware made by itself: first the reason in the mark of each failed slot,
+/// then, in one transaction, their flags are cleared and the running slots selected. Until then the flags of the software
+/// still select the slot whose platform fell back. `None`: no slot failed.
 pub(in crate::engine) fn settle(view: &View) -> Result<Option<Transition>> {
     let Ok(booted) = view.booted() else { return Ok(None) };
     let good =

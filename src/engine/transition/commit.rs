@@ -10,9 +10,9 @@ use crate::slot::{Mark, Record, Verdict};
 use crate::state::SlotState;
 use crate::units::{Group, Slot};
 
-/// Reason of a slot that firmware booted once and that did not come back.
+/// Reason of a slot that the UEFI booted once and that was not marked good.
 const ONCE: &str = "its one boot is over and it was not marked good: it crashed, hung, or was reset";
-/// Reason of a kernel that kexec started and that did not come back.
+/// Reason of a kernel that kexec started and that was not marked good.
 const KEXECED: &str = "it was started by kexec and was not marked good: it crashed, hung, or was reset";
 
 /// What a commit selects.
@@ -20,7 +20,7 @@ struct Selection<'v> {
     /// What the bundle needs.
     slots: Vec<&'v SlotView>,
     version: String,
-    /// Who vouches for it, by the trusted keys of now.
+    /// Its signatures, by the current trusted keys.
     provenance: SignatureCheck,
     /// The platform slot that is the fallback.
     booted: Slot,
@@ -30,8 +30,8 @@ struct Selection<'v> {
 /// Slots with what they hold.
 type Recorded<'v> = Vec<(&'v SlotView, &'v Record)>;
 
-/// The selection of what is prepared. Checks again all that prepare promised: the records of all slots that the bundle needs
-/// are whole and of one manifest, and what they were compared with still runs.
+/// The selection of what is prepared. Repeats the checks of prepare: the records of all slots that the bundle needs are whole
+/// and of one manifest, and the release that they were compared with still runs.
 fn selection(view: &View) -> Result<Selection<'_>> {
     let not = |problem: String| Err(Error::NotPrepared { problem });
     let booted = view.booted()?;
@@ -43,7 +43,7 @@ fn selection(view: &View) -> Result<Selection<'_>> {
             Some(held) if held.state == SlotState::Prepared || view.again(held) => {
                 prepared.extend(held.record().map(|r| (held, r)));
             }
-            // A commit by EFI variables that was cut behind its first half, the table.
+            // A commit by EFI variables that was cut after its first half, the table.
             Some(held)
                 if group == Group::Software
                     && view.efi.is_some()
@@ -96,7 +96,7 @@ fn selection(view: &View) -> Result<Selection<'_>> {
     Ok(Selection { slots: slots.collect(), version, provenance, booted, platform })
 }
 
-/// The prepared slots are selected in one transaction, then the firmware is told of its one boot, then the platform is marked.
+/// Selects the prepared slots in one transaction, then sets BootNext for one boot, then marks the platform.
 pub(in crate::engine) fn commit(view: &View) -> Result<Transition> {
     let Selection { slots, version, provenance, booted, platform } = selection(view)?;
     let mut flags = view.flags();
@@ -122,9 +122,9 @@ pub(in crate::engine) fn commit(view: &View) -> Result<Transition> {
         true => mark(held, Verdict::Trying, ONCE),
         false => mark(held, Verdict::Bad, "tried again"),
     });
-    // BootNext, then the mark that tells a trial that failed from one that never was. The other way round, a cut between
-    // them would call a release failed that nobody has tried; so it leaves one that is tried without being
-    // marked, and should that fail, it looks prepared, which it is.
+    // BootNext, then the mark that distinguishes a failed trial from one that never began. In the other order, a cut
+    // between them would report a release as failed that was never tried. In this order it leaves a trial without a
+    // mark; if that fails, the slot looks prepared, which it is.
     let trying = once.filter(|held| !view.again(held)).and_then(|held| mark(held, Verdict::Trying, ONCE));
     Ok(Transition::nothing(effect, done)
         .then(again)

@@ -1,4 +1,4 @@
-//! The factory: what `init` does beside the layout and the images.
+//! The factory install: what `init` writes beside the layout and the images.
 
 use super::{Act, Effect, Transition};
 use crate::boot::{BootFlag, Flags, Slots};
@@ -7,9 +7,9 @@ use crate::gpt::Table;
 use crate::slot::{Content, Mark, Verdict};
 use crate::units::{Group, Slot};
 
-/// What is about to be overwritten by a factory install cannot boot, by no flag: whoever has no other slot has none that
-/// boots until the end, which is better than half a release. A slot that was whole is marked bad before that, or without its
-/// flags it would look as if it had just been prepared.
+/// Clears the flags of the slots that a factory install is about to overwrite. A machine without another slot has none that
+/// boots until the end, which is better than half a release. A slot that was whole is marked bad before that: without its
+/// flags it would look prepared.
 pub(crate) fn vacate(table: &Table, slots: &Slots, targets: &[(Group, Slot, Content)]) -> Result<Transition> {
     let mut new = table.clone();
     let mut marks = Vec::new();
@@ -51,7 +51,7 @@ pub(crate) fn install(
     Ok(Transition::nothing(Effect::Nothing, String::new()).then(places.iter().map(mark)).then(switch))
 }
 
-/// The records that slots of an earlier layout left at the same places are void: they would say "prepared" of what nobody
+/// Voids the records that slots of an earlier layout left at the same places: the slots would look prepared, and were not
 /// prepared on this disk.
 pub(crate) fn forget(slots: &Slots) -> Transition {
     let all = Group::BOTH.into_iter().flat_map(|group| Slot::BOTH.map(|slot| (group, slot)));

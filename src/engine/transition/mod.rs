@@ -1,14 +1,14 @@
 //! A verb as a value: the acts that it consists of, in their order.
 //!
-//! What is written in which order is the product. So it is built by pure functions of the view and the policy (the other
-//! files of this folder), and run by one interpreter (`run`); nothing else in the engine writes marks, tables, variables or
-//! records. What is a value can be printed (`--dry-run`, SAFETY.md), cut after each act and mutated (tests/power/orders.rs,
+//! The order of the writes is the core of the product. So it is built by pure functions of the view and the policy (the
+//! other files of this folder), and run by one interpreter (`run`); nothing else in the engine writes marks, tables,
+//! variables or records. A value can be printed (`--dry-run`, SAFETY.md), cut after each act and mutated (tests/power/orders.rs,
 //! tests/power/mutants.rs).
 //!
 //! The rules that all orders follow:
 //!
 //! - **A mark that rules a slot out comes before its flags go**: whole, without flags and without a mark it would look prepared.
-//! - **A record goes last**: what flags or firmware let boot must be vouched for.
+//! - **A record goes last**: a slot that flags or UEFI let boot must have a valid record.
 //! - **Variables before the table**, but for `commit`: a software slot whose platform does not run is not started.
 //! - **A mark that makes a slot good comes before the flags**, which say nothing of it before they select it; but where
 //!   nothing selects it (a trial by kexec or BootNext) it comes after them, or it would look as if it had been left on purpose.
@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::slot::{Mark, Verdict};
 use crate::units::{Group, Slot};
 
-/// A verb that changes what boots or what is said of a slot, with its arguments.
+/// A verb that changes what boots or the state of a slot, with its arguments.
 #[derive(Debug, Clone, Copy)]
 pub enum Change<'a> {
     /// Selects what is prepared, on trial.
@@ -48,7 +48,7 @@ pub enum Change<'a> {
     RollBack(Option<&'a str>),
     /// Undoes a prepare, or a commit before its reboot.
     Cancel,
-    /// Says why the trial of the running slot fails; `None`: it is over.
+    /// Records the reason why the trial of the running slot fails; `None`: the trial is over.
     TrialFailed(Option<&'a str>),
     /// Counts one start of a software slot.
     SoftwareTry(Slot),
@@ -56,7 +56,7 @@ pub enum Change<'a> {
     SoftwareGood(Slot),
     /// It is not, for that reason.
     SoftwareBack(Slot, &'a str),
-    /// Takes these slots out of the game before a prepare writes them.
+    /// Makes these slots unbootable before a prepare writes them.
     Withdraw(&'a [(Group, Slot)]),
     /// Makes the platform slot that does not run void, for measurements.
     Lend,
@@ -108,7 +108,7 @@ impl Transition {
     }
 }
 
-/// What `change` does, what has to be settled before it included.
+/// The transition of `change`, with the record of a fallback before it if one is due.
 pub(super) fn whole(change: &Change<'_>, view: &View) -> Result<Transition> {
     let settled = if matches!(change, Change::MarkGood(None)) { settle(view)? } else { None };
     let Some(settled) = settled else { return of(change, view) };
@@ -116,7 +116,7 @@ pub(super) fn whole(change: &Change<'_>, view: &View) -> Result<Transition> {
     Ok(Transition { acts: [settled.acts, then.acts].concat(), ..then })
 }
 
-/// What `change` does to what `view` shows: the one place that says so.
+/// The transition of `change` from the state in `view`: the one place that decides it.
 pub(super) fn of(change: &Change<'_>, view: &View) -> Result<Transition> {
     match *change {
         Change::Commit => commit(view),

@@ -15,7 +15,7 @@ pub(crate) struct Site<'a> {
     /// The table that the acts were decided by. Where it is another one by now, nothing is written.
     pub(crate) loaded: &'a Loaded,
     pub(crate) slots: &'a Slots,
-    /// Slots that the caller holds open already, and nobody else can open.
+    /// Slots that the caller has open exclusively.
     pub(crate) opened: &'a [(Group, Slot, &'a dyn BlockDevice)],
 }
 
@@ -53,7 +53,7 @@ impl Site<'_> {
                     commit::switch(&*disk, lock, loaded.as_ref().unwrap_or(self.loaded), table)?;
                     loaded = Some(load()?);
                 }
-                // Whatever writes to a slot has opened it.
+                // Every act that writes to a slot has opened it.
                 (Act::Mark(..) | Act::Void(..), None) => {}
             }
         }
@@ -75,7 +75,7 @@ impl Site<'_> {
 
     fn open(&self, act: &Act) -> Result<Option<Device<'_>>> {
         let (group, slot, access) = match act {
-            // It may be the slot that runs: its mark lies behind the file system.
+            // It may be the running slot: its mark lies after the file system.
             Act::Mark(group, slot, _) => (*group, *slot, Access::Record),
             Act::Void(group, slot) => (*group, *slot, Access::Exclusive),
             Act::Variables(_) | Act::Table(_) => return Ok(None),

@@ -1,4 +1,4 @@
-//! Before a slot is written: nothing lets it boot, nothing calls it prepared.
+//! Before a slot is written: no flag lets it boot, and it does not look prepared.
 
 use super::super::checks::blocked;
 use super::super::view::{SlotView, View};
@@ -8,8 +8,8 @@ use crate::slot::Verdict;
 use crate::state::SlotState;
 use crate::units::{Group, Slot};
 
-/// What is about to be overwritten is taken out of the game, durably and in one switch: the targets cannot boot, and what
-/// an earlier bundle prepared in the other group will not be committed along with this one.
+/// Makes the targets unbootable, durably and in one switch, and voids what an earlier bundle prepared in the other group:
+/// it must not be committed together with this one.
 ///
 /// Before that they are marked bad. Without its flags a slot that once booted, and is whole, looks as if it had just
 /// been prepared; a power cut before its footer is torn would let `commit` select an old release.
@@ -24,8 +24,8 @@ pub(in crate::engine) fn withdraw(view: &View, targets: &[(Group, Slot)]) -> Res
     Ok(out.then(stale))
 }
 
-/// The platform slot that does not run is made void, as before a prepare. The record last: a slot that may still boot must
-/// not lose it.
+/// Voids the platform slot that does not run, as before a prepare. The record last: a slot that may still boot must not
+/// lose it.
 pub(in crate::engine) fn lend(view: &View) -> Result<Transition> {
     if let Some(obstacle) = blocked(view) {
         return Err(obstacle);

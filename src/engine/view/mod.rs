@@ -47,7 +47,8 @@ struct Seen {
     kexec: bool,
     /// The software slot that is used although its tries are spent.
     last_try: Option<Slot>,
-    /// The software slot on trial that is in use while the other one is not. `None`: there is none, or it cannot be told.
+    /// The software slot on trial that is in use while the other one is not. `None`: there is none, or it is
+    /// unknown.
     used_alone: Option<Slot>,
 }
 
@@ -206,7 +207,7 @@ impl View {
         &mut self.holds
     }
 
-    /// Another machine around the disk: what it says of the platform that runs, and of the use of the software, in a test.
+    /// Sets the running platform and the use of the software, in a test.
     #[cfg(test)]
     pub(super) fn imagine(&mut self, booted: Option<Slot>, is_image: bool, used_alone: Option<Slot>) {
         self.machine.booted = booted.map(|slot| (slot, KnownBy::Kernel));
@@ -260,7 +261,7 @@ impl View {
         self.booted.ok_or_else(|| Error::NothingBoots { disk: self.machine.name.clone() })
     }
 
-    /// Refuses a live machine of which it is not known what runs: to go by the flags could overwrite it.
+    /// Refuses a live machine whose running slot is unknown: the flags alone could lead to its being overwritten.
     pub(super) fn check_known(&self) -> Result<()> {
         match self.machine.unknown.clone() {
             Some(problem) => Err(Error::BootedUnknown { disk: self.machine.name.clone(), problem }),
@@ -273,7 +274,7 @@ impl View {
         self.machine.unknown.as_deref()
     }
 
-    /// The platform slot that the caller, the kernel or the firmware names as the one that runs, and who does.
+    /// The running platform slot as named by the caller, the kernel or the UEFI, with the evidence.
     pub(super) fn evident(&self) -> Option<(Slot, KnownBy)> {
         self.machine.booted
     }
@@ -298,8 +299,8 @@ impl View {
         }
     }
 
-    /// The slot of a group that everything is about: what runs on trial, be it on its last try, by kexec or by
-    /// BootNext, so that nothing selects it any more; else what is selected; else what runs.
+    /// The slot of a group that roll-back starts from: what runs on trial, even if nothing selects it any more (on its last
+    /// try, by kexec or by BootNext); else what is selected; else what runs.
     pub(super) fn current(&self, group: Group) -> Option<Slot> {
         let running = self.in_service(group);
         let trial = |slot: &Slot| self.held(group, *slot).is_some_and(|held| held.state == SlotState::Trial);
@@ -332,7 +333,7 @@ impl View {
         }
     }
 
-    /// Whether a slot was selected, used up its tries or its one boot, was not marked good, and nobody has put that down.
+    /// Whether a slot was selected, used up its tries or its one boot, was not marked good, and that has not been recorded.
     pub(super) fn spent(&self, held: &SlotView) -> bool {
         let counted = held.group == Group::Software || self.policy.boot_flag == BootFlag::Priority;
         let tried = counted && held.attributes.priority() > 0;
