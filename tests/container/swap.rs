@@ -89,6 +89,10 @@ fn a_sick_release_is_swapped_back() {
         assert!(said(&output).contains(reason), "{}", said(&output));
         assert_eq!(machine.answer().as_deref(), Some("1.0"));
         assert_eq!(machine.software(), ("good".into(), "bad".into(), "a".into()));
+        // What failed is not shown as what runs.
+        let slots = machine.good(&["slots"]);
+        let runs = slots.lines().find(|line| line.starts_with("runs")).unwrap_or_default();
+        assert!(runs.contains("software a") && !runs.contains("software b"), "{slots}");
         let status = machine.good(&["status"]);
         assert!(status.contains("UPGRADE_ERROR_SWAPPED_BACK"), "{status}");
         assert_eq!(machine.last_event()["code"], "UPGRADE_ERROR_SWAPPED_BACK");

@@ -5,12 +5,14 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::super::view::{SlotView, View};
-use crate::boot::BootFlag;
+use crate::boot::{BootFlag, RolledBackSlot};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, MemoryDevice, Region};
+use crate::efi::EfiBoot;
 use crate::engine::{Engine, Policy, PrepareOptions};
 use crate::error::Result;
 use crate::gpt::{Attributes, Partition};
+use crate::host::efivars::{MemoryVariables, Variables};
 use crate::host::journal::MemoryJournal;
 use crate::host::{Access, Booted, DiskLock, Machine, MountSource};
 use crate::init::{InitSpec, init};
@@ -30,12 +32,14 @@ struct Memory {
     booted: Mutex<Option<Slot>>,
     /// Names of partitions that are mounted.
     used: Mutex<Vec<&'static str>>,
+    variables: MemoryVariables,
 }
 
 impl Memory {
     fn new(bytes: &[u8], booted: Option<Slot>) -> Self {
         let device = Arc::new(MemoryDevice::new(bytes.to_vec(), BlockSize::B512));
-        Self { device, booted: Mutex::new(booted), used: Mutex::default() }
+        let variables = MemoryVariables::new([]);
+        Self { device, booted: Mutex::new(booted), used: Mutex::default(), variables }
     }
 }
 
@@ -70,6 +74,9 @@ impl Machine for Memory {
     }
     fn is_image(&self) -> bool {
         self.booted.lock().unwrap().is_none()
+    }
+    fn firmware(&self) -> Result<&dyn Variables> {
+        Ok(&self.variables)
     }
 }
 
@@ -164,7 +171,8 @@ impl World {
     }
 
     fn engine(&self) -> Engine<'_> {
-        let policy = Policy { software_started: self.started, ..Policy::default() };
+        let policy =
+            Policy { software_started: self.started, ..Policy::default() };
         Engine::new(&self.memory, &self.journal, policy)
     }
 
@@ -332,6 +340,27 @@ impl Random {
     }
 }
 
+/// What the firmware may choose after two of our steps, from a machine whose variables name neither slot.
+fn choices(new: EfiBoot) -> Vec<EfiBoot> {
+    let mut all = vec![new];
+    for _ in 0..2 {
+        for choice in all.clone() {
+            for slot in Slot::BOTH {
+                let back = |leave| choice.back(slot, leave);
+                let plans = [
+                    choice.try_once(slot),
+                    choice.keep(slot),
+                    choice.withdraw(slot),
+                    back(RolledBackSlot::Bad),
+                    back(RolledBackSlot::Fallback),
+                ];
+                all.extend(plans.map(|plan| plan.after));
+            }
+        }
+    }
+    all
+}
+
 /// Views of every kind, sensible or not: flags, records, marks, what runs and what is in use, in random combinations.
 #[test]
 fn no_view_calls_a_slot_bad_and_next_or_shows_a_guess() {
@@ -361,13 +390,17 @@ fn no_view_calls_a_slot_bad_and_next_or_shows_a_guess() {
     let mut random = Random(14);
     let memory = Memory::new(&fixtures().disk, None);
     let mut shown = [0; 4];
-    for flag in [BootFlag::Priority, BootFlag::Legacy] {
+    for flag in [BootFlag::Priority, BootFlag::Legacy, BootFlag::Efi] {
         let policy = Policy { boot_flag: flag, ..Policy::default() };
         let mut view = View::read(&memory, &policy).unwrap();
+        let firmware = view.efi.clone().map(choices).unwrap_or_default();
         let numbers: Vec<(Group, u32)> =
             view.all().iter().map(|held| (held.group, held.partition.number)).collect();
         for _ in 0..60_000 {
             view.policy.software_started = *random.of(&releases);
+            if !firmware.is_empty() {
+                view.efi = Some(random.of(&firmware).clone());
+            }
             for (group, number) in &numbers {
                 view.table = view.table.with_attributes(*number, *random.of(&bits));
                 let all = &contents[usize::from(*group == Software)];
