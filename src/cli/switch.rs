@@ -106,7 +106,7 @@ impl CommitArgs {
 /// Mark the running slot good: the trial has passed
 ///
 /// To be run by the health check of the new system. Until then the old slot is the
-/// fallback and cannot be overwritten.
+/// fallback and cannot be overwritten. Software that was never started stays on trial.
 #[derive(Debug, Args)]
 pub(super) struct MarkGoodArgs {
     /// Slot to mark: a or b [default: the one that runs]

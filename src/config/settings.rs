@@ -89,6 +89,7 @@ impl Settings {
             table: self.table,
             booted: self.booted,
             software_started: None,
+            container: self.container.is_some(),
             product: self.product.clone(),
             efi_loader: self.efi_loader.clone(),
             tries: self.tries,

@@ -58,6 +58,8 @@ pub struct Policy {
     /// The release (BLAKE3 of its manifest) whose software the caller has started itself, where it has: a slot on trial is
     /// taken for running then.
     pub software_started: Option<Blake3>,
+    /// Whether a container of ours runs the software: its slot is in use while it runs.
+    pub container: bool,
     /// The compatibility string of this machine; `None`: that of the running slot's record.
     pub product: Option<String>,
     /// The file that a new boot entry starts.
@@ -85,6 +87,7 @@ impl Default for Policy {
             table: TableMethod::default(),
             booted: None,
             software_started: None,
+            container: false,
             product: None,
             efi_loader: crate::efi::default_loader().to_owned(),
             tries: DEFAULT_TRIES,

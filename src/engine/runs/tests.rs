@@ -162,17 +162,18 @@ struct World {
     memory: Memory,
     journal: MemoryJournal,
     started: Option<Blake3>,
+    container: bool,
 }
 
 impl World {
     fn new() -> Self {
         let memory = Memory::new(&fixtures().disk, Some(A));
-        Self { memory, journal: MemoryJournal::default(), started: None }
+        Self { memory, journal: MemoryJournal::default(), started: None, container: false }
     }
 
     fn engine(&self) -> Engine<'_> {
         let policy =
-            Policy { software_started: self.started, ..Policy::default() };
+            Policy { software_started: self.started, container: self.container, ..Policy::default() };
         Engine::new(&self.memory, &self.journal, policy)
     }
 
@@ -312,6 +313,36 @@ fn software_on_trial_runs_when_something_shows_that_it_was_started() {
     world.started = None;
     world.engine().software_back(B, "its probe failed").unwrap();
     world.shows("1.0", "1.0");
+}
+
+/// The health of the platform says nothing of software that was never started: `mark-good` leaves it on trial.
+#[test]
+fn software_that_was_not_started_is_not_marked_good() {
+    let state = |world: &World| {
+        let slots = world.engine().slots().unwrap().slots;
+        let of = |group| slots.iter().find(|slot| (slot.group, slot.slot) == (group, B)).unwrap().state;
+        (of(Platform), of(Software))
+    };
+    // A container runs the software, and none does; or the old software is in use, and the new one is not.
+    for (container, used) in [(true, None), (false, Some("software_a"))] {
+        for release in ["1.5", "2.0"] {
+            let mut world = World::new();
+            world.container = container;
+            world.commit(release);
+            world.boots(Some(if release == "2.0" { B } else { A }));
+            *world.memory.used.lock().unwrap() = used.into_iter().collect();
+            let done = world.engine().mark_good(None).unwrap().done;
+            if release == "1.5" {
+                assert_eq!(done, "nothing to do: software_b has not been started yet");
+            } else {
+                assert_eq!((done.as_str(), state(&world).0), ("platform_b proved good", SlotState::Good));
+            }
+            assert_eq!(state(&world).1, SlotState::Trial, "{container} {release}");
+            // Once it was started it is.
+            *world.memory.used.lock().unwrap() = vec!["software_b"];
+            assert_eq!(world.engine().mark_good(None).unwrap().done, "software_b proved good");
+        }
+    }
 }
 
 /// Nothing runs from an image; what would is shown where it is good.

@@ -18,7 +18,9 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
         Some(slot) => view.held(Group::Platform, slot).into_iter().collect(),
         None => {
             view.booted()?;
-            view.on_trial().filter(|held| !view.awaits_reboot(held)).collect()
+            // The health of the machine says nothing of software that was not started.
+            let runs = |held: &&SlotView| !view.awaits_reboot(held) && !view.is_unstarted(held);
+            view.on_trial().filter(runs).collect()
         }
     };
     let mut flags = view.flags();

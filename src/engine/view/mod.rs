@@ -50,6 +50,8 @@ struct Seen {
     /// The software slot on trial that is in use while the other one is not. `None`: there is none, or it is
     /// unknown.
     used_alone: Option<Slot>,
+    /// Whether software slots a and b are in use while one of them is on trial; `None`: unknown.
+    software_used: [Option<bool>; 2],
 }
 
 /// What one slot holds.
@@ -288,6 +290,15 @@ impl View {
     pub(super) fn is_started(&self, held: &SlotView) -> bool {
         let release = held.record().map(|record| record.manifest.digest());
         release.is_some() && release == self.policy.software_started
+    }
+
+    /// Whether software on trial is known not to have been started: its slot is not in use, although the other one is, or
+    /// although software that runs is in use here.
+    pub(super) fn is_unstarted(&self, held: &SlotView) -> bool {
+        let [a, b] = self.machine.software_used;
+        let (own, other) = if held.slot == Slot::A { (a, b) } else { (b, a) };
+        let shown = other == Some(true) || self.policy.container;
+        held.group == Group::Software && own == Some(false) && shown && !self.is_started(held)
     }
 
     /// The slot of a group that an upgrade writes: the one that does not run.

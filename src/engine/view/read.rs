@@ -30,14 +30,16 @@ impl View {
                 (started.map(|slot| (slot, KnownBy::Firmware)), Some(why))
             }
         };
+        let used = software_used(machine, &table, &slots);
         let seen = Seen {
             name,
             booted: evident,
             unknown: why.filter(|_| evident.is_none() && !machine.is_image()),
             is_image: machine.is_image(),
             kexec: policy.boot_flag == BootFlag::Legacy && machine.kexec_is_loaded(),
-            last_try: last_try(machine, &table, &slots),
-            used_alone: used_alone(machine, &table, &slots),
+            last_try: last_try(&table, &slots, used),
+            used_alone: used_alone(&table, &slots, used),
+            software_used: used,
         };
         let mut holds = Vec::new();
         for group in Group::BOTH {
@@ -80,30 +82,43 @@ fn efi(machine: &dyn Machine, policy: &Policy, table: &Table, slots: &Slots) -> 
     Ok(Some(EfiBoot::new(machine.firmware()?.read()?, drives, &policy.efi_loader)))
 }
 
+/// Whether software slots a and b are in use; `None`: unknown. Looked for while one of them is on trial.
+fn software_used(machine: &dyn Machine, table: &Table, slots: &Slots) -> [Option<bool>; 2] {
+    let tried = |slot: Slot| attributes(table, slots, slot).is_some_and(is_tried);
+    let used = |slot: Slot| {
+        let partition = slots.get(Group::Software, slot)?;
+        machine.in_use(partition).ok().map(|user| user.is_some())
+    };
+    if Slot::BOTH.into_iter().any(tried) { Slot::BOTH.map(used) } else { [None; 2] }
+}
+
 /// The software slot on trial whose last try was spent on the container that runs from it now. No loader counts these
 /// tries but `container start`, before it starts; that it runs is seen by its mount.
-fn last_try(machine: &dyn Machine, table: &Table, slots: &Slots) -> Option<Slot> {
-    let spent = |slot: &Slot| attributes(table, slots, *slot).is_some_and(is_spent);
-    Slot::BOTH.into_iter().find(|slot| spent(slot) && is_used(machine, slots, *slot))
+fn last_try(table: &Table, slots: &Slots, used: [Option<bool>; 2]) -> Option<Slot> {
+    let spent = |slot: Slot| attributes(table, slots, slot).is_some_and(is_spent);
+    let pairs = Slot::BOTH.into_iter().zip(used);
+    pairs.filter(|(slot, used)| spent(*slot) && *used == Some(true)).map(|(slot, _)| slot).next()
 }
 
 /// The software slot on trial that is in use while the other one is not. Both are while a swap arranges the new container
-/// beside the old one; that tells nothing.
-fn used_alone(machine: &dyn Machine, table: &Table, slots: &Slots) -> Option<Slot> {
-    let on_trial = |bits: Attributes| bits.priority() > 0 && !bits.successful();
-    let used = |slot: Slot| is_used(machine, slots, slot);
-    let tried = |slot: &Slot| attributes(table, slots, *slot).is_some_and(on_trial);
-    Slot::BOTH.into_iter().find(|slot| tried(slot) && used(*slot) && !used(!*slot))
+/// beside the old one; that shows nothing.
+fn used_alone(table: &Table, slots: &Slots, used: [Option<bool>; 2]) -> Option<Slot> {
+    let alone = match used {
+        [Some(true), Some(true)] => None,
+        [Some(true), _] => Some(Slot::A),
+        [_, Some(true)] => Some(Slot::B),
+        _ => None,
+    };
+    alone.filter(|slot| attributes(table, slots, *slot).is_some_and(is_tried))
 }
 
 fn attributes(table: &Table, slots: &Slots, slot: Slot) -> Option<Attributes> {
     slots.get(Group::Software, slot).map(|partition| table.attributes(partition.number))
 }
 
-/// Whether a software slot is known to be in use.
-fn is_used(machine: &dyn Machine, slots: &Slots, slot: Slot) -> bool {
-    let partition = slots.get(Group::Software, slot);
-    partition.is_some_and(|partition| machine.in_use(partition).is_ok_and(|user| user.is_some()))
+/// Whether the flags of a software slot select it on trial.
+fn is_tried(bits: Attributes) -> bool {
+    bits.priority() > 0 && !bits.successful()
 }
 
 /// What the caller says, else what is evident; else why nothing is.
