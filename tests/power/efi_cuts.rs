@@ -15,7 +15,7 @@ use proof::cuts::each_state;
 use proof::scenes::{Releases, releases};
 use proof::{RecordState, SLOTS, Verb, extent, holds, record};
 use qstage::efi::{Name, Variable};
-use qstage::state::SlotState;
+use qstage::state::{SlotReport, SlotState};
 use qstage::units::Slot::{self, A, B};
 use tables::Op;
 use uefi::scenes::{Recording, play};
@@ -31,16 +31,16 @@ fn letter(slot: Slot) -> Option<char> {
 }
 
 #[derive(Default, Debug)]
-struct Report {
+pub(super) struct Report {
     states: usize,
     distinct: usize,
     resumed: usize,
-    wrong: BTreeMap<String, usize>,
+    pub(super) wrong: BTreeMap<String, usize>,
 }
 
 impl Recording {
     /// Judges every state; with `resume` an upgrade is run from a sample of those that differ.
-    fn judge(&self, r: &Releases, events: &[Event], resume: bool) -> Report {
+    pub(super) fn judge(&self, r: &Releases, events: &[Event], resume: bool) -> Report {
         let mut report = Report::default();
         let mut seen = HashSet::new();
         let (mut disk, mut store) = self.before.clone();
@@ -85,6 +85,14 @@ impl Recording {
                     crc32fast::hash(&slot[slot.len() - 32768..])
                 }));
                 if seen.insert((key, format!("{store:?}"))) {
+                    // No firmware reads these flags, but a start of the software does.
+                    let flags = tables::flags(state, 512, tables::Reader::Fallback).unwrap_or_default();
+                    for (name, bits) in flags.iter().filter(|(name, _)| name.starts_with("software")) {
+                        let bootable = bits >> 48 & 15 > 0 && (bits >> 52 & 15 > 0 || bits >> 56 & 1 == 1);
+                        if bootable && !is_whole(name) {
+                            note(format!("the flags may start {name}, which is not whole"));
+                        }
+                    }
                     self.look(state, &store, &mut note);
                     let sampled = seen.len() < 30 || seen.len().is_multiple_of(16);
                     if resume && sampled {
@@ -133,6 +141,12 @@ impl Recording {
             }
             match engine.slots() {
                 Ok(report) => {
+                    // Without BootNext there was no trial that could have failed.
+                    let failed = |slot: &SlotReport| slot.slot == B && slot.state == SlotState::Bad;
+                    let tried = first == B;
+                    if self.scene.name == "commit" && !tried && report.slots.iter().any(failed) {
+                        note("a release that was never tried is called failed".to_owned());
+                    }
                     for slot in report.slots.iter().filter(|slot| slot.state == SlotState::Prepared) {
                         let version = slot.version.clone().unwrap_or_default();
                         if !self.scene.prepared.contains(&version.as_str()) {

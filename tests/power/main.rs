@@ -22,6 +22,8 @@ mod logged_device;
 mod mutants;
 /// The recorded order of every scene's writes, and the tables of SAFETY.md.
 mod orders;
+/// Other orders of our own acts, made by rule: each is noticed, or known to be harmless.
+mod other_orders;
 /// The program killed at random, beside others, on loop devices.
 mod processes;
 /// A verb that refuses has written nothing.

@@ -8,7 +8,6 @@ use crate::harness::tables;
 
 use std::process::Command;
 
-use proof::acts::{MachineEvent, spans};
 use proof::cuts::each_state;
 use proof::scenes::{Recording, play, releases};
 use qstage::boot::BootFlag;
@@ -142,127 +141,7 @@ fn verbs_without_claims_are_caught() {
     }
 }
 
-/// Orders that could be others, and why that is harmless: (scene, mutant, reason).
-const HARMLESS: &[(&str, &str, &str)] = &[
-    ("*", "footer of software_b before footer of platform_b", HALF),
-    (OVER, "footer of software_a before footer of platform_a", HALF),
-    (OVER, "without images of platform_a and software_a", ZEROES),
-    (OVER, "images of platform_a and software_a before footer of software_a", ZEROES),
-    ("*", "mark of software_b before mark of platform_b", BOTH),
-    ("raise the floor", "without mark of platform_b", FLOOR),
-    ("raise the floor", "without mark of software_b", FLOOR),
-    ("raise the floor", "without mark of platform_a", FLOOR),
-    ("raise the floor", "without mark of software_a", FLOOR),
-    ("raise the floor", "mark of platform_a before mark of software_b", FLOOR),
-    ("raise the floor", "mark of software_a before mark of platform_a", FLOOR),
-    ("raise the floor", "table before mark of software_a", FLOOR),
-    (OVER, "mark of software_a before mark of platform_a", BOTH),
-    ("mark good", "without mark of platform_b", FLAG),
-    ("mark good", "without mark of software_b", FLAG),
-    ("mark good", "table before mark of software_b", FLAG),
-    ("good on the last try", "without mark of platform_b", FLAG),
-    ("good on the last try", "without mark of software_b", FLAG),
-    ("good on the last try", "table before mark of software_b", FLAG),
-    ("mark software good", "without mark of software_a", FLAG),
-    ("mark software good", "table before mark of software_a", FLAG),
-    ("a container is healthy", "without mark of software_a", FLAG),
-    ("a container is healthy", "table before mark of software_a", FLAG),
-    (
-        "a container fails its last try",
-        "without table",
-        "its flags let it boot no more; the next prepare settles the rest",
-    ),
-    ("lend a prepared slot", "without images of platform_b", "a measurement is no act"),
-    ("lend a formerly good slot", "without images of platform_a", "a measurement is no act"),
-];
-
-const ZEROES: &str = "what comes first is zeroes between and behind the images, which no record vouches for";
-const OVER: &str = "prepare over a formerly good slot";
-const FLOOR: &str = "it says good, as its flag does, and the epoch, of which the highest of all marks counts";
-const HALF: &str = "one of a pair without the other is not committed";
-const BOTH: &str = "what both marks stand for comes after both, in one transaction";
-const FLAG: &str = "by priority a flag says that it is good; the mark says it to loaders and selectors that know no such flag";
-
-/// Each act of each scene left out, and each pair of neighbours swapped, whatever they are: the checks see it, or it is
-/// known why it does not matter.
-#[test]
-fn every_other_order_is_caught_or_known_to_be_harmless() {
-    let mut wrong = Vec::new();
-    let mut known: Vec<bool> = vec![false; HARMLESS.len()];
-    let (mut caught, mut harmless) = (0, 0);
-    for take in play(&releases(), 512, BootFlag::Priority, 1) {
-        let prepares = matches!(take.scene.verb, proof::Verb::Prepare(_));
-        if prepares && take.scene.name != OVER {
-            continue;
-        }
-        let mut events: Vec<MachineEvent> = take.ops.iter().cloned().map(MachineEvent::Disk).collect();
-        if prepares {
-            // Up to its first frames; what comes after them is mutated by hand, above.
-            let all = spans(&take.before, 512, &events);
-            let images = all.iter().find(|(line, _)| line.starts_with("images")).unwrap();
-            events.truncate(images.1.start + 6);
-        }
-        let acts = spans(&take.before, 512, &events);
-        let name = |i: usize| acts[i].0.split([':', '|']).next().unwrap_or("").trim().to_owned();
-        let part = |i: usize| &take.ops[acts[i].1.clone()];
-        let ops = |order: &[usize]| -> Vec<Op> { order.iter().flat_map(|&i| part(i).to_vec()).collect() };
-        let right: Vec<usize> = (0..acts.len()).collect();
-        let mut mutants: Vec<(String, Vec<usize>)> = Vec::new();
-        for i in 0..acts.len() {
-            mutants.push((format!("without {}", name(i)), [&right[..i], &right[i + 1..]].concat()));
-            if i > 0 {
-                let mut swapped = right.clone();
-                swapped.swap(i - 1, i);
-                mutants.push((format!("{} before {}", name(i), name(i - 1)), swapped));
-            }
-        }
-        let end = states_after(&take, &take.ops[..events.len()]);
-        for (what, order) in mutants {
-            let ops = ops(&order);
-            let is =
-                |known: &(&str, &str, &str)| known.1 == what && ["*", take.scene.name].contains(&known.0);
-            let listed = HARMLESS.iter().position(is);
-            let wrong_cut = |resume: bool| !take.judge(512, &ops, resume).wrong.is_empty();
-            let seen = states_after(&take, &ops) != end || wrong_cut(false) || !prepares && wrong_cut(true);
-            match (seen, listed) {
-                (true, None) => caught += 1,
-                (false, Some(at)) => {
-                    (harmless, known[at]) = (harmless + 1, true);
-                }
-                (true, Some(at)) if HARMLESS[at].0 == "*" => caught += 1,
-                (true, Some(_)) => {
-                    wrong.push(format!("listed as harmless, but caught: {} / {what}", take.scene.name))
-                }
-                (false, None) => wrong.push(format!("not noticed: {} / {what}", take.scene.name)),
-            }
-        }
-    }
-    println!("{caught} orders caught, {harmless} harmless");
-    let stale = HARMLESS.iter().zip(known).filter(|(_, known)| !known);
-    wrong.extend(stale.map(|((scene, mutant, _), _)| format!("there is no such mutant: {scene} / {mutant}")));
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-/// The state of each slot and what boots next, once all of it has reached the disk.
-fn states_after(take: &Recording, ops: &[Op]) -> Vec<String> {
-    let mut image = take.before.clone();
-    for op in ops {
-        if let Op::Write(at, bytes) = op {
-            image[*at as usize..*at as usize + bytes.len()].copy_from_slice(bytes);
-        }
-    }
-    let disk = proof::Tape::new(image, 512);
-    let slots = take.scene.site.engine(disk, |engine| engine.slots()).unwrap();
-    let line = |slot: &qstage::state::SlotReport| {
-        format!(
-            "{} {} {:?} {} {} {:?}",
-            slot.group, slot.slot, slot.state, slot.boots_next, slot.tries, slot.reason
-        )
-    };
-    slots.slots.iter().map(line).collect()
-}
-
-/// What others see in the states of a cut switch: every reader that finds a table finds the flags that our reader finds.
+/// What others see in the states of a cut switch: whoever finds a table finds the flags that our reader finds.
 #[test]
 fn other_programs_see_the_same_table_in_every_state() {
     let dir = tempfile::tempdir().unwrap();

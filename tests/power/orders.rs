@@ -121,7 +121,7 @@ fn the_orders_by_efi_variables() {
     golden("efi", &text);
 }
 
-fn did(events: &[Event]) -> Vec<MachineEvent> {
+pub(super) fn did(events: &[Event]) -> Vec<MachineEvent> {
     let did = |event: &Event| match event {
         Event::Disk(op) => MachineEvent::Disk(op.clone()),
         Event::Set(name, value) => MachineEvent::Variable(variable(name, value.as_ref())),
