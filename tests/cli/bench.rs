@@ -22,8 +22,6 @@ fn a_scratch_file_is_measured_and_removed() {
     // The last one is what --at-least goes by.
     assert_eq!(names, ["prepare without read-back", "prepare, cold bundle", "prepare"]);
     assert!(result["bundle_gb_per_s"]["median"].as_f64().unwrap() > 0.0);
-    let device = |run: usize| result["runs"][run]["device_seconds"].as_f64().unwrap();
-    assert!(device(1) > device(2), "the bundle lies on the same disk: to read it comes on top");
     for run in result["runs"].as_array().unwrap() {
         let (ideal, median) =
             (run["ideal_seconds"].as_f64().unwrap(), run["seconds"]["median"].as_f64().unwrap());

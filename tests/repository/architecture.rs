@@ -101,6 +101,10 @@ const STOPWATCHES: Allowed = &[
     ("source/http/", "for how long nothing came, and how fast it comes"),
 ];
 
+/// Who lets tokio start threads: it panics if the system refuses the first one.
+const BLOCKING: Allowed =
+    &[("service/", "some threads are started before the first request, see mod.rs there")];
+
 /// Who starts threads: one place, where a refusal is an error or fewer workers, and never a panic.
 const THREADS: Allowed = &[("workers/mod.rs", "makes all of them")];
 
@@ -344,6 +348,7 @@ fn processes_sockets_and_clocks_have_their_places() {
 fn threads_and_standard_streams_have_one_place() {
     // `scope.spawn` and `thread::spawn` panic where the system refuses; tokio's tasks are no threads.
     only(THREADS, &["thread::Builder", "Builder::new().name", "spawn_scoped", "thread::scope"]);
+    only(BLOCKING, &["spawn_blocking", "block_in_place"]);
     only(STREAMS, &["io::stdout", "io::stderr", "ProgressDrawTarget::stderr"]);
     for source in sources() {
         for word in ["thread::spawn", "scope.spawn", "println!", "eprintln!", "print!", "eprint!", "dbg!"] {
