@@ -8,6 +8,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
+use super::name::{NAME_MAX, check_word};
 use super::needs::NeededPlatform;
 use crate::error::{Error, Result};
 use crate::units::{Blake3, Group, Sha256};
@@ -30,8 +31,6 @@ pub const FRAME_MIN: u32 = 4 << 10;
 pub const FRAME_MAX: u32 = 8 << 20;
 /// Maximum number of payloads in a bundle.
 pub const PAYLOADS_MAX: usize = 64;
-/// Maximum length of a name or version in bytes.
-pub const NAME_MAX: usize = 64;
 
 /// Kind of a payload. The order is the order in the bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -271,6 +270,18 @@ impl ManifestFields {
         self.payloads.iter().enumerate().filter(move |(_, p)| p.kind.group() == group)
     }
 
+    /// Whether the software of this manifest is made for the platform of another one. A bundle that carries a platform is
+    /// made for that one.
+    pub fn runs_on(&self, platform: &Self) -> bool {
+        match &self.needs_platform {
+            Some(needed) => {
+                let image = platform.payload(Kind::Platform);
+                image.is_some_and(|image| needed.admits(&image.version, &image.blake3))
+            }
+            None => self.same_platform(platform),
+        }
+    }
+
     /// Whether two manifests with a platform describe the same one: image and firmware by content, versions and names of
     /// the bundle aside; see the [format](crate::manual::format).
     pub fn same_platform(&self, other: &Self) -> bool {
@@ -283,19 +294,6 @@ impl ManifestFields {
 
 pub(super) fn limit(what: &str, got: u64, limit: u64) -> Result<()> {
     if got > limit { Err(Error::TooLarge { what: what.to_owned(), limit, got }) } else { Ok(()) }
-}
-
-/// Checks a name or version: they become parts of paths, tar members and terminal output.
-pub(super) fn check_word(what: &str, text: &str) -> Result<()> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "._+~^-".contains(c);
-    if text.is_empty() || text.len() > NAME_MAX || text.starts_with('.') || !text.chars().all(fine) {
-        return Err(Error::Manifest {
-            problem: format!(
-                "{what} {text:?} must have 1 to {NAME_MAX} characters of A-Z a-z 0-9 . _ + ~ ^ - and not begin with a dot"
-            ),
-        });
-    }
-    Ok(())
 }
 
 /// An authenticated manifest, with the exact bytes that were signed.
@@ -429,46 +427,6 @@ pub(crate) mod tests {
             assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_MANIFEST", "{error}");
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
-    }
-
-    /// A bundle without a platform, and a need that it satisfies.
-    fn software_only() -> ManifestFields {
-        let mut fields = sample();
-        fields.format = FORMAT_SOFTWARE_ONLY;
-        fields.needs_platform = Some("1.0..1.9".parse().unwrap());
-        fields.payloads.retain(|payload| payload.kind == Kind::Software);
-        fields.index.size = 36;
-        fields
-    }
-
-    #[test]
-    fn a_software_only_bundle_says_what_it_needs_and_carries_nothing_else() {
-        let fields = software_only();
-        assert_eq!(ManifestFields::parse(&fields.to_bytes().unwrap()).unwrap(), fields);
-        type Break = fn(&mut ManifestFields);
-        let rules: &[(&str, Break)] = &[
-            ("first payload", |c| (c.format, c.needs_platform) = (FORMAT, None)),
-            ("for software-only", |c| c.format = FORMAT),
-            ("must say which", |c| c.needs_platform = None),
-            ("no other payload", |c| c.payloads = sample().payloads),
-            ("no other payload", |c| c.payloads.clear()),
-            ("names no platform", |c| c.needs_platform = Some(NeededPlatform::default())),
-            ("one of them decides", |c| {
-                c.needs_platform.as_mut().unwrap().blake3 = Some(Blake3([1; 32]));
-            }),
-            ("is empty", |c| c.needs_platform.as_mut().unwrap().min_version = Some("2.0".into())),
-            ("max_version", |c| c.needs_platform.as_mut().unwrap().max_version = Some("a b".into())),
-        ];
-        for (word, alter) in rules {
-            let mut fields = software_only();
-            alter(&mut fields);
-            let error = ManifestFields::parse(&serde_json::to_vec(&fields).unwrap()).unwrap_err();
-            assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_MANIFEST", "{error}");
-            assert!(error.to_string().contains(word), "{word}: {error}");
-        }
-        let text = String::from_utf8(fields.to_bytes().unwrap()).unwrap();
-        let more = text.replace("\"min_version\"", "\"news\": 1, \"min_version\"");
-        assert!(more != text && ManifestFields::parse(more.as_bytes()).is_err());
     }
 
     #[test]

@@ -23,12 +23,15 @@ pub mod feed;
 pub mod frame;
 pub mod index;
 pub mod manifest;
+pub mod name;
 pub mod needs;
 pub mod pick;
 pub mod reader;
 pub mod release;
 pub mod sha256;
 pub mod signature;
+#[cfg(test)]
+mod software_only_tests;
 pub mod source;
 pub mod summary;
 pub mod trust;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{Kind, ManifestFields, check_word};
+use super::name::check_word;
 use crate::error::{Error, Result};
 use crate::units::Blake3;
 use crate::version;
@@ -45,15 +45,14 @@ impl NeededPlatform {
         }
     }
 
-    /// Whether the platform of another manifest is such a one.
-    pub fn admits(&self, platform: &ManifestFields) -> bool {
-        let Some(image) = platform.payload(Kind::Platform) else { return false };
-        let not = |bound: &Option<String>, order| {
-            bound.as_ref().is_some_and(|bound| version::compare(&image.version, bound) == order)
+    /// Whether a platform image of this version and digest is such a one.
+    pub fn admits(&self, version: &str, digest: &Blake3) -> bool {
+        let beyond = |bound: &Option<String>, order| {
+            bound.as_ref().is_some_and(|bound| version::compare(version, bound) == order)
         };
-        self.blake3.is_none_or(|digest| digest == image.blake3)
-            && !not(&self.min_version, Ordering::Less)
-            && !not(&self.max_version, Ordering::Greater)
+        self.blake3.is_none_or(|needed| needed == *digest)
+            && !beyond(&self.min_version, Ordering::Less)
+            && !beyond(&self.max_version, Ordering::Greater)
     }
 }
 
@@ -89,20 +88,8 @@ impl FromStr for NeededPlatform {
     }
 }
 
-impl ManifestFields {
-    /// Whether the software of this manifest is made for the platform of another one. A bundle that carries a platform is
-    /// made for that one.
-    pub fn runs_on(&self, platform: &Self) -> bool {
-        match &self.needs_platform {
-            Some(needed) => needed.admits(platform),
-            None => self.same_platform(platform),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::manifest::tests::sample;
     use super::*;
 
     fn needed(text: &str) -> NeededPlatform {
@@ -111,7 +98,6 @@ mod tests {
 
     #[test]
     fn a_range_has_both_of_its_ends() {
-        let mut platform = sample();
         for (need, versions, admitted) in [
             ("1.4", "1.4", true),
             ("1.4", "1.4.1", false),
@@ -124,18 +110,15 @@ mod tests {
             ("..1.9", "1.0", true),
             ("..1.9", "2.0", false),
         ] {
-            platform.payloads[0].version = versions.into();
-            assert_eq!(needed(need).admits(&platform), admitted, "{need} {versions}");
+            assert_eq!(needed(need).admits(versions, &Blake3([1; 32])), admitted, "{need} {versions}");
         }
-        platform.payloads.remove(0);
-        assert!(!needed("..9").admits(&platform), "there is no platform");
     }
 
     #[test]
     fn a_digest_is_that_of_the_image() {
-        let platform = sample();
-        assert!(needed(&"01".repeat(32)).admits(&platform));
-        assert!(!needed(&"02".repeat(32)).admits(&platform));
+        let digest = Blake3([1; 32]);
+        assert!(needed(&"01".repeat(32)).admits("any", &digest));
+        assert!(!needed(&"02".repeat(32)).admits("any", &digest));
     }
 
     #[test]

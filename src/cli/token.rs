@@ -8,8 +8,7 @@ use serde::Serialize;
 use super::args::ConfigArgs;
 use super::output::{self, Format};
 use crate::error::Result;
-use crate::service::http::auth::Privilege;
-use crate::service::http::tokens::TokenFile;
+use crate::service::http::tokens::{Privilege, TokenFile};
 
 /// Make, list and revoke the tokens of the service
 ///

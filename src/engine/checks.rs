@@ -60,7 +60,7 @@ pub(super) fn needed(view: &View, claims: &ManifestFields) -> Vec<Group> {
 pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Error> {
     let refused = |software: &ManifestFields, platform: Option<&ManifestFields>, whose: &str| {
         let needed = software.needs_platform.as_ref()?;
-        if platform.is_some_and(|platform| needed.admits(platform)) {
+        if platform.is_some_and(|platform| software.runs_on(platform)) {
             return None;
         }
         let image = platform.and_then(|platform| platform.payload(Kind::Platform));

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::service::api::reply::{Json, Reply};
-use crate::service::http::auth::{Caller, Privilege};
+use crate::service::http::auth::Caller;
+use crate::service::http::tokens::Privilege;
 
 /// Answer of `GET /v1/session/who-am-i`.
 #[derive(Debug, Serialize)]

@@ -22,27 +22,7 @@ use subtle::ConstantTimeEq;
 use crate::error::{Error, Result};
 use crate::service::http::attempts::Attempts;
 use crate::service::http::origin::Origin;
-use crate::service::http::tokens::{Token, TokenFile};
-
-/// What a caller may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Privilege {
-    /// Read what the service shows.
-    Read,
-    /// Change things too.
-    Write,
-}
-
-impl Privilege {
-    /// Name in the file of tokens and in JSON.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        }
-    }
-}
+use crate::service::http::tokens::{Privilege, Token, TokenFile};
 
 /// An authenticated caller, for the audit log.
 #[derive(Debug, Clone)]

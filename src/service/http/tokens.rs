@@ -13,7 +13,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::auth::Privilege;
 use crate::error::{Error, Result};
 use crate::host::files::{OutputFile, lock_file, read_trusted_text};
 use crate::units::text;
@@ -29,6 +28,26 @@ const NAME_MAX: usize = 64;
 
 /// The file that is used if the configuration names none.
 pub const DEFAULT: &str = "/etc/qstage/tokens";
+
+/// What a caller may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Privilege {
+    /// Read what the service shows.
+    Read,
+    /// Change things too.
+    Write,
+}
+
+impl Privilege {
+    /// Name in the file of tokens and in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
 
 /// The configured file of tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
