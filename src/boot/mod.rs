@@ -37,7 +37,7 @@ pub enum BootFlag {
     Priority,
     /// Bit 2, "legacy BIOS bootable": syslinux, U-Boot and others. Exactly one platform slot carries it.
     Legacy,
-    /// No bits: the EFI variables BootNext and BootOrder determine it, see [`efi`](crate::efi).
+    /// No bits: the EFI variables BootNext and BootOrder determine it.
     Efi,
 }
 
