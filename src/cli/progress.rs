@@ -134,10 +134,12 @@ impl View {
         self.moved = now;
         self.meter = Some(meter);
         if let Kind::Bar(bar) = &self.kind {
+            // Each call may draw: the style with figures comes last, when they are those of this phase.
+            bar.set_style(style(TEMPLATE_WITHOUT_BYTES));
+            bar.set_prefix(label(phase));
             bar.reset();
             bar.set_length(total);
-            bar.set_style(style());
-            bar.set_prefix(label(phase));
+            bar.set_style(style(template(total, terminal::columns())));
         } else {
             self.show(now);
         }
@@ -226,19 +228,35 @@ const fn label(phase: Phase) -> &'static str {
     }
 }
 
-/// Fits 80 columns.
-const TEMPLATE: &str =
-    "{prefix:>12} [{bar:18}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+/// Templates by the number of columns that each needs at least, the widest first. The bar takes what its figures leave.
+const TEMPLATES: [(u16, &str); 3] = [
+    (76, "{prefix:>12} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"),
+    (52, "{prefix:>12} {percent:>3}% {binary_bytes}/{binary_total_bytes} {eta}"),
+    (0, "{prefix:>12} {percent:>3}% {binary_bytes_per_sec}"),
+];
+/// Of a phase without bytes: figures would be 0 of 0.
+const TEMPLATE_WITHOUT_BYTES: &str = "{prefix:>12}";
 
-fn style() -> ProgressStyle {
-    // The template is constant and tested; if it were wrong, a default bar is better than none.
-    ProgressStyle::with_template(TEMPLATE)
+fn template(total: u64, columns: u16) -> &'static str {
+    let fits = |(least, _): &&(u16, &str)| columns >= *least;
+    match TEMPLATES.iter().find(fits) {
+        Some((_, template)) if total > 0 => template,
+        _ => TEMPLATE_WITHOUT_BYTES,
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are constant and tested; if one were wrong, a default bar is better than none.
+    ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }
 
 /// A plain line of progress.
 fn line(figures: &Figures) -> String {
+    if figures.total == 0 {
+        return label(figures.phase).to_owned();
+    }
     let mut text = format!(
         "{}: {} of {} ({} %)",
         label(figures.phase),
@@ -318,7 +336,15 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_template_is_valid() {
-        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+    fn the_templates_are_valid_and_follow_the_width() {
+        for (_, template) in TEMPLATES.iter().chain([&(0, TEMPLATE_WITHOUT_BYTES)]) {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+        for (columns, number) in [(200, 0), (76, 0), (75, 1), (52, 1), (51, 2), (40, 2), (1, 2)] {
+            assert_eq!(template(1, columns), TEMPLATES[number].1, "{columns}");
+        }
+        assert_eq!(template(0, 200), TEMPLATE_WITHOUT_BYTES);
+        let nothing = Figures { phase: Phase::Verify, done: 0, total: 0, rate: 0 };
+        assert_eq!(line(&nothing), "verifying");
     }
 }

@@ -23,6 +23,11 @@ pub(super) fn target() -> ProgressDrawTarget {
     ProgressDrawTarget::term_like_with_hz(Box::new(terminal), RATE)
 }
 
+/// Number of columns of standard error.
+pub(super) fn columns() -> u16 {
+    outlet::err().columns().unwrap_or(COLUMNS)
+}
+
 /// Collects a drawing between two calls of `flush`, by the control sequences of ECMA-48.
 struct Terminal {
     outlet: &'static Outlet,

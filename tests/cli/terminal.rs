@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Action, tcflow};
+use rustix::termios::{Action, Winsize, tcflow, tcsetwinsize};
 
 use crate::harness::machine::Bench;
 
@@ -92,4 +92,45 @@ fn a_terminal_shows_a_bar_and_is_clean_afterwards() {
     assert!(text.contains("writing [") && text.contains("3.00 MiB"), "{text:?}");
     let last = text.rsplit("\x1b[2K").next().unwrap();
     assert!(!last.contains('['), "the bar is still there: {text:?}");
+}
+
+/// The texts of the drawings, without control sequences.
+fn drawings(text: &str) -> Vec<String> {
+    let visible = |part: &str| {
+        let mut pieces = part.split("\x1b[");
+        let first = pieces.next().unwrap_or_default().to_owned();
+        first
+            + &pieces
+                .map(|piece| {
+                    piece.trim_start_matches(|c: char| !c.is_ascii_alphabetic()).get(1..).unwrap_or("")
+                })
+                .collect::<String>()
+    };
+    text.split(['\r', '\n']).flat_map(|part| part.split("\x1b[2K")).map(visible).collect()
+}
+
+#[test]
+fn a_bar_fits_the_width_and_keeps_its_figures() {
+    let bench = Bench::installed();
+    for (columns, figures) in [(40, "%"), (60, "% "), (100, "] "), (200, "] "), (0, "] ")] {
+        let (shows, end) = terminal();
+        tcsetwinsize(&end, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        assert_eq!(prepare(&bench, &end), Some(0));
+        drop(end);
+        bench.at(&["cancel"]).good();
+        let mut text = Vec::new();
+        let _ = File::from(shows).read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let drawn = drawings(&text);
+        let width = if columns == 0 { 80 } else { columns.into() };
+        assert!(drawn.iter().all(|line| line.chars().count() <= width), "{columns}: {drawn:?}");
+        assert!(
+            drawn.iter().any(|line| line.contains("writing") && line.contains(figures)),
+            "{columns}: {drawn:?}"
+        );
+        assert!(
+            !text.contains("0/0") && !text.contains("0 B/0 B") && !text.contains("NaN"),
+            "{columns}: {text:?}"
+        );
+    }
 }
