@@ -107,6 +107,7 @@ fn every_endpoint_answers_as_the_document_says() {
     for endpoint in CONTRACT {
         assert!(described.contains(endpoint), "{endpoint} is not in the document");
     }
+    described_for_generators(&document);
     let answers = |method: &str, path: &str, body: &Value, expected: u16| {
         let at = format!("{method} {path}");
         let operation = &document["paths"][path][method.to_lowercase()];
@@ -180,4 +181,20 @@ fn the_version_has_the_date_of_its_bundle() {
         (&version["revision_id"], &version["build_date"]),
         (&json!("Demo 1.6"), &json!("2023-11-14T22:13:20Z"))
     );
+}
+
+/// What generators of clients need: a name for each operation, where the service is, and examples that fit their schemas.
+fn described_for_generators(document: &Value) {
+    assert!(document["servers"][0]["url"].as_str().unwrap().starts_with("https://{host}"));
+    let mut names = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap_or_default();
+            assert!(name.starts_with(method) && names.insert(name), "{method} {path}: '{name}'");
+            let body = &operation["requestBody"]["content"]["application/json"];
+            if !body.is_null() {
+                check(document, &body["schema"], &body["example"], &format!("example of {name}"));
+            }
+        }
+    }
 }
