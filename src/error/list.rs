@@ -141,7 +141,8 @@ errors! {
 
     // ---- Access ----
     /// A request has no token, or an unknown one.
-    Unauthenticated { problem: String } => Access, "UNAUTHENTICATED", ("{problem}");
+    Unauthenticated { problem: String } => Access, "UNAUTHENTICATED",
+        ("{problem}; 'qstage token new' on that machine makes a token");
     /// The client of a request lacks the permission for it.
     Forbidden { who: String } => Access, "FORBIDDEN",
         ("{who} may only read; changes need a token with the privilege 'write', or root on the Unix socket");

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     /// Terms that stay, and why: no request could express them.
-    const KEPT: [(&str, &str); 19] = [
+    const KEPT: [(&str, &str); 20] = [
         ("--attributes", "a flag of sgdisk"),
         ("--mbrtogpt", "a flag of sgdisk"),
         ("--sector-size", "how the service was started"),
@@ -55,6 +55,7 @@ mod tests {
         ("--repeat", "bench"),
         ("'qstage init'", "no service without a disk that is laid out"),
         ("'qstage sign'", "where bundles are made"),
+        ("'qstage token new'", "who has no token cannot make one by a request"),
     ];
 
     /// Every message, by the texts that it is made of.
