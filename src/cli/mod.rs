@@ -14,6 +14,7 @@
 mod answers;
 mod args;
 mod bench;
+mod conclusion;
 mod config_page;
 mod container;
 mod delta;
@@ -53,7 +54,8 @@ mod verb;
 mod verbose;
 mod verify;
 
+pub use conclusion::Conclusion;
 pub use outlet::finish;
 pub use output::print_error;
 pub use select::select_main;
-pub use verb::{Cli, Verdict};
+pub use verb::Cli;

@@ -7,12 +7,12 @@ use clap::Args;
 
 use super::answers::answers;
 use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::conclusion::Conclusion;
 use super::for_service::ForServiceArgs;
 use super::machine::{self, Host, OpenedInput, WholeInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
-use super::verb::Verdict;
 use crate::container::nspawn;
 use crate::error::Result;
 use crate::progress::Cancel;
@@ -55,7 +55,7 @@ pub(super) struct PlanArgs {
 }
 
 impl PlanArgs {
-    pub(super) fn run(&self) -> Result<Verdict> {
+    pub(super) fn run(&self) -> Result<Conclusion> {
         let format = Format::object_if(self.json);
         let mut settings = self.machine.settings()?;
         let allowed = self.service.allowed(&mut settings);
@@ -75,7 +75,7 @@ impl PlanArgs {
         let container_open = settings.container.as_ref().map(nspawn::openings);
         let report = PlanReport { container_open, ..report };
         output::result(format, &report, human)?;
-        Ok(if report.blocked_by.is_empty() { Verdict::Done } else { Verdict::Forbidden })
+        Ok(if report.blocked_by.is_empty() { Conclusion::Done } else { Conclusion::Forbidden })
     }
 }
 

@@ -2,11 +2,12 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use super::conclusion::Conclusion;
 use super::{
     answers, bench, container, delta, doctor, explain, firmware, health, history, init, inspect, manual,
     pack, plan, prepare, remote, repair, select, serve, sign, slots, status, switch, token, verbose, verify,
 };
-use crate::error::{Class, Result};
+use crate::error::Result;
 
 const AFTER_HELP: &str = "\
 An upgrade: qstage prepare x.qimg && qstage commit && reboot; when the new
@@ -36,25 +37,6 @@ pub struct Cli {
     /// Print what is read, queried and started; -vv prints more
     #[arg(long, short, global = true, action = clap::ArgAction::Count, display_order = 900)]
     verbose: u8,
-}
-
-/// Result of a verb that did its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Nothing more is to be said: exit code 0.
-    Done,
-    /// The report says that the upgrade is forbidden: the exit code is that of a refusal, 5, without an error.
-    Forbidden,
-}
-
-impl Verdict {
-    /// The exit code of the process.
-    pub const fn exit_code(self) -> u8 {
-        match self {
-            Self::Done => 0,
-            Self::Forbidden => Class::Refused.exit_code(),
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,7 +80,7 @@ impl Cli {
     ///
     /// # Errors
     /// The one that ended the verb; its class is the exit code.
-    pub fn run(&self) -> Result<Verdict> {
+    pub fn run(&self) -> Result<Conclusion> {
         // The log of a service has its own format.
         if self.verbose > 0 && !matches!(self.verb, Verb::Serve(_)) {
             verbose::show(self.verbose);
@@ -136,7 +118,7 @@ impl Cli {
             Verb::Man(args) => args.run(Self::command()),
             Verb::Answers(args) => args.run(),
         };
-        result.map(|()| Verdict::Done)
+        result.map(|()| Conclusion::Done)
     }
 
     /// Whether an error is also printed as JSON on standard output.
