@@ -183,10 +183,10 @@ hook_timeout = 10
 
     def select(self):
         while True:
-            told = json.loads(run(self.world.select, "--json", "--disk", self.dir / "disk"))
-            if not (self.broken and told["reason"] == "trial"):
-                return told["slot"]
-            log(self.name, f"slot {told['slot']} does not come up")
+            shown = json.loads(run(self.world.select, "--json", "--disk", self.dir / "disk"))
+            if not (self.broken and shown["reason"] == "trial"):
+                return shown["slot"]
+            log(self.name, f"slot {shown['slot']} does not come up")
 
     def start(self):
         if self.etcd:

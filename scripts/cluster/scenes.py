@@ -179,9 +179,9 @@ def dies(world):
     gone = wait("the first goes", lambda: next((node for node in world.nodes if node.down_since is not None), None))
     gone.off = True
     wait("it stops", lambda: world.reboot() == "PAUSED_DUE_TO_ERROR", 60)
-    told = world.any("/v1/shutdown/reboot/status")["error_message"]
-    log("cluster", told)
-    check(f"node {gone.number}" in told, told)
+    shown = world.any("/v1/shutdown/reboot/status")["error_message"]
+    log("cluster", shown)
+    check(f"node {gone.number}" in shown, shown)
     gone.off = False
     wait("it is back, and all are well", world.is_well)
     other = next(node for node in world.nodes if node is not gone)

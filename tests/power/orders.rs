@@ -78,7 +78,7 @@ fn by_flags(name: &str, flag: BootFlag) {
             &acts(&before, 512, &disk(&ops)),
         );
     }
-    // The repair that somebody asks for: what is beyond doubt, and by name. Its dry run says what is done.
+    // The repair that a user requests: what is beyond doubt, and by name. Its dry run says what is done.
     for (lost, before) in damages(&take.before, 512) {
         for from in [None, Some(Copy::Primary), Some(Copy::Backup)] {
             let repair = |dry: bool| {

@@ -38,7 +38,7 @@ enum Act {
     ///
     /// The node that failed is tried again.
     Resume(PlainArgs),
-    /// Give up a rolling upgrade that is paused or has failed
+    /// Abandon a rolling upgrade that is paused or has failed
     ///
     /// The nodes that run the new release return to the previous one in a rolling reboot,
     /// one group after the other.
