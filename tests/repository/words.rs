@@ -130,10 +130,15 @@ fn in_comments(path: &str, text: &str) -> Vec<String> {
     findings(path, &comments)
 }
 
-/// The listed words in a document or script: every line counts.
+/// The listed words in a document or shell script, in which every line counts, or in the comments of a Python script.
 fn in_prose(path: &str, text: &str) -> Vec<String> {
-    let lines: Vec<_> =
-        text.lines().map(|line| line.trim().trim_start_matches("# ").to_lowercase()).collect();
+    let prose = |line: &str| {
+        let line = line.trim();
+        let code = path.ends_with(".py") && !line.starts_with("\"\"\"");
+        let comment = if code { line.find("# ").map_or("", |at| &line[at..]) } else { line };
+        comment.trim_start_matches("# ").to_lowercase()
+    };
+    let lines: Vec<_> = text.lines().map(prose).collect();
     findings(path, &lines)
 }
 
