@@ -4,13 +4,16 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::args::{MachineArgs, TrustArgs};
 use super::outlet;
 use super::verbose::level;
+use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::service::fleet::{self, FleetLock, LockedReboot};
 use crate::service::owner::disk::{Place, StartedSoftware};
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::owner::software::Software;
@@ -88,6 +91,12 @@ impl ServeArgs {
             let problem = "a member of a cluster needs a 'reboot_command' in [service]".to_owned();
             return Err(Error::Argument { what: "[cluster]".to_owned(), problem });
         }
+        let lock = fleet_lock(&settings, after_commit.as_ref())?;
+        let mut limits = configured.limits();
+        // Covers both the wait for the lock and the shutdown.
+        limits.reboot += lock.as_ref().map_or(Duration::ZERO, |lock| lock.timeout);
+        let locked = lock.map(|lock| Arc::new(LockedReboot::new(lock, &place, Arc::clone(&after_commit))));
+        let after_commit = locked.clone().map_or(after_commit, |locked| locked);
         let access = Listener {
             listen,
             socket: Listener::socket(self.socket.as_deref().or(configured.socket.as_deref())),
@@ -104,7 +113,8 @@ impl ServeArgs {
             },
             after_commit,
             container,
-            limits: configured.limits(),
+            limits,
+            fleet: locked,
             allowed: configured.allowed(),
             cluster,
         };
@@ -119,6 +129,22 @@ impl ServeArgs {
             .try_init();
         service::serve(service, &access)
     }
+}
+
+/// The lock that a reboot of this machine needs; `None`: none.
+///
+/// # Errors
+/// [`Error::Argument`]: the configuration contradicts itself.
+fn fleet_lock(settings: &Settings, after_commit: &dyn AfterCommit) -> Result<Option<FleetLock>> {
+    let Some(lock) = settings.reboot.lock(&fleet::machine_id())? else { return Ok(None) };
+    let problem = if settings.cluster.is_some() {
+        "members of a cluster reboot in turn without a lock server; remove [reboot] or [cluster]"
+    } else if after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
+        return Ok(Some(lock));
+    } else {
+        "without a 'reboot_command' in [service] the service does not reboot the machine"
+    };
+    Err(Error::Argument { what: "[reboot] fleet_lock".to_owned(), problem: problem.to_owned() })
 }
 
 /// Lines of the log, without terminal control characters: they contain untrusted text, and JSON need not escape all of it.

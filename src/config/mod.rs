@@ -3,6 +3,7 @@
 
 mod cluster;
 mod network;
+mod reboot;
 mod service;
 mod settings;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use cluster::ClusterConfig;
 use network::NetworkConfig;
+use reboot::RebootConfig;
 use serde::Deserialize;
 use values::{loader, rate, sector_size, tries};
 
@@ -71,6 +73,8 @@ pub(crate) struct Config {
     network: NetworkConfig,
     #[serde(default)]
     service: ServiceConfig,
+    #[serde(default)]
+    reboot: RebootConfig,
     cluster: Option<ClusterConfig>,
 }
 
@@ -136,6 +140,7 @@ impl Config {
             kexec: self.kexec,
             web: self.network.into_web(self.web_ca, self.web_insecure.unwrap_or(false)),
             service: self.service,
+            reboot: self.reboot,
             cluster: self.cluster,
         }
     }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::cluster::ClusterConfig;
+use super::reboot::RebootConfig;
 use super::{DEFAULT_PATH, ServiceConfig};
 use crate::boot::BootFlag;
 use crate::container;
@@ -58,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) web: Web,
     /// The service.
     pub(crate) service: ServiceConfig,
+    /// The lock that a reboot needs.
+    pub(crate) reboot: RebootConfig,
     /// The cluster that this node belongs to or may join; `None`: a single node.
     pub(crate) cluster: Option<ClusterConfig>,
 }

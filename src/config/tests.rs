@@ -77,6 +77,12 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
     assert!(reboot_command.is_some() && halt_command.is_some() && software_restart_command.is_some());
     check_cluster(&all.cluster.unwrap());
+    let lock = all.reboot.lock("").unwrap().unwrap();
+    let least = RebootConfig { fleet_lock: all.reboot.fleet_lock.clone(), ..RebootConfig::default() };
+    assert_eq!(least.lock(&lock.id).unwrap(), Some(lock), "the defaults");
+    assert_eq!(least.lock("").unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT", "it has no name");
+    let strange = RebootConfig { fleet_lock: Some("lock:3333".to_owned()), ..RebootConfig::default() };
+    assert_eq!(strange.lock("x").unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT");
     let kexec::KexecConfig { command_line, .. } = all.kexec.clone();
     assert!(command_line.is_some(), "an example");
     assert_eq!(kexec::KexecConfig { command_line: None, ..all.kexec }, kexec::KexecConfig::default());

@@ -449,6 +449,9 @@ errors! {
         ("the container of software slot {slot} does not stop: {problem}; reboot the machine");
     /// An upgrade of the cluster failed; its message names the node.
     ClusterUpgrade { problem: String } => Service, "CLUSTER_UPGRADE", ("{problem}");
+    /// The FleetLock server did not grant the lock that a reboot needs, or cannot be reached.
+    FleetLock { url: String, problem: String } => Service, "FLEET_LOCK",
+        ("the fleet lock of {url} is not granted: {problem}; see [reboot] in the configuration");
     /// A hook of a node failed, did not end, or printed no answer.
     Hook { hook: String, problem: String } => Service, "HOOK", ("the hook '{hook}' {problem}");
     /// A container runs, but its probe did not succeed in time; there is nothing to go back to.

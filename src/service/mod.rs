@@ -13,10 +13,12 @@
 //! | `api` | one function per endpoint |
 //! | `view`, `wording` | the objects of the wire contract; messages that name calls of the API |
 //! | [`owner`] | the upgrade itself: its states, the one task that changes anything, the processes that read bundles, what follows a commit |
+//! | [`fleet`] | client of a FleetLock server: a lock around the reboot of this machine |
 //! | [`cluster`] | the work of this node as a member of a cluster |
 
 mod api;
 pub mod cluster;
+pub mod fleet;
 pub mod http;
 pub mod owner;
 mod view;
@@ -95,6 +97,8 @@ pub struct Service {
     pub limits: ServiceLimits,
     /// The bundles that callers may name.
     pub allowed: Allowed,
+    /// The same object as `after_commit` if a reboot needs a FleetLock; `None`: it needs none.
+    pub fleet: Option<Arc<fleet::LockedReboot>>,
     /// The cluster that this node takes part in; `None`: a single node.
     pub cluster: Option<cluster::Membership>,
 }
@@ -193,6 +197,9 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
     let listeners = http::listen::Listeners::open(access.listen, access.socket.as_deref()).await?;
     let mut end = signals()?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
+    if let Some(locked) = &service.fleet {
+        fleet::LockRelease::start(locked, &handle, service.limits.reboot)?;
+    }
     let (stop, stopped) = oneshot::channel();
     let mut owner = tokio::spawn(owner.run(stopped));
     let cluster = match &service.cluster {

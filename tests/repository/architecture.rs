@@ -156,7 +156,7 @@ const HOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("tracing_subscriber", &["cli/serve.rs", "cli/verbose.rs"]),
-    ("ureq", &["cli/remote/", "cluster/etcd/"]),
+    ("ureq", &["cli/remote/", "cluster/etcd/", "service/fleet.rs"]),
     ("base64ct", &["bundle/", "cluster/etcd/"]),
     ("blake3", &["bundle/", "slot/"]),
     ("clap", &["cli/", "boot/mod.rs"]),

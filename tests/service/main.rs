@@ -20,6 +20,8 @@ mod crash;
 mod document;
 /// A failed release stays visible after the fallback.
 mod fallback;
+/// The lock of a FleetLock server around a reboot.
+mod fleet;
 /// Tokens, origins and limits.
 mod guard;
 /// A service whose disk hangs.

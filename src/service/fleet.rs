@@ -1,0 +1,277 @@
+//! Client of a FleetLock server: a lock around the reboot of this machine, for fleets that are no cluster and have a lock server
+//! (airlock and others). The protocol is two POST requests with the header `fleet-lock-protocol: true`.
+//!
+//! ```text
+//!   commit ─▶ record "wanted" ─▶ POST /v1/pre-reboot until it is granted ─▶ reboot_command
+//!   next boot ─▶ trial ─▶ marked good ─▶ POST /v1/steady-state ─▶ record removed
+//! ```
+//!
+//! The record in the state directory is written before the request: a crash in between costs one needless release, and never
+//! leaks a lock. After a fallback the lock is held until the failure is cleared or another upgrade begins: a release that does not
+//! boot must not reach the next machine.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use ureq::Agent;
+
+use crate::error::{Error, Result, sentence};
+use crate::host::files::{private_directory, replace};
+use crate::service::owner::disk::{DiskView, Place};
+use crate::service::owner::hooks::AfterCommit;
+use crate::service::owner::order::Handle;
+use crate::service::owner::upgrade::{Failure, SeenDisk};
+use crate::state::UpgradeType;
+use crate::workers;
+
+/// File in the state directory that exists while the lock is wanted or held. It contains the boot that requested the lock.
+const RECORD: &str = "fleet-lock";
+/// Content of the record after the reboot has failed: the lock is to be released in this boot.
+const NO_REBOOT: &str = "-";
+/// Limit of a request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// Interval between two requests.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Interval between two looks at the record.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Largest response in bytes.
+const RESPONSE_LIMIT: u64 = 64 << 10;
+
+/// Address of the lock server, and the identity of this machine there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetLock {
+    /// Address of the server, without the slash at its end.
+    pub url: String,
+    /// Group of machines that share the slots of the lock.
+    pub group: String,
+    /// Name of this machine.
+    pub id: String,
+    /// Limit of the wait for the lock.
+    pub timeout: Duration,
+}
+
+impl FleetLock {
+    /// Sends one request. `path` is one of the two of the protocol.
+    fn request(&self, path: &str) -> Result<()> {
+        let failed = |problem: String| Error::FleetLock { url: self.url.clone(), problem };
+        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_LIMIT));
+        let agent = Agent::new_with_config(config.max_redirects(0).build());
+        let body = json!({"client_params": {"id": self.id, "group": self.group}}).to_string();
+        let request = agent.post(format!("{}{path}", self.url)).header("fleet-lock-protocol", "true");
+        let response = request.header("content-type", "application/json").send(body);
+        let mut response = response.map_err(|error| failed(error.to_string()))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let text = response.body_mut().with_config().limit(RESPONSE_LIMIT).read_to_string();
+        let refusal: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+        Err(failed(match (refusal["kind"].as_str(), refusal["value"].as_str()) {
+            (Some(kind), Some(value)) => format!("{kind}: {value}"),
+            _ => format!("the server responds with status {status}"),
+        }))
+    }
+}
+
+/// The systemd machine id, which is the default name of a machine; empty: it has none.
+pub fn machine_id() -> String {
+    std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned()
+}
+
+/// [`AfterCommit`] whose reboot needs the lock.
+pub struct LockedReboot {
+    lock: FleetLock,
+    place: Place,
+    inner: Arc<dyn AfterCommit>,
+    /// The lock is being requested, or the machine is shutting down.
+    busy: Arc<AtomicBool>,
+}
+
+impl LockedReboot {
+    /// The same as `inner`, with the lock held from before the reboot.
+    pub fn new(lock: FleetLock, place: &Place, inner: Arc<dyn AfterCommit>) -> Self {
+        Self { lock, place: place.clone(), inner, busy: Arc::default() }
+    }
+
+    /// Waits until the lock is granted.
+    fn acquire(&self) -> Result<()> {
+        write_record(&self.place.state_dir, &boot_of(&self.place.look()?))?;
+        let (begun, mut logged) = (Instant::now(), String::new());
+        loop {
+            match self.lock.request("/v1/pre-reboot") {
+                Ok(()) => {
+                    tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is granted");
+                    return Ok(());
+                }
+                Err(error) if begun.elapsed() + INTERVAL > self.lock.timeout => return Err(error),
+                Err(error) => {
+                    let why = sentence(&error);
+                    if why != logged {
+                        tracing::info!(code = error.code(), "waiting for the fleet lock: {why}");
+                        logged = why;
+                    }
+                    std::thread::sleep(INTERVAL);
+                }
+            }
+        }
+    }
+}
+
+impl AfterCommit for LockedReboot {
+    fn reboots(&self, kind: UpgradeType) -> bool {
+        self.inner.reboots(kind)
+    }
+
+    fn restarts_selected(&self) -> bool {
+        self.inner.restarts_selected()
+    }
+
+    fn reboot_words(&self) -> String {
+        self.inner.reboot_words()
+    }
+
+    fn halts(&self) -> bool {
+        self.inner.halts()
+    }
+
+    fn halt(&self) -> Result<()> {
+        self.inner.halt()
+    }
+
+    fn commits(&self, kind: UpgradeType) -> bool {
+        self.inner.commits(kind)
+    }
+
+    fn run(&self, kind: UpgradeType) -> Result<String> {
+        if !self.inner.reboots(kind) {
+            return self.inner.run(kind);
+        }
+        self.busy.store(true, Ordering::Relaxed);
+        let done = self.acquire().and_then(|()| self.inner.run(kind));
+        if done.is_err() {
+            release_in_this_boot(&self.place.state_dir);
+            self.busy.store(false, Ordering::Relaxed);
+        }
+        done
+    }
+}
+
+fn write_record(state_dir: &Path, boot: &str) -> Result<()> {
+    let write =
+        private_directory(state_dir, false).and_then(|()| replace(state_dir, RECORD, boot.as_bytes(), 0o600));
+    write.map_err(|source| Error::Open { path: state_dir.join(RECORD), source })
+}
+
+/// Records that the machine does not reboot.
+fn release_in_this_boot(state_dir: &Path) {
+    if let Err(error) = write_record(state_dir, NO_REBOOT) {
+        tracing::warn!(code = error.code(), "the fleet lock is held until the next boot: {error}");
+    }
+}
+
+/// Identity of a boot: the kernel's boot id, and the slot that runs.
+fn boot_of(look: &DiskView) -> String {
+    let boot = &look.disk.boot;
+    format!("{} {}", boot.id, boot.slot.as_deref().unwrap_or_default())
+}
+
+/// Thread that releases the lock after the machine has proved good.
+pub(super) struct LockRelease {
+    lock: FleetLock,
+    place: Place,
+    owner: Handle,
+    busy: Arc<AtomicBool>,
+    /// Limit of the wait for the lock and the shutdown together.
+    limit: Duration,
+}
+
+impl LockRelease {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`Error::NoThread`].
+    pub(super) fn start(locked: &LockedReboot, owner: &Handle, limit: Duration) -> Result<()> {
+        let release = Self {
+            lock: locked.lock.clone(),
+            place: locked.place.clone(),
+            owner: owner.clone(),
+            busy: Arc::clone(&locked.busy),
+            limit,
+        };
+        workers::spawn("the fleet lock", move || release.run()).map(|_| ())
+    }
+
+    fn run(&self) {
+        let (mut logged, mut idle_since, mut busy_since) = (String::new(), Instant::now(), None::<Instant>);
+        loop {
+            std::thread::sleep(LOOK_EVERY);
+            if self.busy.load(Ordering::Relaxed) {
+                // The command succeeded and the machine is still up: the service reports that, and needs no lock any more.
+                if busy_since.get_or_insert_with(Instant::now).elapsed() > self.limit {
+                    release_in_this_boot(&self.place.state_dir);
+                    self.busy.store(false, Ordering::Relaxed);
+                }
+                idle_since = Instant::now();
+                continue;
+            }
+            busy_since = None;
+            match self.release_if_due(idle_since.elapsed() > self.limit) {
+                Ok(()) => logged.clear(),
+                Err(error) => {
+                    let why = sentence(&error);
+                    if why != logged {
+                        tracing::warn!(code = error.code(), "the fleet lock is still held: {why}");
+                        logged = why;
+                    }
+                    std::thread::sleep(INTERVAL);
+                }
+            }
+        }
+    }
+
+    fn release_if_due(&self, abandoned: bool) -> Result<()> {
+        let path = self.place.state_dir.join(RECORD);
+        let Ok(recorded) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let look = self.place.look()?;
+        let shown = self.owner.snapshot();
+        let failed = shown.upgrade.error.as_ref().is_some_and(Failure::is_fallback);
+        if !is_due(&recorded, &boot_of(&look), &look.disk, failed, abandoned) {
+            return Ok(());
+        }
+        self.lock.request("/v1/steady-state")?;
+        std::fs::remove_file(&path).map_err(|source| Error::Open { path, source })?;
+        tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is released");
+        Ok(())
+    }
+}
+
+/// Whether the lock requested in the boot `recorded` is to be released in the boot `boot`. `failed`: the new release fell back.
+/// `abandoned`: this service has not tried to reboot for longer than a reboot takes, so one that was requested before a crash of
+/// the service is not under way.
+fn is_due(recorded: &str, boot: &str, disk: &SeenDisk, failed: bool, abandoned: bool) -> bool {
+    let good = disk.trial.is_none() && !disk.pending && !failed;
+    recorded == NO_REBOOT || (good && (recorded != boot || abandoned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_released_when_the_running_release_is_good() {
+        let good = SeenDisk::default();
+        let trial =
+            SeenDisk { trial: Some(("2".into(), UpgradeType::SoftwareAndPlatform)), ..SeenDisk::default() };
+        let selected = SeenDisk { pending: true, ..trial.clone() };
+        assert!(is_due("1 a", "2 b", &good, false, false));
+        assert!(!is_due("1 a", "1 a", &good, false, false), "the machine is shutting down");
+        assert!(is_due("1 a", "1 a", &good, false, true), "the service crashed, and nothing is selected");
+        assert!(!is_due("1 a", "1 a", &selected, false, true), "the next reboot needs it");
+        assert!(!is_due("1 a", "2 b", &trial, false, true));
+        assert!(!is_due("1 a", "2 a", &good, true, true), "a bad release must not reach the next machine");
+        assert!(is_due(NO_REBOOT, "1 a", &selected, false, false), "the reboot failed");
+    }
+}
