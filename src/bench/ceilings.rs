@@ -113,7 +113,10 @@ pub(super) fn pass(
     write: bool,
     cancel: &Cancel,
 ) -> Result<Pass> {
-    transfer(slot, len, best_shape(ceilings, write), write, cancel)
+    let (block, depth) = best_shape(ceilings, write);
+    // A small bundle has no whole block of the fastest size; its rate would be 0.
+    let block = if slot.len() < block as u64 { SHAPES[0].0 } else { block };
+    transfer(slot, len, (block, depth), write, cancel)
 }
 
 fn best_shape(ceilings: &[Ceiling], write: bool) -> (usize, usize) {
