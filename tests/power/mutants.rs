@@ -141,7 +141,7 @@ fn verbs_without_claims_are_caught() {
     }
 }
 
-/// What others see in the states of a cut switch: whoever finds a table finds the flags that our reader finds.
+/// What others see in the states of a cut switch: every reader that finds a table finds the flags that our reader finds.
 #[test]
 fn other_programs_see_the_same_table_in_every_state() {
     let dir = tempfile::tempdir().unwrap();
