@@ -141,8 +141,8 @@ impl AfterCommit for LockedReboot {
         self.inner.halt()
     }
 
-    fn commits(&self, kind: UpgradeType) -> bool {
-        self.inner.commits(kind)
+    fn swaps(&self) -> bool {
+        self.inner.swaps()
     }
 
     fn run(&self, kind: UpgradeType) -> Result<String> {
