@@ -36,7 +36,7 @@ impl ManArgs {
         // Writes to a vector do not fail; an error here is one of the generator.
         let page = man_page::render(&command, "")
             .map_err(|problem| Error::Internal { what: format!("the manual page: {problem}") })?;
-        output::print(&String::from_utf8_lossy(&page))
+        output::document(&String::from_utf8_lossy(&page))
     }
 }
 
@@ -70,6 +70,6 @@ impl CompletionsArgs {
     pub(super) fn run(&self, mut command: Command) -> Result<()> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, "qstage", &mut script);
-        output::print(&String::from_utf8_lossy(&script))
+        output::document(&String::from_utf8_lossy(&script))
     }
 }

@@ -87,13 +87,13 @@ pub(super) fn dry_run(format: Format, report: &SwitchReport) -> Result<()> {
 pub(super) fn result<T: Serialize>(
     format: Format,
     report: &T,
-    human: impl FnOnce(&T, Palette) -> String,
+    human: impl Fn(&T, Palette) -> String,
 ) -> Result<()> {
-    print(&match format {
-        Format::Human => Palette::of_stdout().clean(|palette| human(report, palette)),
-        Format::Object => json_line(report)?,
-        Format::Lines => json_line(&JsonEvent::new("result", report))?,
-    })
+    match format {
+        Format::Human => people(|palette| human(report, palette)),
+        Format::Object => print(&json_line(report)?),
+        Format::Lines => print(&json_line(&JsonEvent::new("result", report))?),
+    }
 }
 
 /// Prints the result of a verb that has changed something. To be called when its locks are released: a reader may be slow,
@@ -123,9 +123,25 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Writes text to standard output.
+/// Writes text to standard output, with control characters escaped. JSON must have been escaped before, by [`json_line`] or
+/// [`json`].
 pub(super) fn print(text: &str) -> Result<()> {
+    document(&text::shown(text))
+}
+
+/// Writes JSON that another process made, and the end of its line.
+pub(super) fn json(text: &str) -> Result<()> {
+    document(&format!("{}\n", text::json(text.trim_end())))
+}
+
+/// Writes a text of this program as it is: manual pages and completions have tabs.
+pub(super) fn document(text: &str) -> Result<()> {
     deliver(text, None).map_err(|source| Error::Output { path: PathBuf::from("standard output"), source })
+}
+
+/// Writes text for people, with colours.
+pub(super) fn people(human: impl Fn(Palette) -> String) -> Result<()> {
+    document(&Palette::of_stdout().clean(human))
 }
 
 /// Writes text. A reader may close the pipe: `qstage prepare --json | head -1` must neither panic nor stop half-way, and its
@@ -177,9 +193,6 @@ pub(super) fn note(message: &str) {
     outlet::err().offer(format!("qstage: note: {}\n", text::shown(message)).as_bytes());
 }
 
-/// The codes that [`Palette`] writes.
-const CODES: [&str; 5] = ["0", "1", "31", "32", "33"];
-
 /// Colours, or none: only on a terminal, and not if `NO_COLOR` (<https://no-color.org>) is set.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Palette {
@@ -203,22 +216,18 @@ impl Palette {
         if self.coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Text for people, without control sequences except our own colours. Cells of tables were already escaped before they were
-    /// coloured.
-    fn clean(self, human: impl FnOnce(Self) -> String) -> String {
-        let text = human(self);
-        let mut parts = text.split('\x1b');
-        let mut out = text::shown(parts.next().unwrap_or_default()).into_owned();
-        for part in parts {
-            let ours = CODES.iter().any(|code| {
-                part.strip_prefix('[')
-                    .and_then(|rest| rest.strip_prefix(code))
-                    .is_some_and(|rest| rest.starts_with('m'))
-            });
-            out.push_str(if self.coloured && ours { "\x1b" } else { "\\u{1b}" });
-            out.push_str(&text::shown(part));
+    /// Text for people, without control sequences except our own colours. A text with an escape character that is not ours has
+    /// no colours: whoever wrote it could imitate them.
+    fn clean(self, human: impl Fn(Self) -> String) -> String {
+        let plain = human(Self::PLAIN);
+        let foreign = plain.contains('\x1b');
+        if !self.coloured || foreign {
+            return text::shown(&plain).into_owned();
         }
-        out
+        let coloured = human(self);
+        let mut parts = coloured.split('\x1b').map(text::shown);
+        let first = parts.next().unwrap_or_default().into_owned();
+        parts.fold(first, |out, part| out + "\x1b" + &part)
     }
 
     /// For a good state.
@@ -292,7 +301,12 @@ mod tests {
     fn only_our_own_colours_reach_the_terminal() {
         let text = |palette: Palette| format!("{} \x1b[2J\x1b[32;1mx\u{202e}\n", palette.good("y"));
         assert_eq!(Palette::PLAIN.clean(text), "y \\u{1b}[2J\\u{1b}[32;1mx\\u{202e}\n");
-        assert_eq!(Palette::COLOURED.clean(text), "\x1b[32my\x1b[0m \\u{1b}[2J\\u{1b}[32;1mx\\u{202e}\n");
+        assert_eq!(Palette::COLOURED.clean(text), Palette::PLAIN.clean(text));
+        // Codes that we write too: whoever may choose a text could say in green that all is well.
+        let green = |palette: Palette| format!("{} \x1b[32mall is well\x1b[0m\n", palette.bad("no"));
+        assert_eq!(Palette::COLOURED.clean(green), "no \\u{1b}[32mall is well\\u{1b}[0m\n");
+        let harmless = |palette: Palette| format!("{} x\u{202e}\n", palette.good("y"));
+        assert_eq!(Palette::COLOURED.clean(harmless), "\x1b[32my\x1b[0m x\\u{202e}\n");
         let line = json_line(&"\u{9b}2J").unwrap();
         assert_eq!(line, "\"\\u009b2J\"\n");
     }

@@ -90,7 +90,7 @@ fn on(disk: Option<&Path>, sector_size: Option<BlockSize>) -> Result<Selection> 
 }
 
 fn tell(selection: &Selection, json: bool) -> Result<()> {
-    output::print(&if json { selection.json()? } else { selection.shell() })
+    if json { output::json(&selection.json()?) } else { output::print(&selection.shell()) }
 }
 
 const USAGE: &str = "\

@@ -55,7 +55,7 @@ impl StatusArgs {
             if self.human {
                 return self.table(serde_json::from_str(&text).unwrap_or_default(), None);
             }
-            return output::print(&format!("{text}\n"));
+            return output::json(&text);
         }
         find_disk(&mut settings)?;
         let human = self.human;
@@ -74,7 +74,7 @@ impl StatusArgs {
         let what = |problem| Error::Internal { what: format!("a status that is none: {problem}") };
         let mut shown: Shown = serde_json::from_value(status).map_err(what)?;
         shown.last_swap = shown.last_swap.or(swap);
-        output::print(&human(&shown, Palette::of_stdout()))
+        output::people(|palette| human(&shown, palette))
     }
 }
 

@@ -33,6 +33,8 @@ mod process;
 mod select;
 /// Bundles of software without a platform.
 mod software_only;
+/// Untrusted text: nothing in it acts on a terminal.
+mod strangers;
 /// Progress bars on a terminal.
 mod terminal;
 /// A slot on trial, its health checks, and the fallback.

@@ -18,6 +18,7 @@ use crate::host::journal::Event;
 use crate::progress::Cancel;
 use crate::service::owner::upgrade::UpgradeSettings;
 use crate::state::UpgradeType;
+use crate::units::text;
 
 /// Interval of requests to the service.
 const EVERY: Duration = Duration::from_millis(500);
@@ -184,7 +185,7 @@ impl View {
         match self {
             Self::Json => print(&json_line(&output::JsonEvent::new("status", status))?)?,
             Self::Bar(bar) => {
-                bar.set_prefix(word);
+                bar.set_prefix(text::shown(&word).into_owned());
                 bar.set_position(status.progress.unwrap_or_default());
             }
             Self::Lines(last) => {
