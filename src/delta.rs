@@ -13,7 +13,7 @@ use crate::bundle::delta::{self, Base, BaseRef, MEMBER, Options, Tally};
 use crate::bundle::feed::Feed;
 use crate::bundle::frame::FrameDecoder;
 use crate::bundle::manifest::{Kind, Payload, largest_frame};
-use crate::bundle::writer::{Image, write_front, write_members};
+use crate::bundle::writer::{write_front, write_members};
 use crate::bundle::{Bundle, Trust, archive};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
@@ -73,13 +73,8 @@ pub fn make(
     out.check(&[("OLD", &spec.old), ("NEW", &spec.new)])?;
     let bundle = open(&spec.new, cancel)?;
     let images = images(spec, &bundle, &out, progress, cancel)?;
-    let bases: Vec<Option<Base<'_>>> = images
-        .iter()
-        .map(|image| {
-            let bytes = image.as_ref()?.bytes();
-            Some(Base { bytes, of: BaseRef::of(bytes) })
-        })
-        .collect();
+    let bases: Vec<Option<Base<'_>>> =
+        images.iter().map(|image| image.as_ref().map(|(image, of)| Base { image, of: *of })).collect();
     let path = out.path();
     let failed = |source| Error::Output { path: path.clone(), source };
     let mut members = out.scratch()?;
@@ -129,12 +124,14 @@ fn images(
     out: &Destination<'_>,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<Vec<Option<MappedFile>>> {
+) -> Result<Vec<Option<(MappedFile, BaseRef)>>> {
     let payloads = &bundle.manifest().payloads;
     if !is_bundle(&spec.old)? {
-        let mut image = Some(MappedFile::open(&spec.old)?);
-        let of = |payload: &Payload| if payload.kind == Kind::Platform { image.take() } else { None };
-        return Ok(payloads.iter().map(of).collect());
+        let image = MappedFile::open(&spec.old)?;
+        let of = BaseRef::of(&image);
+        let mut image = Some((image, of));
+        let base = |payload: &Payload| if payload.kind == Kind::Platform { image.take() } else { None };
+        return Ok(payloads.iter().map(base).collect());
     }
     let old = open(&spec.old, cancel)?;
     let same = |one: &Payload, other: &Payload| (one.kind, &one.name) == (other.kind, &other.name);
@@ -158,7 +155,8 @@ fn is_bundle(path: &Path) -> Result<bool> {
     Ok(block.first_chunk().is_some_and(|header| archive::is_named(header, "manifest.json")))
 }
 
-/// The image of a payload, in a file that is gone with the process.
+/// The image of a payload, in a file that is gone with the process, and what the manifest says of it: each frame is compared
+/// with the index, which is bound to the hash of the whole.
 fn unpack(
     bundle: &Bundle,
     payload: &Payload,
@@ -166,7 +164,7 @@ fn unpack(
     jobs: Option<NonZeroUsize>,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<MappedFile> {
+) -> Result<(MappedFile, BaseRef)> {
     let path = out.path();
     let failed = |source| Error::Output { path: path.clone(), source };
     let file = out.scratch()?;
@@ -188,5 +186,6 @@ fn unpack(
         }
         Ok(())
     })?;
-    MappedFile::of(file).map_err(failed)
+    let of = BaseRef { size: payload.size, blake3: payload.blake3 };
+    Ok((MappedFile::of(file).map_err(failed)?, of))
 }

@@ -7,6 +7,7 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::bundle::writer::Image;
 use crate::error::Result;
 use crate::workers::{self, Abort, Queue};
 
@@ -67,11 +68,12 @@ pub(super) struct BaseIndex<'a> {
 }
 
 impl<'a> BaseIndex<'a> {
-    /// The samples of `base`, hashed by `jobs` workers. The same whatever their number: of equal samples the first counts.
+    /// The samples of `image`, hashed by `jobs` workers. The same whatever their number: of equal samples the first counts.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
-    pub(super) fn new(base: &'a [u8], jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<Self> {
+    pub(super) fn new(image: &'a dyn Image, jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<Self> {
+        let base = image.bytes();
         let larger = (base.len() as u64).div_ceil(LARGE).next_power_of_two().trailing_zeros();
         let bits = SAMPLE_BITS + larger;
         // A quarter more than random bytes have, so that searches end soon.
@@ -81,6 +83,8 @@ impl<'a> BaseIndex<'a> {
         let (next, queue) = (AtomicUsize::new(0), Queue::new(index, AHEAD));
         let insert = |index: &mut Self, (from, found): (usize, Vec<(u64, usize)>)| {
             found.into_iter().for_each(|(hash, at)| index.insert(hash, from + at));
+            // Samples that are equal were compared anywhere before.
+            image.release(0, base.len() as u64);
             Ok(())
         };
         workers::run(jobs, abort, || {

@@ -5,7 +5,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| mixed(seed << 40 | i) as u8).collect()
 }
 
-fn index(base: &[u8]) -> BaseIndex<'_> {
+fn index(base: &dyn Image) -> BaseIndex<'_> {
     let cancel = Cancel::default();
     BaseIndex::new(base, workers::at_least_one(3), &Abort::new(&cancel, "testing")).unwrap()
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
 
@@ -13,6 +14,7 @@ use crate::bundle::archive::{self, BLOCK, END_LEN};
 use crate::bundle::feed::Feed;
 use crate::bundle::frame::{FrameDecoder, is_zero};
 use crate::bundle::manifest::{Payload, largest_frame};
+use crate::bundle::writer::Image;
 use crate::bundle::{Bundle, Release};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
@@ -22,11 +24,14 @@ use crate::workers::{self, Abort, Queue};
 
 /// Bytes of frames that may wait for an earlier one, at most.
 const WAITING_MAX: usize = 64 << 20;
+/// Bytes of frames after which the pages of the base are released. A frame looks at some hundred places of the base, and
+/// the kernel maps 64 KiB around each of them.
+const RELEASE_EVERY: u64 = 4 << 20;
 
 /// The image that a payload's delta starts from.
 pub struct Base<'a> {
-    /// All its bytes.
-    pub bytes: &'a [u8],
+    /// Its bytes. What is not needed for now is released again and again, so that a mapped image takes little memory.
+    pub image: &'a dyn Image,
     /// Its size and hash.
     pub of: BaseRef,
 }
@@ -109,7 +114,8 @@ pub fn make<W: Write + Seek + Send>(
     for (number, (payload, base)) in manifest.payloads.iter().zip(bases).enumerate() {
         let header_at = out.stream_position().map_err(output)?;
         out.write_all(&[0; BLOCK]).map_err(output)?;
-        let maker = Maker { bundle, number, base: base.as_ref(), options, cancel, progress };
+        let made = AtomicU64::new(0);
+        let maker = Maker { bundle, number, base: base.as_ref(), options, made, cancel, progress };
         let written = maker.payload(payload, &mut head, out)?;
         out.write_all(&[0; BLOCK][..archive::padding(written) as usize]).map_err(output)?;
         let end = out.stream_position().map_err(output)?;
@@ -134,6 +140,8 @@ struct Maker<'a> {
     number: usize,
     base: Option<&'a Base<'a>>,
     options: Options,
+    /// Bytes of the frames that are made.
+    made: AtomicU64,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
 }
@@ -143,7 +151,7 @@ impl Maker<'_> {
     fn payload<W: Write + Send>(&self, payload: &Payload, head: &mut Vec<u8>, out: &mut W) -> Result<u64> {
         let abort = Abort::new(self.cancel, "making a delta");
         let jobs = self.options.jobs.unwrap_or_else(workers::default_jobs);
-        let index = self.base.map(|base| BaseIndex::new(base.bytes, jobs, &abort)).transpose()?;
+        let index = self.base.map(|base| BaseIndex::new(base.image, jobs, &abort)).transpose()?;
         let feed = Feed::new(self.bundle, |other| std::ptr::eq(other, payload));
         let ahead = (WAITING_MAX / payload.frame_size as usize).max(jobs.get()) as u64;
         let queue = Queue::new((head, out, 0), ahead);
@@ -161,6 +169,7 @@ impl Maker<'_> {
                 feed.load(&claim, &mut compressed)?;
                 let frame = decoder.decode(&claim, &compressed, buffer)?;
                 let piece = self.frame(&frame, claim.extent(), &compressed, index.as_ref())?;
+                self.release(piece.len);
                 queue.put(claim.ordinal, piece, &abort, append)?;
             }
             Ok(())
@@ -168,7 +177,16 @@ impl Maker<'_> {
         Ok(queue.into_inner().2)
     }
 
-    /// The smallest way to have one frame.
+    /// Counts a frame of `len` bytes as made, and releases the base's pages from time to time. Other workers may be using
+    /// them: they are read again then.
+    fn release(&self, len: u64) {
+        let made = self.made.fetch_add(len, Ordering::Relaxed);
+        if let Some(base) = self.base.filter(|_| made / RELEASE_EVERY != (made + len) / RELEASE_EVERY) {
+            base.image.release(0, base.of.size);
+        }
+    }
+
+    /// The smallest way to make one frame.
     fn frame(
         &self,
         frame: &[u8],
@@ -181,8 +199,8 @@ impl Maker<'_> {
             return Ok(had(Kind::Zero, Vec::new()));
         }
         if let (Some(base), Some(index)) = (self.base, index) {
-            let has =
-                |from: u64| slice(base.bytes, Extent { at: ByteOffset(from), len: at.len }) == Some(frame);
+            let bytes = base.image.bytes();
+            let has = |from: u64| slice(bytes, Extent { at: ByteOffset(from), len: at.len }) == Some(frame);
             if has(at.at.0) {
                 return Ok(had(Kind::InPlace, Vec::new()));
             }
@@ -191,12 +209,12 @@ impl Maker<'_> {
                 return Ok(had(Kind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
             }
             let frame_size = u64::from(self.bundle.manifest().payloads[self.number].frame_size);
-            let base_len = base.bytes.len() as u64;
+            let base_len = bytes.len() as u64;
             let limits = Limits { base: base_len, count: RANGES_MAX, budget: PREFIX_FRAMES * frame_size };
             // What lies at the same offset is the last guess: a table that changed everywhere a little has no match.
             let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
             let prefix: Vec<u8> =
-                ranges.iter().filter_map(|range| slice(base.bytes, *range)).flatten().copied().collect();
+                ranges.iter().filter_map(|range| slice(bytes, *range)).flatten().copied().collect();
             let packed = compress(frame, &prefix, self.options.level)?;
             if packed.len() + ranges.len() * super::RANGE_LEN < compressed.len() {
                 return Ok(Piece { kind: Kind::Patch, ranges, packed, len: at.len });

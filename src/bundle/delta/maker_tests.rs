@@ -32,10 +32,11 @@ fn pair() -> (Vec<u8>, Vec<u8>) {
 }
 
 fn made(bundle: &Bundle, old: &[u8], jobs: usize, lean: bool) -> Vec<u8> {
-    let of = BaseRef::of(old);
-    let options = Options { level: 9, lean, jobs: NonZeroUsize::new(jobs) };
+    let (image, jobs_of) = (old.to_vec(), NonZeroUsize::new(jobs));
+    let of = BaseRef::of(&image);
+    let options = Options { level: 9, lean, jobs: jobs_of };
     let mut members = Cursor::new(Vec::new());
-    let bases = [Some(Base { bytes: old, of })];
+    let bases = [Some(Base { image: &image, of })];
     let head = make(bundle, &bases, options, &mut members, &Cancel::default(), &Silent).unwrap();
     let mut bytes = Vec::new();
     let (manifest, release) = (bundle.manifest(), bundle.release());
@@ -43,6 +44,30 @@ fn made(bundle: &Bundle, old: &[u8], jobs: usize, lean: bool) -> Vec<u8> {
     write_members(&mut bytes, &[(MEMBER, &head)], manifest.created).unwrap();
     bytes.extend_from_slice(members.get_ref());
     bytes
+}
+
+/// The image that a delta makes of `old`: as a worker does it, in memory.
+fn applied(opened: &Bundle, old: &[u8]) -> Result<Vec<u8>> {
+    let (cancel, feed) = (Cancel::default(), Feed::new(opened, |_| true));
+    let (abort, mut packed) = (Abort::new(&cancel, ""), Vec::new());
+    let mut image = Vec::new();
+    while let Some(claim) = feed.claim(&mut packed, &abort)? {
+        feed.load(&claim, &mut packed)?;
+        let recipe = opened.delta().unwrap().recipe(&claim);
+        let short = || claim.malformed("the base is shorter".to_owned());
+        let ranges: Option<Vec<_>> = recipe.ranges().map(|range| slice(old, range)).collect();
+        let prefix = ranges.ok_or_else(short)?.concat();
+        let mut buffer = vec![0; claim.len()];
+        match recipe.kind {
+            Kind::Zero => {}
+            Kind::InPlace | Kind::Copy => buffer.copy_from_slice(&prefix),
+            Kind::Patch => patch(&claim, &prefix, &packed, &mut buffer)?,
+            Kind::Bundle => return Err(claim.malformed("it is left to the bundle".to_owned())),
+        }
+        claim.verify(&mut buffer)?;
+        image.extend_from_slice(&buffer);
+    }
+    Ok(image)
 }
 
 #[test]
@@ -64,26 +89,8 @@ fn what_is_made_gives_the_new_image() {
         tally.add(delta, opened.release(), 0);
         assert!(tally.zero == 1 && tally.in_place == 2 && tally.copied == 2, "{tally:?}");
         assert!(tally.patched >= 2 && tally.plain >= 1 && tally.from_bundle == 0, "{tally:?}");
-        let (cancel, feed) = (Cancel::default(), Feed::new(&opened, |_| true));
-        let (abort, mut packed) = (Abort::new(&cancel, ""), Vec::new());
-        let mut buffer = vec![0; FRAME as usize];
-        let mut patched = 0;
-        while let Some(claim) = feed.claim(&mut packed, &abort).unwrap() {
-            feed.load(&claim, &mut packed).unwrap();
-            let recipe = delta.recipe(&claim);
-            let prefix: Vec<u8> =
-                recipe.ranges().flat_map(|range| slice(&old, range).unwrap()).copied().collect();
-            match recipe.kind {
-                Kind::Zero => buffer.fill(0),
-                Kind::InPlace | Kind::Copy => buffer[..claim.len()].copy_from_slice(&prefix),
-                Kind::Patch => {
-                    patch(&claim, &prefix, &packed, &mut buffer).unwrap();
-                    patched += packed.len();
-                }
-                Kind::Bundle => panic!("nothing was left out"),
-            }
-            claim.verify(&mut buffer).unwrap();
-        }
+        let patched = delta.packed_size(opened.release(), 0);
+        assert!(applied(&opened, &old).unwrap() == new);
         // The new noise, and some bytes for each change.
         assert!((65_536..65_536 + 3000).contains(&patched), "{patched}");
     }
@@ -109,4 +116,37 @@ fn without_a_base_it_is_the_bundle_again() {
     let head = make(&bundle, &[None], options, &mut members, &Cancel::default(), &Silent).unwrap();
     let delta = Delta::parse(head, bundle.release()).unwrap();
     assert!(delta.packed_size(bundle.release(), 0) <= bundle.release().compressed_size(0));
+}
+
+/// A base and how often its memory was released.
+struct Released(Vec<u8>, AtomicU64);
+
+impl Image for Released {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, _at: u64, _len: u64) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A mapped base of 2 GiB counted in full as memory of the process: 812 MiB of a machine with a limit of 400.
+#[test]
+fn the_memory_of_the_base_is_released_on_the_way() {
+    let image = noise(1, 3 * RELEASE_EVERY as usize);
+    let bundle = bundle(&image, FRAME);
+    let base = Released(image, AtomicU64::new(0));
+    let released = || base.1.swap(0, Ordering::Relaxed);
+    let of = BaseRef::of(&base);
+    assert_eq!(released(), 3, "while it is hashed");
+    let cancel = Cancel::default();
+    let jobs = workers::at_least_one(2);
+    let index = BaseIndex::new(&base, jobs, &Abort::new(&cancel, "")).unwrap();
+    assert_eq!(released(), 3, "while it is sampled");
+    drop(index);
+    let options = Options { level: 1, lean: false, jobs: Some(jobs) };
+    let bases = [Some(Base { image: &base, of })];
+    make(&bundle, &bases, options, &mut Cursor::new(Vec::new()), &cancel, &Silent).unwrap();
+    assert_eq!(released(), 3 + 3, "while frames are made");
 }

@@ -6,8 +6,12 @@ use super::{DELTA_MAX, ENTRY_LEN, HEAD_LEN, MAGIC, PAYLOAD_LEN, PREFIX_FRAMES, R
 use crate::bundle::Release;
 use crate::bundle::frame::Frame;
 use crate::bundle::manifest::limit;
+use crate::bundle::writer::Image;
 use crate::error::{Error, Result};
 use crate::units::{Blake3, ByteOffset, Extent};
+
+/// Bytes of an image that are hashed at a time.
+const HASHED: usize = 4 << 20;
 
 /// How a frame is had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +38,16 @@ pub struct BaseRef {
 }
 
 impl BaseRef {
-    /// Size and hash of an image.
-    pub fn of(image: &[u8]) -> Self {
-        Self { size: image.len() as u64, blake3: Blake3(*blake3::hash(image).as_bytes()) }
+    /// Size and hash of an image, whose memory is released on the way.
+    pub fn of(image: &dyn Image) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        for part in image.bytes().chunks(HASHED) {
+            hasher.update(part);
+            image.release(at, part.len() as u64);
+            at += part.len() as u64;
+        }
+        Self { size: at, blake3: Blake3(*hasher.finalize().as_bytes()) }
     }
 }
 
