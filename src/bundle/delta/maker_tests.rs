@@ -118,6 +118,48 @@ fn without_a_base_it_is_the_bundle_again() {
     assert!(delta.packed_size(bundle.release(), 0) <= bundle.release().compressed_size(0));
 }
 
+/// Every truncation and every changed bit of a small delta, head, recipes, archive and payload: an error, or the signed
+/// image. A delta is not signed, so this is all that stands between its author and the slot.
+#[test]
+fn a_damaged_delta_makes_the_signed_image_or_an_error() {
+    let old = [text(1, 4096), noise(2, 4096), text(3, 4096)].concat();
+    let mut new = [&old[..4096], &old[5000..9096], &text(3, 4096)[..], &text(4, 300)[..]].concat();
+    new[8200..8210].fill(b'!');
+    let bundle = bundle(&new, 4096);
+    let good = made(&bundle, &old, 1, false);
+    let outcome = |bytes: &[u8], stream: bool| {
+        let source = if stream {
+            Source::Stream(Box::new(Cursor::new(bytes.to_vec())))
+        } else {
+            Source::File(Arc::new(bytes.to_vec()))
+        };
+        let opened = Bundle::open(source, &Trust::dangerously_unsigned())?;
+        // A changed name of a member may make it no delta, which is then no bundle either.
+        if opened.delta().is_some() {
+            applied(&opened, &old)
+        } else {
+            Err(Error::Delta { problem: String::new() })
+        }
+    };
+    let tally =
+        |bytes: &[u8]| [false, true].map(|stream| outcome(bytes, stream).is_ok_and(|image| image == new));
+    assert_eq!(tally(&good), [true, true]);
+    // The blocks at the end hold nothing, so a file that ends within them may pass.
+    for len in 0..good.len() - END_LEN {
+        assert!(outcome(&good[..len], false).is_err() && outcome(&good[..len], true).is_err(), "{len} bytes");
+    }
+    let (mut refused, mut bytes) = (0, good.clone());
+    for bit in 0..good.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        match outcome(&bytes, false) {
+            Ok(image) => assert!(image == new, "bit {bit} of byte {}", bit / 8),
+            Err(_) => refused += 1,
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(refused > good.len() * 4, "{refused} of {}", good.len() * 8);
+}
+
 /// A base and how often its memory was released.
 struct Released(Vec<u8>, AtomicU64);
 
