@@ -217,7 +217,7 @@ impl Palette {
     }
 
     /// Text for people, without control sequences except our own colours. A text with an escape character that is not ours has
-    /// no colours: whoever wrote it could imitate them.
+    /// no colours: its author could imitate them.
     fn clean(self, human: impl Fn(Self) -> String) -> String {
         let plain = human(Self::PLAIN);
         let foreign = plain.contains('\x1b');
@@ -302,7 +302,7 @@ mod tests {
         let text = |palette: Palette| format!("{} \x1b[2J\x1b[32;1mx\u{202e}\n", palette.good("y"));
         assert_eq!(Palette::PLAIN.clean(text), "y \\u{1b}[2J\\u{1b}[32;1mx\\u{202e}\n");
         assert_eq!(Palette::COLOURED.clean(text), Palette::PLAIN.clean(text));
-        // Codes that we write too: whoever may choose a text could say in green that all is well.
+        // Codes that we write too: the author of a text could say in green that all is well.
         let green = |palette: Palette| format!("{} \x1b[32mall is well\x1b[0m\n", palette.bad("no"));
         assert_eq!(Palette::COLOURED.clean(green), "no \\u{1b}[32mall is well\\u{1b}[0m\n");
         let harmless = |palette: Palette| format!("{} x\u{202e}\n", palette.good("y"));

@@ -40,7 +40,7 @@ fn a_ratio_that_nothing_can_reach_is_a_failure() {
     let output = qstage(&["bench", "--size", "4M", "--repeat", "1", "--at-least", "1000"], dir.path());
     assert_eq!(output.status.code(), Some(7), "class Io");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("UPGRADE_ERROR_TOO_SLOW") && stderr.contains("1000.00 was asked"), "{stderr}");
+    assert!(stderr.contains("UPGRADE_ERROR_TOO_SLOW") && stderr.contains("1000.00 was required"), "{stderr}");
     assert!(
         String::from_utf8_lossy(&output.stdout).contains("REACHED"),
         "the figures are shown all the same"

@@ -19,6 +19,7 @@ const WITHOUT: &[(&str, &str)] = &[
         "upgrade",
         "a request to a service; 'plan', and the dry runs of prepare and commit, show what it writes",
     ),
+    ("token", "a file of the configuration, which no slot depends on"),
     ("cluster", "requests to a service, or to etcd; none of them writes to a disk"),
 ];
 
@@ -33,6 +34,7 @@ const READERS: &[&str] = &[
     "status",
     "slots",
     "history",
+    "doctor",
     "firmware list",
     "firmware extract",
     "container status",

@@ -1,5 +1,5 @@
-//! No text of a stranger acts on a terminal: every character of the categories Cc, Cf, Zl and Zp, by the table of another
-//! program (unicodedata of Python), through every field that somebody else can write, in all that is shown.
+//! No untrusted text acts on a terminal: every character of the categories Cc, Cf, Zl and Zp, by the table of another
+//! program (unicodedata of Python), through every field that another process can write, in all that is shown.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -114,7 +114,7 @@ fn marks_history_and_checks() {
     harmless("health", &bench.at(&["health", "--trial-failed", "--booted", "b"]), &acting);
     harmless("roll-back", &bench.at(&["roll-back", "--booted", "b", "--reason", &acting]), &acting);
     look("a mark", "a");
-    // The state directory, as somebody else left it.
+    // The state directory, as another user left it.
     for entry in fs::read_dir(bench.path("state")).unwrap().flatten() {
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };
         let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };

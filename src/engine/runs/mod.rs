@@ -95,4 +95,6 @@ fn came_up_with(view: &View, software: &SlotView, booted: Slot) -> bool {
 }
 
 #[cfg(test)]
+mod sampled_tests;
+#[cfg(test)]
 mod tests;

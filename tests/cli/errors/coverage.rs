@@ -60,12 +60,6 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "certificates_and_users",
     ),
     (
-        "FLEET_LOCK",
-        "takes a lock server that refuses",
-        "tests/service/fleet.rs",
-        "a_reboot_holds_the_lock_until_the_release_is_good",
-    ),
-    (
         "HOOK",
         "takes a member of a cluster in its turn",
         "src/service/cluster/hooks.rs",

@@ -64,7 +64,7 @@ fn refused_until(bench: &Bench, user: impl Sized, what: &str) {
         let prepare = || bench.at(&[&["prepare", "v2.qimg"], &on[..]].concat());
         let message = prepare().bad("SLOT_IN_USE");
         // A process that dropped its rights cannot look into other namespaces: then the kernel decides, without a name.
-        let named = message.contains(what) || message.contains("nobody exclusive access");
+        let named = message.contains(what) || message.contains("refuses exclusive access");
         assert!(message.contains("platform_b") && named, "{message}");
         bench.at(&[&["prepare", "v2.qimg", "--assume-unused"], &on[..]].concat()).bad("SLOT_IN_USE");
         let plan = bench.at(&[&["plan", "v2.qimg", "--json"], &on[..]].concat()).plan();

@@ -1,7 +1,7 @@
 //! What runs over views of every kind, sensible or not: no slot is called bad and next, and no guess is shown as a fact.
 
-use super::super::super::view::{SlotView, View};
-use super::{Memory, fixtures};
+use super::super::view::{SlotView, View};
+use super::tests::{Memory, fixtures};
 use crate::boot::{BootFlag, RolledBackSlot};
 use crate::efi::EfiBoot;
 use crate::engine::Policy;

@@ -1,7 +1,5 @@
 //! What runs after each verb that could mislead: no guess is shown as a fact.
 
-mod sampled;
-
 use std::fs;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -27,7 +25,7 @@ use Group::{Platform, Software};
 use Slot::{A, B};
 
 /// The disk of a machine of which the kernel names the slot that runs; `None`: an image.
-struct Memory {
+pub(super) struct Memory {
     device: Arc<MemoryDevice>,
     booted: Mutex<Option<Slot>>,
     /// Names of partitions that are mounted.
@@ -36,7 +34,7 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(bytes: &[u8], booted: Option<Slot>) -> Self {
+    pub(super) fn new(bytes: &[u8], booted: Option<Slot>) -> Self {
         let device = Arc::new(MemoryDevice::new(bytes.to_vec(), BlockSize::B512));
         let variables = MemoryVariables::new([]);
         Self { device, booted: Mutex::new(booted), used: Mutex::default(), variables }
@@ -80,20 +78,20 @@ impl Machine for Memory {
     }
 }
 
-struct Fixtures {
+pub(super) struct Fixtures {
     /// 1.0 in slot a, good, nothing in slot b.
-    disk: Vec<u8>,
+    pub(super) disk: Vec<u8>,
     dir: tempfile::TempDir,
 }
 
 impl Fixtures {
-    fn bundle(&self, version: &str) -> Bundle {
+    pub(super) fn bundle(&self, version: &str) -> Bundle {
         let source = open_source(&self.dir.path().join(version), &Cancel::default()).unwrap();
         Bundle::open(source, &Trust::dangerously_unsigned()).unwrap()
     }
 
     /// What a slot holds after a prepare of that release, with that mark.
-    fn content(&self, version: &str, group: Group, verdict: Option<Verdict>) -> Content {
+    pub(super) fn content(&self, version: &str, group: Group, verdict: Option<Verdict>) -> Content {
         let bundle = self.bundle(version);
         let layout =
             Layout::new(bundle.manifest(), group, bundle.release().record_len(), MIB, "slot").unwrap();
@@ -103,7 +101,7 @@ impl Fixtures {
     }
 }
 
-fn fixtures() -> &'static Fixtures {
+pub(super) fn fixtures() -> &'static Fixtures {
     static FIXTURES: OnceLock<Fixtures> = OnceLock::new();
     FIXTURES.get_or_init(|| {
         // Beside the test program: a tmpfs may know no O_DIRECT.
