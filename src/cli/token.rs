@@ -66,7 +66,7 @@ struct RevokeArgs {
 
 #[derive(Debug, Args)]
 struct CommonArgs {
-    /// File of tokens [default: 'tokens' of the service's configuration, or /etc/qstage/tokens]
+    /// File of tokens [default: as configured, or /etc/qstage/tokens]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
