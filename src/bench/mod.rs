@@ -177,7 +177,7 @@ pub fn bench(
     let cores = workers::cores();
     let bundle = (subject.open)()?;
     let manifest = bundle.manifest();
-    let jobs = options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads));
+    let jobs = options.jobs.unwrap_or_else(|| stage::default_jobs(&manifest.payloads, false));
     let body_len = bundle.release().record_len();
     let layout = Layout::new(manifest, Group::Platform, body_len, subject.slot.len(), &subject.name)?;
     let image_bytes: u64 = layout.places.iter().map(|place| place.len).sum();
@@ -288,7 +288,8 @@ fn prepare(
         read_back: kind.read_back,
         sha256: false,
         cancel: options.cancel,
-        delta: None,
+        sources: None,
+        look: false,
         pace: &|_| Ok(()),
     };
     let (start, cpu, kernel) = (Instant::now(), CpuTime::now(), kernel_seconds());

@@ -68,42 +68,46 @@ impl<'a> Feed<'a> {
         payloads.zip(&self.wanted).filter(|(_, wanted)| **wanted).map(|(payload, _)| payload.size).sum()
     }
 
-    /// Declares that all of it will be loaded, so that it may be fetched ahead of the workers.
-    pub fn expect_all(&self) {
+    /// Declares which frames will be loaded, so that they may be fetched ahead of the workers, together with every header
+    /// and padding between them.
+    pub fn expect(&self, will_load: impl Fn(&Frame<'a>) -> bool) {
         let Some(file) = self.bundle.file() else { return };
-        let mut at = self.bundle.payloads_at();
-        for (number, wanted) in self.wanted.iter().enumerate() {
-            let (_, size) = self.bundle.member(number);
-            let end = at + BLOCK as u64 + size + archive::padding(size);
-            let last = number + 1 == self.wanted.len();
-            if *wanted {
-                // Without the first header: it was read when the bundle was opened.
-                let at = if number == 0 { at + BLOCK as u64 } else { at };
-                file.will_read(at, end - at + if last { END_LEN as u64 } else { 0 });
+        let mut run: Option<(u64, u64)> = None;
+        let mut declare = |from: u64, to: u64| match &mut run {
+            _ if from == to => {}
+            Some((_, end)) if *end == from => *end = to,
+            earlier => {
+                if let Some((from, to)) = earlier.replace((from, to)) {
+                    file.will_read(from, to - from);
+                }
             }
-            at = end;
-        }
-    }
-
-    /// Declares that only some frames will be loaded, but every header and padding between them.
-    pub fn expect_skeleton(&self) {
-        let Some(file) = self.bundle.file() else { return };
+        };
         let mut at = self.bundle.payloads_at();
         for (number, wanted) in self.wanted.iter().enumerate() {
             let (_, size) = self.bundle.member(number);
             let frames = at + BLOCK as u64;
-            let end = frames + size + archive::padding(size);
+            let mut end = frames + size + archive::padding(size);
             if *wanted {
-                if number > 0 {
-                    file.will_read(at, frames - at);
+                // Without the first header of a bundle: it was read when that was opened.
+                let read = number == 0 && self.bundle.delta().is_none();
+                declare(if read { frames } else { at }, frames);
+                let mut from = frames;
+                for frame in self.bundle.release().frames(number) {
+                    let to = from + u64::from(self.bundle.packed(&frame));
+                    if will_load(&frame) {
+                        declare(from, to);
+                    }
+                    from = to;
                 }
-                let mark = number + 1 == self.wanted.len();
-                let rest = end - (frames + size) + if mark { END_LEN as u64 } else { 0 };
-                if rest > 0 {
-                    file.will_read(frames + size, rest);
+                if number + 1 == self.wanted.len() {
+                    end += END_LEN as u64;
                 }
+                declare(frames + size, end);
             }
             at = end;
+        }
+        if let Some((from, to)) = run {
+            file.will_read(from, to - from);
         }
     }
 
@@ -112,11 +116,21 @@ impl<'a> Feed<'a> {
         self.bundle.file().is_some_and(super::source::ReadAt::is_remote)
     }
 
-    /// Declares that a claimed frame will be loaded, so that it may be fetched meanwhile. Returns its size in the
-    /// bundle in bytes.
-    pub fn expect(&self, claim: &Claim<'_>) -> u64 {
-        let len = u64::from(self.bundle.packed(claim));
-        if let Some(file) = self.bundle.file() {
+    /// The bundle whose frames it hands out.
+    pub fn bundle(&self) -> &'a Bundle {
+        self.bundle
+    }
+
+    /// Bytes that the bundle has for a claimed frame.
+    pub fn packed(&self, claim: &Claim<'_>) -> u64 {
+        self.bundle.packed(claim).into()
+    }
+
+    /// Declares that a claimed frame will be loaded, so that it may be fetched meanwhile. Returns its size in the bundle
+    /// in bytes.
+    pub fn expect_one(&self, claim: &Claim<'_>) -> u64 {
+        let len = self.packed(claim);
+        if let Some(file) = self.bundle.file().filter(|_| len > 0) {
             file.will_read(claim.at, len);
         }
         len
@@ -124,8 +138,9 @@ impl<'a> Feed<'a> {
 
     /// Declares that a claimed frame will not be loaded: it is in place already.
     pub fn pass(&self, claim: &Claim<'_>) {
-        if let Some(file) = self.bundle.file() {
-            file.will_not_read(claim.at, u64::from(self.bundle.packed(claim)));
+        let len = self.packed(claim);
+        if let Some(file) = self.bundle.file().filter(|_| len > 0) {
+            file.will_not_read(claim.at, len);
         }
     }
 

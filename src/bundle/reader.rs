@@ -94,7 +94,12 @@ impl Bundle {
         self.file.is_some()
     }
 
-    /// The recipes of a delta; `None` for a bundle.
+    /// Whether it is read from a server, piece by piece.
+    pub fn is_remote(&self) -> bool {
+        self.file.as_deref().is_some_and(ReadAt::is_remote)
+    }
+
+    /// Recipes of the frames, if it is a delta.
     pub fn delta(&self) -> Option<&Delta> {
         self.delta.as_ref()
     }
@@ -133,7 +138,14 @@ impl Bundle {
         len.ok_or_else(too_large)
     }
 
-    /// Offset of the header of the first payload, in bytes.
+    /// Bytes before the first payload of the whole bundle of a release, with the header of that.
+    pub(crate) fn front_len(release: &Release) -> u64 {
+        let parts = [release.manifest.bytes(), release.manifest.signature(), release.index().bytes()];
+        let members = parts.into_iter().filter_map(|part| archive::member_len(part.len() as u64));
+        members.sum::<u64>() + BLOCK as u64
+    }
+
+    /// Where the header of the first payload begins, in bytes.
     pub fn payloads_at(&self) -> u64 {
         self.payloads_at
     }

@@ -18,7 +18,7 @@ use crate::host::{LocalDisk, signals};
 use crate::progress::{Cancel, Progress};
 use crate::sandbox::{self, Kept};
 use crate::selector;
-use crate::source::address::Address;
+use crate::source::address::{Address, Url};
 use crate::source::allowed::{Allowed, Permitted};
 use crate::source::http::{Notice, Web};
 use crate::source::{open_source, opened_source};
@@ -116,7 +116,7 @@ impl OpenedInput {
     /// Drops all rights except `kept`; to be called before any thread is started, since existing threads retain theirs.
     pub(super) fn confine(self, kept: Kept, web: &Web, progress: &dyn Progress) -> Result<ConfinedInput> {
         let mut kept = kept;
-        kept.network = matches!(self, Self::Web(_));
+        kept.network |= matches!(self, Self::Web(_));
         kept.read.extend(web.files().cloned());
         for missing in sandbox::enter(&kept)?.missing {
             progress.notice(&format!("the bundle is read with more rights than it takes: {missing}"));
@@ -151,26 +151,13 @@ impl ConfinedInput {
     pub(super) fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: &Notice) -> Result<Bundle> {
         self.0.bundle(trust, web, cancel, notice)
     }
-}
 
-/// The whole bundle beside a delta: a file that is opened before the rights are dropped and read afterwards.
-pub(super) struct WholeInput(Source);
-
-impl WholeInput {
-    /// Opens a file.
-    pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
-        match Address::parse(from)? {
-            Address::File(path) => open_source(&path, cancel).map(Self),
-            other => {
-                let problem = format!("{other} is no file; frames are taken from any place of it");
-                Err(Error::Argument { what: "--bundle".to_owned(), problem })
-            }
+    /// The address, where it is on a web server.
+    pub(super) fn url(&self) -> Option<&Url> {
+        match &self.0 {
+            OpenedInput::Web(Address::Web(url)) => Some(url),
+            OpenedInput::Web(_) | OpenedInput::Open(_) => None,
         }
-    }
-
-    /// Reads its head and checks its signature.
-    pub(super) fn bundle(self, trust: &Trust) -> Result<Bundle> {
-        Bundle::open(self.0, trust)?.whole()
     }
 }
 

@@ -20,6 +20,7 @@ mod container;
 mod delta;
 mod destination;
 mod doctor;
+mod download;
 mod environment;
 mod explain;
 mod firmware;

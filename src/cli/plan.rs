@@ -8,14 +8,16 @@ use clap::Args;
 use super::answers::answers;
 use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
 use super::conclusion::Conclusion;
+use super::download::{DownloadArgs, ForMachine, WholeInput};
 use super::for_service::ForServiceArgs;
-use super::machine::{self, Host, OpenedInput, WholeInput};
+use super::machine::{self, Host, OpenedInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::table;
 use crate::container::nspawn;
 use crate::error::Result;
 use crate::progress::Cancel;
+use crate::sandbox::Kept;
 use crate::source::http::Web;
 use crate::state::{PlanReport, UpgradeType};
 use crate::units::size;
@@ -30,7 +32,7 @@ pub(super) struct PlanArgs {
     /// Bundle or delta to upgrade to: a file or http(s) URL; '-' is standard input
     bundle: PathBuf,
 
-    /// Whole bundle, if BUNDLE is a delta that needs it
+    /// Whole bundle, a file or URL, if BUNDLE is a delta that needs it
     #[arg(long = "bundle", value_name = "WHOLE")]
     whole: Option<PathBuf>,
 
@@ -48,6 +50,9 @@ pub(super) struct PlanArgs {
     mirrors: MirrorArgs,
 
     #[command(flatten)]
+    download: DownloadArgs,
+
+    #[command(flatten)]
     pub(super) trust: TrustArgs,
 
     #[command(flatten)]
@@ -61,17 +66,28 @@ impl PlanArgs {
         let allowed = self.service.allowed(&mut settings);
         let named = self.service.name(&self.bundle)?;
         answers(&settings)?;
-        let web = Web { front_only: true, ..self.mirrors.web(&settings) };
+        let web = Web { front_only: true, ..self.download.web(self.mirrors.web(&settings)) };
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
-        let trust = self.trust.open(&settings.trust, &progress)?;
+        let trust = Arc::new(self.trust.open(&settings.trust, &progress)?);
         let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &cancel)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &cancel)).transpose()?;
-        let input = input.confine(host.kept_to_look(&settings), &web, &progress)?;
-        let bundle = input.bundle(&trust, &web, &cancel, &machine::notices(&progress))?;
-        let whole = whole.map(|whole| whole.bundle(&trust)).transpose()?;
+        let network = whole.as_ref().is_some_and(WholeInput::is_web);
+        let kept = Kept { network, ..host.kept_to_look(&settings) };
+        let input = input.confine(kept, &web, &progress)?;
+        let policy = self.download.policy(self.overrides.policy(settings.policy()), &settings);
+        let (engine, notice) = (host.engine(policy), machine::notices(&progress));
+        let read = ForMachine {
+            engine: &engine,
+            allowed: allowed.as_ref(),
+            trust: &trust,
+            web: &web,
+            cancel: &cancel,
+            notice: &notice,
+        };
+        let (bundle, whole) = read.read(input, whole, |_| Ok(()))?;
         drop(progress);
-        let report = host.engine(self.overrides.policy(settings.policy())).plan(&bundle, whole.as_ref())?;
+        let report = engine.plan(&bundle, whole.as_ref())?;
         let container_open = settings.container.as_ref().map(nspawn::openings);
         let report = PlanReport { container_open, ..report };
         output::result(format, &report, human)?;
@@ -116,7 +132,7 @@ fn human(report: &PlanReport, palette: Palette) -> String {
     text += &table::render(&["PAYLOAD", "VERSION", ">SIZE", "TARGET"], rows.collect(), palette);
     text.push('\n');
     if let Some(bytes) = report.transfer_bytes {
-        text += &format!("A delta: {} come over the line at most.\n", size::human(bytes));
+        text += &format!("{} are read of it at most.\n", size::human(bytes));
     }
     if report.already_prepared {
         text += "This bundle is prepared already; 'qstage commit' switches to it.\n";

@@ -9,8 +9,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::download::{DownloadArgs, ForMachine, WholeInput};
 use super::for_service::ForServiceArgs;
-use super::machine::{self, Host, OpenedInput, WholeInput};
+use super::machine::{self, Host, OpenedInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::Bundle;
@@ -18,6 +19,7 @@ use crate::engine::PrepareOptions;
 use crate::error::{Error, Result};
 use crate::host::load;
 use crate::progress::Cancel;
+use crate::sandbox::Kept;
 use crate::source::address::Address;
 use crate::state::{PrepareReport, UpgradeType};
 use crate::units::{Blake3, size};
@@ -36,8 +38,8 @@ pub(super) struct PrepareArgs {
 
     /// Whole bundle, if BUNDLE is a delta: for frames that cannot be made
     ///
-    /// A file. It supplies frames that the delta leaves out, or whose part of the
-    /// running slot is damaged.
+    /// A file or URL. It supplies frames that the delta leaves out, or whose part of
+    /// the running slot is damaged. Nothing else is read of it.
     #[arg(long = "bundle", value_name = "WHOLE")]
     whole: Option<PathBuf>,
 
@@ -117,6 +119,9 @@ pub(super) struct PrepareArgs {
     mirrors: MirrorArgs,
 
     #[command(flatten)]
+    download: DownloadArgs,
+
+    #[command(flatten)]
     trust: TrustArgs,
 
     #[command(flatten)]
@@ -133,11 +138,11 @@ impl PrepareArgs {
         let mut settings = self.machine.settings()?;
         let allowed = self.service.allowed(&mut settings);
         let named = self.service.name(&self.bundle)?;
-        let web = self.mirrors.web(&settings);
+        let web = self.download.web(self.mirrors.web(&settings));
         if self.background {
             lower_priority(self.while_stdin_open);
         }
-        let policy = self.overrides.policy(settings.policy());
+        let policy = self.download.policy(self.overrides.policy(settings.policy()), &settings);
         let cancel = machine::cancel_on_signals()?;
         if self.while_stdin_open && named == Path::new("-") {
             let what = "--while-stdin-open".to_owned();
@@ -162,18 +167,26 @@ impl PrepareArgs {
         // Before the service has accepted the order, a refusal is not recorded here: the service does that.
         let asked = !self.service.for_service && !self.dry_run;
         let refused = |error| if asked { engine.bundle_refused(&options.origin, error) } else { error };
-        let trust = self.trust.open(&settings.trust, &progress).map_err(refused)?;
+        let trust = Arc::new(self.trust.open(&settings.trust, &progress).map_err(refused)?);
         let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &options.cancel).map_err(refused)?;
         let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
         let whole = whole.map_err(refused)?;
+        let network = whole.as_ref().is_some_and(WholeInput::is_web);
         let kept = if self.dry_run { host.kept_to_look(&settings) } else { host.kept_to_change(&settings) };
+        let kept = Kept { network, ..kept };
         let input = input.confine(kept, &web, &progress)?;
         let heard = if self.while_stdin_open { Some(stop_with_stdin(&options.cancel)?) } else { None };
-        let bundle = input
-            .bundle(&trust, &web, &options.cancel, &machine::notices(&progress))
-            .and_then(|bundle| self.expected(bundle))
-            .map_err(refused)?;
-        let whole = whole.map(|whole| whole.bundle(&trust)).transpose().map_err(refused)?;
+        let (cancel, notice) = (options.cancel.clone(), machine::notices(&progress));
+        let read = ForMachine {
+            engine: &engine,
+            allowed: allowed.as_ref(),
+            trust: &trust,
+            web: &web,
+            cancel: &cancel,
+            notice: &notice,
+        };
+        let (bundle, whole) =
+            read.read(input, whole, |bundle| self.check_expected(bundle)).map_err(refused)?;
         options.whole = whole.map(Arc::new);
         if self.dry_run {
             let report = engine.prepare_dry_run(&bundle, &options, &progress)?;
@@ -194,14 +207,14 @@ impl PrepareArgs {
 }
 
 impl PrepareArgs {
-    /// Returns the bundle if it is the one of `--manifest`.
-    fn expected(&self, bundle: Bundle) -> Result<Bundle> {
+    /// Refuses another bundle than the one that was required.
+    fn check_expected(&self, bundle: &Bundle) -> Result<()> {
         let found = bundle.manifest().digest();
         match self.manifest.filter(|expected| *expected != found) {
             Some(expected) => {
                 Err(Error::OtherBundle { expected: expected.to_string(), found: found.to_string() })
             }
-            None => Ok(bundle),
+            None => Ok(()),
         }
     }
 }
@@ -253,6 +266,10 @@ fn human(report: &PrepareReport, palette: Palette) -> String {
         UpgradeType::SoftwareOnly => "software only, no reboot needed",
         UpgradeType::SoftwareAndPlatform => "takes a reboot",
     };
+    let copied = report.copied_bytes.map_or_else(String::new, |copied| {
+        let downloaded = size::human(report.downloaded_bytes.unwrap_or_default());
+        format!("{downloaded} downloaded, {} copied from what runs.\n", size::human(copied))
+    });
     let delta = report.delta.map_or_else(String::new, |delta| {
         format!(
             "Of a delta of {}: {} copied from what runs, {} patched, {} taken from the whole bundle.\n",
@@ -264,7 +281,7 @@ fn human(report: &PrepareReport, palette: Palette) -> String {
     });
     format!(
         "{} {} in {}, {verified} ({effect}): {} written, {} zeroed, {} in place already, {:.1} s\n\
-         {delta}'qstage commit' switches to it.\n",
+         {copied}{delta}'qstage commit' switches to it.\n",
         report.version,
         palette.good("prepared"),
         report.targets.join(" and "),
@@ -289,6 +306,8 @@ mod tests {
             written_bytes: 1 << 20,
             zeroed_bytes: 1 << 20,
             reused_bytes: 1 << 20,
+            downloaded_bytes: None,
+            copied_bytes: None,
             delta: None,
             read_back: true,
             seconds: 1.25,

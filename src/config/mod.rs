@@ -138,6 +138,7 @@ impl Config {
             min_rate: self.min_rate,
             container: self.container,
             kexec: self.kexec,
+            max_download: self.network.max_download,
             web: self.network.into_web(self.web_ca, self.web_insecure.unwrap_or(false)),
             service: self.service,
             reboot: self.reboot,

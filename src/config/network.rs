@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::values::{rate, seconds};
+use super::values::{rate, seconds, size};
 use crate::source::http::{Roots, TransferLimits, Web};
 
 /// The table as written.
@@ -29,6 +29,9 @@ pub(crate) struct NetworkConfig {
     #[serde(default, deserialize_with = "seconds")]
     least_rate_time: Option<u64>,
     retries: Option<u32>,
+    deltas: Option<bool>,
+    #[serde(default, deserialize_with = "size")]
+    pub(super) max_download: Option<u64>,
 }
 
 impl NetworkConfig {
@@ -45,6 +48,7 @@ impl NetworkConfig {
             credentials: self.credentials,
             proxy: self.proxy,
             mirrors: self.mirrors,
+            no_deltas: !self.deltas.unwrap_or(true),
             front_only: false,
             redirects: None,
             limits: TransferLimits {
@@ -85,10 +89,14 @@ mod tests {
             least_rate,
             least_rate_time,
             retries,
+            deltas,
+            max_download,
         } = toml::from_str(&keys).unwrap();
         assert!(!roots.is_empty() && client_certificate.is_some() && client_key.is_some());
         assert!(credentials.is_some() && proxy.is_some() && !mirrors.is_empty());
+        assert!(deltas.is_some() && max_download.is_some());
         let limits = NetworkConfig {
+            deltas,
             connect_timeout,
             stall_timeout,
             least_rate,

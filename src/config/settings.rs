@@ -55,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) container: Option<container::Config>,
     /// Start of a slot's kernel without the boot loader.
     pub(crate) kexec: kexec::KexecConfig,
+    /// Maximum download for one upgrade in bytes; `None`: no limit.
+    pub(crate) max_download: Option<u64>,
     /// Transfers from web servers, and their trust.
     pub(crate) web: Web,
     /// The service.
@@ -96,6 +98,7 @@ impl Settings {
             product: self.product.clone(),
             efi_loader: self.efi_loader.clone(),
             tries: self.tries,
+            max_download: self.max_download,
             prevent_late_fallback: self.prevent_late_fallback,
             trust: Some(self.trust.clone()),
             ..Policy::default()

@@ -63,3 +63,7 @@ pub(super) fn sector_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 pub(super) fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     size::parse_rate(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
+
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size::parse_size(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}

@@ -36,6 +36,16 @@ impl CheckedUpgrade {
         let kind = if platform { UpgradeType::SoftwareAndPlatform } else { UpgradeType::SoftwareOnly };
         Ok(Self { kind, booted, targets })
     }
+
+    /// The groups that it writes.
+    pub(super) fn groups(&self) -> Vec<Group> {
+        self.targets.iter().map(|(group, ..)| *group).collect()
+    }
+
+    /// Whether it writes a group.
+    pub(super) fn writes(&self, group: Group) -> bool {
+        self.targets.iter().any(|(target, ..)| *target == group)
+    }
 }
 
 /// The groups in which the bundle differs from what runs.

@@ -64,8 +64,10 @@ impl Engine<'_> {
             && self.still_whole(&view, &upgrade, options, progress)?.is_some();
         let (mut done, mut acts) =
             (format!("{version} is prepared in {names} already"), fallback.map_or(Vec::new(), |f| f.acts));
+        let mut sources = None;
         if !whole {
-            self.sources(&view, &upgrade, bundle, options.whole.as_deref())?;
+            sources = self.sources(&view, &upgrade, bundle, options.whole.as_deref())?;
+            self.check_limit(&view, &upgrade, bundle, sources.as_ref(), &options.cancel, progress)?;
             done = format!("{version} is prepared in {names}");
             acts.extend(transition::of(&Change::Withdraw(&slots), &view)?.acts);
         }
@@ -73,7 +75,7 @@ impl Engine<'_> {
         let mut printed = Printed::new(&found, &transition)?;
         if !whole {
             let layouts: Vec<_> = upgrade.targets.iter().map(|(group, _, layout)| (*group, layout)).collect();
-            let steps = stage::planned(&layouts, &manifest.payloads, options.read_back);
+            let steps = stage::planned(&layouts, bundle, sources.as_ref(), options.read_back);
             printed.stage(&view, &slots, &steps)?;
         }
         let next = found.after(&transition.acts)?.next(Group::Platform);

@@ -33,7 +33,7 @@ pub use transition::{Act, Change, Transition};
 pub use trial::FailedTrial;
 
 use crate::boot::BootFlag;
-use crate::bundle::Bundle;
+use crate::bundle::pick::Whole;
 use crate::error::{Class, Error, NO_ERROR, Result, sentence};
 use crate::gpt::TableMethod;
 use crate::host::journal::{Event, Journal, JournalRecord, LastError};
@@ -66,6 +66,8 @@ pub struct Policy {
     pub efi_loader: String,
     /// How often a new slot is tried before the loader falls back, 1 to 15.
     pub tries: u8,
+    /// Most bytes that may come over the network for an upgrade.
+    pub max_download: Option<u64>,
     /// Accept a bundle that has failed its trial on this machine.
     pub retry: bool,
     /// Accept a version older than the running one.
@@ -91,6 +93,7 @@ impl Default for Policy {
             product: None,
             efi_loader: crate::efi::default_loader().to_owned(),
             tries: DEFAULT_TRIES,
+            max_download: None,
             retry: false,
             allow_downgrade: false,
             allow_epoch_rollback: false,
@@ -121,7 +124,7 @@ pub struct PrepareOptions {
     /// Where the bundle comes from: `install_path` of the status.
     pub origin: String,
     /// Of a delta: the whole bundle, for frames that cannot be made.
-    pub whole: Option<Arc<Bundle>>,
+    pub whole: Option<Arc<Whole>>,
 }
 
 impl Default for PrepareOptions {

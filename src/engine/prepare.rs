@@ -4,23 +4,23 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use super::checks::{CheckedUpgrade, is_prepared};
-use super::delta::transfer_bytes;
+use super::delta::{check_download, exceeded};
 use super::transition::{self, Change, Effect, Transition};
 use super::view::View;
 use super::{Engine, PrepareOptions};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::largest_frame;
+use crate::bundle::pick::Whole;
 use crate::commit;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::host::load::rate_limit::RateLimit;
 use crate::host::load::throttle::Throttle;
 use crate::host::{Access, DiskLock};
-use crate::progress::{Phase, Progress};
-use crate::slot::Record;
-use crate::stage::{self, StageOutcome, Target};
-use crate::state::{PlanReport, PlannedPayload, PrepareReport, UpgradeObstacle};
-use crate::units::{Group, Slot};
+use crate::progress::{Cancel, Phase, Progress, Silent};
+use crate::stage::{self, StageOutcome, expected_bytes};
+use crate::state::{AppliedDelta, PlanReport, PlannedPayload, PrepareReport, UpgradeObstacle};
+use crate::units::{Group, Slot, size};
 use crate::workers;
 
 /// What a prepare is about to do, with nothing left that would refuse it.
@@ -37,13 +37,25 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// Class Disk and Io; obstacles are not errors here but part of the report.
-    pub fn plan(&self, bundle: &Bundle, whole: Option<&Bundle>) -> Result<PlanReport> {
+    pub fn plan(&self, bundle: &Bundle, whole: Option<&Whole>) -> Result<PlanReport> {
         let view = self.view()?;
         let manifest = bundle.manifest();
         let body_len = bundle.release().record_len();
         let mut obstacles = self.obstacles(&view, bundle)?;
         let upgrade = CheckedUpgrade::new(&view, manifest, body_len)?;
-        obstacles.extend(self.sources(&view, &upgrade, bundle, whole).err());
+        let sources = self.sources(&view, &upgrade, bundle, whole);
+        let sources = sources.unwrap_or_else(|error| {
+            obstacles.push(error);
+            None
+        });
+        let groups = upgrade.groups();
+        let counted = bundle.delta().is_some() || bundle.is_remote();
+        let allowed =
+            self.check_limit(&view, &upgrade, bundle, sources.as_ref(), &Cancel::default(), &Silent);
+        match allowed {
+            Err(error @ Error::DownloadLimit { .. }) => obstacles.push(error),
+            other => other?,
+        }
         let payloads = manifest.payloads.iter().map(|payload| {
             let target = upgrade.targets.iter().find(|(group, ..)| *group == payload.kind.group());
             PlannedPayload {
@@ -63,7 +75,7 @@ impl Engine<'_> {
             is_running: view.runs().is_running(Group::Platform, upgrade.booted),
             needs_platform: manifest.needs_platform.as_ref().map(ToString::to_string),
             payloads: payloads.collect(),
-            transfer_bytes: bundle.delta().map(|_| transfer_bytes(&upgrade, bundle)),
+            transfer_bytes: counted.then(|| expected_bytes(bundle, &groups, sources.as_ref())),
             switch_method: self.switch_method(&view)?,
             manifest: manifest.digest(),
             already_prepared: is_prepared(&view, &upgrade, manifest.bytes()),
@@ -88,7 +100,7 @@ impl Engine<'_> {
         progress: &dyn Progress,
     ) -> Result<PrepareReport> {
         let act = |lock: &DiskLock| self.prepare_locked(lock, &bundle, options, progress);
-        self.change_from("prepare", &options.origin, act, |report| format!("{} is prepared", report.version))
+        self.change_from("prepare", &options.origin, act, prepared)
     }
 
     fn prepare_locked(
@@ -114,33 +126,26 @@ impl Engine<'_> {
             written_bytes: outcome.written,
             zeroed_bytes: outcome.zeroed,
             reused_bytes: outcome.reused,
-            delta: outcome.made.map(Into::into),
+            downloaded_bytes: bundle.is_remote().then_some(outcome.downloaded),
+            copied_bytes: (bundle.is_remote() && bundle.delta().is_none()).then_some(outcome.copied),
+            delta: outcome.made.map(|made| AppliedDelta::new(made, outcome.downloaded)),
             read_back,
             seconds: start.elapsed().as_secs_f64(),
         };
         if is_prepared(&view, &upgrade, manifest.bytes()) {
             if let Some(reused) = self.still_whole(&view, &upgrade, options, progress)? {
                 self.settled(lock, found, fallback.as_ref(), progress)?;
-                return Ok(report(StageOutcome { reused, ..StageOutcome::default() }, true));
+                let downloaded = bundle.payloads_at();
+                return Ok(report(StageOutcome { reused, downloaded, ..StageOutcome::default() }, true));
             }
             progress.notice("the prepared slot is damaged; it is written again");
         }
 
         let sources = self.sources(&view, &upgrade, bundle, options.whole.as_deref())?;
-        let mut targets = Vec::new();
-        for (group, slot, layout) in &upgrade.targets {
-            let partition = view.slots.require(*group, *slot)?;
-            targets.push(Target {
-                group: *group,
-                partition: partition.name.clone(),
-                device: self.machine.open_partition(partition, Access::Exclusive)?,
-                record: Record {
-                    release: bundle.release().clone(),
-                    layout: layout.clone(),
-                    origin: options.origin.clone(),
-                    unsigned: *manifest.provenance() == crate::bundle::manifest::Provenance::Unsigned,
-                },
-            });
+        let targets = self.targets(&view, &upgrade, bundle, &options.origin, Access::Exclusive)?;
+        let limit = exceeded(bundle, &upgrade, sources.as_ref());
+        if let Some(limit) = limit {
+            check_download(limit, bundle, &targets, sources.as_ref(), &options.cancel, progress)?;
         }
         let slots: Vec<(Group, Slot)> =
             upgrade.targets.iter().map(|(group, slot, _)| (*group, *slot)).collect();
@@ -151,6 +156,7 @@ impl Engine<'_> {
             .collect();
         let view = self.settled(lock, found, fallback.as_ref(), progress)?;
         self.run(lock, &view, &transition::of(&Change::Withdraw(&slots), &view)?, &opened)?;
+        let look = limit.is_some();
         let limit = options.max_rate.and_then(NonZeroU64::new).map(RateLimit::new);
         let throttle = options.background.then(|| Throttle::new(options.min_rate.unwrap_or(0))).flatten();
         let pace = |bytes: u64| {
@@ -165,14 +171,15 @@ impl Engine<'_> {
         let staging = stage::StageOptions {
             jobs: workers::limit_jobs(
                 options.jobs,
-                stage::default_jobs(&manifest.payloads),
+                stage::default_jobs(&manifest.payloads, bundle.is_remote()),
                 workers::worker_memory(largest_frame(&manifest.payloads) as u64),
                 progress,
             ),
             read_back: options.read_back,
             sha256: options.sha256,
             cancel: &options.cancel,
-            delta: sources.as_ref(),
+            sources: sources.as_ref(),
+            look,
             pace: &pace,
         };
         let outcome = stage::stage(bundle, &targets, &staging, progress)?;
@@ -261,4 +268,22 @@ impl Engine<'_> {
         }
         Ok(Some(bytes))
     }
+}
+
+/// What the history keeps of a prepare.
+fn prepared(report: &PrepareReport) -> String {
+    let mut text = format!("{} is prepared", report.version);
+    let mut parts = Vec::new();
+    let mut part = |bytes: Option<u64>, what: &str| {
+        parts.extend(bytes.map(|bytes| format!("{} {what}", size::human(bytes))));
+    };
+    let delta = report.delta;
+    part(report.downloaded_bytes.or(delta.map(|delta| delta.downloaded_bytes)), "downloaded");
+    part(report.copied_bytes.or(delta.map(|delta| delta.copied_bytes)), "copied");
+    part(delta.map(|delta| delta.patched_bytes), "patched");
+    part(delta.map(|delta| delta.fallen_back_bytes), "fallen back");
+    if !parts.is_empty() {
+        text += &format!(": {}", parts.join(", "));
+    }
+    text
 }

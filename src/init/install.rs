@@ -106,11 +106,12 @@ impl Install<'_> {
             self.bundle.manifest().epoch.max(self.floor),
         )?;
         let options = stage::StageOptions {
-            jobs: stage::default_jobs(&self.bundle.manifest().payloads),
+            jobs: stage::default_jobs(&self.bundle.manifest().payloads, false),
             read_back: true,
             sha256: true,
             cancel,
-            delta: None,
+            sources: None,
+            look: false,
             pace: &|_| Ok(()),
         };
         drop(opened);

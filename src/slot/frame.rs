@@ -37,6 +37,13 @@ impl Record {
     }
 }
 
+impl<'a> FrameAt<'a> {
+    /// A frame at byte `at` of a slot that holds another release with the same frame.
+    pub(crate) fn elsewhere(frame: Frame<'a>, slot: &'a dyn BlockDevice, at: ByteOffset) -> Self {
+        Self { frame, slot, at }
+    }
+}
+
 impl FrameAt<'_> {
     /// Extent in the slot, in whole pages.
     pub fn stored(&self) -> Extent {

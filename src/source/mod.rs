@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod allowed;
+pub mod beside;
 mod file;
 pub mod http;
 pub mod mapped;

@@ -6,38 +6,25 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::base::{BaseSlot, STEP};
+use super::download::Download;
 use crate::bundle::Bundle;
 use crate::bundle::delta::{Delta, Kind, Recipe, patch};
 use crate::bundle::frame::{Frame, FrameDecoder};
-use crate::bundle::pick::Picker;
-use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::bundle::pick::Whole;
+use crate::device::AlignedBuf;
 use crate::error::{Error, Result, sentence};
 use crate::progress::Progress;
-use crate::slot::{Record, UNIT};
-use crate::units::{ByteOffset, Extent};
 use crate::workers::lock;
 
-/// Unit of reads of the base, in bytes: the device requires whole blocks, a recipe names any bytes.
-const STEP: u64 = 256 << 10;
-
-/// The running image that the frames of one payload are made from.
-pub struct BaseSlot {
-    /// Name of the partition, for messages.
-    pub partition: String,
-    /// The slot.
-    pub device: Box<dyn BlockDevice>,
-    /// Record of the slot.
-    pub record: Record,
-    /// Place of the image in the record's manifest.
-    pub payload: usize,
-}
-
-/// Other sources of the frames of a delta.
+/// Other sources of frames than the bundle or delta.
 pub struct Sources<'a> {
     /// Base of each payload of the release; `None` if it has none.
     pub bases: Vec<Option<BaseSlot>>,
-    /// The whole bundle, if one is known.
-    pub whole: Option<&'a Bundle>,
+    /// Of a delta: the whole bundle, if one is known.
+    pub whole: Option<&'a Whole>,
+    /// Maximum number of bytes that may be downloaded in all; `None`: no limit.
+    pub most: Option<u64>,
 }
 
 /// Statistics of a delta.
@@ -49,8 +36,6 @@ pub struct DeltaOutcome {
     pub patched: u64,
     /// Bytes of frames taken from the whole bundle.
     pub fallen_back: u64,
-    /// Bytes that were read of the delta and of the whole bundle for them.
-    pub downloaded: u64,
     /// First damaged place of the base that was met, as an offset in its slot in bytes.
     pub base_damaged: Option<u64>,
 }
@@ -59,12 +44,17 @@ pub struct DeltaOutcome {
 pub(super) struct Patcher<'a> {
     delta: &'a Delta,
     sources: &'a Sources<'a>,
-    picker: Option<Picker<'a>>,
     copied: AtomicU64,
     patched: AtomicU64,
     fallen_back: AtomicU64,
-    downloaded: AtomicU64,
     damaged: Mutex<Option<u64>>,
+}
+
+/// What falling back needs of the run.
+pub(super) struct Work<'a> {
+    pub(super) bundle: &'a Bundle,
+    pub(super) download: &'a Download,
+    pub(super) progress: &'a dyn Progress,
 }
 
 /// Buffers of one worker.
@@ -79,11 +69,9 @@ impl<'a> Patcher<'a> {
         Self {
             delta,
             sources,
-            picker: sources.whole.map(Picker::new),
             copied: AtomicU64::new(0),
             patched: AtomicU64::new(0),
             fallen_back: AtomicU64::new(0),
-            downloaded: AtomicU64::new(0),
             damaged: Mutex::new(None),
         }
     }
@@ -101,7 +89,6 @@ impl<'a> Patcher<'a> {
     ) -> Result<()> {
         let recipe = self.delta.recipe(frame);
         let len = frame.len();
-        self.downloaded.fetch_add(packed.len() as u64, Ordering::Relaxed);
         match recipe.kind {
             Kind::Zero => out.fill(0),
             Kind::InPlace | Kind::Copy => {
@@ -147,7 +134,7 @@ impl<'a> Patcher<'a> {
         problem: Error,
         decoder: &mut FrameDecoder,
         out: &mut [u8],
-        progress: &dyn Progress,
+        work: &Work<'_>,
     ) -> Result<()> {
         if matches!(problem, Error::Interrupted { .. }) {
             return Err(problem);
@@ -158,21 +145,17 @@ impl<'a> Patcher<'a> {
             && lock(&self.damaged).replace(at).is_none()
         {
             let partition = &base.partition;
-            progress.notice(&format!(
+            work.progress.notice(&format!(
                 "{partition}, which the delta starts from, differs from its record at offset {at}"
             ));
         }
-        let Some(picker) = &self.picker else {
+        let Some(whole) = self.sources.whole else {
             return Err(match damage {
                 Some((base, at)) => Error::BaseDamaged { partition: base.partition.clone(), at },
                 None if matches!(problem, Error::DeltaFrame { .. }) => problem,
                 None => missing(frame, sentence(&problem)),
             });
         };
-        let mut compressed = Vec::new();
-        picker.load(frame, &mut compressed)?;
-        self.downloaded.fetch_add(compressed.len() as u64, Ordering::Relaxed);
-        self.fallen_back.fetch_add(frame.len() as u64, Ordering::Relaxed);
         let counted = match recipe.kind {
             Kind::InPlace | Kind::Copy => Some(&self.copied),
             Kind::Patch => Some(&self.patched),
@@ -182,7 +165,21 @@ impl<'a> Patcher<'a> {
         if let (Some(counted), Error::FrameDigest { .. }) = (counted, &problem) {
             counted.fetch_sub(frame.len() as u64, Ordering::Relaxed);
         }
-        decoder.decompress(frame, &compressed, out)
+        let manifest = &work.bundle.release().manifest;
+        let mut compressed = Vec::new();
+        loop {
+            work.download.take(frame.entry().compressed.into())?;
+            let loaded = whole.load(manifest, frame, &mut compressed);
+            let problem = match loaded.and_then(|()| decoder.decode(frame, &compressed, out).map(drop)) {
+                Ok(()) => break,
+                Err(problem) => problem,
+            };
+            if !whole.has_another(frame, &problem) {
+                return Err(problem);
+            }
+        }
+        self.fallen_back.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Statistics so far.
@@ -191,7 +188,6 @@ impl<'a> Patcher<'a> {
             copied: self.copied.into_inner(),
             patched: self.patched.into_inner(),
             fallen_back: self.fallen_back.into_inner(),
-            downloaded: self.downloaded.into_inner(),
             base_damaged: self.damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
         }
     }
@@ -200,49 +196,6 @@ impl<'a> Patcher<'a> {
 fn missing(frame: &Frame<'_>, problem: String) -> Error {
     let (payload, at) = (frame.payload().to_string(), frame.extent().at.0);
     Error::DeltaFrame { payload, frame: frame.number(), at, problem }
-}
-
-impl BaseSlot {
-    /// Offset of the image in the slot.
-    fn start(&self) -> u64 {
-        self.record.layout.place(self.payload).map_or(0, |place| place.at)
-    }
-
-    /// Appends a range of the image to `out`. The device is read in whole blocks.
-    fn read(&self, range: Extent, step: &mut AlignedBuf, out: &mut Vec<u8>) -> Result<()> {
-        let (mut at, end) = (self.start() + range.at.0, self.start() + range.at.0 + range.len);
-        while at < end {
-            let from = at / UNIT * UNIT;
-            let to = end.next_multiple_of(UNIT).min(from + STEP);
-            let buffer = &mut step[..(to - from) as usize];
-            device::read(&*self.device, &self.partition, buffer, ByteOffset(from))?;
-            let part = &buffer[(at - from) as usize..(end.min(to) - from) as usize];
-            out.extend_from_slice(part);
-            at = end.min(to);
-        }
-        Ok(())
-    }
-
-    /// Start of the first frame that overlaps `ranges` and differs from the record.
-    fn damage(&self, ranges: impl Iterator<Item = Extent>) -> Option<u64> {
-        let payload = self.record.manifest.payloads.get(self.payload)?;
-        let size = u64::from(payload.frame_size);
-        let mut buffer = AlignedBuf::zeroed((size as usize).next_multiple_of(UNIT as usize));
-        for range in ranges {
-            for number in range.at.0 / size..(range.at.0 + range.len).div_ceil(size).min(payload.frames()) {
-                let frame = self.record.frame(self.payload, number);
-                let at = self.start() + frame.extent().at.0;
-                let sound = self
-                    .record
-                    .frame_at(frame, &*self.device)
-                    .map(|frame| frame.read_back(&mut buffer).is_ok());
-                if !sound.unwrap_or(false) {
-                    return Some(at);
-                }
-            }
-        }
-        None
-    }
 }
 
 #[cfg(test)]

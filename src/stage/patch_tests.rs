@@ -11,11 +11,11 @@ use crate::bundle::delta::tests::{bundle, noise};
 use crate::bundle::delta::{self, BaseRef, MEMBER, Options};
 use crate::bundle::writer::{write_front, write_members};
 use crate::bundle::{Source, Trust};
-use crate::device::{MemoryDevice, Region};
+use crate::device::{BlockDevice, MemoryDevice, Region};
 use crate::progress::{Cancel, Silent};
-use crate::slot::{Content, Layout};
+use crate::slot::{Content, Layout, Record};
 use crate::stage::{self, StageOutcome, Target};
-use crate::units::{BlockSize, Group};
+use crate::units::{BlockSize, ByteOffset, Extent, Group};
 
 const FRAME: u32 = 4096;
 const SLOT: u64 = 96 << 10;
@@ -37,7 +37,8 @@ fn staged(bundle: &Bundle, sources: Option<&Sources<'_>>, slot: &Arc<MemoryDevic
         read_back: true,
         sha256: false,
         cancel: &Cancel::default(),
-        delta: sources,
+        sources,
+        look: false,
         pace: &|_| Ok(()),
     };
     stage::stage(bundle, &targets, &options, &Silent)
@@ -85,7 +86,6 @@ impl BlockDevice for Turning {
 struct Case {
     running: Arc<MemoryDevice>,
     new: Vec<u8>,
-    whole: Bundle,
     delta: Vec<u8>,
     /// Where `delta.bin` begins in it.
     head_at: usize,
@@ -114,7 +114,7 @@ impl Case {
         let head_at = bytes.len();
         write_members(&mut bytes, &[(MEMBER, &head)], manifest.created).unwrap();
         bytes.extend_from_slice(members.get_ref());
-        Self { running, new, whole, delta: bytes, head_at }
+        Self { running, new, delta: bytes, head_at }
     }
 
     fn base(&self, from: usize, fails: bool) -> BaseSlot {
@@ -136,7 +136,8 @@ impl Case {
             Source::File(Arc::new(bytes.to_vec()))
         };
         let bundle = Bundle::open(source, &Trust::dangerously_unsigned())?;
-        let sources = Sources { bases: vec![Some(base)], whole: whole.then_some(&self.whole) };
+        let whole = whole.then(|| Whole::of(self::bundle(&self.new, FRAME)).unwrap());
+        let sources = Sources { bases: vec![Some(base)], whole: whole.as_ref(), most: None };
         let slot = slot();
         let result = staged(&bundle, Some(&sources), &slot);
         let held = slot.snapshot();

@@ -1,8 +1,9 @@
 //! The writes of a staging as values, in the order of [`stage`](super::stage): what a dry run of `prepare` prints.
 
-use crate::bundle::manifest::Payload;
+use super::{Sources, from_running};
+use crate::bundle::Bundle;
 use crate::slot::{Layout, UNIT};
-use crate::units::{ByteOffset, Extent, Group};
+use crate::units::{ByteOffset, Extent, Group, size};
 
 /// One step of a staging.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,9 +16,15 @@ pub enum StageStep {
     ReadBack(Group, Extent, String),
 }
 
-/// The steps of a staging of `payloads` into the slots of these groups. Writes between two barriers have no order among
-/// them, and the range of an image is an upper bound: what is in place already is not written.
-pub fn planned(targets: &[(Group, &Layout)], payloads: &[Payload], read_back: bool) -> Vec<StageStep> {
+/// The steps of a staging of `bundle` into the slots of these groups. Writes between two barriers have no order among
+/// them, and the range of an image is an upper bound: what is in place already is not written. The same holds of the bytes
+/// that come from the running slot.
+pub fn planned(
+    targets: &[(Group, &Layout)],
+    bundle: &Bundle,
+    sources: Option<&Sources<'_>>,
+    read_back: bool,
+) -> Vec<StageStep> {
     let extent = |at: u64, len: u64| Extent { at: ByteOffset(at), len };
     let footer = |group: Group, layout: &Layout, what: &str| {
         let (at, what) = (extent(layout.footer_at, UNIT), format!("the footer: {what}"));
@@ -35,18 +42,20 @@ pub fn planned(targets: &[(Group, &Layout)], payloads: &[Payload], read_back: bo
     let mut images = Vec::new();
     for (group, layout) in targets {
         for place in &layout.places {
-            let Some(payload) = payloads.get(place.payload) else { continue };
+            let Some(payload) = bundle.manifest().payloads.get(place.payload) else { continue };
             let at = extent(place.at, place.len.next_multiple_of(UNIT));
-            images.push((*group, at, format!("{payload}")));
+            let running = from_running(bundle, place.payload, sources)
+                .map(|(bytes, partition)| format!(", up to {} of them from {partition}", size::human(bytes)));
+            images.push((*group, at, format!("{payload}"), running.unwrap_or_default()));
         }
     }
-    let write = |(group, at, what): &(Group, Extent, String)| {
-        StageStep::Write(*group, *at, format!("{what}, the frames that are not in place"))
+    let write = |(group, at, what, running): &(Group, Extent, String, String)| {
+        StageStep::Write(*group, *at, format!("{what}, the frames that are not in place{running}"))
     };
     steps.extend(images.iter().map(write));
     steps.push(StageStep::Barrier);
     if read_back {
-        steps.extend(images.into_iter().map(|(group, at, what)| StageStep::ReadBack(group, at, what)));
+        steps.extend(images.into_iter().map(|(group, at, what, _)| StageStep::ReadBack(group, at, what)));
     }
     for (group, layout) in targets {
         let body = extent(layout.body_at, layout.body_len.next_multiple_of(UNIT));

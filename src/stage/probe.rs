@@ -66,6 +66,11 @@ impl Prober {
         Ok(Self { misses: None, every: remote })
     }
 
+    /// Looks at each frame.
+    pub(super) fn every() -> Self {
+        Self { misses: Some(Mutex::new(0)), every: true }
+    }
+
     /// Whether the slot seems to hold frames of this bundle.
     pub(super) fn has_matches(&self) -> bool {
         self.misses.is_some()

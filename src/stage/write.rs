@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use super::base::RunningFrames;
+use super::download::Download;
 use super::ledger::{Ledger, NextStep};
-use super::patch::{self, Patcher};
+use super::patch::{self, Patcher, Work};
 use super::{StageOptions, StageOutcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
@@ -20,9 +22,12 @@ use crate::workers::{self, Abort, Sequencer};
 /// State shared by the workers of one run.
 struct Run<'r, 'a> {
     targets: &'a [Target],
-    options: &'r StageOptions<'r>,
+    options: &'r StageOptions<'a>,
     feed: Feed<'a>,
     patcher: Option<Patcher<'r>>,
+    /// Frames that need not come over the network.
+    copies: Option<RunningFrames<'a>>,
+    download: Download,
     zeroes: BTreeMap<u64, Frame<'a>>,
     prober: probe::Prober,
     hashes: Option<Sequencer<ImageHashes>>,
@@ -76,7 +81,7 @@ struct Scratch<'a> {
 pub(super) fn write_frames<'a>(
     bundle: &'a Bundle,
     targets: &'a [Target],
-    options: &StageOptions<'_>,
+    options: &StageOptions<'a>,
     ledger: Option<&Ledger<FrameAt<'a>>>,
     progress: &dyn Progress,
 ) -> Result<StageOutcome> {
@@ -84,24 +89,28 @@ pub(super) fn write_frames<'a>(
     let feed = Feed::new(bundle, |payload| wanted(targets, payload));
     let abort = Abort::new(options.cancel, "writing the slot");
     progress.begin(Phase::Write, feed.total());
-    let patcher = match (bundle.delta(), options.delta) {
+    let patcher = match (bundle.delta(), options.sources) {
         (None, _) => None,
         (Some(delta), Some(sources)) => Some(Patcher::new(delta, sources)),
         (Some(_), None) => return Err(Error::Internal { what: "a delta without its base".to_owned() }),
     };
-    let prober = probe::Prober::sample(bundle.release(), targets, feed.is_remote(), &abort)?;
-    // If some of it may be in place, only frames that turn out to be missing are requested.
-    if prober.has_matches() {
-        feed.expect_skeleton();
-    } else {
-        feed.expect_all();
-    }
+    let copied = options.sources.filter(|_| patcher.is_none() && feed.is_remote());
+    let copies = copied.map(|sources| RunningFrames::new(&sources.bases));
+    let prober = match options.look {
+        true => probe::Prober::every(),
+        false => probe::Prober::sample(bundle.release(), targets, feed.is_remote(), &abort)?,
+    };
+    // Where some of it may be in place, only what turns out not to be is requested.
+    feed.expect(|frame| !prober.has_matches() && !copies.as_ref().is_some_and(|copies| copies.has(*frame)));
+    let most = options.sources.and_then(|sources| sources.most);
     let zeroes = zero::make(bundle, targets, options, prober.has_matches(), ledger, &abort)?;
     let run = Run {
         targets,
         options,
         feed,
         patcher,
+        copies,
+        download: Download::new(bundle.payloads_at(), most),
         zeroes,
         prober,
         hashes: options.sha256.then(|| Sequencer::new(ImageHashes::new(payloads.len()))),
@@ -135,8 +144,11 @@ pub(super) fn write_frames<'a>(
                     Some(claim) if run.is_in_place(&claim, &mut scratch)? => {
                         progress.advance(claim.len() as u64)
                     }
-                    // Without deferring it is loaded at once, and is declared already.
-                    Some(claim) => deferred.push(claim, if ahead > 0 { run.feed.expect(&claim) } else { 0 }),
+                    // What is not looked past is loaded at once, and declared already.
+                    Some(claim) => {
+                        let expected = ahead > 0 && !run.is_copied(&claim);
+                        deferred.push(claim, if expected { run.feed.expect_one(&claim) } else { 0 });
+                    }
                 }
                 continue;
             }
@@ -152,6 +164,8 @@ pub(super) fn write_frames<'a>(
         written: run.written.into_inner(),
         zeroed: run.zeroed.into_inner(),
         reused: run.reused.into_inner(),
+        copied: run.copies.as_ref().map_or(0, RunningFrames::copied),
+        downloaded: run.download.bytes(),
         made: run.patcher.map(Patcher::made),
     })
 }
@@ -211,6 +225,11 @@ impl<'a> Run<'_, 'a> {
         Ok(true)
     }
 
+    /// Whether a frame should come from the running slot.
+    fn is_copied(&self, claim: &Claim<'a>) -> bool {
+        self.copies.as_ref().is_some_and(|copies| copies.has(**claim))
+    }
+
     fn frame_at(&self, claim: &Claim<'a>) -> Result<FrameAt<'a>> {
         frame_at(self.targets, self.zeroes.get(&claim.ordinal).copied().unwrap_or(**claim))
     }
@@ -218,6 +237,10 @@ impl<'a> Run<'_, 'a> {
     /// Loads, verifies and writes one frame.
     fn stage_frame(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
         let frame = self.frame_at(claim)?;
+        if let Some(copied) = self.copies.as_ref().and_then(|copies| copies.read(**claim, scratch.buffer)) {
+            self.feed.pass(claim);
+            return self.write(claim.ordinal, &frame, &copied);
+        }
         let problem = loop {
             let loaded = self.load(claim, scratch);
             let problem = match loaded.and_then(|()| frame.verify(scratch.buffer)) {
@@ -230,13 +253,15 @@ impl<'a> Run<'_, 'a> {
         };
         // Only a delta can fall back: if a bundle is wrong, nothing else has the frame.
         let Some(patcher) = &self.patcher else { return Err(problem) };
-        patcher.fall_back(&frame, problem, &mut scratch.decoder, scratch.buffer, self.progress)?;
+        let work = Work { bundle: self.feed.bundle(), download: &self.download, progress: self.progress };
+        patcher.fall_back(&frame, problem, &mut scratch.decoder, scratch.buffer, &work)?;
         let verified = frame.verify(scratch.buffer)?;
         self.write(claim.ordinal, &frame, &verified)
     }
 
     /// Loads the frame from bundle or delta into the buffer, not verified yet.
     fn load(&self, claim: &Claim<'a>, scratch: &mut Scratch<'_>) -> Result<()> {
+        self.download.take(self.feed.packed(claim))?;
         self.feed.load(claim, &mut scratch.compressed)?;
         match &self.patcher {
             None => scratch.decoder.decompress(claim, &scratch.compressed, scratch.buffer),

@@ -186,7 +186,7 @@ pub struct PlanReport {
     pub needs_platform: Option<String>,
     /// The payloads, in the order of the bundle.
     pub payloads: Vec<PlannedPayload>,
-    /// Maximum bytes to be read of a delta; `None` for a bundle.
+    /// Maximum bytes to be read of a delta, or of a bundle on a server; `None` for a local bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transfer_bytes: Option<u64>,
     /// How the switch will be written.
@@ -244,6 +244,12 @@ pub struct PrepareReport {
     pub zeroed_bytes: u64,
     /// Of these, bytes that were already in place.
     pub reused_bytes: u64,
+    /// Bytes read from a server; `None` for a local file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downloaded_bytes: Option<u64>,
+    /// Bytes of images copied from the running slot instead of downloaded; `None` unless a bundle came from a server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copied_bytes: Option<u64>,
     /// Statistics of a delta; `None` for a bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<AppliedDelta>,

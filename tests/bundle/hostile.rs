@@ -108,7 +108,8 @@ fn staged(source: Source, trust: &Trust) -> (Result<(), Error>, Tapes) {
         // The one attack that only this finds is among them.
         sha256: true,
         cancel: &Cancel::default(),
-        delta: None,
+        sources: None,
+        look: false,
         pace: &|_| Ok(()),
     };
     (stage::stage(&bundle, &targets, &options, &Silent).map(drop), tapes)

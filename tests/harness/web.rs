@@ -54,6 +54,10 @@ impl Server {
                     let (at, last) = range.and_then(|(range, _)| range.split_once('-')).unwrap_or(("0", ""));
                     let (at, end) = (at.parse().unwrap(), last.parse::<usize>().ok().map(|last| last + 1));
                     let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+                    // It has no deltas, and no test asks how often that was said.
+                    if path.ends_with(".qdelta") {
+                        return status("404 Not Found", "", &mut stream);
+                    }
                     let number = {
                         let mut seen = seen.lock().unwrap();
                         seen.push(text);

@@ -241,6 +241,7 @@ const IMPURE: Allowed = &[
     ("bundle/delta/index.rs", "runs workers"),
     ("bundle/delta/maker.rs", "runs workers, writes a delta"),
     ("bundle/feed.rs", "hands frames of a source to workers"),
+    ("bundle/pick.rs", "one worker opens the bundle and the others wait for it"),
     ("bundle/reader.rs", "reads a source"),
     ("bundle/verify.rs", "runs workers"),
     ("cluster/etcd/", "talks to etcd"),

@@ -70,6 +70,8 @@ pub struct Web {
     pub proxy: Option<String>,
     /// Addresses of the same file, or, with a slash at the end, below which it lies by its name.
     pub mirrors: Vec<String>,
+    /// Whether no delta is looked for beside a bundle.
+    pub no_deltas: bool,
     /// Whether no more than the front of a bundle will be read, so that a server need not begin to send the rest.
     pub front_only: bool,
     /// Addresses whose hosts a redirect may lead to; `None`: any host.
@@ -79,7 +81,7 @@ pub struct Web {
 }
 
 /// How much is asked for at first where only the front of a bundle will be read: manifest, signature and most indexes.
-const FRONT: u64 = 256 << 10;
+pub(super) const FRONT: u64 = 256 << 10;
 
 /// A store of certificate authorities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -137,6 +139,15 @@ impl Web {
         notice: &Notice,
         open: impl Fn(Source) -> Result<T>,
     ) -> Result<T> {
+        let first = self.front_only.then_some(FRONT);
+        self.read_any(self.addresses(url, cancel, notice)?, first, cancel, notice, open)
+    }
+
+    /// All addresses of the file at `url`: that one, or those of the list there, and those of the mirrors.
+    ///
+    /// # Errors
+    /// Those of reading a list; [`Error::Argument`] for a mirror that is none.
+    pub(super) fn addresses(&self, url: &Url, cancel: &Cancel, notice: &Notice) -> Result<Vec<Url>> {
         let mut urls = if list::is_one(url) { self.list(url, cancel, notice)? } else { vec![url.clone()] };
         for mirror in &self.mirrors {
             let mirror = list::mirror_of(mirror, urls.first().unwrap_or(url))?;
@@ -144,11 +155,23 @@ impl Web {
                 urls.push(mirror);
             }
         }
+        Ok(urls)
+    }
+
+    /// The same as [`read`](Self::read) from any of `urls`. The first request is for `first` bytes, or for all.
+    pub(super) fn read_any<T>(
+        &self,
+        mut urls: Vec<Url>,
+        first: Option<u64>,
+        cancel: &Cancel,
+        notice: &Notice,
+        open: impl Fn(Source) -> Result<T>,
+    ) -> Result<T> {
         loop {
-            let (source, first) = self.begin(urls.clone(), cancel, notice)?;
+            let (source, asked) = self.begin(urls.clone(), first, cancel, notice)?;
             match open(source) {
                 Err(problem) if urls.len() > 1 && tells_of_the_server(&problem) => {
-                    let liar = urls.remove(first.min(urls.len() - 1));
+                    let liar = urls.remove(asked.min(urls.len() - 1));
                     notice(&format!("{} is asked no more: {problem}", shown(liar.as_str())));
                 }
                 result => return result,
@@ -157,10 +180,16 @@ impl Web {
     }
 
     /// Begins a transfer. Which of the addresses answered is the other result.
-    fn begin(&self, urls: Vec<Url>, cancel: &Cancel, notice: &Notice) -> Result<(Source, usize)> {
+    fn begin(
+        &self,
+        urls: Vec<Url>,
+        first: Option<u64>,
+        cancel: &Cancel,
+        notice: &Notice,
+    ) -> Result<(Source, usize)> {
         let asked = urls.first().map(host).unwrap_or_default();
         let shared = Shared::new(Clients::new(self)?, self.limits, Arc::clone(notice), asked, urls.len());
-        start(&shared, urls, self.front_only.then_some(FRONT))?;
+        start(&shared, urls, first)?;
         let transfer = Transfer { shared, cancel: cancel.clone() };
         let head =
             transfer.wait(|state| state.head).map_err(|error| read_failed("its beginning", 0, error))?;
@@ -181,7 +210,7 @@ impl Web {
 
     /// The addresses in the list at `url`.
     fn list(&self, url: &Url, cancel: &Cancel, notice: &Notice) -> Result<Vec<Url>> {
-        let (source, _) = self.begin(vec![url.clone()], cancel, notice)?;
+        let (source, _) = self.begin(vec![url.clone()], None, cancel, notice)?;
         list::read(source, url)
     }
 }

@@ -258,6 +258,11 @@ impl RequestPlan {
         };
         let room = self.buffered < BUDGET;
         if self.in_order {
+            // What the answer has passed by comes by another request or not at all; to go on would bring the rest for nothing.
+            let declared = |range: &&Range<u64>| self.ahead.iter().any(|ahead| ahead.contains(&range.start));
+            if let Some(lost) = waited.iter().find(|range| !declared(range)) {
+                return (lane == 0).then(|| lost.clone());
+            }
             return self.ahead.first().filter(|_| lane == 0 && (room || !waited.is_empty())).cloned();
         }
         let own = self.lanes.get(lane).and_then(|lane| lane.reach);

@@ -203,3 +203,18 @@ proptest::proptest! {
         proptest::prop_assert_eq!(held, plan.buffered);
     }
 }
+
+/// A frame that was left out, since the running slot should have it, and is wanted after all when the file is given out once.
+#[test]
+fn what_an_only_answer_has_passed_by_is_asked_for_at_once() {
+    let mut plan = RequestPlan::default();
+    plan.stands(0, Some(0..100 * MIB));
+    plan.declare(0..MIB);
+    plan.declare(2 * MIB..30 * MIB);
+    assert_eq!(plan.next(0).unwrap().block, 0..MIB);
+    plan.declare_rest(4 * MIB, 30 * MIB);
+    let reader = plan.begin(MIB..2 * MIB);
+    assert_eq!(plan.next(1), None);
+    assert_eq!(plan.next(0).unwrap().block, MIB..2 * MIB, "and that request tells that it is gone");
+    plan.end(reader);
+}

@@ -69,7 +69,8 @@ fn a_write_that_the_disk_lost_is_found_by_reading_back() {
             read_back,
             sha256: false,
             cancel: &Cancel::default(),
-            delta: None,
+            sources: None,
+            look: false,
             pace: &|_| Ok(()),
         };
         let outcome = stage::stage(&bundle, &[target], &options, &Silent);

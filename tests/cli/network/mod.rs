@@ -1,5 +1,7 @@
 //! Bundles from web servers. Their error codes are reached in `errors::network`.
 
+/// Deltas beside bundles, and how much may come.
+mod deltas;
 /// Mirrors, and what becomes of those that lie, die or are slow.
 mod mirrors;
 /// How many bytes come, after cuts and kills and where frames are in place.

@@ -116,12 +116,52 @@ fn frames_in_place_never_come() {
     let sent = nginx.sent();
     assert!(sent < 6 * MIB + WINDOW, "{sent}");
     let log = nginx.log(0);
-    // One request for the head, one for each hole, one for what follows the last frame.
-    assert!(log.len() <= 8, "{log:?}");
+    // One for a delta, one request for the head, one for each hole, one for what follows the last frame.
+    assert!(log.len() <= 9, "{log:?}");
     // Prepared again: the head, and what stands between the frames.
     nginx.forget();
     bench.at(&["prepare", &url("c.qimg")]).good();
     assert!(nginx.sent() < WINDOW / 2);
+}
+
+/// What the running slot holds at the same place is copied from there: the slot that is written may hold anything.
+#[test]
+fn frames_of_the_running_slot_never_come() {
+    let bench = bench(32, false);
+    let port = free_port();
+    let nginx = Daemon::nginx(&bench, port, "", "");
+    let url = format!("http://127.0.0.1:{port}/c.qimg");
+    let mut bytes = std::fs::read(bench.path("a.img")).unwrap();
+    for mib in (2..32).step_by(5) {
+        bytes[mib << 20..][..100].fill(7);
+    }
+    std::fs::write(bench.path("c.img"), bytes).unwrap();
+    bench.pack("c", "3.0", &["--platform", "c.img"]);
+    let plan = bench.at(&["plan", &url, "--json"]).json();
+    let expected = plan["transfer_bytes"].as_u64().unwrap();
+    assert!((6 * MIB..6 * MIB + (64 << 10)).contains(&expected), "{plan}");
+    nginx.forget();
+    let before = bench.vital();
+    let report = bench.at(&["prepare", &url, "--json"]).json();
+    assert!(bench.holds("platform_b", "c.img"));
+    assert_eq!(report["copied_bytes"], 26 * MIB, "{report}");
+    assert_eq!(report["downloaded_bytes"], expected, "{report}");
+    let sent = nginx.sent();
+    assert!(sent < 6 * MIB + WINDOW, "{sent}");
+    assert_eq!(bench.vital(), before, "what runs was touched");
+    let history = bench.at(&["history"]).good();
+    assert!(history.contains("downloaded, 26.0 MiB copied"), "{history}");
+
+    // Damaged, it costs what is damaged; and nothing wrong is written.
+    bench.at(&["cancel"]).good();
+    bench.blank("platform_b");
+    let (start, _) = bench.extent("platform_a");
+    bench.poke(start + 20 * MIB + 70_000, b"damage");
+    nginx.forget();
+    let report = bench.at(&["prepare", &url, "--json"]).json();
+    assert!(bench.holds("platform_b", "c.img"));
+    assert_eq!(report["copied_bytes"], 25 * MIB, "{report}");
+    assert!(nginx.sent() < 7 * MIB + WINDOW);
 }
 
 /// The software of a whole bundle comes without its platform.

@@ -126,7 +126,7 @@ fn squid_carries_http_and_https() {
     bench.config("");
     let run = |no_proxy: &str| {
         let url = format!("http://127.0.0.1:{port}/v2.qimg");
-        let mut command = bench.command(&["plan", &url, "--config", "config.toml"]);
+        let mut command = bench.command(&["plan", &url, "--no-delta", "--config", "config.toml"]);
         let proxy = format!("127.0.0.1:{proxy}");
         let output = command.env("http_proxy", proxy).env("no_proxy", no_proxy).output().unwrap();
         assert!(output.status.success(), "{output:?}");
