@@ -1,27 +1,27 @@
-//! What a leader may do, and the writes that its actions consist of.
+//! Actions of a leader, and the writes that they consist of.
 
 use super::state::{Reboot, Upgrade};
 use super::store::{Key, Txn, Value, Write};
 
-/// What the leader does.
+/// Action of the leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing is under way.
+    /// Nothing is in progress.
     Rest,
-    /// Nothing now, and what is waited for: the status shows it.
+    /// Wait, for the reason in the text, which the status shows.
     Wait(String),
-    /// This transaction. Where its conditions do not hold any more, it looks again.
+    /// Run this transaction. If its conditions no longer hold, the leader reads the state again.
     Write(Txn),
-    /// It gives up to lead: it is its own turn.
+    /// Resign as the leader, because it is the turn of the leader itself.
     Resign,
 }
 
-/// The upgrade changes.
+/// Write that changes the upgrade.
 pub(super) fn put_upgrade(upgrade: Upgrade) -> Write {
     Write::Put(Key::Upgrade, Value::Upgrade(upgrade), None)
 }
 
-/// The reboot changes.
+/// Write that changes the reboot.
 pub(super) fn put_reboot(reboot: Reboot) -> Write {
     Write::Put(Key::Reboot, Value::Reboot(reboot), None)
 }

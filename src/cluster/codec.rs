@@ -1,4 +1,4 @@
-//! Keys and values as the store holds them: paths below a prefix, and JSON, so that people can read them with `etcdctl`.
+//! Encoding of keys and values in the store: paths below a prefix, and JSON, so that people can read them with `etcdctl`.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,7 +7,7 @@ use super::state::NodeId;
 use super::store::{Key, Value};
 use crate::error::{Error, Result};
 
-/// The path of a key below the prefix.
+/// Path of a key below the prefix.
 pub fn path(key: Key) -> String {
     match key {
         Key::Member(NodeId(node)) => format!("members/{node}"),
@@ -20,7 +20,7 @@ pub fn path(key: Key) -> String {
     }
 }
 
-/// The key of a path; `None` for a path that is not in use here.
+/// Key of a path; `None`: the path is not used by this program.
 pub fn key(path: &str) -> Option<Key> {
     let node = |text: &str| text.parse().ok().map(NodeId);
     let key = match path.split('/').collect::<Vec<_>>()[..] {
@@ -37,10 +37,10 @@ pub fn key(path: &str) -> Option<Key> {
     (self::path(key) == path).then_some(key)
 }
 
-/// The text of a value.
+/// JSON text of a value.
 ///
 /// # Errors
-/// [`Error::Internal`]: a value that JSON cannot hold.
+/// [`Error::Internal`]: JSON cannot represent the value.
 pub fn encode(value: &Value) -> Result<String> {
     fn json(value: &impl Serialize) -> Result<String> {
         serde_json::to_string(value).map_err(|problem| Error::Internal { what: format!("JSON: {problem}") })
@@ -56,10 +56,10 @@ pub fn encode(value: &Value) -> Result<String> {
     }
 }
 
-/// The value of a text that stands at `key`.
+/// Value of a text that is stored at `key`.
 ///
 /// # Errors
-/// [`Error::ClusterData`]: garbage, or the value of another version of this program.
+/// [`Error::ClusterData`]: the text is garbage, or a value of another version of this program.
 pub fn decode(key: Key, text: &[u8]) -> Result<Value> {
     fn json<T: DeserializeOwned>(key: Key, text: &[u8]) -> Result<T> {
         serde_json::from_slice(text)

@@ -1,12 +1,12 @@
-//! How many nodes may be away at a time.
+//! Number of nodes that may be away at the same time.
 
 use super::view::View;
 use crate::error::{Error, Result};
 
-/// How many nodes reboot at a time: what was asked for, or one less than may fail, and one at least.
+/// Number of nodes that reboot at a time: the requested number, or one less than may fail, but at least one.
 ///
 /// # Errors
-/// [`Error::Blocked`] where none may go, [`Error::BadRequest`] where more were asked for than may.
+/// [`Error::Blocked`]: no node may reboot. [`Error::BadRequest`]: the requested number is 0 or larger than permitted.
 pub(super) fn group(view: &View, asked: Option<u32>) -> Result<u32> {
     let (may_fail, spare) = (view.protection().remaining, view.spare());
     let permitted = may_fail.min(spare);

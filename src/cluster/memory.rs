@@ -1,12 +1,12 @@
-//! A store in memory with the semantics of etcd: one revision per transaction that changes something, a `created` that begins
-//! anew with each creation, leases that take their keys along.
+//! A store in memory with the semantics of etcd: one revision per transaction that changes something, a new `created` for
+//! each creation, and leases that remove their keys when they end.
 
 use std::collections::BTreeSet;
 
 use super::store::{Compare, Entry, Key, LeaseId, Revision, Snapshot, Store, Txn, Write};
 use crate::error::{Error, Result};
 
-/// The store.
+/// Store in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Memory {
     revision: Revision,
@@ -21,12 +21,12 @@ impl Memory {
         &self.entries
     }
 
-    /// The number of changes that there were.
+    /// Number of changes since the store was created.
     pub const fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// A lease of this number: who explores states must not tell one lease of a node from its next.
+    /// Grants a lease with this number: to an exploration of states, successive leases of a node must be equal.
     pub fn grant_as(&mut self, lease: LeaseId) -> LeaseId {
         self.leases.insert(lease);
         lease
@@ -40,15 +40,15 @@ impl Memory {
         }
     }
 
-    /// The same content with revisions that tell only what matters to whoever holds the conditions `held`: whether each of
-    /// them still does. Two stores that are equal then behave equally for ever, whatever their histories were.
+    /// The same content with revisions that express only whether each of the conditions `held` still holds. Two stores that
+    /// are equal after that behave equally for ever, whatever their histories were.
     #[must_use]
     pub fn canonical(&self, held: &mut [Compare]) -> Self {
         for compare in held {
             let holds = self.holds(compare);
             let (Compare::Modified(_, revision) | Compare::Created(_, revision)) = compare;
             *revision = match *revision {
-                // That a key is not there may become true again.
+                // That a key does not exist may become true again.
                 0 => 0,
                 _ if holds => 1,
                 _ => Revision::MIN,

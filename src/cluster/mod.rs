@@ -1,33 +1,33 @@
-//! A cluster: what its nodes do together, decided without a machine.
+//! Clusters: the decisions about what the nodes do together, without access to a machine.
 //!
 //! ```text
-//!   store (etcd) ──▶ Snapshot ──▶ View ──▶ next_action ──▶ Txn ──▶ store       whoever leads, any node can
-//!        ▲                          └────▶ step ──▶ the node acts, and reports what came of it
+//!   store (etcd) ──▶ Snapshot ──▶ View ──▶ next_action ──▶ Txn ──▶ store       on the leader, which any node can be
+//!        ▲                          └────▶ step ──▶ the node acts, and reports the result
 //!        └── orders of operators: prepare, commit, cancel, pause, resume, take back
 //! ```
 //!
-//! All that is common stands in a few keys, and every change of them is one transaction that is compared with what it was
-//! decided on: nothing depends on clocks or on who is the fastest. The driver remembers nothing; the next leader decides
-//! the same from the same keys.
+//! The common state is a few keys. Each change of them is one transaction, on the condition that the state it was decided on
+//! still holds: nothing depends on clocks, or on which node is the fastest. The driver keeps no state; the next leader
+//! decides the same from the same keys.
 //!
 //! | key | holds | is written by |
 //! |---|---|---|
-//! | `members/<node>` | [`Member`](state::Member): who belongs to the cluster | join, leave |
-//! | `alive/<node>` | [`Alive`](state::Alive), on a lease: what runs, and how well | that node |
+//! | `members/<node>` | [`Member`](state::Member): a node that belongs to the cluster | join, leave |
+//! | `alive/<node>` | [`Alive`](state::Alive), on a lease: the running release, and its standing | that node |
 //! | `upgrade` | [`Upgrade`](state::Upgrade): stage, settings, error | the driver, orders |
-//! | `result/<upgrade>/<node>` | [`Outcome`](state::Outcome): how far that node has come | that node |
-//! | `reboot` | [`Reboot`](state::Reboot): who is to reboot, reboots, has rebooted | the driver, orders |
-//! | `leader` | who drives, on its lease | election |
-//! | `restart/<node>` | [`Restart`](state::Restart), on the lease of who asked: a node is to restart its software | another node |
+//! | `result/<upgrade>/<node>` | [`Outcome`](state::Outcome): progress of that node | that node |
+//! | `reboot` | [`Reboot`](state::Reboot): the nodes that are to reboot, that reboot, that have rebooted | the driver, orders |
+//! | `leader` | the node that drives, on its lease | election |
+//! | `restart/<node>` | [`Restart`](state::Restart), on the lease of the requesting node: a node is to restart its software | another node |
 //!
-//! | module | knows |
+//! | module | content |
 //! |---|---|
 //! | [`state`] | the values of the keys |
-//! | [`store`] | transactions, revisions and leases; [`memory`]: the same without a network; [`etcd`]: the real one, with [`codec`] |
+//! | [`store`] | transactions, revisions and leases; [`memory`]: a store without a network; [`etcd`]: the real store, with [`codec`] |
 //! | [`view`] | all keys at one revision |
-//! | [`next`] | the driver: `upgrade` before, `rolling` in a rolling reboot |
-//! | [`turn`] | what a node does |
-//! | [`orders`] | what operators may ask for, and when |
+//! | [`next`] | the driver: `rolling` for a rolling reboot, `upgrade` for everything else |
+//! | [`turn`] | the steps of a node |
+//! | [`orders`] | the orders of operators, and when each is allowed |
 //!
 //! `tests/cluster` explores every interleaving of small clusters with a fault at every step.
 

@@ -1,11 +1,11 @@
-//! The driver: what is to be done next, from what is seen. It remembers nothing.
+//! The driver: decides the next action from the view alone. It keeps no state.
 
 pub use super::action::Action;
 use super::state::{RebootState, Stage};
 use super::view::View;
 use super::{rolling, upgrade};
 
-/// What whoever leads does next.
+/// Next action of the leader.
 pub fn next_action(view: &View) -> Action {
     let reboots = view.reboot.state != RebootState::Idle;
     if reboots && view.reboot.rolling {

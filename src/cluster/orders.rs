@@ -1,5 +1,5 @@
-//! What operators may ask for, and when. Each is checked on one view and becomes a transaction on it: what was refused or
-//! allowed is what is.
+//! Orders of operators, and when each is allowed. An order is checked on one view and becomes a transaction on the condition
+//! that this view still holds, so that no order is accepted on an outdated state.
 
 use super::action::{put_reboot, put_upgrade};
 use super::group::group;
@@ -28,17 +28,17 @@ pub fn prepare(view: &View, order: Ordered) -> Result<Txn> {
     let stage = Stage::Preparing;
     let mut txn =
         view.ordered(vec![put_upgrade(Upgrade { id, stage, order: Some(order), ..Upgrade::default() })]);
-    // Reports of the order before, which nobody asks for any more.
+    // Reports of the previous order, which are no longer used.
     let old = view.outcomes.keys().map(|node| Write::Delete(Key::Outcome(view.upgrade.id, *node)));
     txn.writes.extend(old);
     txn.compare.extend(view.everybody());
     Ok(txn)
 }
 
-/// Orders the commit of what is prepared. How many reboot at a time is decided now, by the protection that there is.
+/// Orders the commit of the prepared bundle. The number of nodes per group is decided now, by the present protection.
 ///
 /// # Errors
-/// [`Error::NotPrepared`]; what forbids it otherwise.
+/// [`Error::NotPrepared`]; otherwise as [`admission`], and `group` for a rolling reboot.
 pub fn commit(view: &View) -> Result<Txn> {
     let upgrade = &view.upgrade;
     let (Stage::Prepared, Some(order)) = (upgrade.stage, &upgrade.order) else {
@@ -52,20 +52,20 @@ pub fn commit(view: &View) -> Result<Txn> {
     Ok(view.ordered(vec![put_upgrade(upgrade)]))
 }
 
-/// Stores why a commit did not begin: whoever ordered it was not refused, and reads it in the status.
+/// Stores why a commit did not begin: the order was accepted before, so that its sender reads the reason in the status.
 pub fn commit_failed(view: &View, error: String) -> Txn {
     view.ordered(vec![put_upgrade(Upgrade { error: Some(error), ..view.upgrade.clone() })])
 }
 
-/// Ends a prepare, or discards what is prepared.
+/// Ends a prepare, discards the prepared bundle, or clears the error of an upgrade that is over.
 ///
 /// # Errors
-/// [`Error::NothingToCancel`]; [`Error::UpgradeBusy`] once it is committed.
+/// [`Error::NothingToCancel`]; [`Error::UpgradeBusy`] after the commit.
 pub fn cancel(view: &View) -> Result<Txn> {
     let upgrade = &view.upgrade;
     let error = match upgrade.stage {
         Stage::Preparing | Stage::Prepared => Some(Error::Cancelled.to_string()),
-        // Somebody has read it.
+        // The user has read the error.
         Stage::Idle if upgrade.error.is_some() => None,
         Stage::Idle => return Err(Error::NothingToCancel { problem: "nothing is prepared".to_owned() }),
         stage => return Err(Error::UpgradeBusy { doing: stage.word().to_lowercase() }),
@@ -73,10 +73,10 @@ pub fn cancel(view: &View) -> Result<Txn> {
     Ok(view.ordered(vec![put_upgrade(Upgrade { stage: Stage::Idle, error, ..upgrade.clone() })]))
 }
 
-/// Orders a reboot that is no upgrade.
+/// Orders a reboot without an upgrade.
 ///
 /// # Errors
-/// As [`prepare`].
+/// As [`prepare`]; [`Error::BadRequest`] also for a number of nodes without `rolling`.
 pub fn reboot(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
     match view.upgrade.stage {
         Stage::Idle | Stage::Prepared => {}
@@ -100,7 +100,7 @@ pub fn reboot(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
     Ok(view.ordered(vec![put_reboot(reboot)]))
 }
 
-/// Lets the group under way end, and begins no other one.
+/// Pauses a rolling reboot: the current group ends, and no other one begins.
 ///
 /// # Errors
 /// [`Error::NoReboot`].
@@ -112,7 +112,7 @@ pub fn pause(view: &View) -> Result<Txn> {
     Ok(view.ordered(vec![put_reboot(Reboot { state: RebootState::Paused, ..reboot.clone() })]))
 }
 
-/// Goes on. The nodes of the group that failed come first; one that is down already is waited for.
+/// Resumes a rolling reboot. The nodes of the group that failed come first; a node that is down is waited for.
 ///
 /// # Errors
 /// [`Error::NoReboot`].
@@ -134,7 +134,7 @@ pub fn resume(view: &View) -> Result<Txn> {
 /// those that are not good first.
 ///
 /// # Errors
-/// [`Error::NoReboot`]: no rolling upgrade is paused; [`Error::Blocked`]: it is in progress.
+/// [`Error::NoReboot`]: there is no rolling upgrade, or it is abandoned already; [`Error::Blocked`]: it is in progress.
 pub fn abandon(view: &View) -> Result<Txn> {
     let reboot = &view.reboot;
     if !reboot.rolling || !reboot.upgrade_initiated || reboot.back || reboot.state == RebootState::Idle {
@@ -173,7 +173,7 @@ pub fn abandon(view: &View) -> Result<Txn> {
 }
 
 /// Ends the membership of a node. During an upgrade this is possible only while the rolling reboot is paused and the node is
-/// away: a node that is lost for good must not keep the others from going on, or back.
+/// away: a node that is lost for good must not prevent the others from continuing, or from returning.
 ///
 /// # Errors
 /// [`Error::NoSuchNode`], [`Error::UpgradeBusy`].
@@ -200,11 +200,11 @@ pub fn remove(view: &View, node: NodeId) -> Result<Txn> {
     Ok(txn)
 }
 
-/// Takes the right to be down from a node that does not come back. The reboot is stopped then, until somebody resumes: it
-/// is for the operator to see to the node first.
+/// Withdraws the right to be down from a node that does not come back. After that the rolling reboot is paused until a
+/// resume, because the operator has to look after the node first.
 ///
 /// # Errors
-/// [`Error::NoReboot`] where it is not that node's turn.
+/// [`Error::NoReboot`]: it is not that node's turn in a rolling reboot.
 pub fn take_back(view: &View, node: NodeId) -> Result<Txn> {
     let reboot = &view.reboot;
     if !reboot.rolling || !reboot.current.iter().any(|(current, _)| *current == node) {
@@ -219,7 +219,7 @@ pub fn take_back(view: &View, node: NodeId) -> Result<Txn> {
     Ok(view.ordered(writes))
 }
 
-/// Resets failed outcomes: they must not fail the next attempt too.
+/// Resets failed outcomes, which would make the next attempt fail too.
 fn reset_failures(view: &View) -> impl Iterator<Item = Write> {
     let failed = view.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
     let again =
@@ -227,7 +227,7 @@ fn reset_failures(view: &View) -> impl Iterator<Item = Write> {
     failed.map(move |(node, _)| again(*node))
 }
 
-/// The group that failed is to be tried again.
+/// Puts the nodes of the failed group first in the order again.
 fn again(reboot: &mut Reboot) {
     let group = std::mem::take(&mut reboot.current);
     reboot.todo.splice(0..0, group.into_iter().map(|(node, _)| node));
@@ -245,14 +245,14 @@ fn idle(view: &View) -> Result<()> {
     }
 }
 
-/// Whether the cluster is fit for an upgrade: all are there, all run the same, none is on trial, protection is whole.
+/// Checks that the cluster can be upgraded: all nodes are alive, run the same release, none is on trial, protection is whole.
 ///
 /// # Errors
-/// [`Error::Blocked`] with the node and what it is.
+/// [`Error::Blocked`], with the node and its problem.
 pub fn admission(view: &View) -> Result<()> {
     let blocked = |reason: String| Err(Error::Blocked { reason });
     if let Some(reason) = view.members.iter().find_map(|node| match view.alive.get(node) {
-        // What fell back may be tried again.
+        // A node that fell back may try again.
         Some(alive)
             if matches!(alive.standing, Standing::FellBack(_)) && !alive.leaving && !alive.drained =>
         {
@@ -314,7 +314,7 @@ mod tests {
             (7, 3, Some(3), Some(3)),
             (7, 3, Some(4), None),
             (7, 3, Some(0), None),
-            // The store keeps its quorum, whatever the data bears.
+            // The store keeps its quorum, however many nodes the data could lose.
             (3, 2, Some(2), None),
             (4, 2, None, Some(1)),
             (2, 1, None, None),

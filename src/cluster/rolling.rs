@@ -1,11 +1,11 @@
-//! A rolling reboot: one group after the other, and never on after a failure.
+//! Rolling reboot: one group of nodes after the other, and no further group after a failure.
 //!
-//! | event | state | then |
+//! | event | state | next |
 //! |---|---|---|
-//! | start | in progress | the first group, when all others are there and good |
-//! | pause | paused | the group under way ends and counts, none begins |
-//! | resume | in progress | who failed is tried again, first |
-//! | a node falls back, is not healthy, does not return; another one is lost | paused due to error | nothing, until somebody resumes |
+//! | start | in progress | the first group, when all other nodes are alive and good |
+//! | pause | paused | the current group ends and counts; no other one begins |
+//! | resume | in progress | nodes that failed are tried again, first |
+//! | a node falls back, is not healthy, does not return; another one is lost | paused due to error | nothing, until a resume |
 //! | abandon, while it is paused | in progress | the nodes that run the new release return to the previous one, one group after the other |
 //! | all have come back | idle | |
 
@@ -26,10 +26,10 @@ pub(super) fn next(view: &View) -> Action {
     }
 }
 
-/// What became of a node whose turn it is.
+/// Result of the turn of a node.
 enum Verdict {
     Back,
-    /// What is waited for.
+    /// Event that is waited for.
     Waits(String),
     Failed(String),
 }
@@ -50,7 +50,7 @@ fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
         _ if view.reboot.back && Some(alive.runs) == target => {
             Verdict::Failed(format!("{node} runs the new release after its return"))
         }
-        // The release that it returned from may be recorded as a fallback.
+        // The release from which it returned may be recorded as a fallback.
         _ if view.reboot.back => whole(view, node, alive),
         Standing::FellBack(why) => Verdict::Failed(format!("{node} fell back: {why}")),
         Standing::Unhealthy(why) => Verdict::Failed(format!("{node} is not healthy: {why}")),
@@ -62,7 +62,7 @@ fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
     }
 }
 
-/// Verdict on a node that has booted: it must be in service and its data whole before another node may reboot.
+/// Verdict on a node that has booted: it must be in service, and all data protected, before another node may reboot.
 fn whole(view: &View, node: NodeId, alive: &Alive) -> Verdict {
     if alive.drained {
         return Verdict::Waits(format!("{node} to be back in service"));
@@ -74,7 +74,7 @@ fn whole(view: &View, node: NodeId, alive: &Alive) -> Verdict {
     Verdict::Back
 }
 
-/// The group under way.
+/// Next action while a group has its turn.
 fn judge(view: &View) -> Action {
     let reboot = &view.reboot;
     let (mut back, mut waits, mut failed) = (Vec::new(), Vec::new(), None);
@@ -106,7 +106,7 @@ fn judge(view: &View) -> Action {
     Action::Write(txn)
 }
 
-/// A node outside of the group that has ceased to be healthy: with one more down, data or service may be at stake.
+/// Problem of a node outside of the group that is no longer healthy: with one more node down, data or service may be at risk.
 fn ill(view: &View, in_group: impl Fn(&NodeId) -> bool) -> Option<String> {
     view.members.iter().filter(|node| !in_group(node)).find_map(|node| {
         match &view.alive.get(node)?.standing {
@@ -125,7 +125,7 @@ fn unfit(view: &View, node: NodeId) -> Option<String> {
     view.unfit(node).filter(|_| !serves)
 }
 
-/// The next group, if nothing speaks against it.
+/// Begins the next group, if nothing prevents it.
 fn begin(view: &View) -> Action {
     let reboot = &view.reboot;
     if let Some(node) = reboot.todo.iter().find(|node| stays(view, **node)) {
@@ -170,8 +170,8 @@ fn begin(view: &View) -> Action {
     Action::Write(txn)
 }
 
-/// Nodes still to reboot, in order. In an abandoned upgrade those that are not good come first: the others wait until all nodes
-/// outside of the group are good.
+/// Nodes still to reboot, in order. In an abandoned upgrade those that are not good come first, because the others wait until
+/// all nodes outside of the group are good.
 pub(super) fn in_order(view: &View) -> Vec<NodeId> {
     let mut todo = view.reboot.todo.clone();
     if view.reboot.back {
@@ -180,13 +180,13 @@ pub(super) fn in_order(view: &View) -> Vec<NodeId> {
     todo
 }
 
-/// Whether a node of an abandoned upgrade runs the previous release already: it fell back, or has not had its turn.
+/// Whether a node of an abandoned upgrade runs the previous release already: it fell back, or did not have its turn.
 fn stays(view: &View, node: NodeId) -> bool {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
     view.reboot.back && view.alive.get(&node).is_some_and(|alive| Some(alive.runs) != target)
 }
 
-/// Stops until somebody resumes, and says why where an upgrade is looked at too.
+/// Pauses the reboot until a resume. The error is also stored in the upgrade, if the reboot is part of one.
 fn fail(view: &View, error: String) -> Action {
     let state = RebootState::PausedDueToError;
     let mut writes = vec![put_reboot(Reboot { state, error: error.clone(), ..view.reboot.clone() })];
@@ -194,7 +194,7 @@ fn fail(view: &View, error: String) -> Action {
     Action::Write(view.driven(writes))
 }
 
-/// The same error in the status of the upgrade.
+/// Write that stores the same error in the upgrade; `None`: the reboot is part of none.
 pub(super) fn told(view: &View, error: Option<String>) -> Option<Write> {
     let upgrade = Upgrade { error, ..view.upgrade.clone() };
     view.reboot.upgrade_initiated.then(|| put_upgrade(upgrade))

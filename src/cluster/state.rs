@@ -1,4 +1,4 @@
-//! The values of the keys.
+//! Values of the keys.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::state::UpgradeType;
 use crate::units::Blake3;
 
-/// The number of a node, from 1.
+/// Number of a node, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub u32);
@@ -18,7 +18,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Which boot of a node it is: the kernel's `boot_id`. Time is never asked.
+/// Identity of one boot of a node: the kernel's `boot_id`. No clock is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootId(pub u128);
@@ -26,13 +26,13 @@ pub struct BootId(pub u128);
 /// A node that belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Member {
-    /// Identity of the machine, so that two machines with one number are told apart.
+    /// Identity of the machine, which distinguishes two machines with the same node number.
     pub uuid: String,
-    /// Where its service answers.
+    /// Address of its service.
     pub address: String,
 }
 
-/// How what runs has proved itself.
+/// State of the running release of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
@@ -40,91 +40,91 @@ pub enum Standing {
     Good,
     /// On trial.
     Trial,
-    /// The last release did not come up, and the one before it runs: why.
+    /// The last release did not come up, and the one before it runs; with the reason.
     FellBack(String),
-    /// It runs, and is not healthy: which check, and its last words.
+    /// The release runs and is not healthy; with the check that failed and its last output.
     Unhealthy(String),
 }
 
-/// What the hook of the data layer says of the whole cluster.
+/// Protection of the data of the whole cluster, as the `protection` hook of a node reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Protection {
-    /// Further nodes that may fail now.
+    /// Number of further nodes that may fail now.
     pub remaining: u32,
-    /// Nodes that may fail when all is whole.
+    /// Number of nodes that may fail when all data is protected.
     pub maximum: u32,
-    /// Data is being protected anew, whatever the two numbers are.
+    /// Protection of data is being restored, whatever the two numbers are.
     #[serde(default)]
     pub rebuilding: bool,
 }
 
 impl Protection {
-    /// Whether nothing is being protected anew.
+    /// Whether all data is protected, and nothing is being restored.
     pub const fn whole(self) -> bool {
         self.remaining >= self.maximum && !self.rebuilding
     }
 }
 
-/// What a node says of itself for as long as its lease lives.
+/// State that a node publishes for the duration of its lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Alive {
-    /// Its boot.
+    /// Present boot of the node.
     pub boot: BootId,
-    /// The manifest of what runs.
+    /// Digest of the manifest of the running release.
     pub runs: Blake3,
-    /// Its version.
+    /// Version of the running release.
     pub version: String,
-    /// How that has proved itself.
+    /// State of the running release.
     pub standing: Standing,
-    /// What it knows of the protection of data; the worst of all counts.
+    /// Protection of data as this node knows it; the worst of all nodes counts.
     pub protection: Protection,
-    /// Percent of the upgrade that it prepares.
+    /// Progress of its prepare, in percent.
     pub progress: u8,
-    /// Why it takes no upgrade.
+    /// Why it accepts no upgrade; `None`: it does.
     pub blocked: Option<String>,
-    /// It is about to reboot, because it is its turn.
+    /// The node has taken its turn and is about to reboot.
     pub leaving: bool,
     /// It was taken out of service for its turn, and is not back in service yet.
     #[serde(default)]
     pub drained: bool,
-    /// Why it does not know the protection of data; `None`: it does.
+    /// Why it does not know the protection of data; `None`: it is known.
     #[serde(default)]
     pub unknown: Option<String>,
 }
 
-/// Where an upgrade of the cluster is.
+/// Stage of an upgrade of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// Nothing is under way.
+    /// No upgrade is in progress.
     #[default]
     Idle,
     /// Each node stages the bundle.
     Preparing,
-    /// All nodes have.
+    /// All nodes have staged it.
     Prepared,
-    /// Software: each node brings the new container to its gate; the old one serves.
+    /// Software: each node starts the new container up to its gate; the old one serves.
     Gate,
-    /// Software: all swap together.
+    /// Software: all nodes swap together.
     Swap,
-    /// Software: one failed, all swap back.
+    /// Software: one node failed, all swap back.
     SwapBack,
-    /// Platform: all select the new slot.
+    /// Platform: all nodes select the new slot.
     Flip,
-    /// Platform: one failed, all select the old one again.
+    /// Platform: one node failed, all select the old slot again.
     FlipBack,
-    /// It is decided; in a rolling reboot no flag is set before the turn of its node.
+    /// The commit is decided. In a rolling reboot no boot flag is set before the turn of its node.
     Committed,
     /// The nodes reboot.
     Rebooting,
-    /// All run the new release, and mark it good.
+    /// All nodes run the new release, and mark it good.
     Keep,
-    /// One fell back, and all return.
+    /// A node failed or did not come back, and all return to the previous release.
     Return,
 }
 
 impl Stage {
-    /// The state as the status names it.
+    /// Name of the stage in the status.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Idle => "IDLE",
@@ -137,27 +137,27 @@ impl Stage {
     }
 }
 
-/// What was ordered.
+/// Order of an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ordered {
-    /// The manifest of the bundle: what each node compares with what it read.
+    /// Digest of the manifest of the bundle; each node compares the bundle that it reads with it.
     pub digest: Blake3,
     /// Path or URL of the bundle.
     pub install_path: String,
     /// Version of the bundle.
     pub target_version: String,
-    /// The platform where any node needs it.
+    /// Includes the platform if any node needs it.
     pub upgrade_type: UpgradeType,
-    /// Commit as soon as all are prepared.
+    /// Whether the commit begins as soon as all nodes are prepared.
     pub auto_commit: bool,
     /// Whether the nodes reboot one group after the other.
     pub rolling: bool,
-    /// Nodes per group; `None`: by the protection when it begins.
+    /// Nodes per group; `None`: the protection at the commit decides.
     pub nodes: Option<u32>,
-    /// Product and version need not fit what runs.
+    /// Whether a product or version that does not fit the running release is accepted.
     #[serde(default)]
     pub overridden: bool,
-    /// A release that has failed is tried again.
+    /// Whether a release that has failed before is tried again.
     #[serde(default)]
     pub retry: bool,
 }
@@ -165,47 +165,48 @@ pub struct Ordered {
 /// The upgrade of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Upgrade {
-    /// Counts the orders; results name it, so that none of an earlier one counts.
+    /// Counter of the orders. The keys of results contain it, so that results of an earlier order do not count.
     pub id: u64,
-    /// Where it is.
+    /// Present stage.
     pub stage: Stage,
-    /// What was ordered; kept beside an error, and until the next order.
+    /// Order of the upgrade; also present after an error, until the next order.
     pub order: Option<Ordered>,
-    /// Why it failed, with the node that did.
+    /// Why it failed, with the node; `None`: it has not failed.
     pub error: Option<String>,
-    /// The highest percentage that was ever shown.
+    /// Highest progress shown so far, in percent.
     pub progress: u8,
-    /// The verdict: all nodes ran the new release, and it stays. A node that was away then does what it says.
+    /// Verdict: all nodes ran the new release, and it stays. A node that was away at that time follows it later.
     pub kept: bool,
-    /// Nodes per group of its rolling reboot, as the commit decided; `None`: not yet.
+    /// Nodes per group of its rolling reboot, as the commit decided; `None`: not decided yet.
     #[serde(default)]
     pub group: Option<u32>,
 }
 
-/// How far a node has come with an upgrade.
+/// Result of a node in an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Its slots hold the bundle.
+    /// Its slots contain the bundle.
     Prepared,
     /// The new container waits at its gate.
     Ready,
     /// The new container runs and is healthy, or the new slot is selected.
     Switched,
-    /// It is as it was before the commit.
+    /// The node is in the state before the commit.
     Undone,
-    /// It runs the new release and has marked it good.
+    /// The node runs the new release and has marked it good.
     Kept,
-    /// It could not do what was asked for.
+    /// The node failed; with the reason.
     Failed(String),
 }
 
-/// An order to one node: to restart its software. The node removes it when that is done; it goes with the lease of who asked.
+/// Order to one node to restart its software. The node deletes it when that is done; until then it lasts as long as the lease
+/// of the requesting node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Restart {
-    /// Who asked.
+    /// Node that requests the restart; after a failure, the node that failed.
     pub by: NodeId,
-    /// Why it failed; `None`: it is to be done.
+    /// Why the restart failed; `None`: it is not done yet.
     pub failed: Option<String>,
 }
 
@@ -213,38 +214,38 @@ pub struct Restart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RebootState {
-    /// None is under way.
+    /// No reboot is in progress.
     #[default]
     Idle,
-    /// It goes on.
+    /// The reboot is in progress.
     InProgress,
-    /// The group under way ends, and no other one begins.
+    /// The current group ends, and no other one begins.
     Paused,
-    /// It failed, and goes on by order only.
+    /// The reboot failed, and continues only after an order.
     PausedDueToError,
 }
 
-/// The reboot of the cluster. Who is in `current` holds the right to be down, whether it is alive or not: a right that ended
-/// with a lease would let a second node go while the first one boots.
+/// Reboot of the cluster. A node in `current` has the right to be down, whether it is alive or not: a right that ended with a
+/// lease would let a second node reboot while the first one boots.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Reboot {
-    /// Its state.
+    /// State of the reboot.
     pub state: RebootState,
-    /// One group after the other.
+    /// Whether the nodes reboot one group after the other; `false`: all at once.
     pub rolling: bool,
-    /// Part of an upgrade: a node selects the new slot at its turn.
+    /// Whether the reboot is part of an upgrade; in a rolling one a node selects the new slot at its turn.
     pub upgrade_initiated: bool,
-    /// The upgrade is abandoned: at its turn a node returns to the previous release.
+    /// Whether the upgrade is abandoned: at its turn a node returns to the previous release.
     #[serde(default)]
     pub back: bool,
     /// Nodes per group.
     pub group: u32,
-    /// Nodes whose turn is to come, in this order.
+    /// Nodes whose turn has not begun yet, in order.
     pub todo: Vec<NodeId>,
-    /// Nodes whose turn it is, each with the boot that it had then.
+    /// Nodes whose turn it is, each with its boot at the start of the turn.
     pub current: Vec<(NodeId, BootId)>,
     /// Nodes that have come back.
     pub done: Vec<NodeId>,
-    /// Why it is paused.
+    /// Why the reboot is paused or has failed; empty: neither.
     pub error: String,
 }

@@ -1,34 +1,34 @@
-//! What is asked of a store: transactions that are compared with revisions, and leases. etcd has both; so has
+//! Requirements of a store: transactions with conditions on revisions, and leases. etcd has both, and so has
 //! [`Memory`](super::memory::Memory).
 
 use super::state::{Alive, Member, NodeId, Outcome, Reboot, Restart, Upgrade};
 use crate::error::Result;
 
-/// Number of a change; 0: never.
+/// Number of a change, from 1; 0: no change.
 pub type Revision = i64;
 /// Number of a lease.
 pub type LeaseId = i64;
 
-/// A key.
+/// Key of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// Who belongs to the cluster.
+    /// A node that belongs to the cluster.
     Member(NodeId),
-    /// Who is there.
+    /// Present state of a node, on its lease.
     Alive(NodeId),
     /// The upgrade.
     Upgrade,
-    /// How far a node has come with an upgrade.
+    /// Result of a node in the upgrade with this number.
     Outcome(u64, NodeId),
     /// The reboot.
     Reboot,
-    /// Who drives.
+    /// The leader.
     Leader,
-    /// A node is to restart its software.
+    /// Order to a node to restart its software.
     Restart(NodeId),
 }
 
-/// What stands at a key; the variant is that of the key.
+/// Value of a key; the variant is that of the key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "as in Key")]
 pub enum Value {
@@ -41,41 +41,41 @@ pub enum Value {
     Restart(Restart),
 }
 
-/// A key's value and history.
+/// Value of a key, with its history.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// What stands there.
+    /// Value of the key.
     pub value: Value,
-    /// The revision at which the key came to be.
+    /// Revision at which the key was created.
     pub created: Revision,
-    /// The revision of its last change.
+    /// Revision of its last change.
     pub modified: Revision,
-    /// It goes with this lease.
+    /// Lease whose end deletes the key; `None`: it has no lease.
     pub lease: Option<LeaseId>,
 }
 
 /// All keys at one revision, in the order of the keys.
 pub type Snapshot = std::collections::BTreeMap<Key, Entry>;
 
-/// A condition of a transaction.
+/// Condition of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compare {
-    /// The key was changed last at this revision; 0: it is not there.
+    /// The last change of the key was at this revision; 0: the key does not exist.
     Modified(Key, Revision),
-    /// The key came to be at this revision; 0: it is not there.
+    /// The key was created at this revision; 0: the key does not exist.
     Created(Key, Revision),
 }
 
-/// A change of a transaction.
+/// Change of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Write {
-    /// Sets a key, on a lease or for good.
+    /// Sets a key, on a lease or permanently.
     Put(Key, Value, Option<LeaseId>),
-    /// Removes a key.
+    /// Deletes a key.
     Delete(Key),
 }
 
-/// Writes that are done at one revision if all conditions hold, and else not at all.
+/// Writes that are all done at one revision if all conditions hold, and otherwise not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Txn {
     /// The conditions.
@@ -84,29 +84,29 @@ pub struct Txn {
     pub writes: Vec<Write>,
 }
 
-/// A store.
+/// Store of the common state of a cluster.
 pub trait Store {
     /// All keys, at one revision.
     ///
     /// # Errors
-    /// It cannot be reached, or has no quorum.
+    /// The store cannot be reached, or has no quorum.
     fn snapshot(&self) -> Result<Snapshot>;
 
-    /// Runs a transaction; whether its conditions held.
+    /// Runs a transaction and returns whether its conditions held.
     ///
     /// # Errors
-    /// As above; whether it was run is not known then.
+    /// As [`Self::snapshot`]; after an error it is not known whether the transaction was run.
     fn transact(&mut self, txn: &Txn) -> Result<bool>;
 
-    /// A new lease.
+    /// Grants a new lease of this duration.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::snapshot`].
     fn grant(&mut self, seconds: u32) -> Result<LeaseId>;
 
-    /// Ends a lease and removes its keys.
+    /// Ends a lease and deletes its keys.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::snapshot`].
     fn revoke(&mut self, lease: LeaseId) -> Result<()>;
 }

@@ -1,4 +1,5 @@
-//! What a node does: one step from what is seen and what it is, so that a node that was killed in the middle goes on.
+//! Steps of a node: the next one follows from the view and the node's own state, so that a node that was killed in the middle
+//! continues.
 
 use super::rolling;
 use super::state::{Alive, BootId, NodeId, Outcome, RebootState, Stage, Standing};
@@ -7,37 +8,37 @@ use super::view::View;
 use crate::state::UpgradeType;
 use crate::units::Blake3;
 
-/// What a node knows of itself, by its disk and its kernel.
+/// State of a node, read from its disk and its kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Local {
-    /// Its boot.
+    /// Present boot of the node.
     pub boot: BootId,
-    /// The manifest of what runs.
+    /// Digest of the manifest of the running release.
     pub runs: Blake3,
-    /// How that has proved itself.
+    /// State of the running release.
     pub standing: Standing,
-    /// The manifest that is prepared in the slots that do not run.
+    /// Digest of the manifest that is prepared in the inactive slots; `None`: none is.
     pub staged: Option<Blake3>,
-    /// The prepared slot is selected and waits for a reboot.
+    /// Whether the prepared slot is selected and waits for a reboot.
     pub selected: bool,
-    /// The new container waits at its gate.
+    /// Whether the new container waits at its gate.
     pub gated: bool,
-    /// It was taken out of service for its turn, and is not back in service yet.
+    /// Whether it was taken out of service for its turn, and is not back in service yet.
     pub drained: bool,
 }
 
-/// What a node does next.
+/// Next step of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Nothing.
     Rest,
     /// Stages the ordered bundle.
     Prepare,
-    /// Discards what was staged for an order that is over.
+    /// Discards the bundle that was staged for an order that is over.
     Discard,
-    /// Starts the new container up to its gate, beside the old one.
+    /// Starts the new container up to its gate, while the old one runs.
     Gate,
-    /// Ends a container that waits at its gate for nothing.
+    /// Ends a container that waits at its gate and is no longer needed.
     Ungate,
     /// Stops the old container and opens the gate.
     Swap,
@@ -45,26 +46,26 @@ pub enum Step {
     SwapBack,
     /// Selects the prepared slot.
     Flip,
-    /// Selects the slot that runs again.
+    /// Selects the running slot again.
     FlipBack,
-    /// Asks for its turn by [`take_turn`].
+    /// Takes its turn by [`take_turn`].
     TakeTurn,
-    /// Has its turn: in a rolling upgrade it selects the prepared slot, and not before, or in an abandoned one the slot of the
-    /// previous release; then it reboots.
+    /// Reboots in its turn. In a rolling upgrade it first selects the prepared slot, and at no earlier time; in an
+    /// abandoned one, the slot of the previous release.
     Reboot,
-    /// Takes its service up again after its turn, or after a turn that came to nothing.
+    /// Takes the node back into service after its turn, or after a turn without a reboot.
     Undrain,
-    /// Marks what runs good.
+    /// Marks the running release good.
     MarkGood,
-    /// Returns to the release before, by a reboot.
+    /// Returns to the previous release by a reboot.
     RollBack,
-    /// Has nothing to do, and says so.
+    /// Reports that nothing is left to do.
     Report,
-    /// Cannot do it, and says why: its standing.
+    /// Reports its standing as the reason of a failure.
     ReportFailure,
 }
 
-/// What `node` does next.
+/// Next step of `node`.
 pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
     let software =
@@ -122,7 +123,7 @@ pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
             _ if local.selected => Step::FlipBack,
             _ => Step::Report,
         },
-        // The verdict was given while it was away: it does what the others did.
+        // The verdict was decided while the node was away: it does what the others did.
         Stage::Idle | Stage::Prepared if on_target && view.reboot.state == RebootState::Idle => {
             match (&local.standing, view.upgrade.kept) {
                 (Standing::Trial, true) => Step::MarkGood,
@@ -131,32 +132,32 @@ pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
                 _ => Step::Rest,
             }
         }
-        // A prepared slot that nobody wants: left by an order that was cancelled while this node was away.
+        // A prepared slot without a purpose: left by an order that was cancelled while this node was away.
         Stage::Idle if local.staged.is_some() && view.reboot.state == RebootState::Idle => Step::Discard,
         Stage::Prepared if local.selected => Step::FlipBack,
         Stage::Idle | Stage::Prepared | Stage::Committed | Stage::Rebooting => turn(view, node, local),
     }
 }
 
-/// Whether it has its turn in this boot, and is to go down.
+/// Whether the node has its turn in this boot, and is to reboot.
 fn goes(view: &View, node: NodeId, local: &Local) -> bool {
     let leaving = view.alive.get(&node).is_some_and(|alive| alive.leaving && alive.boot == local.boot);
     let runs = matches!(view.reboot.state, RebootState::InProgress | RebootState::Paused);
     leaving || (runs && view.reboot.current.contains(&(node, local.boot)))
 }
 
-/// The part of a reboot.
+/// Next step of `node` in a reboot.
 fn turn(view: &View, node: NodeId, local: &Local) -> Step {
     let reboot = &view.reboot;
     let leaving = view.alive.get(&node).is_some_and(|alive| alive.leaving && alive.boot == local.boot);
     let mine = reboot.current.contains(&(node, local.boot));
     match reboot.state {
-        // It has been counted as down, and others wait for its return.
+        // It is counted as down already, and the others wait for its return.
         _ if leaving => Step::Reboot,
         RebootState::InProgress | RebootState::Paused if mine => Step::TakeTurn,
         // The new release is selected for a boot that must not happen.
         _ if reboot.back && local.selected => Step::FlipBack,
-        // In a rolling reboot each decides for itself, since it is alone in its turn.
+        // In a rolling reboot each node decides by itself, since it is alone in its turn.
         _ if reboot.rolling
             && reboot.upgrade_initiated
             && !reboot.back
@@ -168,7 +169,7 @@ fn turn(view: &View, node: NodeId, local: &Local) -> Step {
     }
 }
 
-/// The outcome of a step, for the upgrade that was seen and no other one.
+/// Transaction that reports the outcome of a step, on the condition that the upgrade is unchanged since the view.
 pub fn report(view: &View, node: NodeId, outcome: Outcome) -> Txn {
     let key = Key::Outcome(view.upgrade.id, node);
     Txn {
@@ -177,8 +178,8 @@ pub fn report(view: &View, node: NodeId, outcome: Outcome) -> Txn {
     }
 }
 
-/// The right to be down, taken: it is this node's turn still, with this boot, and nothing has failed since. Without it a node
-/// that was slow would go down in the turn of another one.
+/// Transaction that takes the right to be down, on the condition that the reboot is unchanged: it is still this node's turn
+/// with this boot, and nothing has failed since. Without it a slow node would go down in the turn of another one.
 pub fn take_turn(view: &View, node: NodeId, alive: &Alive, lease: LeaseId) -> Txn {
     let leaving = Alive { leaving: true, ..alive.clone() };
     Txn {
@@ -187,8 +188,8 @@ pub fn take_turn(view: &View, node: NodeId, alive: &Alive, lease: LeaseId) -> Tx
     }
 }
 
-/// Leads, if nobody does. `None` for a node whose turn is next: it has just resigned for that, and another one is there that
-/// can lead meanwhile.
+/// Transaction that makes this node the leader, if there is none. `None`: there is a leader, or this node's turn is next: it
+/// has just resigned for that, and another node is alive that can lead meanwhile.
 pub fn campaign(view: &View, node: NodeId, lease: LeaseId) -> Option<Txn> {
     let reboot = &view.reboot;
     let next = reboot.state == RebootState::InProgress && reboot.current.is_empty();

@@ -1,4 +1,4 @@
-//! Prepare, commit, and the reboot of all nodes at once.
+//! Stages of an upgrade: prepare, commit, and the reboot of all nodes at once.
 //!
 //! ```text
 //!   IDLE ─▶ PREPARING ─▶ PREPARED ─┬▶ Gate ─▶ Swap ──────────┬▶ COMMITTED ─▶ IDLE                software
@@ -8,7 +8,7 @@
 //!                                      └▶ FlipBack ──────────┘                            └▶ Return ─▶ IDLE
 //! ```
 //!
-//! A rolling reboot goes from PREPARED to COMMITTED at once: each node selects the new slot at its own turn.
+//! A rolling upgrade goes directly from PREPARED to COMMITTED: each node selects the new slot at its own turn.
 
 use super::action::{Action, put_reboot, put_upgrade};
 use super::group::group;
@@ -17,8 +17,7 @@ use super::store::{Key, Value, Write};
 use super::view::{View, names};
 use crate::state::UpgradeType;
 
-/// Percent by which the progress must have grown to be worth a write: twenty writes an upgrade at most, whatever the number
-/// of nodes.
+/// Growth of the progress, in percent, that is written: at most twenty writes per upgrade, whatever the number of nodes.
 const STEP: u8 = 5;
 
 pub(super) fn next(view: &View) -> Action {
@@ -33,7 +32,7 @@ pub(super) fn next(view: &View) -> Action {
             None => preparing(view),
         },
         Stage::Prepared => Action::Wait("a commit, or a cancel".to_owned()),
-        // Nothing has been stopped for the gate, so there is nothing to undo.
+        // Nothing was stopped for the gate, so there is nothing to undo.
         Stage::Gate => match trouble(view).or_else(|| overdue(view, &[Outcome::Ready])) {
             Some(error) => prepared_again(view, error),
             None => when_all(view, &Outcome::Ready, || to(Stage::Swap)),
@@ -57,7 +56,7 @@ pub(super) fn next(view: &View) -> Action {
         Stage::Committed => committed(view),
         Stage::Rebooting => rebooting(view),
         Stage::Keep => match trouble(view) {
-            // All run it, some have marked it good already: there is no way back, and one that is not marked returns by itself.
+            // All run it, and some have marked it good already: there is no way back. A node that has not returns by itself.
             Some(error) => end(view, Some(error)),
             None => when_all(view, &Outcome::Kept, || end(view, None)),
         },
@@ -72,7 +71,7 @@ pub(super) fn next(view: &View) -> Action {
     }
 }
 
-/// The stage in which a commit begins.
+/// First stage of a commit.
 pub(super) const fn first_stage(upgrade_type: UpgradeType, rolling: bool) -> Stage {
     match (upgrade_type, rolling) {
         (UpgradeType::SoftwareOnly, _) => Stage::Gate,
@@ -85,7 +84,7 @@ fn write(view: &View, upgrade: Upgrade) -> Action {
     Action::Write(view.driven(vec![put_upgrade(upgrade)]))
 }
 
-/// The first node that failed or is lost, and why.
+/// First node that failed or is lost, and why.
 fn trouble(view: &View) -> Option<String> {
     let failed = view.members.iter().find_map(|node| match view.outcomes.get(node) {
         Some(Outcome::Failed(why)) => Some(format!("{node}: {why}")),
@@ -95,7 +94,7 @@ fn trouble(view: &View) -> Option<String> {
     failed.or_else(|| lost().map(|node| format!("{node}: it is away")))
 }
 
-/// The members without one of these outcomes.
+/// Members without any of these outcomes.
 fn without(view: &View, wanted: &[Outcome]) -> Vec<NodeId> {
     let has = |node: &NodeId| view.outcomes.get(node).is_some_and(|outcome| wanted.contains(outcome));
     view.members.iter().filter(|node| !has(node)).copied().collect()
@@ -111,7 +110,8 @@ fn when_all(view: &View, wanted: &Outcome, then: impl FnOnce() -> Action) -> Act
     if waiting.is_empty() { then() } else { Action::Wait(names(waiting)) }
 }
 
-/// The nodes that are still to undo what they did. One that is lost undoes it when it starts and sees the stage.
+/// Nodes that have not undone their part yet. A lost node is not among them: it undoes its part when it starts and sees the
+/// stage.
 fn undone(view: &View) -> Vec<NodeId> {
     let undone = |node: &NodeId| match view.outcomes.get(node) {
         Some(Outcome::Undone | Outcome::Failed(_)) => true,
@@ -129,7 +129,7 @@ fn preparing(view: &View) -> Action {
         return write(view, Upgrade { stage, progress: 100, ..upgrade.clone() });
     }
     let slowest = waiting.iter().map(|node| view.alive.get(node).map_or(0, |alive| alive.progress)).min();
-    // At most 99 until all have reported, and never less than what was shown.
+    // At most 99 until all have reported, and never less than was shown before.
     let progress = slowest.unwrap_or_default().min(99);
     if progress >= upgrade.progress.saturating_add(STEP) {
         return write(view, Upgrade { progress, ..upgrade.clone() });
@@ -137,13 +137,13 @@ fn preparing(view: &View) -> Action {
     Action::Wait(names(waiting))
 }
 
-/// The bundle is prepared as before the commit, on all nodes; nobody has asked to try again.
+/// Returns to the state before the commit, prepared on all nodes. The commit is tried again only after a new order.
 fn prepared_again(view: &View, error: String) -> Action {
     let mut upgrade = Upgrade { stage: Stage::Prepared, error: Some(error), ..view.upgrade.clone() };
     if let Some(order) = &mut upgrade.order {
         order.auto_commit = false;
     }
-    // What came of this commit says nothing of the next one.
+    // The outcome of this commit must not affect the next one.
     let outcome =
         |node: &NodeId| Write::Put(Key::Outcome(upgrade.id, *node), Value::Outcome(Outcome::Prepared), None);
     let mut writes: Vec<Write> = view.members.iter().map(outcome).collect();
@@ -161,7 +161,7 @@ fn committed(view: &View) -> Action {
         state: RebootState::InProgress,
         rolling: order.rolling,
         upgrade_initiated: true,
-        // One that commits by itself has asked nobody.
+        // An automatic commit has not decided it before.
         group: upgrade.group.or_else(|| group(view, order.nodes).ok()).unwrap_or(1),
         ..Reboot::default()
     };
@@ -174,7 +174,7 @@ fn committed(view: &View) -> Action {
     Action::Write(view.driven(vec![put_upgrade(upgrade), put_reboot(reboot)]))
 }
 
-/// All nodes, whoever drives last.
+/// All nodes, with the leader last.
 pub(super) fn in_turn(view: &View) -> Vec<NodeId> {
     let leader = view.leader.map(|(node, _)| node);
     let mut all: Vec<NodeId> = view.members.iter().copied().collect();
@@ -182,13 +182,13 @@ pub(super) fn in_turn(view: &View) -> Vec<NodeId> {
     all
 }
 
-/// All nodes with the boot that they have; one that is away has none, and any boot of it is a new one.
+/// All nodes with their present boot. A node that is away has none, so that any boot of it counts as a new one.
 pub(super) fn all_now(view: &View) -> Vec<(NodeId, BootId)> {
     let boot = |node: &NodeId| view.alive.get(node).map_or(BootId(0), |alive| alive.boot);
     view.members.iter().map(|node| (*node, boot(node))).collect()
 }
 
-/// The nodes of a complete reboot that are back, and those that are not.
+/// Nodes of a complete reboot that are back, and those that are not.
 fn back(view: &View) -> (Vec<NodeId>, Vec<NodeId>) {
     let is_back = |(node, before): &&(NodeId, BootId)| {
         view.alive.get(node).is_some_and(|alive| alive.boot != *before && !alive.leaving)
@@ -197,7 +197,7 @@ fn back(view: &View) -> (Vec<NodeId>, Vec<NodeId>) {
     (back.iter().map(|node| node.0).collect(), away.iter().map(|node| node.0).collect())
 }
 
-/// All reboot at once, and one verdict decides for all.
+/// Next action while all nodes reboot at once: one verdict decides for all.
 fn rebooting(view: &View) -> Action {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
     let (back, away) = back(view);
@@ -221,7 +221,7 @@ fn rebooting(view: &View) -> Action {
     count(view, back, &away)
 }
 
-/// Shows how many are back.
+/// Updates the number of nodes that are back.
 fn count(view: &View, back: Vec<NodeId>, away: &[NodeId]) -> Action {
     if back.len() > view.reboot.done.len() {
         return Action::Write(view.driven(vec![put_reboot(Reboot { done: back, ..view.reboot.clone() })]));
@@ -229,7 +229,7 @@ fn count(view: &View, back: Vec<NodeId>, away: &[NodeId]) -> Action {
     Action::Wait(format!("{} to come back", names(away.iter().copied())))
 }
 
-/// A reboot of all nodes that no upgrade asked for.
+/// Next action of a reboot of all nodes without an upgrade.
 fn plain_reboot(view: &View) -> Action {
     let (back, away) = back(view);
     let over = |error: String| {
@@ -243,7 +243,7 @@ fn plain_reboot(view: &View) -> Action {
     }
 }
 
-/// The upgrade is over, and so is its reboot.
+/// Ends the upgrade and its reboot.
 fn end(view: &View, error: Option<String>) -> Action {
     let mut writes = Vec::new();
     if view.reboot.state != RebootState::Idle {

@@ -1,34 +1,34 @@
-//! All keys at one revision, as the driver and the nodes look at them.
+//! All keys at one revision, in the form that the driver and the nodes use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::state::{Alive, NodeId, Outcome, Protection, Reboot, Standing, Upgrade};
 use super::store::{Compare, Entry, Key, Revision, Snapshot, Txn, Value, Write};
 
-/// What is decided on.
+/// State on which all decisions are based.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// Who belongs to the cluster.
+    /// Nodes that belong to the cluster.
     pub members: BTreeSet<NodeId>,
-    /// Who is there.
+    /// Nodes with a lease, with their state.
     pub alive: BTreeMap<NodeId, Alive>,
     /// The upgrade.
     pub upgrade: Upgrade,
-    /// How far each node has come with it.
+    /// Result of each node in it.
     pub outcomes: BTreeMap<NodeId, Outcome>,
     /// The reboot.
     pub reboot: Reboot,
-    /// Who drives, and since which revision.
+    /// The leader, and the revision of its election; `None`: there is none.
     pub leader: Option<(NodeId, Revision)>,
-    /// Nodes that have been away for longer than a node may. Told by the stopwatch of whoever looks.
+    /// Nodes that have been away for longer than permitted, as measured by the node that has this view.
     pub lost: BTreeSet<NodeId>,
-    /// Whether the present stage, or the present group, has taken longer than it may.
+    /// Whether the present stage, or the present group, takes longer than permitted.
     pub overdue: bool,
     revisions: BTreeMap<Key, Revision>,
 }
 
 impl View {
-    /// Reads a snapshot. A key whose value is of another kind does not exist: the back end has refused it before.
+    /// Reads a snapshot. A value of another kind than its key does not occur: the store has refused it before.
     pub fn new(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
         if let Some(Entry { value: Value::Upgrade(upgrade), .. }) = snapshot.get(&Key::Upgrade) {
@@ -54,12 +54,12 @@ impl View {
         view
     }
 
-    /// The condition that a key is as it was seen.
+    /// Condition that a key is unchanged since this view.
     pub fn unchanged(&self, key: Key) -> Compare {
         Compare::Modified(key, self.revisions.get(&key).copied().unwrap_or_default())
     }
 
-    /// A change of the driver: nobody leads but who led when this was seen, and what it changes is as it was seen.
+    /// Transaction of the driver, on the condition that the leader, the upgrade and the reboot are those of this view.
     pub(super) fn driven(&self, writes: Vec<Write>) -> Txn {
         let mut txn = self.ordered(writes);
         let led = self.leader.map_or(0, |(_, created)| created);
@@ -67,17 +67,17 @@ impl View {
         txn
     }
 
-    /// A change that an operator orders, or a node reports: what it was decided on is as it was seen.
+    /// Transaction of an order, on the condition that the upgrade and the reboot are those of this view.
     pub(super) fn ordered(&self, writes: Vec<Write>) -> Txn {
         Txn { compare: vec![self.unchanged(Key::Upgrade), self.unchanged(Key::Reboot)], writes }
     }
 
-    /// Conditions that every node is there, or away, as it was seen: for what must not be begun on old news.
+    /// Conditions that the published state of every node is that of this view, for changes that must not use outdated state.
     pub(super) fn everybody(&self) -> impl Iterator<Item = Compare> + '_ {
         self.members.iter().map(|node| self.unchanged(Key::Alive(*node)))
     }
 
-    /// The protection of data as the most careful node sees it; none where nobody is there.
+    /// Protection of data in the view of the most cautious node; none where no node is alive.
     pub fn protection(&self) -> Protection {
         let all = || self.alive.values().map(|alive| alive.protection);
         Protection {
@@ -87,7 +87,7 @@ impl View {
         }
     }
 
-    /// How the protection of data stands, in words.
+    /// State of the protection of data, in words.
     pub(super) fn protection_words(&self) -> String {
         let unknown = self.alive.iter().find_map(|(node, alive)| Some((node, alive.unknown.as_ref()?)));
         let Protection { remaining, maximum, rebuilding } = self.protection();
@@ -98,13 +98,13 @@ impl View {
         }
     }
 
-    /// Nodes that may be away at a time without the store losing its quorum, where each node is one of its members.
+    /// Number of nodes that may be away without the loss of the store's quorum, if each node is a member of the store.
     pub fn spare(&self) -> u32 {
         let count = self.members.len();
         u32::try_from(count.saturating_sub(count / 2 + 1)).unwrap_or(u32::MAX)
     }
 
-    /// Why a node is not fit to hold the others up while one is down; `None`: it is.
+    /// Why a node cannot serve while another one is down; `None`: it can.
     pub(super) fn unfit(&self, node: NodeId) -> Option<String> {
         match self.alive.get(&node) {
             None => Some(format!("{node} is away")),
@@ -120,7 +120,7 @@ impl View {
     }
 }
 
-/// Names of nodes in a sentence.
+/// List of nodes, as part of a sentence.
 pub(super) fn names(nodes: impl IntoIterator<Item = NodeId>) -> String {
     nodes.into_iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
 }

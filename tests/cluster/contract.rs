@@ -1,5 +1,5 @@
-//! Contract of a store: the same list for the double in memory, over which the model is explored, and for a real etcd, with
-//! `etcdctl` as the independent judge.
+//! Contract of a store: the same checks for the double in memory, with which the model is explored, and for a real etcd, with
+//! `etcdctl` as the independent check.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use qstage::cluster::etcd::{Etcd, EtcdConfig};
@@ -25,10 +25,10 @@ fn entry(store: &dyn Store, key: Key) -> Option<Entry> {
     store.snapshot().unwrap().get(&key).cloned()
 }
 
-/// The list.
+/// The checks.
 fn behaves(store: &mut dyn Store) {
     assert!(store.snapshot().unwrap().is_empty());
-    // Created once, changed after that; the revisions say so.
+    // The first write creates the key, the next one changes it, as the revisions show.
     assert!(run(store, vec![Compare::Created(Key::Leader, 0)], vec![leads(1, None)]));
     assert!(!run(store, vec![Compare::Created(Key::Leader, 0)], vec![leads(2, None)]), "it is there");
     let first = entry(store, Key::Leader).unwrap();
@@ -37,7 +37,7 @@ fn behaves(store: &mut dyn Store) {
     let second = entry(store, Key::Leader).unwrap();
     assert_eq!(second.created, first.created);
     assert!(second.modified > first.modified);
-    // All or nothing, and one revision for all of it.
+    // All writes or none, and one revision for all of them.
     let stale = vec![Compare::Modified(Key::Leader, first.modified)];
     let upgrade = || put(Key::Upgrade, Value::Upgrade(Upgrade::default()), None);
     let reboot = || put(Key::Reboot, Value::Reboot(Reboot::default()), None);
@@ -47,11 +47,11 @@ fn behaves(store: &mut dyn Store) {
     assert!(run(store, both, vec![upgrade(), reboot()]));
     let of = |store: &dyn Store, key| entry(store, key).unwrap().modified;
     assert_eq!(of(store, Key::Upgrade), of(store, Key::Reboot));
-    // Whoever led once leads no more after another one was elected, though the name is the same.
+    // An earlier term of a leader is over after the next election, even of the same node.
     assert!(run(store, vec![], vec![Write::Delete(Key::Leader)]));
     assert!(run(store, vec![Compare::Created(Key::Leader, 0)], vec![leads(1, None)]));
     assert!(!run(store, vec![Compare::Created(Key::Leader, first.created)], vec![upgrade()]), "fenced");
-    // A lease takes its keys along, and nothing else; a key keeps the lease of its last change.
+    // The end of a lease deletes its keys and no others; a key has the lease of its last change.
     let (one, two) = (store.grant(10).unwrap(), store.grant(10).unwrap());
     assert_ne!(one, two);
     assert!(run(
@@ -68,7 +68,7 @@ fn behaves(store: &mut dyn Store) {
         "it is over"
     );
     assert!(entry(store, Key::Leader).is_none());
-    // An empty transaction is one.
+    // An empty transaction succeeds.
     assert!(run(store, vec![], vec![]));
 }
 
@@ -82,24 +82,24 @@ fn a_real_etcd() {
     let Some(server) = Server::start(false) else { return };
     let mut store = Etcd::new(&server.access("/one/")).unwrap();
     behaves(&mut store);
-    // What others hold beside it is neither seen nor touched.
+    // Keys of other programs are neither read nor changed.
     server.says(&["put", "/one", "x"]);
     server.says(&["put", "/one0", "x"]);
     server.says(&["put", "/one/members/01", "x"]);
     assert_eq!(store.snapshot().unwrap().len(), 2);
-    // etcdctl reads what was written, and what it changes is seen.
+    // etcdctl reads the written values, and its own changes are seen.
     assert!(server.says(&["get", "--print-value-only", "/one/upgrade"]).contains("\"stage\":\"idle\""));
     server.says(&["put", "/one/leader", "7"]);
     assert_eq!(entry(&store, Key::Leader).unwrap().value, Value::Leader(NodeId(7)));
     watches(&server, &store);
-    // Garbage is told by its key.
+    // The error for garbage names the key.
     server.says(&["put", "/one/reboot", "{"]);
     let error = store.snapshot().unwrap_err();
     assert!(
         error.code() == "UPGRADE_ERROR_CLUSTER_DATA" && error.to_string().contains("'reboot'"),
         "{error}"
     );
-    // A lease that nobody keeps alive ends.
+    // A lease that is not renewed ends.
     server.says(&["del", "/one/reboot"]);
     let lease = store.grant(1).unwrap();
     assert!(store.keep_alive(lease).unwrap());
@@ -129,12 +129,12 @@ fn certificates_and_users() {
     let access = server.access("/one/");
     behaves(&mut Etcd::new(&access).unwrap());
     let refused = |access: &EtcdConfig| Etcd::new(access).unwrap().snapshot().unwrap_err();
-    // Without a certificate, and with an authority that did not sign etcd's.
+    // No client certificate, and an authority that did not sign the certificate of etcd.
     let stranger = refused(&EtcdConfig { identity: None, ..access.clone() });
     assert_eq!(stranger.code(), "UPGRADE_ERROR_CLUSTER_STORE");
     let other = EtcdConfig { ca: None, ..access.clone() };
     assert!(refused(&other).to_string().contains("certificate"), "{}", refused(&other));
-    // With users.
+    // With a user and password.
     for words in [
         "user add root:r",
         "user add node:secret",
@@ -157,7 +157,7 @@ fn certificates_and_users() {
     assert!(store.snapshot().unwrap().contains_key(&Key::Leader));
     let wrong = refused(&password("wrong"));
     assert!(wrong.to_string().contains("authentication failed"), "{wrong}");
-    // What the user may not touch.
+    // Keys that the user may not access.
     let elsewhere = EtcdConfig { prefix: "/two/".to_owned(), ..password("secret") };
     assert!(refused(&elsewhere).to_string().contains("permission denied"));
 }

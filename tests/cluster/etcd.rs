@@ -1,4 +1,4 @@
-//! A real etcd: one member, with or without certificates and users. The drop ends it.
+//! A real etcd: one member, with or without certificates and users. Its `Drop` ends it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use qstage::cluster::etcd::EtcdConfig;
 
-/// A port that nobody had a moment ago.
+/// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The certificates of a cluster: one authority, one certificate of 127.0.0.1 for both ends.
+/// Certificates of a cluster: one authority, and one certificate for 127.0.0.1 for both server and client.
 pub(crate) struct Certificates {
     pub(crate) ca: PathBuf,
     pub(crate) cert: PathBuf,
@@ -51,7 +51,7 @@ impl Drop for Etcd {
 }
 
 impl Etcd {
-    /// One member; `None`, loudly, where there is no etcd and no CI.
+    /// Starts one member; `None`, with a message, if there is no etcd outside of CI.
     pub(crate) fn start(tls: bool) -> Option<Self> {
         if Command::new("etcd").arg("--version").output().is_err() {
             assert!(std::env::var_os("CI").is_none(), "CI runs etcd");
@@ -65,7 +65,7 @@ impl Etcd {
         Some(etcd)
     }
 
-    /// Starts it on what it held.
+    /// Starts it again with its previous data.
     pub(crate) fn again(&mut self) {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
         let mut command = Command::new("etcd");
@@ -115,7 +115,7 @@ impl Etcd {
         self.dir.path().join(name)
     }
 
-    /// etcdctl, which shares no code with us.
+    /// Runs etcdctl, which shares no code with this program.
     pub(crate) fn ctl(&self, args: &[&str]) -> Output {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url(), "--command-timeout", "2s"]);
@@ -131,7 +131,7 @@ impl Etcd {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The revision: how many changes there were.
+    /// Present revision, that is the number of changes.
     pub(crate) fn revision(&self) -> i64 {
         let status: serde_json::Value =
             serde_json::from_str(&self.says(&["endpoint", "status", "-w", "json"])).unwrap();

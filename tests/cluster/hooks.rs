@@ -1,4 +1,4 @@
-//! Hooks around the turn of a node: what they see, what holds while they run, and what becomes of a reboot whose hook fails.
+//! Hooks around the turn of a node: their input, the guarantees while they run, and the result of a reboot whose hook fails.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::fs;
@@ -10,7 +10,7 @@ use crate::etcd::Etcd;
 use crate::harness::server::Bench;
 use crate::lab::{Lab, Node};
 
-/// Logs each call, and does what the files beside it ask for: `NAME` is the text of a script that it runs.
+/// Logs each call, and runs the script of the file with the name of the hook, if it exists.
 const HOOK: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 9
 input=$(cat)
@@ -46,7 +46,7 @@ impl Hooked {
         }
     }
 
-    /// What was called since the last look, as (hook, node, the rest).
+    /// Calls since the last look, as (hook, node, the rest).
     fn calls(&self) -> Vec<(String, usize, String)> {
         let path = self.lab.bench.path("hooks.log");
         let text = fs::read_to_string(&path).unwrap_or_default();
@@ -84,7 +84,7 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
     let Some(hooked) = Hooked::new() else { return };
     let lab = &hooked.lab;
     let v2 = lab.bench.text("v2.qimg");
-    // An upgrade: out of service before the new slot is selected, back in service when it has proved good.
+    // An upgrade: out of service before the new slot is selected, back in service after it is marked good.
     hooked.on("drain", Some("grep -q . state 2>/dev/null && exit 7; echo $QSTAGE_NODE > state\n"));
     hooked.on("undrain", Some("rm -f state\n"));
     assert_eq!(lab.node(1).prepare(&v2, true, true).0, 202);
@@ -109,7 +109,7 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
         (&json!(1), &json!([1, 2, 3]), &json!("2.0"))
     );
     assert_eq!(input["group"], json!([input["node"]]));
-    // A drain that fails: nobody reboots, its name and words are shown, and it is in service again.
+    // A drain that fails: no node reboots, the name and output of the hook are shown, and the node is in service again.
     hooked.on("drain", Some("echo still 3 clients >&2; exit 3\n"));
     hooked.start();
     let told = hooked.until("REBOOT_PAUSED_DUE_TO_ERROR");
@@ -120,7 +120,7 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
         fs::read_to_string(lab.bench.path("hooks.log")).unwrap().contains(&format!("undrain {first}"))
     });
     hooked.calls();
-    // One that hangs: the disk is free meanwhile, and it is killed and named.
+    // A drain that hangs: the disk can be used meanwhile; the hook is killed, and the error names it.
     hooked.on("drain", Some("echo waiting for clients >&2; sleep 60\n"));
     assert_eq!(lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
     lab.node(1).until("it hangs", |_| {
@@ -135,7 +135,7 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
     let told = hooked.until("REBOOT_PAUSED_DUE_TO_ERROR");
     assert!(told.ends_with("the hook 'drain' did not end within 3.0 s: waiting for clients"), "{told}");
     assert_eq!(boots(lab), 3);
-    // An undrain that fails is told too, and nothing goes on.
+    // An undrain that fails is reported too, and no other node reboots.
     hooked.on("drain", None);
     hooked.on("undrain", Some("echo no way back >&2; exit 5\n"));
     assert_eq!(lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
@@ -159,7 +159,7 @@ fn what_the_protection_hook_says_holds_the_next_group() {
     };
     node.until("it is asked", |node| node.get("/v2/upgrade/blocked")["is_blocked"] == false);
     assert_eq!(node.get("/v1/cluster/protection/status")["max_node_failures"], 1);
-    // The first has gone: the second waits for the data.
+    // The first node has had its turn: the second one waits for the protection of data.
     hooked.start();
     hooked.on("protection", Some("echo '{\"remaining\": 0, \"maximum\": 1}'\n"));
     waits("0 of 1 nodes may fail");
@@ -173,7 +173,7 @@ fn what_the_protection_hook_says_holds_the_next_group() {
     waits("1 of 1 nodes may fail, and it is restored");
     assert_eq!(node.get("/v1/cluster/protection/restriper/status")["status"], "RUNNING");
     assert!(boots(lab) <= 1, "none went meanwhile");
-    // A hook that fails is a pause with its words, after the time that it may fail.
+    // A hook that fails for longer than permitted pauses the reboot with its message.
     hooked.on("protection", Some("echo lost the data layer >&2; exit 2\n"));
     let told = hooked.until("REBOOT_PAUSED_DUE_TO_ERROR");
     assert!(told.contains("the hook 'protection' ended with exit status: 2: lost the data layer"), "{told}");

@@ -14,15 +14,15 @@ use serde_json::{Value, json};
 use crate::etcd::{Etcd, free_port};
 use crate::harness::server::{Bench, QSTAGE, run};
 
-/// How long a node is down while it reboots.
+/// Time for which a node is down while it reboots.
 const BOOT: Duration = Duration::from_millis(700);
 
-/// A node as the test sees it.
+/// Node of the test.
 pub(crate) struct Node {
     pub(crate) number: usize,
     dir: PathBuf,
     port: u16,
-    /// Where its software answers, if that is a container.
+    /// Port of its software, if that is a container.
     pub(crate) app: u16,
     shared: Arc<Shared>,
     machine: Option<JoinHandle<()>>,
@@ -31,17 +31,17 @@ pub(crate) struct Node {
 #[derive(Default)]
 struct Shared {
     end: AtomicBool,
-    /// It has no power.
+    /// Whether the node has no power.
     off: AtomicBool,
-    /// Slot b does not come up: its tries run out.
+    /// Whether slot b fails to come up, until its tries are used up.
     broken: AtomicBool,
-    /// When it went down and came up again.
+    /// Times at which it went down and came up again.
     downs: Mutex<Vec<(Instant, Instant)>>,
     boots: Mutex<u32>,
     slot: Mutex<String>,
-    /// A unit marks each boot good, by itself.
+    /// Whether a unit marks each boot good by itself.
     marks: AtomicBool,
-    /// What came of that.
+    /// Output of that unit.
     marked: Mutex<String>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Nodes that are members already.
+    /// Starts nodes that are members already.
     pub(crate) fn new(count: usize) -> Option<Self> {
         Self::with(count, "", None)
     }
@@ -62,7 +62,7 @@ impl Lab {
         Some(Self::on(etcd, Bench::new(None), count, cluster, rate))
     }
 
-    /// On a bench that holds what the configuration names.
+    /// Starts nodes on a bench that contains the files that the configuration names.
     pub(crate) fn on(etcd: Etcd, bench: Bench, count: usize, cluster: &str, rate: Option<&str>) -> Self {
         fs::write(bench.path("secret"), "secret").unwrap();
         let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
@@ -90,7 +90,7 @@ impl Lab {
         lab
     }
 
-    /// A machine with this number in its configuration; it is started, and not a member yet.
+    /// Starts a machine with this number in its configuration, which is no member yet.
     pub(crate) fn add(&mut self, number: usize, id: usize, cluster: &str, rate: Option<&str>) {
         let dir = self.bench.path(&format!("node{number}"));
         fs::create_dir(&dir).unwrap();
@@ -129,7 +129,7 @@ impl Lab {
         &self.nodes[number - 1]
     }
 
-    /// The newest official client at a node.
+    /// Command of the newest official client, for a node.
     pub(crate) fn client(&self, number: usize, args: &[&str]) -> Option<Command> {
         let client = std::env::var("QSTAGE_TEST_CLIENT").ok();
         let Some(client) = client else {
@@ -145,7 +145,7 @@ impl Lab {
         Some(command)
     }
 
-    /// How many nodes were down at the same time at most.
+    /// Maximum number of nodes that were down at the same time.
     pub(crate) fn most_down(&self) -> usize {
         let all: Vec<(Instant, Instant)> =
             self.nodes.iter().flat_map(|node| node.shared.downs.lock().unwrap().clone()).collect();
@@ -170,7 +170,7 @@ impl Drop for Lab {
     }
 }
 
-/// Power, boot loader and kernel of a node.
+/// Simulates power, boot loader and kernel of a node.
 fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
     let mut down = None;
     while !shared.end.load(Ordering::Relaxed) {
@@ -200,7 +200,7 @@ fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
             std::thread::sleep(Duration::from_millis(20));
         }
         down = Some(Instant::now());
-        // As the power goes: nothing says good-bye.
+        // As in a power failure: the service does not shut down cleanly.
         let _ = child.kill();
         let _ = child.wait();
         let _ = fs::remove_file(&reboot);
@@ -208,7 +208,7 @@ fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
     }
 }
 
-/// The slot that comes up. One that does not is tried until its tries are spent.
+/// Slot that comes up. A slot that fails to is tried until its tries are used up.
 fn select(dir: &std::path::Path, shared: &Shared) -> String {
     loop {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qstage-select"));
@@ -221,7 +221,7 @@ fn select(dir: &std::path::Path, shared: &Shared) -> String {
     }
 }
 
-/// The service in a mount namespace of its own, where the kernel seems to have booted anew.
+/// Starts the service in a mount namespace of its own, with the boot ID of a new boot.
 fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
     let identity = dir.join("boot_id");
     fs::write(&identity, format!("00000000-0000-4000-8000-{boot:012x}\n")).unwrap();
@@ -238,12 +238,12 @@ impl Node {
         self.shared.off.store(!on, Ordering::Relaxed);
     }
 
-    /// Whether slot b fails to come up.
+    /// Sets whether slot b fails to come up.
     pub(crate) fn breaks(&self, broken: bool) {
         self.shared.broken.store(broken, Ordering::Relaxed);
     }
 
-    /// From now on a unit marks each boot good, by itself. Returns what came of that so far.
+    /// Makes a unit mark each boot good by itself from now on. Returns its output so far.
     pub(crate) fn marks_at_boot(&self) -> String {
         self.shared.marks.store(true, Ordering::Relaxed);
         self.shared.marked.lock().unwrap().clone()
@@ -253,7 +253,7 @@ impl Node {
         self.dir.join(name)
     }
 
-    /// Ends the container of its software, where it has one, and what it has mounted.
+    /// Ends the container of its software, if it has one, and removes its mounts.
     fn stop_container(&self) {
         if !self.dir.join("run").exists() {
             return;
@@ -276,7 +276,7 @@ impl Node {
         self.shared.slot.lock().unwrap().clone()
     }
 
-    /// One request over the Unix socket; `None` while nobody is there.
+    /// Sends one request over the Unix socket; `None`: no service is listening.
     pub(crate) fn try_call(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
         use std::io::{Read, Write};
         let request = format!(
@@ -298,7 +298,7 @@ impl Node {
         Some(serde_json::from_str(&text).unwrap())
     }
 
-    /// Waits for the answer while the node reboots.
+    /// Sends a request, and repeats it until there is an answer: the node may be rebooting.
     pub(crate) fn get(&self, path: &str) -> Value {
         let mut answer = None;
         self.until(path, |node| {
@@ -350,7 +350,7 @@ impl Node {
         }
     }
 
-    /// A verb at this node.
+    /// Runs a command of `qstage` at this node.
     pub(crate) fn qstage(&self, args: &[&str]) -> Output {
         let mut command = Command::new(QSTAGE);
         command.args(args).arg("--config").arg(self.dir.join("config")).stdin(Stdio::null()).output().unwrap()

@@ -1,4 +1,4 @@
-//! Clusters: the pure state machine, explored exhaustively; the store, against a real etcd; and three real nodes.
+//! Tests of clusters: the pure state machine, explored exhaustively; the store, against a real etcd; and three real nodes.
 #[path = "../harness/mod.rs"]
 mod harness;
 
@@ -6,7 +6,7 @@ mod harness;
 mod contract;
 /// A real etcd.
 mod etcd;
-/// The commands around a turn.
+/// Commands around the turn of a node.
 mod hooks;
 /// Three nodes: services with their own disks, which reboot into the slot that their table selects.
 mod lab;
@@ -16,5 +16,5 @@ mod model;
 mod nodes;
 /// Upgrades of the software on all nodes at once.
 mod software;
-/// A cluster as the explorer sees it.
+/// Model of a cluster, as the exploration uses it.
 mod world;

@@ -1,5 +1,5 @@
-//! Every interleaving of small clusters: nodes that publish late, leases that end, a driver that is slow, and one fault at any
-//! step, over the machine of `src/cluster` and a store in memory. It prints how many states there are.
+//! Every interleaving of small clusters: nodes that publish late, leases that end, a slow driver, and one fault at any step,
+//! with the state machine of `src/cluster` and a store in memory. It prints the number of states.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::collections::HashSet;
@@ -10,18 +10,18 @@ use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::state::{RebootState, Stage, Standing};
 use qstage::state::UpgradeType;
 
-/// Two hashes of 64 bits: that two states share both is less likely than a bit that flips in memory.
+/// Two 64-bit hashes of a state: that two states have both in common is less likely than a bit flip in memory.
 fn print(world: &World) -> (u64, u64) {
     let build = BuildHasherDefault::<DefaultHasher>::default();
     (build.hash_one(world), build.hash_one((7_u8, world)))
 }
 
-/// What came of an exploration.
+/// Result of an exploration.
 struct Explored {
     states: usize,
-    /// States in which nothing happens by itself any more.
+    /// States in which nothing more happens by itself.
     ends: Vec<World>,
-    /// The rule that was broken, and how.
+    /// Rule that was broken, and the events that led to it.
     broken: Option<(&'static str, Vec<String>)>,
 }
 
@@ -55,13 +55,13 @@ fn explore(scenario: Scenario) -> Explored {
     result
 }
 
-/// Nothing waits for ever without a status that names what for; and where nobody drives, nobody is there to drive.
+/// Checks that a cluster waits only with a status that names the reason, and lacks a leader only if no node could lead.
 fn is_a_good_end(world: &World, scenario: Scenario) {
     let view = world.view();
     let waits = match next_action(&view) {
         Action::Rest => String::new(),
         Action::Wait(what) => what,
-        // It could go on, but no node is there that would lead.
+        // There is a next action, but no node that could lead.
         Action::Write(_) | Action::Resign => {
             assert!(world.nodes.iter().all(|node| !node.up || !node.connected), "nobody goes on: {world:#?}");
             return;
@@ -74,7 +74,7 @@ fn is_a_good_end(world: &World, scenario: Scenario) {
         || waits.contains("protection");
     assert!(idle || names, "it waits for '{waits}': {world:#?}");
     if idle && view.upgrade.error.is_none() && !scenario.prepare {
-        // One that is not well after the verdict says so, and blocks the next upgrade.
+        // A node that is not healthy after the verdict reports it, and blocks the next upgrade.
         let well = |node: &crate::world::Node| {
             scenario.upgrade_type == UpgradeType::SoftwareOnly || node.standing == Standing::Good
         };
@@ -99,7 +99,7 @@ fn is_a_good_end(world: &World, scenario: Scenario) {
     }
 }
 
-/// Every right to be down can be had again: somebody sees to the nodes and resumes, and it comes to its end.
+/// Checks that no right to be down is held for ever: after a repair of the nodes and a resume, the reboot ends.
 fn can_go_on(world: &World) {
     let mut world = world.seen_to();
     for _ in 0..400 {
@@ -109,7 +109,7 @@ fn can_go_on(world: &World) {
             if world.reboot().state == RebootState::Idle {
                 break;
             }
-            // A node that crashed before its turn is one more failure, and one more resume.
+            // A node that crashed before its turn is another failure, and needs another resume.
             next.push((String::new(), world.seen_to()));
         }
         world = next.swap_remove(0).1;
@@ -210,7 +210,7 @@ fn a_rolling_reboot_of_four() {
     holds("rolling, 4 nodes, no fault", Scenario { faults: 0, ..scenario(4, PLATFORM, true) });
 }
 
-/// A check that cannot fail is none.
+/// Each rule must be able to fail, otherwise it checks nothing.
 #[test]
 fn what_others_got_wrong_is_found() {
     for (mutant, rule) in [
@@ -223,7 +223,7 @@ fn what_others_got_wrong_is_found() {
         let explored = explore(Scenario { mutant, slows: 1, ..scenario(3, PLATFORM, true) });
         let (found, path) = explored.broken.unwrap_or_else(|| panic!("{mutant:?} is not found"));
         println!("{mutant:?}: {found}, after {} states, by {} steps", explored.states, path.len());
-        // Another rule may be broken first on the way that is walked first; what matters is that one is.
+        // Another rule may be broken first on the first path; it suffices that a rule is broken.
         assert!(found == rule || found.contains("group begins"), "{mutant:?}: {found}, not {rule}");
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::lab::Lab;
 
-/// The official client rolls the cluster through one node, and sees nothing that it does not know.
+/// The official client upgrades the cluster through one node, and gets no answer that it does not know.
 #[test]
 fn a_rolling_upgrade_by_the_official_client() {
     let Some(lab) = Lab::new(3) else { return };
@@ -46,7 +46,7 @@ fn a_rolling_upgrade_by_the_official_client() {
 fn a_complete_upgrade_and_a_node_that_falls_back() {
     let Some(lab) = Lab::new(3) else { return };
     let (v2, node) = (lab.bench.text("v2.qimg"), lab.node(1));
-    // Prepared on all, seen through any; cancelled, and discarded on all.
+    // Prepared on all nodes, and shown by each; cancelled, and discarded on all nodes.
     assert_eq!(node.prepare(&v2, false, false).0, 202);
     lab.node(3).until("prepared", |node| node.state() == "PREPARED");
     assert_eq!(lab.node(2).prepare(&v2, false, false).0, 202, "the same again");
@@ -66,7 +66,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         node.until("what was prepared is discarded", empty);
     }
     assert_eq!(node.call("/v2/upgrade/commit", &Value::Null).0, 409);
-    // Who has given an order sees it in the next status: a client takes IDLE after its prepare for the end of it.
+    // The next status after an order shows it: a client takes IDLE after its prepare for the end of the upgrade.
     for _ in 0..6 {
         node.until("it is taken", |node| node.prepare(&v2, false, false).0 == 202);
         assert_eq!(node.state(), "PREPARING");
@@ -76,7 +76,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     for node in &lab.nodes {
         node.until("nothing is left of it", empty);
     }
-    // Node 2 does not come up with it: all return, by one verdict, which no unit of a machine forestalls.
+    // Node 2 does not come up with the new release: all return by one verdict, and a unit that marks good cannot prevent that.
     lab.node(2).breaks(true);
     lab.node(1).marks_at_boot();
     assert_eq!(node.prepare(&v2, true, false).0, 202);
@@ -102,7 +102,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     }
     let forestalled = lab.node(1).marks_at_boot();
     assert!(forestalled.contains("UPGRADE_ERROR_CLUSTER_VERDICT"), "{forestalled}");
-    // Tried again: all of them, at once.
+    // A second attempt: all nodes, at once.
     lab.node(2).breaks(false);
     let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
     node.until("it may be tried again", |node| {
@@ -135,7 +135,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     let many =
         json!({"image_path": v2, "auto_commit": false, "do_rolling_reboot": true, "num_nodes_to_reboot": 2});
     assert_eq!(lab.node(1).call("/v2/upgrade/prepare", &many).0, 400, "of three nodes one may go");
-    // Without etcd: every answer comes from what was seen, a prepare is refused as such, a commit is accepted and waits.
+    // Without etcd every answer comes from the last known state, a prepare is refused, a commit is accepted and waits.
     assert_eq!(lab.node(1).prepare(&v2, false, true).0, 202);
     lab.node(1).until("prepared", |node| node.state() == "PREPARED");
     lab.etcd.stop();
@@ -146,7 +146,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     assert_eq!(lab.node(1).prepare(&v2, false, true).0, 503);
     assert_eq!(lab.node(1).post("/v2/upgrade/commit", &Value::Null), 202);
     assert_eq!(lab.node(1).state(), "COMMITTING");
-    // Node 3, the third in turn or the leader, will not come up. Node 2 reboots, pauses are obeyed.
+    // Node 3, the third in order or the leader, will not come up. Another node reboots; pauses take effect.
     for node in &lab.nodes {
         node.breaks(node.number == 3);
     }
@@ -169,7 +169,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     if reboot(&lab, 1)["state"] == "REBOOT_PAUSED" {
         assert_eq!(lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
     }
-    // It stops at the first that falls back, and says so everywhere.
+    // The reboot pauses at the first node that falls back, and every node shows it.
     lab.node(1).until("it stops", |node| {
         node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_PAUSED_DUE_TO_ERROR"
     });
@@ -182,7 +182,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     }
     let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
     assert_eq!(lab.node(3).boots(), 2, "{boots:?}");
-    // Abandoned: who runs the new release returns, one after the other, and the error says so.
+    // Abandoned: the nodes with the new release return, one after the other, and the error reports it.
     let went: Vec<usize> =
         lab.nodes.iter().filter(|node| node.version() == "Demo 2.0").map(|node| node.number).collect();
     assert!(!went.is_empty());
@@ -198,14 +198,14 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
         assert!(told.starts_with("the upgrade was abandoned: node 3 fell back"), "{told}");
     }
     assert_eq!(reboot(&lab, 1)["state"], "REBOOT_IDLE");
-    // Tried again from the start; the failed node may be resumed too.
+    // A second attempt from the start pauses at the same node, which can be resumed too.
     let order = json!({"image_path": v2, "auto_commit": true, "do_rolling_reboot": true, "num_nodes_to_reboot": null});
     lab.node(1)
         .until("it may be tried again", |node| node.call("/v2/upgrade/prepare?retry=true", &order).0 == 202);
     lab.node(1).until("it stops again", |node| {
         node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_PAUSED_DUE_TO_ERROR"
     });
-    // Seen to, and tried again: it prepares anew what the fallback has ruled out.
+    // After a repair a resume retries the node: it stages the release again that the fallback had discarded.
     lab.node(3).breaks(false);
     assert_eq!(lab.node(1).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
     lab.node(1).until("all are through", |node| node.state() == "IDLE");
@@ -220,7 +220,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
 fn a_node_that_never_returns_and_one_that_was_never_well() {
     let Some(lab) = Lab::with(3, "reboot_timeout = 5\n", None) else { return };
     let status = |number: usize| lab.node(number).get("/v1/qstage/cluster");
-    // An idle cluster writes nothing; it reads, and keeps its leases.
+    // An idle cluster writes nothing; it reads, and renews its leases.
     let before = lab.etcd.revision();
     std::thread::sleep(std::time::Duration::from_secs(4));
     assert_eq!(lab.etcd.revision(), before);
@@ -240,13 +240,13 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
         || lab.node(leader).get("/v1/shutdown/reboot/status")["error_message"].as_str().unwrap().to_owned();
     lab.node(leader).until("its name is told", |_| told().contains(&format!("node {gone}")));
     assert_eq!(lab.node(leader).get("/v1/shutdown/reboot/status")["state"], "REBOOT_PAUSED_DUE_TO_ERROR");
-    // It appears later; nothing goes on by itself.
+    // The node comes back later; the reboot does not continue by itself.
     lab.node(gone).power(true);
     lab.node(gone).until("it is back", |node| node.try_get("/v1/version").is_some());
     lab.node(leader).until("all see it", |_| status(leader)["nodes"][gone - 1]["standing"] == "good");
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert_eq!(lab.node(leader).get("/v1/shutdown/reboot/status")["state"], "REBOOT_PAUSED_DUE_TO_ERROR");
-    // Its turn is taken back by hand, then it goes on, all through.
+    // An operator takes back its turn and resumes; then all nodes reboot.
     let output = lab.node(leader).qstage(&["cluster", "take-back", &gone.to_string()]);
     assert!(output.status.success(), "{output:?}");
     let output = lab.node(leader).qstage(&["cluster", "resume"]);
@@ -259,15 +259,15 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     assert!(shown.contains("node 3") && shown.contains("1.0") && shown.contains("good"), "{shown}");
 }
 
-/// Bad surroundings: each is told, nothing moves, and what runs goes on.
+/// Invalid conditions: each is reported, nothing changes, and the running service continues.
 #[test]
 fn who_does_not_belong() {
     let Some(mut lab) = Lab::new(2) else { return };
     let v2 = lab.bench.text("v2.qimg");
-    // Two nodes cannot roll, and the reason is told.
+    // Two nodes cannot have a rolling reboot, and the reason is shown.
     let (status, answer) = lab.node(1).prepare(&v2, false, true);
     assert!(status == 409 && answer["description"].as_str().unwrap().contains("quorum"), "{answer}");
-    // What one member must not do alone.
+    // Requests that one member must not execute alone.
     let target = json!({"install_path": v2, "target": "UPGRADE_TARGET_PREPARE"}).to_string();
     let (status, text) = lab.node(1).try_call("PUT", "/v1/upgrade/settings", &target).unwrap();
     assert!(status == 400 && text.contains("UPGRADE_ERROR_CLUSTER_MEMBER"), "{text}");
@@ -276,11 +276,11 @@ fn who_does_not_belong() {
             == "UPGRADE_ERROR_ELSEWHERE_NODE"
     );
     assert_eq!(lab.node(1).call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
-    // A secret would lie in etcd.
+    // A password would be stored in etcd.
     let (status, answer) = lab.node(1).prepare("https://user:word@example.org/v2.qimg", false, false);
     let told = answer["description"].as_str().unwrap();
     assert!(status == 400 && told.contains("etcd would show") && !told.contains("word@"), "{answer}");
-    // A second machine with a number that is taken.
+    // A second machine with the number of another one.
     lab.add(3, 2, "", None);
     let third = lab.node(3);
     third.until("it sees etcd", |node| {
@@ -292,7 +292,7 @@ fn who_does_not_belong() {
     let (_, answer) = third.call("/v1/qstage/cluster/join", &Value::Null);
     assert_eq!(answer["error_class"], "UPGRADE_ERROR_MEMBERSHIP");
     assert_eq!(third.get("/v2/upgrade/blocked")["is_blocked"], json!(false), "it serves alone");
-    // One with another release.
+    // A machine with another release.
     lab.add(4, 4, "", None);
     let fourth = lab.node(4);
     fourth.until("it sees etcd", |node| {
@@ -306,7 +306,7 @@ fn who_does_not_belong() {
     let output = fourth.qstage(&["cluster", "join"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("this node runs 2.0, node 1 of the cluster 1.0"), "{said}");
-    // Garbage in a key: told, and nothing moves.
+    // Garbage in a key is reported, and nothing changes.
     lab.etcd.says(&["put", "/lab/reboot", "{}"]);
     lab.node(1).until("it is told", |node| {
         node.get("/v2/upgrade/blocked")["blocked_reason"].as_str().unwrap().contains("etcd key 'reboot'")
@@ -316,7 +316,7 @@ fn who_does_not_belong() {
     assert_eq!(lab.node(1).state(), "IDLE");
     lab.etcd.says(&["del", "/lab/reboot"]);
     lab.node(1).until("it is whole again", |node| node.get("/v2/upgrade/blocked")["is_blocked"] == false);
-    // A member leaves, and is one node again.
+    // A member leaves, and is a single node again.
     assert!(lab.node(2).qstage(&["cluster", "leave"]).status.success());
     lab.node(2).until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
     assert_eq!(lab.node(1).get("/v1/cluster/nodes/").as_array().unwrap().len(), 1);

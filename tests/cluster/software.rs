@@ -13,7 +13,7 @@ use crate::harness::containers::{Poller, answer, can_run, image_of};
 use crate::harness::server::Bench;
 use crate::lab::{Lab, Node};
 
-/// When the software of a node was restarted, in seconds.
+/// Times of the restarts of the software of a node, in seconds.
 fn restarts(node: &Node) -> Vec<f64> {
     let text = fs::read_to_string(node.path("restarts")).unwrap_or_default();
     text.lines().map(|line| line.parse().unwrap()).collect()
@@ -26,7 +26,7 @@ fn slots(node: &Node) -> Vec<(String, String)> {
     all.map(|slot| (text(&slot["version"]), text(&slot["state"]))).collect()
 }
 
-/// Where others run the software, a swap is the command that restarts it.
+/// Software that is not our container: a swap is the command that restarts it.
 #[test]
 fn all_nodes_swap_together_or_none_does() {
     let Some(lab) = Lab::new(3) else { return };
@@ -51,7 +51,7 @@ fn all_nodes_swap_together_or_none_does() {
     let spread = at.iter().copied().fold(f64::MIN, f64::max) - at.iter().copied().fold(f64::MAX, f64::min);
     println!("{spread:.3} s from the first to the last swap");
     assert!(spread < 1.0, "{at:?}");
-    // One is not well: all go back, told in band, and what is prepared may be committed again.
+    // One node is not healthy: all return, the status reports it, and the prepared bundle can be committed again.
     fs::write(lab.node(2).path("sick"), "").unwrap();
     node.until("it is admitted", |node| node.prepare(&soft2, false, false).0 == 202);
     node.until("prepared", |node| node.state() == "PREPARED");
@@ -74,7 +74,7 @@ fn all_nodes_swap_together_or_none_does() {
     }
     node.until("it is over", |node| node.state() == "IDLE");
     assert!(node.get("/v3/upgrade/status")["error_info"].is_null());
-    // A restart of the software of another node, by the node that was asked; a failure there is told here.
+    // A node orders a restart of the software of another node, and reports a failure of that node.
     let before: Vec<usize> = lab.nodes.iter().map(|node| restarts(node).len()).collect();
     assert_eq!(node.post("/v1/shutdown/container-restart/3", &Value::Null), 202);
     let after: Vec<usize> = lab.nodes.iter().map(|node| restarts(node).len()).collect();
@@ -85,7 +85,7 @@ fn all_nodes_swap_together_or_none_does() {
     assert_eq!(node.call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
 }
 
-/// Where the software is a container of ours, the new one waits at its gate for those of the other nodes.
+/// Software in our container: the new container waits at its gate for those of the other nodes.
 #[test]
 fn containers_of_all_nodes_swap_within_a_second() {
     if !can_run() {
@@ -131,7 +131,7 @@ fn containers_of_all_nodes_swap_within_a_second() {
     let gaps: Vec<Duration> = pollers.into_iter().map(|poller| poller.done().0).collect();
     println!("{spread:.2?} from the first to the last swap; downtime per node: {gaps:.2?}");
     assert!(spread < Duration::from_secs(1), "{spread:?}");
-    // A node whose health checks object: all go back.
+    // A node whose health checks fail: all return.
     fs::create_dir_all(lab.node(3).path("health.d")).unwrap();
     let check = lab.node(3).path("health.d/10-app");
     fs::write(&check, "#!/bin/sh\necho the new one is slow >&2; exit 1\n").unwrap();

@@ -1,5 +1,5 @@
-//! A small cluster and every event that can happen to it, as values: nodes, their slots, a store, and a driver that may be
-//! slow.
+//! Model of a small cluster, with every event that can happen to it, as values: nodes, their slots, a store, and a driver that
+//! may be slow.
 
 mod happens;
 mod mutant;
@@ -25,20 +25,20 @@ pub(crate) const NEW: Blake3 = Blake3([2; 32]);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Node {
     pub(crate) up: bool,
-    /// Does not come up again before somebody sees to it.
+    /// Whether it does not come up again before an operator repairs it.
     pub(crate) dead: bool,
     pub(crate) connected: bool,
     pub(crate) boot: u8,
-    /// It runs the new release.
+    /// Whether it runs the new release.
     pub(crate) new: bool,
-    /// The next boot takes it.
+    /// Whether the next boot selects the new release.
     pub(crate) next_new: bool,
     pub(crate) standing: Standing,
     pub(crate) staged: bool,
     pub(crate) gated: bool,
     pub(crate) progress: u8,
     pub(crate) drained: bool,
-    /// It took its turn and has not been counted as back: what the rules count.
+    /// Whether it took its turn and does not count as back yet; the rules count these nodes.
     pub(crate) turn: bool,
 }
 
@@ -46,37 +46,37 @@ pub(crate) struct Node {
 pub(crate) struct World {
     pub(crate) store: Memory,
     pub(crate) nodes: Vec<Node>,
-    /// The data is protected.
+    /// Whether the data is protected.
     pub(crate) whole: bool,
-    /// It is not since a node took its turn: the driver must know that. Of a crash a moment ago nobody can know.
+    /// Whether it is unprotected because a node took its turn: the driver must know that. It cannot know of a recent crash.
     exposed: bool,
-    /// A driver that has decided and not written yet.
+    /// Transaction that a slow driver has decided and not written yet.
     slow: Option<(NodeId, Txn)>,
-    /// Things that may still go wrong.
+    /// Number of faults that may still occur.
     pub(crate) faults: u8,
-    /// How often a driver may be slow.
+    /// Number of times that a driver may still be slow.
     slows: u8,
-    /// Times may run out.
+    /// Whether time limits may be exceeded.
     late: bool,
     pub(crate) pauses: u8,
-    /// How often it is abandoned.
+    /// Number of times that the upgrade may still be abandoned.
     pub(crate) abandons: u8,
     pub(crate) mutant: Mutant,
-    /// The reboot has failed and nobody has resumed it.
+    /// Whether the reboot has failed and was not resumed.
     stopped: bool,
-    /// The highest progress that was shown.
+    /// Last progress that was shown.
     shown: u8,
-    /// What rule was broken.
+    /// Rule that was broken; `None`: none.
     pub(crate) broken: Option<&'static str>,
 }
 
-/// What is explored.
+/// Start and limits of an exploration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scenario {
     pub(crate) nodes: u32,
     pub(crate) upgrade_type: UpgradeType,
     pub(crate) rolling: bool,
-    /// From the prepare, or from PREPARED.
+    /// Whether it starts with the prepare; `false`: at PREPARED.
     pub(crate) prepare: bool,
     pub(crate) faults: u8,
     pub(crate) slows: u8,
@@ -211,7 +211,7 @@ impl World {
         next.canonical()
     }
 
-    /// A transaction that nobody drives.
+    /// Runs a transaction that is not one of the driver.
     fn apply(&mut self, txn: &Txn) -> bool {
         self.store.transact(txn).unwrap()
     }
@@ -246,7 +246,7 @@ impl World {
                     (node.next_new, node.standing) = (false, Standing::FellBack("x".into()));
                 }
                 (false, true) => (node.new, node.standing) = (false, Standing::Good),
-                // Somebody has seen to it.
+                // An operator has repaired the node.
                 (true, true) if node.standing != Standing::Good => node.standing = Standing::Trial,
                 _ => {}
             }
@@ -399,7 +399,7 @@ impl World {
         }
     }
 
-    /// A write of the driver.
+    /// Runs a transaction of the driver.
     fn write(&mut self, node: NodeId, txn: &Txn) {
         let mut txn = txn.clone();
         if self.mutant == Mutant::NoFence {
@@ -448,7 +448,7 @@ impl World {
         }
     }
 
-    /// What holds after every step.
+    /// Checks the rules that hold after every step.
     fn look(&mut self, before: &Self) {
         let (after, old) = (self.reboot(), before.reboot());
         if after.state == RebootState::PausedDueToError {
@@ -468,7 +468,7 @@ impl World {
         }
     }
 
-    /// An operator sees to all nodes, and resumes what failed.
+    /// The state after an operator has repaired all nodes and resumed the failed reboot.
     pub(crate) fn seen_to(&self) -> Self {
         self.with(|w| {
             w.faults = 0;

@@ -1,4 +1,4 @@
-//! Requests to the gateway: the endpoints one after the other, certificates, users.
+//! Requests to the gateway: choice of the endpoint, certificates, users.
 
 use std::fs;
 use std::io::BufReader;
@@ -15,21 +15,21 @@ use ureq::{Agent, Body, http};
 use super::EtcdConfig;
 use crate::error::{Error, Result};
 
-/// How long etcd may take for an answer. It gives up a request itself after some 7 s without a quorum; an answer after that
-/// is worth nothing to who has a lease of 10 s.
+/// Time limit for an answer of etcd. Without a quorum etcd itself abandons a request after some 7 s; an answer after that is
+/// of no use to a node with a lease of 10 s.
 const LIMIT: Duration = Duration::from_secs(4);
-/// How long a connection may take to come about, so that a host that is down leaves time for the next one.
+/// Time limit for a connection, so that a host that is down leaves time for the next one.
 const CONNECT: Duration = Duration::from_millis(1500);
-/// How long a watch may be silent before it is begun anew: a connection that broke without a word looks like that.
+/// Time without data after which a watch is started again: a connection that broke without notice looks like that.
 const SILENCE: Duration = Duration::from_secs(30);
-/// The longest answer in bytes: some hundred nodes with all that they say.
+/// Maximum size of an answer in bytes: enough for the data of some hundred nodes.
 const ANSWER_LIMIT: u64 = 16 << 20;
 
-/// The members of etcd.
+/// Client of all members of an etcd cluster.
 #[derive(Debug)]
 pub(super) struct Gateway {
     endpoints: Vec<String>,
-    /// The member that answered last.
+    /// Index of the member that answered last.
     current: AtomicUsize,
     agent: Agent,
     watcher: Agent,
@@ -66,7 +66,7 @@ impl Gateway {
         })
     }
 
-    /// Asks one member after the other until one answers.
+    /// Sends a request to one member after the other until one answers.
     pub(super) fn call(&self, path: &str, body: &Json) -> Result<Json> {
         let mut answer = self.ask(&self.agent, path, body)?;
         let text = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_string();
@@ -75,7 +75,7 @@ impl Gateway {
             .map_err(|problem| failed(&self.endpoint(0), &format!("no JSON: {problem}")))
     }
 
-    /// The same for an answer without an end.
+    /// As [`Self::call`], for an answer that does not end.
     pub(super) fn stream(&self, path: &str, body: &Json) -> Result<BufReader<ureq::BodyReader<'static>>> {
         let answer = self.ask(&self.watcher, path, body)?;
         Ok(BufReader::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
@@ -134,7 +134,7 @@ impl Gateway {
             if answer.status().is_success() {
                 return Ok(answer);
             }
-            // A token ends some minutes after its last use, and when etcd is started anew.
+            // A token expires some minutes after its last use, and when etcd restarts.
             match refused(answer) {
                 Err(problem) if self.user.is_some() && !fresh && problem.contains("token") => {}
                 Err(problem) => return Err(problem),
@@ -145,7 +145,7 @@ impl Gateway {
     }
 }
 
-/// The body of an answer, or what it says is wrong.
+/// Body of an answer, or the problem that it reports.
 fn refused(mut answer: http::Response<Body>) -> std::result::Result<Json, String> {
     let status = answer.status();
     let text = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_string().unwrap_or_default();
@@ -153,7 +153,7 @@ fn refused(mut answer: http::Response<Body>) -> std::result::Result<Json, String
     if status.is_success() {
         return Ok(body);
     }
-    // Not all of its refusals are JSON.
+    // Not all refusals of etcd are JSON.
     let plain = text.lines().next().unwrap_or_default();
     let said = body["error"].as_str().or(body["message"].as_str()).unwrap_or(plain);
     Err(format!("{status} {said}").trim().to_owned())
@@ -194,22 +194,22 @@ fn tls(access: &EtcdConfig) -> Result<TlsConfig> {
     Ok(config.build())
 }
 
-/// Bytes as the gateway takes them.
+/// Bytes in the encoding that the gateway accepts.
 pub(super) fn base64(bytes: impl AsRef<[u8]>) -> String {
     Base64::encode_string(bytes.as_ref())
 }
 
-/// Bytes as the gateway sends them; what is none is empty, and no value of ours.
+/// Bytes decoded from an answer of the gateway. Invalid text becomes empty, which is no value of this program.
 pub(super) fn unbase64(text: &str) -> Vec<u8> {
     Base64::decode_vec(text).unwrap_or_default()
 }
 
-/// A number of 64 bits, which JSON has as a string; one that is left out is 0.
+/// A 64-bit number, which the gateway sends as a string; an omitted one is 0.
 pub(super) fn number(value: &Json) -> i64 {
     value.as_i64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default()
 }
 
-/// The first key after all that begin with `prefix`.
+/// The first key after all keys that begin with `prefix`.
 pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -218,7 +218,7 @@ pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
             return end;
         }
     }
-    // To the end of all keys.
+    // etcd takes this as the end of all keys.
     vec![0]
 }
 

@@ -1,7 +1,7 @@
-//! etcd as the store, by its JSON gateway (`/v3`, etcd 3.4 and later): every key below a prefix, transactions, leases, and one
-//! watch over all of it.
+//! etcd as the store, accessed by its JSON gateway (`/v3`, etcd 3.4 and later): all keys below a prefix, transactions, leases,
+//! and one watch of all these keys.
 //!
-//! The gateway and not gRPC: the HTTP client is here already, and a gRPC stack would be the largest part of the program.
+//! The gateway is used and not gRPC, because the program has an HTTP client already; a gRPC stack would be its largest part.
 
 mod gateway;
 mod watch;
@@ -19,29 +19,29 @@ use crate::error::{Error, Result};
 use gateway::{Gateway, base64, end_of, number, unbase64};
 pub use watch::{KeyChange, Watch};
 
-/// How etcd is reached.
+/// Access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EtcdConfig {
-    /// Addresses of its members: `https://HOST:2379`.
+    /// Addresses of the members of etcd: `https://HOST:2379`.
     pub endpoints: Vec<String>,
-    /// Who signed the certificates of its members; `None`: whom the system trusts.
+    /// Certificates of the authority that signed those of the members; `None`: the authorities that the system trusts.
     pub ca: Option<PathBuf>,
-    /// Certificate and key by which this node proves who it is.
+    /// Certificate and key by which this node authenticates itself.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Name, and file of the password, where it has users.
+    /// User name and file of the password; `None`: etcd has no users.
     pub user: Option<(String, PathBuf)>,
-    /// What all keys begin with; two clusters on one etcd need two.
+    /// Prefix of all keys; two clusters on one etcd need different ones.
     pub prefix: String,
 }
 
-/// etcd. A clone shares its connections.
+/// Store in etcd. A clone shares its connections.
 #[derive(Debug, Clone)]
 pub struct Etcd {
     gateway: Arc<Gateway>,
     prefix: String,
 }
 
-/// A key as the gateway sends it: numbers are strings, and a zero is left out.
+/// Key in the form that the gateway sends: numbers are strings, and zeros are omitted.
 #[derive(Debug, Deserialize)]
 struct KeyValue {
     key: String,
@@ -56,15 +56,15 @@ struct KeyValue {
 }
 
 impl Etcd {
-    /// A store; nothing is connected before the first request.
+    /// Creates a store; the first request opens the connection.
     ///
     /// # Errors
-    /// [`Error::Config`]: certificates or password cannot be read. [`Error::Argument`]: an endpoint that is no URL.
+    /// [`Error::Config`]: certificates or password cannot be read. [`Error::Argument`]: no endpoint, or one that is no URL.
     pub fn new(access: &EtcdConfig) -> Result<Self> {
         Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone() })
     }
 
-    /// All keys with the revision at which they are so.
+    /// All keys, with the revision of this state.
     ///
     /// # Errors
     /// [`Error::ClusterStore`], [`Error::ClusterData`].
@@ -80,7 +80,7 @@ impl Etcd {
         Ok((snapshot, number(&answer["header"]["revision"])))
     }
 
-    /// Everything that changes after a revision, for as long as the connection lives.
+    /// Watches all changes after a revision, for as long as the connection lasts.
     ///
     /// # Errors
     /// [`Error::ClusterStore`].
@@ -90,7 +90,7 @@ impl Etcd {
         Ok(Watch::new(self.clone(), self.gateway.stream("watch", &create)?))
     }
 
-    /// The identity of the etcd cluster.
+    /// Identity of the etcd cluster, in hexadecimal.
     ///
     /// # Errors
     /// [`Error::ClusterStore`].
@@ -102,7 +102,7 @@ impl Etcd {
         Ok(format!("{id:016x}"))
     }
 
-    /// Makes a lease last for its whole time again; whether it still was.
+    /// Renews a lease for its whole duration; returns `false` if it had ended already.
     ///
     /// # Errors
     /// [`Error::ClusterStore`].

@@ -1,4 +1,4 @@
-//! A watch: one line of JSON for every revision that changed something.
+//! A watch of etcd: one line of JSON for each revision that changed a key.
 
 use std::io::{BufRead, BufReader};
 
@@ -9,10 +9,10 @@ use super::Etcd;
 use super::gateway::number;
 use crate::error::{Error, Result};
 
-/// A change of a key; `None`: it is gone.
+/// Change of a key; `None`: the key was deleted.
 pub type KeyChange = (Key, Option<Entry>);
 
-/// What changes, from one revision on.
+/// Stream of changes, from one revision on.
 pub struct Watch {
     etcd: Etcd,
     lines: BufReader<ureq::BodyReader<'static>>,
@@ -23,10 +23,10 @@ impl Watch {
         Self { etcd, lines }
     }
 
-    /// Waits for the next changes; the revision that they lead to.
+    /// Waits for the next changes and returns them with the revision that they lead to.
     ///
     /// # Errors
-    /// [`Error::ClusterStore`]: it is over, and all keys must be read anew. [`Error::ClusterData`]: garbage.
+    /// [`Error::ClusterStore`]: the watch has ended, and all keys must be read again. [`Error::ClusterData`]: garbage.
     pub fn wait(&mut self) -> Result<(Vec<KeyChange>, Revision)> {
         let over = |problem: String| Error::ClusterStore { problem: format!("the watch ended: {problem}") };
         let mut line = String::new();
@@ -36,7 +36,7 @@ impl Watch {
         }
         let answer: Json = serde_json::from_str(&line).map_err(|problem| over(problem.to_string()))?;
         let result = &answer["result"];
-        // Of a store that was restored from an older copy, or has forgotten the revision.
+        // The store was restored from an older copy, or has compacted the revision.
         if result["canceled"] == true || !answer["error"].is_null() {
             return Err(over(answer.to_string()));
         }

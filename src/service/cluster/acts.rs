@@ -1,5 +1,5 @@
-//! What each step of a node is: orders to the owner, verbs of the engine, the command that reboots. Each runs on a thread of
-//! its own; the driver goes on to publish meanwhile.
+//! Execution of the steps of a node: orders to the owner, verbs of the engine, the reboot command. Each step runs on a thread
+//! of its own, while the driver continues to publish.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::service::owner::worker::{self, Overrides};
 use crate::state::{SlotState, UpgradeType};
 use crate::units::{Blake3, Group};
 
-/// How long a reboot waits after its turn, so that the status has been seen.
+/// Time between the turn of a node and its reboot, so that clients see the status.
 const SHOWN: Duration = Duration::from_millis(1500);
 
-/// Who acts.
+/// Executor of the steps of this node.
 #[derive(Clone)]
 pub(super) struct Actor {
     pub(super) service: Arc<Service>,
@@ -30,7 +30,7 @@ pub(super) struct Actor {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) membership: Membership,
     pub(super) mark: Mark,
-    /// The swap under way.
+    /// Swap in progress; `None`: there is none.
     pub(super) session: Arc<Mutex<Option<Session>>>,
 }
 
@@ -45,11 +45,11 @@ pub(super) enum Selects {
     Before,
 }
 
-/// What a step is done for.
+/// Step to execute, with its context.
 pub(super) struct Task {
     pub(super) step: Step,
     pub(super) order: Option<Ordered>,
-    /// A reboot of one group after the other.
+    /// Whether the reboot proceeds one group after the other.
     pub(super) rolling: bool,
     /// Release that a reboot selects first.
     pub(super) selects: Selects,
@@ -57,7 +57,7 @@ pub(super) struct Task {
 }
 
 impl Actor {
-    /// Does a step to its end.
+    /// Executes a step and returns when it has ended.
     pub(super) fn act(&self, task: &Task) -> Result<()> {
         let (place, hooks) = (&self.service.place, &self.membership.hooks);
         let ordered = || {
@@ -74,7 +74,7 @@ impl Actor {
             Step::FlipBack => place.discard().map(|_| ()),
             Step::Reboot => {
                 if task.rolling {
-                    // Before the first word of it: a drain that is cut off has begun.
+                    // Set before the hook runs: a drain that is interrupted has begun.
                     if !hooks.undrain.is_empty() {
                         self.mark.set();
                     }
@@ -97,7 +97,7 @@ impl Actor {
                 place.roll_back()?;
                 self.reboot()
             }
-            // No acts of the machine.
+            // Steps without an effect on the machine.
             Step::Rest | Step::TakeTurn | Step::Report | Step::ReportFailure => Ok(()),
         }
     }
@@ -107,7 +107,7 @@ impl Actor {
         self.service.after_commit.run(UpgradeType::SoftwareAndPlatform).map(|_| ())
     }
 
-    /// Discards what is prepared; that nothing is, is what was wanted.
+    /// Discards the prepared bundle; also succeeds if there is none.
     fn discard(&self) -> Result<()> {
         match self.runtime.block_on(self.owner.order(Order::Cancel)) {
             Ok(_) | Err(Error::NothingToCancel { .. }) => Ok(()),
@@ -121,7 +121,7 @@ impl Actor {
         Ok(prepared.filter(|_| look.disk.prepared.is_some()).and_then(|slot| slot.manifest))
     }
 
-    /// Stages the ordered bundle, which must be the very one that was ordered.
+    /// Stages the bundle at the ordered path; its manifest must be the ordered one. `again` permits one that has failed.
     fn stage(&self, order: &Ordered, again: bool) -> Result<()> {
         if self.staged()? == Some(order.digest) {
             return Ok(());
@@ -130,7 +130,7 @@ impl Actor {
             Overrides { compatibility: order.overridden, retry: order.retry || again, replace: true };
         self.runtime.block_on(async {
             let path = order.install_path.as_str();
-            // Whoever writes to etcd has no more read on this node than its callers have.
+            // A process that can write to etcd must not read more files on this node than the callers of its API can.
             self.service.allowed.open(path).map(drop)?;
             let (planned, begun) = worker::begin(&self.service.arguments, path, overrides).await?;
             if planned.manifest.parse() != Ok(order.digest) {
@@ -155,7 +155,7 @@ impl Actor {
         })
     }
 
-    /// Selects the ordered release for the next boot. What a fallback or a way back has discarded is staged anew.
+    /// Selects the ordered release for the next boot. A bundle that a fallback or a return has discarded is staged again.
     fn select(&self, order: &Ordered) -> Result<()> {
         if selected(&self.service.place.look()?) == Some(order.digest) {
             return Ok(());
@@ -164,7 +164,7 @@ impl Actor {
         self.service.place.commit().map(|_| ())
     }
 
-    /// Selects the release before the ordered one, unless that is done already.
+    /// Selects the release before the ordered one, if it is not selected already.
     fn return_from(&self, order: &Ordered) -> Result<()> {
         let look = self.service.place.look()?;
         let next = look.slots.slots.iter().find(|slot| slot.group == Group::Platform && slot.boots_next);
@@ -187,7 +187,8 @@ impl Actor {
         self.session().is_some_and(|session| session.is_gated())
     }
 
-    /// Brings the new software to its gate. Nothing is stopped yet; what a way back has discarded is staged anew.
+    /// Starts the new software up to its gate. The old one is not stopped yet. A bundle that a return has discarded is staged
+    /// again.
     fn gate(&self, order: &Ordered) -> Result<()> {
         self.stage(order, true)?;
         let session = Session::begin(&self.service)?;
@@ -205,7 +206,7 @@ impl Actor {
     fn swap(&self, order: &Ordered) -> Result<()> {
         match self.session() {
             Some(session) => session.go()?,
-            // The service was killed in the middle, and has brought up what the flags select.
+            // The service was killed in the middle, and has started the software that the boot flags select.
             None if self.runs(order)? => self.converge()?,
             None => {
                 let problem =
@@ -232,7 +233,7 @@ impl Actor {
         self.swapped()
     }
 
-    /// Has the owner find what runs now: of software that a command starts, only it keeps that.
+    /// Makes the owner find the software that runs now: for software that a command starts, only the owner keeps that.
     fn swapped(&self) -> Result<()> {
         self.runtime.block_on(self.owner.order(Order::SoftwareSwapped)).map(|_| ())
     }
@@ -250,14 +251,14 @@ impl Actor {
         health::run_checks(&self.membership.health, self.membership.health_timeout).map(|_| ())
     }
 
-    /// Whether the flags select the ordered software.
+    /// Whether the boot flags select the ordered software.
     fn runs(&self, order: &Ordered) -> Result<bool> {
         let look = self.service.place.look()?;
         let selected = look.slots.slots.iter().find(|slot| slot.group == Group::Software && slot.boots_next);
         Ok(selected.is_some_and(|slot| slot.manifest == Some(order.digest)))
     }
 
-    /// Makes the software run that the flags select.
+    /// Starts the software that the boot flags select.
     fn converge(&self) -> Result<()> {
         let container = &self.service.container;
         if container.starts() { container.start().map(|_| ()) } else { container.restart() }

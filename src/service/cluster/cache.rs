@@ -1,5 +1,5 @@
-//! All keys as they were seen last, and the two threads that talk to etcd whatever else is done: one watches, one keeps the
-//! lease alive. A flush that takes long must not cost the lease.
+//! Cache of all keys, and the two threads that communicate with etcd independently of everything else: one watches, one renews
+//! the lease. A flush that takes long must not cost the lease.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,37 +12,39 @@ use crate::cluster::view::View;
 use crate::error::{Error, sentence};
 use crate::service::cluster::last_seen::LastSeen;
 
-/// Seconds after which a node that is silent is away: longer than the longest flush, and the keep-alives fit in several times.
+/// Duration of a lease in seconds, after which a silent node is away: longer than the longest flush, and enough for several
+/// renewals.
 const TTL: u32 = 10;
-/// How often the lease is kept alive.
+/// Time between two renewals of the lease.
 const BEAT: Duration = Duration::from_secs(3);
-/// How long after a failure etcd is asked again.
+/// Time between a failure and the next request to etcd.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What was seen.
+/// State of the cluster as this node saw it last.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) snapshot: Arc<Snapshot>,
-    /// Whether etcd has answered since the start; before that nothing is decided.
+    /// Whether etcd has answered since the start of the service; before that nothing is decided.
     pub(super) ever: bool,
-    /// Whether anything is known, if only from the last time.
+    /// Whether a state is known, if only from the file of the last run.
     pub(super) known: bool,
-    /// Why what was seen may be old.
+    /// Why the state may be outdated; `None`: it is current.
     pub(super) problem: Option<String>,
-    /// Since when the upgrade is in this stage.
+    /// Number and stage of the upgrade.
     pub(super) stage: (u64, Stage),
+    /// Time at which this node first saw that stage.
     pub(super) stage_since: Instant,
-    /// Whether that was seen to begin; else it may be so for much longer.
+    /// Whether this node saw the stage begin; if not, it may have begun much earlier.
     pub(super) stage_begun: bool,
     /// Identity of the etcd cluster.
     pub(super) identity: String,
-    /// The lease of this node.
+    /// Lease of this node; `None`: it has none at present.
     pub(super) lease: Option<LeaseId>,
-    /// Counts changes.
+    /// Counter of changes.
     count: u64,
 }
 
-/// The cache.
+/// Cache of the state, which wakes waiting threads on each change.
 #[derive(Debug)]
 pub(super) struct Cache {
     seen: Mutex<Seen>,
@@ -50,7 +52,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// With what was known when this node went down.
+    /// Creates the cache with the state that the last run saved; `None`: there is none.
     pub(super) fn new(kept: Option<Snapshot>) -> Self {
         let seen = Seen {
             known: kept.is_some(),
@@ -75,7 +77,7 @@ impl Cache {
         self.lock().clone()
     }
 
-    /// Waits until something else is seen than `seen`, or for `limit`.
+    /// Waits for a change since `seen`, but at most for `limit`.
     pub(super) fn wait(&self, seen: &Seen, limit: Duration) -> Seen {
         let known = seen.count;
         let waited = self.changed.wait_timeout_while(self.lock(), limit, |now| now.count == known);
@@ -87,7 +89,7 @@ impl Cache {
         act(&mut seen);
         let upgrade = View::new(&seen.snapshot).upgrade;
         if seen.stage != (upgrade.id, upgrade.stage) {
-            // The first look begins nothing.
+            // At the first look the stage may have begun earlier.
             seen.stage_begun = seen.count > 1 && seen.ever;
             (seen.stage, seen.stage_since) = ((upgrade.id, upgrade.stage), Instant::now());
         }
@@ -120,11 +122,11 @@ impl Cache {
     }
 }
 
-/// Follows etcd for ever.
+/// Follows etcd until `end`.
 pub(super) fn follow(cache: &Cache, etcd: &Etcd, kept: &mut LastSeen, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
         let Err(error) = follow_once(cache, etcd, kept, end) else { return };
-        // A watch is begun anew twice a minute, and nobody needs to hear of that.
+        // A watch is started again twice a minute, which is not worth a message.
         if !matches!(&error, Error::ClusterStore { problem } if problem.starts_with("the watch ended")) {
             cache.trouble(&error);
             std::thread::sleep(AGAIN);
@@ -156,7 +158,7 @@ fn follow_once(
     Ok(())
 }
 
-/// Keeps a lease for ever; one that was lost is followed by another one.
+/// Renews the lease until `end`; after the loss of a lease it requests another one.
 pub(super) fn keep_lease(cache: &Cache, mut etcd: Etcd, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
         let lease = cache.lock().lease;
@@ -173,7 +175,7 @@ pub(super) fn keep_lease(cache: &Cache, mut etcd: Etcd, end: &AtomicBool) {
             }
         }
     }
-    // Others see at once that it has ended, and need not wait for its lease.
+    // The other nodes see the end of this node at once, and need not wait for the end of its lease.
     if let Some(lease) = cache.lock().lease {
         let _ = etcd.revoke(lease);
     }

@@ -1,5 +1,5 @@
-//! The loop of a node: says how it is, does its step, and leads where it leads. It remembers nothing that matters: after a
-//! crash the next one decides the same from the same keys.
+//! The loop of a node: it publishes its state, executes its step, and acts as the leader if it is elected. It keeps no state
+//! that matters: after a crash the next run decides the same from the same keys.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,23 +27,23 @@ use crate::service::owner::upgrade::Phase;
 use crate::state::UpgradeType;
 use crate::workers;
 
-/// How often a node looks where nothing changes.
+/// Time between two runs of the loop while nothing changes.
 const TICK: Duration = Duration::from_millis(500);
-/// How old a look at the disk may be.
+/// Maximum age of a view of the disk, and how long a report is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a node may be away during a prepare or a commit.
+/// Time that a node may be away during a prepare or a commit.
 const LOST: Duration = Duration::from_secs(30);
-/// How long COMMITTING, and then COMMITTED, is shown at least; see STATUS.md and `owner.rs`.
+/// Minimum time for which COMMITTING, and then COMMITTED, is shown; see STATUS.md and `owner.rs`.
 pub(super) const COMMITTING: Duration = Duration::from_millis(1500);
 const COMMITTED: Duration = Duration::from_millis(3000);
-/// How long all nodes may take for a gate, a swap, a flip.
+/// Time limit of all nodes for a gate; a swap has half of it, a flip twice as much.
 const TOGETHER: Duration = Duration::from_secs(30);
-/// Percent of progress between two writes of a node.
+/// Progress between two writes of a node, in percent.
 const STEP: u8 = 10;
-/// After how long a hook that failed is run again: what kept it may have gone.
+/// Time after which a failed hook is run again: the cause of the failure may be gone.
 const HOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// A step that is being done, and for which upgrade.
+/// Step in progress, and the number of its upgrade.
 struct Job {
     step: Step,
     upgrade: u64,
@@ -57,22 +57,22 @@ pub(super) struct Driver {
     cache: Arc<Cache>,
     look: Option<(Instant, DiskView)>,
     job: Option<Job>,
-    /// Since when the command that reboots has done its part.
+    /// Time at which the reboot command ended; `None`: no reboot is expected.
     gone: Option<Instant>,
-    /// What a health check said, in which boot.
+    /// Boot in which a health check failed, and its message.
     unhealthy: Option<(BootId, String)>,
     protected: Protected,
     restarts: Restarts,
-    /// The boot in which it was taken back into service.
+    /// Boot in which this node was taken back into service.
     undrained: Option<BootId>,
-    /// What the hook said that could not, and when.
+    /// Time and message of the last failure of the hook `undrain`.
     hook: Option<(Instant, String)>,
-    /// Since when members are away.
+    /// Members that are away, with the time at which this node first saw that.
     away: BTreeMap<NodeId, Instant>,
-    /// The group under way, and since when.
+    /// Group whose turn it is, and the time at which its turn began.
     group: (Vec<(NodeId, BootId)>, Instant),
     refused: Option<String>,
-    /// What was reported for which upgrade: until it is seen in etcd, the step is not done a second time.
+    /// Upgrade, outcome and time of the last report. Until the report is seen in etcd, the step is not repeated.
     reported: Option<(u64, Outcome, Instant)>,
 }
 
@@ -98,14 +98,14 @@ impl Driver {
         }
     }
 
-    /// Works until `end`.
+    /// Runs the loop until `end`.
     pub(super) fn run(mut self, end: &AtomicBool) {
         let mut seen = self.cache.get();
         while !end.load(Ordering::Relaxed) {
             if seen.ever {
                 match self.turn(&seen) {
                     Ok(()) => self.refused = None,
-                    // etcd comes again; what is lasting is worth one line.
+                    // etcd becomes available again; a lasting error is logged once.
                     Err(error) => {
                         let told = sentence(&error);
                         if self.refused.as_ref() != Some(&told) {
@@ -150,7 +150,7 @@ impl Driver {
         self.lead(seen, &view, lease)
     }
 
-    /// Whether it is out of service for a turn that it had: its own mark says so, or, where that is lost, the turn itself.
+    /// Whether this node is out of service after its turn, by the file that records it, or, if that is lost, by the turn.
     fn is_drained(&self, view: &View, boot: BootId) -> bool {
         let turn = |(node, before): &(NodeId, BootId)| *node == self.node() && *before != boot;
         let had = || view.reboot.rolling && view.reboot.current.iter().any(turn);
@@ -167,7 +167,7 @@ impl Driver {
         Ok(look)
     }
 
-    /// Says how this node is, where that has changed; idle nodes write nothing.
+    /// Publishes the state of this node if it has changed; idle nodes write nothing.
     fn publish(
         &mut self,
         seen: &Seen,
@@ -191,7 +191,7 @@ impl Driver {
         let held = seen.snapshot.get(&Key::Alive(self.node())).and_then(|entry| entry.lease);
         if before != Some(&said) || held != Some(lease) {
             let write = Write::Put(Key::Alive(self.node()), Value::Alive(said.clone()), Some(lease));
-            // Another machine with this number must not be talked over.
+            // The state of another machine with this number must not be overwritten.
             let compare =
                 vec![view.unchanged(Key::Alive(self.node())), view.unchanged(Key::Member(self.node()))];
             self.etcd.transact(&Txn { compare, writes: vec![write] })?;
@@ -205,7 +205,7 @@ impl Driver {
             return Ok(());
         }
         if let Some(since) = self.gone {
-            // The machine is on its way down.
+            // The machine is shutting down.
             let limit = self.actor.service.limits.reboot;
             if since.elapsed() < limit {
                 return Ok(());
@@ -226,7 +226,7 @@ impl Driver {
             self.reported = None;
         }
         if view.reboot.state == RebootState::PausedDueToError && matches!(outcome, Some(Outcome::Failed(_))) {
-            // It has been seen; a resume tries again.
+            // The failure has been seen; a resume tries again.
             return self.report(view, Outcome::Prepared);
         }
         let step = turn::step(view, node, local);
@@ -234,7 +234,7 @@ impl Driver {
         match step {
             Step::Rest => Ok(()),
             Step::TakeTurn => self.etcd.transact(&turn::take_turn(view, node, said, lease)).map(|_| ()),
-            // The same that failed a moment ago.
+            // The hook failed a moment ago.
             Step::Undrain if self.hook.as_ref().is_some_and(|(at, _)| at.elapsed() < HOOK_AGAIN) => Ok(()),
             Step::Report if undone => self.report(view, Outcome::Undone),
             Step::Report => self.report(view, Outcome::Kept),
@@ -262,7 +262,7 @@ impl Driver {
         Ok(())
     }
 
-    /// What a hook is told.
+    /// Input of a hook.
     fn occasion(&self, view: &View) -> Occasion {
         let reboot = &view.reboot;
         let order = view.upgrade.order.as_ref().filter(|_| reboot.upgrade_initiated);
@@ -280,7 +280,7 @@ impl Driver {
         }
     }
 
-    /// Stops a prepare that nobody wants any more.
+    /// Stops a prepare whose order is over.
     fn call_off(&self, view: &View) {
         let Some(job) = &self.job else { return };
         let wanted = view.upgrade.id == job.upgrade && view.upgrade.stage == Stage::Preparing;
@@ -292,10 +292,10 @@ impl Driver {
         }
     }
 
-    /// Reports what came of a step.
+    /// Reports the result of a step that has ended.
     fn finish(&mut self, view: &View) -> Result<()> {
         let Some(job) = self.job.take_if(|job| job.work.is_finished()) else { return Ok(()) };
-        // What the disk says has changed.
+        // The view of the disk is outdated now.
         self.look = None;
         let result = job.work.join().unwrap_or_else(|_| {
             Err(Error::Internal { what: format!("the step {:?} of the cluster ended by a panic", job.step) })
@@ -336,7 +336,7 @@ impl Driver {
             (Step::Prepare, Err(error)) if view.upgrade.stage == Stage::Preparing => {
                 self.report(view, failed(error))
             }
-            // What is over already must not spoil the next try.
+            // A failure in a stage that is over must not affect the next attempt.
             (Step::Gate, Err(error)) if stage == Stage::Gate => self.report(view, failed(error)),
             (Step::Swap | Step::SwapBack, Err(error)) if swaps => self.report(view, failed(error)),
             (Step::Flip | Step::FlipBack | Step::RollBack, Err(error)) => self.report(view, failed(error)),
@@ -354,14 +354,14 @@ impl Driver {
         }
     }
 
-    /// It does not reboot after all: it gives its turn back, and says why.
+    /// Returns the turn of this node, which does not reboot, and reports the reason.
     fn turn_failed(&mut self, view: &View, said: &Alive, lease: i64, error: &Error) -> Result<()> {
         let outcome = Outcome::Failed(sentence(error));
         let mut txn = turn::report(view, self.node(), outcome.clone());
         let stays = Value::Alive(Alive { leaving: false, ..said.clone() });
         txn.writes.push(Write::Put(Key::Alive(self.node()), stays, Some(lease)));
         if self.etcd.transact(&txn)? {
-            // Until that is seen it still seems to be its turn.
+            // Until etcd shows that, it still seems to be the turn of this node.
             self.reported = Some((view.upgrade.id, outcome, Instant::now()));
         }
         Ok(())
@@ -374,7 +374,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Leads, or tries to where nobody does.
+    /// Executes the next action of the leader on the leader; without a leader, tries to become it.
     fn lead(&mut self, seen: &Seen, view: &View, lease: i64) -> Result<()> {
         let view = self.timed(view);
         match view.leader {
@@ -402,7 +402,7 @@ impl Driver {
         }
     }
 
-    /// The same with what a stopwatch says.
+    /// The view with lost nodes and overdue stages, which this node measures by its own clock.
     fn timed(&mut self, view: &View) -> View {
         let mut view = view.clone();
         self.away.retain(|node, _| !view.alive.contains_key(node) && view.members.contains(node));
@@ -419,7 +419,7 @@ impl Driver {
         view.overdue = match view.upgrade.stage {
             _ if reboots => self.group.1.elapsed() > self.membership.reboot_timeout,
             Stage::Gate => since_stage > TOGETHER,
-            // So that the way back is over within half a minute too.
+            // Half, so that the way back ends within half a minute too.
             Stage::Swap => since_stage > TOGETHER / 2,
             Stage::Flip => since_stage > TOGETHER * 2,
             _ => false,
@@ -428,14 +428,14 @@ impl Driver {
     }
 }
 
-/// Whether clients that poll once a second have not seen the present stage yet.
+/// Whether clients that poll once a second may not have seen the present stage yet.
 fn is_early(seen: &Seen, view: &View) -> bool {
     let order = view.upgrade.order.as_ref();
     let platform = order.is_some_and(|order| order.upgrade_type == UpgradeType::SoftwareAndPlatform);
     let rolling = platform && order.is_some_and(|order| order.rolling);
     let shown = match view.upgrade.stage {
         Stage::Gate | Stage::Flip | Stage::SwapBack | Stage::FlipBack => COMMITTING,
-        // A rolling upgrade has nothing to do before it, and shows COMMITTING for its first part.
+        // A rolling upgrade has no stage before it, and shows COMMITTING for its first part.
         Stage::Committed if rolling => COMMITTING + COMMITTED,
         Stage::Committed => COMMITTED,
         _ => return false,
@@ -450,7 +450,7 @@ fn why(standing: &Standing) -> String {
     }
 }
 
-/// What a leader decided is worth a line.
+/// Logs a decision of the leader.
 fn log(write: &Write) {
     match write {
         Write::Put(_, Value::Upgrade(upgrade), _) => {

@@ -1,6 +1,6 @@
-//! Commands of the configuration around the turn of a node in a rolling reboot: `drain` takes it out of service, `undrain` back
-//! into it, `protection` knows how many nodes may fail. Each has a time limit, an environment of its own, JSON on its standard
-//! input, and no lock: the disk is free while it runs.
+//! Configured commands around the turn of a node in a rolling reboot: `drain` takes the node out of service, `undrain` takes it
+//! back into service, `protection` reports how many nodes may fail. Each has a time limit, an environment of its own and JSON
+//! on its standard input. It runs without a lock, so that other processes can use the disk meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,40 +15,40 @@ use crate::host::program::Program;
 
 /// Version of the JSON object that a hook reads.
 const VERSION: u32 = 1;
-/// Longest time that one run of `protection` may take.
+/// Time limit of one run of `protection`.
 const ASKED: Duration = Duration::from_secs(30);
-/// Number of characters of a hook's last words that are shown.
+/// Number of characters of a hook's last output that are shown.
 const LAST_WORDS: usize = 300;
-/// File of the state directory that is there while the node is drained.
+/// File of the state directory that exists while the node is drained.
 const MARK: &str = "drained";
 
-/// The hooks; an empty list of words: there is none.
+/// Hooks, each a program and its arguments; empty: the hook is not configured.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hooks {
     /// Takes this node out of service.
     pub drain: Vec<String>,
     /// Takes it back into service.
     pub undrain: Vec<String>,
-    /// Prints how many nodes may fail.
+    /// Prints the number of nodes that may fail.
     pub protection: Vec<String>,
-    /// Time limit of `drain` and `undrain`, and for how long `protection` may fail.
+    /// Time limit of `drain` and `undrain`, and the time for which `protection` may fail.
     pub timeout: Duration,
 }
 
-/// What a hook is told, on its standard input and in its environment.
+/// Input of a hook, on its standard input and in its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub(super) struct Occasion {
-    /// Number of this node.
+    /// Number of the node on which the hook runs.
     pub(super) node: u32,
-    /// All members.
+    /// Numbers of all members.
     pub(super) nodes: Vec<u32>,
-    /// The nodes whose turn it is.
+    /// Numbers of the nodes whose turn it is.
     pub(super) group: Vec<u32>,
-    /// `upgrade` or `reboot`; empty: neither is under way.
+    /// `upgrade` or `reboot`; empty: neither is in progress.
     pub(super) reason: &'static str,
     /// Version that runs on this node.
     pub(super) version: String,
-    /// Version that is to run; empty where nothing is upgraded.
+    /// Version of the upgrade; empty if there is none.
     pub(super) target_version: String,
 }
 
@@ -60,7 +60,7 @@ struct Input<'a> {
     occasion: &'a Occasion,
 }
 
-/// What `protection` prints.
+/// JSON object that `protection` prints.
 #[derive(Deserialize)]
 struct Answer {
     remaining: u32,
@@ -70,20 +70,26 @@ struct Answer {
 }
 
 impl Hooks {
+    /// Takes this node out of service.
+    ///
     /// # Errors
     /// [`Error::Hook`].
     pub(super) fn drain(&self, occasion: &Occasion) -> Result<()> {
         run("drain", &self.drain, self.timeout, occasion).map(|_| ())
     }
 
+    /// Takes this node back into service.
+    ///
     /// # Errors
     /// [`Error::Hook`].
     pub(super) fn undrain(&self, occasion: &Occasion) -> Result<()> {
         run("undrain", &self.undrain, self.timeout, occasion).map(|_| ())
     }
 
+    /// Asks how many nodes may fail.
+    ///
     /// # Errors
-    /// [`Error::Hook`], also for an answer that is none.
+    /// [`Error::Hook`], also for an invalid answer.
     pub(super) fn protection(&self, occasion: &Occasion) -> Result<Protection> {
         let answer = run("protection", &self.protection, self.timeout.min(ASKED), occasion)?;
         let failed = |problem: String| Error::Hook { hook: "protection".to_owned(), problem };
@@ -96,7 +102,7 @@ impl Hooks {
     }
 }
 
-/// Runs a hook and returns what it printed; one that is not configured does nothing.
+/// Runs a hook and returns its standard output; a hook that is not configured is skipped.
 fn run(hook: &str, words: &[String], limit: Duration, occasion: &Occasion) -> Result<Vec<u8>> {
     let failed = |problem: String| Error::Hook { hook: hook.to_owned(), problem };
     let Some((program, arguments)) = words.split_first() else { return Ok(Vec::new()) };
@@ -116,13 +122,13 @@ fn run(hook: &str, words: &[String], limit: Duration, occasion: &Occasion) -> Re
         ("QSTAGE_TARGET_VERSION", &occasion.target_version),
     ];
     let program = Program::new(program, limit).args(arguments).without_environment().envs(environment);
-    // It belongs to the machine: the read-only directories of the service's unit are not meant for it.
+    // A hook is a program of the machine: the read-only directories of the service's unit must not apply to it.
     let outcome = outside::run(|| program.input(input).answer().run()).and_then(std::convert::identity);
     let outcome = outcome.map_err(|problem| failed(format!("cannot be run: {problem}")))?;
     if outcome.end.success() {
         return Ok(outcome.answer);
     }
-    // A program that wrote nothing to standard error may have said it on standard output.
+    // A program that wrote nothing to standard error may have printed the reason on standard output.
     let printed = String::from_utf8_lossy(&outcome.answer);
     let words = if outcome.last_words.is_empty() { printed.trim() } else { outcome.last_words.as_str() };
     let words: Vec<char> = words.replace('\n', "; ").chars().collect();
@@ -134,7 +140,7 @@ fn run(hook: &str, words: &[String], limit: Duration, occasion: &Occasion) -> Re
     Err(failed(if last.is_empty() { end } else { format!("{end}: {last}") }))
 }
 
-/// Whether this node was taken out of service: a file of the state directory, since a node comes back by another process.
+/// File of the state directory that records that this node is out of service; after a reboot another process needs it.
 #[derive(Debug, Clone)]
 pub(super) struct Mark {
     dir: PathBuf,
@@ -149,7 +155,7 @@ impl Mark {
         self.dir.join(MARK).exists()
     }
 
-    /// Sets it. Where that fails, the node still knows after its reboot by the turn that it had.
+    /// Creates the file. If that fails, the node still knows it after its reboot by the turn that it had.
     pub(super) fn set(&self) {
         let set = private_directory(&self.dir, false).and_then(|()| replace(&self.dir, MARK, b"", 0o600));
         if let Err(error) = set {

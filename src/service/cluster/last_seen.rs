@@ -1,5 +1,5 @@
-//! `cluster.json` in the state directory: members, upgrade and reboot as they were seen last. etcd may go down with the nodes,
-//! and a node that has just started must not answer as if nothing were under way. Nothing is decided on it.
+//! `cluster.json` in the state directory: members, upgrade and reboot as this node saw them last. etcd may go down with the
+//! nodes, and a node that has just started must not answer as if nothing were in progress. No cluster decision is based on it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use crate::host::files::{private_directory, replace};
 
 const FILE: &str = "cluster.json";
 
-/// Whether what a node has on trial is for all nodes to decide on, as far as was seen: nothing of this machine may mark it good.
+/// Whether a common decision on the release on trial is pending, by the state that was seen last: until then no program of this
+/// machine may mark the release good.
 pub(crate) fn awaits_verdict(state_dir: &Path, node: NodeId) -> bool {
     let Some(snapshot) = LastSeen::new(state_dir).load() else { return false };
     let View { members, upgrade, .. } = View::new(&snapshot);
@@ -21,7 +22,7 @@ pub(crate) fn awaits_verdict(state_dir: &Path, node: NodeId) -> bool {
     members.contains(&node) && !decided
 }
 
-/// Where it is kept.
+/// The file, and its last content.
 #[derive(Debug)]
 pub(super) struct LastSeen {
     dir: PathBuf,
@@ -33,10 +34,10 @@ impl LastSeen {
         Self { dir: dir.to_owned(), last: Vec::new() }
     }
 
-    /// What was kept; `None` where there is nothing that can be read.
+    /// Reads the saved state; `None`: there is no readable file.
     pub(super) fn load(&self) -> Option<Snapshot> {
         let text = std::fs::read_to_string(self.dir.join(FILE)).ok()?;
-        // Text in text: a boot has 128 bits, which a number of JSON need not bear.
+        // Values are JSON in a string: a boot ID has 128 bits, which a JSON number need not support.
         let values: BTreeMap<String, String> = serde_json::from_str(&text).ok()?;
         let mut snapshot = Snapshot::new();
         for (path, value) in values {
@@ -47,7 +48,7 @@ impl LastSeen {
         Some(snapshot)
     }
 
-    /// Keeps what outlives a lease. Progress alone is not worth a flush.
+    /// Saves the keys without a lease, if they have changed. Progress alone is not worth a flush.
     pub(super) fn keep(&mut self, snapshot: &Snapshot) {
         let lasting = |key: &Key| !matches!(key, Key::Alive(_) | Key::Leader | Key::Restart(_));
         let values = snapshot.iter().filter(|(key, _)| lasting(key)).filter_map(|(key, entry)| {
@@ -66,7 +67,7 @@ impl LastSeen {
             private_directory(&self.dir, false).and_then(|()| replace(&self.dir, FILE, &bytes, 0o600));
         match written {
             Ok(()) => self.last = bytes,
-            // A full or read-only /var must not stop an upgrade.
+            // A full or read-only `/var` must not stop an upgrade.
             Err(error) => tracing::warn!("{}: the cluster's state is not kept: {error}", self.dir.display()),
         }
     }

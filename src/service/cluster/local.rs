@@ -1,4 +1,4 @@
-//! This node, by its disk and its kernel.
+//! State of this node, read from its disk and its kernel.
 
 use crate::cluster::state::{Alive, BootId, Protection, Standing};
 use crate::cluster::turn::Local;
@@ -9,7 +9,8 @@ use crate::service::view::ServiceSnapshot;
 use crate::state::SlotState;
 use crate::units::{Blake3, Group};
 
-/// What the disk says of this node. `unhealthy` is what a health check of this boot said, `drained` whether it is out of service.
+/// State of this node by a view of its disk. `unhealthy` is the message of a health check that failed in this boot; `drained`:
+/// the node is out of service.
 pub(super) fn local(look: &DiskView, view: &View, unhealthy: Option<&str>, drained: bool) -> Local {
     let slots = || look.slots.slots.iter();
     let prepared = slots().find(|slot| slot.state == SlotState::Prepared);
@@ -30,23 +31,23 @@ pub(super) fn local(look: &DiskView, view: &View, unhealthy: Option<&str>, drain
     }
 }
 
-/// The manifest of what is selected and has not booted yet.
+/// Digest of the manifest of the release that is selected and has not booted yet; `None`: none is.
 pub(super) fn selected(look: &DiskView) -> Option<Blake3> {
     let trial =
         look.slots.slots.iter().find(|slot| slot.group == Group::Platform && slot.state == SlotState::Trial);
     trial.filter(|_| look.disk.pending).and_then(|slot| slot.manifest)
 }
 
-/// The release that runs: the ordered one where platform or software is of it, else the newer of both.
+/// Digest of the running release: the ordered one if platform or software belongs to it, otherwise the newer of both.
 fn runs(look: &DiskView, view: &View) -> Blake3 {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
     let mut manifests = Group::BOTH.into_iter().filter_map(|group| look.slots.running(group)?.manifest);
     let target = target.filter(|target| manifests.any(|manifest| manifest == *target));
-    // What was installed by other means has no manifest.
+    // A release that was installed by other means has no manifest.
     target.or_else(|| look.slots.newest_running()?.manifest).unwrap_or(Blake3([0; 32]))
 }
 
-/// Manifest and version of what a node runs that is no member yet.
+/// Digest and version of the release that a node runs before it is a member.
 pub(super) fn runs_alone(look: &DiskView, view: &View) -> (Blake3, String) {
     (runs(look, view), version(look))
 }
@@ -56,7 +57,7 @@ fn version(look: &DiskView) -> String {
     shown.version().number().to_owned()
 }
 
-/// What this node says of itself: of its protection what is `known`, and what a hook failed with.
+/// State that this node publishes. `known` is the protection of data, `hook` the message of a failed `undrain`.
 pub(super) fn alive(
     look: &DiskView,
     local: &Local,
@@ -91,12 +92,12 @@ pub(super) fn alive(
     }
 }
 
-/// The kernel's name of a boot as a number; 0 where it has none.
+/// The kernel's boot ID as a number; 0 if it is missing or invalid.
 fn boot(id: &str) -> BootId {
     BootId(u128::from_str_radix(&id.replace('-', ""), 16).unwrap_or_default())
 }
 
-/// What tells this machine from others: the GUID of a partition, which moves with the disk.
+/// Identity that distinguishes this machine from others: the GUID of a partition, which moves with the disk.
 pub(super) fn identity(look: &DiskView) -> String {
     look.slots.slots.first().map(|slot| slot.partuuid.clone()).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! The cluster as the service takes part in it: a thread that drives, one that watches etcd, one that keeps the lease. What is
-//! to be done, [`crate::cluster`] decides; what a node does, the owner and the engine do as for a single node.
+//! Participation of the service in a cluster: a thread that drives, one that watches etcd, one that renews the lease.
+//! [`crate::cluster`] decides the next step; the owner and the engine execute it as on a single node.
 //!
 //! ```text
 //!   etcd ── watch ──▶ cache ──▶ handlers: every answer, with or without etcd
@@ -7,18 +7,18 @@
 //!    └──── lease, alive, results ──┴──── step ──▶ acts ──▶ owner, disk, reboot command
 //! ```
 //!
-//! | module | knows |
+//! | module | content |
 //! |---|---|
-//! | `cache` | all keys as they were seen last, and since when they are so |
-//! | `last_seen` | what of it outlives a start |
+//! | `cache` | all keys as this node saw them last, and the time of the last change of the stage |
+//! | `last_seen` | the part of it that is saved for the next start |
 //! | `driver` | the loop: publishes, acts, leads |
-//! | `local` | this node, by its disk and its kernel |
-//! | `acts` | what each step of a node is |
-//! | [`hooks`], `protection` | commands of the configuration around a turn |
+//! | `local` | state of this node, read from its disk and its kernel |
+//! | `acts` | execution of the steps of a node |
+//! | [`hooks`], `protection` | configured commands around a turn |
 //! | `restart` | a restart of the software of another node |
 //! | `session` | a swap of the software that waits for the other nodes |
-//! | `orders` | what operators ask for |
-//! | `shown` | the answers |
+//! | `orders` | orders of operators |
+//! | `shown` | answers of the API |
 
 mod acts;
 mod cache;
@@ -47,40 +47,41 @@ use cache::Cache;
 pub(crate) use last_seen::awaits_verdict;
 pub(super) use shown::{ClusterNode, ClusterStatus};
 
-/// The part of the configuration that makes a node a member.
+/// Configuration of a node that can be a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
-    /// How etcd is reached.
+    /// Access to etcd.
     pub access: EtcdConfig,
-    /// The number of this node.
+    /// Number of this node.
     pub node: NodeId,
-    /// Where its service answers, for the others and for people.
+    /// Address of its service, for the other nodes and for people.
     pub address: String,
-    /// How long a node may take to come back from a reboot.
+    /// Time limit for the return of a node from a reboot.
     pub reboot_timeout: Duration,
-    /// Directory of the checks that end a trial.
+    /// Directory of the health checks that end a trial.
     pub health: PathBuf,
-    /// How long each of them may take.
+    /// Time limit of each health check.
     pub health_timeout: Duration,
     /// Commands around the turn of this node.
     pub hooks: hooks::Hooks,
 }
 
-/// The cluster, for handlers.
+/// The cluster, as the handlers of the API use it.
 pub(super) struct Cluster {
     membership: Membership,
     etcd: Etcd,
     cache: Arc<Cache>,
-    /// A commit that was accepted and has not reached etcd yet.
+    /// State of a commit that was accepted and has not reached etcd yet.
     commit: Mutex<orders::Pending>,
     ended: Arc<AtomicBool>,
 }
 
 impl Cluster {
-    /// Starts to take part. etcd need not be there yet.
+    /// Starts the threads. etcd need not be available yet.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config), [`Error::Argument`](crate::Error::Argument): it can never be reached so.
+    /// [`Error::Config`](crate::Error::Config), [`Error::Argument`](crate::Error::Argument): the configuration can never
+    /// work. [`Error::NoThread`](crate::Error::NoThread).
     pub(super) fn start(
         service: &Arc<Service>,
         owner: &Handle,

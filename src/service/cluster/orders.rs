@@ -1,4 +1,4 @@
-//! What operators ask for: checked on what etcd holds now, never on what was seen last.
+//! Orders of operators: each is decided on the present content of etcd, never on the cache alone.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,28 +12,28 @@ use crate::service::cluster::Cluster;
 use crate::service::cluster::local::{identity, runs_alone};
 use crate::service::owner::disk::DiskView;
 
-/// How often an order is tried again that somebody else was faster than.
+/// Number of attempts of an order whose transactions fail because of concurrent changes.
 const TRIES: usize = 8;
-/// How long COMMITTING is shown at least.
+/// Minimum time for which COMMITTING is shown.
 const SHOWN: Duration = Duration::from_millis(1500);
-/// Limit of the wait until the cache has what etcd took.
+/// Time limit until the cache shows a change that etcd has accepted.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
-/// How long a commit waits for etcd.
+/// Time for which a commit waits for etcd.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A commit that was accepted.
+/// State of a commit that was accepted.
 #[derive(Debug, Clone, Default)]
 pub(in crate::service) enum Pending {
     #[default]
     None,
-    /// It is on its way to etcd.
+    /// The commit is being written to etcd.
     Waits,
-    /// etcd did not take it.
+    /// The commit failed, and the error could not be written to etcd.
     Failed(String),
 }
 
 impl Cluster {
-    /// Decides on what etcd holds now; waits for etcd.
+    /// Decides on the present content of etcd, writes the result, and waits until the cache shows it.
     ///
     /// # Errors
     /// The refusal; [`Error::ClusterStore`].
@@ -50,7 +50,7 @@ impl Cluster {
         Err(Error::UpgradeBusy { doing: "the cluster changes all the time".to_owned() })
     }
 
-    /// Whether the cluster would take an upgrade, before a bundle is looked at.
+    /// Checks that the cluster accepts an upgrade, before a bundle is read.
     ///
     /// # Errors
     /// The refusal; [`Error::ClusterStore`].
@@ -65,7 +65,7 @@ impl Cluster {
         }
     }
 
-    /// Orders a prepare. The same order again is none.
+    /// Orders a prepare. The same order again has no effect.
     ///
     /// # Errors
     /// See [`orders::prepare`].
@@ -80,7 +80,7 @@ impl Cluster {
         })
     }
 
-    /// Accepts a commit, and has it decided: what forbids it is told in the status, as a client expects that has prepared.
+    /// Accepts a commit and decides on it afterwards: an obstacle is shown in the status, as a client expects after a prepare.
     ///
     /// # Errors
     /// [`Error::NotPrepared`]: nothing is prepared.
@@ -100,7 +100,7 @@ impl Cluster {
             .inspect_err(|_| self.set_pending(Pending::None))
     }
 
-    /// The error that etcd could not be told of.
+    /// Writes a commit to etcd. Returns an error that could not be written to etcd either.
     fn commit_in_band(&self) -> Option<String> {
         let begun = Instant::now();
         let error = loop {
@@ -122,7 +122,7 @@ impl Cluster {
         told.err().map(|_| error)
     }
 
-    /// Waits for the cache: what is shown must not fall back to what was before.
+    /// Waits for the cache: the status must not return to the previous state.
     fn wait_until_seen(&self, holds: impl Fn(Stage) -> bool) {
         let begun = Instant::now();
         let mut seen = self.cache.get();
@@ -131,8 +131,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until the status shows an order. Whoever gave it asks for the status next, and a client takes the state of
-    /// before, IDLE, for the end of its upgrade.
+    /// Waits until the status shows an order. The client that sent it requests the status next, and would take the previous
+    /// state, IDLE, for the end of its upgrade.
     fn wait_until_shown(&self, before: &Snapshot, writes: &[Write]) {
         let modified = |snapshot: &Snapshot, key: &Key| snapshot.get(key).map_or(0, |entry| entry.modified);
         let is_shown = |now: &Snapshot, write: &Write| match write {
@@ -191,7 +191,7 @@ impl Cluster {
         refused(format!("{node} has joined in this moment; ask 'qstage cluster status'"))
     }
 
-    /// Ends the membership of a node: of this one, or of one that is away for good.
+    /// Ends the membership of a node: of this one, or of one that is lost for good.
     ///
     /// # Errors
     /// [`Error::Membership`], [`Error::UpgradeBusy`], [`Error::NoSuchNode`].
@@ -206,7 +206,7 @@ impl Cluster {
         })
     }
 
-    /// The number of this node.
+    /// Number of this node.
     pub(in crate::service) const fn node(&self) -> NodeId {
         self.membership.node
     }

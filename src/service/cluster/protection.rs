@@ -1,5 +1,5 @@
-//! The protection of data, as the hook of that name tells it again and again on a thread of its own: one that hangs holds up
-//! nothing but itself.
+//! Protection of data, as the hook of that name reports it. The hook runs periodically on a thread of its own, so that a hook
+//! that hangs delays nothing else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,35 +11,36 @@ use crate::error::{Result, sentence};
 use crate::service::cluster::cache::Cache;
 use crate::service::cluster::hooks::{Hooks, Occasion};
 
-/// How often the hook is asked while no reboot is under way, and while one is.
+/// Time between two runs of the hook while no reboot is in progress.
 const IDLE: Duration = Duration::from_secs(10);
+/// Time between two runs of the hook during a reboot.
 const BUSY: Duration = Duration::from_secs(1);
-/// How often is looked whether it is time.
+/// Time between two checks whether the next run is due.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What is known of the protection.
+/// Knowledge of the protection of data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Known {
-    /// No hook is configured: the quorum of the store is all that there is to be protected.
+    /// No hook is configured: only the quorum of the store has to be protected.
     Quorum,
-    /// The hook told it.
+    /// Protection that the hook reported.
     Is(Protection),
-    /// The hook does not tell it, and why.
+    /// The hook does not report it; with the reason.
     Unknown(String),
-    /// It has not told it for longer than it may.
+    /// The hook has failed for longer than permitted; with the reason.
     Failed(String),
 }
 
 #[derive(Debug)]
 struct State {
     known: Known,
-    /// Since when it is not known; `None`: it is.
+    /// Time since which the protection is unknown; `None`: it is known.
     since: Option<Instant>,
-    /// Counts what makes an answer that is on its way worthless.
+    /// Counter of the events after which the answer of a hook that still runs no longer counts.
     epoch: u64,
 }
 
-/// The protection, shared between who asks and who needs it.
+/// Protection of data, shared between the thread that runs the hook and the driver.
 #[derive(Debug, Clone)]
 pub(super) struct Protected {
     state: Arc<Mutex<State>>,
@@ -61,7 +62,7 @@ impl Protected {
         self.lock().known.clone()
     }
 
-    /// What was told is of before: the node is in service again, and counts only with what is told from now on.
+    /// Discards the last answer: the node is in service again, and counts only by an answer that is requested from now on.
     pub(super) fn ask_anew(&self) {
         let mut state = self.lock();
         if state.known != Known::Quorum {
@@ -98,7 +99,7 @@ fn not_asked() -> Known {
     Known::Unknown("the hook 'protection' has not answered yet".to_owned())
 }
 
-/// Asks for ever.
+/// Runs the hook periodically until `end`.
 pub(super) fn ask(protected: &Protected, hooks: &Hooks, cache: &Cache, node: u32, end: &AtomicBool) {
     let mut asked: Option<(Instant, u64)> = None;
     while !end.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
-//! A restart of the software of another node: the order stands in etcd, on the lease of who asked, and the node that is meant
-//! removes it when it is done. So no node needs the certificate or a token of another one.
+//! Restart of the software of another node. The order is a key in etcd, on the lease of the requesting node; the other node
+//! deletes it when that is done. So no node needs the certificate or a token of another one.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,14 +15,15 @@ use crate::service::cluster::cache::Seen;
 use crate::service::owner::order::Order;
 use crate::workers;
 
-/// How long a restart is waited for.
+/// Time limit for a restart of another node.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Cluster {
-    /// Has another node restart its software, and waits for that.
+    /// Orders another node to restart its software, and waits for the result.
     ///
     /// # Errors
-    /// [`Error::NoSuchNode`]; [`Error::Blocked`] where it is away; [`Error::UpgradeBusy`]; why it failed there.
+    /// [`Error::NoSuchNode`]; [`Error::Blocked`]: the node is away; [`Error::UpgradeBusy`]: another order is pending;
+    /// [`Error::ClusterUpgrade`]: it failed on that node, or there was no answer; [`Error::ClusterStore`].
     pub(in crate::service) fn restart(&self, node: NodeId) -> Result<()> {
         let mut etcd = self.etcd.clone();
         let view = View::new(&etcd.snapshot()?);
@@ -59,7 +60,7 @@ impl Cluster {
                 return Err(Error::ClusterUpgrade { problem });
             }
             seen = self.cache.wait(&seen, Duration::from_millis(200));
-            // Done between two looks.
+            // The restart ended between two looks.
             if !there && begun.elapsed() > Duration::from_secs(1) && !etcd.snapshot()?.contains_key(&key) {
                 return Ok(());
             }
@@ -67,14 +68,14 @@ impl Cluster {
     }
 }
 
-/// The restarts that this node is asked for.
+/// Restarts of this node that other nodes order.
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
     work: Option<(Revision, JoinHandle<Result<()>>)>,
 }
 
 impl Restarts {
-    /// Begins one that is asked for, and reports one that has ended.
+    /// Begins an ordered restart, or reports the result of one that has ended.
     pub(super) fn serve(&mut self, node: NodeId, seen: &Seen, actor: &Actor, etcd: &mut Etcd) -> Result<()> {
         let key = Key::Restart(node);
         if let Some((created, work)) = self.work.take_if(|(_, work)| work.is_finished()) {

@@ -1,5 +1,5 @@
-//! A swap of the software on a thread of its own, which waits at two points for the other nodes: at the gate, while the old
-//! software serves, and before the new one is marked good.
+//! Swap of the software, on a thread of its own, which waits for the other nodes at two points: at the gate, while the old
+//! software serves, and before the new software is marked good.
 //!
 //! ```text
 //!   begin ─▶ Arranging ─▶ Gated ── go ──▶ Swapping ─▶ Healthy ── keep ──▶ Ended: marked good
@@ -7,7 +7,7 @@
 //!                └─────────────────────────▶ Ended: failed
 //! ```
 //!
-//! It ends with the service: a container at its gate goes with it, one that runs stays, on trial.
+//! It ends with the service: a container at its gate ends too, one that runs continues to run, on trial.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::service::Service;
 use crate::service::owner::upgrade::Failure;
 use crate::workers;
 
-/// How far it has come.
+/// Progress of a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum At {
     Arranging,
@@ -27,13 +27,13 @@ enum At {
     Ended(std::result::Result<(), Failure>),
 }
 
-/// What it was told last.
+/// Last command to a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Word {
     Wait,
     Go,
     Keep,
-    /// Give it up, and why.
+    /// Return to the old software, for this reason.
     Back(String),
 }
 
@@ -48,7 +48,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Arrives, and waits for another word than those that were said before.
+    /// Enters the point `at`, and waits for a command other than those in `before`.
     fn arrive(&self, at: At, before: &[Word]) -> Word {
         let mut state = self.lock();
         state.0 = at;
@@ -59,14 +59,14 @@ impl Shared {
     }
 }
 
-/// The swap.
+/// Handle of a swap.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     shared: Arc<Shared>,
 }
 
 impl Session {
-    /// Begins a swap for what is prepared.
+    /// Begins a swap to the prepared software.
     ///
     /// # Errors
     /// [`Error::NoThread`].
@@ -89,7 +89,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Whether the new software waits at its gate, or is on its way there.
+    /// Whether the new software waits at its gate, or is being started up to it.
     pub(super) fn is_gated(&self) -> bool {
         matches!(self.shared.lock().0, At::Arranging | At::Gated)
     }
@@ -97,15 +97,15 @@ impl Session {
     /// Waits until the new software is at its gate.
     ///
     /// # Errors
-    /// Why it is not.
+    /// The error of the swap that prevented it.
     pub(super) fn gate(&self) -> Result<()> {
         self.wait(At::Gated)
     }
 
-    /// Swaps; returns when the new software is healthy.
+    /// Swaps, and returns when the new software is healthy.
     ///
     /// # Errors
-    /// Why it is not; the old one runs again.
+    /// The error of the swap; the old software runs again.
     pub(super) fn go(&self) -> Result<()> {
         self.tell(Word::Go);
         self.wait(At::Healthy)
@@ -114,16 +114,16 @@ impl Session {
     /// Marks the new software good.
     ///
     /// # Errors
-    /// Why it is not.
+    /// The error of the swap that prevented it.
     pub(super) fn keep(&self) -> Result<()> {
         self.tell(Word::Keep);
         self.end()
     }
 
-    /// Gives the new software up, whatever it does. Returns when the old one runs.
+    /// Abandons the new software in any state. Returns when the old software runs.
     ///
     /// # Errors
-    /// Why it does not.
+    /// The error for which the old software does not run.
     pub(super) fn back(&self, why: String) -> Result<()> {
         self.tell(Word::Back(why));
         match self.end() {
@@ -155,7 +155,7 @@ impl Session {
     }
 }
 
-/// Whether the old software runs: nothing had changed yet, or the way back succeeded.
+/// Whether the old software runs after this error: nothing was changed yet, or the return succeeded.
 fn is_undone(error: &Error) -> bool {
     [Error::Cancelled.code(), "UPGRADE_ERROR_SWAPPED_BACK"].contains(&error.code())
 }

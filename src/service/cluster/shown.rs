@@ -1,4 +1,4 @@
-//! The answers: the same objects as of a single node, made of what was seen last. etcd is asked for none of them.
+//! Answers of the API: the same objects as those of a single node, made from the cache. No answer needs a request to etcd.
 
 use serde::Serialize;
 
@@ -14,28 +14,28 @@ use crate::service::owner::upgrade::{Failure, LocalUpgrade, Phase, UpgradeSettin
 use crate::service::view::{ClusterPart, RebootStatus, ServiceSnapshot};
 use crate::state::UpgradeType;
 
-/// `GET /v1/qstage/cluster`.
+/// Answer to `GET /v1/qstage/cluster`.
 #[derive(Debug, Serialize)]
 pub(in crate::service) struct ClusterStatus {
-    /// The number of the node that answers.
+    /// Number of the node that answers.
     node_id: u32,
     /// ACTIVE, UNCONFIGURED, or UNKNOWN before etcd has answered.
     state: &'static str,
     cluster_id: String,
-    /// Whether etcd answers.
+    /// Whether etcd is reachable.
     connected: bool,
-    /// Why not, and what is shown is old.
+    /// Why it is not, so that the answer may be outdated; empty: it is.
     problem: String,
-    /// The node that decides; null: none.
+    /// Number of the leader; null: there is none.
     leader: Option<u32>,
-    /// The stage of the upgrade.
+    /// Stage of the upgrade.
     stage: Stage,
-    /// What is waited for.
+    /// Event that the leader waits for; empty: none.
     waits_for: String,
     nodes: Vec<ClusterNode>,
 }
 
-/// A node in it.
+/// Node in the answer.
 #[derive(Debug, Serialize)]
 pub(in crate::service) struct ClusterNode {
     id: u32,
@@ -44,20 +44,20 @@ pub(in crate::service) struct ClusterNode {
     address: String,
     uuid: String,
     version: String,
-    /// good, trial, fell-back, unhealthy, or away.
+    /// `good`, `trial`, `fell-back`, `unhealthy`, or `away`.
     standing: &'static str,
-    /// Why, where it is not good.
+    /// Reason why it fell back or is unhealthy; empty otherwise.
     reason: String,
-    /// What it does, or is waited for.
+    /// Present activity, or the event that it waits for; empty: none.
     doing: String,
     progress: Option<u8>,
 }
 
-/// What readers without a token see in place of a reason, which may name paths, devices and addresses.
+/// Text that readers without a token see in place of a reason, which may contain paths, devices and addresses.
 const UNTOLD: &str = "who has a token sees why";
 
 impl ClusterStatus {
-    /// The same for whoever may only read.
+    /// The answer without details, for callers that may only read.
     pub(in crate::service) fn for_readers(mut self) -> Self {
         if !self.problem.is_empty() {
             UNTOLD.clone_into(&mut self.problem);
@@ -68,7 +68,7 @@ impl ClusterStatus {
 }
 
 impl ClusterNode {
-    /// The same for whoever may only read.
+    /// The node without details, for callers that may only read.
     pub(in crate::service) fn for_readers(mut self) -> Self {
         if !self.reason.is_empty() {
             UNTOLD.clone_into(&mut self.reason);
@@ -80,7 +80,7 @@ impl ClusterNode {
     }
 }
 
-/// What a node does that has failed.
+/// Activity of a node that has failed.
 const FAILED: &str = "failed";
 
 impl Cluster {
@@ -95,18 +95,18 @@ impl Cluster {
         }
     }
 
-    /// Whether this node belongs to the cluster. Before etcd has answered nobody knows, and to act alone would be wrong.
+    /// Whether this node belongs to the cluster. `true` while that is unknown: to act as a single node would be wrong then.
     pub(in crate::service) fn is_member(&self) -> bool {
         let seen = self.seen();
         !seen.known || Self::machine(&seen, self.node()).is_some()
     }
 
-    /// Whether that node belongs to it.
+    /// Whether `node` belongs to the cluster.
     pub(in crate::service) fn has(&self, node: NodeId) -> bool {
         Self::machine(&self.seen(), node).is_some()
     }
 
-    /// What a single node shows, with what is the cluster's in place of its own.
+    /// The state of a single node, with the upgrade and reboot of the cluster in place of its own.
     pub(in crate::service) fn overlay(&self, own: &ServiceSnapshot) -> ServiceSnapshot {
         if !self.is_member() {
             return own.clone();
@@ -145,7 +145,7 @@ impl Cluster {
         shown
     }
 
-    /// State of this node, and the cluster that it belongs to.
+    /// Number and membership of this node, and the identity of its cluster.
     pub(in crate::service) fn node_state(&self) -> (u32, &'static str, String) {
         let seen = self.seen();
         let member = Self::machine(&seen, self.node()).is_some();
@@ -156,7 +156,7 @@ impl Cluster {
         }
     }
 
-    /// Nodes that may fail now, and when all is whole.
+    /// Number of nodes that may fail now, and when all data is protected.
     pub(in crate::service) fn protection(&self) -> (u32, u32) {
         let view = View::new(&self.seen().snapshot);
         let away = view.members.iter().filter(|node| !view.alive.contains_key(node)).count();
@@ -165,7 +165,7 @@ impl Cluster {
         (protection.remaining.saturating_sub(away), protection.maximum)
     }
 
-    /// Whether data is being protected anew.
+    /// Whether the protection of data is being restored.
     pub(in crate::service) fn is_rebuilding(&self) -> bool {
         View::new(&self.seen().snapshot).protection().rebuilding
     }
@@ -177,7 +177,7 @@ impl Cluster {
         view.members.iter().filter_map(|node| shown_node(&seen, &view, *node)).collect()
     }
 
-    /// All there is to be told.
+    /// Complete state of the cluster.
     pub(in crate::service) fn status(&self) -> ClusterStatus {
         let seen = self.seen();
         let view = View::new(&seen.snapshot);
@@ -254,7 +254,7 @@ fn doing(view: &View, node: NodeId, alive: Option<&Alive>, outcome: Option<&Outc
     }
 }
 
-/// The upgrade of the cluster in the words of a single node.
+/// The upgrade of the cluster in the form of an upgrade of a single node.
 fn upgrade(own: &ServiceSnapshot, seen: &Seen, view: &View, pending: &Pending) -> LocalUpgrade {
     let upgrade = &view.upgrade;
     let settings = upgrade.order.as_ref().map(|order| UpgradeSettings {
@@ -293,7 +293,7 @@ fn upgrade(own: &ServiceSnapshot, seen: &Seen, view: &View, pending: &Pending) -
         };
         Failure { code: code.to_owned(), message }
     });
-    // An upgrade that went well is over, as on a single node.
+    // After success the settings are no longer shown, as on a single node.
     let settings = settings.filter(|_| phase != Phase::Idle || error.is_some());
     LocalUpgrade { phase, settings, progress: upgrade.progress, error, ..own.upgrade.clone() }
 }

@@ -1,4 +1,4 @@
-//! The next possible events of a cluster.
+//! Possible next events of a cluster.
 
 use qstage::cluster::next::Action;
 use qstage::cluster::orders;
@@ -9,7 +9,7 @@ use qstage::cluster::turn::{self, Step};
 use super::{Mutant, World, id};
 
 impl World {
-    /// Everything that can happen next without a fault, an operator or a slow driver.
+    /// Next events without a fault, an operator or a slow driver.
     pub(crate) fn steps(&self) -> Vec<(String, Self)> {
         let mut all = Vec::new();
         let view = self.view();
@@ -30,7 +30,7 @@ impl World {
             }
             if key.is_none_or(|entry| entry.value != Value::Alive(self.alive(index))) {
                 all.push((format!("{name} publishes"), self.with(|w| w.publish(index))));
-                // What it is, it says before it acts, as the driver of a node does.
+                // It publishes its state before it acts, as the driver of a node does.
                 continue;
             }
             if let Some(txn) = turn::campaign(&view, name, Self::lease(index)) {
@@ -61,7 +61,7 @@ impl World {
         all
     }
 
-    /// What takes time to be noticed, operators, and everything that may go wrong.
+    /// Next events that need time to be noticed, orders of operators, and faults.
     pub(crate) fn events(&self) -> Vec<(String, Self)> {
         let mut all = Vec::new();
         let view = self.view();
@@ -86,7 +86,7 @@ impl World {
             let next = self.with(|w| {
                 w.abandons -= 1;
                 w.apply(&txn);
-                // Who is up serves, whatever it runs, and is down no more; unless it is on its way.
+                // A node that is up serves, whatever it runs, and no longer counts as down, unless it is about to reboot.
                 for (node, _) in &view.reboot.current {
                     let leaves = view.alive.get(node).is_some_and(|alive| alive.leaving);
                     let node = &mut w.nodes[node.0 as usize - 1];

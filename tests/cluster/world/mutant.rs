@@ -1,16 +1,16 @@
-//! Rules that are broken on purpose.
+//! Deliberately broken rules.
 
-/// A rule that is broken on purpose: the rules below must find it.
+/// Deliberately broken rule, which the exploration must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mutant {
     None,
-    /// Whoever once led writes on.
+    /// A former leader continues to write.
     NoFence,
-    /// The right to be down ends with the lease of who has it.
+    /// The right to be down ends with the lease of its node.
     TtlLock,
-    /// A reboot that failed goes on by itself.
+    /// A reboot that failed continues by itself.
     GoesOn,
-    /// A node counts as back before the data that it holds is protected again.
+    /// A node counts as back before its data is protected again.
     Unprotected,
     /// A node counts as back before it is in service again.
     Undrained,
