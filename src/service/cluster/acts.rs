@@ -10,7 +10,7 @@ use crate::error::{Error, Result, sentence};
 use crate::host::health;
 use crate::service::Service;
 use crate::service::cluster::Membership;
-use crate::service::cluster::hooks::{Mark, Occasion};
+use crate::service::cluster::hooks::{DrainedFile, Occasion};
 use crate::service::cluster::local::selected;
 use crate::service::cluster::session::Session;
 use crate::service::owner::order::{Handle, Order};
@@ -29,7 +29,7 @@ pub(super) struct Actor {
     pub(super) owner: Handle,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) membership: Membership,
-    pub(super) mark: Mark,
+    pub(super) drained_file: DrainedFile,
     /// Swap in progress; `None`: there is none.
     pub(super) session: Arc<Mutex<Option<Session>>>,
 }
@@ -76,7 +76,7 @@ impl Actor {
                 if task.rolling {
                     // Set before the hook runs: a drain that is interrupted has begun.
                     if !hooks.undrain.is_empty() {
-                        self.mark.set();
+                        self.drained_file.set();
                     }
                     hooks.drain(&task.occasion)?;
                 }
@@ -89,7 +89,7 @@ impl Actor {
             }
             Step::Undrain => {
                 hooks.undrain(&task.occasion)?;
-                self.mark.clear();
+                self.drained_file.clear();
                 Ok(())
             }
             Step::MarkGood => self.mark_good(),

@@ -155,7 +155,7 @@ impl Driver {
         let turn = |(node, before): &(NodeId, BootId)| *node == self.node() && *before != boot;
         let had = || view.reboot.rolling && view.reboot.current.iter().any(turn);
         let undrains = !self.membership.hooks.undrain.is_empty();
-        undrains && (self.actor.mark.is_set() || (had() && self.undrained != Some(boot)))
+        undrains && (self.actor.drained_file.is_set() || (had() && self.undrained != Some(boot)))
     }
 
     fn look(&mut self) -> Result<DiskView> {

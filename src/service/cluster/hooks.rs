@@ -20,7 +20,7 @@ const ASKED: Duration = Duration::from_secs(30);
 /// Number of characters of a hook's last output that are shown.
 const LAST_WORDS: usize = 300;
 /// File of the state directory that exists while the node is drained.
-const MARK: &str = "drained";
+const DRAINED: &str = "drained";
 
 /// Hooks, each a program and its arguments; empty: the hook is not configured.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -142,29 +142,29 @@ fn run(hook: &str, words: &[String], limit: Duration, occasion: &Occasion) -> Re
 
 /// File of the state directory that records that this node is out of service; after a reboot another process needs it.
 #[derive(Debug, Clone)]
-pub(super) struct Mark {
+pub(super) struct DrainedFile {
     dir: PathBuf,
 }
 
-impl Mark {
+impl DrainedFile {
     pub(super) fn new(state_dir: &Path) -> Self {
         Self { dir: state_dir.to_owned() }
     }
 
     pub(super) fn is_set(&self) -> bool {
-        self.dir.join(MARK).exists()
+        self.dir.join(DRAINED).exists()
     }
 
     /// Creates the file. If that fails, the node still knows it after its reboot by the turn that it had.
     pub(super) fn set(&self) {
-        let set = private_directory(&self.dir, false).and_then(|()| replace(&self.dir, MARK, b"", 0o600));
+        let set = private_directory(&self.dir, false).and_then(|()| replace(&self.dir, DRAINED, b"", 0o600));
         if let Err(error) = set {
             tracing::warn!("{}: that this node is drained is not kept: {error}", self.dir.display());
         }
     }
 
     pub(super) fn clear(&self) {
-        match std::fs::remove_file(self.dir.join(MARK)) {
+        match std::fs::remove_file(self.dir.join(DRAINED)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!("{}: that this node is in service is not kept: {error}", self.dir.display());
             }
@@ -252,12 +252,12 @@ mod tests {
     #[test]
     fn the_mark_outlives_the_process_and_a_directory_that_cannot_be_written() {
         let dir = tempfile::tempdir().unwrap();
-        Mark::new(dir.path()).set();
-        assert!(Mark::new(dir.path()).is_set());
-        Mark::new(dir.path()).clear();
-        Mark::new(dir.path()).clear();
-        assert!(!Mark::new(dir.path()).is_set());
-        let none = Mark::new(Path::new("/proc/none"));
+        DrainedFile::new(dir.path()).set();
+        assert!(DrainedFile::new(dir.path()).is_set());
+        DrainedFile::new(dir.path()).clear();
+        DrainedFile::new(dir.path()).clear();
+        assert!(!DrainedFile::new(dir.path()).is_set());
+        let none = DrainedFile::new(Path::new("/proc/none"));
         none.set();
         none.clear();
         assert!(!none.is_set());

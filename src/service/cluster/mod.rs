@@ -117,7 +117,7 @@ impl Cluster {
             runtime,
             membership: membership.clone(),
             session: Arc::default(),
-            mark: hooks::Mark::new(&service.place.state_dir),
+            drained_file: hooks::DrainedFile::new(&service.place.state_dir),
         };
         let driver = driver::Driver::new(actor, protected, etcd, cache);
         workers::spawn("driving the cluster", move || driver.run(&ended))?;

@@ -19,7 +19,7 @@ const SHOWN: Duration = Duration::from_millis(1500);
 /// Time limit until the cache shows a change that etcd has accepted.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// Time for which a commit waits for etcd.
-const PATIENCE: Duration = Duration::from_secs(60);
+const COMMIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// State of a commit that was accepted.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +109,7 @@ impl Cluster {
                     self.wait_until_seen(|stage| stage != Stage::Prepared);
                     return None;
                 }
-                Err(Error::ClusterStore { .. }) if begun.elapsed() < PATIENCE => {
+                Err(Error::ClusterStore { .. }) if begun.elapsed() < COMMIT_LIMIT => {
                     std::thread::sleep(Duration::from_secs(1));
                 }
                 Err(error) => break sentence(&error),

@@ -32,7 +32,7 @@ pub(super) enum Known {
 }
 
 #[derive(Debug)]
-struct State {
+struct ProtectionState {
     known: Known,
     /// Time since which the protection is unknown; `None`: it is known.
     since: Option<Instant>,
@@ -43,18 +43,21 @@ struct State {
 /// Protection of data, shared between the thread that runs the hook and the driver.
 #[derive(Debug, Clone)]
 pub(super) struct Protected {
-    state: Arc<Mutex<State>>,
-    patience: Duration,
+    state: Arc<Mutex<ProtectionState>>,
+    timeout: Duration,
 }
 
 impl Protected {
     pub(super) fn new(hooks: &Hooks) -> Self {
         let known = if hooks.protection.is_empty() { Known::Quorum } else { not_asked() };
         let since = (known != Known::Quorum).then(Instant::now);
-        Self { state: Arc::new(Mutex::new(State { known, since, epoch: 0 })), patience: hooks.timeout }
+        Self {
+            state: Arc::new(Mutex::new(ProtectionState { known, since, epoch: 0 })),
+            timeout: hooks.timeout,
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProtectionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,7 +69,8 @@ impl Protected {
     pub(super) fn ask_anew(&self) {
         let mut state = self.lock();
         if state.known != Known::Quorum {
-            *state = State { known: not_asked(), since: Some(Instant::now()), epoch: state.epoch + 1 };
+            *state =
+                ProtectionState { known: not_asked(), since: Some(Instant::now()), epoch: state.epoch + 1 };
         }
     }
 
@@ -88,7 +92,7 @@ impl Protected {
                 {
                     tracing::warn!(code = error.code(), "{told}");
                 }
-                let failed = since.elapsed() >= self.patience;
+                let failed = since.elapsed() >= self.timeout;
                 state.known = if failed { Known::Failed(told) } else { Known::Unknown(told) };
             }
         }

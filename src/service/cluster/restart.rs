@@ -16,7 +16,7 @@ use crate::service::owner::order::Order;
 use crate::workers;
 
 /// Time limit for a restart of another node.
-const PATIENCE: Duration = Duration::from_secs(120);
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 impl Cluster {
     /// Orders another node to restart its software, and waits for the result.
@@ -54,7 +54,7 @@ impl Cluster {
                 }
                 None => None,
             };
-            let late = (begun.elapsed() > PATIENCE).then(|| format!("{node}: no answer from it"));
+            let late = (begun.elapsed() > ANSWER_LIMIT).then(|| format!("{node}: no answer from it"));
             if let Some(problem) = problem.or(late) {
                 etcd.transact(&Txn { compare: Vec::new(), writes: vec![Write::Delete(key)] })?;
                 return Err(Error::ClusterUpgrade { problem });
