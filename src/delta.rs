@@ -1,4 +1,4 @@
-//! Files in, delta file out: `qstage delta`. Neither the key nor the trust of the release is needed for it.
+//! The command `qstage delta`: files in, delta file out. It needs neither the signing key nor trust in the release.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -23,31 +23,31 @@ use crate::source::mapped::MappedFile;
 use crate::source::open_source;
 use crate::workers::{self, Abort};
 
-/// What to make a delta of.
+/// Input and options of a delta.
 #[derive(Debug, Clone)]
 pub struct DeltaSpec {
-    /// What runs before: a bundle, or the image of its platform.
+    /// What runs before the upgrade: a bundle, or the image of its platform.
     pub old: PathBuf,
-    /// The bundle that it becomes.
+    /// Bundle of the new release.
     pub new: PathBuf,
     /// zstd level.
     pub level: i32,
-    /// Leave out what no base makes smaller; see [`Options::lean`].
+    /// Whether frames that no base makes smaller are left out; see [`Options::lean`].
     pub lean: bool,
-    /// Make a delta that saves little, too.
+    /// Whether a delta that saves little is made, too.
     pub force: bool,
     /// Number of workers; `None`: as many as are useful.
     pub jobs: Option<NonZeroUsize>,
 }
 
-/// What was made.
+/// Report about a delta that was made.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeltaReport {
-    /// The delta.
+    /// Path of the delta.
     pub path: PathBuf,
     /// Its size in bytes.
     pub delta_bytes: u64,
-    /// Size in bytes of the bundle that it stands for.
+    /// Size in bytes of the bundle that it replaces.
     pub bundle_bytes: u64,
     /// Number of frames by the way in which they are made.
     pub frames: Tally,
@@ -55,10 +55,10 @@ pub struct DeltaReport {
     pub seconds: f64,
 }
 
-/// Above this many tenths of the bundle a delta is not worth its trouble.
+/// Size of a delta, in tenths of the size of the bundle, above which it is refused unless forced.
 const WORTH_TENTHS: u64 = 8;
 
-/// Makes a delta. It appears under its name only when it is whole and durable.
+/// Makes a delta. It appears under its name only once it is whole and durable.
 ///
 /// # Errors
 /// [`Error::Open`] and those of the bundles; [`Error::DeltaGain`]; [`Error::Output`], [`Error::OutputExists`],
@@ -116,8 +116,8 @@ fn open(path: &Path, cancel: &Cancel) -> Result<Bundle> {
     Err(Error::Argument { what: path.display().to_string(), problem })
 }
 
-/// The image that each payload of the bundle starts from, where there is one: of an old bundle the payload of the same
-/// kind and name, unpacked to a file without a name beside `out`; of an image the platform.
+/// Image that each payload of the bundle starts from; `None` if there is none. From an old bundle it is the payload of
+/// the same kind and name, unpacked to a file without a name beside `out`; an old image is that of the platform.
 fn images(
     spec: &DeltaSpec,
     bundle: &Bundle,
@@ -146,7 +146,7 @@ fn images(
         .collect()
 }
 
-/// Whether a file begins as a bundle does. An image may begin with anything but the name of that member.
+/// Whether a file begins as a bundle does, with the member `manifest.json`. An image may begin with anything else.
 fn is_bundle(path: &Path) -> Result<bool> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     let mut block = Vec::new();
@@ -155,8 +155,8 @@ fn is_bundle(path: &Path) -> Result<bool> {
     Ok(block.first_chunk().is_some_and(|header| archive::is_named(header, "manifest.json")))
 }
 
-/// The image of a payload, in a file that is gone with the process, and what the manifest says of it: each frame is compared
-/// with the index, which is bound to the hash of the whole.
+/// Unpacks a payload to a file that is gone with the process. Returns its image, and size and hash by the manifest: each
+/// frame is verified against the index, which is bound to the hash of the whole.
 fn unpack(
     bundle: &Bundle,
     payload: &Payload,
@@ -178,7 +178,7 @@ fn unpack(
         while let Some(claim) = feed.claim(&mut compressed, &abort)? {
             feed.load(&claim, &mut compressed)?;
             let frame = decoder.decode(&claim, &compressed, buffer)?;
-            // Zeroes stay holes.
+            // Frames of zeroes stay holes.
             if !frame.is_zero() {
                 file.write_all_at(&frame, claim.extent().at.0).map_err(failed)?;
             }

@@ -50,7 +50,7 @@ pub(super) struct Patcher<'a> {
     damaged: Mutex<Option<u64>>,
 }
 
-/// What falling back needs of the run.
+/// Parts of the run that a fallback needs.
 pub(super) struct Work<'a> {
     pub(super) bundle: &'a Bundle,
     pub(super) download: &'a Download,
@@ -109,7 +109,7 @@ impl<'a> Patcher<'a> {
         Ok(())
     }
 
-    /// The ranges of the recipe, one after the other.
+    /// Reads the ranges of the recipe into the prefix, one after the other.
     fn read(&self, frame: &Frame<'_>, recipe: &Recipe<'_>, scratch: &mut Scratch) -> Result<()> {
         scratch.prefix.clear();
         if recipe.base_len() == 0 {

@@ -44,7 +44,7 @@ fn staged(bundle: &Bundle, sources: Option<&Sources<'_>>, slot: &Arc<MemoryDevic
     stage::stage(bundle, &targets, &options, &Silent)
 }
 
-/// A base that flips one byte, or fails, from some read on: one that changes under its reader or is dying.
+/// Base whose reads flip one bit, or fail, from some read on: it changes while it is read, or its disk is dying.
 struct Turning {
     inner: Arc<MemoryDevice>,
     reads: AtomicUsize,
@@ -87,7 +87,7 @@ struct Case {
     running: Arc<MemoryDevice>,
     new: Vec<u8>,
     delta: Vec<u8>,
-    /// Where `delta.bin` begins in it.
+    /// Offset of `delta.bin` in it.
     head_at: usize,
 }
 
@@ -126,8 +126,8 @@ impl Case {
         BaseSlot { partition, device, record: *record, payload: 0 }
     }
 
-    /// Prepares from these bytes; on success the slot must hold the new image, on failure nothing else and no
-    /// record.
+    /// Prepares from these bytes. On success the slot must hold the new image; on failure nothing but frames of it, and
+    /// no record.
     #[track_caller]
     fn prepare(&self, bytes: &[u8], stream: bool, base: BaseSlot, whole: bool) -> Result<DeltaOutcome> {
         let source = if stream {

@@ -1,14 +1,14 @@
-//! Making a frame out of what the base has and what the delta brings. Pure.
+//! Decompression of a frame from bytes of the base and of the delta. Pure.
 
 use zstd::zstd_safe::{DCtx, get_dict_id_from_frame, get_error_name};
 
 use crate::bundle::frame::{Frame, check_declared};
 use crate::error::{Error, Result};
 
-/// Decompresses `packed` with the raw `prefix` into the start of `out`. Nothing may be done with the bytes but to verify
-/// them.
+/// Decompresses `packed` with the raw `prefix` into the start of `out`. The bytes are untrusted and may only be
+/// verified.
 ///
-/// What [`FrameDecoder`](crate::bundle::frame::FrameDecoder) refuses is refused here too, and a frame that names a
+/// Frames that [`FrameDecoder`](crate::bundle::frame::FrameDecoder) refuses are refused here too, and frames that name a
 /// dictionary. All is decompressed in one step into `out`: there is no window that a frame could make larger.
 ///
 /// # Errors
@@ -20,7 +20,7 @@ pub fn patch(frame: &Frame<'_>, prefix: &[u8], packed: &[u8], out: &mut [u8]) ->
         return Err(bad("it names a dictionary"));
     }
     let internal = |what: &str| Error::Internal { what: what.to_owned() };
-    // A context is bound to the life of its prefix, which is another one for each frame.
+    // A context is bound to the lifetime of its prefix, and each frame has a prefix of its own.
     let mut context = DCtx::try_create().ok_or_else(|| internal("zstd: no memory"))?;
     context.ref_prefix(prefix).map_err(|code| bad(get_error_name(code)))?;
     let len = frame.len();

@@ -1,8 +1,9 @@
-//! Finding bytes of a new image in an old one, at any offset. Pure.
+//! Index that finds bytes of a new image in an old one, at any offset. Pure.
 //!
-//! A rolling hash is taken at every byte of both images ("Gear": Xia et al., "Ddelta: a deduplication-inspired fast delta
-//! compression approach", 2014); of its values only those that begin with some zero bits are looked at. So the same bytes
-//! are sampled in both wherever they lie. A sample that is found is compared byte by byte and extended in both directions.
+//! A rolling hash is computed at every byte of both images ("Gear": Xia et al., "Ddelta: a deduplication-inspired fast
+//! delta compression approach", 2014). Only hashes that begin with some zero bits are used, as samples. So the same
+//! bytes are sampled in both images wherever they lie. A sample that is found is compared byte by byte and extended in
+//! both directions.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,22 +12,22 @@ use crate::bundle::writer::Image;
 use crate::error::Result;
 use crate::workers::{self, Abort, Queue};
 
-/// Bytes that a hash is made of: each shift by [`SHIFT`] moves the oldest out of its 64 bits. Shorter windows find more of
-/// what a compiler laid out anew; below 32 bytes they find mostly what is common everywhere.
+/// Bytes that a hash covers: each shift by [`SHIFT`] moves the oldest out of its 64 bits. Shorter windows find more of
+/// the code that a compiler laid out anew; below 32 bytes they mostly find bytes that are common everywhere.
 const WINDOW: usize = 32;
-/// Bits by which a byte moves the hash.
+/// Bits by which each byte shifts the hash.
 const SHIFT: usize = 64 / WINDOW;
-/// One hash in `2^SAMPLE_BITS` is looked at, while the base is not larger than [`LARGE`].
+/// One hash in `2^SAMPLE_BITS` is a sample, as long as the base is not larger than [`LARGE`].
 const SAMPLE_BITS: u32 = 6;
-/// Bytes of a base from which samples get rarer, so that the table stays at 240 MiB.
+/// Size of a base in bytes above which samples become rarer, so that the table stays at 240 MiB.
 const LARGE: u64 = 2 << 30;
-/// Bytes of the base that are hashed as one piece of work.
+/// Bytes of the base that a worker hashes at a time.
 const PIECE: usize = 4 << 20;
-/// Pieces whose samples may wait for those of an earlier one.
+/// Number of pieces whose samples may wait for those of an earlier one.
 const AHEAD: u64 = 8;
-/// Entries that are looked at for one hash. A sample that finds no room is left out.
+/// Number of entries that are searched for one hash. A sample that finds no room in them is left out.
 const PROBES: usize = 16;
-/// An entry that is free.
+/// Value of a free entry.
 const FREE: u32 = u32::MAX;
 
 /// Bytes of a frame that the base has too.
@@ -36,7 +37,7 @@ pub(super) struct Match {
     pub(super) at: usize,
     /// Offset in the base.
     pub(super) base: usize,
-    /// Bytes that are equal.
+    /// Number of bytes that are equal.
     pub(super) len: usize,
 }
 
@@ -45,30 +46,31 @@ impl Match {
         self.at + self.len
     }
 
-    /// Where the frame would begin in the base, if all of it was there.
+    /// Offset in the base at which the whole frame would begin; `None` if that is before the start of the base.
     pub(super) const fn frame_start(&self) -> Option<usize> {
         self.base.checked_sub(self.at)
     }
 
-    /// Whether the base has this window of the frame where the match would have it if it went on.
+    /// Whether the base has this window of the frame at the place where the match would have it if it went on.
     fn goes_on(&self, base: &[u8], at: usize, window: &[u8]) -> bool {
         let from = self.base + (at - self.at);
         base.get(from..from + window.len()) == Some(window)
     }
 }
 
-/// Where samples of the base lie: open addressing by the hash, linear probing, 6 bytes an entry.
+/// Table of the samples of the base and their places: open addressing by the hash, linear probing, 6 bytes an entry.
 pub(super) struct BaseIndex<'a> {
     base: &'a [u8],
     bits: u32,
-    /// The lower 32 bits of the place.
+    /// Lower 32 bits of the place.
     low: Vec<u32>,
-    /// The upper 8 bits of the place, and 8 bits of the hash that spare most comparisons with other bytes.
+    /// Upper 8 bits of the place, and 8 bits of the hash, which avoid most comparisons with other bytes.
     high: Vec<[u8; 2]>,
 }
 
 impl<'a> BaseIndex<'a> {
-    /// The samples of `image`, hashed by `jobs` workers. The same whatever their number: of equal samples the first counts.
+    /// Indexes the samples of `image`, hashed by `jobs` workers. Their number does not change the result: of equal
+    /// samples the first counts.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
@@ -76,14 +78,15 @@ impl<'a> BaseIndex<'a> {
         let base = image.bytes();
         let larger = (base.len() as u64).div_ceil(LARGE).next_power_of_two().trailing_zeros();
         let bits = SAMPLE_BITS + larger;
-        // A quarter more than random bytes have, so that searches end soon.
+        // A quarter more entries than random bytes have samples, so that searches end soon.
         let entries = (base.len() >> bits) / 4 * 5 + 64;
         let index = Self { base, bits, low: vec![FREE; entries], high: vec![[0; 2]; entries] };
         let pieces = base.len().div_ceil(PIECE);
         let (next, queue) = (AtomicUsize::new(0), Queue::new(index, AHEAD));
         let insert = |index: &mut Self, (from, found): (usize, Vec<(u64, usize)>)| {
             found.into_iter().for_each(|(hash, at)| index.insert(hash, from + at));
-            // Samples that are equal were compared anywhere before.
+            // Equal samples were compared with earlier ones anywhere in the base, so pages of all of it may be in
+            // memory.
             image.release(0, base.len() as u64);
             Ok(())
         };
@@ -104,14 +107,14 @@ impl<'a> BaseIndex<'a> {
         Ok(queue.into_inner())
     }
 
-    /// The entries for a hash, in the order of the search.
+    /// Entries for a hash, in the order of the search.
     fn entries(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
         let len = self.low.len();
         let start = ((u128::from(hash) * len as u128) >> 64) as usize;
         (start..start + PROBES).map(move |entry| if entry < len { entry } else { entry - len })
     }
 
-    /// The place of an entry that is taken.
+    /// Place of an entry that is taken.
     fn place(&self, entry: usize) -> usize {
         (usize::from(self.high[entry][0]) << 32) | self.low[entry] as usize
     }
@@ -124,7 +127,8 @@ impl<'a> BaseIndex<'a> {
 
     fn insert(&mut self, hash: u64, at: usize) {
         let (base, low) = (self.base, at as u32);
-        // A place whose lower bits mean "free", and what lies beyond 1 TiB, is not worth an entry of its own.
+        // A place whose lower bits mean "free", or that lies beyond 1 TiB, is not worth a case of its own: it is left
+        // out.
         let (Some(window), Ok(high)) = (base.get(at..at + WINDOW), u8::try_from(at >> 32)) else { return };
         if low == FREE {
             return;
@@ -141,13 +145,13 @@ impl<'a> BaseIndex<'a> {
         }
     }
 
-    /// Where the base has this window, if a sample says so.
+    /// Place of this window in the base; `None` if no sample is there.
     fn get(&self, hash: u64, window: &[u8]) -> Option<usize> {
         let mut taken = self.entries(hash).take_while(|entry| self.low[*entry] != FREE);
         taken.find(|entry| self.has(*entry, hash, window)).map(|entry| self.place(entry))
     }
 
-    /// What the base has of `frame`, in the order of the frame, apart there.
+    /// Matches between `frame` and the base, in the order of the frame, without overlap there.
     pub(super) fn matches(&self, frame: &[u8]) -> Vec<Match> {
         let mut found: Vec<Match> = Vec::new();
         samples(frame, self.bits, |hash, at| {
@@ -156,7 +160,7 @@ impl<'a> BaseIndex<'a> {
             if at + WINDOW <= done {
                 return;
             }
-            // What lies where it lay before, beside the last match, is preferred to the same bytes elsewhere: its
+            // The place at the same distance as in the last match is preferred to the same bytes elsewhere: its
             // surroundings are alike too.
             let beside = last.filter(|last| last.goes_on(self.base, at, window));
             let place = beside.map(|last| last.base + (at - last.at)).or_else(|| self.get(hash, window));
@@ -170,13 +174,13 @@ impl<'a> BaseIndex<'a> {
     }
 }
 
-/// How many bytes are equal before the first that differ.
+/// Number of bytes that are equal before the first difference.
 fn equal<'b>(one: impl Iterator<Item = &'b u8>, other: impl Iterator<Item = &'b u8>) -> usize {
     one.zip(other).take_while(|(one, other)| one == other).count()
 }
 
-/// Reports hash and place of the windows whose hash begins with `bits` zeroes. Of a run of equal hashes, such as a run of
-/// one byte has, the first only.
+/// Reports hash and place of the windows whose hash begins with `bits` zero bits. Of a run of equal hashes, such as a
+/// run of one byte has, only the first is reported.
 fn samples(bytes: &[u8], bits: u32, mut found: impl FnMut(u64, usize)) {
     let (mut hash, mut last) = (0_u64, 0);
     for (end, byte) in bytes.iter().enumerate() {
@@ -188,14 +192,16 @@ fn samples(bytes: &[u8], bits: u32, mut found: impl FnMut(u64, usize)) {
     }
 }
 
-/// The bits of a Gear hash are unevenly random; the table wants them even (the finaliser of SplitMix64).
+/// Mixes the bits of a Gear hash, which are unevenly random, since the table needs them even (the finaliser of
+/// SplitMix64).
 const fn mixed(hash: u64) -> u64 {
     let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)
 }
 
-/// A random number for each byte: SplitMix64 of the byte. What they are decides deltas' sizes in the last digit only.
+/// Random number for each byte value: SplitMix64 of the byte. Other numbers change the sizes of deltas in the last digit
+/// only.
 const GEAR: [u64; 256] = {
     let mut gear = [0; 256];
     let mut byte = 0;

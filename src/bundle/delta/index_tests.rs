@@ -19,7 +19,7 @@ fn moved_bytes_are_found_whole_at_any_offset_and_across_pieces() {
         let frame = [&noise(2, 1001)[..], &base[from..from + len], &noise(3, 99)].concat();
         let matches = index.matches(&frame);
         let longest = matches.iter().max_by_key(|found| found.len).unwrap();
-        // Noise may match a byte more on either side.
+        // Random bytes may match a byte more on either side by chance.
         assert!(longest.len >= len && longest.len < len + 8, "{longest:?}");
         assert_eq!(longest.base as i64 - longest.at as i64, from as i64 - 1001);
         assert!(matches.windows(2).all(|two| two[0].end() <= two[1].at));
@@ -36,7 +36,7 @@ fn what_occurs_twice_is_found_beside_the_last_match() {
     let common = noise(5, 3_000);
     let base = [&common[..], &noise(6, 50_000), &common, &noise(7, 50_000)].concat();
     let mut frame = base[20_000..90_000].to_vec();
-    // A change within what occurs twice: what follows it is looked for again.
+    // A change within the bytes that occur twice: the bytes after it are searched for again.
     frame[34_000] ^= 1;
     for found in index(&base).matches(&frame) {
         assert_eq!(found.frame_start(), Some(20_000), "{found:?}");

@@ -1,4 +1,5 @@
-//! Making deltas. Frames are decompressed, compared with the base and compressed again on all cores, and appended in order.
+//! Making of deltas. Frames are decompressed, compared with the base, compressed again on all cores, and appended in
+//! order.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
@@ -22,32 +23,33 @@ use crate::progress::{Cancel, Phase, Progress};
 use crate::units::{ByteOffset, Extent};
 use crate::workers::{self, Abort, Queue};
 
-/// Bytes of frames that may wait for an earlier one, at most.
+/// Maximum number of bytes of frames that wait for an earlier one.
 const WAITING_MAX: usize = 64 << 20;
-/// Bytes of frames after which the pages of the base are released. A frame looks at some hundred places of the base, and
+/// Bytes of frames after which the pages of the base are released. A frame reads some hundred places of the base, and
 /// the kernel maps 64 KiB around each of them.
 const RELEASE_EVERY: u64 = 4 << 20;
 
-/// The image that a payload's delta starts from.
+/// Image that the delta of a payload starts from.
 pub struct Base<'a> {
-    /// Its bytes. What is not needed for now is released again and again, so that a mapped image takes little memory.
+    /// Its bytes. Pages that are not needed for now are released again and again, so that a mapped image takes little
+    /// memory.
     pub image: &'a dyn Image,
     /// Its size and hash.
     pub of: BaseRef,
 }
 
-/// How to make a delta.
+/// Options of making a delta.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// zstd level.
     pub level: i32,
-    /// Leave out what no base makes smaller, so that the delta is of use only beside the bundle.
+    /// Whether frames that no base makes smaller are left out, so that the delta is of use only beside the bundle.
     pub lean: bool,
     /// Number of workers; `None`: as many as are useful.
     pub jobs: Option<NonZeroUsize>,
 }
 
-/// How the frames of a delta are had.
+/// Number of frames of a delta by the way in which they are made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Tally {
     /// Frames of zeroes.
@@ -58,14 +60,14 @@ pub struct Tally {
     pub copied: u64,
     /// Frames that are compressed with ranges of the base.
     pub patched: u64,
-    /// Frames that are compressed without.
+    /// Frames that are compressed without ranges of the base.
     pub plain: u64,
-    /// Frames that are left to the bundle.
+    /// Frames that are taken from the bundle.
     pub from_bundle: u64,
 }
 
 impl Tally {
-    /// How the frames of a payload are had.
+    /// Adds the frames of a payload.
     pub(crate) fn add(&mut self, delta: &Delta, release: &Release, payload: usize) {
         for frame in release.frames(payload) {
             let recipe = delta.recipe(&frame);
@@ -82,7 +84,7 @@ impl Tally {
     }
 }
 
-/// One frame, made.
+/// Recipe and bytes of one frame.
 struct Piece {
     kind: Kind,
     ranges: Vec<Extent>,
@@ -90,9 +92,10 @@ struct Piece {
     len: u64,
 }
 
-/// Makes the delta from `bases`, one for each payload of `bundle` that has one, and writes its members, the end of the
-/// archive included, to `out`. Returns the bytes of `delta.bin`, which stands before them. Same input, same bytes,
-/// whatever the number of workers. The base need not be trusted, nor the bundle: whoever applies the delta checks.
+/// Makes the delta from `bases`, which has an entry for each payload of `bundle`, `None` if there is no base. Writes its
+/// members and the end of the archive to `out`. Returns the bytes of `delta.bin`, which comes before them. The same
+/// input gives the same bytes, whatever the number of workers. Neither base nor bundle need be trusted: the delta is
+/// checked when it is applied.
 ///
 /// # Errors
 /// Those of the frames of the bundle; [`Error::TooLarge`], [`Error::Output`], [`Error::Interrupted`].
@@ -125,7 +128,7 @@ pub fn make<W: Write + Seek + Send>(
         out.seek(SeekFrom::Start(end)).map_err(output)?;
     }
     out.write_all(&[0; END_LEN]).map_err(output)?;
-    // What a reader would refuse, the maker does not return.
+    // A delta that a reader would refuse is not returned.
     Delta::parse(head.clone(), bundle.release())?;
     Ok(head)
 }
@@ -134,20 +137,20 @@ fn output(source: std::io::Error) -> Error {
     Error::Output { path: "the delta".into(), source }
 }
 
-/// What all workers on a payload share.
+/// State that all workers on a payload share.
 struct Maker<'a> {
     bundle: &'a Bundle,
     number: usize,
     base: Option<&'a Base<'a>>,
     options: Options,
-    /// Bytes of the frames that are made.
+    /// Bytes of the frames that were made.
     made: AtomicU64,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
 }
 
 impl Maker<'_> {
-    /// Appends a payload's frames to `out` and their entries to `head`; returns the bytes of its member.
+    /// Appends the frames of a payload to `out` and their entries to `head`. Returns the size of its member in bytes.
     fn payload<W: Write + Send>(&self, payload: &Payload, head: &mut Vec<u8>, out: &mut W) -> Result<u64> {
         let abort = Abort::new(self.cancel, "making a delta");
         let jobs = self.options.jobs.unwrap_or_else(workers::default_jobs);
@@ -177,8 +180,8 @@ impl Maker<'_> {
         Ok(queue.into_inner().2)
     }
 
-    /// Counts a frame of `len` bytes as made, and releases the base's pages from time to time. Other workers may be using
-    /// them: they are read again then.
+    /// Counts a frame of `len` bytes as made, and releases the pages of the base from time to time. Other workers may be
+    /// using them: the pages are then read again.
     fn release(&self, len: u64) {
         let made = self.made.fetch_add(len, Ordering::Relaxed);
         if let Some(base) = self.base.filter(|_| made / RELEASE_EVERY != (made + len) / RELEASE_EVERY) {
@@ -186,7 +189,7 @@ impl Maker<'_> {
         }
     }
 
-    /// The smallest way to make one frame.
+    /// Makes one frame in the smallest way.
     fn frame(
         &self,
         frame: &[u8],
@@ -211,7 +214,7 @@ impl Maker<'_> {
             let frame_size = u64::from(self.bundle.manifest().payloads[self.number].frame_size);
             let base_len = bytes.len() as u64;
             let limits = Limits { base: base_len, count: RANGES_MAX, budget: PREFIX_FRAMES * frame_size };
-            // What lies at the same offset is the last guess: a table that changed everywhere a little has no match.
+            // The bytes at the same offset are the last guess: a table with small changes everywhere has no match.
             let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
             let prefix: Vec<u8> =
                 ranges.iter().filter_map(|range| slice(bytes, *range)).flatten().copied().collect();
@@ -232,18 +235,18 @@ fn slice(bytes: &[u8], range: Extent) -> Option<&[u8]> {
     bytes.get(from..from.checked_add(range.len as usize)?)
 }
 
-/// Where the whole frame would begin in the base, by the longest match.
+/// Offset in the base at which the whole frame would begin, by the longest match; `None` if there is none.
 fn moved(matches: &[Match]) -> Option<u64> {
     let longest = matches.iter().max_by_key(|found| found.len)?;
     longest.frame_start().map(|from| from as u64)
 }
 
-/// One zstd frame with a raw prefix. It has no checksum: the index has a better one.
+/// Compresses to one zstd frame with a raw prefix. It has no checksum: the index has a better one.
 fn compress(frame: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
     let failed = |code| Error::Internal { what: format!("zstd: {}", get_error_name(code)) };
     let mut context =
         CCtx::try_create().ok_or_else(|| Error::Internal { what: "zstd: no memory".to_owned() })?;
-    // Everything of the prefix is within reach from the last byte of the frame.
+    // All of the prefix is within the window even at the last byte of the frame.
     let window = (frame.len() + prefix.len()).next_power_of_two().trailing_zeros().max(10);
     for parameter in [CParameter::CompressionLevel(level), CParameter::WindowLog(window)] {
         context.set_parameter(parameter).map_err(failed)?;

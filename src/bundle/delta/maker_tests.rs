@@ -1,4 +1,4 @@
-//! Deltas that are made and applied again: the bytes come back, the same on any number of workers.
+//! Deltas that are made and applied: the new image comes back, and any number of workers makes the same delta.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ fn text(seed: u64, len: usize) -> Vec<u8> {
     noise(seed, len).iter().map(|byte| b"etaoinshrdlu cm\n"[usize::from(byte % 16)]).collect()
 }
 
-/// An old image and a new one with everything that a delta knows: moved, changed, in place, new, zero.
+/// An old image and a new one with all that a delta can describe: moved, changed, in place, new, zero.
 fn pair() -> (Vec<u8>, Vec<u8>) {
     let old = [noise(1, 3 * 65_536), text(2, 4 * 65_536), vec![0; 65_536], text(3, 100_000)].concat();
     let mut new = old[..2 * 65_536].to_vec();
     new.extend_from_slice(&[0; 65_536]);
-    // As it was, but at another offset.
+    // Unchanged, but at another offset.
     new.extend_from_slice(&old[200_001..][..2 * 65_536]);
-    // Moved, and every 700th byte is another one.
+    // Moved, and every 700th byte is changed.
     let mut changed = text(2, 4 * 65_536)[30_000..][..100_000].to_vec();
     changed.iter_mut().step_by(700).for_each(|byte| *byte ^= 1);
     new.extend_from_slice(&changed);
@@ -46,7 +46,7 @@ fn made(bundle: &Bundle, old: &[u8], jobs: usize, lean: bool) -> Vec<u8> {
     bytes
 }
 
-/// The image that a delta makes of `old`: as a worker does it, in memory.
+/// The image that a delta makes of `old`, in memory, by the steps of a worker.
 fn applied(opened: &Bundle, old: &[u8]) -> Result<Vec<u8>> {
     let (cancel, feed) = (Cancel::default(), Feed::new(opened, |_| true));
     let (abort, mut packed) = (Abort::new(&cancel, ""), Vec::new());
@@ -91,7 +91,7 @@ fn what_is_made_gives_the_new_image() {
         assert!(tally.patched >= 2 && tally.plain >= 1 && tally.from_bundle == 0, "{tally:?}");
         let patched = delta.packed_size(opened.release(), 0);
         assert!(applied(&opened, &old).unwrap() == new);
-        // The new noise, and some bytes for each change.
+        // The new random bytes, and some bytes for each change.
         assert!((65_536..65_536 + 3000).contains(&patched), "{patched}");
     }
 }
@@ -118,8 +118,8 @@ fn without_a_base_it_is_the_bundle_again() {
     assert!(delta.packed_size(bundle.release(), 0) <= bundle.release().compressed_size(0));
 }
 
-/// Every truncation and every changed bit of a small delta, head, recipes, archive and payload: an error, or the signed
-/// image. A delta is not signed, so this is all that stands between its author and the slot.
+/// Every truncation and every changed bit of a small delta, in head, recipes, archive and payload, gives an error or the
+/// signed image. A delta is not signed, so nothing else stands between its author and the slot.
 #[test]
 fn a_damaged_delta_makes_the_signed_image_or_an_error() {
     let old = [text(1, 4096), noise(2, 4096), text(3, 4096)].concat();
@@ -134,7 +134,7 @@ fn a_damaged_delta_makes_the_signed_image_or_an_error() {
             Source::File(Arc::new(bytes.to_vec()))
         };
         let opened = Bundle::open(source, &Trust::dangerously_unsigned())?;
-        // A changed name of a member may make it no delta, which is then no bundle either.
+        // With a changed name of a member it may be no delta any more, and then it is no bundle either.
         if opened.delta().is_some() {
             applied(&opened, &old)
         } else {
@@ -144,7 +144,7 @@ fn a_damaged_delta_makes_the_signed_image_or_an_error() {
     let tally =
         |bytes: &[u8]| [false, true].map(|stream| outcome(bytes, stream).is_ok_and(|image| image == new));
     assert_eq!(tally(&good), [true, true]);
-    // The blocks at the end hold nothing, so a file that ends within them may pass.
+    // The blocks at the end are empty, so a file that ends within them may pass.
     for len in 0..good.len() - END_LEN {
         assert!(outcome(&good[..len], false).is_err() && outcome(&good[..len], true).is_err(), "{len} bytes");
     }
@@ -160,7 +160,7 @@ fn a_damaged_delta_makes_the_signed_image_or_an_error() {
     assert!(refused > good.len() * 4, "{refused} of {}", good.len() * 8);
 }
 
-/// A base and how often its memory was released.
+/// Base that counts how often its memory was released.
 struct Released(Vec<u8>, AtomicU64);
 
 impl Image for Released {
@@ -173,7 +173,7 @@ impl Image for Released {
     }
 }
 
-/// A mapped base of 2 GiB counted in full as memory of the process: 812 MiB of a machine with a limit of 400.
+/// Until its release, a mapped base of 2 GiB counted as memory of the process: 812 MiB on a machine with a limit of 400.
 #[test]
 fn the_memory_of_the_base_is_released_on_the_way() {
     let image = noise(1, 3 * RELEASE_EVERY as usize);

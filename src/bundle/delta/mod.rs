@@ -1,12 +1,12 @@
-//! Deltas: another way to get the bytes of a signed release, made of what already runs.
+//! Deltas: another way to obtain the bytes of a signed release, made from what already runs.
 //!
-//! A `.qdelta` is a tar as a bundle is. `manifest.json`, `manifest.json.sig` and `index.bin` are those of the bundle,
-//! unchanged; then follow `delta.bin` and, for each payload, `platform.img.delta` and so on: what the frames need besides
-//! the *base*, the image of the same payload that runs, back to back.
+//! A `.qdelta` is a tar archive like a bundle. `manifest.json`, `manifest.json.sig` and `index.bin` are those of the
+//! bundle, unchanged. They are followed by `delta.bin` and, for each payload, by `platform.img.delta` and so on. These
+//! members hold the bytes, back to back, that the frames need besides the *base*: the image of the same payload that runs.
 //!
 //! **A delta is not signed and needs no trust.** It only proposes bytes: each frame is verified against the signed index
-//! before it is written, so who makes or changes a delta can waste time but not alter a release. Frames stay independent:
-//! they are made and applied in any order, on any core, in bounded memory.
+//! before it is written. So the author of a delta, or an attacker who changes it, can waste time but not alter a
+//! release. Frames stay independent: they are made and applied in any order, on any core, in bounded memory.
 //!
 //! `delta.bin`, all numbers little-endian:
 //!
@@ -22,11 +22,11 @@
 //! | 0 | zeroes | none | none |
 //! | 1 | what the base has at the same offset | none | none |
 //! | 2 | what the base has at another offset | one, as long as the frame | none |
-//! | 3 | a zstd frame, compressed with the ranges, one after the other, as its raw prefix (`ZSTD_CCtx_refPrefix`); without any an ordinary one | 0 to 16, ascending, apart, of 2 frames in all | up to `ZSTD_COMPRESSBOUND` |
+//! | 3 | a zstd frame, compressed with the ranges, one after the other, as its raw prefix (`ZSTD_CCtx_refPrefix`); without ranges an ordinary one | 0 to 16, ascending, without overlap, at most 2 frames in all | up to `ZSTD_COMPRESSBOUND` |
 //! | 4 | to be taken from the bundle | none | none |
 //! | others | reserved (5: streams aligned as bsdiff does); treated as 4 | as 3 | as 3 |
 //!
-//! All of it is bounded and checked by [`Delta::parse`] before a byte of a base or of a member is read.
+//! All fields are bounded and checked by [`Delta::parse`] before a byte of a base or of a member is read.
 
 mod decoder;
 mod index;
@@ -38,23 +38,23 @@ pub use decoder::patch;
 pub use maker::{Base, Options, Tally, make};
 pub use parse::{BaseRef, Delta, Kind, Recipe};
 
-/// What `delta.bin` begins with.
+/// First bytes of `delta.bin`.
 const MAGIC: [u8; 8] = *b"qdelta\0\x01";
-/// Bytes up to the payloads.
+/// Bytes before the payloads.
 const HEAD_LEN: usize = 40;
-/// Bytes of what is said of a payload.
+/// Bytes of the description of a payload.
 const PAYLOAD_LEN: usize = 44;
 /// Bytes of a frame's entry without its ranges.
 const ENTRY_LEN: usize = 8;
 /// Bytes of a range.
 const RANGE_LEN: usize = 12;
-/// Name of the member.
+/// Name of the member with the recipes.
 pub const MEMBER: &str = "delta.bin";
-/// Upper limit of the size of `delta.bin` in bytes: as for `index.bin`.
+/// Maximum size of `delta.bin` in bytes: the same as for `index.bin`.
 pub const DELTA_MAX: u64 = 16 << 20;
-/// Most ranges that a frame may name.
+/// Maximum number of ranges of a frame.
 pub const RANGES_MAX: usize = 16;
-/// Most bytes of the ranges of a frame, in frames.
+/// Maximum size of all ranges of a frame, in frames.
 pub const PREFIX_FRAMES: u64 = 2;
 
 #[cfg(test)]

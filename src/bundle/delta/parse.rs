@@ -1,4 +1,4 @@
-//! `delta.bin`: bytes in, recipes out. Pure; it parses what nobody vouches for.
+//! Parser of `delta.bin`: bytes in, recipes out. Pure; its input is not authenticated.
 
 use zstd::zstd_safe::compress_bound;
 
@@ -13,7 +13,7 @@ use crate::units::{Blake3, ByteOffset, Extent};
 /// Bytes of an image that are hashed at a time.
 const HASHED: usize = 4 << 20;
 
-/// How a frame is had.
+/// How a frame is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// It is zeroes.
@@ -24,11 +24,11 @@ pub enum Kind {
     Copy,
     /// It is decompressed with ranges of the base as prefix.
     Patch,
-    /// It is taken from the bundle; so is what only a later version can make.
+    /// It is taken from the bundle; so is a frame of a kind that only a later version knows.
     Bundle,
 }
 
-/// The image that a delta starts from.
+/// Image that a delta starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaseRef {
     /// Its size in bytes.
@@ -38,7 +38,7 @@ pub struct BaseRef {
 }
 
 impl BaseRef {
-    /// Size and hash of an image, whose memory is released on the way.
+    /// Size and hash of an image, whose memory is released while it is read.
     pub fn of(image: &dyn Image) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut at = 0;
@@ -51,19 +51,19 @@ impl BaseRef {
     }
 }
 
-/// What a delta says of one frame.
+/// Entry of a delta for one frame.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe<'a> {
-    /// How the frame is had.
+    /// How the frame is made.
     pub kind: Kind,
-    /// Bytes that the member has for it.
+    /// Number of bytes that the member has for it.
     pub packed: u32,
     ranges: &'a [u8],
     in_place: Extent,
 }
 
 impl Recipe<'_> {
-    /// The ranges of the base that it is made of, in order, within the base.
+    /// Ranges of the base that it is made of, in order, within the base.
     pub fn ranges(&self) -> impl Iterator<Item = Extent> {
         let in_place = (self.kind == Kind::InPlace).then_some(self.in_place);
         let needed = matches!(self.kind, Kind::Copy | Kind::Patch);
@@ -71,7 +71,7 @@ impl Recipe<'_> {
         in_place.into_iter().chain(named.map(range))
     }
 
-    /// Bytes of the base that it needs.
+    /// Number of bytes of the base that it needs.
     pub fn base_len(&self) -> u64 {
         self.ranges().map(|range| range.len).sum()
     }
@@ -98,9 +98,9 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 pub struct Delta {
     bytes: Vec<u8>,
     bases: Vec<Option<BaseRef>>,
-    /// For each payload the number of entries before its own.
+    /// For each payload, the number of entries before its own.
     first: Vec<usize>,
-    /// Where each entry begins. 32 bits: see [`DELTA_MAX`].
+    /// Offset of each entry. 32 bits suffice: see [`DELTA_MAX`].
     entries: Vec<u32>,
 }
 
@@ -156,12 +156,12 @@ impl Delta {
         Ok(delta)
     }
 
-    /// The base of a payload, where there is one.
+    /// Base of a payload; `None` if it has none.
     pub fn base(&self, payload: usize) -> Option<BaseRef> {
         self.bases.get(payload).copied().flatten()
     }
 
-    /// How a frame of the release is had.
+    /// Recipe of a frame of the release.
     pub fn recipe(&self, frame: &Frame<'_>) -> Recipe<'_> {
         let at = self.entries[self.first[frame.payload_number()] + frame.number() as usize] as usize;
         let ranges = usize::from(self.bytes[at + 1]) * RANGE_LEN;
@@ -173,7 +173,7 @@ impl Delta {
         }
     }
 
-    /// Bytes of the member of a payload.
+    /// Size of the member of a payload in bytes.
     pub(crate) fn packed_size(&self, release: &Release, payload: usize) -> u64 {
         release.frames(payload).map(|frame| u64::from(self.recipe(&frame).packed)).sum()
     }
@@ -194,7 +194,7 @@ const fn kind(byte: u8) -> Kind {
     }
 }
 
-/// Length of the entry at the start of `bytes`, when everything in it holds.
+/// Length of the entry at the start of `bytes` in bytes, if the entry is valid; else the problem.
 fn entry_len(bytes: &[u8], frame: &Frame<'_>, base: Option<BaseRef>) -> Result<usize, &'static str> {
     let entry = bytes.get(..ENTRY_LEN).ok_or("delta.bin ends before it")?;
     let (count, packed) = (usize::from(entry[1]), u32_at(entry, 4));
@@ -209,7 +209,7 @@ fn entry_len(bytes: &[u8], frame: &Frame<'_>, base: Option<BaseRef>) -> Result<u
     let (mut end, mut total) = (0, 0);
     let base = base.map_or(0, |base| base.size);
     for range in ranges.chunks_exact(RANGE_LEN).map(range) {
-        // The end of a range is beyond its start, so this excludes overlaps and empty ranges as well.
+        // Each range begins at or after the end of the one before, which excludes overlaps as well.
         if range.len == 0 || range.at.0 < end {
             return Err("its ranges are empty, overlap, or do not ascend");
         }
@@ -240,7 +240,7 @@ fn entry_len(bytes: &[u8], frame: &Frame<'_>, base: Option<BaseRef>) -> Result<u
     }
 }
 
-/// Appends what is said of a payload.
+/// Appends the description of a payload.
 pub(super) fn push_payload(bytes: &mut Vec<u8>, frame_size: u32, base: Option<BaseRef>) {
     let base = base.unwrap_or(BaseRef { size: 0, blake3: Blake3([0; 32]) });
     bytes.extend_from_slice(&frame_size.to_le_bytes());
@@ -248,7 +248,7 @@ pub(super) fn push_payload(bytes: &mut Vec<u8>, frame_size: u32, base: Option<Ba
     bytes.extend_from_slice(&base.blake3.0);
 }
 
-/// Appends an entry.
+/// Appends the entry of a frame.
 pub(super) fn push_entry(bytes: &mut Vec<u8>, kind: Kind, ranges: &[Extent], packed: u32) {
     bytes.extend_from_slice(&[kind as u8, ranges.len() as u8, 0, 0]);
     bytes.extend_from_slice(&packed.to_le_bytes());

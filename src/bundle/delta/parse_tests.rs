@@ -1,18 +1,18 @@
-//! Deltas that are cut, bent or made to do harm: refused, or a recipe within its bounds.
+//! Deltas that are truncated, damaged or malicious: refused, or recipes within their bounds.
 
 use super::*;
 use crate::bundle::delta::tests::release;
 
 const FRAME: u32 = 4096;
 
-/// Kind, ranges, bytes in the member.
+/// Kind, ranges, and number of bytes in the member.
 type Entry<'a> = (Kind, &'a [(u64, u64)], u32);
 
 fn extents(ranges: &[(u64, u64)]) -> Vec<Extent> {
     ranges.iter().map(|(at, len)| Extent { at: ByteOffset(*at), len: *len }).collect()
 }
 
-/// A delta of two frames and a bit from a base of 20,000 bytes.
+/// A delta of two whole frames and a partial one, from a base of 20,000 bytes.
 fn delta(release: &Release, entries: &[Entry<'_>]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(blake3::hash(release.manifest.bytes()).as_bytes());
@@ -81,7 +81,7 @@ fn each_rule_refuses() {
     }
     let error = Delta::parse(vec![0; DELTA_MAX as usize + 1], &release).unwrap_err();
     assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_LIMIT");
-    // What a later version may make is had from the bundle, whatever its ranges.
+    // A frame that only a later version can make is taken from the bundle, whatever its ranges.
     for kind in 5..=255 {
         let mut bytes = last((Kind::Patch, &[(5, 10)], 9));
         let at = bytes.len() - ENTRY_LEN - RANGE_LEN;
@@ -92,7 +92,8 @@ fn each_rule_refuses() {
     }
 }
 
-/// Every truncation and every changed bit: an error, or recipes that keep to the base, to two frames and to the bound.
+/// Every truncation and every changed bit gives an error, or recipes within the base, two frames and the compression
+/// bound.
 #[test]
 fn whatever_it_says_it_stays_within_its_bounds() {
     let release = release(&[1; 10_000], FRAME);

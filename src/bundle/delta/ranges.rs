@@ -1,14 +1,14 @@
-//! Which ranges of the base a frame is compressed with. Pure.
+//! Selection of the ranges of the base with which a frame is compressed. Pure.
 
 use super::index::Match;
 use crate::units::{ByteOffset, Extent};
 
-/// Bytes next to a match that a range takes in, at most, as far as the frame has bytes there that match nothing: what
-/// lies beside equal bytes is often alike, such as code whose addresses moved.
+/// Maximum number of bytes on each side of a match that a range includes, as far as the frame has bytes there that match
+/// nothing. Bytes beside equal ones are often alike, such as code whose addresses moved.
 const BESIDE: u64 = 64 << 10;
-/// Bytes that a range takes in on each side in any case.
+/// Bytes that a range includes on each side in any case.
 const MARGIN: u64 = 4 << 10;
-/// Below this many bytes beside matches, ranges are left out instead of made smaller.
+/// Bytes on each side of a match, margin included, below which ranges are left out instead of made smaller.
 const BESIDE_MIN: u64 = 1 << 10;
 
 /// Limits of the ranges of one frame.
@@ -16,13 +16,13 @@ const BESIDE_MIN: u64 = 1 << 10;
 pub(super) struct Limits {
     /// Size of the base in bytes.
     pub(super) base: u64,
-    /// Number of ranges.
+    /// Maximum number of ranges.
     pub(super) count: usize,
-    /// Bytes in all.
+    /// Maximum number of bytes in all ranges.
     pub(super) budget: u64,
 }
 
-/// A range and how many bytes of the frame match in it.
+/// Range of the base, and the number of bytes of the frame that match in it.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     from: u64,
@@ -36,7 +36,8 @@ impl Candidate {
     }
 }
 
-/// The ranges of the base that have most of what `matches` are in a frame of `frame_len` bytes: ascending, apart.
+/// Chooses the ranges of the base that have most of `matches`, those of a frame of `frame_len` bytes. They ascend and
+/// are apart.
 pub(super) fn choose(matches: &[Match], frame_len: u64, limits: Limits) -> Vec<Extent> {
     let (mut beside, mut margin) = (BESIDE, MARGIN);
     let mut ranges = loop {
@@ -50,7 +51,7 @@ pub(super) fn choose(matches: &[Match], frame_len: u64, limits: Limits) -> Vec<E
     ranges.iter().map(|range| Extent { at: ByteOffset(range.from), len: range.len() }).collect()
 }
 
-/// `ranges` and, where the limits have room for it, `more`.
+/// Returns `ranges` and, where the limits have room for it, `more`.
 pub(super) fn with(mut ranges: Vec<Extent>, more: Extent, limits: Limits) -> Vec<Extent> {
     let end = more.at.0.saturating_add(more.len).min(limits.base);
     let left = limits.budget.saturating_sub(ranges.iter().map(|range| range.len).sum());
@@ -63,7 +64,7 @@ pub(super) fn with(mut ranges: Vec<Extent>, more: Extent, limits: Limits) -> Vec
     ranges
 }
 
-/// Each match and what lies beside it; those that touch as one.
+/// One range for each match and the bytes beside it; ranges that touch are joined.
 fn candidates(matches: &[Match], frame_len: u64, base: u64, beside: u64, margin: u64) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = Vec::with_capacity(matches.len());
     let mut done = 0;
@@ -94,9 +95,10 @@ fn bytes(ranges: &[Candidate]) -> u64 {
     ranges.iter().map(Candidate::len).sum()
 }
 
-/// Leaves out what has the fewest matched bytes for its length until the rest is within the budget, and joins the nearest,
-/// or leaves out the least where there is no room for what lies between, until the count is right. Of equals always the
-/// first, so that the choice is the same everywhere.
+/// Fits the ranges into the limits. The range with the fewest matched bytes for its length is left out until the rest is
+/// within the budget. Then the nearest two are joined, or, where there is no room for the gap, the one with the fewest
+/// matched bytes is left out, until the count is right. Of equals always the first is taken, so that the choice is the
+/// same everywhere.
 fn fit(ranges: &mut Vec<Candidate>, limits: Limits) {
     let density = |range: &Candidate| range.matched.saturating_mul(1 << 20) / range.len().max(1);
     let mut total = bytes(ranges);

@@ -1,4 +1,5 @@
-//! One request and its answer: proxies, redirects, credentials, and what an answer means. No retry here.
+//! One request and its response: proxies, redirects, credentials, and the classification of a response. Retries are in
+//! `fetch`.
 
 use std::error::Error as _;
 use std::io;
@@ -19,10 +20,10 @@ use crate::error::Result;
 use crate::source::address::shown;
 use crate::source::allowed::same_host;
 
-/// Redirects that are followed one after the other.
+/// Maximum number of redirects that one request follows.
 const REDIRECTS: usize = 10;
 
-/// The clients of one transfer, one for each proxy: connections are kept and used again.
+/// HTTP clients of one transfer, one per proxy. Each keeps its connections open and reuses them.
 pub(super) struct Clients {
     web: Web,
     tls: rustls::ClientConfig,
@@ -30,29 +31,30 @@ pub(super) struct Clients {
     made: Mutex<Vec<(Option<String>, Client)>>,
 }
 
-/// An answer that bytes come with.
+/// Response that carries bytes of the file.
 pub(super) struct FileResponse {
-    /// The rest of the body.
+    /// The response, with the part of its body that has not been read yet.
     pub(super) response: Response,
-    /// Which byte of the file comes first.
+    /// Offset in the file of the first byte of the body.
     pub(super) start: u64,
-    /// The byte behind the last one that comes, if the server says it.
+    /// Offset in the file after the last byte of the body; `None` if the server does not send it.
     pub(super) end: Option<u64>,
-    /// Size of the whole file, if the server says it.
+    /// Size of the whole file in bytes; `None` if the server does not send it.
     pub(super) total: Option<u64>,
-    /// Whether other ranges can be had.
+    /// Whether the server serves byte ranges of the file.
     pub(super) ranges: bool,
     pub(super) validator: Validator,
-    /// Where redirects led.
+    /// URL that sent the response, after redirects.
     pub(super) url: Url,
 }
 
 impl Clients {
-    /// Reads the files that the settings name.
+    /// Reads the files that the settings name: credentials, certificates and key.
     pub(super) fn new(web: &Web) -> Result<Self> {
         let credentials = web.credentials.as_deref().map(Credentials::load).transpose()?.unwrap_or_default();
         let clients = Self { tls: tls::config(web)?, web: web.clone(), credentials, made: Mutex::default() };
-        // A proxy that nothing here speaks is a mistake of the configuration, not of the network.
+        // An unsupported proxy is a mistake in the configuration, not in the network, so it is refused here, before any
+        // request.
         if let Some(proxy) = web.proxy.as_deref().filter(|proxy| *proxy != "none") {
             clients.client(Some(proxy)).map_err(|trouble| trouble.error("proxy", 0, 0))?;
         }
@@ -99,7 +101,8 @@ impl Clients {
         Ok(client)
     }
 
-    /// Asks for the bytes from `start`, to before `end` where that is given, of the file whose version `validator` is.
+    /// Requests the bytes from `start` to before `end` (`None`: to the end) of the version of the file that `validator`
+    /// identifies.
     pub(super) async fn get(
         &self,
         url: &Url,
@@ -126,7 +129,7 @@ impl Clients {
                 };
             }
             let response = request.send().await.map_err(|error| of_error(&error))?;
-            // Without user, password and query.
+            // User, password and query, which may be secret, are left out.
             let (host, status) = (url.host_str().unwrap_or_default(), response.status());
             tracing::debug!("{host}{}, bytes {start}-{last}: {status}", url.path());
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
@@ -139,8 +142,8 @@ impl Clients {
     }
 }
 
-/// Where a redirect leads. User and password go along to the same host only; who asked for a private transfer does not get
-/// an open one because a server says so.
+/// URL that a redirect leads to. User and password of `from` are kept for the same origin only. A redirect from https to
+/// http is refused: a server must not turn a transfer that was requested as private into an open one.
 fn follow(from: &Url, to: &str) -> Result<Url, String> {
     let shown = |url: &Url| shown(url.as_str()).into_owned();
     let mut url = from.join(to).map_err(|error| format!("a redirect to what is no URL: {error}"))?;
@@ -160,7 +163,7 @@ fn follow(from: &Url, to: &str) -> Result<Url, String> {
 }
 
 impl Web {
-    /// The URL, if its host is among those that a redirect may lead to.
+    /// Returns the URL if a redirect may lead to its host.
     fn permits(&self, to: Url) -> Result<Url, String> {
         let hosts = self.redirects.as_ref();
         if hosts.is_none_or(|hosts| hosts.iter().any(|host| same_host(host, &to))) {
@@ -173,7 +176,7 @@ impl Web {
     }
 }
 
-/// What an answer to a request for bytes from `start` on means.
+/// Classifies the response to a request for the bytes from `start` on.
 fn answer(response: Response, start: u64, url: Url) -> Result<FileResponse, TransferError> {
     let headers = response.headers();
     let status = response.status();
@@ -224,7 +227,7 @@ fn answer(response: Response, start: u64, url: Url) -> Result<FileResponse, Tran
     })
 }
 
-/// What went wrong before a header came.
+/// Classifies an error that occurred before the header of a response arrived.
 fn of_error(error: &reqwest::Error) -> TransferError {
     let mut cause: Option<&dyn std::error::Error> = error.source();
     let mut refused = error.is_dns();
@@ -232,7 +235,7 @@ fn of_error(error: &reqwest::Error) -> TransferError {
         if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
             return TransferError::Tls(tls.to_string());
         }
-        // An io::Error passes over what it wraps when it is asked for its source.
+        // The source of an `io::Error` skips the error that it wraps, so that one is taken by `get_ref`.
         let mut wrapped = inner.downcast_ref::<io::Error>();
         while let Some(io) = wrapped {
             if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
@@ -243,7 +246,7 @@ fn of_error(error: &reqwest::Error) -> TransferError {
         }
         cause = inner.source();
     }
-    // The error of a SOCKS proxy that nobody runs has the cause in its fields only.
+    // The error for a SOCKS proxy that is not running has its cause in its fields only, not in its chain of sources.
     refused |= error.is_connect() && format!("{error:?}").contains("ConnectionRefused");
     let hope = if refused { RetryDecision::OnceItAnswered } else { RetryDecision::Always };
     match error {
@@ -253,7 +256,7 @@ fn of_error(error: &reqwest::Error) -> TransferError {
     }
 }
 
-/// The innermost causes of an error: the outer ones name the URL, with all that is secret in it.
+/// Texts of the causes of an error. The error itself is left out: it contains the URL, with all that is secret in it.
 pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut cause = error.source();

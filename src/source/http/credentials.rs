@@ -1,4 +1,4 @@
-//! Who we are, to which host: lines of a file that nobody else may read.
+//! Credentials by host: a file that only its owner may read, one entry a line.
 //!
 //! | line | sent to that host |
 //! |---|---|
@@ -6,8 +6,8 @@
 //! | `HOST bearer TOKEN` | `Authorization: Bearer` |
 //! | `HOST header NAME VALUE` | that header |
 //!
-//! `HOST` is `name` (the port of the scheme) or `name:port`. A line holds for its host and for no other, wherever a redirect
-//! or a request of the service leads.
+//! `HOST` is `name` (the port of the scheme) or `name:port`. An entry is sent to its host and to no other, wherever a
+//! redirect or a request of the service leads.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 
 use crate::error::{Error, Result};
 
-/// The lines of a file. Its `Debug` shows none of them.
+/// Entries of a credentials file. `Debug` shows only their number.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Credentials(Vec<Entry>);
 
@@ -34,11 +34,11 @@ enum What {
     Header(HeaderName, HeaderValue),
 }
 
-/// What is to be sent with a request.
+/// Credential that is sent with a request.
 pub(super) enum Proof<'a> {
-    /// User and password.
+    /// User and password, for `Authorization: Basic`.
     Basic(&'a str, &'a str),
-    /// A header.
+    /// Name and value of a header.
     Header(&'a HeaderName, &'a HeaderValue),
 }
 
@@ -52,7 +52,7 @@ impl Credentials {
     /// Reads a file that only its owner may read.
     ///
     /// # Errors
-    /// [`Error::Config`]; it names the line, never what stands there.
+    /// [`Error::Config`]; it names the number of the line, never its text.
     pub(super) fn load(path: &Path) -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let failed = |problem: String| Error::Config { path: path.to_owned(), problem };
@@ -82,7 +82,7 @@ impl Credentials {
         Ok(Self(entries))
     }
 
-    /// What belongs to the host of a URL.
+    /// Credentials for the host and port of a URL.
     pub(super) fn of<'a>(&'a self, url: &'a Url) -> impl Iterator<Item = Proof<'a>> {
         let default = if url.scheme() == "https" { 443 } else { 80 };
         let fits = move |entry: &&Entry| {
@@ -118,7 +118,7 @@ impl Entry {
             }
             _ => return None,
         };
-        // A port stands behind the last colon, unless that is one of an IPv6 address.
+        // The port follows the last colon, unless that colon is part of an IPv6 address.
         let (host, port) = match host.rsplit_once(':') {
             Some((name, port)) if !port.ends_with(']') => (name, Some(port.parse().ok()?)),
             _ => (host, None),

@@ -1,11 +1,14 @@
-//! The tasks that talk to servers: each takes blocks off the plan, one after the other, and survives what a link does.
+//! Tasks that fetch from servers. Each takes blocks from the plan, one after the other, and recovers from failures of
+//! the link.
 //!
-//! One answer is read for as long as what is wanted follows where it stands; only a hole costs another request. So a server
-//! that gives a file out once, or knows no ranges, serves a transfer from front to back with the very first answer. More
-//! lanes than the first one join only once a server has answered a second request: then holes are fetched side by side.
+//! A response is read on as long as the next wanted byte follows its position; only a hole costs another request. So a
+//! server that gives out a file only once, or does not serve ranges, can serve a transfer from front to back with its
+//! first response. Further lanes start only once a server has answered a second request: then holes are fetched in
+//! parallel.
 //!
-//! The first lane decides what becomes of the transfer. The others only help: what fails there is left to the first one, which
-//! will see for itself. So a server that takes one connection of each client serves a transfer too.
+//! Only the first lane decides whether the transfer goes on or fails. The others help: a block that fails there returns
+//! to the plan, and the first lane meets the failure itself if it persists. So a server that accepts one connection per
+//! client can serve a transfer too.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -21,43 +24,45 @@ use super::plan::{FetchRequest, GAP, LANES};
 use super::shared::{FailedTransfer, Head, Shared};
 use super::transfer_error::{RateMeter, TransferError, pause};
 
-/// Progress after which the retries count from the beginning again.
+/// Bytes stored since the last failure after which the count of retries starts again from zero.
 const PROGRESS: u64 = 64 << 10;
-/// Failures in a row after which a lane that only helps helps no more.
+/// Consecutive failures after which a lane other than the first one ends.
 const PATIENCE: u32 = 3;
 
-/// An answer that is being read.
+/// Response that is being read.
 struct Body {
     answer: FileResponse,
-    /// Bytes that came and were not wanted yet.
+    /// Bytes that were received but not used yet.
     rest: bytes::Bytes,
-    /// The byte of the file that comes next.
+    /// Offset in the file of the next byte.
     at: u64,
-    /// Which address sends it.
+    /// Number of the address that sends it.
     mirror: usize,
 }
 
-/// One connection after the other.
+/// Task that reads one response at a time.
 pub(super) struct Lane {
     shared: Arc<Shared>,
     mirrors: Arc<Mirrors>,
-    /// 0 is the first one.
+    /// Number of the lane; 0 is the first one.
     number: usize,
     body: Option<Body>,
-    /// Tries in a row that brought nothing.
+    /// Number of consecutive retries; progress of [`PROGRESS`] bytes sets it back to zero.
     retry: u32,
+    /// Bytes stored since the last failure.
     gained: u64,
-    /// A further request was refused while the first answer went on: it is read in its order from now on.
+    /// Whether a further request was refused while the first response was open: that response is then read in order.
     once: bool,
     meter: RateMeter,
     chance: RandomState,
 }
 
-/// Works until it fails; the failure is left for the readers. The first request is for `first` bytes, or for all.
+/// Runs the lanes until the first one fails, and stores its failure for the readers. The first request is for `first`
+/// bytes; `None`: for the whole file.
 pub(super) async fn run(shared: Arc<Shared>, urls: Vec<Url>, first: Option<u64>) {
     let mirrors = Arc::new(Mirrors::new(urls));
     let lane = |number| Lane::new(Arc::clone(&shared), Arc::clone(&mirrors), number);
-    // Dropped, and so ended, with this one.
+    // The tasks of this set end when it is dropped with this function.
     let mut helpers = JoinSet::new();
     for number in 1..LANES {
         helpers.spawn(lane(number).help());
@@ -81,7 +86,7 @@ impl Lane {
         }
     }
 
-    /// The first lane, until it fails.
+    /// Runs the first lane until it fails.
     async fn lead(mut self, first: Option<u64>) -> FailedTransfer {
         match self.head(first).await {
             Ok(()) => self.blocks().await,
@@ -89,7 +94,7 @@ impl Lane {
         }
     }
 
-    /// Another lane, for as long as it is of use.
+    /// Runs a lane other than the first one until too many of its blocks fail one after the other.
     async fn help(mut self) {
         self.mirrors.known_to_answer_again().await;
         let mut failures = 0;
@@ -109,7 +114,7 @@ impl Lane {
         self.shared.stands(self.number, None);
     }
 
-    /// The first answer: what there is to be had, and its first bytes.
+    /// Obtains the first response and stores what it says of the file; its body is read by [`blocks`](Self::blocks).
     async fn head(&mut self, first: Option<u64>) -> Result<(), FailedTransfer> {
         loop {
             match self.request(0, first).await {
@@ -154,11 +159,11 @@ impl Lane {
         }
     }
 
-    /// Waits for something to fetch.
+    /// Waits until the plan has a block for this lane.
     async fn want(&mut self) -> FetchRequest {
         loop {
             let shared = Arc::clone(&self.shared);
-            // Made first: a change between the look and the wait is not missed.
+            // Created before the plan is read, so that a change between reading and waiting is not missed.
             let change = shared.work.notified();
             if self.body.as_ref().is_some_and(|body| self.shared.is_left(body.mirror)) {
                 self.drop_body();
@@ -202,13 +207,14 @@ impl Lane {
         Ok(())
     }
 
-    /// Brings an answer to byte `at`: the one that is open where it leads there, else a new one.
+    /// Provides a response at byte `at`: the open one if it reaches that byte soon or no other is possible, else a new
+    /// one.
     async fn seek(&mut self, at: u64, until: u64) -> Result<(), TransferError> {
         let leads = |body: &Body| body.at <= at && body.answer.end.is_none_or(|end| at < end);
         let open = self.body.as_ref().filter(|body| leads(body));
         let near = open.is_some_and(|body| at - body.at <= GAP || self.once || !body.answer.ranges);
         if !near {
-            // Kept until the new one is accepted: a server may give a file out once only.
+            // The open response is kept until the new one is accepted: a server may give out a file only once.
             let leads = open.is_some();
             match self.request(at, (until != u64::MAX).then_some(until)).await {
                 Ok(body) => {
@@ -234,7 +240,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The next bytes of the open answer; `None` at the end of a file whose length nobody said.
+    /// Next bytes of the open response; `None` at the end of a file of unknown length.
     async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, TransferError> {
         let (limits, patience) = (self.shared.limits, self.patience());
         let Some(body) = &mut self.body else {
@@ -272,7 +278,7 @@ impl Lane {
         }
     }
 
-    /// How long to wait for the next byte: less where somebody else can be asked.
+    /// Timeout of the wait for the next byte: shorter where another address can be used.
     fn patience(&self) -> Duration {
         let stall = self.shared.limits.stall;
         if self.mirrors.state().alive > 1 { stall / 3 } else { stall }
@@ -282,10 +288,10 @@ impl Lane {
         let limits = self.shared.limits;
         let asked = self.mirrors.current();
         let get = self.shared.clients.get(&asked.url, at, until, asked.validator.as_ref());
-        // Of the two limits the connection has its own; the header may take as long as any byte.
+        // A connection has a limit of its own; after it, the header may take as long as any byte. Hence the sum.
         let result = within(self.patience() + limits.connect, get).await.and_then(|answer| answer);
         let answer = match result {
-            // The address that a redirect led to may have been for one time.
+            // The URL that a redirect led to may have been valid for one request only.
             Err(TransferError::Answer(_)) if asked.led => {
                 self.mirrors.forget_redirect(asked.mirror);
                 return Err(TransferError::Broken("the address that a redirect led to is gone".to_owned()));
@@ -310,7 +316,7 @@ impl Lane {
         Ok(Body { at: answer.start, rest: bytes::Bytes::new(), answer, mirror: asked.mirror })
     }
 
-    /// After a failure: waits and tries again, leaves for another address, or ends.
+    /// Handles a failure: waits before the next try, stops using the address, or ends the transfer with an error.
     async fn recover(&mut self, trouble: TransferError, at: u64) -> Result<(), FailedTransfer> {
         self.drop_body();
         if self.gained >= PROGRESS {
@@ -347,7 +353,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Asks an address no more; an error if it was the last one.
+    /// Stops using an address; an error if it was the last one.
     fn leave(&mut self, which: usize, problem: &str) -> Result<(), FailedTransfer> {
         let Some(shown) = self.mirrors.leave(which) else { return Ok(()) };
         self.shared.left(which);
@@ -360,7 +366,7 @@ impl Lane {
     }
 }
 
-/// The result, unless it takes too long.
+/// Result of `work`; [`TransferError::Stalled`] if it takes longer than `limit`.
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, TransferError> {
     tokio::time::timeout(limit, work).await.map_err(|_| TransferError::Stalled(limit))
 }

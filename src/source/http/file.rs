@@ -1,4 +1,4 @@
-//! A file on a server, as readers see it: at any place by [`ReadAt`], or from front to back by [`Read`].
+//! File on a server as its readers see it: at any offset by [`ReadAt`], or from front to back by [`Read`].
 
 use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
@@ -8,10 +8,10 @@ use super::shared::{Shared, TransferState};
 use crate::bundle::source::{ReadAt, ReadStopped};
 use crate::progress::Cancel;
 
-/// How soon a request to stop is seen.
+/// Interval at which a waiting reader checks for a request to stop.
 const STEP: Duration = Duration::from_millis(100);
 
-/// The transfer, as its readers hold it: it ends with them.
+/// Transfer as its reader holds it; dropping it ends the transfer.
 pub(super) struct Transfer {
     pub(super) shared: Arc<Shared>,
     pub(super) cancel: Cancel,
@@ -24,7 +24,7 @@ impl Drop for Transfer {
 }
 
 impl Transfer {
-    /// Waits until `look` finds something.
+    /// Waits until `look` returns a value. Fails on a request to stop, and when the transfer fails.
     pub(super) fn wait<T>(&self, mut look: impl FnMut(&mut TransferState) -> Option<T>) -> io::Result<T> {
         let mut state = self.shared.state();
         loop {
@@ -37,13 +37,14 @@ impl Transfer {
             if let Some(failed) = &state.failed {
                 return Err(io::Error::other(failed.error()));
             }
-            // Changes are announced; the time is for requests to stop.
+            // Changes wake the reader; the timeout is for requests to stop.
             let waited = self.shared.changed.wait_timeout(state, STEP);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Reads from `at`: all of `buf`, or, if `some` is enough, what is there of it.
+    /// Reads from `at` and returns the number of bytes: all of `buf`, or, with `some`, the bytes that are here once
+    /// there are any. At the end of a file of unknown length there are fewer.
     fn read(&self, buf: &mut [u8], at: u64, some: bool) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -57,13 +58,13 @@ impl Transfer {
             (copied == buf.len() || some && copied > 0 || ended).then_some(copied)
         });
         self.shared.state().plan.end(demand);
-        // What was taken makes room.
+        // The bytes that were taken make room for new blocks.
         self.shared.work.notify_waiters();
         result
     }
 }
 
-/// A file whose server knows ranges.
+/// File on a server that serves ranges.
 pub(super) struct WebFile {
     pub(super) transfer: Transfer,
     pub(super) len: u64,
@@ -99,7 +100,7 @@ impl ReadAt for WebFile {
     }
 }
 
-/// A file whose server knows no ranges, or not how long it is.
+/// File on a server that does not serve ranges or does not send the length.
 pub(super) struct WebStream {
     pub(super) transfer: Transfer,
     pub(super) len: Option<u64>,

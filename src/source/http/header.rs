@@ -1,22 +1,22 @@
-//! What the headers of an answer say, as values: where a range lies, which version of the file it is of, how long to wait.
+//! Headers of a response as values: position of a range, version of the file, time to wait.
 
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, RETRY_AFTER};
 
-/// `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4). A total that the server does not know is of no use here.
+/// `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4). An unknown total (`*`) is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ContentRange {
-    /// First byte.
+    /// Offset of the first byte.
     pub(super) start: u64,
-    /// The byte behind the last one.
+    /// Offset after the last byte.
     pub(super) end: u64,
-    /// Size of the whole file.
+    /// Size of the whole file in bytes.
     pub(super) total: u64,
 }
 
 impl ContentRange {
-    /// Reads a header's value; `None` for one that contradicts itself.
+    /// Parses the value of a header; `None` if it is malformed or contradicts itself.
     pub(super) fn parse(value: &str) -> Option<Self> {
         let (unit, rest) = value.trim().split_once(' ')?;
         let (range, total) = rest.trim().split_once('/')?;
@@ -30,13 +30,13 @@ impl ContentRange {
         sound.then_some(Self { start, end, total })
     }
 
-    /// That of an answer.
+    /// Range of a response; `None` if it has none that is valid.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         Self::parse(text(headers, &CONTENT_RANGE)?)
     }
 }
 
-/// Which version of a file an answer is of (RFC 9110, 8.8).
+/// Version of the file that a response is of (RFC 9110, 8.8).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Validator {
     etag: Option<String>,
@@ -44,19 +44,19 @@ pub(super) struct Validator {
 }
 
 impl Validator {
-    /// That of an answer.
+    /// Version in the headers of a response.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let get = |name: &HeaderName| text(headers, name).map(str::to_owned);
         Self { etag: get(&ETAG), modified: get(&LAST_MODIFIED) }
     }
 
-    /// The value for `If-Range`: a strong entity tag, else the date; a weak tag must not be used (RFC 9110, 13.1.5).
+    /// Value for `If-Range`: a strong entity tag, else the date. A weak tag must not be used (RFC 9110, 13.1.5).
     pub(super) fn if_range(&self) -> Option<&str> {
         let strong = self.etag.as_deref().filter(|etag| !etag.starts_with("W/"));
         strong.or(self.modified.as_deref())
     }
 
-    /// What differs, if both answers say something that can be compared.
+    /// Describes the difference; `None` if there is none, or nothing that both have can be compared.
     pub(super) fn differs(&self, other: &Self) -> Option<String> {
         let differs = |what: &str, a: &Option<String>, b: &Option<String>| match (a, b) {
             (Some(a), Some(b)) if a != b => Some(format!("{what} was {a}, is {b}")),
@@ -69,8 +69,8 @@ impl Validator {
     }
 }
 
-/// How long the server asks to be left alone. A date is compared with the `Date` of the same answer: no clock of this
-/// machine, which may be wrong, is asked.
+/// Time that the server requests the client to wait. A date is compared with the `Date` of the same response, not with the
+/// clock of this machine, which may be wrong.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = text(headers, &RETRY_AFTER)?.trim();
     if let Ok(seconds) = value.parse::<u64>() {
@@ -82,7 +82,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0)))
 }
 
-/// A header as text, where it is text.
+/// Value of a header; `None` if it is missing or not plain text.
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }

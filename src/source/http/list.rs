@@ -1,7 +1,8 @@
-//! Other addresses of a file: those of the settings, and lists on servers.
+//! Further addresses of a file: mirrors in the settings, and lists of mirrors on servers.
 //!
-//! A list is a text beside the bundle whose name ends with `.mirrors`: one URL a line, also relative to the list, the first
-//! one to be asked first; lines that begin with `#` are comments. It is not signed and needs no trust: the bundle is signed.
+//! A list is a text file beside the bundle whose name ends with `.mirrors`: one URL a line, absolute or relative to the
+//! list, the preferred one first. Lines that begin with `#` are comments. It is not signed and needs no trust: the
+//! bundle is signed.
 
 use std::io::Read;
 
@@ -11,21 +12,21 @@ use crate::bundle::source::{Source, read_failed};
 use crate::error::{Error, Result};
 use crate::source::address::shown;
 
-/// Largest list in bytes.
+/// Maximum size of a list in bytes.
 const MOST_BYTES: u64 = 64 << 10;
-/// Most addresses in a list.
+/// Maximum number of addresses in a list.
 const MOST_ADDRESSES: usize = 32;
 
-/// Whether this is the address of a list.
+/// Whether a URL is the address of a list.
 pub(super) fn is_one(url: &Url) -> bool {
     url.path().ends_with(".mirrors")
 }
 
-/// The address that `mirror` of the settings stands for: of a file, or, with a slash at its end, of one below it with the
-/// name of `file`.
+/// URL of the file at `mirror`, an entry of the settings: `mirror` itself, or, if it ends with a slash, the name of
+/// `file` in that directory.
 ///
 /// # Errors
-/// [`Error::Argument`] for what is no address of a web server.
+/// [`Error::Argument`] if `mirror` is not an http or https URL.
 pub(super) fn mirror_of(mirror: &str, file: &Url) -> Result<Url> {
     let refused = |problem: &str| {
         let problem = format!("'{}' {problem}", shown(mirror));
@@ -42,10 +43,10 @@ pub(super) fn mirror_of(mirror: &str, file: &Url) -> Result<Url> {
     url.join(&format!("./{name}")).map_err(|error| refused(&format!("and '{name}' make no URL: {error}")))
 }
 
-/// Reads the list that came from `url`.
+/// Reads a list from `source`, the file at `url`.
 ///
 /// # Errors
-/// [`Error::Http`] for what is no list; those of the transfer.
+/// [`Error::Http`] if it is not a valid list; those of the transfer.
 pub(super) fn read(source: Source, url: &Url) -> Result<Vec<Url>> {
     let refused = |problem: String| Error::Http { url: shown(url.as_str()).into_owned(), problem };
     let too_long = || refused(format!("a list of mirrors has {MOST_BYTES} bytes at most"));
@@ -67,8 +68,8 @@ pub(super) fn read(source: Source, url: &Url) -> Result<Vec<Url>> {
     parse(&bytes, url).map_err(refused)
 }
 
-/// The addresses of a list from `base`. One that came by TLS leads to no address without: who asked for a private transfer
-/// does not get an open one because a list says so.
+/// Parses the list that came from `base`. A list that came by https must not lead to http: a transfer that was requested
+/// as private must not become an open one because a list says so.
 fn parse(bytes: &[u8], base: &Url) -> Result<Vec<Url>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "a list of mirrors is UTF-8".to_owned())?;
     let mut urls = Vec::new();

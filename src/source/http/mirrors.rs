@@ -1,4 +1,4 @@
-//! The addresses of one file: which is asked, what is known of each, and which is left for a better one.
+//! Addresses of one file: which one is in use, what is known of each, and when another one is used instead.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,55 +11,55 @@ use super::header::Validator;
 use crate::source::address::shown;
 use crate::units::size;
 
-/// How long an address is waited for before its rate says something.
+/// Time spent waiting for bytes of an address before its rate is meaningful.
 const TRIAL: Duration = Duration::from_secs(2);
-/// How many times faster another one must have been.
+/// Factor by which another address must have been faster to be used instead.
 const FASTER: u64 = 2;
 
-/// What is known of one address.
+/// One address and what is known of it.
 #[derive(Debug)]
 struct Mirror {
-    /// As it was given.
+    /// URL as given, before redirects.
     url: Url,
-    /// Where redirects led last; asked first, until it fails.
+    /// URL that redirects led to last; requested first, until it fails.
     led: Option<Url>,
-    /// The version of the file there; `None`: it has not answered yet.
+    /// Version of the file there; `None`: no response yet.
     validator: Option<Validator>,
-    /// Not asked again.
+    /// Whether it is no longer used.
     left: bool,
-    /// Bytes that came, and the time that was spent on waiting for them, since it was last turned to.
+    /// Bytes received, and the time spent waiting for them, since the address was last switched to or measured.
     came: (u64, Duration),
-    /// Bytes per second of its last trial; `None`: not tried.
+    /// Bytes per second when it was last measured; `None`: never measured.
     rate: Option<u64>,
 }
 
-/// Whom to ask now.
+/// Address for the next request.
 pub(super) struct NextRequest {
-    /// Its number.
+    /// Number of the address.
     pub(super) mirror: usize,
-    /// The address to ask.
+    /// URL to request.
     pub(super) url: Url,
-    /// Whether that is where a redirect led.
+    /// Whether `url` is where a redirect led.
     pub(super) led: bool,
-    /// The version of the file there.
+    /// Version of the file there; `None`: no response yet.
     pub(super) validator: Option<Validator>,
 }
 
-/// What a failure is judged by.
+/// State that decides how a failure is handled.
 pub(super) struct MirrorState {
-    /// The number of the one that is asked.
+    /// Number of the address in use.
     pub(super) current: usize,
-    /// Its address, as it may be shown.
+    /// Its URL, as it may be shown.
     pub(super) shown: String,
-    /// Its host.
+    /// Its host, with the port if the URL names one.
     pub(super) host: String,
     /// Whether it has ever answered.
     pub(super) answered: bool,
-    /// How many are asked at all.
+    /// Number of addresses that are still used.
     pub(super) alive: u32,
 }
 
-/// All of them.
+/// All addresses of a file.
 pub(super) struct Mirrors {
     list: Mutex<(Vec<Mirror>, usize)>,
     again: watch::Sender<bool>,
@@ -85,7 +85,7 @@ impl Mirrors {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whom to ask.
+    /// Address for a request now.
     pub(super) fn current(&self) -> NextRequest {
         let list = self.list();
         let (mirrors, current) = &*list;
@@ -98,7 +98,7 @@ impl Mirrors {
         }
     }
 
-    /// See [`MirrorState`].
+    /// State of the address in use, and the number of those still used.
     pub(super) fn state(&self) -> MirrorState {
         let list = self.list();
         let (mirrors, current) = &*list;
@@ -113,7 +113,7 @@ impl Mirrors {
         }
     }
 
-    /// Takes what an answer says of its address.
+    /// Records the version of the file and the redirect of a response.
     pub(super) fn answered(&self, which: usize, answer: &FileResponse) {
         let mut list = self.list();
         let Some(mirror) = list.0.get_mut(which) else { return };
@@ -121,25 +121,25 @@ impl Mirrors {
         mirror.led = (answer.url != mirror.url).then(|| answer.url.clone());
     }
 
-    /// Says that a request was answered while an earlier one had been: it is not a file that is given out once.
+    /// Records that a request was answered after an earlier one had been: the file is not given out only once.
     pub(super) fn answered_again(&self) {
         self.again.send_replace(true);
     }
 
     /// Waits for [`answered_again`](Self::answered_again).
     pub(super) async fn known_to_answer_again(&self) {
-        // Its sender lives as long as this does.
+        // It cannot fail: the sender lives as long as `self`.
         let _ = self.again.subscribe().wait_for(|again| *again).await;
     }
 
-    /// Asks the address itself next, not where it led.
+    /// Uses the original URL of an address next, not the one that redirects led to.
     pub(super) fn forget_redirect(&self, which: usize) {
         if let Some(mirror) = self.list().0.get_mut(which) {
             mirror.led = None;
         }
     }
 
-    /// Turns to the next one.
+    /// Switches to the next address that is still used.
     pub(super) fn go_on(&self) {
         let mut list = self.list();
         let (mirrors, current) = &mut *list;
@@ -150,7 +150,7 @@ impl Mirrors {
         }
     }
 
-    /// Asks one no more. How it is shown, unless it was left before.
+    /// Stops using an address. Returns its URL as it may be shown; `None` if its use had ended before.
     pub(super) fn leave(&self, which: usize) -> Option<String> {
         let shown = {
             let mut list = self.list();
@@ -164,7 +164,7 @@ impl Mirrors {
         Some(shown)
     }
 
-    /// Counts bytes that came from one, and how long they were waited for.
+    /// Counts bytes received from an address and the time spent waiting for them.
     pub(super) fn took(&self, which: usize, bytes: u64, waited: Duration) {
         if let Some(mirror) = self.list().0.get_mut(which) {
             mirror.came.0 = mirror.came.0.saturating_add(bytes);
@@ -172,10 +172,11 @@ impl Mirrors {
         }
     }
 
-    /// Turns from `which` to another that is faster, or may be: each is tried once, and the best is kept until it is slower
-    /// than half of another. What is known of the one that is left, and of the other one.
+    /// Switches from `which` to another address that is faster or was never measured. So each is measured once, and the
+    /// fastest is used until its rate is below half of another's. Returns texts about the old and the new address;
+    /// `None`: no switch.
     ///
-    /// Only time in which bytes were waited for counts, so nothing is tried where the disk is slower than the link.
+    /// Only time spent waiting for bytes counts, so no other address is tried where the disk is slower than the link.
     pub(super) fn compare(&self, which: usize) -> Option<(String, String)> {
         let mut list = self.list();
         let (mirrors, current) = &mut *list;
@@ -212,7 +213,7 @@ fn turn_to(mirrors: &mut [Mirror], current: &mut usize, next: usize) {
     }
 }
 
-/// The host as it is shown.
+/// Host of a URL for messages, with its port if the URL names one.
 pub(super) fn host(url: &Url) -> String {
     let port = url.port().map_or(String::new(), |port| format!(":{port}"));
     format!("{}{port}", url.host_str().unwrap_or_default())
@@ -239,7 +240,7 @@ mod tests {
         }
         assert_eq!(asked[..6], [0, 0, 1, 1, 2, 2]);
         assert!(asked[6..].iter().all(|at| *at == 1), "{asked:?}");
-        // The best one fails: the next is asked, and gone from once it has shown itself again.
+        // The fastest one fails: the next one is used, and left once its rate has been measured again.
         mirrors.leave(1);
         let current = mirrors.current().mirror;
         assert_eq!(current, 2);

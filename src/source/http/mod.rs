@@ -1,16 +1,17 @@
-//! Bundles on web servers: read at any place by ranges, or from front to back, never stored. What protects the machine is
-//! the signature of the bundle; TLS keeps the transfer private and whole.
+//! Bundles on web servers: read at any offset by ranges, or from front to back, and never stored. The signature of the
+//! bundle protects the machine; TLS keeps the transfer private and intact.
 //!
 //! ```text
-//!   readers ──▶ file: WebFile, WebStream ──▶ plan (pure) ◀── fetch: a few lanes, each one answer after the other ──▶ client: reqwest
-//!      ▲                                       │                 ├── mirrors: whom to ask
-//!      └──────────── blocks, each taken once ◀─┘                 └── trouble (pure): what may pass, how long to wait
+//!   readers ──▶ file: WebFile, WebStream ──▶ plan (pure) ◀── fetch: a few lanes, each reads one response at a time ──▶ client: reqwest
+//!      ▲                                       │                 ├── mirrors: which address to use
+//!      └──────────── blocks, each taken once ◀─┘                 └── transfer_error (pure): what is retried, how long to wait
 //! ```
 //!
-//! The HTTP is that of `reqwest`, on the hyper and rustls that the service has already: proxies in absolute form, by CONNECT
-//! and SOCKS, Happy Eyeballs, kept connections. `ureq`, which was here before, speaks to proxies by CONNECT only (Squid
-//! refuses that for http) and ignores SOCKS; a read of it cannot be stopped. `curl` would bring a C library and its TLS.
-//! Ours is what a stream of frames needs: what to read next, which version of a file, when to try again, and when not to.
+//! HTTP is done by `reqwest`, on the hyper and rustls that the service uses already. It supports proxies in absolute
+//! form, by CONNECT and by SOCKS, Happy Eyeballs, and persistent connections. `ureq`, which was used before, supports
+//! proxies by CONNECT only (Squid refuses that for http) and ignores SOCKS; its reads cannot be stopped. `curl` would
+//! add a C library and its TLS. The code here adds what a stream of frames needs: what to read next, which version of a
+//! file, when to retry, and when not to.
 
 mod client;
 mod credentials;
@@ -48,63 +49,63 @@ use crate::progress::Cancel;
 use crate::source::address::shown;
 use crate::workers;
 
-/// Takes what a person should know of a transfer that goes on.
+/// Receives messages for the user about a transfer in progress.
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How web servers are reached and trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Web {
-    /// Certificates of servers, or that may sign those of servers, as PEM.
+    /// PEM file with certificates of servers, or of authorities that may sign those; `None`: no such file.
     pub ca: Option<PathBuf>,
-    /// Accept any certificate.
+    /// Whether any certificate is accepted.
     pub insecure: bool,
-    /// Authorities that are trusted besides [`ca`](Self::ca); none named: Mozilla's, unless `ca` is given.
+    /// Authorities that are trusted besides [`ca`](Self::ca); if empty, Mozilla's, unless `ca` is set.
     pub roots: Vec<Roots>,
-    /// Our own certificate chain and its key, as PEM.
+    /// PEM file with the certificate chain that this client presents; `None`: no client certificate.
     pub client_certificate: Option<PathBuf>,
-    /// See [`client_certificate`](Self::client_certificate).
+    /// PEM file with the key of [`client_certificate`](Self::client_certificate).
     pub client_key: Option<PathBuf>,
-    /// File with passwords and tokens by host.
+    /// File with passwords and tokens by host; `None`: no such file.
     pub credentials: Option<PathBuf>,
-    /// URL of a proxy, or `none`; `None`: what the environment says.
+    /// URL of a proxy, or `none` for no proxy; `None`: as the environment variables say.
     pub proxy: Option<String>,
-    /// Addresses of the same file, or, with a slash at the end, below which it lies by its name.
+    /// URLs of the same file, or, with a slash at the end, of directories that have it under the same name.
     pub mirrors: Vec<String>,
-    /// Whether no delta is looked for beside a bundle.
+    /// Whether the search for a delta beside a bundle is skipped.
     pub no_deltas: bool,
-    /// Whether no more than the front of a bundle will be read, so that a server need not begin to send the rest.
+    /// Whether only the front of a bundle will be read, so that a server need not begin to send the rest.
     pub front_only: bool,
-    /// Addresses whose hosts a redirect may lead to; `None`: any host.
+    /// URLs to whose hosts a redirect may lead; `None`: to any host.
     pub redirects: Option<Vec<Url>>,
-    /// How much patience a transfer gets.
+    /// Timeouts, minimum rate and retries of a transfer.
     pub limits: TransferLimits,
 }
 
-/// How much is asked for at first where only the front of a bundle will be read: manifest, signature and most indexes.
+/// Bytes of the first request where only the front of a bundle will be read: manifest, signature and most indexes.
 pub(super) const FRONT: u64 = 256 << 10;
 
-/// A store of certificate authorities.
+/// Store of certificate authorities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Roots {
-    /// Those of Mozilla, as this program was built.
+    /// That of Mozilla, as of the build of this program.
     Mozilla,
-    /// Those of the operating system.
+    /// That of the operating system.
     System,
 }
 
-/// How much patience a transfer gets.
+/// Timeouts, minimum rate and retries of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferLimits {
-    /// For a connection, name and TLS included.
+    /// Timeout of a connection, including name lookup and TLS.
     pub connect: Duration,
-    /// For the next byte.
+    /// Timeout of the wait for the next byte.
     pub stall: Duration,
-    /// Bytes per second that must come, while they are waited for, over [`least_rate_time`](Self::least_rate_time).
+    /// Minimum rate in bytes per second, over [`least_rate_time`](Self::least_rate_time) of waiting for bytes.
     pub least_rate: u64,
-    /// See [`least_rate`](Self::least_rate).
+    /// Waiting time over which [`least_rate`](Self::least_rate) is measured; zero turns the check off.
     pub least_rate_time: Duration,
-    /// Tries in a row, after the first one, that bring less than 64 KiB.
+    /// Maximum number of consecutive retries, for each address, that bring less than 64 KiB.
     pub retries: u32,
 }
 
@@ -121,14 +122,15 @@ impl Default for TransferLimits {
 }
 
 impl Web {
-    /// The files that a transfer reads.
+    /// Paths of the files that a transfer reads.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         [&self.ca, &self.client_certificate, &self.client_key, &self.credentials].into_iter().flatten()
     }
 
-    /// Has a file read by `open`, from `url` or from where a list of addresses at `url` leads; of several addresses the first
-    /// is asked first, and the others where it fails. Where `open` finds that what came is no bundle, or not one that is
-    /// trusted, it is called again with what the other addresses have. Its reads end within 200 ms of a request to stop.
+    /// Calls `open` with the file at `url`, or, if `url` is a list of addresses, with the file that the list leads to.
+    /// Of several addresses the first is used first, and the others where it fails. If `open` finds that the bytes are
+    /// no bundle, or not a trusted one, it is called again with the file of the other addresses. Reads of the file end
+    /// within 200 ms of a request to stop.
     ///
     /// # Errors
     /// Class Network, [`Error::Interrupted`], [`Error::Config`] for files that cannot be used; those of `open`.
@@ -143,10 +145,10 @@ impl Web {
         self.read_any(self.addresses(url, cancel, notice)?, first, cancel, notice, open)
     }
 
-    /// All addresses of the file at `url`: that one, or those of the list there, and those of the mirrors.
+    /// All addresses of the file at `url`: `url` itself or those of the list there, and those of the configured mirrors.
     ///
     /// # Errors
-    /// Those of reading a list; [`Error::Argument`] for a mirror that is none.
+    /// Those of reading a list; [`Error::Argument`] for a mirror that is not an http or https URL.
     pub(super) fn addresses(&self, url: &Url, cancel: &Cancel, notice: &Notice) -> Result<Vec<Url>> {
         let mut urls = if list::is_one(url) { self.list(url, cancel, notice)? } else { vec![url.clone()] };
         for mirror in &self.mirrors {
@@ -158,7 +160,8 @@ impl Web {
         Ok(urls)
     }
 
-    /// The same as [`read`](Self::read) from any of `urls`. The first request is for `first` bytes, or for all.
+    /// The same as [`read`](Self::read) from any of `urls`. The first request is for `first` bytes; `None`: for the
+    /// whole file.
     pub(super) fn read_any<T>(
         &self,
         mut urls: Vec<Url>,
@@ -179,7 +182,7 @@ impl Web {
         }
     }
 
-    /// Begins a transfer. Which of the addresses answered is the other result.
+    /// Begins a transfer. Returns its source and the number of the address that answered.
     fn begin(
         &self,
         urls: Vec<Url>,
@@ -208,19 +211,19 @@ impl Web {
         Ok((source, head.mirror))
     }
 
-    /// The addresses in the list at `url`.
+    /// Addresses in the list at `url`.
     fn list(&self, url: &Url, cancel: &Cancel, notice: &Notice) -> Result<Vec<Url>> {
         let (source, _) = self.begin(vec![url.clone()], None, cancel, notice)?;
         list::read(source, url)
     }
 }
 
-/// Whether another server may have something better than what this is about.
+/// Whether the problem lies in what a server sent, so that another server may have a better file.
 fn tells_of_the_server(problem: &Error) -> bool {
     matches!(problem.class(), Class::Bundle | Class::Trust) || matches!(problem, Error::SourceLength { .. })
 }
 
-/// Ends the transfer if its thread panics: no reader may wait for it for ever.
+/// Fails the transfer if its thread panics, so that no reader waits for ever.
 struct PanicGuard<'a>(&'a Shared);
 
 impl Drop for PanicGuard<'_> {
@@ -232,7 +235,8 @@ impl Drop for PanicGuard<'_> {
     }
 }
 
-/// Starts the thread of the transfer, on which all its tasks run. It is not waited for: a name that is being looked up cannot be stopped.
+/// Starts the thread of the transfer, on which all its tasks run. It is not joined: a name lookup in progress cannot be
+/// stopped.
 fn start(shared: &Arc<Shared>, urls: Vec<Url>, first: Option<u64>) -> Result<()> {
     let failed = |error: io::Error| Error::Internal { what: format!("the thread of a transfer: {error}") };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Which bytes to ask a server for next, and those that came and nobody has taken yet. Pure: no clock, no socket.
+//! Bytes to request from a server next, and received bytes that no reader has taken yet. Pure: no clock, no socket.
 //!
 //! ```text
 //!   reads that wait ──┐
@@ -6,34 +6,37 @@
 //!   declared ahead ───┘
 //! ```
 //!
-//! What a reader waits for comes first. What somebody declared comes ahead of the readers, as far as the budget allows. Bytes
-//! that nobody asked for or declared are never part of a request, but for gaps too small to be worth one.
+//! Bytes that a reader waits for are fetched first. Declared ranges are fetched ahead of the readers, as far as the
+//! budget allows. Bytes that are neither waited for nor declared are never requested, except in gaps that cost less than
+//! another request.
 //!
-//! Several connections, the lanes, take blocks side by side. What follows where the answer of a lane stands is left to that
-//! lane, so a bundle without holes comes by one answer, and each further hole costs a request of whoever is free.
+//! Several connections, the lanes, take blocks in parallel. Bytes that follow the position of a lane's response are left
+//! to that lane. So a bundle without holes comes in one response, and each hole costs one request of a free lane.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Largest block: what is allocated at once.
+/// Maximum size of a block in bytes, all of which is allocated at once.
 const BLOCK: u64 = 1 << 20;
-/// Bytes that may wait to be taken ahead of the readers.
+/// Bytes in blocks from which on nothing more is fetched ahead of the readers.
 pub(super) const BUDGET: u64 = 8 << 20;
-/// A hole between two wanted ranges that is read through: less than a request and its answer cost.
+/// Largest gap in bytes between two wanted ranges that is read through: it costs less than a request and its response.
 pub(super) const GAP: u64 = 16 << 10;
 
-/// Bytes on their way, or waiting to be taken.
+/// Bytes that are on their way or wait to be taken.
 #[derive(Debug)]
 struct Block {
     data: Vec<u8>,
     len: u64,
+    /// Bytes that readers took or passed.
     taken: u64,
+    /// Whether it is part of a declared range.
     ahead: bool,
     lane: usize,
     mirror: usize,
 }
 
-/// Where the answer of a lane stands, and where it will end.
+/// Position of a lane's response, and where it will end, as offsets in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Reach {
     at: u64,
@@ -41,56 +44,60 @@ struct Reach {
 }
 
 impl Reach {
-    /// Whether it goes on for longer than anybody may wait for what comes later in it: that of the first request, mostly.
+    /// Whether too much of it is left for a reader to wait for its later bytes; mostly so for the first request.
     fn is_long(self) -> bool {
         self.end.saturating_sub(self.at) > 2 * BUDGET
     }
 
-    /// Whether a block from `start` on comes by this answer. All of a short one was wanted when it was asked for.
+    /// Whether a block at `start` is left to this response. All of a short response was wanted when it was requested; of
+    /// a long one, only the next bytes count.
     fn leads_to(self, start: u64) -> bool {
         self.at <= start && start < self.end && (!self.is_long() || start - self.at <= GAP)
     }
 }
 
-/// A connection, as the plan sees it.
+/// State of a connection in the plan.
 #[derive(Debug, Default, Clone, Copy)]
 struct Lane {
+    /// Its response, open or requested; `None`: it has none.
     reach: Option<Reach>,
-    /// It found nothing to do.
+    /// Whether it found no block to fetch.
     idle: bool,
 }
 
-/// What to fetch.
+/// Block to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FetchRequest {
-    /// The block.
+    /// Range of the block in the file.
     pub(super) block: Range<u64>,
-    /// How far what is wanted goes on from there, for the end of the request.
+    /// End of the wanted bytes that follow from there, for the end of the request.
     pub(super) until: u64,
 }
 
-/// Demands, declarations and blocks.
+/// Demands (ranges that readers wait for), declared ranges, and blocks.
 #[derive(Debug, Default)]
 pub(super) struct RequestPlan {
     demands: BTreeMap<u64, Range<u64>>,
     next_demand: u64,
-    /// Whether what is declared can be had only once, in its order.
+    /// Whether declared bytes come only once, in their order in the file.
     in_order: bool,
-    /// What was taken or passed, from front to back, joined where it touches.
+    /// Ranges that were taken or passed: ascending, joined where they touch.
     done: Vec<Range<u64>>,
     ahead: Vec<Range<u64>>,
     blocks: BTreeMap<u64, Block>,
     buffered: u64,
-    /// Which mirror sent what, of the last blocks.
+    /// Ranges of the last blocks, and which mirror sent each.
     sent: Vec<(Range<u64>, usize)>,
     lanes: [Lane; LANES],
-    /// Memory of blocks that were taken, for the next ones: to give it back and ask for it anew costs a fault for each page.
+    /// Memory of blocks that were taken, reused for new ones: freeing it and allocating it again costs a page fault for
+    /// each page.
     spare: Vec<Vec<u8>>,
 }
 
-/// Connections at the same time. More would be unkind to servers; at 100 ms these have 40 MiB under way each second.
+/// Number of connections at the same time. More would be a burden on servers; at a round trip of 100 ms, these
+/// request 40 MiB each second.
 pub(super) const LANES: usize = 4;
-/// How many blocks are remembered: more than workers hold frames.
+/// Number of blocks whose mirror is remembered: more than workers hold frames.
 const REMEMBERED: usize = 64;
 
 impl RequestPlan {
@@ -98,7 +105,7 @@ impl RequestPlan {
     pub(super) fn declare(&mut self, range: Range<u64>) {
         self.undeclare(&range);
         self.ahead.push(range);
-        // What is there already, or on its way, is not fetched twice.
+        // Bytes that are here already, or on their way, are not fetched twice.
         let covered: Vec<_> = self.blocks.iter().map(|(start, block)| *start..start + block.len).collect();
         for block in covered {
             self.undeclare(&block);
@@ -106,7 +113,7 @@ impl RequestPlan {
         self.ahead.sort_by_key(|range| range.start);
     }
 
-    /// Declares all from `at` to `end` that nobody has taken or passed: it can be had only once, in its order.
+    /// Declares all bytes from `at` to `end` that were neither taken nor passed: they come only once, in their order.
     pub(super) fn declare_rest(&mut self, at: u64, end: u64) {
         self.in_order = true;
         self.declare(at..end);
@@ -115,7 +122,7 @@ impl RequestPlan {
         }
     }
 
-    /// Remembers that nobody will ask for a range again.
+    /// Records that no reader will request a range again.
     fn finish(&mut self, mut range: Range<u64>) {
         let from = self.done.partition_point(|done| done.end < range.start);
         let to = self.done.partition_point(|done| done.start <= range.end);
@@ -126,7 +133,7 @@ impl RequestPlan {
         self.done.splice(from..to, [range]);
     }
 
-    /// Says that a range will not be read, or not again: what is there of it is dropped.
+    /// Records that a range will not be read, or not again; bytes of it that are here are dropped.
     pub(super) fn pass(&mut self, range: &Range<u64>) {
         self.finish(range.clone());
         self.undeclare(range);
@@ -147,24 +154,24 @@ impl RequestPlan {
         self.ahead = self.ahead.drain(..).flat_map(left).filter(|range| range.start < range.end).collect();
     }
 
-    /// A reader begins to wait for a range; the number is its own until [`end`](Self::end).
+    /// Registers a reader that waits for a range. Returns its number, which is valid until [`end`](Self::end).
     pub(super) fn begin(&mut self, range: Range<u64>) -> u64 {
         self.next_demand += 1;
         self.demands.insert(self.next_demand, range);
         self.next_demand
     }
 
-    /// A reader has all, or gave up.
+    /// Removes a reader that has all its bytes or has stopped waiting.
     pub(super) fn end(&mut self, demand: u64) {
         self.demands.remove(&demand);
     }
 
-    /// Whether anybody waits.
+    /// Whether any reader waits.
     pub(super) fn is_waited_for(&self) -> bool {
         self.demands.values().any(|range| range.start < range.end)
     }
 
-    /// Copies what is there of a demand into `buf`, which is for its rest; the number of bytes.
+    /// Copies what is here of a demand into `buf`, the rest of the reader's buffer. Returns the number of bytes.
     pub(super) fn take(&mut self, demand: u64, buf: &mut [u8]) -> usize {
         let mut copied = 0;
         let begin = self.demands.get(&demand).map_or(0, |range| range.start);
@@ -190,7 +197,7 @@ impl RequestPlan {
     }
 
     fn drop_if_taken(&mut self, start: u64) {
-        // One that is still being filled goes when it is full.
+        // A block that is still being filled is dropped once it is full.
         let done = |block: &Block| block.taken >= block.len && block.data.len() as u64 >= block.len;
         if self.blocks.get(&start).is_some_and(done)
             && let Some(block) = self.blocks.remove(&start)
@@ -202,17 +209,17 @@ impl RequestPlan {
         }
     }
 
-    /// Says where the answer of a lane stands and ends; `None`: it has none.
+    /// Records position and end of a lane's response; `None`: it has none.
     pub(super) fn stands(&mut self, lane: usize, answer: Option<Range<u64>>) {
         if let Some(lane) = self.lanes.get_mut(lane) {
-            // One that has none may never ask again.
+            // A lane without a response may never take a block again, so it does not count as idle.
             lane.idle = lane.idle && answer.is_some();
             lane.reach = answer.map(|range| Reach { at: range.start, end: range.end });
         }
     }
 
-    /// The next block for a lane to fetch. It counts as on its way until [`fill`](Self::fill) or
-    /// [`give_up`](Self::give_up) has ended it.
+    /// Next block for a lane to fetch; `None`: there is none now. It counts as on its way until [`fill`](Self::fill) has
+    /// filled it or [`give_up`](Self::give_up) has ended it.
     pub(super) fn next(&mut self, lane: usize) -> Option<FetchRequest> {
         let first = self.candidate(lane);
         if let Some(known) = self.lanes.get_mut(lane) {
@@ -228,7 +235,7 @@ impl RequestPlan {
         self.undeclare(&block);
         let len = block.end - block.start;
         self.buffered += len;
-        // Small blocks, such as headers, leave it to those that fill it.
+        // Small blocks, such as headers, leave the spare memory to blocks that fill it.
         let mut data = if len == BLOCK { self.spare.pop().unwrap_or_default() } else { Vec::new() };
         data.clear();
         data.reserve_exact(usize::try_from(len).unwrap_or(0));
@@ -241,7 +248,8 @@ impl RequestPlan {
         Some(FetchRequest { until, block })
     }
 
-    /// What a lane should take: first what a reader waits for, but nothing that is left to another lane.
+    /// Range that a lane should fetch from next: first what a reader waits for, but nothing that is left to another
+    /// lane.
     fn candidate(&self, lane: usize) -> Option<Range<u64>> {
         let others = |start: u64| {
             let leads = |other: &Lane| other.reach.is_some_and(|reach| reach.leads_to(start));
@@ -250,7 +258,7 @@ impl RequestPlan {
         let mut waited: Vec<Range<u64>> =
             self.demands.values().filter_map(|range| self.uncovered(range.clone())).collect();
         waited.sort_by_key(|range| range.start);
-        // Workers take frames in order and ask for them out of order: what is declared comes from front to back.
+        // Workers take frames in order but read them out of order, so declared bytes are fetched from front to back.
         let declared = |range: Range<u64>| {
             let around =
                 |ahead: &&Range<u64>| ahead.contains(&range.start) && range.start - ahead.start <= BUDGET;
@@ -258,7 +266,8 @@ impl RequestPlan {
         };
         let room = self.buffered < BUDGET;
         if self.in_order {
-            // What the answer has passed by comes by another request or not at all; to go on would bring the rest for nothing.
+            // Bytes that the response has passed come by another request or not at all. Reading on would fetch the rest
+            // for nothing.
             let declared = |range: &&Range<u64>| self.ahead.iter().any(|ahead| ahead.contains(&range.start));
             if let Some(lost) = waited.iter().find(|range| !declared(range)) {
                 return (lane == 0).then(|| lost.clone());
@@ -267,10 +276,11 @@ impl RequestPlan {
         }
         let own = self.lanes.get(lane).and_then(|lane| lane.reach);
         let long = own.is_some_and(Reach::is_long);
-        // To leave an answer costs a request, and what is under way of it; to read on costs nothing.
+        // Leaving a response costs a request, and the bytes of it that are on their way; reading on costs nothing.
         let idle = self.lanes.iter().enumerate().any(|(number, other)| number != lane && other.idle);
         if let Some(own) = own.filter(|_| idle || !long) {
-            // One that another lane has overtaken would ask anew for each block, and lose what is under way each time.
+            // A lane that another one has overtaken would send a request for each block, and lose the bytes on their way
+            // each time.
             let overtaken = |start: u64| {
                 let closer = |other: &Reach| other.at > own.at && other.leads_to(start);
                 start.saturating_sub(own.at) > GAP
@@ -282,15 +292,15 @@ impl RequestPlan {
                 return first.cloned();
             }
         }
-        // The answer of the first lane may go on to the end of the file, and may be the only one that the server gives: it
-        // is left for a reader that waits, not for what may be wanted.
+        // The response of the first lane may go on to the end of the file, and may be the only one that the server
+        // gives. It is abandoned for a reader that waits, but not for bytes that are only declared.
         let worth = |range: &&Range<u64>| room && (!long || own.is_some_and(|own| own.leads_to(range.start)));
         (waited.into_iter().map(declared))
             .chain(self.ahead.iter().filter(worth).cloned())
             .find(|range| !others(range.start))
     }
 
-    /// The first part of a range that no block covers.
+    /// Rest of a range from its first byte that no block covers; `None` if blocks cover all of it.
     fn uncovered(&self, mut range: Range<u64>) -> Option<Range<u64>> {
         while let Some((start, block)) = self.blocks.range(..=range.start).next_back() {
             if start + block.len <= range.start {
@@ -301,7 +311,7 @@ impl RequestPlan {
         (range.start < range.end).then_some(range)
     }
 
-    /// How far it is wanted without a hole from `at` on.
+    /// End of the wanted bytes from `at` on, without a hole larger than [`GAP`].
     fn run_from(&self, at: u64) -> u64 {
         let mut wanted: Vec<&Range<u64>> = self.demands.values().chain(&self.ahead).collect();
         wanted.sort_by_key(|range| range.start);
@@ -315,7 +325,7 @@ impl RequestPlan {
         until
     }
 
-    /// Takes bytes that came from `mirror` for the block at `start`; how many belonged to it.
+    /// Stores bytes that came from `mirror` in the block at `start`. Returns how many belonged to it.
     pub(super) fn fill(&mut self, start: u64, bytes: &[u8], mirror: usize) -> usize {
         let Some(block) = self.blocks.get_mut(&start) else { return 0 };
         block.mirror = mirror;
@@ -330,14 +340,14 @@ impl RequestPlan {
         len
     }
 
-    /// The byte that the block at `start` lacks next; `None` if it is full.
+    /// Offset of the next byte that the block at `start` lacks; `None` if it is full or gone.
     pub(super) fn missing(&self, start: u64) -> Option<u64> {
         let block = self.blocks.get(&start)?;
         let got = block.data.len() as u64;
         (got < block.len).then_some(start + got)
     }
 
-    /// Ends the block at `start` where it is: the rest is wanted again.
+    /// Ends the block at `start` after the bytes that it has; the rest is wanted again.
     pub(super) fn give_up(&mut self, start: u64) {
         let Some(block) = self.blocks.get_mut(&start) else { return };
         let (got, len, ahead, lane) = (block.data.len() as u64, block.len, block.ahead, block.lane);
@@ -366,13 +376,13 @@ impl RequestPlan {
         self.sent.push((range, mirror));
     }
 
-    /// Which mirrors sent the bytes of a range, as far as it is remembered; forgets it, since they are fetched again or
-    /// never.
+    /// Mirrors that sent the bytes of a range, as far as they are remembered. Forgets them, since the bytes are fetched
+    /// again or never.
     pub(super) fn senders(&mut self, range: &Range<u64>) -> Vec<usize> {
         let overlaps = |sent: &Range<u64>| sent.start < range.end && range.start < sent.end;
         let mut senders: Vec<usize> =
             self.sent.extract_if(.., |(sent, _)| overlaps(sent)).map(|(_, mirror)| mirror).collect();
-        // A reader may have its bytes before the block that they are part of is full.
+        // A reader may have its bytes before the block that contains them is full.
         let begun = |(start, block): &(&u64, &Block)| overlaps(&(**start..**start + block.data.len() as u64));
         senders.extend(self.blocks.iter().filter(begun).map(|(_, block)| block.mirror));
         senders.sort_unstable();
@@ -380,7 +390,8 @@ impl RequestPlan {
         senders
     }
 
-    /// Drops all that a mirror sent and nobody has taken: it lied once. Readers ask for it when they need it.
+    /// Drops all bytes from a mirror that no reader has taken, since it sent wrong bytes once. They are fetched again
+    /// when a reader waits for them.
     pub(super) fn distrust(&mut self, mirror: usize) {
         let of_it = |block: &Block| block.mirror == mirror && !block.data.is_empty();
         let dropped: Vec<_> = self.blocks.extract_if(.., |_, block| of_it(block)).collect();

@@ -1,10 +1,10 @@
-//! The plan by itself: what is asked for, by whom, and that readers get the right bytes whatever the order.
+//! The plan alone: which lane requests what, and that readers get the right bytes in any order.
 
 use super::*;
 
 const MIB: u64 = 1 << 20;
 
-/// Fills what is next for a lane with what lies there: byte n is n % 251.
+/// Fills the next block of a lane with the content of the file: byte n is n % 251.
 fn fetch(plan: &mut RequestPlan, lane: usize) -> Option<Range<u64>> {
     let want = plan.next(lane)?;
     let bytes: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
@@ -38,7 +38,7 @@ fn only_what_is_wanted_is_asked_for_and_readers_come_first() {
 #[test]
 fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
     let mut plan = RequestPlan::default();
-    // The first answer is of the whole file.
+    // The first response is of the whole file.
     plan.stands(0, Some(0..100 * MIB));
     plan.declare(1000..3 * MIB);
     assert_eq!(plan.next(1), None, "comes by the answer of the first lane");
@@ -47,10 +47,10 @@ fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
     plan.declare(5 * MIB..6 * MIB);
     assert_eq!(plan.next(1).unwrap().block, 5 * MIB..6 * MIB, "behind a hole");
     assert_eq!(plan.next(0).unwrap().block, MIB + 1000..2 * MIB + 1000);
-    // What was declared after a request is not part of its answer.
+    // A range that was declared after a request is not part of its response.
     plan.declare(6 * MIB..7 * MIB);
     assert_eq!(plan.next(2).unwrap().block, 6 * MIB..7 * MIB);
-    // A lane that leaves its answer open does so only where nobody else is free.
+    // A lane leaves its open response only where no other lane is free.
     plan.declare(20 * MIB..22 * MIB);
     plan.declare(30 * MIB..31 * MIB);
     assert_eq!(plan.next(3).unwrap().block, 20 * MIB..21 * MIB);
@@ -59,12 +59,12 @@ fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
     assert_eq!(plan.next(3).unwrap().block, 21 * MIB..22 * MIB);
     assert_eq!(plan.next(1).unwrap().block, 10 * MIB..10 * MIB + 5);
     plan.end(reader);
-    // One that fails leaves its answer to all.
+    // A lane that fails leaves its block to all.
     plan.give_up(6 * MIB);
     assert_eq!(plan.next(1).unwrap().block, 6 * MIB..7 * MIB);
 }
 
-/// Two answers that lead to the same bytes: both lanes took block after block in turns, and asked anew for each.
+/// Two responses that lead to the same bytes: both lanes took block after block in turns, with a new request for each.
 #[test]
 fn a_lane_that_another_has_overtaken_leaves_the_bytes_to_it() {
     let mut plan = RequestPlan::default();
@@ -75,7 +75,7 @@ fn a_lane_that_another_has_overtaken_leaves_the_bytes_to_it() {
     assert_eq!(plan.next(1).unwrap().block, 4 * MIB..5 * MIB);
     assert_eq!(plan.next(0), None);
     assert_eq!(plan.next(1).unwrap().block, 5 * MIB..6 * MIB);
-    // Without the other one it asks for them.
+    // Without the other lane it requests them itself.
     plan.stands(1, None);
     assert_eq!(plan.next(0).unwrap().block, 6 * MIB..7 * MIB);
 }
@@ -114,7 +114,7 @@ fn what_a_liar_sent_is_fetched_again() {
     plan.end(reader);
 }
 
-/// A frame is read while its block still comes, and its bytes turn out to be wrong.
+/// A frame is read before its block is full, and its bytes turn out to be wrong.
 #[test]
 fn a_liar_is_known_before_its_block_is_full() {
     let mut plan = RequestPlan::default();
@@ -128,7 +128,7 @@ fn a_liar_is_known_before_its_block_is_full() {
     assert_eq!(plan.senders(&(0..4000)), [3]);
     plan.distrust(3);
     assert!(plan.blocks.is_empty() && plan.buffered == 0);
-    // Nothing of it is read again, and what had not come is still wanted.
+    // No byte of it is read again, and the bytes that had not arrived are still wanted.
     let reader = plan.begin(0..4000);
     assert_eq!(plan.take(reader, &mut buf), 0);
     assert_eq!(plan.fill(0, &[1; 5000], 3), 0, "what still comes of it belongs to no block");
@@ -137,7 +137,7 @@ fn a_liar_is_known_before_its_block_is_full() {
     plan.end(reader);
 }
 
-/// A server that gives a file out once: all that is left is declared, and nobody is sent what is done with.
+/// A server that gives out a file only once: all bytes that are left are declared, but none that were taken or passed.
 #[test]
 fn the_rest_is_what_nobody_has_had() {
     let mut plan = RequestPlan::default();
@@ -152,7 +152,7 @@ fn the_rest_is_what_nobody_has_had() {
 }
 
 proptest::proptest! {
-    /// Whatever is declared, passed, read and given up in whatever order: readers get the right bytes, nothing that was
+    /// Ranges are declared, passed, read and abandoned in any order. Readers get the right bytes, nothing that was
     /// passed is fetched again, the budget holds, and nothing is left over.
     #[test]
     fn any_order_of_reads_ends_with_the_right_bytes(
@@ -188,7 +188,7 @@ proptest::proptest! {
             for (demand, _, buf, done) in &mut reads {
                 *done += plan.take(*demand, &mut buf[*done..]);
             }
-            // Of all lanes one has something to do as long as anybody waits.
+            // As long as any reader waits, one of all lanes has a block to fetch.
             if !plan.is_waited_for() || (0..LANES).find_map(|lane| fetch(&mut plan, lane)).is_none() {
                 break;
             }
@@ -204,7 +204,8 @@ proptest::proptest! {
     }
 }
 
-/// A frame that was left out, since the running slot should have it, and is wanted after all when the file is given out once.
+/// A frame was left out because the running slot should have it, and is wanted after all when the file is given out only
+/// once.
 #[test]
 fn what_an_only_answer_has_passed_by_is_asked_for_at_once() {
     let mut plan = RequestPlan::default();

@@ -1,11 +1,12 @@
-//! Which proxy a URL goes through: what the configuration says, else the variables that curl reads.
+//! Selection of the proxy for a URL: the configured one, else that of the variables that curl reads.
 
 use std::net::IpAddr;
 
 use reqwest::Url;
 
-/// The proxy for `url`, as it is written, or `None` for none. `configured`: a proxy for all, or `none`; `variable` reads the
-/// environment. As with curl, `HTTP_PROXY` in capitals is not looked at: CGI sets it from a header.
+/// Proxy for `url`, as it was written; `None`: no proxy. `configured` is a proxy for all URLs that `no_proxy` does not
+/// name, or `none`; `variable` reads the environment. As with curl, `HTTP_PROXY` in capitals is ignored: CGI sets it
+/// from a header.
 pub(super) fn select(
     url: &Url,
     configured: Option<&str>,
@@ -22,8 +23,8 @@ pub(super) fn select(
     (!bypassed).then_some(proxy)
 }
 
-/// Whether `no_proxy` names the host: `*`, a domain and all below it, an address, a network as `10.0.0.0/8`, each
-/// with `:PORT` if it is meant for one port only.
+/// Whether `no_proxy` names the host: `*`, a domain and all below it, an address, or a network such as `10.0.0.0/8`,
+/// each with `:PORT` if it is meant for one port only.
 fn bypasses(list: &str, url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };
     let host = host.trim_matches(['[', ']']).trim_end_matches('.');
@@ -33,7 +34,7 @@ fn bypasses(list: &str, url: &Url) -> bool {
     })
 }
 
-/// Divides `NAME:PORT`; an IPv6 address with a port is in brackets, as in a URL.
+/// Splits `NAME:PORT`; an IPv6 address with a port is in brackets, as in a URL.
 fn split_port(entry: &str) -> (&str, Option<u16>) {
     let (name, port) = match entry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((name, rest)) => (name, rest.strip_prefix(':')),

@@ -1,7 +1,7 @@
-//! Addresses of hosts.
+//! Lookup of host names.
 //!
-//! The resolver that the client has by default takes a thread of tokio, which panics if the system refuses it. Here each lookup
-//! has a thread of its own, and a refusal is an error of the connection, with its retries.
+//! The default resolver of the client takes a thread of tokio, and tokio panics if the system refuses it. Here each
+//! lookup has a thread of its own, and a refusal is an error of the connection, which is retried as such.
 
 use std::net::ToSocketAddrs;
 

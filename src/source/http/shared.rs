@@ -1,4 +1,4 @@
-//! What the tasks that fetch and the threads that read have in common.
+//! State shared by the tasks that fetch and the threads that read.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,23 +12,23 @@ use super::transfer_error::TransferError;
 use super::{Notice, TransferLimits};
 use crate::error::Error;
 
-/// Bytes after which waiting readers are woken although a block is not full.
+/// Bytes received after which waiting readers are woken although a block is not full.
 const WAKE: usize = 128 << 10;
-/// Silence after which a person is told, and how often again.
+/// Time without data after which the user is notified, and the interval of further notices.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// What the first answer says.
+/// What the first response says of the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head {
-    /// Size of the file, if the server says it.
+    /// Size of the file in bytes; `None` if the server does not send it.
     pub(super) len: Option<u64>,
-    /// Whether it can be read at any place.
+    /// Whether it can be read at any offset.
     pub(super) ranges: bool,
-    /// Which address it is of.
+    /// Number of the address that sent the response.
     pub(super) mirror: usize,
 }
 
-/// Why it ended.
+/// Failure that ended a transfer.
 #[derive(Debug, Clone)]
 pub(super) struct FailedTransfer {
     pub(super) trouble: TransferError,
@@ -43,37 +43,40 @@ impl FailedTransfer {
     }
 }
 
-/// Behind the lock.
+/// State of a transfer, guarded by the lock in [`Shared`].
 pub(super) struct TransferState {
     pub(super) plan: RequestPlan,
     pub(super) head: Option<Head>,
     pub(super) failed: Option<FailedTransfer>,
-    /// Where a file of unknown length ended.
+    /// Offset at which a file of unknown length ended; `None`: not yet.
     pub(super) ended: Option<u64>,
-    /// Addresses that sent wrong bytes, and all that are not asked any more.
+    /// Addresses that sent wrong bytes and that the first lane has yet to leave.
     liars: Vec<usize>,
+    /// All addresses that are no longer used.
     left: Vec<usize>,
-    /// Bytes since readers were woken last.
+    /// Bytes received since readers were last woken.
     quiet: usize,
-    /// When something came last, and when somebody was told that nothing does.
+    /// When data last arrived, or when it was last not waited for.
     alive: Instant,
+    /// Time without data at the last notice.
     told: Duration,
-    /// The host that is asked, and what is being tried.
+    /// Host in use, and text about the current retry, empty if there is none.
     trying: (String, String),
 }
 
+/// State and settings of one transfer.
 pub(super) struct Shared {
     state: Mutex<TransferState>,
-    /// Readers wait for it.
+    /// Wakes readers.
     pub(super) changed: Condvar,
-    /// Tasks that have nothing to do wait for it.
+    /// Wakes tasks that had nothing to do.
     pub(super) work: Notify,
     /// Ends the tasks.
     pub(super) closed: Notify,
     pub(super) clients: Clients,
     pub(super) limits: TransferLimits,
     notice: Notice,
-    /// How many addresses there are.
+    /// Number of addresses.
     mirrors: usize,
 }
 
@@ -116,19 +119,19 @@ impl Shared {
     pub(super) fn next(&self, lane: usize) -> Option<FetchRequest> {
         let want = self.state().plan.next(lane);
         if want.is_some() {
-            // What this one leaves, or leaves open, may be for another.
+            // Bytes that this lane leaves may be for another one.
             self.work.notify_waiters();
         }
         want
     }
 
-    /// Says where the answer of a lane stands and ends; `None`: it has none.
+    /// Records position and end of a lane's response; `None`: it has none.
     pub(super) fn stands(&self, lane: usize, answer: Option<Range<u64>>) {
         self.state().plan.stands(lane, answer);
         self.work.notify_waiters();
     }
 
-    /// All that is left is to be had by one answer, which stands at `at`: it is read from there, in its order.
+    /// Declares that all that is left comes by one response only, which is at `at`: it is read from there, in its order.
     pub(super) fn read_in_order(&self, at: u64) {
         let mut state = self.state();
         let end = state.head.and_then(|head| head.len).unwrap_or(u64::MAX);
@@ -179,15 +182,15 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The bytes of a range were wrong: the address that sent them is left, if it is known which, and not the last one.
-    /// Whether other bytes may come when the range is read again.
+    /// Handles wrong bytes in a range: the address that sent them is no longer used, if it is known and not the last
+    /// one. Returns whether other bytes may come when the range is read again.
     pub(super) fn distrust(&self, range: &Range<u64>) -> bool {
         let mut state = self.state();
         let senders = state.plan.senders(range);
         let known = senders.iter().any(|sender| state.left.contains(sender));
         match senders[..] {
             [] => return false,
-            // Read again it comes from one of them alone, or without the one that is known to lie.
+            // On the next read it comes from one of them alone, or without the one that is known to send wrong bytes.
             _ if known || senders.len() > 1 => {}
             [only] => {
                 if state.left.len() + 1 >= self.mirrors {
@@ -206,12 +209,12 @@ impl Shared {
         true
     }
 
-    /// Whether an address is asked no more.
+    /// Whether an address is no longer used.
     pub(super) fn is_left(&self, mirror: usize) -> bool {
         self.state().left.contains(&mirror)
     }
 
-    /// An address is asked no more.
+    /// Records that an address is no longer used.
     pub(super) fn left(&self, mirror: usize) {
         let mut state = self.state();
         if !state.left.contains(&mirror) {
@@ -223,7 +226,7 @@ impl Shared {
         std::mem::take(&mut self.state().liars)
     }
 
-    /// Something came.
+    /// Records that data arrived.
     pub(super) fn alive(&self) {
         let mut state = self.state();
         (state.alive, state.told) = (Instant::now(), Duration::ZERO);
@@ -232,7 +235,7 @@ impl Shared {
 
     pub(super) fn retrying(&self, host: &str, problem: &str, retry: u32, most: u32, wait: Duration) {
         self.state().trying = (host.to_owned(), format!(", retry {retry} of {most}"));
-        // A connection that is taken up again at once is nobody's concern.
+        // A connection that is resumed at once is not worth a notice.
         if retry > 1 {
             self.notice(&format!("{problem}; retry {retry} of {most} in {:.1} s", wait.as_secs_f64()));
         }
@@ -242,7 +245,7 @@ impl Shared {
         (self.notice)(message);
     }
 
-    /// Says now and then that nothing comes although somebody waits.
+    /// Notifies the user at intervals that no data arrives although it is waited for.
     pub(super) async fn watch(&self) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;

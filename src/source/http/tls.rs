@@ -1,4 +1,4 @@
-//! Which servers are believed, and who we say that we are.
+//! TLS: which servers are trusted, and the certificate that this client presents.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertSt
 use super::{Roots, Web};
 use crate::error::{Error, Result};
 
-/// The configuration of TLS for these settings.
+/// TLS configuration for these settings.
 ///
 /// # Errors
 /// [`Error::Config`] for files that cannot be used.
@@ -24,7 +24,7 @@ pub(super) fn config(web: &Web) -> Result<ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(internal)?;
     let mut roots = RootCertStore::empty();
-    // Certificates of our own take the place of the roots unless somebody asked for both.
+    // Configured certificates replace the default roots unless roots are configured too.
     let kinds: &[Roots] = match (&web.roots[..], &web.ca) {
         ([], None) => &[Roots::Mozilla],
         (named, _) => named,
@@ -33,7 +33,7 @@ pub(super) fn config(web: &Web) -> Result<ClientConfig> {
         match kind {
             Roots::Mozilla => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
             Roots::System => {
-                // What of it cannot be parsed is not trusted; that there is none shows at the first server.
+                // Certificates that cannot be parsed are not trusted; that there is none shows at the first server.
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
         }
@@ -41,7 +41,8 @@ pub(super) fn config(web: &Web) -> Result<ClientConfig> {
     let mut pinned = Vec::new();
     if let Some(path) = &web.ca {
         for certificate in certificates(path)? {
-            // One that is no authority is believed as it is, below.
+            // A certificate that is no authority is trusted by its bytes, through `pinned`, so an error here does not
+            // matter.
             let _ = roots.add(certificate.clone());
             pinned.push(certificate);
         }
@@ -71,9 +72,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     if all.is_empty() { Err(failed("it holds no certificate".to_owned())) } else { Ok(all) }
 }
 
-/// webpki, and what it does not know: a certificate that was given to us is its own proof. A self-signed one of a server is
-/// no authority by the book (`CaUsedAsEndEntity`), yet it is what small appliances have, and curl takes it. Its name and its
-/// dates say nothing more than its bytes do.
+/// webpki, with an exception: a configured certificate is trusted by its bytes. The self-signed certificate of a server
+/// is no authority by the standard (`CaUsedAsEndEntity`), yet small appliances have such certificates, and curl accepts
+/// them. Its name and its dates prove nothing more than its bytes do.
 #[derive(Debug)]
 struct Verifier {
     inner: Option<Arc<WebPkiServerVerifier>>,

@@ -1,4 +1,4 @@
-//! What goes wrong with a transfer, whether it may pass, and how long to wait before the next try.
+//! Failures of a transfer: which are retried, and how long to wait before each retry.
 
 use std::time::Duration;
 
@@ -6,42 +6,42 @@ use reqwest::StatusCode;
 
 use crate::error::Error;
 
-/// A transfer that failed.
+/// Failure of a transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TransferError {
-    /// No connection came about; whether it can with another try.
+    /// No connection was made: the problem, and whether to retry.
     Connect(String, RetryDecision),
-    /// A certificate or a handshake that is not accepted.
+    /// A certificate or a handshake is not accepted.
     Tls(String),
-    /// Nothing came for so long.
+    /// No data arrived for this long.
     Stalled(Duration),
-    /// It came too slowly.
+    /// Data arrived too slowly.
     Slow {
-        /// Bytes per second that came.
+        /// Rate in bytes per second.
         rate: u64,
-        /// Bytes per second that were asked for.
+        /// Minimum rate in bytes per second.
         least: u64,
-        /// Over which time.
+        /// Time over which the rate is measured.
         over: Duration,
     },
     /// The connection broke, or the body ended early.
     Broken(String),
-    /// The server asks to come back later.
+    /// The server cannot answer now: its status, and the wait that it requests.
     Busy(StatusCode, Option<Duration>),
-    /// An answer that will not change.
+    /// A response that a retry would not change.
     Answer(String),
-    /// Another file than before.
+    /// The file is another one than before.
     Changed(String),
-    /// A further request was refused while an earlier answer goes on: the file is given out once.
+    /// A further request was refused while an earlier response was open: the file is given out only once.
     Once,
 }
 
-/// Whether another try makes sense although nothing ever answered there.
+/// Whether a failed connection is retried although the server has never answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryDecision {
-    /// Nobody listens, or nobody has the name: before the first answer that is a mistyped address.
+    /// Only if the server has answered before: else a refused connection or an unknown name is a mistyped address.
     OnceItAnswered,
-    /// Silence on the way.
+    /// In any case, such as after silence on the network.
     Always,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum RetryDecision {
 const ONCE: &str = "a further request was refused";
 
 impl TransferError {
-    /// Whether it may pass; `answered`: the server has answered before.
+    /// Whether a retry may succeed; `answered`: the server has answered before.
     pub(super) fn may_pass(&self, answered: bool) -> bool {
         match self {
             Self::Connect(_, hope) => answered || *hope == RetryDecision::Always,
@@ -58,7 +58,7 @@ impl TransferError {
         }
     }
 
-    /// What happened, for the notice of a retry.
+    /// Description for the notice of a retry.
     pub(super) fn problem(&self) -> String {
         match self {
             Self::Connect(problem, _) | Self::Tls(problem) | Self::Broken(problem) => problem.clone(),
@@ -70,7 +70,7 @@ impl TransferError {
         }
     }
 
-    /// The failure that ends the transfer from `url`, as it is shown, at byte `at`.
+    /// Error that ends the transfer at byte `at`; `url` is the address in a form that may be shown.
     pub(super) fn error(self, url: &str, at: u64, retries: u32) -> Error {
         let url = url.to_owned();
         match self {
@@ -91,7 +91,7 @@ impl TransferError {
     }
 }
 
-/// A status that is not the one hoped for. 501 and 505 are answers about the request, not about the moment.
+/// Failure for an unexpected status. 501 and 505 are about the request, not about the moment, so they are not retried.
 pub(super) fn of_status(status: StatusCode, retry_after: Option<Duration>) -> TransferError {
     let passes = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
         || status.is_server_error()
@@ -103,17 +103,18 @@ pub(super) fn of_status(status: StatusCode, retry_after: Option<Duration>) -> Tr
     }
 }
 
-/// The pause before the first retry: most connections that break are taken up again at once.
+/// Pause before the first retry: most connections that break can be resumed at once.
 const AT_ONCE: Duration = Duration::from_millis(100);
-/// The pause before the second one.
+/// Pause before the second retry.
 const FIRST: Duration = Duration::from_millis(500);
-/// The longest pause that nobody asked for.
+/// Maximum pause without a request of the server.
 const LONGEST: Duration = Duration::from_secs(30);
-/// The longest pause at a server's wish: beyond it a person should know.
+/// Maximum pause on request of the server: beyond it the user should know.
 const LONGEST_ASKED: Duration = Duration::from_secs(600);
 
-/// How long to wait before retry number `retry` (from 1): twice as long each time, between a half and the whole of it by
-/// chance, so that a fleet that lost its server together does not come back together. At least what the server asked for.
+/// Pause before retry number `retry` (from 1). Its maximum doubles each time. It is a random value between half of the
+/// maximum and all of it, so that a fleet that lost its server together does not come back together. It is at least what
+/// the server requested, up to [`LONGEST_ASKED`].
 pub(super) fn pause(retry: u32, chance: u64, asked: Option<Duration>) -> Duration {
     let most = match retry {
         0 | 1 => AT_ONCE,
@@ -124,7 +125,7 @@ pub(super) fn pause(retry: u32, chance: u64, asked: Option<Duration>) -> Duratio
     asked.map_or(pause, |asked| asked.min(LONGEST_ASKED).max(pause))
 }
 
-/// Watches the rate of a transfer. Only time in which something was waited for counts: a slow disk is no slow link.
+/// Measures the rate of a transfer. Only time spent waiting for data counts: a slow disk is no slow link.
 #[derive(Debug, Default)]
 pub(super) struct RateMeter {
     bytes: u64,
@@ -132,7 +133,8 @@ pub(super) struct RateMeter {
 }
 
 impl RateMeter {
-    /// Takes what came after so long a wait; the rate in bytes per second once `over` is full and it was below `least`.
+    /// Counts bytes that arrived after a wait. Once the waits reach `over`, returns the rate in bytes per second if it
+    /// is below `least`.
     pub(super) fn too_slow(
         &mut self,
         bytes: u64,
