@@ -4,7 +4,7 @@ use super::Engine;
 use super::checks::CheckedUpgrade;
 use super::view::View;
 use crate::bundle::Bundle;
-use crate::bundle::delta::{BaseRef, Delta, Kind};
+use crate::bundle::delta::{BaseRef, Delta, FrameKind};
 use crate::bundle::manifest::{Payload, Provenance, largest_frame};
 use crate::bundle::pick::Whole;
 use crate::error::{Error, Result};
@@ -102,7 +102,7 @@ impl Engine<'_> {
             }
             if whole.is_none() {
                 let mut frames = bundle.release().frames(number);
-                if let Some(frame) = frames.find(|frame| delta.recipe(frame).kind == Kind::Bundle) {
+                if let Some(frame) = frames.find(|frame| delta.recipe(frame).kind == FrameKind::Bundle) {
                     return Err(Error::DeltaFrame {
                         payload: payload.to_string(),
                         frame: frame.number(),

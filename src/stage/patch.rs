@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::base::{BaseSlot, STEP};
 use super::download::Download;
 use crate::bundle::Bundle;
-use crate::bundle::delta::{Delta, Kind, Recipe, patch};
+use crate::bundle::delta::{Delta, FrameKind, Recipe, patch};
 use crate::bundle::frame::{Frame, FrameDecoder};
 use crate::bundle::pick::Whole;
 use crate::device::AlignedBuf;
@@ -90,8 +90,8 @@ impl<'a> Patcher<'a> {
         let recipe = self.delta.recipe(frame);
         let len = frame.len();
         match recipe.kind {
-            Kind::Zero => out.fill(0),
-            Kind::InPlace | Kind::Copy => {
+            FrameKind::Zero => out.fill(0),
+            FrameKind::InPlace | FrameKind::Copy => {
                 self.read(frame, &recipe, scratch)?;
                 match (out.get_mut(..len), scratch.prefix.get(..len)) {
                     (Some(out), Some(from)) => out.copy_from_slice(from),
@@ -99,12 +99,12 @@ impl<'a> Patcher<'a> {
                 }
                 self.copied.fetch_add(len as u64, Ordering::Relaxed);
             }
-            Kind::Patch => {
+            FrameKind::Patch => {
                 self.read(frame, &recipe, scratch)?;
                 patch(frame, &scratch.prefix, packed, out)?;
                 self.patched.fetch_add(len as u64, Ordering::Relaxed);
             }
-            Kind::Bundle => return Err(missing(frame, "it was left out".to_owned())),
+            FrameKind::Bundle => return Err(missing(frame, "it was left out".to_owned())),
         }
         Ok(())
     }
@@ -157,9 +157,9 @@ impl<'a> Patcher<'a> {
             });
         };
         let counted = match recipe.kind {
-            Kind::InPlace | Kind::Copy => Some(&self.copied),
-            Kind::Patch => Some(&self.patched),
-            Kind::Zero | Kind::Bundle => None,
+            FrameKind::InPlace | FrameKind::Copy => Some(&self.copied),
+            FrameKind::Patch => Some(&self.patched),
+            FrameKind::Zero | FrameKind::Bundle => None,
         };
         // A recipe that gave bytes was counted, although they were wrong.
         if let (Some(counted), Error::FrameDigest { .. }) = (counted, &problem) {

@@ -9,7 +9,6 @@ use super::architecture;
 /// Names that several visible types have: how many, and why each keeps it.
 const SHARED_NAMES: &[(&str, usize, &str)] = &[
     ("Config", 2, "the configuration of a module is called so in each: the file, and a container"),
-    ("Kind", 2, "of a payload and of a frame in a delta; the latter is always written `delta::Kind`"),
     ("Phase", 2, "of the progress of a step and of an upgrade; the latter is a wire name of the v3 status"),
     ("Step", 2, "of a plan of writes and of the turn of a node: the smallest part of each"),
     ("View", 2, "all that decisions are based on, of a cluster and of a machine"),

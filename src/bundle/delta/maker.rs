@@ -9,8 +9,8 @@ use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
 
 use super::index::{BaseIndex, Match};
 use super::parse::{push_entry, push_payload};
-use super::ranges::{self, Limits};
-use super::{BaseRef, Delta, Kind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
+use super::ranges::{self, RangeLimits};
+use super::{BaseRef, Delta, FrameKind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
 use crate::bundle::archive::{self, BLOCK, END_LEN};
 use crate::bundle::feed::Feed;
 use crate::bundle::frame::{FrameDecoder, is_zero};
@@ -72,12 +72,12 @@ impl Tally {
         for frame in release.frames(payload) {
             let recipe = delta.recipe(&frame);
             let count = match recipe.kind {
-                Kind::Zero => &mut self.zero,
-                Kind::InPlace => &mut self.in_place,
-                Kind::Copy => &mut self.copied,
-                Kind::Patch if recipe.base_len() > 0 => &mut self.patched,
-                Kind::Patch => &mut self.plain,
-                Kind::Bundle => &mut self.from_bundle,
+                FrameKind::Zero => &mut self.zero,
+                FrameKind::InPlace => &mut self.in_place,
+                FrameKind::Copy => &mut self.copied,
+                FrameKind::Patch if recipe.base_len() > 0 => &mut self.patched,
+                FrameKind::Patch => &mut self.plain,
+                FrameKind::Bundle => &mut self.from_bundle,
             };
             *count += 1;
         }
@@ -86,7 +86,7 @@ impl Tally {
 
 /// Recipe and bytes of one frame.
 struct Piece {
-    kind: Kind,
+    kind: FrameKind,
     ranges: Vec<Extent>,
     packed: Vec<u8>,
     len: u64,
@@ -199,34 +199,35 @@ impl Maker<'_> {
     ) -> Result<Piece> {
         let had = |kind, ranges| Piece { kind, ranges, packed: Vec::new(), len: at.len };
         if is_zero(frame) {
-            return Ok(had(Kind::Zero, Vec::new()));
+            return Ok(had(FrameKind::Zero, Vec::new()));
         }
         if let (Some(base), Some(index)) = (self.base, index) {
             let bytes = base.image.bytes();
             let has = |from: u64| slice(bytes, Extent { at: ByteOffset(from), len: at.len }) == Some(frame);
             if has(at.at.0) {
-                return Ok(had(Kind::InPlace, Vec::new()));
+                return Ok(had(FrameKind::InPlace, Vec::new()));
             }
             let matches = index.matches(frame);
             if let Some(from) = moved(&matches).filter(|from| has(*from)) {
-                return Ok(had(Kind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
+                return Ok(had(FrameKind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
             }
             let frame_size = u64::from(self.bundle.manifest().payloads[self.number].frame_size);
             let base_len = bytes.len() as u64;
-            let limits = Limits { base: base_len, count: RANGES_MAX, budget: PREFIX_FRAMES * frame_size };
+            let limits =
+                RangeLimits { base: base_len, count: RANGES_MAX, budget: PREFIX_FRAMES * frame_size };
             // The bytes at the same offset are the last guess: a table with small changes everywhere has no match.
             let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
             let prefix: Vec<u8> =
                 ranges.iter().filter_map(|range| slice(bytes, *range)).flatten().copied().collect();
             let packed = compress(frame, &prefix, self.options.level)?;
             if packed.len() + ranges.len() * super::RANGE_LEN < compressed.len() {
-                return Ok(Piece { kind: Kind::Patch, ranges, packed, len: at.len });
+                return Ok(Piece { kind: FrameKind::Patch, ranges, packed, len: at.len });
             }
         }
         if self.options.lean {
-            return Ok(had(Kind::Bundle, Vec::new()));
+            return Ok(had(FrameKind::Bundle, Vec::new()));
         }
-        Ok(Piece { kind: Kind::Patch, ranges: Vec::new(), packed: compressed.to_vec(), len: at.len })
+        Ok(Piece { kind: FrameKind::Patch, ranges: Vec::new(), packed: compressed.to_vec(), len: at.len })
     }
 }
 

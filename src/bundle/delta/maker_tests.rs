@@ -59,10 +59,10 @@ fn applied(opened: &Bundle, old: &[u8]) -> Result<Vec<u8>> {
         let prefix = ranges.ok_or_else(short)?.concat();
         let mut buffer = vec![0; claim.len()];
         match recipe.kind {
-            Kind::Zero => {}
-            Kind::InPlace | Kind::Copy => buffer.copy_from_slice(&prefix),
-            Kind::Patch => patch(&claim, &prefix, &packed, &mut buffer)?,
-            Kind::Bundle => return Err(claim.malformed("it is left to the bundle".to_owned())),
+            FrameKind::Zero => {}
+            FrameKind::InPlace | FrameKind::Copy => buffer.copy_from_slice(&prefix),
+            FrameKind::Patch => patch(&claim, &prefix, &packed, &mut buffer)?,
+            FrameKind::Bundle => return Err(claim.malformed("it is left to the bundle".to_owned())),
         }
         claim.verify(&mut buffer)?;
         image.extend_from_slice(&buffer);

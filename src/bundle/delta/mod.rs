@@ -36,7 +36,7 @@ mod ranges;
 
 pub use decoder::patch;
 pub use maker::{Base, Options, Tally, make};
-pub use parse::{BaseRef, Delta, Kind, Recipe};
+pub use parse::{BaseRef, Delta, FrameKind, Recipe};
 
 /// First bytes of `delta.bin`.
 const MAGIC: [u8; 8] = *b"qdelta\0\x01";

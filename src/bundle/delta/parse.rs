@@ -15,7 +15,7 @@ const HASHED: usize = 4 << 20;
 
 /// How a frame is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FrameKind {
     /// It is zeroes.
     Zero,
     /// It is what the base has at the same offset.
@@ -55,7 +55,7 @@ impl BaseRef {
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe<'a> {
     /// How the frame is made.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// Number of bytes that the member has for it.
     pub packed: u32,
     ranges: &'a [u8],
@@ -65,8 +65,8 @@ pub struct Recipe<'a> {
 impl Recipe<'_> {
     /// Ranges of the base that it is made of, in order, within the base.
     pub fn ranges(&self) -> impl Iterator<Item = Extent> {
-        let in_place = (self.kind == Kind::InPlace).then_some(self.in_place);
-        let needed = matches!(self.kind, Kind::Copy | Kind::Patch);
+        let in_place = (self.kind == FrameKind::InPlace).then_some(self.in_place);
+        let needed = matches!(self.kind, FrameKind::Copy | FrameKind::Patch);
         let named = self.ranges.chunks_exact(RANGE_LEN).filter(move |_| needed);
         in_place.into_iter().chain(named.map(range))
     }
@@ -180,17 +180,17 @@ impl Delta {
 
     /// Whether any frame of a payload has to be taken from the bundle.
     pub fn needs_bundle(&self, release: &Release, payload: usize) -> bool {
-        release.frames(payload).any(|frame| self.recipe(&frame).kind == Kind::Bundle)
+        release.frames(payload).any(|frame| self.recipe(&frame).kind == FrameKind::Bundle)
     }
 }
 
-const fn kind(byte: u8) -> Kind {
+const fn kind(byte: u8) -> FrameKind {
     match byte {
-        0 => Kind::Zero,
-        1 => Kind::InPlace,
-        2 => Kind::Copy,
-        3 => Kind::Patch,
-        _ => Kind::Bundle,
+        0 => FrameKind::Zero,
+        1 => FrameKind::InPlace,
+        2 => FrameKind::Copy,
+        3 => FrameKind::Patch,
+        _ => FrameKind::Bundle,
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) fn push_payload(bytes: &mut Vec<u8>, frame_size: u32, base: Option<Ba
 }
 
 /// Appends the entry of a frame.
-pub(super) fn push_entry(bytes: &mut Vec<u8>, kind: Kind, ranges: &[Extent], packed: u32) {
+pub(super) fn push_entry(bytes: &mut Vec<u8>, kind: FrameKind, ranges: &[Extent], packed: u32) {
     bytes.extend_from_slice(&[kind as u8, ranges.len() as u8, 0, 0]);
     bytes.extend_from_slice(&packed.to_le_bytes());
     for range in ranges {

@@ -6,7 +6,7 @@ use crate::bundle::delta::tests::release;
 const FRAME: u32 = 4096;
 
 /// Kind, ranges, and number of bytes in the member.
-type Entry<'a> = (Kind, &'a [(u64, u64)], u32);
+type Entry<'a> = (FrameKind, &'a [(u64, u64)], u32);
 
 fn extents(ranges: &[(u64, u64)]) -> Vec<Extent> {
     ranges.iter().map(|(at, len)| Extent { at: ByteOffset(*at), len: *len }).collect()
@@ -26,15 +26,18 @@ fn delta(release: &Release, entries: &[Entry<'_>]) -> Vec<u8> {
 #[test]
 fn what_was_written_is_read() {
     let release = release(&[1; 10_000], FRAME);
-    let entries: [Entry<'_>; 3] =
-        [(Kind::InPlace, &[], 0), (Kind::Copy, &[(15_904, 4096)], 0), (Kind::Patch, &[(0, 1), (2, 100)], 77)];
+    let entries: [Entry<'_>; 3] = [
+        (FrameKind::InPlace, &[], 0),
+        (FrameKind::Copy, &[(15_904, 4096)], 0),
+        (FrameKind::Patch, &[(0, 1), (2, 100)], 77),
+    ];
     let delta = Delta::parse(delta(&release, &entries), &release).unwrap();
     assert_eq!(delta.base(0), Some(BaseRef { size: 20_000, blake3: Blake3([7; 32]) }));
     assert_eq!(delta.base(1), None);
     for ((kind, ranges, packed), frame) in entries.into_iter().zip(release.frames(0)) {
         let recipe = delta.recipe(&frame);
         assert_eq!((recipe.kind, recipe.packed), (kind, packed));
-        let expected = if kind == Kind::InPlace { &[(0, 4096)] } else { ranges };
+        let expected = if kind == FrameKind::InPlace { &[(0, 4096)] } else { ranges };
         assert_eq!(recipe.ranges().collect::<Vec<_>>(), extents(expected));
     }
     assert_eq!(delta.packed_size(&release, 0), 77);
@@ -44,29 +47,30 @@ fn what_was_written_is_read() {
 #[test]
 fn each_rule_refuses() {
     let release = release(&[1; 10_000], FRAME);
-    let last = |entry: Entry<'_>| delta(&release, &[(Kind::Zero, &[], 0), (Kind::Bundle, &[], 0), entry]);
-    let good = last((Kind::Patch, &[(0, 8192)], 9));
+    let last =
+        |entry: Entry<'_>| delta(&release, &[(FrameKind::Zero, &[], 0), (FrameKind::Bundle, &[], 0), entry]);
+    let good = last((FrameKind::Patch, &[(0, 8192)], 9));
     assert!(Delta::parse(good.clone(), &release).is_ok());
     let many: Vec<(u64, u64)> = (0..17).map(|i| (i * 2, 1)).collect();
-    assert!(Delta::parse(last((Kind::Patch, &many[1..], 9)), &release).is_ok(), "16 ranges");
+    assert!(Delta::parse(last((FrameKind::Patch, &many[1..], 9)), &release).is_ok(), "16 ranges");
     let cases: &[(&str, Vec<u8>)] = &[
-        ("16 ranges", last((Kind::Patch, &many, 9))),
-        ("two frames", last((Kind::Patch, &[(0, 8193)], 9))),
-        ("beyond the base", last((Kind::Patch, &[(19_999, 2)], 9))),
-        ("beyond the base", last((Kind::Patch, &[(u64::MAX, 2)], 9))),
-        ("overlap", last((Kind::Patch, &[(10, 10), (19, 1)], 9))),
-        ("ascend", last((Kind::Patch, &[(100, 1), (0, 1)], 9))),
-        ("empty", last((Kind::Patch, &[(100, 0)], 9))),
-        ("its length", last((Kind::Patch, &[], 0))),
-        ("its length", last((Kind::Patch, &[], compress_bound(1808) as u32 + 1))),
-        ("its ranges", last((Kind::Copy, &[(0, 1809)], 0))),
-        ("its ranges", last((Kind::Copy, &[], 0))),
-        ("its ranges", last((Kind::Copy, &[(0, 1000), (2000, 808)], 0))),
-        ("its length", last((Kind::Copy, &[(0, 1808)], 1))),
-        ("its length", last((Kind::Zero, &[], 1))),
-        ("its ranges", last((Kind::Zero, &[(0, 1)], 0))),
-        ("its ranges", last((Kind::InPlace, &[(0, 1)], 0))),
-        ("its length", last((Kind::Bundle, &[], 1))),
+        ("16 ranges", last((FrameKind::Patch, &many, 9))),
+        ("two frames", last((FrameKind::Patch, &[(0, 8193)], 9))),
+        ("beyond the base", last((FrameKind::Patch, &[(19_999, 2)], 9))),
+        ("beyond the base", last((FrameKind::Patch, &[(u64::MAX, 2)], 9))),
+        ("overlap", last((FrameKind::Patch, &[(10, 10), (19, 1)], 9))),
+        ("ascend", last((FrameKind::Patch, &[(100, 1), (0, 1)], 9))),
+        ("empty", last((FrameKind::Patch, &[(100, 0)], 9))),
+        ("its length", last((FrameKind::Patch, &[], 0))),
+        ("its length", last((FrameKind::Patch, &[], compress_bound(1808) as u32 + 1))),
+        ("its ranges", last((FrameKind::Copy, &[(0, 1809)], 0))),
+        ("its ranges", last((FrameKind::Copy, &[], 0))),
+        ("its ranges", last((FrameKind::Copy, &[(0, 1000), (2000, 808)], 0))),
+        ("its length", last((FrameKind::Copy, &[(0, 1808)], 1))),
+        ("its length", last((FrameKind::Zero, &[], 1))),
+        ("its ranges", last((FrameKind::Zero, &[(0, 1)], 0))),
+        ("its ranges", last((FrameKind::InPlace, &[(0, 1)], 0))),
+        ("its length", last((FrameKind::Bundle, &[], 1))),
         ("after its last entry", [&good[..], &[0]].concat()),
         ("another manifest", [&good[..9], &[good[9] ^ 1], &good[10..]].concat()),
         ("frame size", [&good[..40], &[1], &good[41..]].concat()),
@@ -83,12 +87,16 @@ fn each_rule_refuses() {
     assert_eq!(error.code(), "UPGRADE_ERROR_BUNDLE_LIMIT");
     // A frame that only a later version can make is taken from the bundle, whatever its ranges.
     for kind in 5..=255 {
-        let mut bytes = last((Kind::Patch, &[(5, 10)], 9));
+        let mut bytes = last((FrameKind::Patch, &[(5, 10)], 9));
         let at = bytes.len() - ENTRY_LEN - RANGE_LEN;
         bytes[at] = kind;
         let delta = Delta::parse(bytes, &release).unwrap();
         let recipe = delta.recipe(&release.frame(0, 2));
-        assert_eq!((recipe.kind, recipe.packed, recipe.ranges().count()), (Kind::Bundle, 9, 0), "{kind}");
+        assert_eq!(
+            (recipe.kind, recipe.packed, recipe.ranges().count()),
+            (FrameKind::Bundle, 9, 0),
+            "{kind}"
+        );
     }
 }
 
@@ -100,9 +108,9 @@ fn whatever_it_says_it_stays_within_its_bounds() {
     let good = delta(
         &release,
         &[
-            (Kind::Patch, &[(0, 5000), (6000, 3192)], 4000),
-            (Kind::Copy, &[(1, 4096)], 0),
-            (Kind::InPlace, &[], 0),
+            (FrameKind::Patch, &[(0, 5000), (6000, 3192)], 4000),
+            (FrameKind::Copy, &[(1, 4096)], 0),
+            (FrameKind::InPlace, &[], 0),
         ],
     );
     for len in 0..good.len() {

@@ -13,7 +13,7 @@ const BESIDE_MIN: u64 = 1 << 10;
 
 /// Limits of the ranges of one frame.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct RangeLimits {
     /// Size of the base in bytes.
     pub(super) base: u64,
     /// Maximum number of ranges.
@@ -38,7 +38,7 @@ impl Candidate {
 
 /// Chooses the ranges of the base that have most of `matches`, those of a frame of `frame_len` bytes. They ascend and
 /// are apart.
-pub(super) fn choose(matches: &[Match], frame_len: u64, limits: Limits) -> Vec<Extent> {
+pub(super) fn choose(matches: &[Match], frame_len: u64, limits: RangeLimits) -> Vec<Extent> {
     let (mut beside, mut margin) = (BESIDE, MARGIN);
     let mut ranges = loop {
         let ranges = candidates(matches, frame_len, limits.base, beside, margin);
@@ -52,7 +52,7 @@ pub(super) fn choose(matches: &[Match], frame_len: u64, limits: Limits) -> Vec<E
 }
 
 /// Returns `ranges` and, where the limits have room for it, `more`.
-pub(super) fn with(mut ranges: Vec<Extent>, more: Extent, limits: Limits) -> Vec<Extent> {
+pub(super) fn with(mut ranges: Vec<Extent>, more: Extent, limits: RangeLimits) -> Vec<Extent> {
     let end = more.at.0.saturating_add(more.len).min(limits.base);
     let left = limits.budget.saturating_sub(ranges.iter().map(|range| range.len).sum());
     let touches = ranges.iter().any(|range| range.at.0 <= end && more.at.0 <= range.at.0 + range.len);
@@ -99,7 +99,7 @@ fn bytes(ranges: &[Candidate]) -> u64 {
 /// within the budget. Then the nearest two are joined, or, where there is no room for the gap, the one with the fewest
 /// matched bytes is left out, until the count is right. Of equals always the first is taken, so that the choice is the
 /// same everywhere.
-fn fit(ranges: &mut Vec<Candidate>, limits: Limits) {
+fn fit(ranges: &mut Vec<Candidate>, limits: RangeLimits) {
     let density = |range: &Candidate| range.matched.saturating_mul(1 << 20) / range.len().max(1);
     let mut total = bytes(ranges);
     while total > limits.budget {
@@ -134,8 +134,8 @@ mod tests {
         Match { at, base, len }
     }
 
-    fn limits(count: usize, budget: u64) -> Limits {
-        Limits { base: 16 << 20, count, budget }
+    fn limits(count: usize, budget: u64) -> RangeLimits {
+        RangeLimits { base: 16 << 20, count, budget }
     }
 
     #[test]

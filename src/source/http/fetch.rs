@@ -27,7 +27,7 @@ use super::transfer_error::{RateMeter, TransferError, pause};
 /// Bytes stored since the last failure after which the count of retries starts again from zero.
 const PROGRESS: u64 = 64 << 10;
 /// Consecutive failures after which a lane other than the first one ends.
-const PATIENCE: u32 = 3;
+const FAILURES_MAX: u32 = 3;
 
 /// Response that is being read.
 struct Body {
@@ -98,7 +98,7 @@ impl Lane {
     async fn help(mut self) {
         self.mirrors.known_to_answer_again().await;
         let mut failures = 0;
-        while failures < PATIENCE {
+        while failures < FAILURES_MAX {
             let want = self.want().await;
             let start = want.block.start;
             match self.block(&want).await {
@@ -242,7 +242,7 @@ impl Lane {
 
     /// Next bytes of the open response; `None` at the end of a file of unknown length.
     async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, TransferError> {
-        let (limits, patience) = (self.shared.limits, self.patience());
+        let (limits, stall_limit) = (self.shared.limits, self.stall_limit());
         let Some(body) = &mut self.body else {
             return Err(TransferError::Broken("no answer is open".to_owned()));
         };
@@ -250,7 +250,7 @@ impl Lane {
             return Ok(Some(std::mem::take(&mut body.rest)));
         }
         let begun = Instant::now();
-        let chunk = within(patience, body.answer.response.chunk()).await?;
+        let chunk = within(stall_limit, body.answer.response.chunk()).await?;
         match chunk.map_err(|error| TransferError::Broken(chain(&error)))? {
             Some(chunk) => {
                 self.shared.alive();
@@ -279,7 +279,7 @@ impl Lane {
     }
 
     /// Timeout of the wait for the next byte: shorter where another address can be used.
-    fn patience(&self) -> Duration {
+    fn stall_limit(&self) -> Duration {
         let stall = self.shared.limits.stall;
         if self.mirrors.state().alive > 1 { stall / 3 } else { stall }
     }
@@ -289,7 +289,7 @@ impl Lane {
         let asked = self.mirrors.current();
         let get = self.shared.clients.get(&asked.url, at, until, asked.validator.as_ref());
         // A connection has a limit of its own; after it, the header may take as long as any byte. Hence the sum.
-        let result = within(self.patience() + limits.connect, get).await.and_then(|answer| answer);
+        let result = within(self.stall_limit() + limits.connect, get).await.and_then(|answer| answer);
         let answer = match result {
             // The URL that a redirect led to may have been valid for one request only.
             Err(TransferError::Answer(_)) if asked.led => {
