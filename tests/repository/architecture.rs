@@ -93,7 +93,7 @@ const STOPWATCHES: Allowed = &[
     ("engine/prepare.rs", "seconds in its report"),
     ("host/health.rs", "seconds in its report"),
     ("host/load/throttle.rs", "how long to work and to listen"),
-    ("host/lock.rs", "patience with the holder of a lock"),
+    ("host/lock.rs", "the time limit of a wait for a lock"),
     ("host/program.rs", "the limit of a program"),
     ("host/load/rate_limit.rs", "the maximum rate"),
     ("pack/mod.rs", "seconds in its report"),

@@ -73,7 +73,6 @@ const READ: &[&str] = &[
     "src/device/",
     "src/doctor/",
     "src/efi/",
-    "src/doctor/",
     "src/engine/",
     "src/error/",
     "src/gpt/",

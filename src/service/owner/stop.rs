@@ -67,11 +67,11 @@ impl Owner {
     ) -> oneshot::Sender<()> {
         let (ended, end) = oneshot::channel();
         let errors: Vec<Error> = waiting.iter().map(|_| self.held_by()).collect();
-        let patience = wait_until(self.stop_by.take());
+        let deadline = wait_until(self.stop_by.take());
         tokio::spawn(async move {
             let late = tokio::select! {
                 _ = end => false,
-                () = patience => true,
+                () = deadline => true,
             };
             for (answer, error) in waiting.into_iter().zip(errors) {
                 let _ = answer.send(if late { Err(error) } else { Ok(None) });

@@ -27,9 +27,6 @@ mod shared;
 mod tls;
 mod transfer_error;
 
-#[cfg(test)]
-mod tests;
-
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
