@@ -1,7 +1,7 @@
 //! The delta that lies beside a bundle on a server, for what runs here.
 //!
 //! Its name says which image it starts from: that of the bundle, `.from-`, the first 16 hex digits of the BLAKE3 of the image,
-//! `.qdelta`. It is asked for before the bundle, by one request for each group of slots; a server that has none says so by
+//! `.qdelta`. It is requested before the bundle, by one request for each group of slots; a server that has none says so by
 //! 404 or any other refusal. Nothing rests on it: where it is of no use, for whatever reason, the bundle is read.
 
 use std::sync::Arc;
