@@ -2,7 +2,7 @@
 //! gets the corresponding calls.
 
 /// The term of the command line, and the corresponding call.
-const WORDS: [(&str, &str); 17] = [
+const WORDS: [(&str, &str); 18] = [
     ("'qstage prepare'", "POST /v2/upgrade/prepare"),
     ("'qstage commit'", "POST /v2/upgrade/commit"),
     ("'qstage cancel'", "POST /v1/qstage/cancel"),
@@ -19,6 +19,10 @@ const WORDS: [(&str, &str); 17] = [
     ("; --allow-epoch-rollback overrides", "; only root on the machine itself can override"),
     ("try it again with --retry", "try it again by POST /v2/upgrade/prepare?retry=true"),
     (", --retry tries it again", ", POST /v2/upgrade/prepare?retry=true tries it again"),
+    (
+        "(--max-download, or 'max_download' in [network])",
+        "('max_download' in [network] of its configuration)",
+    ),
     ("or --efivars DIR", "or 'efivars' in its configuration"),
 ];
 
