@@ -186,6 +186,9 @@ void tries(const char *report) {
     try_open("incoming", "/run/host/incoming/new", O_WRONLY | O_CREAT);
     try_open("gate_write", "/run/qstage-gate/qstage", O_WRONLY);
     try_open("gate_create", "/run/qstage-gate/new", O_WRONLY | O_CREAT);
+    // The host removes the socket while this program starts, so that the gap of a swap is not longer: that takes milliseconds.
+    for (int waited = 0; waited < 500 && access("/run/qstage-gate/gate", F_OK) == 0; waited++)
+        usleep(10000);
     try_open("gate_socket", "/run/qstage-gate/gate", O_PATH);
     fclose(out);
     rename(part, report);
