@@ -302,12 +302,21 @@ fn a_bundle_is_streamed_from_a_web_server() {
     bench.configure(None, &allowed);
     let bytes = std::fs::read(bench.path("v2.qimg")).unwrap();
     // A presigned URL may hold for one time: the planned bundle is the one that is prepared, and is fetched once.
+    // A delta beside it has a URL of its own.
     let answers = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let _ = stream.read(&mut [0; 4096]);
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len());
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
-        listener
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let got = stream.read(&mut request).unwrap_or_default();
+            if String::from_utf8_lossy(&request[..got]).contains(".qdelta ") {
+                let none = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(none);
+                continue;
+            }
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len());
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
+            return listener;
+        }
     });
     let server = bench.serve();
     server.prepare(&url, false);
