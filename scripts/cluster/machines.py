@@ -151,6 +151,7 @@ undrain_command = {hook("undrain")}
 hook_timeout = 10
 """)
         (self.dir / "run").mkdir()
+        (self.dir / "health.d").mkdir()
         run(self.world.qstage, "init", self.dir / "disk", "--slot-size", "12M", "--software-size", "8M",
             "--bundle", self.world.work / "1.0.qimg", "--config", self.dir / "config")
 

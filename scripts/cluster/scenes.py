@@ -131,7 +131,6 @@ def instant_back(world):
     admitted(world)
     sick = world.nodes[-1]
     checks = sick.dir / "health.d"
-    checks.mkdir()
     (checks / "10-app").write_text("#!/bin/sh\necho the new one is slow >&2\nexit 1\n")
     (checks / "10-app").chmod(0o755)
     status, text = world.node(1).ask("POST", "/v2/upgrade/prepare", {
