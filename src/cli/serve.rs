@@ -13,7 +13,7 @@ use super::outlet;
 use super::verbose::level;
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::service::fleet::{self, FleetLock, LockedReboot};
+use crate::service::fleet::{FleetLock, LockedReboot};
 use crate::service::owner::disk::{Place, StartedSoftware};
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::owner::software::Software;
@@ -136,7 +136,7 @@ impl ServeArgs {
 /// # Errors
 /// [`Error::Argument`]: the configuration contradicts itself.
 fn fleet_lock(settings: &Settings, after_commit: &dyn AfterCommit) -> Result<Option<FleetLock>> {
-    let Some(lock) = settings.reboot.lock(&fleet::machine_id())? else { return Ok(None) };
+    let Some(lock) = settings.reboot.lock(&crate::host::machine_id())? else { return Ok(None) };
     let problem = if settings.cluster.is_some() {
         "members of a cluster reboot in turn without a lock server; remove [reboot] or [cluster]"
     } else if after_commit.reboots(UpgradeType::SoftwareAndPlatform) {

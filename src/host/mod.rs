@@ -47,6 +47,11 @@ impl DiskLock {
     }
 }
 
+/// The systemd machine id (machine-id(5)); empty: this machine has none.
+pub fn machine_id() -> String {
+    std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned()
+}
+
 /// Purpose for which a slot is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {

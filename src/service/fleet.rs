@@ -76,11 +76,6 @@ impl FleetLock {
     }
 }
 
-/// The systemd machine id, which is the default name of a machine; empty: it has none.
-pub fn machine_id() -> String {
-    std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned()
-}
-
 /// [`AfterCommit`] whose reboot needs the lock.
 pub struct LockedReboot {
     lock: FleetLock,

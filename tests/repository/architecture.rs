@@ -35,6 +35,7 @@ const FILES: Allowed = &[
     ("host/kexec.rs", "its mount point; /proc/cmdline"),
     ("host/lock.rs", "reads /proc/locks for the name of the holder"),
     ("host/journal.rs", "the state file"),
+    ("host/mod.rs", "reads the machine id"),
     ("host/outside.rs", "opens the mount namespace of the machine"),
     ("host/signer.rs", "reads the private key"),
     ("host/signals.rs", "asks which signals are ignored"),

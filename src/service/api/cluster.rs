@@ -142,7 +142,7 @@ pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<
 pub(super) async fn unconfigured(State(api): Shared) -> Json<UnconfiguredNodes> {
     let snapshot = api.snapshot();
     let label = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let uuid = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let uuid = crate::host::machine_id();
     let disk_info = DiskInfo {
         slot_counts: SlotCounts { ssds: 0, hdds: 0 },
         ssd_partition_size: "0",

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::host::files::{OutputFile, lock_file, read_trusted_text};
-use crate::units::text;
+use crate::units::{hex, text};
 
 /// Largest size of the file of tokens in bytes.
 const MAX: u64 = 1 << 20;
@@ -86,7 +86,7 @@ impl TokenFile {
             let mut random = [0; RANDOM];
             let fill = SystemRandom::new().fill(&mut random);
             fill.map_err(|_| self.output(io::Error::other("the kernel has no random bytes")))?;
-            let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+            let token = hex(&random);
             let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
             let line = format!("{end}{name} {} {}\n", privilege.word(), hash(&token));
             Ok((text.to_owned() + &line, token))
@@ -174,7 +174,7 @@ fn check_name(name: &str) -> Result<()> {
 
 /// Hexadecimal SHA-256 of a token.
 fn hash(token: &str) -> String {
-    Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(token))
 }
 
 /// The words of a line before its comment.
