@@ -2,12 +2,15 @@
 //! `etcdctl` as the independent check.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
+use std::path::Path;
+use std::process::Command;
+
 use qstage::cluster::etcd::{Etcd, EtcdConfig};
 use qstage::cluster::memory::Memory;
 use qstage::cluster::state::{NodeId, Reboot, Upgrade};
 use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
 
-use crate::etcd::Etcd as Server;
+use crate::etcd::{Certificates, Etcd as Server};
 
 fn put(key: Key, value: Value, lease: Option<i64>) -> Write {
     Write::Put(key, value, lease)
@@ -99,8 +102,29 @@ fn a_real_etcd() {
         error.code() == "UPGRADE_ERROR_CLUSTER_DATA" && error.to_string().contains("'reboot'"),
         "{error}"
     );
-    // A lease that is not renewed ends.
     server.says(&["del", "/one/reboot"]);
+    for name in ["members/3", "alive/3", "upgrade", "leader", "result/0/3", "restart/3"] {
+        let key = format!("/one/{name}");
+        let before = server.says(&["get", "--print-value-only", &key]);
+        // A stage, or a field, of a later version.
+        for garbage in ["", "\u{1}", "[]", r#"{"stage":"beamed"}"#, "{}"] {
+            server.says(&["put", &key, "--", garbage]);
+            let Err(error) = store.snapshot() else {
+                assert!(name == "upgrade" && garbage == "{}" || name == "x", "{name}: {garbage}");
+                continue;
+            };
+            assert!(
+                error.code() == "UPGRADE_ERROR_CLUSTER_DATA"
+                    && error.to_string().contains(&format!("'{name}'")),
+                "{error}"
+            );
+        }
+        match before.trim() {
+            "" => server.says(&["del", &key]),
+            text => server.says(&["put", &key, text]),
+        };
+    }
+    // A lease that is not renewed ends.
     let lease = store.grant(1).unwrap();
     assert!(store.keep_alive(lease).unwrap());
     assert!(run(&mut store, vec![], vec![leads(1, Some(lease))]));
@@ -123,6 +147,30 @@ fn watches(server: &Server, store: &Etcd) {
     assert_eq!(changes[1], (Key::Leader, None));
 }
 
+/// Without `ca` the authorities of the system count. It runs itself again with those of a test as the system's.
+#[test]
+fn authorities_of_the_system() {
+    const ENDPOINT: &str = "QSTAGE_TEST_ENDPOINT";
+    let connects = |url: &str, dir: &Path| {
+        let identity = Some((dir.join("node.pem"), dir.join("node.key")));
+        let prefix = "/x/".to_owned();
+        let access =
+            EtcdConfig { endpoints: vec![url.to_owned()], identity, prefix, ..EtcdConfig::default() };
+        Etcd::new(&access).unwrap().identity().map(|_| ())
+    };
+    if let Ok(given) = std::env::var(ENDPOINT) {
+        let (url, dir) = given.split_once(' ').unwrap();
+        return connects(url, Path::new(dir)).unwrap();
+    }
+    let Some(server) = Server::start(true) else { return };
+    assert!(connects(&server.url(), &server.path("")).is_err(), "the real ones of this system");
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "contract::authorities_of_the_system", "--nocapture"]);
+    again.env(ENDPOINT, format!("{} {}", server.url(), server.path("").display()));
+    let output = again.env("SSL_CERT_FILE", server.path("ca.pem")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn certificates_and_users() {
     let Some(server) = Server::start(true) else { return };
@@ -132,8 +180,18 @@ fn certificates_and_users() {
     // No client certificate, and an authority that did not sign the certificate of etcd.
     let stranger = refused(&EtcdConfig { identity: None, ..access.clone() });
     assert_eq!(stranger.code(), "UPGRADE_ERROR_CLUSTER_STORE");
+    assert!(stranger.to_string().contains("requires a certificate of this node"), "{stranger}");
     let other = EtcdConfig { ca: None, ..access.clone() };
-    assert!(refused(&other).to_string().contains("certificate"), "{}", refused(&other));
+    let unknown = refused(&other).to_string();
+    assert!(unknown.contains("the authority of its certificate is not among those of 'ca'"), "{unknown}");
+    let named =
+        EtcdConfig { endpoints: vec![server.url().replace("127.0.0.1", "localhost")], ..access.clone() };
+    assert!(refused(&named).to_string().contains("for another address"), "{}", refused(&named));
+    // A certificate of this node from an authority that etcd does not know.
+    let dir = tempfile::tempdir().unwrap();
+    let foreign = Certificates::new(dir.path());
+    let foreign = EtcdConfig { identity: Some((foreign.cert, foreign.key)), ..access.clone() };
+    assert!(refused(&foreign).to_string().contains("does not accept"), "{}", refused(&foreign));
     // With a user and password.
     for words in [
         "user add root:r",

@@ -134,7 +134,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["cli/remote/", "service/http/listen.rs"]),
     ("rcgen", &["service/http/tls.rs"]),
     ("bytes", &["source/http/"]),
-    ("rustls_native_certs", &["source/http/tls.rs"]),
+    ("rustls_native_certs", &["source/http/tls.rs", "cluster/etcd/gateway.rs"]),
     ("webpki_roots", &["source/http/tls.rs"]),
     ("reqwest", &["source/"]),
     ("rustix", &["cli/", "container/nspawn/gate.rs", "host/efivars.rs", "host/load/mod.rs", "sandbox/"]),

@@ -25,6 +25,19 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Maximum size of an answer in bytes: enough for the data of some hundred nodes.
 const ANSWER_LIMIT: u64 = 16 << 20;
 
+const NO_CERTIFICATE: &str =
+    "it requires a certificate of this node, 'cert' and 'key', or does not accept this one";
+/// Words of a failed request, and what they mean.
+const CAUSES: [(&str, &str); 6] = [
+    ("UnknownIssuer", "the authority of its certificate is not among those of 'ca'"),
+    ("not valid for name", "its certificate is for another address"),
+    // It answers a node without a certificate, and one with a foreign one, by any of these.
+    ("CertificateRequired", NO_CERTIFICATE),
+    ("UnknownCA", NO_CERTIFICATE),
+    ("BadCertificate", NO_CERTIFICATE),
+    ("database space exceeded", "its database is full: compact and defragment it, and disarm its alarm"),
+];
+
 /// Client of all members of an etcd cluster.
 #[derive(Debug)]
 pub(super) struct Gateway {
@@ -97,10 +110,28 @@ impl Gateway {
                     self.current.store(at, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(problem) => problems.push(format!("{endpoint}: {problem}")),
+                Err(problem) => problems.push(format!("{endpoint}: {}", self.explained(&endpoint, problem))),
             }
         }
         Err(Error::ClusterStore { problem: problems.join("; ") })
+    }
+
+    /// Adds the cause of a failed request, where it can be found.
+    fn explained(&self, endpoint: &str, problem: String) -> String {
+        let cause = if problem.starts_with("timeout: global") || problem.contains("request timed out") {
+            // A member without quorum answers this request alone, and names no leader.
+            let status = self.ask_one(&self.agent, endpoint, "maintenance/status", &json!({}));
+            match status.and_then(refused) {
+                Ok(status) if number(&status["leader"]) == 0 => "its members have no quorum",
+                _ => "it is too slow",
+            }
+        } else {
+            match CAUSES.iter().find(|(word, _)| problem.contains(word)) {
+                Some((_, cause)) => cause,
+                None => return problem,
+            }
+        };
+        format!("{cause} ({problem})")
     }
 
     fn ask_one(
@@ -182,16 +213,25 @@ fn tls(access: &EtcdConfig) -> Result<TlsConfig> {
         }
         Ok(certificates)
     };
-    let mut config = TlsConfig::builder();
-    if let Some(ca) = &access.ca {
-        config = config.root_certs(RootCerts::new_with_certs(&chain(ca)?));
-    }
+    // The library's default is Mozilla's list, with which no etcd has a certificate; an organisation's own authority is among
+    // those of the system.
+    let authorities = match &access.ca {
+        Some(ca) => chain(ca)?,
+        None => system_authorities(),
+    };
+    let mut config = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&authorities));
     if let Some((certificate, key)) = &access.identity {
         let private = PrivateKey::from_pem(text(key)?.as_bytes())
             .map_err(|problem| failed(key, problem.to_string()))?;
         config = config.client_cert(Some(ClientCert::new_with_certs(&chain(certificate)?, private)));
     }
     Ok(config.build())
+}
+
+/// Authorities that the system trusts. A system without any shows at the first connection, as an unknown issuer.
+fn system_authorities() -> Vec<Certificate<'static>> {
+    let found = rustls_native_certs::load_native_certs().certs;
+    found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
 }
 
 /// Bytes in the encoding that the gateway accepts.
