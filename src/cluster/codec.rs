@@ -78,7 +78,7 @@ pub fn decode(key: Key, text: &[u8]) -> Result<Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{Alive, BootId, Protection, Reboot, Restart, Standing, Upgrade};
+    use super::super::state::{Alive, BootId, PROTOCOL, Protection, Reboot, Restart, Standing, Upgrade};
     use super::*;
     use crate::units::Blake3;
 
@@ -88,6 +88,8 @@ mod tests {
             boot: BootId(u128::MAX),
             runs: Blake3([7; 32]),
             version: "1.0".into(),
+            product: "Demo".into(),
+            protocol: PROTOCOL,
             standing: Standing::FellBack("it did not \"boot\"".into()),
             protection: Protection { remaining: 1, maximum: 2, rebuilding: true },
             progress: 99,

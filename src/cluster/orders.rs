@@ -4,7 +4,7 @@
 use super::action::{put_reboot, put_upgrade};
 use super::group::group;
 use super::rolling::told;
-use super::state::{NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::state::{Alive, NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::{Key, Txn, Value, Write};
 use super::upgrade::{all_now, first_stage, in_turn};
 use super::view::View;
@@ -245,6 +245,18 @@ fn idle(view: &View) -> Result<()> {
     }
 }
 
+/// Names the release of a node, and how that of the cluster differs from it.
+fn other_release(node: &Alive, cluster: &Alive) -> String {
+    let both = |alive: &Alive| format!("{} {}", alive.product, alive.version).trim().to_owned();
+    if node.product != cluster.product {
+        format!("{}, the cluster {}", both(node), both(cluster))
+    } else if node.version != cluster.version {
+        format!("{}, the cluster {}", node.version, cluster.version)
+    } else {
+        format!("another build of {} than the cluster", node.version)
+    }
+}
+
 /// Checks that the cluster can be upgraded: all nodes are alive, run the same release, none is on trial, protection is whole.
 ///
 /// # Errors
@@ -266,7 +278,12 @@ pub fn admission(view: &View) -> Result<()> {
     for node in &view.members {
         let Some((alive, first)) = view.alive.get(node).zip(first) else { continue };
         if alive.runs != first.runs {
-            return blocked(format!("{node} runs {}, the cluster {}", alive.version, first.version));
+            return blocked(format!("{node} runs {}", other_release(alive, first)));
+        }
+        if alive.protocol != first.protocol {
+            let oldest = view.alive.iter().min_by_key(|(_, alive)| alive.protocol);
+            let oldest = oldest.map_or(*node, |(oldest, _)| *oldest);
+            return blocked(format!("{oldest} has an older qstage; install one version of it on all nodes"));
         }
         if let Some(why) = &alive.blocked {
             return blocked(format!("{node}: {why}"));
@@ -281,7 +298,7 @@ pub fn admission(view: &View) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::state::{Alive, BootId, Protection};
+    use crate::cluster::state::{BootId, PROTOCOL, Protection};
     use crate::units::Blake3;
 
     fn view(nodes: u32, remaining: u32, maximum: u32) -> View {
@@ -292,6 +309,8 @@ mod tests {
                 boot: BootId(1),
                 runs: Blake3([1; 32]),
                 version: "1".into(),
+                product: "Demo".into(),
+                protocol: PROTOCOL,
                 standing: Standing::Good,
                 protection: Protection { remaining, maximum, rebuilding: false },
                 progress: 0,
@@ -340,6 +359,12 @@ mod tests {
         };
         let other = with(&|alive| (alive.runs, alive.version) = (Blake3([2; 32]), "0.9".into()));
         assert_eq!(other, "node 3 runs 0.9, the cluster 1");
+        let build = with(&|alive| alive.runs = Blake3([2; 32]));
+        assert_eq!(build, "node 3 runs another build of 1 than the cluster");
+        let product = with(&|alive| (alive.runs, alive.product) = (Blake3([2; 32]), "Other".into()));
+        assert_eq!(product, "node 3 runs Other 1, the cluster Demo 1");
+        let older = with(&|alive| alive.protocol = 0);
+        assert_eq!(older, "node 3 has an older qstage; install one version of it on all nodes");
         assert!(with(&|alive| alive.standing = Standing::Trial).contains("node 3 is on trial"));
         assert!(with(&|alive| alive.drained = true).contains("node 3 is not back in service"));
         assert!(

@@ -65,6 +65,9 @@ impl Protection {
     }
 }
 
+/// Version of the keys and of their meaning. It is raised whenever nodes of two versions could not act on the same keys.
+pub const PROTOCOL: u32 = 1;
+
 /// State that a node publishes for the duration of its lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Alive {
@@ -74,6 +77,12 @@ pub struct Alive {
     pub runs: Blake3,
     /// Version of the running release.
     pub version: String,
+    /// Product of the running release; empty: it is not known.
+    #[serde(default)]
+    pub product: String,
+    /// [`PROTOCOL`] of its qstage; 0: it is older than the field.
+    #[serde(default)]
+    pub protocol: u32,
     /// State of the running release.
     pub standing: Standing,
     /// Protection of data as this node knows it; the worst of all nodes counts.

@@ -67,6 +67,7 @@ pub enum Compare {
 }
 
 /// Change of a transaction.
+#[allow(clippy::large_enum_variant, reason = "nearly all changes are puts")]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Write {
     /// Sets a key, on a lease or permanently.

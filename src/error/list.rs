@@ -267,6 +267,10 @@ errors! {
     ClusterData { key: String, problem: String } => Refused, "CLUSTER_DATA",
         ("etcd key '{key}' holds no value of this qstage ({problem}); nothing proceeds until all nodes run one version of qstage and an operator has corrected that key");
 
+    /// etcd holds an older state than this node has seen, or is another etcd.
+    ClusterRestored { what: String } => Refused, "CLUSTER_RESTORED",
+        ("{what}, as after the restore of a snapshot, and an upgrade or a reboot is in progress by one of the two states; nothing proceeds. Compare the nodes with 'qstage cluster status', then restart the service on every node to accept the state of etcd");
+
     // ---- Disk ----
     /// No software slot holds startable software.
     NoSoftware { problem: String } => Disk, "NO_SOFTWARE", ("there is no software to run: {problem}; run 'qstage prepare'");

@@ -1,4 +1,4 @@
-//! A real etcd: one member, with or without certificates and users. Its `Drop` ends it.
+//! A real etcd: one member, with or without certificates and users, or three. Its `Drop` ends it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use qstage::cluster::etcd::EtcdConfig;
+
+use crate::harness::load::bound;
 
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
@@ -36,12 +38,40 @@ impl Certificates {
     }
 }
 
-pub(crate) struct Etcd {
-    child: Option<Child>,
-    dir: tempfile::TempDir,
+/// Member of etcd.
+struct Member {
+    name: &'static str,
     client: u16,
     peer: u16,
+    /// Directory of its data, below that of the etcd.
+    data: String,
+    child: Option<Child>,
+}
+
+impl Member {
+    fn new(name: &'static str) -> Self {
+        Self { name, client: free_port(), peer: free_port(), data: name.to_owned(), child: None }
+    }
+
+    fn peer(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer)
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+pub(crate) struct Etcd {
+    /// The first is the one that clients are directed to.
+    members: Vec<Member>,
+    dir: tempfile::TempDir,
     certificates: Option<Certificates>,
+    /// Maximum size of its database in bytes; `None`: that of etcd.
+    pub(crate) quota: Option<u32>,
 }
 
 impl Drop for Etcd {
@@ -58,30 +88,52 @@ impl Etcd {
             eprintln!("SKIPPED: needs etcd (package etcd-server)");
             return None;
         }
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let certificates = tls.then(|| Certificates::new(dir.path()));
-        let mut etcd = Self { child: None, dir, client: free_port(), peer: free_port(), certificates };
-        etcd.again();
-        Some(etcd)
+        Some(Self::of(&["one"], tls))
     }
 
-    /// Starts it again with its previous data.
+    /// Starts three members without certificates; `None`: as in [`Self::start`].
+    pub(crate) fn three() -> Option<Self> {
+        let one = Self::start(false)?;
+        drop(one);
+        Some(Self::of(&["one", "two", "three"], false))
+    }
+
+    fn of(names: &[&'static str], tls: bool) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let certificates = tls.then(|| Certificates::new(dir.path()));
+        let members = names.iter().map(|name| Member::new(name)).collect();
+        let mut etcd = Self { members, dir, certificates, quota: None };
+        etcd.again();
+        etcd
+    }
+
+    /// Starts the members that do not run, with their previous data.
     pub(crate) fn again(&mut self) {
-        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
-        let mut command = Command::new("etcd");
-        command
-            .arg("--data-dir")
-            .arg(self.dir.path().join("data"))
-            .args(["--name", "one", "--logger", "zap"]);
-        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("one={peer}"), "--unsafe-no-fsync"]);
-        if let Some(Certificates { ca, cert, key }) = &self.certificates {
-            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
-            command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+        let all: Vec<String> =
+            self.members.iter().map(|member| format!("{}={}", member.name, member.peer())).collect();
+        let scheme = self.scheme();
+        for member in &mut self.members {
+            if member.child.is_some() {
+                continue;
+            }
+            let (client, peer) = (format!("{scheme}://127.0.0.1:{}", member.client), member.peer());
+            let mut command = bound("etcd");
+            command.arg("--data-dir").arg(self.dir.path().join(&member.data));
+            command.args(["--name", member.name, "--logger", "zap"]);
+            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+            command.args(["--initial-cluster", &all.join(","), "--unsafe-no-fsync"]);
+            if let Some(Certificates { ca, cert, key }) = &self.certificates {
+                command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+                command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+            }
+            if let Some(quota) = self.quota {
+                command.args(["--quota-backend-bytes", &quota.to_string()]);
+            }
+            let log = std::fs::File::create(self.dir.path().join(format!("{}.log", member.name))).unwrap();
+            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+            member.child = Some(child);
         }
-        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
-        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         let begun = Instant::now();
         while !self.ctl(&["endpoint", "health"]).status.success() {
             assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
@@ -90,15 +142,44 @@ impl Etcd {
     }
 
     pub(crate) fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.members.iter_mut().for_each(Member::stop);
+    }
+
+    /// Stops all members but the first.
+    pub(crate) fn stop_others(&mut self) {
+        self.members.iter_mut().skip(1).for_each(Member::stop);
+    }
+
+    /// Starts the first member from a snapshot, which `snapshot save` made. For an etcd of one member.
+    pub(crate) fn restore(&mut self, snapshot: &Path) {
+        self.stop();
+        let member = &mut self.members[0];
+        member.data = "restored".to_owned();
+        let data = self.dir.path().join(&member.data);
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore"])
+            .arg(snapshot)
+            .arg("--data-dir")
+            .arg(data);
+        command.args([
+            "--name",
+            member.name,
+            "--initial-cluster",
+            &format!("{}={}", member.name, member.peer()),
+        ]);
+        let output = command.args(["--initial-advertise-peer-urls", &member.peer()]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        self.again();
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.certificates.is_some() { "https" } else { "http" }
     }
 
     pub(crate) fn url(&self) -> String {
-        let scheme = if self.certificates.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.client)
+        format!("{}://127.0.0.1:{}", self.scheme(), self.members[0].client)
     }
 
     pub(crate) fn access(&self, prefix: &str) -> EtcdConfig {

@@ -92,6 +92,23 @@ impl Lab {
 
     /// Starts a machine with this number in its configuration, which is no member yet.
     pub(crate) fn add(&mut self, number: usize, id: usize, cluster: &str, rate: Option<&str>) {
+        self.add_with(number, id, cluster, rate, None);
+    }
+
+    /// As [`Self::add`], with a copy of the disk of another node, as a fleet has that was flashed with one image.
+    pub(crate) fn add_copy(&mut self, number: usize, id: usize, of: usize) {
+        let disk = self.node(of).path("disk");
+        self.add_with(number, id, "", None, Some(&disk));
+    }
+
+    fn add_with(
+        &mut self,
+        number: usize,
+        id: usize,
+        cluster: &str,
+        rate: Option<&str>,
+        disk: Option<&std::path::Path>,
+    ) {
         let dir = self.bench.path(&format!("node{number}"));
         fs::create_dir(&dir).unwrap();
         fs::create_dir(dir.join("health.d")).unwrap();
@@ -116,9 +133,13 @@ impl Lab {
             path("health.d"),
         );
         fs::write(dir.join("config"), text).unwrap();
-        let mut init = Command::new(QSTAGE);
-        init.arg("init").arg(dir.join("disk")).args(["--slot-size", "12M", "--software-size", "8M"]);
-        run(init.arg("--bundle").arg(self.bench.path("v1.qimg")).arg("--config").arg(dir.join("config")));
+        if let Some(disk) = disk {
+            fs::copy(disk, dir.join("disk")).unwrap();
+        } else {
+            let mut init = Command::new(QSTAGE);
+            init.arg("init").arg(dir.join("disk")).args(["--slot-size", "12M", "--software-size", "8M"]);
+            run(init.arg("--bundle").arg(self.bench.path("v1.qimg")).arg("--config").arg(dir.join("config")));
+        }
         let shared = Arc::new(Shared::default());
         let (port, at, seen) = (free_port(), dir.clone(), Arc::clone(&shared));
         let machine = std::thread::spawn(move || machine(&at, port, &seen));
@@ -224,7 +245,8 @@ fn select(dir: &std::path::Path, shared: &Shared) -> String {
 /// Starts the service in a mount namespace of its own, with the boot ID of a new boot.
 fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
     let identity = dir.join("boot_id");
-    fs::write(&identity, format!("00000000-0000-4000-8000-{boot:012x}\n")).unwrap();
+    // No two nodes have the same one.
+    fs::write(&identity, format!("00000000-0000-4000-{port:04x}-{boot:012x}\n")).unwrap();
     let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(&identity).arg(QSTAGE);

@@ -14,6 +14,8 @@ mod lab;
 mod model;
 /// Upgrades of the three nodes.
 mod nodes;
+/// Invalid conditions: each is reported, nothing changes, and the running services continue.
+mod refusals;
 /// Upgrades of the software on all nodes at once.
 mod software;
 /// Model of a cluster, as the exploration uses it.

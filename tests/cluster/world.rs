@@ -8,7 +8,7 @@ use qstage::cluster::memory::Memory;
 use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::orders;
 use qstage::cluster::state::{
-    Alive, BootId, Member, NodeId, Ordered, Outcome, Protection, Reboot, RebootState, Stage, Standing,
+    Alive, BootId, Member, NodeId, Ordered, Outcome, PROTOCOL, Protection, Reboot, RebootState, Stage, Standing,
     Upgrade,
 };
 use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
@@ -176,6 +176,8 @@ impl World {
             boot,
             runs: if node.new { NEW } else { OLD },
             version: if node.new { "2" } else { "1" }.into(),
+            product: String::new(),
+            protocol: PROTOCOL,
             standing: node.standing.clone(),
             protection: Protection { remaining: u32::from(self.whole), maximum: 1, rebuilding: false },
             progress: node.progress,

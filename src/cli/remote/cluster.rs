@@ -163,6 +163,7 @@ pub(super) fn status(client: &Client) -> Result<ClusterSummary> {
 
 fn shown(status: &ClusterSummary, palette: Palette) -> String {
     let mut text = match (status.state.as_str(), status.leader) {
+        ("UNCONFIGURED", _) if !status.problem.is_empty() => "this machine is no member\n".to_owned(),
         ("UNCONFIGURED", _) => {
             format!("node {} is no member; 'qstage cluster join' makes it one\n", status.node_id)
         }
@@ -170,7 +171,8 @@ fn shown(status: &ClusterSummary, palette: Palette) -> String {
         (_, None) => format!("cluster {}, without a leader\n", status.cluster_id),
     };
     if !status.problem.is_empty() {
-        text.push_str(&format!("{}: {}\n", palette.bad("what follows is old"), status.problem));
+        let word = if status.connected { "this machine takes no part" } else { "what follows is old" };
+        text.push_str(&format!("{}: {}\n", palette.bad(word), status.problem));
     }
     if !status.waits_for.is_empty() {
         text.push_str(&format!("{}, waits for {}\n", status.stage, status.waits_for));

@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::{Etcd, KeyChange};
-use crate::cluster::state::Stage;
-use crate::cluster::store::{LeaseId, Snapshot, Store};
+use crate::cluster::state::{NodeId, RebootState, Stage};
+use crate::cluster::store::{Key, LeaseId, Revision, Snapshot, Store, Value};
 use crate::cluster::view::View;
 use crate::error::{Error, sentence};
 use crate::service::cluster::last_seen::LastSeen;
@@ -40,8 +40,29 @@ pub(super) struct Seen {
     pub(super) identity: String,
     /// Lease of this node; `None`: it has none at present.
     pub(super) lease: Option<LeaseId>,
+    /// Identity of this machine; `None`: its disk has not been read yet.
+    pub(super) machine: Option<String>,
+    /// Why this node takes no part although its number is that of a member; `None`: it takes part, or is no member.
+    pub(super) refused: Option<String>,
+    /// Whether this node cannot act on the content of etcd: it cannot read it, or it is older than what it has seen.
+    pub(super) unusable: bool,
+    /// What is wrong with the present content of etcd compared with the last one; `None`: nothing.
+    pub(super) restored: Option<String>,
+    /// Highest revision of etcd that this node has seen.
+    revision: Revision,
     /// Counter of changes.
     count: u64,
+}
+
+impl Seen {
+    /// Whether this machine is the member with the number `node`; `None`: that is not known yet.
+    pub(super) fn member(&self, node: NodeId) -> Option<bool> {
+        match (self.known, self.snapshot.get(&Key::Member(node)).map(|entry| &entry.value)) {
+            (false, _) => None,
+            (true, Some(Value::Member(member))) => Some(*self.machine.as_ref()? == member.uuid),
+            (true, _) => Some(false),
+        }
+    }
 }
 
 /// Cache of the state, which wakes waiting threads on each change.
@@ -64,6 +85,11 @@ impl Cache {
             stage_begun: false,
             identity: String::new(),
             lease: None,
+            machine: None,
+            refused: None,
+            unusable: false,
+            restored: None,
+            revision: 0,
             count: 0,
         };
         Self { seen: Mutex::new(seen), changed: Condvar::new() }
@@ -84,6 +110,20 @@ impl Cache {
         waited.map(|(now, _)| now.clone()).unwrap_or_else(|poisoned| poisoned.into_inner().0.clone())
     }
 
+    /// Stores the identity of this machine, as its disk shows it.
+    pub(super) fn is_machine(&self, identity: &str) {
+        if self.lock().machine.as_deref() != Some(identity) {
+            self.change(|seen| seen.machine = Some(identity.to_owned()));
+        }
+    }
+
+    /// Stores why this machine takes no part; `None`: it does.
+    pub(super) fn refuse(&self, why: Option<String>) {
+        if self.lock().refused != why {
+            self.change(|seen| seen.refused = why);
+        }
+    }
+
     fn change(&self, act: impl FnOnce(&mut Seen)) {
         let mut seen = self.lock();
         act(&mut seen);
@@ -98,11 +138,12 @@ impl Cache {
         self.changed.notify_all();
     }
 
-    fn take(&self, changes: Vec<KeyChange>) {
+    fn take(&self, changes: Vec<KeyChange>, revision: Revision) {
         if changes.is_empty() {
             return;
         }
         self.change(|seen| {
+            seen.revision = seen.revision.max(revision);
             let snapshot = Arc::make_mut(&mut seen.snapshot);
             for (key, entry) in changes {
                 match entry {
@@ -117,7 +158,14 @@ impl Cache {
         let problem = sentence(error);
         if self.lock().problem.as_ref() != Some(&problem) {
             tracing::warn!(code = error.code(), "{problem}");
-            self.change(|seen| seen.problem = Some(problem));
+            self.change(|seen| {
+                seen.problem = Some(problem);
+                seen.unusable = matches!(error, Error::ClusterData { .. } | Error::ClusterRestored { .. });
+                seen.restored = match error {
+                    Error::ClusterRestored { what } => Some(what.clone()),
+                    _ => None,
+                };
+            });
         }
     }
 }
@@ -142,6 +190,7 @@ fn follow_once(
 ) -> crate::error::Result<()> {
     let identity = etcd.identity()?;
     let (snapshot, revision) = etcd.read()?;
+    check_history(&cache.get(), &snapshot, revision, &identity)?;
     let mut watch = etcd.watch(revision)?;
     kept.keep(&snapshot);
     cache.change(|seen| {
@@ -149,28 +198,80 @@ fn follow_once(
             tracing::info!(revision, "etcd answers");
         }
         (seen.snapshot, seen.ever, seen.known, seen.identity) = (Arc::new(snapshot), true, true, identity);
+        (seen.unusable, seen.restored, seen.revision) = (false, None, revision);
     });
     while !end.load(Ordering::Relaxed) {
-        let changes = watch.wait()?.0;
-        cache.take(changes);
+        let (changes, revision) = watch.wait()?;
+        cache.take(changes, revision);
         kept.keep(&cache.get().snapshot);
     }
     Ok(())
 }
 
+/// Checks that etcd has not lost changes that this node has seen. What is in progress must not be repeated, or be forgotten by
+/// nodes that have done half of it. When both states are at rest, the one of etcd is taken.
+fn check_history(
+    seen: &Seen,
+    snapshot: &Snapshot,
+    revision: Revision,
+    identity: &str,
+) -> crate::error::Result<()> {
+    let at_rest = |snapshot: &Snapshot| {
+        let view = View::new(snapshot);
+        view.upgrade.stage == Stage::Idle && view.reboot.state == RebootState::Idle
+    };
+    let what = if !seen.ever {
+        return Ok(());
+    } else if seen.identity != identity {
+        format!("etcd is the cluster {identity} now, and was {} before", seen.identity)
+    } else if revision < seen.revision {
+        format!("etcd went back from revision {} to {revision}", seen.revision)
+    } else {
+        return Ok(());
+    };
+    if at_rest(&seen.snapshot) && at_rest(snapshot) {
+        tracing::warn!("{what}; nothing is in progress, so its state is taken");
+        return Ok(());
+    }
+    Err(Error::ClusterRestored { what })
+}
+
 /// Renews the lease until `end`; after the loss of a lease it requests another one.
 pub(super) fn keep_lease(cache: &Cache, mut etcd: Etcd, end: &AtomicBool) {
+    let mut failed = None;
     while !end.load(Ordering::Relaxed) {
-        let lease = cache.lock().lease;
+        let (lease, silent) = {
+            let seen = cache.lock();
+            (seen.lease, seen.unusable || seen.refused.is_some())
+        };
+        // A node that cannot read the state, or is refused, does not act: with a lease the others would wait for it, or be led
+        // by it.
+        if silent {
+            if let Some(lease) = lease {
+                // If that fails, the lease ends by itself.
+                let _ = etcd.revoke(lease);
+                cache.change(|seen| seen.lease = None);
+            }
+            std::thread::sleep(AGAIN);
+            continue;
+        }
         let kept = match lease {
             Some(lease) => etcd.keep_alive(lease).map(|lasts| lasts.then_some(lease)),
             None => etcd.grant(TTL).map(Some),
         };
+        if kept.is_ok() && failed.is_some() {
+            // The watch may last through a loss of the quorum, and does not notice the end of it.
+            let failed = failed.take();
+            cache.change(|seen| {
+                seen.problem.take_if(|problem| Some(&*problem) == failed.as_ref());
+            });
+        }
         match kept {
             Ok(now) if now != lease => cache.change(|seen| seen.lease = now),
             Ok(_) => std::thread::sleep(BEAT),
             Err(error) => {
                 cache.trouble(&error);
+                failed = Some(sentence(&error));
                 std::thread::sleep(AGAIN);
             }
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::Etcd;
 use crate::cluster::next::{Action, next_action};
-use crate::cluster::state::{Alive, BootId, NodeId, Outcome, Reboot, RebootState, Stage, Standing};
-use crate::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
+use crate::cluster::state::{Alive, BootId, NodeId, Outcome, RebootState, Stage, Standing};
+use crate::cluster::store::{Compare, Entry, Key, Revision, Store, Txn, Value, Write};
 use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
@@ -18,13 +18,14 @@ use crate::service::cluster::Membership;
 use crate::service::cluster::acts::{Actor, Selects, Task};
 use crate::service::cluster::cache::{Cache, Seen};
 use crate::service::cluster::hooks::Occasion;
+use crate::service::cluster::leading::{is_early, log};
 use crate::service::cluster::local::{alive, identity, local};
+use crate::service::cluster::number;
 use crate::service::cluster::protection::Protected;
 use crate::service::cluster::restart::Restarts;
 use crate::service::owner::disk::DiskView;
 use crate::service::owner::order::Order;
 use crate::service::owner::upgrade::Phase;
-use crate::state::UpgradeType;
 use crate::workers;
 
 /// Time between two runs of the loop while nothing changes.
@@ -33,9 +34,6 @@ const TICK: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Time that a node may be away during a prepare or a commit.
 const LOST: Duration = Duration::from_secs(30);
-/// Minimum time for which COMMITTING, and then COMMITTED, is shown; see STATUS.md and `owner.rs`.
-pub(super) const COMMITTING: Duration = Duration::from_millis(1500);
-const COMMITTED: Duration = Duration::from_millis(3000);
 /// Time limit of all nodes for a gate; a swap has half of it, a flip twice as much.
 const TOGETHER: Duration = Duration::from_secs(30);
 /// Progress between two writes of a node, in percent.
@@ -72,6 +70,8 @@ pub(super) struct Driver {
     /// Group whose turn it is, and the time at which its turn began.
     group: (Vec<(NodeId, BootId)>, Instant),
     refused: Option<String>,
+    /// Boot in which this node has published its state, and the revision that its state had before.
+    published: Option<(BootId, Revision)>,
     /// Upgrade, outcome and time of the last report. Until the report is seen in etcd, the step is not repeated.
     reported: Option<(u64, Outcome, Instant)>,
 }
@@ -94,6 +94,7 @@ impl Driver {
             away: BTreeMap::new(),
             group: (Vec::new(), Instant::now()),
             refused: None,
+            published: None,
             reported: None,
         }
     }
@@ -104,10 +105,16 @@ impl Driver {
         while !end.load(Ordering::Relaxed) {
             if seen.ever {
                 match self.turn(&seen) {
-                    Ok(()) => self.refused = None,
+                    Ok(()) => {
+                        self.refused = None;
+                        self.cache.refuse(None);
+                    }
                     // etcd becomes available again; a lasting error is logged once.
                     Err(error) => {
                         let told = sentence(&error);
+                        if matches!(error, Error::Membership { .. }) {
+                            self.cache.refuse(Some(told.clone()));
+                        }
                         if self.refused.as_ref() != Some(&told) {
                             tracing::warn!(code = error.code(), "{told}");
                             self.refused = Some(told);
@@ -130,10 +137,8 @@ impl Driver {
             return Ok(());
         };
         let look = self.look()?;
-        if member.uuid != identity(&look) {
-            let problem = format!("{} is another machine, at {}", self.node(), member.address);
-            return Err(Error::Membership { problem });
-        }
+        self.cache.is_machine(&identity(&look));
+        number::check(seen, self.node(), member, &identity(&look), self.published)?;
         self.restarts.serve(self.membership.node, seen, &self.actor, &mut self.etcd)?;
         self.finish(&view)?;
         let look = self.look()?;
@@ -194,7 +199,10 @@ impl Driver {
             // The state of another machine with this number must not be overwritten.
             let compare =
                 vec![view.unchanged(Key::Alive(self.node())), view.unchanged(Key::Member(self.node()))];
-            self.etcd.transact(&Txn { compare, writes: vec![write] })?;
+            let known = seen.snapshot.get(&Key::Alive(self.node())).map_or(0, |entry| entry.modified);
+            if self.etcd.transact(&Txn { compare, writes: vec![write] })? {
+                self.published = Some((local.boot, known));
+            }
         }
         Ok(said)
     }
@@ -294,7 +302,10 @@ impl Driver {
 
     /// Reports the result of a step that has ended.
     fn finish(&mut self, view: &View) -> Result<()> {
-        let Some(job) = self.job.take_if(|job| job.work.is_finished()) else { return Ok(()) };
+        let Some(job) = self.job.take_if(|job| job.work.is_finished())
+        else {
+            return Ok(());
+        };
         // The view of the disk is outdated now.
         self.look = None;
         let result = job.work.join().unwrap_or_else(|_| {
@@ -428,40 +439,9 @@ impl Driver {
     }
 }
 
-/// Whether clients that poll once a second may not have seen the present stage yet.
-fn is_early(seen: &Seen, view: &View) -> bool {
-    let order = view.upgrade.order.as_ref();
-    let platform = order.is_some_and(|order| order.upgrade_type == UpgradeType::SoftwareAndPlatform);
-    let rolling = platform && order.is_some_and(|order| order.rolling);
-    let shown = match view.upgrade.stage {
-        Stage::Gate | Stage::Flip | Stage::SwapBack | Stage::FlipBack => COMMITTING,
-        // A rolling upgrade has no stage before it, and shows COMMITTING for its first part.
-        Stage::Committed if rolling => COMMITTING + COMMITTED,
-        Stage::Committed => COMMITTED,
-        _ => return false,
-    };
-    seen.stage_since.elapsed() < shown
-}
-
 fn why(standing: &Standing) -> String {
     match standing {
         Standing::FellBack(why) | Standing::Unhealthy(why) => why.clone(),
         Standing::Good | Standing::Trial => String::new(),
-    }
-}
-
-/// Logs a decision of the leader.
-fn log(write: &Write) {
-    match write {
-        Write::Put(_, Value::Upgrade(upgrade), _) => {
-            let error = upgrade.error.as_deref().unwrap_or_default();
-            tracing::info!(upgrade = upgrade.id, stage = ?upgrade.stage, progress = upgrade.progress, error, "cluster: decided");
-        }
-        Write::Put(_, Value::Reboot(Reboot { state, current, done, error, .. }), _) => {
-            let current: Vec<u32> = current.iter().map(|(node, _)| node.0).collect();
-            let done: Vec<u32> = done.iter().map(|node| node.0).collect();
-            tracing::info!(state = ?state, current = ?current, done = ?done, error, "cluster: decided");
-        }
-        _ => {}
     }
 }

@@ -1,6 +1,6 @@
 //! State of this node, read from its disk and its kernel.
 
-use crate::cluster::state::{Alive, BootId, Protection, Standing};
+use crate::cluster::state::{Alive, BootId, PROTOCOL, Protection, Standing};
 use crate::cluster::turn::Local;
 use crate::cluster::view::View;
 use crate::service::cluster::protection::Known;
@@ -47,14 +47,17 @@ fn runs(look: &DiskView, view: &View) -> Blake3 {
     target.or_else(|| look.slots.newest_running()?.manifest).unwrap_or(Blake3([0; 32]))
 }
 
-/// Digest and version of the release that a node runs before it is a member.
+/// Digest and name, "Product 1.0", of the release that a node runs before it is a member.
 pub(super) fn runs_alone(look: &DiskView, view: &View) -> (Blake3, String) {
-    (runs(look, view), version(look))
+    let (product, version) = release(look);
+    (runs(look, view), format!("{product} {version}").trim().to_owned())
 }
 
-fn version(look: &DiskView) -> String {
+/// Product and version of the running release.
+fn release(look: &DiskView) -> (String, String) {
     let shown = ServiceSnapshot { slots: Some(look.slots.clone()), ..ServiceSnapshot::default() };
-    shown.version().number().to_owned()
+    let version = shown.version();
+    (version.product().to_owned(), version.number().to_owned())
 }
 
 /// State that this node publishes. `known` is the protection of data, `hook` the message of a failed `undrain`.
@@ -78,10 +81,13 @@ pub(super) fn alive(
         (standing, _) => standing.clone(),
     };
     let blocked = look.status.is_blocked.then(|| look.status.blocked_reason.clone());
+    let (product, version) = release(look);
     Alive {
         boot: local.boot,
         runs: local.runs,
-        version: version(look),
+        version,
+        product,
+        protocol: PROTOCOL,
         standing,
         protection,
         progress,

@@ -12,6 +12,8 @@
 //! | `cache` | all keys as this node saw them last, and the time of the last change of the stage |
 //! | `last_seen` | the part of it that is saved for the next start |
 //! | `driver` | the loop: publishes, acts, leads |
+//! | `leading` | decisions of the leader as people see them |
+//! | `number` | the check that no other machine has the number of this one |
 //! | `local` | state of this node, read from its disk and its kernel |
 //! | `acts` | execution of the steps of a node |
 //! | [`hooks`], `protection` | configured commands around a turn |
@@ -25,7 +27,9 @@ mod cache;
 mod driver;
 pub mod hooks;
 mod last_seen;
+mod leading;
 mod local;
+mod number;
 mod orders;
 mod protection;
 mod restart;

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::orders;
-use crate::cluster::state::{Member, NodeId, Ordered, RebootState, Stage};
+use crate::cluster::state::{Member, NodeId, Ordered, PROTOCOL, RebootState, Stage};
 use crate::cluster::store::{Compare, Entry, Key, Snapshot, Store, Txn, Value, Write};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
@@ -39,6 +39,17 @@ impl Cluster {
     /// The refusal; [`Error::ClusterStore`].
     pub(in crate::service) fn order(&self, decide: impl Fn(&View) -> Result<Txn>) -> Result<()> {
         let mut etcd = self.etcd.clone();
+        let (begun, mut seen) = (Instant::now(), self.cache.get());
+        // In the first moments it is not known whether this machine is the member with its number.
+        while seen.member(self.node()).is_none() && begun.elapsed() < SEEN_WITHIN {
+            seen = self.cache.wait(&seen, Duration::from_millis(100));
+        }
+        if let Some(problem) = seen.refused {
+            return Err(Error::Membership { problem });
+        }
+        if let Some(what) = seen.restored {
+            return Err(Error::ClusterRestored { what });
+        }
         for _ in 0..TRIES {
             let snapshot = etcd.snapshot()?;
             let txn = decide(&View::new(&snapshot))?;
@@ -178,9 +189,20 @@ impl Cluster {
         }
         let (runs, version) = runs_alone(look, &view);
         if let Some((other, alive)) = view.alive.iter().find(|(_, alive)| alive.runs != runs) {
+            let theirs = format!("{} {}", alive.product, alive.version).trim().to_owned();
+            let difference = if version == theirs {
+                format!("another build of {version} than {other} of the cluster")
+            } else {
+                format!("{version}, {other} of the cluster {theirs}")
+            };
             return refused(format!(
-                "this node runs {version}, {other} of the cluster {}; install that on this node first ('qstage prepare', 'qstage commit')",
-                alive.version
+                "this node runs {difference}; install that on this node first ('qstage prepare', 'qstage commit'), or set another 'prefix' in [cluster] if it belongs to another cluster"
+            ));
+        }
+        if let Some((other, alive)) = view.alive.iter().find(|(_, alive)| alive.protocol != PROTOCOL) {
+            let age = if alive.protocol < PROTOCOL { "an older" } else { "a newer" };
+            return refused(format!(
+                "{other} of the cluster has {age} qstage than this node; install one version of it on all nodes"
             ));
         }
         let member = Member { uuid, address: self.membership.address.clone() };

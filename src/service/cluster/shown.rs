@@ -24,7 +24,8 @@ pub(in crate::service) struct ClusterStatus {
     cluster_id: String,
     /// Whether etcd is reachable.
     connected: bool,
-    /// Why it is not, so that the answer may be outdated; empty: it is.
+    /// Why it is not, so that the answer may be outdated; or why this machine takes no part although its number is that of a
+    /// member; empty: neither.
     problem: String,
     /// Number of the leader; null: there is none.
     leader: Option<u32>,
@@ -97,8 +98,7 @@ impl Cluster {
 
     /// Whether this node belongs to the cluster. `true` while that is unknown: to act as a single node would be wrong then.
     pub(in crate::service) fn is_member(&self) -> bool {
-        let seen = self.seen();
-        !seen.known || Self::machine(&seen, self.node()).is_some()
+        self.seen().member(self.node()) != Some(false)
     }
 
     /// Whether `node` belongs to the cluster.
@@ -129,7 +129,7 @@ impl Cluster {
             Stage::Idle | Stage::Prepared => crate::cluster::orders::admission(&view).err(),
             _ => None,
         };
-        let reason = match (&seen.problem, busy) {
+        let reason = match (seen.problem.as_ref().or(seen.refused.as_ref()), busy) {
             (Some(problem), _) => Some(problem.clone()),
             (None, true) => Some("a reboot is under way".to_owned()),
             (None, false) => admits.map(|error| match error {
@@ -148,8 +148,7 @@ impl Cluster {
     /// Number and membership of this node, and the identity of its cluster.
     pub(in crate::service) fn node_state(&self) -> (u32, &'static str, String) {
         let seen = self.seen();
-        let member = Self::machine(&seen, self.node()).is_some();
-        match (seen.known, member) {
+        match (seen.known, seen.member(self.node()) != Some(false)) {
             (false, _) => (self.node().0, "UNKNOWN", String::new()),
             (true, false) => (self.node().0, "UNCONFIGURED", String::new()),
             (true, true) => (self.node().0, "ACTIVE", seen.identity),
@@ -192,7 +191,7 @@ impl Cluster {
             state,
             cluster_id,
             connected: seen.problem.is_none(),
-            problem: seen.problem.clone().unwrap_or_default(),
+            problem: seen.problem.clone().or(seen.refused.clone()).unwrap_or_default(),
             leader: view.leader.map(|(leader, _)| leader.0),
             stage: view.upgrade.stage,
             waits_for,
@@ -269,7 +268,8 @@ fn upgrade(own: &ServiceSnapshot, seen: &Seen, view: &View, pending: &Pending) -
         .order
         .as_ref()
         .is_some_and(|order| order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform);
-    let begins = seen.stage_begun && seen.stage_since.elapsed() < crate::service::cluster::driver::COMMITTING;
+    let begins =
+        seen.stage_begun && seen.stage_since.elapsed() < crate::service::cluster::leading::COMMITTING;
     let phase = match (upgrade.stage.word(), pending) {
         ("PREPARED", Pending::Waits) => Phase::Committing,
         ("PREPARING", _) => Phase::Preparing,

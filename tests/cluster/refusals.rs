@@ -1,0 +1,178 @@
+//! Invalid conditions: each is reported, nothing changes, and the running services continue.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use serde_json::{Value, json};
+
+use crate::etcd::Etcd;
+use crate::harness::server::Bench;
+use crate::lab::{Lab, Node};
+
+/// Why a node accepts no upgrade.
+fn blocked(node: &Node) -> String {
+    node.get("/v2/upgrade/blocked")["blocked_reason"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn who_does_not_belong() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    let v2 = lab.bench.text("v2.qimg");
+    // Two nodes cannot have a rolling reboot, and the reason is shown.
+    let (status, answer) = lab.node(1).prepare(&v2, false, true);
+    assert!(status == 409 && answer["description"].as_str().unwrap().contains("quorum"), "{answer}");
+    // Requests that one member must not execute alone.
+    let target = json!({"install_path": v2, "target": "UPGRADE_TARGET_PREPARE"}).to_string();
+    let (status, text) = lab.node(1).try_call("PUT", "/v1/upgrade/settings", &target).unwrap();
+    assert!(status == 400 && text.contains("UPGRADE_ERROR_CLUSTER_MEMBER"), "{text}");
+    assert!(
+        lab.node(1).call("/v1/shutdown/reboot/2", &Value::Null).1["error_class"]
+            == "UPGRADE_ERROR_ELSEWHERE_NODE"
+    );
+    assert_eq!(lab.node(1).call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
+    // A password would be stored in etcd.
+    let (status, answer) = lab.node(1).prepare("https://user:word@example.org/v2.qimg", false, false);
+    let told = answer["description"].as_str().unwrap();
+    assert!(status == 400 && told.contains("etcd would show") && !told.contains("word@"), "{answer}");
+    // A second machine with the number of another one.
+    lab.add(3, 2, "", None);
+    let third = lab.node(3);
+    third.until("it sees etcd", |node| {
+        node.try_get("/v1/qstage/cluster").is_some_and(|s| s["connected"] == true)
+    });
+    let output = third.qstage(&["cluster", "join"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(5) && said.contains("another machine already"), "{said}");
+    let (_, answer) = third.call("/v1/qstage/cluster/join", &Value::Null);
+    assert_eq!(answer["error_class"], "UPGRADE_ERROR_MEMBERSHIP");
+    assert_eq!(third.get("/v2/upgrade/blocked")["is_blocked"], json!(false), "it serves alone");
+    third.until("it is told", |node| {
+        node.get("/v1/qstage/cluster")["problem"].as_str().unwrap().contains("set another 'node'")
+    });
+    assert_eq!(third.get("/v1/node/state")["state"], "UNCONFIGURED");
+    // What it is told to do is its own affair.
+    assert_eq!(third.prepare(&v2, false, false).0, 202);
+    third.until("it is prepared", |node| node.state() == "PREPARED");
+    assert_eq!(lab.node(1).state(), "IDLE");
+    assert_eq!(third.post("/v1/qstage/cancel", &Value::Null), 200);
+    lab.node(3).power(false);
+    // A copy of a member, with the same number and the same partition GUIDs.
+    lab.add_copy(4, 2, 2);
+    lab.node(2).until("it is told", |node| blocked(node).contains("another machine is node 2 too"));
+    assert_eq!(lab.node(2).prepare(&v2, false, false).1["error_class"], "UPGRADE_ERROR_MEMBERSHIP");
+    lab.node(4).power(false);
+    lab.etcd.says(&["del", "/lab/alive/2"]);
+    lab.node(2).until("it takes part again", |node| blocked(node).is_empty());
+    // A machine with another release.
+    lab.add(5, 5, "", None);
+    let fifth = lab.node(5);
+    fifth.until("it sees etcd", |node| {
+        node.try_get("/v1/qstage/cluster").is_some_and(|s| s["connected"] == true)
+    });
+    assert_eq!(fifth.get("/v1/node/state")["state"], "UNCONFIGURED");
+    assert_eq!(fifth.prepare(&v2, true, false).0, 202, "alone it may be upgraded");
+    fifth.until("it runs that", |node| {
+        node.try_get("/v1/version").is_some_and(|v| v["revision_id"] == "Demo 2.0")
+    });
+    let output = fifth.qstage(&["cluster", "join"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("this node runs Demo 2.0, node 1 of the cluster Demo 1.0; install that"), "{said}");
+    // Garbage in a key is reported, and nothing changes.
+    lab.etcd.says(&["put", "/lab/reboot", "{}"]);
+    lab.node(1).until("it is told", |node| {
+        node.get("/v2/upgrade/blocked")["blocked_reason"].as_str().unwrap().contains("etcd key 'reboot'")
+    });
+    let (status, answer) = lab.node(2).prepare(&v2, false, false);
+    assert_eq!((status, &answer["error_class"]), (409, &json!("UPGRADE_ERROR_CLUSTER_DATA")));
+    // A node that cannot read the state, as one with an older qstage, is none that the others should wait for.
+    lab.node(1)
+        .until("they give up their leases", |_| lab.etcd.says(&["get", "--prefix", "/lab/alive"]).is_empty());
+    assert_eq!(lab.node(1).state(), "IDLE");
+    lab.etcd.says(&["del", "/lab/reboot"]);
+    lab.node(1).until("it is whole again", |node| node.get("/v2/upgrade/blocked")["is_blocked"] == false);
+    // A member leaves, and is a single node again.
+    assert!(lab.node(2).qstage(&["cluster", "leave"]).status.success());
+    lab.node(2).until("it has left", |node| node.get("/v1/node/state")["state"] == "UNCONFIGURED");
+    assert_eq!(lab.node(1).get("/v1/cluster/nodes/").as_array().unwrap().len(), 1);
+}
+
+/// A member with an older qstage, and one of another product, as they publish themselves.
+#[test]
+fn nodes_that_differ() {
+    let Some(lab) = Lab::new(1) else { return };
+    let (v2, node) = (lab.bench.text("v2.qimg"), lab.node(1));
+    // As text: a boot ID is larger than the numbers of a JSON library.
+    let refused = |changes: &[(&str, &str)]| {
+        let mut alive = lab.etcd.says(&["get", "--print-value-only", "/lab/alive/1"]);
+        for (field, other) in changes {
+            assert!(alive.contains(field), "{alive}");
+            alive = alive.replace(field, other);
+        }
+        lab.etcd.says(&["put", "/lab/members/3", r#"{"uuid":"x","address":"https://x"}"#]);
+        lab.etcd.says(&["put", "/lab/alive/3", alive.trim()]);
+        let (status, answer) = node.prepare(&v2, false, false);
+        assert_eq!((status, node.state().as_str(), node.version().as_str()), (409, "IDLE", "Demo 1.0"));
+        let told = answer["description"].as_str().unwrap().to_owned();
+        node.until("it is shown", |node| blocked(node) == told);
+        told
+    };
+    let older = refused(&[(r#""protocol":1,"#, ""), (r#""product":"Demo","#, "")]);
+    assert!(older.contains("node 3 has an older qstage"), "{older}");
+    let alive = lab.etcd.says(&["get", "--print-value-only", "/lab/alive/1"]);
+    let digest = alive.split(r#""runs":""#).nth(1).unwrap().split('"').next().unwrap();
+    let product = refused(&[("Demo", "Other"), (digest, &"0".repeat(64))]);
+    assert_eq!(product, "node 3 runs Other 1.0, the cluster Demo 1.0");
+    lab.etcd.says(&["del", "/lab/members/3"]);
+    node.until("it is whole again", |node| blocked(node).is_empty());
+}
+
+#[test]
+fn an_etcd_without_quorum() {
+    let Some(etcd) = Etcd::three() else { return };
+    let mut lab = Lab::on(etcd, Bench::new(None), 1, "", None);
+    let v2 = lab.bench.text("v2.qimg");
+    lab.etcd.stop_others();
+    let (status, answer) = lab.node(1).prepare(&v2, false, false);
+    let told = answer["description"].as_str().unwrap();
+    assert!(status == 503 && told.contains("its members have no quorum"), "{answer}");
+    lab.node(1).until("it is noticed", |node| blocked(node).contains("its members have no quorum"));
+    assert_eq!((lab.node(1).state().as_str(), lab.node(1).version().as_str()), ("IDLE", "Demo 1.0"));
+    lab.etcd.again();
+    lab.node(1).until("it is whole again", |node| blocked(node).is_empty());
+}
+
+#[test]
+fn an_etcd_that_is_full_or_has_forgotten() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let v2 = lab.bench.text("v2.qimg");
+    lab.etcd.stop();
+    lab.etcd.quota = Some(16 << 10);
+    lab.etcd.again();
+    lab.node(1).until("it answers again", |node| blocked(node).is_empty());
+    let (status, answer) = lab.node(1).prepare(&v2, false, false);
+    assert!(status == 503 && answer["description"].as_str().unwrap().contains("is full"), "{answer}");
+    assert_eq!(lab.node(1).state(), "IDLE");
+    lab.etcd.stop();
+    lab.etcd.quota = None;
+    lab.etcd.again();
+    lab.etcd.says(&["alarm", "disarm"]);
+    // A snapshot from before the upgrade that is in progress.
+    let snapshot = lab.etcd.path("snapshot");
+    lab.etcd.says(&["snapshot", "save", snapshot.to_str().unwrap()]);
+    lab.node(1).until("it is taken", |node| node.prepare(&v2, false, false).0 == 202);
+    lab.node(1).until("prepared", |node| node.state() == "PREPARED");
+    lab.etcd.restore(&snapshot);
+    lab.node(1).until("it is told", |node| blocked(node).contains("restore of a snapshot"));
+    let (status, answer) = lab.node(1).call("/v1/qstage/cancel", &Value::Null);
+    assert_eq!((status, &answer["error_class"]), (409, &json!("UPGRADE_ERROR_CLUSTER_RESTORED")));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let is_staged = |node: &Node| {
+        let slots = node.get("/v1/qstage/slots");
+        slots["slots"].as_array().unwrap().iter().any(|slot| slot["state"] == "prepared")
+    };
+    assert!(lab.node(1).state() == "PREPARED" && is_staged(lab.node(1)), "nothing moves");
+    // A restart of the service accepts the state.
+    lab.node(1).power(false);
+    lab.node(1).until("it is down", |node| node.try_get("/v1/version").is_none());
+    lab.node(1).power(true);
+    lab.node(1)
+        .until("the bundle without an order is discarded", |node| node.state() == "IDLE" && !is_staged(node));
+}
