@@ -96,7 +96,7 @@ pub(super) struct ClusterSummary {
     problem: String,
     leader: Option<u32>,
     stage: String,
-    waits_for: String,
+    pub(super) waits_for: String,
     pub(super) nodes: Vec<MemberSummary>,
 }
 
@@ -104,12 +104,19 @@ pub(super) struct ClusterSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MemberSummary {
     pub(super) id: u32,
-    address: String,
-    version: String,
-    standing: String,
-    reason: String,
+    pub(super) address: String,
+    pub(super) version: String,
+    pub(super) standing: String,
+    pub(super) reason: String,
     pub(super) doing: String,
     pub(super) progress: Option<u64>,
+}
+
+impl ClusterSummary {
+    /// Whether the node that answered belongs to the cluster.
+    pub(super) fn is_member(&self) -> bool {
+        !["UNCONFIGURED", "UNKNOWN"].contains(&self.state.as_str())
+    }
 }
 
 impl PlainArgs {

@@ -3,6 +3,7 @@
 mod cluster;
 mod connection;
 mod upgrade;
+mod view;
 mod watch;
 
 pub(super) use cluster::ClusterArgs;

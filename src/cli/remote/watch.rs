@@ -1,34 +1,35 @@
 //! `qstage watch`.
 
-use std::io::{self, IsTerminal};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::super::args::MachineArgs;
 use super::super::machine;
-use super::super::output::{self, Format, json_line, print, result};
-use super::super::terminal;
+use super::super::output::{Format, note, result};
+use super::cluster::{self, ClusterSummary};
 use super::connection::{Client, ServiceArgs};
+use super::view::View;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::Event;
 use crate::progress::Cancel;
 use crate::service::owner::upgrade::UpgradeSettings;
 use crate::state::UpgradeType;
-use crate::units::text;
 
 /// Interval of requests to the service.
 const EVERY: Duration = Duration::from_millis(500);
 /// Longest absence of a service that responded before: its supervisor may restart it.
 const AWAY: Duration = Duration::from_secs(20);
+/// The same while the nodes of a cluster reboot: the machine of the service is one of them.
+const BOOTS: Duration = Duration::from_secs(15 * 60);
 
 /// Follow the upgrade of a service until it ends or waits
 ///
 /// Ends when the upgrade is prepared, committed, or has failed; the exit code is then
-/// that of the failure. Ctrl-C ends the view, not the upgrade.
+/// that of the failure. On a member of a cluster it has a line per node, and goes on
+/// until all nodes have rebooted. Ctrl-C ends the view, not the upgrade.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct WatchArgs {
     /// Print each change as one line of JSON
@@ -46,7 +47,7 @@ pub(in crate::cli) struct WatchArgs {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct V3Status {
     pub(super) state: String,
-    progress: Option<u64>,
+    pub(super) progress: Option<u64>,
     settings: Option<UpgradeSettings>,
     error_info: Option<String>,
 }
@@ -113,32 +114,75 @@ impl WatchedUpgrade {
 pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<WatchedUpgrade> {
     let mut view = View::new(json);
     let (mut last, mut lost): (Option<V3Status>, Option<Instant>) = (None, None);
+    let mut nodes = members(client);
     loop {
         cancel.check("watching (the upgrade itself goes on; 'qstage watch' shows it again)")?;
         match status(client) {
             Ok(status) => {
                 lost = None;
+                // Its status says the same on a single node: only that of a cluster outlives the reboots.
+                if nodes.is_some() {
+                    nodes = members(client).or(nodes);
+                }
                 if last.as_ref() != Some(&status) {
                     view.show(&status)?;
                 }
-                let moves = ["UPGRADE_STATE_PREPARING", "UPGRADE_STATE_COMMITTING"];
+                if let Some(nodes) = &nodes {
+                    view.show_nodes(nodes)?;
+                }
                 if status.error_info.is_some() {
                     return Err(failure(client, &status));
                 }
-                if !moves.contains(&status.state.as_str()) {
-                    return Ok(WatchedUpgrade { state: status.state, settings: status.settings });
+                let ends = !status.moves(nodes.is_some());
+                match last.filter(|last| ends && last.committed() && status.is_idle()) {
+                    Some(last) => {
+                        return Ok(WatchedUpgrade { state: COMMITTED.to_owned(), settings: last.settings });
+                    }
+                    None if ends => {
+                        return Ok(WatchedUpgrade { state: status.state, settings: status.settings });
+                    }
+                    None => {}
                 }
                 last = Some(status);
             }
             // During a reboot of the machine or a restart of the service there is no connection for a while.
-            Err(error @ Error::ServiceUnreachable { .. }) if last.is_some() => {
-                if lost.get_or_insert_with(Instant::now).elapsed() > AWAY {
+            Err(error @ Error::ServiceUnreachable { .. }) => {
+                let Some(last) = &last else { return Err(error) };
+                let limit = if nodes.is_some() && last.committed() { BOOTS } else { AWAY };
+                if lost.is_none() && limit == BOOTS {
+                    note("the service does not answer; its machine may be rebooting");
+                }
+                if lost.get_or_insert_with(Instant::now).elapsed() > limit {
                     return Err(error);
                 }
             }
             Err(error) => return Err(error),
         }
         thread::sleep(EVERY);
+    }
+}
+
+/// The nodes of the cluster; `None`: the service is not one of a member, or does not answer.
+fn members(client: &Client) -> Option<ClusterSummary> {
+    cluster::status(client).ok().filter(ClusterSummary::is_member)
+}
+
+const COMMITTED: &str = "UPGRADE_STATE_COMMITTED";
+
+impl V3Status {
+    fn is_idle(&self) -> bool {
+        self.state == "UPGRADE_STATE_IDLE"
+    }
+
+    /// Whether the nodes of a cluster switch to the release, or have switched.
+    fn committed(&self) -> bool {
+        [COMMITTED, "UPGRADE_STATE_REBOOTING"].contains(&self.state.as_str())
+    }
+
+    /// Whether it changes without another command. A single node takes its status with it when it reboots.
+    fn moves(&self, cluster: bool) -> bool {
+        let moves = ["UPGRADE_STATE_PREPARING", "UPGRADE_STATE_COMMITTING"];
+        moves.contains(&self.state.as_str()) || (cluster && self.committed())
     }
 }
 
@@ -158,53 +202,4 @@ fn failure(client: &Client, status: &V3Status) -> Error {
         .and_then(|text| serde_json::from_str::<Code>(&text).ok())
         .map_or_else(|| NO_ERROR.to_owned(), |code| code.error_state);
     Error::remote(&code, status.error_info.as_deref().unwrap_or_default())
-}
-
-enum View {
-    Json,
-    Bar(ProgressBar),
-    Lines(Option<u64>),
-}
-
-impl View {
-    fn new(json: bool) -> Self {
-        if json {
-            return Self::Json;
-        }
-        if !io::stderr().is_terminal() {
-            return Self::Lines(None);
-        }
-        let bar = ProgressBar::with_draw_target(Some(100), terminal::target());
-        let style = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos} % {elapsed}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-        Self::Bar(bar)
-    }
-
-    fn show(&mut self, status: &V3Status) -> Result<()> {
-        let word = status.state.trim_start_matches("UPGRADE_STATE_").to_lowercase();
-        match self {
-            Self::Json => print(&json_line(&output::JsonEvent::new("status", status))?)?,
-            Self::Bar(bar) => {
-                bar.set_prefix(text::shown(&word).into_owned());
-                bar.set_position(status.progress.unwrap_or_default());
-            }
-            Self::Lines(last) => {
-                // Ten lines are acceptable in a journal.
-                let tens = status.progress.map(|percent| percent / 10);
-                if *last != tens || word != "preparing" {
-                    *last = tens;
-                    super::super::output::note(&format!("{word} {} %", status.progress.unwrap_or_default()));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
-        }
-    }
 }
