@@ -155,6 +155,7 @@ const fn scenario(nodes: u32, upgrade_type: UpgradeType, rolling: bool) -> Scena
         late: true,
         pauses: 0,
         abandons: 0,
+        group: None,
         mutant,
     }
 }
@@ -173,6 +174,7 @@ fn software_on_all_nodes_at_once() {
 fn a_complete_reboot() {
     holds("complete, 3 nodes, no fault", Scenario { faults: 0, late: false, ..scenario(3, PLATFORM, false) });
     holds("complete, 2 nodes, no fault", Scenario { faults: 0, ..scenario(2, PLATFORM, false) });
+    holds("complete, 2 nodes", scenario(2, PLATFORM, false));
 }
 
 #[test]
@@ -202,7 +204,18 @@ fn everything_with_a_fault() {
     holds("rolling, 4 nodes", scenario(4, PLATFORM, true));
     let abandoned = Scenario { pauses: 1, abandons: 1, ..scenario(3, PLATFORM, true) };
     holds("rolling, 3 nodes, a pause, abandoned", abandoned);
-    holds("complete, 2 nodes", scenario(2, PLATFORM, false));
+    holds("complete, 3 nodes", Scenario { late: false, ..scenario(3, PLATFORM, false) });
+    holds("rolling, 5 nodes in groups", Scenario { late: false, ..groups() });
+}
+
+/// Five nodes, two at a time.
+const fn groups() -> Scenario {
+    Scenario { group: Some(2), ..scenario(5, PLATFORM, true) }
+}
+
+#[test]
+fn a_rolling_reboot_in_groups() {
+    holds("rolling, 5 nodes in groups, no fault", Scenario { faults: 0, late: false, ..groups() });
 }
 
 #[test]
@@ -224,6 +237,15 @@ fn what_others_got_wrong_is_found() {
         let (found, path) = explored.broken.unwrap_or_else(|| panic!("{mutant:?} is not found"));
         println!("{mutant:?}: {found}, after {} states, by {} steps", explored.states, path.len());
         // Another rule may be broken first on the first path; it suffices that a rule is broken.
+        assert!(found == rule || found.contains("group begins"), "{mutant:?}: {found}, not {rule}");
+    }
+    for (mutant, rule) in [
+        (Mutant::Unchecked, "a node keeps what was abandoned"),
+        (Mutant::Hasty, "more nodes are down than may be"),
+    ] {
+        let explored = explore(Scenario { mutant, abandons: 1, late: false, ..scenario(3, PLATFORM, true) });
+        let (found, path) = explored.broken.unwrap_or_else(|| panic!("{mutant:?} is not found"));
+        println!("{mutant:?}: {found}, after {} states, by {} steps", explored.states, path.len());
         assert!(found == rule || found.contains("group begins"), "{mutant:?}: {found}, not {rule}");
     }
 }

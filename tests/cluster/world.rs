@@ -8,8 +8,8 @@ use qstage::cluster::memory::Memory;
 use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::orders;
 use qstage::cluster::state::{
-    Alive, BootId, Member, NodeId, Ordered, Outcome, PROTOCOL, Protection, Reboot, RebootState, Stage, Standing,
-    Upgrade,
+    Alive, BootId, Member, NodeId, Ordered, Outcome, PROTOCOL, Protection, Reboot, RebootState, Stage,
+    Standing, Upgrade,
 };
 use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
 use qstage::cluster::turn::{self, Local, Step};
@@ -61,6 +61,8 @@ pub(crate) struct World {
     pub(crate) pauses: u8,
     /// Number of times that the upgrade may still be abandoned.
     pub(crate) abandons: u8,
+    /// Number of nodes that may fail when the data is protected.
+    maximum: u32,
     pub(crate) mutant: Mutant,
     /// Whether the reboot has failed and was not resumed.
     stopped: bool,
@@ -83,6 +85,8 @@ pub(crate) struct Scenario {
     pub(crate) late: bool,
     pub(crate) pauses: u8,
     pub(crate) abandons: u8,
+    /// Nodes per group, all of which may fail at the same time; `None`: one node may fail.
+    pub(crate) group: Option<u32>,
     pub(crate) mutant: Mutant,
 }
 
@@ -117,6 +121,7 @@ impl World {
             late: scenario.late,
             pauses: scenario.pauses,
             abandons: scenario.abandons,
+            maximum: scenario.group.unwrap_or(1),
             mutant: scenario.mutant,
             stopped: false,
             shown: 0,
@@ -134,7 +139,7 @@ impl World {
             upgrade_type: scenario.upgrade_type,
             auto_commit: false,
             rolling: scenario.rolling,
-            nodes: None,
+            nodes: scenario.group,
             overridden: false,
             retry: false,
         };
@@ -179,7 +184,11 @@ impl World {
             product: String::new(),
             protocol: PROTOCOL,
             standing: node.standing.clone(),
-            protection: Protection { remaining: u32::from(self.whole), maximum: 1, rebuilding: false },
+            protection: Protection {
+                remaining: if self.whole { self.maximum } else { 0 },
+                maximum: self.maximum,
+                rebuilding: false,
+            },
             progress: node.progress,
             blocked: None,
             leaving: before.is_some_and(|before| before.leaving && before.boot == boot),
@@ -361,6 +370,11 @@ impl World {
                 alive.protection.remaining = alive.protection.maximum;
             }
         }
+        if self.mutant == Mutant::Unchecked && view.reboot.back {
+            for alive in view.alive.values_mut() {
+                alive.runs = OLD;
+            }
+        }
         if self.mutant == Mutant::Undrained {
             for alive in view.alive.values_mut() {
                 alive.drained = false;
@@ -457,6 +471,10 @@ impl World {
             self.stopped = true;
         } else if old.state == RebootState::PausedDueToError && self.mutant != Mutant::GoesOn {
             self.stopped = false;
+        }
+        let ended = old.state != RebootState::Idle && after.state == RebootState::Idle;
+        if ended && after.back && self.nodes.iter().any(|node| node.up && node.connected && node.new) {
+            self.broken = Some("a node keeps what was abandoned");
         }
         let down = self.nodes.iter().filter(|node| node.turn).count();
         if after.rolling && down > after.group as usize {

@@ -80,8 +80,12 @@ impl World {
             });
             all.push(("pause".into(), next));
         }
+        let mut asked = view.clone();
+        if self.mutant == Mutant::Hasty && asked.reboot.state == RebootState::InProgress {
+            asked.reboot.state = RebootState::PausedDueToError;
+        }
         if self.abandons > 0
-            && let Ok(txn) = orders::abandon(&view)
+            && let Ok(txn) = orders::abandon(&asked)
         {
             let next = self.with(|w| {
                 w.abandons -= 1;

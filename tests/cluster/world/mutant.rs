@@ -14,4 +14,8 @@ pub(crate) enum Mutant {
     Unprotected,
     /// A node counts as back before it is in service again.
     Undrained,
+    /// An abandoned upgrade is over without a look at the release that each node runs.
+    Unchecked,
+    /// An upgrade is abandoned while a group is under way.
+    Hasty,
 }
