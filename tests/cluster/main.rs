@@ -16,6 +16,8 @@ mod model;
 mod nodes;
 /// Invalid conditions: each is reported, nothing changes, and the running services continue.
 mod refusals;
+/// Many simulated nodes on one etcd.
+mod scale;
 /// Upgrades of the software on all nodes at once.
 mod software;
 /// Model of a cluster, as the exploration uses it.

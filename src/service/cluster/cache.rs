@@ -124,6 +124,12 @@ impl Cache {
         }
     }
 
+    /// Wakes the threads that wait for a change: a step of this node has ended.
+    pub(super) fn wake(&self) {
+        self.lock().count += 1;
+        self.changed.notify_all();
+    }
+
     fn change(&self, act: impl FnOnce(&mut Seen)) {
         let mut seen = self.lock();
         act(&mut seen);

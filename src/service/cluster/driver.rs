@@ -46,6 +46,8 @@ struct Job {
     step: Step,
     upgrade: u64,
     work: JoinHandle<Result<()>>,
+    /// Set at the end of the work, before the thread itself has ended.
+    ended: Arc<AtomicBool>,
 }
 
 pub(super) struct Driver {
@@ -265,8 +267,16 @@ impl Driver {
             },
             occasion: self.occasion(view),
         };
-        let work = workers::spawn("a step of the cluster", move || actor.act(&task))?;
-        self.job = Some(Job { step, upgrade: view.upgrade.id, work });
+        let (cache, ended) = (Arc::clone(&self.cache), Arc::new(AtomicBool::new(false)));
+        let ends = Arc::clone(&ended);
+        let work = workers::spawn("a step of the cluster", move || {
+            let result = actor.act(&task);
+            ends.store(true, Ordering::Release);
+            // The driver need not wait for its next look: the others wait for the report.
+            cache.wake();
+            result
+        })?;
+        self.job = Some(Job { step, upgrade: view.upgrade.id, work, ended });
         Ok(())
     }
 
@@ -302,7 +312,7 @@ impl Driver {
 
     /// Reports the result of a step that has ended.
     fn finish(&mut self, view: &View) -> Result<()> {
-        let Some(job) = self.job.take_if(|job| job.work.is_finished())
+        let Some(job) = self.job.take_if(|job| job.ended.load(Ordering::Acquire) || job.work.is_finished())
         else {
             return Ok(());
         };
