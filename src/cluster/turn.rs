@@ -59,6 +59,8 @@ pub enum Step {
     MarkGood,
     /// Returns to the previous release by a reboot.
     RollBack,
+    /// Stages and commits by itself the release that the others run, since the upgrade to it was missed.
+    CatchUp,
     /// Reports that nothing is left to do.
     Report,
     /// Reports its standing as the reason of a failure.
@@ -132,6 +134,11 @@ pub fn step(view: &View, node: NodeId, local: &Local) -> Step {
                 _ => Step::Rest,
             }
         }
+        // One that fell back or is not healthy waits for an operator: it would try the same again and again.
+        Stage::Idle if view.missed(node, local.runs) => match local.standing {
+            Standing::Good => Step::CatchUp,
+            _ => Step::Rest,
+        },
         // A prepared slot without a purpose: left by an order that was cancelled while this node was away.
         Stage::Idle if local.staged.is_some() && view.reboot.state == RebootState::Idle => Step::Discard,
         Stage::Prepared if local.selected => Step::FlipBack,

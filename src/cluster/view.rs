@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::state::{Alive, NodeId, Outcome, Protection, Reboot, Standing, Upgrade};
+use super::state::{
+    Alive, NodeId, Ordered, Outcome, Protection, Reboot, RebootState, Stage, Standing, Upgrade,
+};
 use super::store::{Compare, Entry, Key, Revision, Snapshot, Txn, Value, Write};
+use crate::units::Blake3;
 
 /// State on which all decisions are based.
 #[derive(Debug, Clone, Default)]
@@ -102,6 +105,21 @@ impl View {
     pub fn spare(&self) -> u32 {
         let count = self.members.len();
         u32::try_from(count.saturating_sub(count / 2 + 1)).unwrap_or(u32::MAX)
+    }
+
+    /// Release that all nodes run by the last verdict; `None`: there was none, or an upgrade or a reboot is in progress.
+    pub fn release(&self) -> Option<&Ordered> {
+        let rests = self.upgrade.stage == Stage::Idle && self.reboot.state == RebootState::Idle;
+        self.upgrade.order.as_ref().filter(|_| rests && self.upgrade.kept)
+    }
+
+    /// Whether a node that runs `runs` missed the last upgrade: it was away, or its disk was replaced. A verdict that most of the
+    /// other nodes do not follow either is an old one.
+    pub fn missed(&self, node: NodeId, runs: Blake3) -> bool {
+        let Some(release) = self.release().filter(|release| release.digest != runs) else { return false };
+        let others = self.alive.iter().filter(|(other, _)| **other != node && self.members.contains(other));
+        let (with, without): (Vec<_>, Vec<_>) = others.partition(|(_, alive)| alive.runs == release.digest);
+        !with.is_empty() && with.len() >= without.len()
     }
 
     /// Why a node cannot serve while another one is down; `None`: it can.

@@ -258,3 +258,43 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("node 3") && shown.contains("1.0") && shown.contains("good"), "{shown}");
 }
+
+/// A node whose disk is from before an upgrade catches up by itself, and the others are not disturbed.
+#[test]
+fn a_node_that_missed_an_upgrade() {
+    let Some(lab) = Lab::new(3) else { return };
+    let (node, third) = (lab.node(1), lab.node(3));
+    let (disk, before) = (third.path("disk"), lab.bench.path("disk-before"));
+    std::fs::copy(&disk, &before).unwrap();
+    assert_eq!(node.prepare(&lab.bench.text("v2.qimg"), true, false).0, 202);
+    let good = |node: &crate::lab::Node, number: usize| {
+        let status = node.try_get("/v1/qstage/cluster");
+        status.is_some_and(|status| status["nodes"][number - 1]["standing"] == "good")
+    };
+    for node in &lab.nodes {
+        node.until("it runs 2.0", |node| {
+            node.try_get("/v1/version").is_some_and(|v| v["revision_id"] == "Demo 2.0")
+        });
+    }
+    node.until("it is over", |node| node.state() == "IDLE" && (1..=3).all(|number| good(node, number)));
+    let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
+    third.power(false);
+    third.until("it is down", |node| node.try_get("/v1/version").is_none());
+    std::fs::copy(&before, &disk).unwrap();
+    third.power(true);
+    third.until("it is stopped", |node| {
+        node.try_get("/v1/node/state").is_some_and(|state| state["state"] == "STOPPED")
+    });
+    let status = node.get("/v1/qstage/cluster");
+    let doing = status["nodes"][2]["doing"].as_str().unwrap();
+    assert!(doing == "catches up with 2.0" || doing.is_empty(), "{status}");
+    node.until("it has caught up", |node| {
+        node.get("/v1/qstage/cluster")["nodes"][2]["version"] == "2.0" && good(node, 3)
+    });
+    third.until("it takes part", |node| {
+        node.try_get("/v1/node/state").is_some_and(|state| state["state"] == "ACTIVE")
+    });
+    assert_eq!((third.slot().as_str(), third.boots()), ("b", boots[2] + 2));
+    assert_eq!((lab.node(1).boots(), lab.node(2).boots()), (boots[0], boots[1]));
+    node.until("the next upgrade is admitted", |node| node.get("/v2/upgrade/blocked")["is_blocked"] == false);
+}

@@ -3,6 +3,7 @@
 
 mod happens;
 mod mutant;
+mod steps;
 
 use qstage::cluster::memory::Memory;
 use qstage::cluster::next::{Action, next_action};
@@ -12,7 +13,7 @@ use qstage::cluster::state::{
     Standing, Upgrade,
 };
 use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
-use qstage::cluster::turn::{self, Local, Step};
+use qstage::cluster::turn::{self, Local};
 use qstage::cluster::view::View;
 use qstage::state::UpgradeType;
 use qstage::units::Blake3;
@@ -80,6 +81,8 @@ pub(crate) struct Scenario {
     pub(crate) rolling: bool,
     /// Whether it starts with the prepare; `false`: at PREPARED.
     pub(crate) prepare: bool,
+    /// Whether it starts after an upgrade that the last node missed.
+    pub(crate) missed: bool,
     pub(crate) faults: u8,
     pub(crate) slows: u8,
     pub(crate) late: bool,
@@ -154,6 +157,17 @@ impl World {
             world.put(Key::Upgrade, Value::Upgrade(upgrade));
             let txn = orders::commit(&world.view()).unwrap();
             assert!(world.store.transact(&txn).unwrap());
+        }
+        if scenario.missed {
+            let upgrade = Upgrade { stage: Stage::Idle, kept: true, ..world.view().upgrade };
+            world.put(Key::Upgrade, Value::Upgrade(upgrade));
+            let last = world.nodes.len() - 1;
+            for index in 0..=last {
+                let taken = index != last;
+                let node = &mut world.nodes[index];
+                (node.new, node.next_new, node.staged) = (taken, taken, false);
+                world.publish(index);
+            }
         }
         world.canonical()
     }
@@ -274,88 +288,6 @@ impl World {
             selected: node.next_new && !node.new,
             gated: node.gated,
             drained: node.drained,
-        }
-    }
-
-    fn node_step(&self, view: &View, index: usize) -> Option<(String, Self)> {
-        let name = id(index);
-        let step = turn::step(view, name, &self.local(index));
-        let report = |w: &mut Self, outcome| {
-            let txn = turn::report(view, name, outcome);
-            w.apply(&txn);
-        };
-        let undone = matches!(view.upgrade.stage, Stage::SwapBack | Stage::FlipBack | Stage::Return);
-        let next = self.with(|w| match step {
-            Step::Rest => {}
-            Step::Prepare if w.nodes[index].progress == 0 => w.nodes[index].progress = 50,
-            Step::Prepare => {
-                w.nodes[index].staged = true;
-                report(w, Outcome::Prepared);
-            }
-            Step::Discard => (w.nodes[index].staged, w.nodes[index].next_new) = (false, false),
-            Step::Gate => {
-                w.nodes[index].gated = true;
-                report(w, Outcome::Ready);
-            }
-            Step::Ungate => w.nodes[index].gated = false,
-            Step::Swap => {
-                (w.nodes[index].new, w.nodes[index].next_new, w.nodes[index].gated) = (true, true, false);
-                w.nodes[index].standing = Standing::Trial;
-                report(w, Outcome::Switched);
-            }
-            Step::SwapBack => {
-                (w.nodes[index].new, w.nodes[index].next_new) = (false, false);
-                w.nodes[index].standing = Standing::Good;
-                if undone {
-                    report(w, Outcome::Undone);
-                }
-            }
-            Step::Flip => {
-                w.nodes[index].next_new = true;
-                report(w, Outcome::Switched);
-            }
-            Step::FlipBack => {
-                w.nodes[index].next_new = false;
-                if undone {
-                    report(w, Outcome::Undone);
-                }
-            }
-            Step::TakeTurn => w.takes_turn(view, index),
-            Step::Reboot => {
-                if view.reboot.rolling && view.reboot.upgrade_initiated {
-                    w.nodes[index].next_new = !view.reboot.back;
-                }
-                w.nodes[index].drained = view.reboot.rolling;
-                w.goes_down(index, false);
-                w.exposed = true;
-            }
-            Step::Undrain => w.nodes[index].drained = false,
-            Step::MarkGood => {
-                if !view.upgrade.kept && !view.reboot.rolling {
-                    w.broken = Some("a node marks good before the verdict");
-                }
-                w.nodes[index].standing = Standing::Good;
-                if view.upgrade.stage == Stage::Keep {
-                    report(w, Outcome::Kept);
-                }
-            }
-            Step::RollBack => {
-                w.nodes[index].next_new = false;
-                w.goes_down(index, false);
-            }
-            Step::ReportFailure => report(w, Outcome::Failed("x".into())),
-            Step::Report => report(w, if undone { Outcome::Undone } else { Outcome::Kept }),
-        });
-        (step != Step::Rest).then(|| (format!("{name}: {step:?}"), next))
-    }
-
-    fn takes_turn(&mut self, view: &View, index: usize) {
-        let txn = turn::take_turn(view, id(index), &self.alive(index), Self::lease(index));
-        if self.apply(&txn) {
-            if self.stopped {
-                self.broken = Some("a node begins after a failure");
-            }
-            self.nodes[index].turn = true;
         }
     }
 

@@ -97,6 +97,7 @@ impl Actor {
                 place.roll_back()?;
                 self.reboot()
             }
+            Step::CatchUp => self.catch_up(ordered()?),
             // Steps without an effect on the machine.
             Step::Rest | Step::TakeTurn | Step::Report | Step::ReportFailure => Ok(()),
         }
@@ -172,6 +173,29 @@ impl Actor {
             return Ok(());
         }
         self.service.place.roll_back().map(|_| ())
+    }
+
+    /// Stages and commits the release of the cluster, as on a single node. Returns when the software was swapped, or when the
+    /// machine reboots.
+    fn catch_up(&self, order: &Ordered) -> Result<()> {
+        if selected(&self.service.place.look()?) == Some(order.digest) {
+            return self.reboot();
+        }
+        self.stage(order, true)?;
+        self.runtime.block_on(async {
+            let mut shown = self.owner.shown.clone();
+            self.owner.order(Order::Commit).await?;
+            loop {
+                let upgrade = shown.borrow_and_update().upgrade.clone();
+                match (upgrade.phase, upgrade.error) {
+                    (_, Some(failure)) => return Err(Error::remote(&failure.code, &failure.message)),
+                    (Phase::Idle | Phase::Rebooting, None) => return Ok(()),
+                    (_, None) => {}
+                }
+                let lost = |_| Error::Internal { what: "the owner of the upgrade is gone".to_owned() };
+                shown.changed().await.map_err(lost)?;
+            }
+        })
     }
 
     fn session(&self) -> Option<Session> {

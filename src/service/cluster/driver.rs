@@ -67,6 +67,8 @@ pub(super) struct Driver {
     undrained: Option<BootId>,
     /// Time and message of the last failure of the hook `undrain`.
     hook: Option<(Instant, String)>,
+    /// Time and message of the last failure to catch up with the cluster.
+    missed: Option<(Instant, String)>,
     /// Members that are away, with the time at which this node first saw that.
     away: BTreeMap<NodeId, Instant>,
     /// Group whose turn it is, and the time at which its turn began.
@@ -93,6 +95,7 @@ impl Driver {
             job: None,
             gone: None,
             unhealthy: None,
+            missed: None,
             away: BTreeMap::new(),
             group: (Vec::new(), Instant::now()),
             refused: None,
@@ -194,7 +197,12 @@ impl Driver {
             _ => 0,
         };
         let hook = self.hook.as_ref().map(|(_, why)| why.clone());
+        if !view.missed(self.node(), local.runs) {
+            self.missed = None;
+        }
+        let missed = self.missed.as_ref().map(|(_, why)| format!("it cannot catch up: {why}"));
         let said = alive(look, local, view, (progress, leaving), (self.protected.get(), hook));
+        let said = Alive { blocked: missed.or(said.blocked), ..said };
         let held = seen.snapshot.get(&Key::Alive(self.node())).and_then(|entry| entry.lease);
         if before != Some(&said) || held != Some(lease) {
             let write = Write::Put(Key::Alive(self.node()), Value::Alive(said.clone()), Some(lease));
@@ -244,6 +252,8 @@ impl Driver {
         match step {
             Step::Rest => Ok(()),
             Step::TakeTurn => self.etcd.transact(&turn::take_turn(view, node, said, lease)).map(|_| ()),
+            // It failed a moment ago.
+            Step::CatchUp if self.missed.as_ref().is_some_and(|(at, _)| at.elapsed() < HOOK_AGAIN) => Ok(()),
             // The hook failed a moment ago.
             Step::Undrain if self.hook.as_ref().is_some_and(|(at, _)| at.elapsed() < HOOK_AGAIN) => Ok(()),
             Step::Report if undone => self.report(view, Outcome::Undone),
@@ -330,6 +340,13 @@ impl Driver {
                 self.undrained = view.alive.get(&self.node()).map(|alive| alive.boot);
                 self.protected.ask_anew();
             }
+            return Ok(());
+        }
+        if job.step == Step::CatchUp {
+            self.missed = result.as_ref().err().map(|error| (Instant::now(), sentence(error)));
+            // Else the software was swapped, and nothing is awaited.
+            let reboots = self.actor.owner.snapshot().upgrade.phase == Phase::Rebooting;
+            self.gone = (result.is_ok() && reboots).then(Instant::now);
             return Ok(());
         }
         if job.upgrade != view.upgrade.id && !matches!(job.step, Step::Reboot | Step::RollBack) {

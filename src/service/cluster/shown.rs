@@ -19,7 +19,7 @@ use crate::state::UpgradeType;
 pub(in crate::service) struct ClusterStatus {
     /// Number of the node that answers.
     node_id: u32,
-    /// ACTIVE, UNCONFIGURED, or UNKNOWN before etcd has answered.
+    /// ACTIVE; STOPPED while the node runs another release than the cluster; UNCONFIGURED; or UNKNOWN before etcd has answered.
     state: &'static str,
     cluster_id: String,
     /// Whether etcd is reachable.
@@ -151,7 +151,12 @@ impl Cluster {
         match (seen.known, seen.member(self.node()) != Some(false)) {
             (false, _) => (self.node().0, "UNKNOWN", String::new()),
             (true, false) => (self.node().0, "UNCONFIGURED", String::new()),
-            (true, true) => (self.node().0, "ACTIVE", seen.identity),
+            (true, true) => {
+                let view = View::new(&seen.snapshot);
+                let runs = view.alive.get(&self.node()).map(|alive| alive.runs);
+                let stopped = runs.is_some_and(|runs| view.missed(self.node(), runs));
+                (self.node().0, if stopped { "STOPPED" } else { "ACTIVE" }, seen.identity)
+            }
         }
     }
 
@@ -244,7 +249,14 @@ fn doing(view: &View, node: NodeId, alive: Option<&Alive>, outcome: Option<&Outc
         (None, _) => {}
     }
     match (view.upgrade.stage, outcome) {
-        (Stage::Idle, _) => String::new(),
+        (Stage::Idle, _) => match alive.filter(|alive| view.missed(node, alive.runs)) {
+            None => String::new(),
+            Some(Alive { blocked: Some(why), .. }) => format!("{FAILED}: {why}"),
+            Some(_) => {
+                let version = view.release().map(|release| release.target_version.as_str());
+                format!("catches up with {}", version.unwrap_or_default())
+            }
+        },
         (_, Some(Outcome::Failed(why))) => format!("{FAILED}: {why}"),
         (Stage::Preparing, None) => "prepares".to_owned(),
         (Stage::Preparing | Stage::Prepared, Some(_)) => "is prepared".to_owned(),
