@@ -19,7 +19,8 @@ use crate::units::{Group, Slot};
 /// With BUNDLE: checks the signature, decompresses every frame and compares it with the
 /// manifest; nothing is written. With --slot: reads an installed slot past the page
 /// cache and compares it with its own signed record ("scrub"), whose signature is judged
-/// by the keys that are trusted now; nothing is repaired.
+/// by the keys that are trusted now; nothing is repaired. The journal stores the time and
+/// the outcome, which the service shows as metrics.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Bundle to check: a file or http(s) URL; '-' is standard input

@@ -14,7 +14,8 @@ use super::view::{SlotView, View};
 use crate::bundle::frame::STORED_UNIT;
 use crate::bundle::manifest::{Kind, largest_frame};
 use crate::device::{AlignedBuf, BlockDevice, Region};
-use crate::error::{Error, Result};
+use crate::error::{Error, NO_ERROR, Result};
+use crate::host::journal::Event;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Cancel, Phase, Progress, Silent};
 use crate::slot::{Content, Record};
@@ -85,12 +86,37 @@ impl Engine<'_> {
     }
 
     /// Reads an installed slot from the medium and verifies it against its record; without `group` the
-    /// platform slot, and the software slot where it has a record.
+    /// platform slot, and the software slot where it has a record. The journal stores when a slot was read, and the outcome.
     ///
     /// # Errors
     /// [`Error::NoRecord`], [`Error::SlotDamaged`]; class Trust where no trusted key has signed what it holds; class Io;
     /// [`Error::Interrupted`].
     pub fn scrub(
+        &self,
+        slot: Slot,
+        group: Option<Group>,
+        jobs: Option<NonZeroUsize>,
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> Result<ScrubReport> {
+        let result = self.scrub_slot(slot, group, jobs, cancel, progress);
+        let event = match &result {
+            Ok(report) => {
+                Event::new("verify", NO_ERROR, format!("slot {slot} ({}) is sound", report.version))
+            }
+            Err(error) => Event::new("verify", error.code(), error.to_string()),
+        };
+        // One that was stopped, or of a part, says nothing of the slot.
+        let of_all = group.is_none() && !matches!(result, Err(Error::Interrupted { .. }));
+        if let (true, Ok(key)) = (of_all, self.journal_key()) {
+            self.journal.update(&key, &mut |record| {
+                record.scrubs.insert(slot.to_string(), event.clone());
+            });
+        }
+        result
+    }
+
+    fn scrub_slot(
         &self,
         slot: Slot,
         group: Option<Group>,

@@ -267,6 +267,9 @@ impl<'a> Engine<'a> {
             if swapped {
                 record.last_swap = Some(event.clone());
             }
+            if event.code == NO_ERROR {
+                record.last_success = Some(event.time.clone());
+            }
         });
         result
     }
@@ -286,7 +289,15 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// Class Disk and Io: the disk cannot be identified.
     pub fn last_swap(&self) -> Result<Option<Event>> {
-        Ok(self.journal.load(&self.journal_key()?).last_swap)
+        Ok(self.journal_record()?.last_swap)
+    }
+
+    /// What the journal stores of this disk besides its history; the default if it is lost.
+    ///
+    /// # Errors
+    /// Class Disk and Io: the disk cannot be identified.
+    pub fn journal_record(&self) -> Result<JournalRecord> {
+        Ok(self.journal.load(&self.journal_key()?))
     }
 
     /// The key of this disk in the journal: its GUID, which moves with it.

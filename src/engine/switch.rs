@@ -7,7 +7,7 @@ use crate::commit;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::host::DiskLock;
-use crate::host::journal::Event;
+use crate::host::journal::{Event, now};
 use crate::state::SwitchReport;
 use crate::units::{Group, Slot};
 
@@ -53,7 +53,14 @@ impl Engine<'_> {
             }
             self.perform(lock, &view, &transition::of(&Change::MarkGood(slot), &view)?, settled)
         };
-        self.change("mark-good", act, |report| report.done.clone())
+        let report = self.change("mark-good", act, |report| report.done.clone())?;
+        // A health unit calls it at every boot: without a change nothing has succeeded.
+        if !report.plan.is_empty()
+            && let Ok(key) = self.journal_key()
+        {
+            self.journal.update(&key, &mut |record| record.last_success = Some(now()));
+        }
+        Ok(report)
     }
 
     /// Goes back to the other slot, if that is good. What is left on trial becomes bad; what was good stays a fallback.

@@ -1,7 +1,7 @@
 //! The journal, stored between two runs: last error, origin of its bundle, history. It is for people only. Slots describe
 //! themselves ([`crate::slot`]), so no decision depends on it, and a full or read-only `/var` breaks nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -29,6 +29,10 @@ pub struct JournalRecord {
     pub install_path: Option<String>,
     /// The last swap of the container, as in the history; `None` before the first.
     pub last_swap: Option<Event>,
+    /// When a release was last marked good: after a swap, or at the end of a trial; as [`now`] writes it. `None`: never.
+    pub last_success: Option<String>,
+    /// The last scrub of each slot, by its letter: when, and its code.
+    pub scrubs: BTreeMap<String, Event>,
 }
 
 /// A failure.
@@ -76,6 +80,11 @@ pub fn now() -> String {
 /// Formats seconds since 1970 as [`now`] does.
 pub fn date(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
+}
+
+/// The reverse of [`date`], for figures; `None` if it is no such time.
+pub fn seconds(time: &str) -> Option<f64> {
+    Some(time.parse::<jiff::Timestamp>().ok()?.as_second() as f64)
 }
 
 /// The journal, separate for each disk; the key is the GUID of the disk as text. No method fails.
@@ -305,7 +314,8 @@ mod tests {
             journal.update("other", &mut |record| record.install_path = path(2));
             let error = LastError { code: "C".into(), message: "m\"\n".into(), time: now() };
             journal.update(DISK, &mut |record| record.last_error = Some(error.clone()));
-            let expected = JournalRecord { install_path: path(1), last_error: Some(error), last_swap: None };
+            let expected =
+                JournalRecord { install_path: path(1), last_error: Some(error), ..JournalRecord::default() };
             assert_eq!(journal.load(DISK), expected);
             assert_eq!(journal.load("other").install_path, path(2));
             (0..3).for_each(|n| journal.append(DISK, &event(n)));

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::device::watch::silent;
 use crate::error::{Error, NO_ERROR, Result};
-use crate::host::journal::{Event, date};
+use crate::host::journal::{Event, JournalRecord, date};
 use crate::service::owner::blocking::SILENCE;
 use crate::service::owner::disk::DiskView;
 use crate::service::owner::upgrade::{Failure, LocalUpgrade, Phase, UpgradeSettings};
@@ -55,8 +55,8 @@ pub(super) struct ServiceSnapshot {
     pub(super) counts: Counts,
     /// When the waiting period ends; `None`: it has ended.
     pub(super) waiting_until: Option<Instant>,
-    /// The last swap of the container.
-    pub(super) last_swap: Option<Event>,
+    /// What the journal stores of the disk: the last swap of the container, the last success, scrubs.
+    pub(super) journal: JournalRecord,
     /// The device that delays the prepare, and since when it has not answered.
     pub(super) stalled: Option<(String, Instant)>,
     /// The cluster's part; `None` on a single node.
@@ -167,7 +167,7 @@ impl ServiceSnapshot {
                     look.slots.runs = before.runs.clone();
                 }
                 (self.status, self.slots, self.disk_error) = (Some(look.status), Some(look.slots), None);
-                self.last_swap = look.last_swap;
+                self.journal = look.journal;
             }
             Err(error) => self.disk_error = Some(Failure::from(&error)),
         }
@@ -192,7 +192,7 @@ impl ServiceSnapshot {
         for slot in shown.slots.iter_mut().flat_map(|report| &mut report.slots) {
             slot.reason = None;
         }
-        if let Some(swap) = shown.last_swap.as_mut().filter(|swap| swap.code != NO_ERROR) {
+        if let Some(swap) = shown.journal.last_swap.as_mut().filter(|swap| swap.code != NO_ERROR) {
             swap.message = short(&swap.code);
         }
         shown.message.clear();
@@ -326,7 +326,7 @@ impl ServiceSnapshot {
             v1: self.in_full(),
             progress: self.v3().progress,
             version,
-            last_swap: self.last_swap.clone(),
+            last_swap: self.journal.last_swap.clone(),
         }
     }
 
@@ -459,7 +459,12 @@ mod tests {
                 slot(Group::Software, Slot::B, "1.1", trial),
             ],
         };
-        DiskView { status, slots, disk: crate::service::owner::upgrade::SeenDisk::default(), last_swap: None }
+        DiskView {
+            status,
+            slots,
+            disk: crate::service::owner::upgrade::SeenDisk::default(),
+            journal: JournalRecord::default(),
+        }
     }
 
     /// A container that comes up in a swap and is not healthy. Scripts that wait for another version must not see it.

@@ -181,7 +181,7 @@ fn an_upgrade_over_the_service_swaps_the_container() {
     assert!(swap["message"].as_str().unwrap().contains(&format!("downtime {downtime:.0} ms")), "{swap}");
     let history = host.get("/v1/qstage/history");
     assert!(history.as_array().unwrap().contains(&swap), "{history}");
-    assert!(host.curl("GET", "/v1/qstage/metrics").contains("\nqstage_swap_downtime_milliseconds "));
+    assert!(host.curl("GET", "/v1/qstage/metrics").contains("\nqstage_swap_downtime_seconds "));
     let table = machine.good(&["status", "--human", "--service", &host.address()]);
     assert!(table.contains(&format!("downtime   {downtime:.0} ms")), "{table}");
     // COMMITTED is seen by those who poll, and then it is over by itself.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use server::{Bench, Server, run};
 
 /// The boot loader has used up the tries of slot b and boots slot a.
-fn falls_back(bench: &Bench, number: &Value) {
+pub(super) fn falls_back(bench: &Bench, number: &Value) {
     run(Command::new("cgpt").args(["add", "-i", &number.to_string(), "-T", "0"]).arg(bench.path("disk")));
 }
 

@@ -28,6 +28,8 @@ mod guard;
 mod hung;
 /// Many clients during an upgrade.
 mod load;
+/// Metrics, alert rules and dashboard.
+mod metrics;
 /// Readiness, watchdog and stop, as the service manager sees them.
 mod notify;
 /// Orders that are accepted or refused in each state.

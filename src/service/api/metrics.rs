@@ -7,10 +7,13 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
+use crate::error::NO_ERROR;
+use crate::host::journal::seconds;
 use crate::service::api::Shared;
 use crate::service::owner::upgrade::Phase;
+use crate::service::owner::waiting_period::uptime;
 use crate::service::view::ServiceSnapshot;
-use crate::state::{Runs, SlotReport};
+use crate::state::SlotReport;
 
 const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -19,81 +22,117 @@ pub(super) async fn metrics(State(api): Shared) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, TYPE)], render(&api.snapshot(), &answers))
 }
 
-fn render(snapshot: &ServiceSnapshot, answers: &[u64]) -> String {
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "# HELP qstage_{name} {help}\n# TYPE qstage_{name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(text, "qstage_{name}{labels} {value}");
+/// The text under construction. Names and units follow the conventions of Prometheus, which `promtool check metrics` checks.
+#[derive(Default)]
+struct Exposition(String);
+
+impl Exposition {
+    /// Appends a metric; each sample has its labels and its value. A metric without samples is left out.
+    fn metric(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (String, f64)>,
+    ) {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_some() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(self.0, "# HELP qstage_{name} {help}\n# TYPE qstage_{name} {kind}");
         }
-    };
-    let plain = |value: u64| vec![(String::new(), value)];
+        for (labels, value) in samples {
+            let _ = writeln!(self.0, "qstage_{name}{labels} {value}");
+        }
+    }
+
+    /// A gauge with one value; `None` leaves it out.
+    fn gauge(&mut self, name: &str, help: &str, value: impl Into<Option<f64>>) {
+        self.metric(name, "gauge", help, value.into().map(|value| (String::new(), value)));
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.metric(name, "counter", help, [(String::new(), value as f64)]);
+    }
+}
+
+/// 1 for true.
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+fn render(snapshot: &ServiceSnapshot, answers: &[u64]) -> String {
+    let mut text = Exposition::default();
+    let build = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    text.metric("build_info", "gauge", "The version of the program; always 1.", [(build, 1.0)]);
     let upgrade = &snapshot.upgrade;
     let states = Phase::ALL.iter().map(|phase| {
-        (format!("{{state=\"{}\"}}", phase.word().to_lowercase()), u64::from(*phase == upgrade.phase))
+        (format!("{{state=\"{}\"}}", phase.word().to_lowercase()), flag(*phase == upgrade.phase))
     });
-    metric("upgrade_state", "gauge", "1 for the state that the upgrade is in.", states.collect());
-    metric("upgrade_progress_percent", "gauge", "Progress of the prepare.", plain(upgrade.progress.into()));
+    text.metric("upgrade_state", "gauge", "1 for the state that the upgrade is in.", states);
+    text.gauge("upgrade_progress_percent", "Progress of the prepare.", f64::from(upgrade.progress));
     let error = snapshot.error();
-    metric("upgrade_error", "gauge", "1 while an error is shown.", plain(error.is_some().into()));
-    let code = error.as_ref().map(|error| (format!("{{code=\"{}\"}}", escape(&error.code)), 1));
-    metric("upgrade_error_info", "gauge", "The code of the error that is shown.", code.into_iter().collect());
+    text.gauge("upgrade_error", "1 while an error is shown.", flag(error.is_some()));
+    let code = error.as_ref().map(|error| (format!("{{code=\"{}\"}}", escape(&error.code)), 1.0));
+    text.metric("upgrade_error_info", "gauge", "The code of the error that is shown.", code);
     let blocked = snapshot.status.as_ref().is_some_and(|status| status.is_blocked);
-    metric("upgrade_blocked", "gauge", "1 while no upgrade may begin.", plain(blocked.into()));
-    metric(
+    text.gauge("upgrade_blocked", "1 while no upgrade may begin.", flag(blocked));
+    let age = upgrade.waiting.trial_age(uptime()).map(|seconds| seconds as f64);
+    text.gauge("trial_age_seconds", "For how long a release has been on trial in this boot.", age);
+    text.gauge(
         "disk_readable",
-        "gauge",
         "1 if the last look at the disk succeeded.",
-        plain(snapshot.disk_error.is_none().into()),
+        flag(snapshot.disk_error.is_none()),
     );
-    metric(
-        "device_silent_seconds",
-        "gauge",
-        "For how long a device has not answered the prepare or the service.",
-        plain(snapshot.silence().map_or(0, |(_, seconds)| seconds)),
-    );
-    let labels = |slot: &SlotReport| {
-        format!(
-            "{{group=\"{}\",slot=\"{}\",state=\"{}\",version=\"{}\"}}",
-            slot.group,
-            slot.slot,
-            slot.state.word(),
-            escape(slot.version.as_deref().unwrap_or_default())
-        )
-    };
-    let slots = |is: &dyn Fn(&SlotReport, &Runs) -> bool| {
-        let all =
-            snapshot.slots.iter().flat_map(|report| report.slots.iter().map(|slot| (slot, &report.runs)));
-        all.map(|(slot, runs)| (labels(slot), u64::from(is(slot, runs)))).collect()
-    };
-    metric(
-        "slot_boots_next",
-        "gauge",
-        "1 for the slots that the next boot takes.",
-        slots(&|slot, _| slot.boots_next),
-    );
-    metric(
-        "slot_runs",
-        "gauge",
-        "1 for the slots that run, as far as is known.",
-        slots(&|slot, runs| runs.is_running(slot.group, slot.slot)),
-    );
-    let downtime = snapshot.last_swap.as_ref().and_then(|swap| swap.downtime_ms);
-    let downtime = downtime.map(|ms| (String::new(), ms as u64));
-    metric(
-        "swap_downtime_milliseconds",
-        "gauge",
-        "How long the software was down at its last swap.",
-        downtime.into_iter().collect(),
-    );
-    metric("prepares_total", "counter", "Prepares begun.", plain(snapshot.counts.prepares));
-    metric("commits_total", "counter", "Commits begun.", plain(snapshot.counts.commits));
-    metric("failures_total", "counter", "Prepares and commits that failed.", plain(snapshot.counts.failures));
+    let silence = snapshot.silence().map_or(0, |(_, seconds)| seconds);
+    let help = "For how long a device has not answered the prepare or the service.";
+    text.gauge("device_silent_seconds", help, silence as f64);
+    slots(&mut text, snapshot);
+    journal(&mut text, snapshot);
+    text.counter("prepares_total", "Prepares begun.", snapshot.counts.prepares);
+    text.counter("commits_total", "Commits begun.", snapshot.counts.commits);
+    text.counter("failures_total", "Prepares and commits that failed.", snapshot.counts.failures);
     let by_class =
-        answers.iter().enumerate().map(|(n, count)| (format!("{{status=\"{}xx\"}}", n + 1), *count));
-    metric("http_responses_total", "counter", "Answers to requests.", by_class.collect());
-    text
+        answers.iter().enumerate().map(|(n, count)| (format!("{{status=\"{}xx\"}}", n + 1), *count as f64));
+    text.metric("http_responses_total", "counter", "Answers to requests.", by_class);
+    text.0
+}
+
+/// A metric per slot.
+fn slots(text: &mut Exposition, snapshot: &ServiceSnapshot) {
+    let Some(report) = &snapshot.slots else { return };
+    let place = |slot: &SlotReport| format!("group=\"{}\",slot=\"{}\"", slot.group, slot.slot);
+    let content = |slot: &SlotReport| {
+        let version = escape(slot.version.as_deref().unwrap_or_default());
+        format!("{{{},state=\"{}\",version=\"{version}\"}}", place(slot), slot.state.word())
+    };
+    let next = report.slots.iter().map(|slot| (content(slot), flag(slot.boots_next)));
+    text.metric("slot_boots_next", "gauge", "1 for the slots that the next boot takes.", next);
+    let is_running = |slot: &SlotReport| report.runs.is_running(slot.group, slot.slot);
+    let runs = report.slots.iter().map(|slot| (content(slot), flag(is_running(slot))));
+    text.metric("slot_runs", "gauge", "1 for the slots that run, as far as is known.", runs);
+    let tries = report.slots.iter().map(|slot| (format!("{{{}}}", place(slot)), f64::from(slot.tries)));
+    text.metric("slot_tries_left", "gauge", "Boots that are left of the trial of a slot.", tries);
+}
+
+/// What the journal remembers. Times are those of the machine's clock.
+fn journal(text: &mut Exposition, snapshot: &ServiceSnapshot) {
+    let journal = &snapshot.journal;
+    let downtime = journal.last_swap.as_ref().and_then(|swap| swap.downtime_ms).map(|ms| ms / 1000.0);
+    let help = "How long the software was down at its last swap.";
+    text.gauge("swap_downtime_seconds", help, downtime);
+    let success = journal.last_success.as_deref().and_then(seconds);
+    let help = "When a release was last marked good, by the clock of the machine.";
+    text.gauge("last_success_timestamp_seconds", help, success);
+    let scrubs = || {
+        let all = journal.scrubs.iter();
+        all.filter_map(|(slot, event)| {
+            Some((format!("{{slot=\"{}\"}}", escape(slot)), event, seconds(&event.time)?))
+        })
+    };
+    let help = "When a slot was last read by a scrub, by the clock of the machine.";
+    text.metric("slot_scrub_timestamp_seconds", "gauge", help, scrubs().map(|(slot, _, time)| (slot, time)));
+    let sound = scrubs().map(|(slot, event, _)| (slot, flag(event.code == NO_ERROR)));
+    text.metric("slot_scrub_sound", "gauge", "1 if the last scrub of a slot found no damage.", sound);
 }
 
 /// Escapes a label: a version comes from a bundle, and must not end its label.
@@ -109,7 +148,7 @@ mod tests {
     fn one_state_is_one() {
         let text = render(&ServiceSnapshot::default(), &[0, 7, 0, 1, 0]);
         assert_eq!(text.matches("qstage_upgrade_state{").count(), Phase::ALL.len());
-        assert_eq!(text.matches("\"} 1\n").count(), 2, "idle, and one 4xx:\n{text}");
+        assert_eq!(text.matches("\"} 1\n").count(), 3, "the version, idle, and one 4xx:\n{text}");
         assert!(text.contains("qstage_http_responses_total{status=\"2xx\"} 7\n"));
         assert_eq!(escape("a\"b\\\n"), "a\\\"b\\\\\\n");
     }

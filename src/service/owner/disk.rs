@@ -8,7 +8,7 @@ use crate::device::Mode;
 use crate::engine::{Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
-use crate::host::journal::{Event, FileJournal};
+use crate::host::journal::{Event, FileJournal, JournalRecord};
 use crate::service::owner::upgrade::{Failure, FallenBack, SeenDisk};
 use crate::service::owner::waiting_period::uptime;
 use crate::state::{SlotsReport, Status, SwitchReport};
@@ -57,8 +57,8 @@ pub struct DiskView {
     pub slots: SlotsReport,
     /// The facts that decide the state of the upgrade.
     pub disk: SeenDisk,
-    /// The last swap of the container; `None` before the first.
-    pub last_swap: Option<Event>,
+    /// What the journal stores of the disk: the last swap, success and scrubs.
+    pub journal: JournalRecord,
 }
 
 impl Place {
@@ -88,7 +88,7 @@ impl Place {
                 origin: failed.origin,
                 failure: Failure::from(&failed.error),
             });
-            Ok(DiskView { status, slots, disk, last_swap: engine.last_swap()? })
+            Ok(DiskView { status, slots, disk, journal: engine.journal_record()? })
         })
     }
 

@@ -12,6 +12,9 @@ pub struct WaitingPeriod {
     pub on_trial: bool,
     /// Uptime in seconds at which the last trial of this boot ended; 0: no trial has ended.
     pub since: u64,
+    /// Uptime in seconds at which the present trial was first seen in this boot; 0: there is none.
+    #[serde(default)]
+    pub trial_since: u64,
 }
 
 impl WaitingPeriod {
@@ -23,7 +26,20 @@ impl WaitingPeriod {
             _ if same_boot => self.since,
             _ => 0,
         };
-        Self { on_trial, since }
+        let trial_since = match (on_trial, same_boot, self.trial_since) {
+            (false, ..) => 0,
+            (true, true, known) if known > 0 => known,
+            (true, ..) => uptime,
+        };
+        Self { on_trial, since, trial_since }
+    }
+
+    /// Seconds since the present trial was first seen in this boot; `None`: there is no trial.
+    pub(in crate::service) const fn trial_age(self, uptime: u64) -> Option<u64> {
+        match self.trial_since {
+            0 => None,
+            since => Some(uptime.saturating_sub(since)),
+        }
     }
 
     /// Seconds of the waiting period that are left.
@@ -51,10 +67,18 @@ mod tests {
         assert_eq!((waiting.left(60, 310), waiting.left(60, 400)), (50, 0));
         // After a reboot: from the boot, unless a trial has ended since.
         assert_eq!(waiting.look(false, false, 5).left(60, 5), 55);
-        let trial = WaitingPeriod { on_trial: true, since: 300 };
+        let trial = WaitingPeriod { on_trial: true, since: 300, trial_since: 200 };
         assert_eq!(trial.look(false, true, 5).look(true, false, 20).left(60, 20), 60);
         assert_eq!(trial.look(false, false, 20).left(60, 25), 55);
-        assert_eq!(WaitingPeriod { on_trial: false, since: 7 }.left(u64::MAX, u64::MAX), 0);
+        assert_eq!(WaitingPeriod { on_trial: false, since: 7, trial_since: 0 }.left(u64::MAX, u64::MAX), 0);
         assert!(uptime() > 0);
+    }
+
+    #[test]
+    fn the_age_of_a_trial_counts_from_its_first_look_in_this_boot() {
+        let trial = WaitingPeriod::default().look(true, true, 100).look(true, true, 160);
+        assert_eq!((trial.trial_age(160), trial.look(true, false, 170).trial_age(170)), (Some(60), None));
+        // After the reboot into it.
+        assert_eq!(trial.look(false, true, 20).look(true, true, 25).trial_age(25), Some(5));
     }
 }
