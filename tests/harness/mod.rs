@@ -10,6 +10,8 @@
     reason = "shared helpers of tests; each house uses some of them"
 )]
 
+/// A browser without a window.
+pub mod browser;
 /// Machines with containers.
 pub mod containers;
 /// Programs that end with their test, and load for the machine.

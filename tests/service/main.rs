@@ -32,6 +32,8 @@ mod load;
 mod metrics;
 /// Readiness, watchdog and stop, as the service manager sees them.
 mod notify;
+/// The page for browsers.
+mod page;
 /// Orders that are accepted or refused in each state.
 mod rules;
 /// What is shown as running, and which error.

@@ -6,6 +6,7 @@ mod events;
 mod members;
 mod metrics;
 mod own;
+mod page;
 mod reply;
 mod session;
 mod v1;
@@ -160,7 +161,7 @@ pub(super) fn router(
         .fallback(reply::nothing_here)
         .method_not_allowed_fallback(reply::not_this_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        // Outermost: an unauthenticated caller cannot even find out which paths exist.
+        // Outermost: an unauthenticated caller cannot even find out which endpoints exist.
         .layer(middleware::from_fn_with_state(Arc::clone(&api), admit))
         .with_state(api)
 }
@@ -175,9 +176,15 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
         let what = "a connection without an origin".to_owned();
         return ErrorReply::from(Error::Internal { what }).into_response();
     };
-    let who = match origin {
-        Origin::Network(_) if !api.hosts.permit(&request) => Err(ErrorReply::misdirected()),
-        _ => api.gate.admit(origin, header, needed).map_err(ErrorReply::from),
+    let named = !matches!(origin, Origin::Network(_)) || api.hosts.permit(&request);
+    if let Some(file) = page::file(&path).filter(|_| reads && named) {
+        api.count(file.status());
+        return unstored(file);
+    }
+    let who = if named {
+        api.gate.admit(origin, header, needed).map_err(ErrorReply::from)
+    } else {
+        Err(ErrorReply::misdirected())
     };
     let (who, (response, record)) = match who {
         Ok(who) => {
@@ -191,11 +198,7 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
             (who, audit::within(false, async { failed.into_response() }).await)
         }
     };
-    let mut response = response;
-    // An answer is valid for a moment only, and it is JSON even if it looks like another format.
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let response = unstored(response);
     let mut unrecorded = 0;
     if response.status() == StatusCode::UNAUTHORIZED {
         match api.gate.attempts.failed(Peer::of(origin), Instant::now()) {
@@ -216,6 +219,14 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
             path = &*audit::field(&record.path), digest = record.digest, detail = &*audit::field(detail),
             status = status.as_u16(), outcome = code, unrecorded, "request");
     }
+    response
+}
+
+/// The answer, which is valid for a moment only, and has the declared type even if it looks like another format.
+fn unstored(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

@@ -9,7 +9,8 @@ use serde::Deserialize;
 
 use crate::error::{Class, Error, NO_ERROR};
 use crate::host::journal::Event;
-use crate::service::api::reply::{Body, Detail, Json, Reply, overrides};
+use crate::service::Service;
+use crate::service::api::reply::{Body, Detail, Json, Reply, is_set, overrides};
 use crate::service::api::v2::ImageBody;
 use crate::service::api::{Api, Shared, audit, members, turn};
 use crate::service::owner::blocking::{SILENCE, unless_silent};
@@ -95,8 +96,13 @@ pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) ->
     switch(&api, Order::MarkGood(slot)).await
 }
 
-pub(super) async fn roll_back(State(api): Shared) -> Reply<Response> {
+/// Rolls back. With `?dry_run=true` it answers which slots would be selected, for a dialog that asks first.
+pub(super) async fn roll_back(State(api): Shared, RawQuery(query): RawQuery) -> Reply<Response> {
     api.alone("a roll-back")?;
+    if is_set(query.as_deref(), "dry_run") {
+        let planned = |service: &Service| service.place.roll_back_dry_run();
+        return switched(Some(unless_silent(&api.service, SILENCE, planned).await?));
+    }
     switch(&api, Order::RollBack).await
 }
 
@@ -116,7 +122,9 @@ async fn switch(api: &Api, order: Order) -> Reply<Response> {
 }
 
 fn switched(report: Option<SwitchReport>) -> Reply<Response> {
-    let detail = Detail(report.as_ref().map(|report| report.done.clone()).unwrap_or_default());
+    let dry = report.as_ref().is_some_and(|report| report.dry_run);
+    let done = report.as_ref().map(|report| report.done.clone()).unwrap_or_default();
+    let detail = Detail(if dry { format!("dry run: {done}") } else { done });
     let mut response = Json(report).into_response();
     response.extensions_mut().insert(detail);
     Ok(response)

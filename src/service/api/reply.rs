@@ -169,19 +169,21 @@ pub(super) async fn not_this_method(request: Request) -> ErrorReply {
     ErrorReply { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
 }
 
-/// The rules that the query overrides; every spelling of true that clients use is accepted.
+/// Whether the query sets a parameter; every spelling of true that clients use is accepted.
+pub(super) fn is_set(query: Option<&str>, wanted: &str) -> bool {
+    query
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .filter_map(|pair| pair.split_once('='))
+        .any(|(key, value)| key == wanted && (value.eq_ignore_ascii_case("true") || value == "1"))
+}
+
+/// The rules that the query overrides.
 pub(super) fn overrides(query: Option<&str>) -> Overrides {
-    let says = |wanted: &str| {
-        query
-            .into_iter()
-            .flat_map(|query| query.split('&'))
-            .filter_map(|pair| pair.split_once('='))
-            .any(|(key, value)| key == wanted && (value.eq_ignore_ascii_case("true") || value == "1"))
-    };
     Overrides {
-        compatibility: says("override_compatibility_check"),
-        retry: says("retry"),
-        replace: says("replace"),
+        compatibility: is_set(query, "override_compatibility_check"),
+        retry: is_set(query, "retry"),
+        replace: is_set(query, "replace"),
     }
 }
 

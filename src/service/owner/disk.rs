@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::Mode;
-use crate::engine::{Engine, Policy};
+use crate::engine::{Change, Engine, Policy};
 use crate::error::{Error, Result};
 use crate::host::LocalDisk;
 use crate::host::journal::{Event, FileJournal, JournalRecord};
@@ -105,6 +105,11 @@ impl Place {
     /// See [`Engine::roll_back`].
     pub(in crate::service) fn roll_back(&self) -> Result<SwitchReport> {
         self.with(Mode::Write, |engine| engine.roll_back())
+    }
+
+    /// What a roll-back would select; see [`Engine::dry_run`].
+    pub(in crate::service) fn roll_back_dry_run(&self) -> Result<SwitchReport> {
+        self.with(Mode::Read, |engine| engine.dry_run(&Change::RollBack(None)))
     }
 
     /// Discards the prepared bundle; returns `None` if there is none.

@@ -1,0 +1,124 @@
+// Shows what the service reports. Versions, names, paths and messages come from bundles and other machines: they are only
+// ever set as text, never parsed as HTML.
+
+export const at = (id) => document.getElementById(id);
+
+export function text(id, value) {
+  const node = at(id);
+  if (node.textContent !== value) node.textContent = value;
+}
+
+// Sets a text, or hides its element if there is none.
+export function note(id, value) {
+  text(id, value || "");
+  at(id).hidden = !value;
+}
+
+export const TYPES = {
+  SOFTWARE_ONLY: "software only, without a reboot",
+  SOFTWARE_AND_PLATFORM: "platform and software, with a reboot",
+};
+
+const STATES = {
+  IDLE: "Idle",
+  PREPARING: "Preparing",
+  PREPARED: "Prepared",
+  COMMITTING: "Committing",
+  COMMITTED: "Committed",
+  REBOOTING: "Rebooting",
+};
+
+export const state = (status) => status.state.replace("UPGRADE_STATE_", "");
+
+// Fills a table. `rows` are lists of cells: a text, or a text and a class.
+function table(id, columns, rows) {
+  const made = JSON.stringify([columns, rows]);
+  const node = at(id);
+  // An unchanged table stays, so that a selection and the reading position of a screen reader do.
+  if (node.dataset.made === made) return;
+  node.dataset.made = made;
+  const head = document.createElement("thead");
+  const names = head.insertRow();
+  for (const column of columns) {
+    const cell = document.createElement("th");
+    cell.scope = "col";
+    cell.textContent = column;
+    names.append(cell);
+  }
+  const body = document.createElement("tbody");
+  for (const row of rows) {
+    const line = body.insertRow();
+    row.forEach((cell, index) => {
+      const [content, kind] = Array.isArray(cell) ? cell : [cell];
+      const made = line.insertCell();
+      made.dataset.column = columns[index];
+      made.textContent = content ?? "";
+      if (kind) made.className = kind;
+    });
+  }
+  node.replaceChildren(head, body);
+}
+
+export function status(v3) {
+  const now = state(v3);
+  text("state-word", STATES[now] ?? now);
+  const settings = v3.settings;
+  const target = settings && [settings.target_version, settings.install_path].filter(Boolean).join(" from ");
+  text("state-target", target ? `${target} (${TYPES[settings.upgrade_type] ?? settings.upgrade_type})` : "");
+  const moving = v3.progress !== null && now !== "IDLE";
+  at("bar").hidden = !moving;
+  if (moving) {
+    at("progress").value = v3.progress;
+    text("percent", `${v3.progress} %`);
+  }
+  note("error", v3.error_info);
+}
+
+export function detailed(own) {
+  note("details", own.details);
+  note("blocked", own.is_blocked ? `No upgrade may begin now: ${own.blocked_reason}` : "");
+}
+
+const GOOD = { good: "good", bad: "problem", torn: "problem", trial: "notice" };
+
+export function slots(report) {
+  const rows = report.slots.map((slot) => [
+    `${slot.group} ${slot.slot}`,
+    [slot.state, GOOD[slot.state]],
+    [slot.product, slot.version].filter(Boolean).join(" ") + (slot.unsigned ? ", unsigned" : ""),
+    slot.booted ? "runs" : "",
+    slot.boots_next ? "boots next" : "",
+    slot.reason,
+  ]);
+  table("slots", ["Slot", "State", "Content", "Now", "Next", "Reason"], rows);
+  text("disk", `${report.disk}: table ${report.table}, boot flag ${report.boot_flag}`);
+}
+
+export function history(events, all) {
+  const newest = [...events].reverse();
+  const shown = all ? newest : newest.slice(0, 10);
+  const rows = shown.map((event) => [
+    [event.time, "time"],
+    event.verb,
+    event.code === "UPGRADE_ERROR_NO_ERROR" ? ["done", "good"] : [event.code, "problem"],
+    event.message,
+  ]);
+  table("history", ["Time", "Verb", "Outcome", "Message"], rows);
+  at("all-history").hidden = shown.length === events.length;
+}
+
+export function cluster(report) {
+  at("cluster").hidden = false;
+  const link = report.connected ? "" : `; etcd is not reached, as of earlier: ${report.problem}`;
+  const waits = report.waits_for ? `; waits for ${report.waits_for}` : "";
+  text("stage", `Node ${report.node_id} of ${report.nodes.length}, ${report.state}, stage ${report.stage}${waits}${link}`);
+  const rows = report.nodes.map((node) => [
+    `${node.id} ${node.node_name}`,
+    [node.node_status, node.node_status === "online" ? "good" : "problem"],
+    node.version,
+    [node.standing, GOOD[node.standing] ?? "problem"],
+    [node.doing, node.progress === null ? "" : `${node.progress} %`].filter(Boolean).join(", "),
+    node.reason,
+  ]);
+  table("nodes", ["Node", "Link", "Runs", "Standing", "Does", "Reason"], rows);
+}

@@ -1,0 +1,267 @@
+//! The page at `/`, as a user of a browser has it: headless Chromium opens it and operates it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::harness::browser::Browser;
+use crate::harness::server::{Bench, QSTAGE, Server, run};
+
+/// A name that is a program, if a browser takes it as HTML.
+const HOSTILE: &str = "<img src=x onerror=\"document.title='owned'\">";
+const ENTER: &str = "\u{e007}";
+const TAB: &str = "\u{e004}";
+const ESCAPE: &str = "\u{e00c}";
+
+/// A service with a token for writing, "secret", and software that is restarted by a command.
+fn service() -> (Bench, Server) {
+    let bench = Bench::new(None);
+    fs::write(bench.path("secret"), "secret").unwrap();
+    let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
+    fs::write(bench.path("tokens"), format!("ops write {}\n", &hash[..64])).unwrap();
+    let tokens = bench.path("tokens");
+    bench.configure(None, &format!("tokens = {tokens:?}\nsoftware_restart_command = [\"true\"]\n"));
+    let server = bench.serve();
+    (bench, server)
+}
+
+/// The page, opened and filled.
+fn open(server: &Server) -> Option<Browser> {
+    let browser = Browser::start()?;
+    browser.open(&format!("https://localhost:{}/", server.address.rsplit(':').next().unwrap()));
+    browser.until_text("#runs", "Demo 1.0 runs");
+    browser.until_text("#link", "live");
+    browser.until_text("#slots", "platform a");
+    Some(browser)
+}
+
+fn enter_token(browser: &Browser) {
+    browser.enter("#token", "secret");
+    browser.keys(&[ENTER], false);
+    browser.until_text("#who", "token ops, and may read and write");
+    browser.until("document.querySelector('#actions').offsetParent !== null");
+}
+
+/// Contrast below 4.5:1 (WCAG 2.2, 1.4.3), fields without a label, buttons without a name, and what is wider than the page.
+const FAULTS: &str = r#"
+    const faults = [];
+    const light = (text) => {
+        const parts = text.match(/[\d.]+/g).map(Number);
+        const linear = parts.slice(0, 3).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return [0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2], parts[3] ?? 1];
+    };
+    const below = (node) => {
+        for (; node; node = node.parentElement) {
+            const [value, opacity] = light(getComputedStyle(node).backgroundColor);
+            if (opacity === 1) return value;
+        }
+        return 1;
+    };
+    let seen = 0;
+    for (const node of document.querySelectorAll('body *')) {
+        const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+        if (!own || !node.checkVisibility()) continue;
+        seen += 1;
+        const [a, b] = [light(getComputedStyle(node).color)[0], below(node)].sort((x, y) => y - x);
+        const contrast = (a + 0.05) / (b + 0.05);
+        if (contrast < 4.5) faults.push(`contrast ${contrast.toFixed(2)}: ${node.textContent}`);
+    }
+    if (seen < 30) faults.push(`only ${seen} texts`);
+    for (const field of document.querySelectorAll('input')) if (!field.labels.length) faults.push(`no label: ${field.id}`);
+    for (const button of document.querySelectorAll('button'))
+        if (button.checkVisibility() && !button.textContent.trim()) faults.push(`no name: ${button.id}`);
+    const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+    if (wide > 0) faults.push(`${wide} px wider than the page`);
+    return faults;
+"#;
+
+#[test]
+fn without_a_token_the_page_only_shows() {
+    let (bench, server) = service();
+    let Some(browser) = open(&server) else { return };
+    let page = browser.text("body");
+    for part in ["Idle", "Read-only", "Demo 1.0", "boots next", "software b", "you are local 127.0.0.1"] {
+        assert!(page.to_lowercase().contains(&part.to_lowercase()), "no '{part}':\n{page}");
+    }
+    assert!(!page.contains("Prepare…") && !page.contains("Roll back…"), "{page}");
+    assert_eq!(browser.run("return document.querySelector('#cluster').hidden"), json!(true));
+    // What others do appears by itself.
+    server.prepare(&bench.text("soft.qimg"), false);
+    browser.until_text("#state", "Prepared 1.5 from");
+    browser.until_text("#history", "prepare");
+    // An unknown token is refused, and not tried again and again.
+    browser.enter("#token", "wrong");
+    browser.keys(&[ENTER], false);
+    browser.until_text("#link", "refused: the token is not known");
+    let refusals = |browser: &Browser| browser.console().iter().filter(|line| line.contains("401")).count();
+    refusals(&browser);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(refusals(&browser), 0, "it asks on");
+    browser.click("#forget");
+    browser.until_text("#link", "live");
+    assert_eq!(browser.console(), [""; 0], "errors, or breaches of the policy");
+    // A breach would have been seen.
+    browser.run("document.body.setAttribute('style', 'color: red'); return 0");
+    let breach = browser.console().join("\n");
+    assert!(
+        breach.contains("Content Security Policy") || breach.contains("content security policy"),
+        "{breach}"
+    );
+}
+
+/// An upgrade of the software, by keyboard, whose bundle is named by an attacker.
+#[test]
+fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
+    let (bench, server) = service();
+    let name = format!("{}.qimg", HOSTILE.replace('/', ""));
+    let mut pack = Command::new(QSTAGE);
+    pack.args(["pack", "--level", "1", "--version", "1.5", "--product", HOSTILE, "--key"])
+        .arg(bench.path("key"));
+    pack.arg("--platform").arg(bench.path("p1")).arg("--software").arg(bench.path("s2"));
+    run(pack.arg("-o").arg(bench.path(&name)));
+    let Some(browser) = open(&server) else { return };
+    enter_token(&browser);
+    browser.enter("#path", &bench.text(&name));
+    // Another product is refused: there is nothing to confirm.
+    browser.keys(&[ENTER], false);
+    browser.until("document.querySelector('#ask').open");
+    browser.until_text("#ask-obstacles", "onerror");
+    assert_eq!(browser.run("return document.querySelector('#ask-yes').disabled"), json!(true));
+    browser.keys(&[ESCAPE], false);
+    browser.until("!document.querySelector('#ask').open && !document.querySelector('#verify').disabled");
+    browser.click("#actions summary");
+    browser.click("#override");
+    browser.click("#verify");
+    browser.until_text("#answer", "The signature is valid: <img src=x onerror=");
+    browser.click("#prepare");
+    browser.until("document.querySelector('#ask').open");
+    let asked = browser.text("#ask");
+    for part in
+        ["Runs now", "Demo 1.0", "New", HOSTILE, "1.5", "software only, without a reboot", "to software_b"]
+    {
+        assert!(asked.contains(part), "no '{part}':\n{asked}");
+    }
+    assert!(!asked.contains("Rolling"), "software is not rebooted:\n{asked}");
+    // The focus is on "Back"; the button before it confirms.
+    browser.keys(&[TAB], true);
+    browser.keys(&[ENTER], false);
+    browser.until_text("#state", "Prepared 1.5");
+    server.reach("PREPARED");
+    browser.until("!document.querySelector('#commit').disabled");
+    browser.click("#commit");
+    browser.until("document.querySelector('#ask').open");
+    let asked = browser.text("#ask");
+    assert!(asked.contains("Demo 1.0") && asked.contains("1.5") && !asked.contains("Rolling"), "{asked}");
+    assert_eq!(server.state(), "PREPARED", "not before it is confirmed");
+    browser.click("#ask-yes");
+    browser.until_text("#state", "Committed");
+    server.reach("COMMITTED");
+    browser.until_text("#runs", &format!("{HOSTILE} 1.5 runs"));
+    browser.until_text("#slots", HOSTILE);
+    browser.until_text("#history", "commit");
+    assert_eq!(
+        browser.run("return document.querySelectorAll('img, script:not([type=module])').length"),
+        json!(0)
+    );
+    assert!(
+        browser.run("return document.title").as_str().unwrap().starts_with("<img"),
+        "no program of it ran"
+    );
+    // And back: the dialog has what the service would select.
+    browser.until("!document.querySelector('#roll-back').disabled");
+    browser.click("#roll-back");
+    browser.until("document.querySelector('#ask').open");
+    let asked = browser.text("#ask");
+    assert!(asked.contains("software a: Demo 1.0") && asked.contains("software only"), "{asked}");
+    browser.click("#ask-yes");
+    browser.until_text("#answer", "rolled back to software_a");
+    browser.until_text("#runs", "Demo 1.0 runs");
+    assert_eq!(browser.console(), [""; 0], "errors, or breaches of the policy");
+}
+
+/// A platform asks how the nodes reboot, which a single machine cannot choose; a cancel discards it.
+#[test]
+fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
+    let (bench, server) = service();
+    let Some(browser) = open(&server) else { return };
+    enter_token(&browser);
+    browser.enter("#path", &bench.text("v2.qimg"));
+    browser.click("#prepare");
+    browser.until("document.querySelector('#ask').open");
+    assert!(browser.text("#ask").contains("platform and software, with a reboot"));
+    browser.click("#ask-yes");
+    browser.until_text("#state", "Prepared 2.0");
+    browser.until("!document.querySelector('#commit').disabled");
+    browser.click("#commit");
+    browser.until("document.querySelector('#ask').open");
+    let asked = browser.text("#ask");
+    assert!(
+        asked.contains("Complete: all nodes") && asked.contains("A rolling reboot needs a cluster"),
+        "{asked}"
+    );
+    assert_eq!(browser.run("return document.querySelector('#mode-rolling').disabled"), json!(true));
+    for scheme in ["light", "dark"] {
+        let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        browser.devtools("Emulation.setEmulatedMedia", &feature);
+        for width in [1000, 360] {
+            let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500});
+            browser.devtools("Emulation.setDeviceMetricsOverride", &size);
+            for dialog in [true, false] {
+                if !dialog {
+                    browser.run("document.querySelector('#ask').close(); return 0");
+                }
+                let name = if dialog { "dialog" } else { "page" };
+                browser.picture(&bench.path(&format!("{name}-{scheme}-{width}.png")));
+                assert_eq!(browser.run(FAULTS), json!([]), "{name}, {scheme}, {width} px");
+                if !dialog {
+                    browser.run("document.querySelector('#ask').showModal(); return 0");
+                }
+            }
+        }
+    }
+    browser.click("#ask-no");
+    browser.until("!document.querySelector('#cancel').disabled");
+    browser.click("#cancel");
+    browser.until_text("#ask", "Discards the prepared bundle");
+    browser.click("#ask-yes");
+    browser.until_text("#state", "Idle");
+    assert_eq!(server.slot("platform", "b")["state"], "empty");
+    // Pictures for people who changed the page.
+    if let Some(directory) = std::env::var_os("QSTAGE_TEST_PICTURES") {
+        for entry in fs::read_dir(bench.path("")).unwrap().map(Result::unwrap) {
+            if entry.path().extension().is_some_and(|ext| ext == "png") {
+                fs::copy(entry.path(), std::path::Path::new(&directory).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+}
+
+/// The page reaches a browser without a token on another machine too, but under the names of this machine only.
+#[test]
+fn the_page_is_given_to_every_caller_and_shows_nothing_by_itself() {
+    let (_bench, server) = service();
+    let curl = |args: &[&str], path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sk", "--noproxy", "*", "-D", "-"]).args(args);
+        run(curl.arg(format!("https://{}{path}", server.address)))
+    };
+    let page = curl(&[], "/");
+    let head = page.split("\r\n\r\n").next().unwrap().to_lowercase();
+    for line in [
+        "http/1.1 200",
+        "content-security-policy: default-src 'none'; script-src 'self';",
+        "cache-control: no-store",
+        "x-content-type-options: nosniff",
+        "x-frame-options: deny",
+        "content-type: text/html",
+    ] {
+        assert!(head.contains(line), "no '{line}':\n{head}");
+    }
+    assert!(!head.contains("unsafe") && !page.contains("Demo"), "{page}");
+    assert!(curl(&["-H", "Authorization: Bearer wrong"], "/").starts_with("HTTP/1.1 200"));
+    assert!(curl(&["-H", "Host: evil.example"], "/").starts_with("HTTP/1.1 421"));
+    assert!(curl(&["-X", "POST"], "/").starts_with("HTTP/1.1 403"));
+    assert!(curl(&[], "/page/none.js").starts_with("HTTP/1.1 404"));
+}
