@@ -191,7 +191,11 @@ fn certificates_and_users() {
     let dir = tempfile::tempdir().unwrap();
     let foreign = Certificates::new(dir.path());
     let foreign = EtcdConfig { identity: Some((foreign.cert, foreign.key)), ..access.clone() };
-    assert!(refused(&foreign).to_string().contains("does not accept"), "{}", refused(&foreign));
+    assert!(
+        refused(&foreign).to_string().contains("requires a certificate of this node"),
+        "{}",
+        refused(&foreign)
+    );
     // With a user and password.
     for words in [
         "user add root:r",

@@ -27,14 +27,18 @@ const ANSWER_LIMIT: u64 = 16 << 20;
 
 const NO_CERTIFICATE: &str =
     "it requires a certificate of this node, 'cert' and 'key', or does not accept this one";
+const CLOSED: &str = "it closed the connection, as an etcd does that requires a certificate of this node";
 /// Words of a failed request, and what they mean.
-const CAUSES: [(&str, &str); 6] = [
+const CAUSES: [(&str, &str); 8] = [
     ("UnknownIssuer", "the authority of its certificate is not among those of 'ca'"),
     ("not valid for name", "its certificate is for another address"),
     // It answers a node without a certificate, and one with a foreign one, by any of these.
     ("CertificateRequired", NO_CERTIFICATE),
     ("UnknownCA", NO_CERTIFICATE),
     ("BadCertificate", NO_CERTIFICATE),
+    // The answer is lost if etcd closes the connection first.
+    ("Broken pipe", CLOSED),
+    ("Connection reset", CLOSED),
     ("database space exceeded", "its database is full: compact and defragment it, and disarm its alarm"),
 ];
 
