@@ -39,7 +39,7 @@ pub mod verify;
 pub mod writer;
 
 pub use manifest::{Kind, Manifest, ManifestFields, Payload};
-pub use reader::Bundle;
+pub use reader::{Bundle, manifest_digest};
 pub use release::Release;
 pub use source::{ReadAt, Source};
 pub use summary::{PayloadSummary, Summary};

@@ -14,7 +14,20 @@ use super::signature::SIGNATURE_MAX;
 use super::source::{ReadAt, Source, read_failed};
 use super::trust::Trust;
 use crate::error::{Class, Error, Result};
+use crate::units::Blake3;
 use crate::workers::lock;
+
+/// BLAKE3 of the manifest at the front of a file. Nothing is verified: it only identifies a bundle.
+///
+/// # Errors
+/// Class Bundle; [`Error::Source`].
+pub fn manifest_digest(file: &std::fs::File) -> Result<Blake3> {
+    let source =
+        Source::Stream(Box::new(file.try_clone().map_err(|error| read_failed("its beginning", 0, error))?));
+    let (bytes, _) =
+        BundleInput { source, at: 0, ahead: None }.front_member("manifest.json", MANIFEST_MAX)?;
+    Ok(Blake3(*blake3::hash(&bytes).as_bytes()))
+}
 
 /// An open bundle or delta: its manifest is authenticated, and its index matches the manifest.
 pub struct Bundle {

@@ -86,7 +86,10 @@ impl ServeArgs {
                 None => (Arc::new(commands.clone()), Arc::new(commands)),
             };
         let listen = self.listen.unwrap_or(configured.listen());
-        let cluster = settings.cluster.as_ref().map(|cluster| cluster.membership(listen)).transpose()?;
+        let cluster = settings.cluster.as_ref();
+        let own = certificate.as_ref().map(|(certificate, _)| certificate.clone());
+        let own = own.unwrap_or_else(|| settings.state_dir.join(service::http::tls::CERTIFICATE));
+        let cluster = cluster.map(|cluster| cluster.membership(listen, own)).transpose()?;
         if cluster.is_some() && !after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
             let problem = "a member of a cluster needs a 'reboot_command' in [service]".to_owned();
             return Err(Error::Argument { what: "[cluster]".to_owned(), problem });

@@ -30,6 +30,9 @@ pub struct Member {
     pub uuid: String,
     /// Address of its service.
     pub address: String,
+    /// Certificate of its service, as PEM, by which the other nodes know it; empty: it is not known.
+    #[serde(default)]
+    pub certificate: String,
 }
 
 /// State of the running release of a node.
@@ -153,6 +156,9 @@ pub struct Ordered {
     pub digest: Blake3,
     /// Path or URL of the bundle.
     pub install_path: String,
+    /// Node that received the order; one that has nothing at that path fetches the bundle from it. `None`: a URL.
+    #[serde(default)]
+    pub source: Option<NodeId>,
     /// Version of the bundle.
     pub target_version: String,
     /// Includes the platform if any node needs it.

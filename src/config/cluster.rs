@@ -44,11 +44,15 @@ impl ClusterConfig {
         NodeId(self.node.get())
     }
 
-    /// The settings as the service needs them.
+    /// The settings as the service needs them. `certificate` is that of the service.
     ///
     /// # Errors
     /// [`Error::Argument`]: one half of a pair is missing, or a hook has more time than its turn.
-    pub(crate) fn membership(&self, listen: std::net::SocketAddr) -> Result<Membership> {
+    pub(crate) fn membership(
+        &self,
+        listen: std::net::SocketAddr,
+        certificate: PathBuf,
+    ) -> Result<Membership> {
         let half = |pair: &str| Error::Argument {
             what: format!("[cluster] {pair}"),
             problem: "only one of them is set".to_owned(),
@@ -92,6 +96,7 @@ impl ClusterConfig {
             },
             node: self.node(),
             address: self.address.clone().unwrap_or_else(|| format!("https://{listen}")),
+            certificate,
             reboot_timeout,
             health: self.health_checks.clone().unwrap_or_else(|| "/etc/qstage/health.d".into()),
             health_timeout: time(self.health_timeout, 60),

@@ -131,10 +131,13 @@ fn check_cluster(shown: &super::cluster::ClusterConfig) {
         protection_command: None,
         ..shown.clone()
     };
-    assert_eq!(shown.membership(listen).unwrap(), least.membership(listen).unwrap());
+    assert_eq!(
+        shown.membership(listen, "/c".into()).unwrap(),
+        least.membership(listen, "/c".into()).unwrap()
+    );
     for half in ["cert = '/x'", "user = 'x'", "drain_command = ['/x']\nhook_timeout = 900"] {
         let half: super::cluster::ClusterConfig = toml::from_str(&format!("{text}\n{half}")).unwrap();
-        assert_eq!(half.membership(listen).unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT");
+        assert_eq!(half.membership(listen, "/c".into()).unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT");
     }
 }
 

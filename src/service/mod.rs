@@ -185,7 +185,8 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
         );
     }
     raise_files();
-    let tls = http::tls::acceptor(access.certificate.as_ref(), &service.place.state_dir);
+    let members = service.cluster.as_ref().and_then(cluster::Membership::authorities);
+    let tls = http::tls::acceptor(access.certificate.as_ref(), &service.place.state_dir, members);
     let tls = match tls {
         Err(error) if access.socket.is_some() => {
             tracing::error!(code = error.code(), "no HTTPS: {}", crate::error::sentence(&error));

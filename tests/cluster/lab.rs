@@ -110,7 +110,7 @@ impl Lab {
         disk: Option<&std::path::Path>,
     ) {
         let dir = self.bench.path(&format!("node{number}"));
-        fs::create_dir(&dir).unwrap();
+        fs::create_dir_all(&dir).unwrap();
         fs::create_dir(dir.join("health.d")).unwrap();
         let path = |name: &str| dir.join(name).display().to_string();
         let app = free_port();
@@ -247,9 +247,11 @@ fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
     let identity = dir.join("boot_id");
     // No two nodes have the same one.
     fs::write(&identity, format!("00000000-0000-4000-{port:04x}-{boot:012x}\n")).unwrap();
-    let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
+    // A directory that the file names is empty for this node.
+    let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && \
+        if test -e \"$1\"; then mount -t tmpfs none \"$(cat \"$1\")\"; fi && shift && exec \"$@\"";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, "sh"]).arg(&identity).arg(QSTAGE);
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(&identity).arg(dir.join("hidden")).arg(QSTAGE);
     command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--booted", slot, "--config"]);
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
     command.arg(dir.join("config")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
@@ -273,6 +275,11 @@ impl Node {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Address of its service in the network.
+    pub(crate) fn address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
     }
 
     /// Ends the container of its software, if it has one, and removes its mounts.

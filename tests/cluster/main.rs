@@ -20,5 +20,7 @@ mod refusals;
 mod scale;
 /// Upgrades of the software on all nodes at once.
 mod software;
+/// The bundle, from one node to the others.
+mod streaming;
 /// Model of a cluster, as the exploration uses it.
 mod world;

@@ -235,7 +235,8 @@ impl Fleet {
             count,
         };
         for node in (1..=count).map(NodeId) {
-            let member = Member { uuid: node.to_string(), address: String::new() };
+            let member =
+                Member { uuid: node.to_string(), address: String::new(), certificate: String::new() };
             let writes = vec![Write::Put(Key::Member(node), Value::Member(member), None)];
             assert!(fleet.etcd.transact(&Txn { compare: vec![], writes }).unwrap());
         }
@@ -322,6 +323,7 @@ fn order(digest: u8, upgrade_type: UpgradeType, rolling: bool) -> Ordered {
     Ordered {
         digest: Blake3([digest; 32]),
         install_path: "/x".into(),
+        source: None,
         target_version: "2".into(),
         upgrade_type,
         auto_commit: false,

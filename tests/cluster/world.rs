@@ -131,13 +131,15 @@ impl World {
             broken: None,
         };
         for index in 0..world.nodes.len() {
-            let member = Member { uuid: index.to_string(), address: String::new() };
+            let member =
+                Member { uuid: index.to_string(), address: String::new(), certificate: String::new() };
             world.put(Key::Member(id(index)), Value::Member(member));
             world.publish(index);
         }
         let order = Ordered {
             digest: NEW,
             install_path: "/x".into(),
+            source: None,
             target_version: "2".into(),
             upgrade_type: scenario.upgrade_type,
             auto_commit: false,

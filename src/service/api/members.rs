@@ -50,7 +50,7 @@ fn cluster(api: &Api, what: &str) -> Result<Arc<Cluster>> {
     api.cluster.clone().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
 }
 
-fn member(api: &Api, what: &str) -> Result<Arc<Cluster>> {
+pub(super) fn member(api: &Api, what: &str) -> Result<Arc<Cluster>> {
     api.member().cloned().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
 }
 
@@ -88,6 +88,7 @@ pub(super) async fn prepare(
     let digest = digest.map_err(|_| Error::Internal { what: "a plan without a manifest".to_owned() })?;
     let order = Ordered {
         digest,
+        source: (!address::is_web(path)).then(|| cluster.node()),
         install_path: settings.install_path,
         target_version: planned.target_version,
         upgrade_type: planned.upgrade_type,

@@ -1,6 +1,7 @@
 //! The endpoints: a function for each, and a table of all.
 
 mod audit;
+mod bundle;
 mod cluster;
 mod events;
 mod members;
@@ -26,11 +27,11 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::error::{Class, Error, Result};
 use crate::service::Service;
-use crate::service::cluster::Cluster;
+use crate::service::cluster::{Cluster, PATH};
 use crate::service::http::attempts::DELAY;
-use crate::service::http::auth::Authentication;
+use crate::service::http::auth::{Authentication, Caller};
 use crate::service::http::hosts::Hosts;
-use crate::service::http::origin::{Origin, Peer};
+use crate::service::http::origin::{Certified, Origin, Peer};
 use crate::service::http::shares::Shares;
 use crate::service::http::tokens::Privilege;
 use crate::service::owner::order::{Handle, Order, OrderResult};
@@ -128,6 +129,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/qstage/cluster/leave/{node_id}", post(members::leave_node)),
         ("/v1/qstage/cluster/abandon", post(members::abandon)),
         ("/v1/qstage/cluster/take-back/{node_id}", post(members::take_back)),
+        ("/v1/qstage/cluster/bundle/{digest}", get(bundle::bundle)),
         ("/v1/qstage/events", get(events::events)),
         ("/v1/qstage/metrics", get(metrics::metrics)),
         ("/v1/qstage/openapi.json", get(own::openapi)),
@@ -176,12 +178,17 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
         let what = "a connection without an origin".to_owned();
         return ErrorReply::from(Error::Internal { what }).into_response();
     };
-    let named = !matches!(origin, Origin::Network(_)) || api.hosts.permit(&request);
+    // Other nodes of the cluster are known by their certificates, and may fetch the bundle only.
+    let certified = request.extensions().get::<Certified>().is_some_and(|certified| certified.0);
+    let fetches = certified && reads && header.is_none() && path.starts_with(PATH);
+    let named = fetches || !matches!(origin, Origin::Network(_)) || api.hosts.permit(&request);
     if let Some(file) = page::file(&path).filter(|_| reads && named) {
         api.count(file.status());
         return unstored(file);
     }
-    let who = if named {
+    let who = if fetches {
+        Ok(Caller { name: format!("node, {origin}"), informed: false, privilege: Privilege::Read })
+    } else if named {
         api.gate.admit(origin, header, needed).map_err(ErrorReply::from)
     } else {
         Err(ErrorReply::misdirected())

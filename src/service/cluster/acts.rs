@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::cluster::state::Ordered;
+use crate::cluster::state::{Member, Ordered};
 use crate::cluster::turn::Step;
 use crate::error::{Error, Result, sentence};
 use crate::host::health;
@@ -13,9 +13,10 @@ use crate::service::cluster::Membership;
 use crate::service::cluster::hooks::{DrainedFile, Occasion};
 use crate::service::cluster::local::selected;
 use crate::service::cluster::session::Session;
+use crate::service::cluster::stream;
 use crate::service::owner::order::{Handle, Order};
 use crate::service::owner::upgrade::{Phase, UpgradeSettings};
-use crate::service::owner::worker::{self, Overrides};
+use crate::service::owner::worker::{self, Begun, Overrides, Planned};
 use crate::state::{SlotState, UpgradeType};
 use crate::units::{Blake3, Group};
 
@@ -30,6 +31,8 @@ pub(super) struct Actor {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) membership: Membership,
     pub(super) drained_file: DrainedFile,
+    /// The other members, from which a bundle can be fetched.
+    pub(super) peers: Vec<Member>,
     /// Swap in progress; `None`: there is none.
     pub(super) session: Arc<Mutex<Option<Session>>>,
 }
@@ -122,7 +125,36 @@ impl Actor {
         Ok(prepared.filter(|_| look.disk.prepared.is_some()).and_then(|slot| slot.manifest))
     }
 
-    /// Stages the bundle at the ordered path; its manifest must be the ordered one. `again` permits one that has failed.
+    /// Plans the bundle at the ordered path, or, where this node does not have it, at another node. Its manifest must be the
+    /// ordered one.
+    async fn begin(&self, order: &Ordered, overrides: Overrides) -> Result<(Planned, Begun)> {
+        let (path, arguments) = (order.install_path.as_str(), &self.service.arguments);
+        let (peers, own, state_dir) = (&self.peers, &self.membership, &self.service.place.state_dir);
+        let elsewhere = || stream::fetch(order, peers, own, arguments, state_dir);
+        // A process that can write to etcd must not read more files on this node than the callers of its API can.
+        let missing = match self.service.allowed.open(path) {
+            Ok(_) => {
+                let (planned, begun) = worker::begin(arguments, path, overrides).await?;
+                if planned.manifest.parse() == Ok(order.digest) {
+                    return Ok((planned, begun));
+                }
+                let version = &order.target_version;
+                let problem = format!("the bundle at {path} is not the {version} that was ordered");
+                Error::ClusterUpgrade { problem }
+            }
+            Err(error @ Error::Open { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        match elsewhere()? {
+            Some((url, arguments)) => {
+                tracing::info!("{}; it is fetched from another node", sentence(&missing));
+                worker::begin(&arguments, &url, overrides).await
+            }
+            None => Err(missing),
+        }
+    }
+
+    /// Stages the ordered bundle. `again` permits one that has failed.
     fn stage(&self, order: &Ordered, again: bool) -> Result<()> {
         if self.staged()? == Some(order.digest) {
             return Ok(());
@@ -131,14 +163,7 @@ impl Actor {
             Overrides { compatibility: order.overridden, retry: order.retry || again, replace: true };
         self.runtime.block_on(async {
             let path = order.install_path.as_str();
-            // A process that can write to etcd must not read more files on this node than the callers of its API can.
-            self.service.allowed.open(path).map(drop)?;
-            let (planned, begun) = worker::begin(&self.service.arguments, path, overrides).await?;
-            if planned.manifest.parse() != Ok(order.digest) {
-                let version = &order.target_version;
-                let problem = format!("the bundle at {path} is not the {version} that was ordered");
-                return Err(Error::ClusterUpgrade { problem });
-            }
+            let (planned, begun) = self.begin(order, overrides).await?;
             let settings = UpgradeSettings::found(path, planned.target_version.clone(), planned.upgrade_type);
             let mut shown = self.owner.shown.clone();
             self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::Etcd;
 use crate::cluster::next::{Action, next_action};
-use crate::cluster::state::{Alive, BootId, NodeId, Outcome, RebootState, Stage, Standing};
+use crate::cluster::state::{Alive, BootId, Member, NodeId, Outcome, RebootState, Stage, Standing};
 use crate::cluster::store::{Compare, Entry, Key, Revision, Store, Txn, Value, Write};
 use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
@@ -23,6 +23,7 @@ use crate::service::cluster::local::{alive, identity, local};
 use crate::service::cluster::number;
 use crate::service::cluster::protection::Protected;
 use crate::service::cluster::restart::Restarts;
+use crate::service::cluster::stream;
 use crate::service::owner::disk::DiskView;
 use crate::service::owner::order::Order;
 use crate::service::owner::upgrade::Phase;
@@ -53,6 +54,8 @@ struct Job {
 pub(super) struct Driver {
     actor: Actor,
     membership: Membership,
+    /// Certificate of the service of this node, as PEM.
+    certificate: String,
     etcd: Etcd,
     cache: Arc<Cache>,
     look: Option<(Instant, DiskView)>,
@@ -84,6 +87,7 @@ impl Driver {
     pub(super) fn new(actor: Actor, protected: Protected, etcd: Etcd, cache: Arc<Cache>) -> Self {
         Self {
             membership: actor.membership.clone(),
+            certificate: actor.membership.own_certificate(),
             actor,
             protected,
             restarts: Restarts::default(),
@@ -144,6 +148,15 @@ impl Driver {
         let look = self.look()?;
         self.cache.is_machine(&identity(&look));
         number::check(seen, self.node(), member, &identity(&look), self.published)?;
+        // The other nodes know its service by these two.
+        let (address, certificate) = (&self.membership.address, &self.certificate);
+        if member.address != *address || member.certificate != *certificate {
+            let (address, certificate) = (address.clone(), certificate.clone());
+            let entry = Value::Member(Member { uuid: member.uuid.clone(), address, certificate });
+            let key = Key::Member(self.node());
+            let writes = vec![Write::Put(key, entry, None)];
+            self.etcd.transact(&Txn { compare: vec![view.unchanged(key)], writes })?;
+        }
         self.restarts.serve(self.membership.node, seen, &self.actor, &mut self.etcd)?;
         self.finish(&view)?;
         let look = self.look()?;
@@ -265,7 +278,9 @@ impl Driver {
 
     fn start(&mut self, view: &View, step: Step) -> Result<()> {
         tracing::info!(upgrade = view.upgrade.id, stage = view.upgrade.stage.word(), "cluster: {step:?}");
-        let (actor, rolling) = (self.actor.clone(), view.reboot.rolling);
+        let (mut actor, rolling) = (self.actor.clone(), view.reboot.rolling);
+        let order = view.upgrade.order.as_ref();
+        actor.peers = stream::peers(&self.cache.get().snapshot, &self.membership, order);
         let task = Task {
             step,
             order: view.upgrade.order.clone(),

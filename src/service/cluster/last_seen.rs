@@ -83,7 +83,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let awaits = |node, stage, kept| {
             let entry = |value| Entry { value, created: 3, modified: 4, lease: None };
-            let member = Member { uuid: String::new(), address: String::new() };
+            let member = Member { uuid: String::new(), address: String::new(), certificate: String::new() };
             let upgrade = Upgrade { stage, kept, ..Upgrade::default() };
             LastSeen::new(dir.path()).keep(&Snapshot::from([
                 (Key::Member(NodeId(1)), entry(Value::Member(member))),

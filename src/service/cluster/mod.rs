@@ -21,6 +21,7 @@
 //! | `session` | a swap of the software that waits for the other nodes |
 //! | `orders` | orders of operators |
 //! | `shown` | answers of the API |
+//! | `stream` | the bundle, from one node to the others |
 
 mod acts;
 mod cache;
@@ -35,6 +36,7 @@ mod protection;
 mod restart;
 mod session;
 mod shown;
+mod stream;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -50,6 +52,7 @@ use crate::workers;
 use cache::Cache;
 pub(crate) use last_seen::awaits_verdict;
 pub(super) use shown::{ClusterNode, ClusterStatus};
+pub(super) use stream::PATH;
 
 /// Configuration of a node that can be a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +63,8 @@ pub struct Membership {
     pub node: NodeId,
     /// Address of its service, for the other nodes and for people.
     pub address: String,
+    /// Certificate of its service, by which the other nodes know it.
+    pub certificate: PathBuf,
     /// Time limit for the return of a node from a reboot.
     pub reboot_timeout: Duration,
     /// Directory of the health checks that end a trial.
@@ -68,6 +73,18 @@ pub struct Membership {
     pub health_timeout: Duration,
     /// Commands around the turn of this node.
     pub hooks: hooks::Hooks,
+}
+
+impl Membership {
+    /// Text of its certificate; empty: it cannot be read.
+    fn own_certificate(&self) -> String {
+        std::fs::read_to_string(&self.certificate).unwrap_or_default()
+    }
+
+    /// Authorities whose certificates identify the nodes; `None`: none are configured, and no bundle is passed on.
+    pub(in crate::service) fn authorities(&self) -> Option<&std::path::Path> {
+        self.access.ca.as_deref().filter(|_| self.access.identity.is_some())
+    }
 }
 
 /// The cluster, as the handlers of the API use it.
@@ -122,6 +139,7 @@ impl Cluster {
             membership: membership.clone(),
             session: Arc::default(),
             drained_file: hooks::DrainedFile::new(&service.place.state_dir),
+            peers: Vec::new(),
         };
         let driver = driver::Driver::new(actor, protected, etcd, cache);
         workers::spawn("driving the cluster", move || driver.run(&ended))?;

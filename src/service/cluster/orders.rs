@@ -205,7 +205,8 @@ impl Cluster {
                 "{other} of the cluster has {age} qstage than this node; install one version of it on all nodes"
             ));
         }
-        let member = Member { uuid, address: self.membership.address.clone() };
+        let (address, certificate) = (self.membership.address.clone(), self.membership.own_certificate());
+        let member = Member { uuid, address, certificate };
         let writes = vec![Write::Put(Key::Member(node), Value::Member(member), None)];
         if etcd.transact(&Txn { compare: vec![Compare::Created(Key::Member(node), 0)], writes })? {
             return Ok(());

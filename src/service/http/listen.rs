@@ -27,7 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{Error, Result, sentence};
-use crate::service::http::origin::{Origin, Peer};
+use crate::service::http::origin::{Certified, Origin, Peer};
 use crate::service::http::shares::{Share, Shares};
 use crate::service::http::write_timeout::WriteTimeout;
 
@@ -189,7 +189,9 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
-                converse(stream, router, Origin::Network(from), TIMES).await;
+                let presented = stream.get_ref().1.peer_certificates();
+                let certified = Certified(presented.is_some_and(|chain| !chain.is_empty()));
+                converse(stream, router, (Origin::Network(from), certified), TIMES).await;
             }
             drop((share, place));
         });
@@ -212,7 +214,7 @@ async fn serve_unix(listener: UnixListener, router: Router) {
         let Some(place) = places.take(peer.uid()) else { continue };
         let (router, origin) = (router.clone(), Origin::Socket { uid: peer.uid(), pid: peer.pid() });
         tokio::spawn(async move {
-            converse(stream, router, origin, TIMES).await;
+            converse(stream, router, (origin, Certified(false)), TIMES).await;
             drop(place);
         });
     }
@@ -262,15 +264,17 @@ async fn breathe(error: &io::Error) {
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
-    origin: Origin,
+    (origin, certified): (Origin, Certified),
     times: Timeouts,
 ) {
     let spoken = Arc::new(AtomicBool::new(false));
     let heard = Arc::clone(&spoken);
-    let router = router.layer(Extension(origin)).layer(map_request(move |request: Request| {
-        heard.store(true, Ordering::Relaxed);
-        std::future::ready(request)
-    }));
+    let router = router.layer(Extension(origin)).layer(Extension(certified)).layer(map_request(
+        move |request: Request| {
+            heard.store(true, Ordering::Relaxed);
+            std::future::ready(request)
+        },
+    ));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(times.idle)
@@ -342,7 +346,12 @@ mod tests {
         let open = || {
             let (near, far) = duplex(1024);
             let origin = Origin::Socket { uid: 0, pid: None };
-            tokio::spawn(converse(near, router.clone(), origin, Timeouts { header, idle }));
+            tokio::spawn(converse(
+                near,
+                router.clone(),
+                (origin, Certified(false)),
+                Timeouts { header, idle },
+            ));
             far
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -13,6 +13,10 @@ pub(in crate::service) enum Origin {
     },
 }
 
+/// Whether the client of a connection has presented a certificate of the authorities of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::service) struct Certified(pub(in crate::service) bool);
+
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -10,7 +10,8 @@ use rcgen::{CertifiedKey, KeyPair};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ServerConfig, crypto};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 
 use crate::error::{Error, Result};
 use crate::host::files::replace;
@@ -19,13 +20,15 @@ use crate::host::files::replace;
 pub const CERTIFICATE: &str = "tls/certificate.pem";
 const KEY: &str = "tls/key.pem";
 
-/// The server side of TLS.
+/// The server side of TLS. Clients may present a certificate of one of the authorities in the file `members`: the other nodes of
+/// the cluster. `None`: no certificate of a client is requested.
 ///
 /// # Errors
 /// [`Error::Config`]: certificate or key cannot be read or generated, or do not match.
 pub(in crate::service) fn acceptor(
     given: Option<&(PathBuf, PathBuf)>,
     state_dir: &Path,
+    members: Option<&Path>,
 ) -> Result<TlsAcceptor> {
     let (certificate, key) = match given {
         Some((certificate, key)) => (certificate.clone(), key.clone()),
@@ -57,9 +60,24 @@ pub(in crate::service) fn acceptor(
             (chain, secret.map_err(|problem| failed(&key, problem.to_string()))?)
         }
     };
+    let verifier = match members {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(path) => {
+            let mut authorities = RootCertStore::empty();
+            let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let found = found.map_err(|problem| failed(path, problem.to_string()))?;
+            authorities.add_parsable_certificates(found);
+            let provider = Arc::new(crypto::ring::default_provider());
+            // Other clients have tokens, and no certificate.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider)
+                .allow_unauthenticated()
+                .build();
+            verifier.map_err(|problem| failed(path, problem.to_string()))?
+        }
+    };
     let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
+        .and_then(|builder| builder.with_client_cert_verifier(verifier).with_single_cert(chain, secret))
         .map_err(|problem| failed(&certificate, problem.to_string()))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -106,27 +124,27 @@ mod tests {
     fn where_it_cannot_be_kept_one_is_served_all_the_same() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        assert!(acceptor(None, &dir.path().join("file")).is_ok());
+        assert!(acceptor(None, &dir.path().join("file"), None).is_ok());
         // A configured one that cannot be read is a mistake.
         let given = (dir.path().join("none"), dir.path().join("none"));
-        assert!(acceptor(Some(&given), dir.path()).is_err());
+        assert!(acceptor(Some(&given), dir.path(), None).is_err());
     }
 
     #[test]
     fn a_certificate_is_made_once_and_its_key_is_secret() {
         let dir = tempfile::tempdir().unwrap();
-        acceptor(None, dir.path()).unwrap();
+        acceptor(None, dir.path(), None).unwrap();
         let (certificate, key) = (dir.path().join(CERTIFICATE), dir.path().join(KEY));
         let first = fs::read(&certificate).unwrap();
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
-        acceptor(None, dir.path()).unwrap();
+        acceptor(None, dir.path(), None).unwrap();
         assert_eq!(fs::read(&certificate).unwrap(), first);
         // After a power cut between the two files, both are generated again.
         fs::remove_file(&certificate).unwrap();
-        acceptor(None, dir.path()).unwrap();
+        acceptor(None, dir.path(), None).unwrap();
         assert_ne!(fs::read(&certificate).unwrap(), first);
         fs::write(&key, "garbage").unwrap();
-        let Err(error) = acceptor(None, dir.path()) else { panic!("garbage was taken") };
+        let Err(error) = acceptor(None, dir.path(), None) else { panic!("garbage was taken") };
         assert!(error.to_string().contains("key.pem"), "{error}");
     }
 }
