@@ -48,7 +48,7 @@ fn who_does_not_belong() {
         node.get("/v1/qstage/cluster")["problem"].as_str().unwrap().contains("set another 'node'")
     });
     assert_eq!(third.get("/v1/node/state")["state"], "UNCONFIGURED");
-    // What it is told to do is its own affair.
+    // It is upgraded alone.
     assert_eq!(third.prepare(&v2, false, false).0, 202);
     third.until("it is prepared", |node| node.state() == "PREPARED");
     assert_eq!(lab.node(1).state(), "IDLE");

@@ -291,7 +291,7 @@ impl Fleet {
         begun
     }
 
-    /// Bytes that etcd has sent to clients, and the writes that it was asked for.
+    /// Bytes that etcd has sent to clients, and the number of transactions.
     fn sent(&self) -> (u64, u64) {
         let address = self.server.url().replace("http://", "");
         let mut stream = TcpStream::connect(&address).unwrap();
