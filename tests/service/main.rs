@@ -40,5 +40,7 @@ mod rules;
 mod running;
 /// `qstage token`, and the default socket.
 mod tokens;
+/// Shares of connections and streams, by user and by address.
+mod shares;
 /// Older official clients.
 mod versions;
