@@ -10,7 +10,7 @@ use qstage::host::journal::FileJournal;
 use qstage::init::{InitSpec, init};
 use qstage::pack::{Destination, PackSpec, pack};
 use qstage::progress::{Cancel, Silent};
-use qstage::source::open_source;
+use qstage::source::{InputTimeout, open_source};
 use qstage::state::UpgradeState;
 use qstage::units::{BlockSize, MIB, Slot};
 use qstage::{Bundle, Engine, Policy, PrepareOptions, Trust, boot::BootFlag, device::Mode};
@@ -101,6 +101,7 @@ fn open(dir: &Path, version: &str) -> Result<Bundle> {
     let public = std::fs::read_to_string(dir.join("release-key.pub"))?;
     let signers = format!("release@example.org namespaces=\"qimg\" {public}");
     let trust = Trust::parse(Path::new("allowed_signers"), signers.as_bytes())?;
-    let source = open_source(&dir.join(format!("{version}.qimg")), &Cancel::default())?;
+    let source =
+        open_source(&dir.join(format!("{version}.qimg")), InputTimeout::default(), &Cancel::default())?;
     Ok(Bundle::open(source, &trust)?)
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::pack::Destination;
 use crate::progress::{Cancel, Phase, Progress};
 use crate::source::mapped::MappedFile;
-use crate::source::open_source;
+use crate::source::{InputTimeout, open_source};
 use crate::workers::{self, Abort};
 
 /// Input and options of a delta.
@@ -108,7 +108,9 @@ pub fn make(
 
 /// Opens a whole bundle in a file. The signature is checked when the delta is applied; here nothing depends on it.
 fn open(path: &Path, cancel: &Cancel) -> Result<Bundle> {
-    let bundle = Bundle::open(open_source(path, cancel)?, &Trust::dangerously_unsigned())?.whole()?;
+    let bundle =
+        Bundle::open(open_source(path, InputTimeout::default(), cancel)?, &Trust::dangerously_unsigned())?
+            .whole()?;
     if bundle.is_seekable() {
         return Ok(bundle);
     }

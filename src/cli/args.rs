@@ -15,6 +15,7 @@ use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::host::trust::TrustFile;
 use crate::progress::Progress;
+use crate::source::InputTimeout;
 use crate::source::http::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Slot};
@@ -49,9 +50,9 @@ impl ConfigArgs {
     }
 }
 
-/// `--mirror`: for verbs that read a bundle from a web server.
+/// `--mirror`, `--input-timeout`: for verbs that read a bundle from a web server or a pipe.
 #[derive(Debug, Args)]
-pub(super) struct MirrorArgs {
+pub(super) struct InputArgs {
     /// Another URL of the bundle, used if the first one fails; may be repeated
     ///
     /// With a slash at its end: a URL below which a file with the bundle's name is
@@ -60,14 +61,26 @@ pub(super) struct MirrorArgs {
     /// in any case.
     #[arg(long = "mirror", value_name = "URL")]
     mirrors: Vec<String>,
+
+    /// Longest silence of a pipe in seconds; 0: no limit [default: 300]
+    ///
+    /// For standard input and FIFOs: if no byte arrives for this time, the verb fails.
+    /// Web servers have limits of their own, see [network] in the configuration.
+    #[arg(long, value_name = "SECONDS")]
+    input_timeout: Option<u32>,
 }
 
-impl MirrorArgs {
+impl InputArgs {
     /// The network settings with these mirrors.
     pub(super) fn web(&self, settings: &Settings) -> Web {
         let mut web = settings.web.clone();
         web.mirrors.splice(..0, self.mirrors.iter().cloned());
         web
+    }
+
+    /// The limit of a pipe's silence.
+    pub(super) fn timeout(&self, settings: &Settings) -> InputTimeout {
+        self.input_timeout.map_or(settings.input_timeout, |seconds| InputTimeout(seconds.into()))
     }
 }
 

@@ -19,6 +19,7 @@ use crate::engine::Change;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 use crate::slot::Layout;
+use crate::source::InputTimeout;
 use crate::source::http::Web;
 use crate::units::size;
 use crate::units::{BlockSize, Group, MIB};
@@ -98,6 +99,7 @@ impl BenchArgs {
         let open = || {
             machine::bundle_unconfined(
                 &path,
+                InputTimeout::default(),
                 &Trust::dangerously_unsigned(),
                 &Web::default(),
                 &cancel,

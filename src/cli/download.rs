@@ -16,7 +16,7 @@ use crate::source::address::{Address, Url};
 use crate::source::allowed::{Allowed, Permitted};
 use crate::source::beside::{Asking, Wish};
 use crate::source::http::{Notice, Web};
-use crate::source::open_source;
+use crate::source::{InputTimeout, open_source};
 use crate::units::size;
 
 /// `--no-delta` and `--max-download`: for verbs that read a bundle for what runs here.
@@ -110,10 +110,10 @@ impl WholeInput {
     ///
     /// # Errors
     /// Class Io; [`Error::Argument`] for standard input.
-    pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
+    pub(super) fn open(from: &Path, timeout: InputTimeout, cancel: &Cancel) -> Result<Self> {
         let address = Address::parse(from)?;
         let source = match &address {
-            Address::File(path) => Some(open_source(path, cancel)?),
+            Address::File(path) => Some(open_source(path, timeout, cancel)?),
             Address::Web(_) => None,
             Address::Stdin => {
                 let problem = "standard input; frames are taken from any place of it".to_owned();

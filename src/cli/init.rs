@@ -114,6 +114,7 @@ impl InitArgs {
         let bundle = match &self.bundle {
             Some(from) => Some(machine::bundle_unconfined(
                 from,
+                settings.input_timeout,
                 &self.trust.open(&settings.trust, &progress)?,
                 &settings.web,
                 &cancel,

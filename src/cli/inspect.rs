@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{ConfigArgs, MirrorArgs};
+use super::args::{ConfigArgs, InputArgs};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use super::{machine, table};
@@ -34,7 +34,7 @@ pub(super) struct InspectArgs {
     pub(super) json: bool,
 
     #[command(flatten)]
-    mirrors: MirrorArgs,
+    input: InputArgs,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -50,8 +50,10 @@ impl InspectArgs {
         let format = Format::object_if(self.json);
         let progress = Arc::new(Reporter::new(format));
         // Only the network settings of the configuration are used.
-        let web = Web { front_only: true, ..self.mirrors.web(&self.config.settings()?) };
-        let bundle = machine::bundle(&self.bundle, &trust, &web, &Cancel::default(), &progress)?;
+        let settings = self.config.settings()?;
+        let web = Web { front_only: true, ..self.input.web(&settings) };
+        let timeout = self.input.timeout(&settings);
+        let bundle = machine::bundle(&self.bundle, timeout, &trust, &web, &Cancel::default(), &progress)?;
         drop(progress);
         output::result(format, &bundle.summary()?, human)
     }

@@ -21,7 +21,7 @@ use crate::selector;
 use crate::source::address::{Address, Url};
 use crate::source::allowed::{Allowed, Permitted};
 use crate::source::http::{Notice, Web};
-use crate::source::{open_source, opened_source};
+use crate::source::{InputTimeout, open_source, opened_source};
 
 /// The disk and the journal of this run.
 pub(super) struct Host {
@@ -96,20 +96,25 @@ impl OpenedInput {
     ///
     /// # Errors
     /// [`Error::BadRequest`] for what is not `allowed`; class Io.
-    pub(super) fn open_allowed(from: &Path, allowed: Option<&Allowed>, cancel: &Cancel) -> Result<Self> {
-        let Some(allowed) = allowed else { return Self::open(from, cancel) };
+    pub(super) fn open_allowed(
+        from: &Path,
+        allowed: Option<&Allowed>,
+        timeout: InputTimeout,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let Some(allowed) = allowed else { return Self::open(from, timeout, cancel) };
         match allowed.open(&from.to_string_lossy())? {
             Permitted::Web(url) => Ok(Self::Web(Address::Web(url))),
-            Permitted::File(file) => opened_source(file, from, cancel).map(Self::Open),
+            Permitted::File(file) => opened_source(file, from, timeout, cancel).map(Self::Open),
         }
     }
 
     /// Opens a path, or `-` for standard input; an http(s) URL is not contacted yet.
-    pub(super) fn open(from: &Path, cancel: &Cancel) -> Result<Self> {
+    pub(super) fn open(from: &Path, timeout: InputTimeout, cancel: &Cancel) -> Result<Self> {
         match Address::parse(from)? {
             address @ Address::Web(_) => Ok(Self::Web(address)),
-            Address::File(path) => open_source(&path, cancel).map(Self::Open),
-            Address::Stdin => open_source(Path::new("-"), cancel).map(Self::Open),
+            Address::File(path) => open_source(&path, timeout, cancel).map(Self::Open),
+            Address::Stdin => open_source(Path::new("-"), timeout, cancel).map(Self::Open),
         }
     }
 
@@ -138,12 +143,13 @@ impl OpenedInput {
 /// Opens a bundle and retains all rights: for `init` and `bench`, which make disks and measure.
 pub(super) fn bundle_unconfined(
     from: &Path,
+    timeout: InputTimeout,
     trust: &Trust,
     web: &Web,
     cancel: &Cancel,
     notice: &Notice,
 ) -> Result<Bundle> {
-    OpenedInput::open(from, cancel)?.bundle(trust, web, cancel, notice)?.whole()
+    OpenedInput::open(from, timeout, cancel)?.bundle(trust, web, cancel, notice)?.whole()
 }
 
 impl ConfinedInput {
@@ -164,12 +170,13 @@ impl ConfinedInput {
 /// Opens a bundle or delta for a verb that needs no other rights afterwards.
 pub(super) fn bundle(
     from: &Path,
+    timeout: InputTimeout,
     trust: &Trust,
     web: &Web,
     cancel: &Cancel,
     progress: &Arc<Reporter>,
 ) -> Result<Bundle> {
-    let input = OpenedInput::open(from, cancel)?.confine(Kept::default(), web, progress)?;
+    let input = OpenedInput::open(from, timeout, cancel)?.confine(Kept::default(), web, progress)?;
     input.bundle(trust, web, cancel, &notices(progress))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::answers::answers;
-use super::args::{MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::args::{InputArgs, MachineArgs, OverrideArgs, TrustArgs};
 use super::conclusion::Conclusion;
 use super::download::{DownloadArgs, ForMachine, WholeInput};
 use super::for_service::ForServiceArgs;
@@ -47,7 +47,7 @@ pub(super) struct PlanArgs {
     overrides: OverrideArgs,
 
     #[command(flatten)]
-    mirrors: MirrorArgs,
+    input: InputArgs,
 
     #[command(flatten)]
     download: DownloadArgs,
@@ -66,12 +66,14 @@ impl PlanArgs {
         let allowed = self.service.allowed(&mut settings);
         let named = self.service.name(&self.bundle)?;
         answers(&settings)?;
-        let web = Web { front_only: true, ..self.download.web(self.mirrors.web(&settings)) };
+        let web = Web { front_only: true, ..self.download.web(self.input.web(&settings)) };
+        let timeout = self.input.timeout(&settings);
         let host = Host::open_to_look(&settings)?;
         let (progress, cancel) = (Arc::new(Reporter::new(format)), Cancel::default());
         let trust = Arc::new(self.trust.open(&settings.trust, &progress)?);
-        let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &cancel)?;
-        let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &cancel)).transpose()?;
+        let input = OpenedInput::open_allowed(&named, allowed.as_ref(), timeout, &cancel)?;
+        let whole =
+            self.whole.as_deref().map(|whole| WholeInput::open(whole, timeout, &cancel)).transpose()?;
         let network = whole.as_ref().is_some_and(WholeInput::is_web);
         let kept = Kept { network, ..host.kept_to_look(&settings) };
         let input = input.confine(kept, &web, &progress)?;

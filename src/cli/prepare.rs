@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{JobsArgs, MachineArgs, MirrorArgs, OverrideArgs, TrustArgs};
+use super::args::{InputArgs, JobsArgs, MachineArgs, OverrideArgs, TrustArgs};
 use super::download::{DownloadArgs, ForMachine, WholeInput};
 use super::for_service::ForServiceArgs;
 use super::machine::{self, Host, OpenedInput};
@@ -116,7 +116,7 @@ pub(super) struct PrepareArgs {
     overrides: OverrideArgs,
 
     #[command(flatten)]
-    mirrors: MirrorArgs,
+    input: InputArgs,
 
     #[command(flatten)]
     download: DownloadArgs,
@@ -138,7 +138,8 @@ impl PrepareArgs {
         let mut settings = self.machine.settings()?;
         let allowed = self.service.allowed(&mut settings);
         let named = self.service.name(&self.bundle)?;
-        let web = self.download.web(self.mirrors.web(&settings));
+        let web = self.download.web(self.input.web(&settings));
+        let timeout = self.input.timeout(&settings);
         if self.background {
             lower_priority(self.while_stdin_open);
         }
@@ -168,8 +169,10 @@ impl PrepareArgs {
         let asked = !self.service.for_service && !self.dry_run;
         let refused = |error| if asked { engine.bundle_refused(&options.origin, error) } else { error };
         let trust = Arc::new(self.trust.open(&settings.trust, &progress).map_err(refused)?);
-        let input = OpenedInput::open_allowed(&named, allowed.as_ref(), &options.cancel).map_err(refused)?;
-        let whole = self.whole.as_deref().map(|whole| WholeInput::open(whole, &options.cancel)).transpose();
+        let input =
+            OpenedInput::open_allowed(&named, allowed.as_ref(), timeout, &options.cancel).map_err(refused)?;
+        let whole =
+            self.whole.as_deref().map(|whole| WholeInput::open(whole, timeout, &options.cancel)).transpose();
         let whole = whole.map_err(refused)?;
         let network = whole.as_ref().is_some_and(WholeInput::is_web);
         let kept = if self.dry_run { host.kept_to_look(&settings) } else { host.kept_to_change(&settings) };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{JobsArgs, MachineArgs, MirrorArgs, TrustArgs};
+use super::args::{InputArgs, JobsArgs, MachineArgs, TrustArgs};
 use super::machine::{self, Host};
 use super::output::{self, Format};
 use super::progress::Reporter;
@@ -43,7 +43,7 @@ pub(super) struct VerifyArgs {
     pub(super) json: bool,
 
     #[command(flatten)]
-    mirrors: MirrorArgs,
+    input: InputArgs,
 
     #[command(flatten)]
     trust: TrustArgs,
@@ -56,7 +56,7 @@ impl VerifyArgs {
     pub(super) fn run(&self) -> Result<()> {
         let format = Format::lines_if(self.json);
         let settings = self.machine.settings()?;
-        let web = self.mirrors.web(&settings);
+        let web = self.input.web(&settings);
         let jobs = self.jobs.jobs.or(settings.jobs);
         let cancel = machine::cancel_on_signals()?;
         let progress = Arc::new(Reporter::new(format));
@@ -83,7 +83,8 @@ impl VerifyArgs {
         // clap ensures that one of the two is given.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&from, &trust, &web, &cancel, &progress)?.whole()?;
+        let bundle = machine::bundle(&from, self.input.timeout(&settings), &trust, &web, &cancel, &progress)?
+            .whole()?;
         let report = verify(&bundle, jobs, &cancel, &progress)?;
         drop(progress);
         output::result(format, &report, |report, palette| {

@@ -18,7 +18,7 @@ use cluster::ClusterConfig;
 use network::NetworkConfig;
 use reboot::RebootConfig;
 use serde::Deserialize;
-use values::{loader, rate, sector_size, tries};
+use values::{loader, rate, seconds, sector_size, tries};
 
 pub(crate) use self::service::ServiceConfig;
 pub(crate) use self::settings::Settings;
@@ -31,6 +31,7 @@ use crate::gpt::TableMethod;
 use crate::host::files::read_trusted_text;
 use crate::host::kexec;
 use crate::host::trust::{DEFAULT_TRUST, TrustFile};
+use crate::source::InputTimeout;
 use crate::units::{BlockSize, text};
 
 /// Path of the file unless `--config` names another.
@@ -64,6 +65,8 @@ pub(crate) struct Config {
     max_rate: Option<u64>,
     #[serde(default, deserialize_with = "rate")]
     min_rate: Option<u64>,
+    #[serde(default, deserialize_with = "seconds")]
+    input_timeout: Option<u64>,
     container: Option<container::Config>,
     #[serde(default)]
     kexec: kexec::KexecConfig,
@@ -136,6 +139,7 @@ impl Config {
             jobs: self.jobs,
             max_rate: self.max_rate,
             min_rate: self.min_rate,
+            input_timeout: self.input_timeout.map_or_else(InputTimeout::default, InputTimeout),
             container: self.container,
             kexec: self.kexec,
             max_download: self.network.max_download,

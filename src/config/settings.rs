@@ -14,6 +14,7 @@ use crate::gpt::TableMethod;
 use crate::host::kexec;
 use crate::host::trust::TrustFile;
 use crate::service::cluster::awaits_verdict;
+use crate::source::InputTimeout;
 use crate::source::http::Web;
 use crate::units::{BlockSize, Slot};
 
@@ -51,6 +52,8 @@ pub(crate) struct Settings {
     pub(crate) max_rate: Option<u64>,
     /// Minimum write rate in the background in bytes per second, also while other processes wait; `None`: no minimum.
     pub(crate) min_rate: Option<u64>,
+    /// Longest silence of a pipe that a bundle is read from.
+    pub(crate) input_timeout: InputTimeout,
     /// Container of the software image; `None`: qstage does not run it.
     pub(crate) container: Option<container::Config>,
     /// Start of a slot's kernel without the boot loader.

@@ -34,8 +34,10 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
         jobs,
         max_rate,
         min_rate,
+        input_timeout,
         ..
     } = all;
+    assert_eq!(input_timeout.map(InputTimeout), Some(InputTimeout::default()));
     let (web_ca, web_insecure, service) = (all.web_ca, all.web_insecure, all.service);
     assert!(all.efivars.is_some() && all.efi_loader.is_some(), "keys whose default is the machine's");
     check_container(all.container.unwrap(), &sample);

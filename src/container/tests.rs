@@ -17,7 +17,7 @@ use crate::host::journal::{Journal, MemoryJournal};
 use crate::init::{InitSpec, init};
 use crate::pack::{Destination, PackSpec, pack};
 use crate::progress::{Cancel, Silent};
-use crate::source::open_source;
+use crate::source::{InputTimeout, open_source};
 use crate::state::SlotState;
 use crate::units::{BlockSize, Group, MIB, Slot};
 
@@ -54,7 +54,7 @@ fn disks() -> &'static Disks {
             };
             pack(&spec, Destination::New(&at("bundle")), &Silent, &Cancel::default()).unwrap();
             Bundle::open(
-                open_source(&at("bundle"), &Cancel::default()).unwrap(),
+                open_source(&at("bundle"), InputTimeout::default(), &Cancel::default()).unwrap(),
                 &Trust::dangerously_unsigned(),
             )
             .unwrap()

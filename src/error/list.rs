@@ -391,6 +391,9 @@ errors! {
         ("{payload}, frame {frame} does not read back as written (slot offset {at}); the disk is failing");
     /// Reading the bundle failed.
     Source { at: u64, source: io::Error } => Io, "SOURCE", ("reading the bundle at byte {at}: {source}");
+    /// A pipe or FIFO that the bundle is read from was silent for too long.
+    InputStalled { path: PathBuf, at: u64, seconds: u64 } => Io, "INPUT_STALLED",
+        ("{}: no data for {seconds} s at byte {at}; run it again to continue, or permit a longer silence (--input-timeout, or 'input_timeout' in the configuration)", .path.display());
     /// A file could not be written.
     Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {source}", .path.display());
 

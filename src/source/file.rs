@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,9 +17,22 @@ use crate::bundle::source::{ReadAt, ReadStopped, Source};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
+/// Longest silence of a stream (pipe, FIFO, socket, terminal) in seconds, after which a read of it fails; 0: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InputTimeout(pub u64);
+
+impl Default for InputTimeout {
+    /// Five minutes. A program that feeds a pipe may be silent for longer than a server (30 s): it asks for a passphrase, or
+    /// waits for a server itself and then tries again. But a prepare holds the lock of the disk all the time, and nobody may
+    /// be there to stop it.
+    fn default() -> Self {
+        Self(300)
+    }
+}
+
 /// Opens the bundle at `path`; `-` is standard input. A regular file, also as standard input, is read positionally; anything
-/// else is a stream whose reads end within 200 ms of a stop request.
-pub fn open_source(path: &Path, cancel: &Cancel) -> Result<Source> {
+/// else is a stream whose reads end within 200 ms of a stop request, and fail after a silence of `timeout`.
+pub fn open_source(path: &Path, timeout: InputTimeout, cancel: &Cancel) -> Result<Source> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     let file = if path == Path::new("-") {
         File::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
@@ -34,16 +47,17 @@ pub fn open_source(path: &Path, cancel: &Cancel) -> Result<Source> {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?
     };
-    opened_source(file, path, cancel)
+    opened_source(file, path, timeout, cancel)
 }
 
 /// The same for an open file; `path` is its name in errors.
-pub fn opened_source(file: File, path: &Path, cancel: &Cancel) -> Result<Source> {
+pub fn opened_source(file: File, path: &Path, timeout: InputTimeout, cancel: &Cancel) -> Result<Source> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     if file.metadata().map_err(failed)?.is_file() {
         PositionalFile::new(file).map(|file| Source::File(Arc::new(file))).map_err(failed)
     } else {
-        Ok(Source::Stream(Box::new(Polled { file, cancel: cancel.clone() })))
+        let name = if path == Path::new("-") { Path::new("standard input") } else { path };
+        Ok(Source::Stream(Box::new(Polled::new(file, name, timeout, cancel))))
     }
 }
 
@@ -145,28 +159,58 @@ impl Drop for PositionalFile {
 /// (`SA_RESTART`), and other threads cannot end it.
 struct Polled<F> {
     file: F,
+    /// Its name in errors.
+    name: PathBuf,
+    timeout: InputTimeout,
     cancel: Cancel,
+    /// Number of bytes read so far.
+    at: u64,
 }
 
 /// Duration of one wait in milliseconds.
 const STEP_MS: u16 = 100;
 
-impl<F: AsFd + Read> Read for Polled<F> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if self.cancel.requested() {
-                return Err(io::Error::other(ReadStopped));
-            }
+impl<F: AsFd + Read> Polled<F> {
+    fn new(file: F, name: &Path, timeout: InputTimeout, cancel: &Cancel) -> Self {
+        Self { file, name: name.to_owned(), timeout, cancel: cancel.clone(), at: 0 }
+    }
+
+    /// Waits until there is something to read, or the end.
+    ///
+    /// The silence is counted in waits, not by a clock: a process that was stopped (SIGSTOP, or a suspended machine) has not
+    /// listened, and neither has one whose slow disk kept it from reading.
+    fn wait(&self) -> io::Result<()> {
+        let limit = self.timeout.0.saturating_mul(1000);
+        let mut silent = 0;
+        while !self.cancel.requested() {
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
             // A FIFO without a writer so far is not at its end: poll waits, read would return 0.
             match poll(&mut fds, PollTimeout::from(STEP_MS)) {
-                Ok(0) | Err(Errno::EINTR) => continue,
-                Ok(_) => {}
+                Ok(0) => silent += u64::from(STEP_MS),
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
+            if limit > 0 && silent >= limit {
+                let (path, at, seconds) = (self.name.clone(), self.at, self.timeout.0);
+                return Err(io::Error::other(Error::InputStalled { path, at, seconds }));
+            }
+        }
+        Err(io::Error::other(ReadStopped))
+    }
+}
+
+impl<F: AsFd + Read> Read for Polled<F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.wait()?;
             match self.file.read(buf) {
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                other => return other,
+                Ok(len) => {
+                    self.at = self.at.saturating_add(len as u64);
+                    return Ok(len);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -200,7 +244,7 @@ mod tests {
     fn a_blocked_read_ends_soon_after_the_request() {
         let (reader, mut writer) = io::pipe().unwrap();
         let cancel = Cancel::default();
-        let mut stream = Polled { file: reader, cancel: cancel.clone() };
+        let mut stream = Polled::new(reader, Path::new("x"), InputTimeout(0), &cancel);
         writer.write_all(b"ab").unwrap();
         let mut buf = [0; 2];
         stream.read_exact(&mut buf).unwrap();
@@ -220,11 +264,36 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_falls_silent_ends_and_one_that_is_slow_does_not() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let mut stream = Polled::new(reader, Path::new("x"), InputTimeout(1), &Cancel::default());
+        let slow = std::thread::spawn(move || {
+            for _ in 0..3 {
+                writer.write_all(b"ab").unwrap();
+                std::thread::sleep(Duration::from_millis(600));
+            }
+            writer
+        });
+        let mut buf = [0; 6];
+        stream.read_exact(&mut buf).unwrap();
+        let writer = slow.join().unwrap();
+        let begun = Instant::now();
+        let error = stream.read(&mut buf).unwrap_err();
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+        let error = read_failed("manifest.json", 6, error);
+        assert_eq!(error.code(), "UPGRADE_ERROR_INPUT_STALLED");
+        assert!(error.to_string().starts_with("x: no data for 1 s at byte 6; "), "{error}");
+        drop(writer);
+        assert_eq!(stream.read(&mut buf).unwrap(), 0, "its end is not silence");
+    }
+
+    #[test]
     fn a_fifo_waits_for_its_writer_and_ends_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let Source::Stream(mut stream) = open_source(&path, &Cancel::default()).unwrap() else {
+        let Source::Stream(mut stream) = open_source(&path, InputTimeout(0), &Cancel::default()).unwrap()
+        else {
             panic!("a FIFO cannot be read positionally")
         };
         let writer = std::thread::spawn(move || {
@@ -241,7 +310,9 @@ mod tests {
     fn a_file_that_is_no_bundle_is_named() {
         let dir = tempfile::tempdir().unwrap();
         for (path, word) in [(dir.path().to_owned(), "directory"), (dir.path().join("none"), "none")] {
-            let Err(error) = open_source(&path, &Cancel::default()) else { panic!("opened {path:?}") };
+            let Err(error) = open_source(&path, InputTimeout(0), &Cancel::default()) else {
+                panic!("opened {path:?}")
+            };
             assert!(error.to_string().contains(word), "{error}");
         }
     }

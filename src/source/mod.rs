@@ -9,4 +9,4 @@ mod file;
 pub mod http;
 pub mod mapped;
 
-pub use file::{drop_from_cache, open_source, opened_source};
+pub use file::{InputTimeout, drop_from_cache, open_source, opened_source};

@@ -31,6 +31,8 @@ mod output;
 mod process;
 /// `qstage-select`, the boot-time selector.
 mod select;
+/// Pipes that fall silent.
+mod silence;
 /// Bundles of software without a platform.
 mod software_only;
 /// Untrusted text: nothing in it acts on a terminal.

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use qstage::bundle::source::{Source, read_failed};
 use qstage::host::signals::cancel_on_signals;
 use qstage::progress::Cancel;
-use qstage::source::open_source;
+use qstage::source::{InputTimeout, open_source};
 
 const MIB: u64 = 1 << 20;
 
@@ -48,7 +48,7 @@ fn said(lines: &mut impl BufRead) -> String {
 fn child_reads_stdin() {
     let cancel = Cancel::default();
     cancel_on_signals(&cancel).unwrap();
-    match open_source(Path::new("-"), &cancel).unwrap() {
+    match open_source(Path::new("-"), InputTimeout::default(), &cancel).unwrap() {
         Source::File(file) => println!("child: file of {}", file.len()),
         Source::Stream(mut stream) | Source::Sized(mut stream, _) => {
             println!("child: stream");
@@ -105,7 +105,9 @@ fn standard_input_is_seekable_where_it_can_be() {
 
 /// Reads all of `path` as workers do, a frame each, and gives the most that was cached meanwhile.
 fn read_by_four(path: &Path, frame: u64, done: bool) -> u64 {
-    let Source::File(source) = open_source(path, &Cancel::default()).unwrap() else { panic!("not a file") };
+    let Source::File(source) = open_source(path, InputTimeout::default(), &Cancel::default()).unwrap() else {
+        panic!("not a file")
+    };
     let (next, most) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -140,7 +142,7 @@ fn a_bundle_does_not_fill_the_page_cache() {
     // Dirty pages cannot be dropped.
     File::open(&path).unwrap().sync_all().unwrap();
     assert!(cached(&path) > 60 * MIB, "the premise: writing has cached it");
-    drop(open_source(&path, &Cancel::default()).unwrap());
+    drop(open_source(&path, InputTimeout::default(), &Cancel::default()).unwrap());
     assert_eq!(cached(&path), 0, "what nobody reads any more is dropped at the end");
     for frame in [MIB, 300_001, 4096 + 1] {
         let most = read_by_four(&path, frame, true);

@@ -17,7 +17,7 @@ use crate::init::{InitSpec, init};
 use crate::pack::{Destination, PackSpec, pack};
 use crate::progress::{Cancel, Silent};
 use crate::slot::{Content, Layout, Mark, Record, Verdict};
-use crate::source::open_source;
+use crate::source::{InputTimeout, open_source};
 use crate::state::{KnownBy, RunningSlot, SlotState};
 use crate::units::{Blake3, BlockSize, Group, MIB, Slot};
 
@@ -86,7 +86,8 @@ pub(super) struct Fixtures {
 
 impl Fixtures {
     pub(super) fn bundle(&self, version: &str) -> Bundle {
-        let source = open_source(&self.dir.path().join(version), &Cancel::default()).unwrap();
+        let source =
+            open_source(&self.dir.path().join(version), InputTimeout::default(), &Cancel::default()).unwrap();
         Bundle::open(source, &Trust::dangerously_unsigned()).unwrap()
     }
 
