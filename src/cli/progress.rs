@@ -2,7 +2,7 @@
 //! line at intervals.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,6 +14,7 @@ use super::pace::{Figures, Meter, Pace};
 use super::terminal;
 use crate::device::watch::{PendingTransfer, silent};
 use crate::progress::{Phase, Progress};
+use crate::sandbox;
 use crate::units::size;
 use crate::workers;
 
@@ -79,7 +80,15 @@ impl Reporter {
         let (start, view) = (Instant::now(), Arc::new(Mutex::new(View::new(kind))));
         let watched = Arc::downgrade(&view);
         // A thread that hangs in the kernel cannot report it. If no thread can be started, there is no report.
-        let _ = workers::spawn("watching the device", move || watch_device(&watched, start));
+        // It exists before the rights of the process are dropped, so it drops its own; and no byte of a bundle is read before.
+        let (dropped, are_dropped) = mpsc::channel::<()>();
+        let watch = move || {
+            let entered = sandbox::enter_thread();
+            drop(dropped);
+            entered.map(|()| watch_device(&watched, start))
+        };
+        let _ = workers::spawn("watching the device", watch);
+        let _ = are_dropped.recv();
         Self { start, view }
     }
 

@@ -8,8 +8,8 @@
 //! | seccomp(2) | the list in `calls`: no programs, no processes, sockets only for a URL | Linux 3.17; x86-64, ARM64, RISC-V |
 //! | capabilities(7) | none, except for the few that [`enter`] explains | |
 //!
-//! It applies to the calling thread and the threads that it starts. So it is entered before other relevant threads exist: a
-//! thread that already exists retains its files and capabilities. An upgrade also works on a kernel without landlock: the
+//! It applies to the calling thread and the threads that it starts. A thread that already exists retains its files and
+//! capabilities, so such a one drops them itself ([`enter_thread`]). An upgrade also works on a kernel without landlock: the
 //! other layers apply, and [`Confined::missing`] reports the missing one.
 
 mod calls;
@@ -97,6 +97,16 @@ pub fn enter(kept: &Kept) -> Result<Confined> {
     drop_capabilities(capabilities).map_err(failed("capabilities"))?;
     missing.extend(calls::restrict(kept.network).map_err(failed("system calls"))?);
     Ok(Confined { missing })
+}
+
+/// Drops all rights to files and all capabilities of the calling thread, for one that needs none of them and is started before
+/// [`enter`], which does not reach it. Its system calls are restricted there.
+///
+/// # Errors
+/// The kernel supports a layer, and refused it.
+pub fn enter_thread() -> io::Result<()> {
+    files::restrict(&Kept::default())?;
+    drop_capabilities(CapabilitySet::empty())
 }
 
 fn drop_capabilities(kept: CapabilitySet) -> io::Result<()> {

@@ -105,3 +105,41 @@ fn a_signal_ends_the_wait_within_a_second() {
     assert_eq!(ended(plan).code, None);
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
+
+/// What a bundle could exploit has no rights any more when its first byte comes: no capability, no system calls but its own, and
+/// no file but those that it has open or writes.
+#[test]
+fn rights_are_given_up_before_the_first_byte() {
+    let bench = Bench::installed();
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/x.qimg", deaf.local_addr().unwrap());
+    for from in ["-", &url] {
+        for verb in ["prepare", "plan", "verify", "inspect"] {
+            let mut running = bench.start(&[verb, from], Stdio::piped());
+            let tasks = format!("/proc/{}/task", running.id());
+            let begun = Instant::now();
+            let confined = |status: &str| {
+                let is = |name: &str, value: &str| {
+                    status
+                        .lines()
+                        .any(|line| line.split_once(":\t").is_some_and(|found| found == (name, value)))
+                };
+                let none = "0000000000000000";
+                is("Seccomp", "2") && is("NoNewPrivs", "1") && is("CapEff", none) && is("CapPrm", none)
+            };
+            // It waits: each of its threads.
+            loop {
+                let all: Vec<String> = fs::read_dir(&tasks)
+                    .unwrap()
+                    .filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok())
+                    .collect();
+                if all.iter().all(|status| confined(status)) {
+                    break;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(10), "{verb} {from}: {all:#?}");
+                assert!(running.child().try_wait().unwrap().is_none(), "{verb} {from} has ended");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
