@@ -28,7 +28,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -139,11 +139,17 @@ pub fn serve(service: Service, access: &Listener) -> Result<()> {
     let built = std::panic::catch_unwind(build);
     let refused = |_| Err(io::Error::other("the system has none to give"));
     let runtime = built.unwrap_or_else(refused).map_err(failed)?;
-    let result = runtime.block_on(run(Arc::new(service), access));
-    // A thread that waits for a dead disk must not keep the service from ending.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    let ending = runtime.block_on(run(Arc::new(service), access));
+    // A thread may be writing the history; but one that waits for a dead disk must not keep the service from ending.
+    let left = ending.as_ref().map_or(Duration::ZERO, |begun| ENDING.saturating_sub(begun.elapsed()));
+    runtime.shutdown_timeout(left.max(LAST_WRITES));
+    ending.map(drop)
 }
+
+/// Longest orderly end, from the signal on, unless a switch is under way: together with [`LAST_WRITES`] a second.
+const ENDING: Duration = Duration::from_millis(900);
+/// Time that threads get at the end in any case, to write what they have begun.
+const LAST_WRITES: Duration = Duration::from_millis(100);
 
 /// What an error calls the threads of this module.
 const NAME: &str = "the service";
@@ -169,14 +175,15 @@ fn check_threads(count: usize) -> Result<()> {
         let _ = thread.join();
     }
     // The kernel counts a thread for a moment after it was joined.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while running() > before && begun.elapsed() < Duration::from_secs(1) {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
 
-async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
+/// Serves; returns when the end was requested, once all that it started has ended.
+async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
     let gate = http::auth::Authentication::new(access.tokens.clone(), access.insecure_no_auth)?;
     if access.insecure_no_auth {
         tracing::warn!(
@@ -217,13 +224,15 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<()> {
         // starts it again.
         ended = &mut owner => return Err(lost(ended)),
     }
+    let begun = Instant::now();
     notify_manager(notify::State::Stopping);
     tracing::info!("ending");
     // First new orders are refused, then the running work is stopped; only after that the process ends.
     listeners.abort();
     let _ = stop.send(());
     let _ = owner.await;
-    Ok(())
+    owner::process::all_ended(ENDING.saturating_sub(begun.elapsed())).await;
+    Ok(begun)
 }
 
 /// Raises the limit of open files to the permitted maximum: each connection takes one, and the usual limit of 1024 is lower

@@ -21,6 +21,28 @@ pub struct Asked {
 /// Behaviour of a server: its response to a request for its file.
 pub type Manners = dyn Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync;
 
+/// An address that takes no connection: its queue is full, so that the kernel drops what asks for one.
+pub struct Full {
+    _listener: TcpListener,
+    _queue: Vec<TcpStream>,
+    /// Without a slash at its end.
+    pub url: String,
+}
+
+impl Full {
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            assert!(queue.len() < 50);
+            queue.push(stream);
+        }
+        Self { _listener: listener, _queue: queue, url: format!("http://{address}") }
+    }
+}
+
 /// A server of one file on loopback, until it is dropped. Each connection serves one request.
 pub struct Server {
     pub url: String,

@@ -180,9 +180,8 @@ fn a_silent_server_holds_nothing() {
     let begun = Instant::now();
     let children = server.children();
     server.end();
-    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     let _ = asked.join();
-    std::thread::sleep(Duration::from_millis(200));
     assert!(children.iter().all(|pid| !crate::harness::server::alive(*pid)), "a process is left");
 }
 

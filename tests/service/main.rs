@@ -18,6 +18,8 @@ mod contract;
 mod crash;
 /// The OpenAPI document agrees with what is served.
 mod document;
+/// The orderly end, by SIGTERM.
+mod ending;
 /// A failed release stays visible after the fallback.
 mod fallback;
 /// The lock of a FleetLock server around a reboot.
@@ -38,9 +40,9 @@ mod page;
 mod rules;
 /// What is shown as running, and which error.
 mod running;
-/// `qstage token`, and the default socket.
-mod tokens;
 /// Shares of connections and streams, by user and by address.
 mod shares;
+/// `qstage token`, and the default socket.
+mod tokens;
 /// Older official clients.
 mod versions;

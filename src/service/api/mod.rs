@@ -270,7 +270,8 @@ impl Api {
         audit::path(path);
         let _place = turn(&self.looks, "bundles").await?;
         self.check_path(path).await?;
-        let planned = worker::plan(&self.service.arguments, path, overrides).await?;
+        let planned = worker::plan(&self.service.arguments, path, overrides);
+        let planned = self.owner.unless_ended("plan", planned).await?;
         audit::digest(&planned.manifest);
         Ok(planned)
     }
@@ -288,7 +289,7 @@ impl Api {
             Ok(begun)
         };
         tokio::select! {
-            begun = begin => begun,
+            begun = self.owner.unless_ended("prepare", begin) => begun,
             () = cancelled => Err(Error::Cancelled),
         }
     }

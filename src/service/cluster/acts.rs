@@ -163,7 +163,8 @@ impl Actor {
             Overrides { compatibility: order.overridden, retry: order.retry || again, replace: true };
         self.runtime.block_on(async {
             let path = order.install_path.as_str();
-            let (planned, begun) = self.begin(order, overrides).await?;
+            let begin = self.begin(order, overrides);
+            let (planned, begun) = self.owner.unless_ended("prepare", begin).await?;
             let settings = UpgradeSettings::found(path, planned.target_version.clone(), planned.upgrade_type);
             let mut shown = self.owner.shown.clone();
             self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;

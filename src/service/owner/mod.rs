@@ -14,7 +14,7 @@
 //! | [`upgrade`] | the states and their transitions; pure |
 //! | `order` | how handlers reach the task |
 //! | `store`, `waiting_period` | the state that survives the process; the time in which no new upgrade may begin |
-//! | [`worker`], [`disk`], `blocking` | processes that read bundles; the engine, on threads of its own |
+//! | [`worker`], `process`, [`disk`], `blocking` | processes that read bundles; the engine, on threads of its own |
 //! | [`hooks`], [`software`] | actions after a commit: a reboot, the swap of the container |
 //! | `look`, `after`, `stop` | parts of the task: looks at the disk, long work, the end of a prepare |
 
@@ -29,6 +29,7 @@ pub mod disk;
 pub mod hooks;
 mod look;
 pub(super) mod order;
+pub(super) mod process;
 pub mod software;
 mod stop;
 pub(super) mod store;
@@ -193,8 +194,9 @@ impl Owner {
         self.orders.close();
         self.finish_all().await;
         self.stop(Error::ServiceEnded { doing: "prepare".to_owned() });
+        let deadline = tokio::time::Instant::now() + stop::ENDING;
         while self.child.is_some() {
-            match tokio::time::timeout(stop::LIMIT, self.reports.1.recv()).await {
+            match tokio::time::timeout_at(deadline, self.reports.1.recv()).await {
                 Ok(Some(report)) => self.report(report).await,
                 Ok(None) => break,
                 Err(_) => {

@@ -70,6 +70,22 @@ impl Handle {
         answered.await.map_err(lost)?
     }
 
+    /// Does `work`, unless the service ends meanwhile; then `work` is dropped.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::ServiceEnded`].
+    pub(in crate::service) async fn unless_ended<T>(
+        &self,
+        doing: &str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            // The owner takes no order any more.
+            () = self.orders.closed() => Err(Error::ServiceEnded { doing: doing.to_owned() }),
+        }
+    }
+
     /// The current snapshot.
     pub(in crate::service) fn snapshot(&self) -> Arc<ServiceSnapshot> {
         Arc::clone(&self.shown.borrow())

@@ -13,6 +13,10 @@ use crate::service::owner::{Owner, blocking};
 /// Longest wait for a prepare that a device blocks.
 pub(super) const LIMIT: Duration = Duration::from_millis(2500);
 
+/// The same when the service ends, all in all: longer than the grace period, and less than a second together with the rest. The
+/// kernel kills a process that is still there with the service.
+pub(super) const ENDING: Duration = Duration::from_millis(800);
+
 impl Owner {
     /// Requests the end of the child; [`report`](Self::report) is called at its end.
     pub(super) fn stop(&mut self, why: Error) {

@@ -23,8 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::{Class, Error, Result};
-use crate::host::load;
 use crate::progress::Phase;
+use crate::service::owner::process::Process;
 use crate::service::owner::upgrade::Failure;
 use crate::source::address;
 use crate::state::UpgradeType;
@@ -133,35 +133,40 @@ pub(in crate::service) async fn plan(
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let run = async {
         let mut child = command.spawn()?;
-        let _open = name(&mut child, path).await?;
-        child.wait_with_output().await
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let mut process = Process::new(child);
+        let _open = name(stdin, path).await;
+        let mut printed = Vec::new();
+        if let Some(mut stdout) = stdout {
+            stdout.read_to_end(&mut printed).await?;
+        }
+        Ok((process.wait().await?, printed))
     };
-    let output = tokio::time::timeout(PLAN_LIMIT, run)
+    let (status, printed) = tokio::time::timeout(PLAN_LIMIT, run)
         .await
         .map_err(|_| died(format!("took longer than {} s", PLAN_LIMIT.as_secs())))?
-        .map_err(|error| died(format!("cannot be started: {error}")))?;
+        .map_err(|error: io::Error| died(format!("cannot be started: {error}")))?;
     // A plan with obstacles is a report as well: the caller decides which of them hold.
-    let reported =
-        [0, Class::Refused.exit_code()].map(i32::from).contains(&output.status.code().unwrap_or(-1));
-    let parsed = serde_json::from_slice(&output.stdout);
+    let reported = [0, Class::Refused.exit_code()].map(i32::from).contains(&status.code().unwrap_or(-1));
+    let parsed = serde_json::from_slice(&printed);
     if let Ok(Line::Error(failure)) = parsed {
         return Err(Error::remote(&failure.code, &failure.message));
     }
     if reported {
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+        let report: serde_json::Value = serde_json::from_slice(&printed)
             .map_err(|problem| died(format!("printed no report: {problem}")))?;
         let mut planned = Planned::deserialize(&report).map_err(|problem| died(problem.to_string()))?;
         planned.report = report;
         return Ok(planned);
     }
-    Err(died(ended(output.status)))
+    Err(died(ended(status)))
 }
 
 /// A prepare that has planned its bundle and waits for permission to continue. The drop ends it. It has the bundle open:
 /// the planned bundle is the one that is prepared, even if the path has another by then, and a URL is fetched once.
 #[derive(Debug)]
 pub(in crate::service) struct Begun {
-    child: Child,
+    process: Process,
     /// The process ends when this is closed.
     lifeline: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
@@ -192,10 +197,12 @@ pub(in crate::service) async fn begin(
     let failed = |problem: String| Error::Worker { what: "preparing".to_owned(), problem };
     let unstarted = |error: io::Error| failed(format!("cannot be started: {error}"));
     let mut child = fork(command).await.map_err(unstarted)?;
-    let said = tokio::spawn(last_words(child.stderr.take()));
-    let lifeline = name(&mut child, path).await.map_err(unstarted)?;
-    let stdout = child.stdout.take().ok_or_else(|| failed("has no output".to_owned()))?;
-    let mut begun = Begun { child, lifeline, lines: BufReader::new(stdout).lines(), said };
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let process = Process::new(child);
+    let said = tokio::spawn(last_words(stderr));
+    let lifeline = name(stdin, path).await;
+    let stdout = stdout.ok_or_else(|| failed("has no output".to_owned()))?;
+    let mut begun = Begun { process, lifeline, lines: BufReader::new(stdout).lines(), said };
     let late = |_| failed(format!("looking at the bundle took longer than {} s", PLAN_LIMIT.as_secs()));
     let planned = tokio::time::timeout(PLAN_LIMIT, begun.planned()).await.map_err(late)??;
     Ok((planned, begun))
@@ -216,7 +223,7 @@ impl Begun {
 
     /// How the process ended, with the end of its standard error.
     async fn end(&mut self) -> String {
-        let problem = match self.child.wait().await {
+        let problem = match self.process.wait().await {
             Ok(status) => ended(status),
             Err(error) => format!("is lost: {error}"),
         };
@@ -240,14 +247,13 @@ impl Begun {
 
 /// Passes the name of the bundle by standard input, since every user can read the arguments of a process. The returned end
 /// keeps that open.
-async fn name(child: &mut Child, path: &str) -> io::Result<Option<ChildStdin>> {
-    let mut stdin = child.stdin.take();
+async fn name(mut stdin: Option<ChildStdin>, path: &str) -> Option<ChildStdin> {
     if let Some(stdin) = &mut stdin {
         // If the process is gone already, its end gives the reason.
         let _ = stdin.write_all(&[path.as_bytes(), b"\0"].concat()).await;
         let _ = stdin.flush().await;
     }
-    Ok(stdin)
+    stdin
 }
 
 /// Starts a process from the thread for that; the process ends with the thread.
@@ -305,11 +311,11 @@ async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports
             },
             _ = &mut stopped, if !asked => {
                 asked = true;
-                terminate(&begun.child);
+                begun.process.terminate();
                 deadline.as_mut().reset(tokio::time::Instant::now() + GRACE_PERIOD);
             }
             () = &mut deadline, if asked => {
-                let _ = begun.child.start_kill();
+                begun.process.kill();
                 deadline.as_mut().reset(tokio::time::Instant::now() + GRACE_PERIOD);
             }
         }
@@ -318,16 +324,6 @@ async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports
     let outcome = outcome
         .unwrap_or_else(|| Err(Failure::from(&Error::Worker { what: "preparing".to_owned(), problem })));
     let _ = reports.send(Report::Done(outcome)).await;
-}
-
-fn terminate(child: &Child) {
-    use nix::sys::signal::{Signal, kill};
-    // The process was not reaped yet, so the number is still its own.
-    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
-        // A stopped process has to run in order to end.
-        load::raise(pid);
-        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
-    }
 }
 
 /// The end of a process's standard error. All of it is read, so that the process never waits.

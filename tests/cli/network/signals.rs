@@ -1,26 +1,12 @@
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::machine::Bench;
-use crate::harness::web::{Server, partial, status};
-
-/// An address that takes no connection: its queue is full, so that the kernel drops what asks for one.
-fn full() -> (TcpListener, Vec<TcpStream>, String) {
-    use std::os::fd::AsRawFd;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    rustix::net::listen(&listener, 0).unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut queue = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-        assert!(stream.as_raw_fd() >= 0 && queue.len() < 50);
-        queue.push(stream);
-    }
-    (listener, queue, format!("http://{address}/x.qimg"))
-}
+use crate::harness::web::{Full, Server, partial, status};
 
 /// A signal ends a transfer within a second, whatever it is that is waited for.
 #[test]
@@ -28,7 +14,8 @@ fn a_signal_ends_each_phase_within_a_second() {
     let bench = Bench::installed();
     let file = || std::fs::read(bench.path("v2.qimg")).unwrap();
     let long = Duration::from_secs(60);
-    let (_listener, _queue, connect) = full();
+    let full = Full::new();
+    let connect = format!("{}/x.qimg", full.url);
     // A handshake of TLS without an answer.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let tls = format!("https://{}/x.qimg", deaf.local_addr().unwrap());
