@@ -5,6 +5,7 @@
 use crate::harness::machine;
 
 mod bundles;
+mod changed;
 mod coverage;
 mod deltas;
 mod devices;
