@@ -1,9 +1,11 @@
 //! The manual: one page per subject, the same text as in `src/manual/*.md`.
 //!
-//! Start with [`verbs`] and [`configuration`]; [`safety`] argues why an upgrade cannot destroy the old system.
+//! Start with [`appliance`], which builds one; then [`verbs`] and [`configuration`]. [`safety`] argues why an upgrade cannot destroy the old system.
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the pages link to each other as files")]
 
+#[doc = include_str!("appliance.md")]
+pub mod appliance {}
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 #[doc = include_str!("boot.md")]
