@@ -1,6 +1,7 @@
 //! The manual: one page per subject, the same text as in `src/manual/*.md`.
 //!
-//! Start with [`appliance`], which builds one; then [`verbs`] and [`configuration`]. [`safety`] argues why an upgrade cannot destroy the old system.
+//! Start with [`appliance`], which builds one, or with [`coming_from`] if you know another updater; then [`verbs`] and
+//! [`configuration`]. [`safety`] argues why an upgrade cannot destroy the old system.
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the pages link to each other as files")]
 
@@ -12,6 +13,8 @@ pub mod architecture {}
 pub mod boot {}
 #[doc = include_str!("cluster.md")]
 pub mod cluster {}
+#[doc = include_str!("coming_from.md")]
+pub mod coming_from {}
 #[doc = include_str!("configuration.md")]
 pub mod configuration {}
 #[doc = include_str!("containers.md")]
