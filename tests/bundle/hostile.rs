@@ -338,10 +338,11 @@ fn attacks_are_refused_in_bounded_memory() {
 #[test]
 fn the_fuzz_targets_hold_on_their_corpus() {
     type Run = fn(&[u8]);
-    let targets: [(&str, Run); 5] = [
+    let targets: [(&str, Run); 6] = [
         ("bundle", fuzz::bundle),
         ("manifest", fuzz::manifest),
         ("index", fuzz::index),
+        ("delta", fuzz::delta),
         ("gpt", fuzz::gpt),
         ("record", fuzz::record),
     ];
@@ -398,6 +399,7 @@ fn seeds(dir: &Path) {
     write("manifest/sound", &part("manifest.json"));
     let sizes = [[0xff, 0x1f, 0, 0], [0xff, 0x0f, 0, 0], [0; 4]].concat();
     write("index/sound", &[sizes, part("index.bin")].concat());
+    write("delta/sound", &recipes());
     // A mode byte in front: which checksums are made right.
     let mut spec = tables::Spec::slots(512, 48, 20, 2);
     (spec.count, spec.first_usable) = (8, 4);
@@ -407,6 +409,20 @@ fn seeds(dir: &Path) {
     let image = tapes[1].0.memory.snapshot();
     write("record/sound", &[&[7], &image[image.len() - 16384..]].concat());
     write("record/torn", &[&[1], &[0; 8192][..], &torn()].concat());
+}
+
+/// `delta.bin` for the bundle of the seeds, after magic and hash: five frames, one of each kind.
+fn recipes() -> Vec<u8> {
+    let base = |size: u64| [&[0; 4], &size.to_le_bytes()[..], &[u8::from(size > 0); 32]].concat();
+    let entry = |kind: u8, packed: u32, ranges: &[(u64, u32)]| {
+        let ranges = ranges.iter().flat_map(|(at, len)| [&at.to_le_bytes()[..], &len.to_le_bytes()].concat());
+        let ranges: Vec<u8> = ranges.collect();
+        [&[kind, (ranges.len() / 12) as u8, 0, 0], &packed.to_le_bytes()[..], &ranges].concat()
+    };
+    let bases = [base(20_000), base(0), base(0)].concat();
+    let platform =
+        [entry(3, 9, &[(0, 500), (600, 700)]), entry(2, 0, &[(77, 4096)]), entry(1, 0, &[])].concat();
+    [bases, platform, entry(3, 20, &[]), entry(4, 0, &[])].concat()
 }
 
 /// A footer that says torn.

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use qstage::boot::Slots;
+use qstage::bundle::delta::{Delta, PREFIX_FRAMES, RANGES_MAX};
 use qstage::bundle::index::Index;
 use qstage::bundle::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Payload};
 use qstage::bundle::{Bundle, Kind, ManifestFields, Source, Trust, verify};
@@ -79,6 +80,34 @@ pub fn index(data: &[u8]) {
         for (number, payload) in claims.payloads.iter().enumerate() {
             let sum: u64 = (0..payload.frames()).map(|f| u64::from(index.entry(number, f).compressed)).sum();
             assert_eq!(index.compressed_size(number, payload), sum);
+        }
+    }
+}
+
+/// `delta.bin` of a release of three payloads, after its first 40 bytes: what is accepted names no range beyond its base, and
+/// no more of them than fits.
+pub fn delta(data: &[u8]) {
+    let sound = include_bytes!("../../../fixtures/corpus/bundle/sound").to_vec();
+    let source = Source::File(Arc::new(sound));
+    let bundle = Bundle::open(source, &Trust::dangerously_unsigned()).expect("it is sound");
+    let release = bundle.release();
+    let mut bytes = b"qdelta\0\x01".to_vec();
+    bytes.extend_from_slice(blake3::hash(release.manifest.bytes()).as_bytes());
+    bytes.extend_from_slice(data);
+    for (number, payload) in release.manifest.payloads.iter().enumerate() {
+        let at = 40 + 44 * number;
+        if at + 4 <= bytes.len() {
+            put_u32(&mut bytes, at, payload.frame_size);
+        }
+    }
+    let Ok(delta) = Delta::parse(bytes, release) else { return };
+    for (number, payload) in release.manifest.payloads.iter().enumerate() {
+        let base = delta.base(number).map_or(0, |base| base.size);
+        for frame in release.frames(number) {
+            let recipe = delta.recipe(&frame);
+            assert!(recipe.ranges().count() <= RANGES_MAX);
+            assert!(recipe.ranges().all(|range| range.at.0 <= base && range.len <= base - range.at.0));
+            assert!(recipe.base_len() <= PREFIX_FRAMES * u64::from(payload.frame_size));
         }
     }
 }
