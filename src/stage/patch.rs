@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::base::{BaseSlot, STEP};
 use super::download::Download;
 use crate::bundle::Bundle;
-use crate::bundle::delta::{Delta, FrameKind, Recipe, patch};
+use crate::bundle::delta::{Delta, FrameKind, Recipe, rebuild};
 use crate::bundle::frame::{Frame, FrameDecoder};
 use crate::bundle::pick::Whole;
 use crate::device::AlignedBuf;
@@ -88,25 +88,24 @@ impl<'a> Patcher<'a> {
         out: &mut [u8],
     ) -> Result<()> {
         let recipe = self.delta.recipe(frame);
-        let len = frame.len();
-        match recipe.kind {
-            FrameKind::Zero => out.fill(0),
-            FrameKind::InPlace | FrameKind::Copy => {
-                self.read(frame, &recipe, scratch)?;
-                match (out.get_mut(..len), scratch.prefix.get(..len)) {
-                    (Some(out), Some(from)) => out.copy_from_slice(from),
-                    _ => return Err(missing(frame, "the base has fewer bytes".to_owned())),
-                }
-                self.copied.fetch_add(len as u64, Ordering::Relaxed);
-            }
-            FrameKind::Patch => {
-                self.read(frame, &recipe, scratch)?;
-                patch(frame, &scratch.prefix, packed, out)?;
-                self.patched.fetch_add(len as u64, Ordering::Relaxed);
-            }
-            FrameKind::Bundle => return Err(missing(frame, "it was left out".to_owned())),
+        if recipe.kind == FrameKind::Bundle {
+            return Err(missing(frame, "it was left out".to_owned()));
+        }
+        self.read(frame, &recipe, scratch)?;
+        rebuild(recipe.kind, frame, &scratch.prefix, packed, out)?;
+        if let Some(made) = self.counter(recipe.kind) {
+            made.fetch_add(frame.len() as u64, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Where frames of a kind are counted.
+    fn counter(&self, kind: FrameKind) -> Option<&AtomicU64> {
+        match kind {
+            FrameKind::InPlace | FrameKind::Copy => Some(&self.copied),
+            FrameKind::Patch | FrameKind::Aligned => Some(&self.patched),
+            FrameKind::Zero | FrameKind::Bundle => None,
+        }
     }
 
     /// Reads the ranges of the recipe into the prefix, one after the other.
@@ -156,11 +155,7 @@ impl<'a> Patcher<'a> {
                 None => missing(frame, sentence(&problem)),
             });
         };
-        let counted = match recipe.kind {
-            FrameKind::InPlace | FrameKind::Copy => Some(&self.copied),
-            FrameKind::Patch => Some(&self.patched),
-            FrameKind::Zero | FrameKind::Bundle => None,
-        };
+        let counted = self.counter(recipe.kind);
         // A recipe that gave bytes was counted, although they were wrong.
         if let (Some(counted), Error::FrameDigest { .. }) = (counted, &problem) {
             counted.fetch_sub(frame.len() as u64, Ordering::Relaxed);

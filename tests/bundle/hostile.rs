@@ -338,11 +338,12 @@ fn attacks_are_refused_in_bounded_memory() {
 #[test]
 fn the_fuzz_targets_hold_on_their_corpus() {
     type Run = fn(&[u8]);
-    let targets: [(&str, Run); 6] = [
+    let targets: [(&str, Run); 7] = [
         ("bundle", fuzz::bundle),
         ("manifest", fuzz::manifest),
         ("index", fuzz::index),
         ("delta", fuzz::delta),
+        ("aligned", fuzz::aligned),
         ("gpt", fuzz::gpt),
         ("record", fuzz::record),
     ];
@@ -400,6 +401,12 @@ fn seeds(dir: &Path) {
     let sizes = [[0xff, 0x1f, 0, 0], [0xff, 0x0f, 0, 0], [0; 4]].concat();
     write("index/sound", &[sizes, part("index.bin")].concat());
     write("delta/sound", &recipes());
+    // A literal, a copy with one changed byte, literals to the end.
+    let literals = vec![b'x'; 4096 - 5];
+    write(
+        "aligned/sound",
+        &[&[3, 0, 2, 0, 1, 0, 1, 0][..], &[1, 5, 4], &[1, 3], &[1], &[1], &literals].concat(),
+    );
     // A mode byte in front: which checksums are made right.
     let mut spec = tables::Spec::slots(512, 48, 20, 2);
     (spec.count, spec.first_usable) = (8, 4);

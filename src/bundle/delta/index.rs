@@ -42,7 +42,7 @@ pub(super) struct Match {
 }
 
 impl Match {
-    const fn end(&self) -> usize {
+    pub(super) const fn end(&self) -> usize {
         self.at + self.len
     }
 

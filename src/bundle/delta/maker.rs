@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
 
+use super::align;
 use super::index::{BaseIndex, Match};
 use super::parse::{push_entry, push_payload};
 use super::ranges::{self, RangeLimits};
@@ -75,8 +76,8 @@ impl Tally {
                 FrameKind::Zero => &mut self.zero,
                 FrameKind::InPlace => &mut self.in_place,
                 FrameKind::Copy => &mut self.copied,
-                FrameKind::Patch if recipe.base_len() > 0 => &mut self.patched,
-                FrameKind::Patch => &mut self.plain,
+                FrameKind::Patch | FrameKind::Aligned if recipe.base_len() > 0 => &mut self.patched,
+                FrameKind::Patch | FrameKind::Aligned => &mut self.plain,
                 FrameKind::Bundle => &mut self.from_bundle,
             };
             *count += 1;
@@ -219,9 +220,14 @@ impl Maker<'_> {
             let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
             let prefix: Vec<u8> =
                 ranges.iter().filter_map(|range| slice(bytes, *range)).flatten().copied().collect();
-            let packed = compress(frame, &prefix, self.options.level)?;
+            let (mut kind, mut packed) = (FrameKind::Patch, compress(frame, &prefix, self.options.level)?);
+            let matches = align::in_prefix(&matches, &ranges);
+            let aligned = align::encode(frame, &prefix, &matches, self.options.level)?;
+            if let Some(aligned) = aligned.filter(|aligned| aligned.len() < packed.len()) {
+                (kind, packed) = (FrameKind::Aligned, aligned);
+            }
             if packed.len() + ranges.len() * super::RANGE_LEN < compressed.len() {
-                return Ok(Piece { kind: FrameKind::Patch, ranges, packed, len: at.len });
+                return Ok(Piece { kind, ranges, packed, len: at.len });
             }
         }
         if self.options.lean {
@@ -243,7 +249,7 @@ fn moved(matches: &[Match]) -> Option<u64> {
 }
 
 /// Compresses to one zstd frame with a raw prefix. It has no checksum: the index has a better one.
-fn compress(frame: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
+pub(super) fn compress(frame: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
     let failed = |code| Error::Internal { what: format!("zstd: {}", get_error_name(code)) };
     let mut context =
         CCtx::try_create().ok_or_else(|| Error::Internal { what: "zstd: no memory".to_owned() })?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::bundle::delta::tests::{bundle, noise};
-use crate::bundle::delta::{MEMBER, patch};
+use crate::bundle::delta::{MEMBER, rebuild};
 use crate::bundle::writer::{write_front, write_members};
 use crate::bundle::{Source, Trust};
 use crate::progress::Silent;
@@ -58,12 +58,7 @@ fn applied(opened: &Bundle, old: &[u8]) -> Result<Vec<u8>> {
         let ranges: Option<Vec<_>> = recipe.ranges().map(|range| slice(old, range)).collect();
         let prefix = ranges.ok_or_else(short)?.concat();
         let mut buffer = vec![0; claim.len()];
-        match recipe.kind {
-            FrameKind::Zero => {}
-            FrameKind::InPlace | FrameKind::Copy => buffer.copy_from_slice(&prefix),
-            FrameKind::Patch => patch(&claim, &prefix, &packed, &mut buffer)?,
-            FrameKind::Bundle => return Err(claim.malformed("it is left to the bundle".to_owned())),
-        }
+        rebuild(recipe.kind, &claim, &prefix, &packed, &mut buffer)?;
         claim.verify(&mut buffer)?;
         image.extend_from_slice(&buffer);
     }

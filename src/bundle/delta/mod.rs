@@ -24,17 +24,20 @@
 //! | 2 | what the base has at another offset | one, as long as the frame | none |
 //! | 3 | a zstd frame, compressed with the ranges, one after the other, as its raw prefix (`ZSTD_CCtx_refPrefix`); without ranges an ordinary one | 0 to 16, ascending, without overlap, at most 2 frames in all | up to `ZSTD_COMPRESSBOUND` |
 //! | 4 | to be taken from the bundle | none | none |
-//! | others | reserved (5: streams aligned as bsdiff does); treated as 4 | as 3 | as 3 |
+//! | 5 | copies from the ranges with small changes, as bsdiff makes them: streams, see the module `aligned` | as 3 | as 3 |
+//! | others | reserved; treated as 4 | as 3 | as 3 |
 //!
 //! All fields are bounded and checked by [`Delta::parse`] before a byte of a base or of a member is read.
 
+mod align;
+mod aligned;
 mod decoder;
 mod index;
 mod maker;
 mod parse;
 mod ranges;
 
-pub use decoder::patch;
+pub use decoder::rebuild;
 pub use maker::{Base, Options, Tally, make};
 pub use parse::{BaseRef, Delta, FrameKind, Recipe};
 

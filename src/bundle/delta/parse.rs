@@ -26,6 +26,8 @@ pub enum FrameKind {
     Patch,
     /// It is taken from the bundle; so is a frame of a kind that only a later version knows.
     Bundle,
+    /// It is copied from ranges of the base, with small changes.
+    Aligned,
 }
 
 /// Image that a delta starts from.
@@ -66,7 +68,7 @@ impl Recipe<'_> {
     /// Ranges of the base that it is made of, in order, within the base.
     pub fn ranges(&self) -> impl Iterator<Item = Extent> {
         let in_place = (self.kind == FrameKind::InPlace).then_some(self.in_place);
-        let needed = matches!(self.kind, FrameKind::Copy | FrameKind::Patch);
+        let needed = matches!(self.kind, FrameKind::Copy | FrameKind::Patch | FrameKind::Aligned);
         let named = self.ranges.chunks_exact(RANGE_LEN).filter(move |_| needed);
         in_place.into_iter().chain(named.map(range))
     }
@@ -190,6 +192,7 @@ const fn kind(byte: u8) -> FrameKind {
         1 => FrameKind::InPlace,
         2 => FrameKind::Copy,
         3 => FrameKind::Patch,
+        5 => FrameKind::Aligned,
         _ => FrameKind::Bundle,
     }
 }
@@ -230,7 +233,7 @@ fn entry_len(bytes: &[u8], frame: &Frame<'_>, base: Option<BaseRef>) -> Result<u
         (1, 0, 0) => at + len <= base,
         (2, 1, 0) => total == len,
         (4, 0, 0) => true,
-        (3, _, 1..) | (5.., ..) => packed as usize <= compress_bound(frame.len()),
+        (3 | 5, _, 1..) | (6.., ..) => packed as usize <= compress_bound(frame.len()),
         _ => false,
     };
     if fits {

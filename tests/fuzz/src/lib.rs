@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use qstage::boot::Slots;
-use qstage::bundle::delta::{Delta, PREFIX_FRAMES, RANGES_MAX};
+use qstage::bundle::delta::{Delta, FrameKind, PREFIX_FRAMES, RANGES_MAX, rebuild};
 use qstage::bundle::index::Index;
 use qstage::bundle::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Payload};
 use qstage::bundle::{Bundle, Kind, ManifestFields, Source, Trust, verify};
@@ -110,6 +110,37 @@ pub fn delta(data: &[u8]) {
             assert!(recipe.base_len() <= PREFIX_FRAMES * u64::from(payload.frame_size));
         }
     }
+}
+
+/// The streams of an aligned frame, after the lengths of the first four (2 bytes each): whatever they are, an error or a frame of
+/// the right length comes of it. They are wrapped as zstd frames here, which mutations would seldom hit.
+pub fn aligned(data: &[u8]) {
+    let Some((lengths, mut rest)) = data.split_at_checked(8) else { return };
+    let sound = include_bytes!("../../../fixtures/corpus/bundle/sound").to_vec();
+    let bundle =
+        Bundle::open(Source::File(Arc::new(sound)), &Trust::dangerously_unsigned()).expect("it is sound");
+    let frame = bundle.release().frame(0, 0);
+    let (mut packed, mut parts) = (Vec::new(), Vec::new());
+    for length in
+        lengths.chunks_exact(2).map(|two| usize::from(two[0]) | usize::from(two[1]) << 8).chain([usize::MAX])
+    {
+        let (stream, after) = rest.split_at(length.min(rest.len()));
+        rest = after;
+        // One segment, its size in 4 bytes, one raw block.
+        let stream = &stream[..stream.len().min(128 << 10)];
+        let block = ((stream.len() as u32) << 3 | 1).to_le_bytes();
+        let header =
+            [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &(stream.len() as u32).to_le_bytes(), &block[..3]].concat();
+        if packed.len() < 16 {
+            packed.extend_from_slice(&((header.len() + stream.len()) as u32).to_le_bytes());
+        }
+        parts.extend_from_slice(&header);
+        parts.extend_from_slice(stream);
+    }
+    packed.extend_from_slice(&parts);
+    let prefix: Vec<u8> = (0..=255).cycle().take(2 * frame.len()).collect();
+    let mut out = vec![0; frame.len()];
+    let _ = rebuild(FrameKind::Aligned, &frame, &prefix, &packed, &mut out);
 }
 
 fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
