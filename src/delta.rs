@@ -30,8 +30,8 @@ pub struct DeltaSpec {
     pub old: PathBuf,
     /// Bundle of the new release.
     pub new: PathBuf,
-    /// zstd level.
-    pub level: i32,
+    /// zstd level; see [`Options::level`].
+    pub level: Option<i32>,
     /// Whether frames that no base makes smaller are left out; see [`Options::lean`].
     pub lean: bool,
     /// Whether a delta that saves little is made, too.

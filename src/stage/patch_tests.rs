@@ -105,7 +105,7 @@ impl Case {
         let running = slot();
         staged(&before, None, &running).unwrap();
         let bases = [Some(delta::Base { image: &old, of: BaseRef::of(&old) })];
-        let options = Options { level: 9, lean: false, jobs: NonZeroUsize::new(1) };
+        let options = Options { level: Some(9), lean: false, jobs: NonZeroUsize::new(1) };
         let mut members = Cursor::new(Vec::new());
         let head = delta::make(&whole, &bases, options, &mut members, &Cancel::default(), &Silent).unwrap();
         let (mut bytes, manifest) = (Vec::new(), whole.manifest());

@@ -241,6 +241,7 @@ const PURE: &[&str] = &[
 const IMPURE: Allowed = &[
     ("bundle/delta/index.rs", "runs workers"),
     ("bundle/delta/maker.rs", "runs workers, writes a delta"),
+    ("bundle/delta/survey.rs", "runs workers"),
     ("bundle/feed.rs", "hands frames of a source to workers"),
     ("bundle/pick.rs", "one worker opens the bundle and the others wait for it"),
     ("bundle/reader.rs", "reads a source"),

@@ -8,6 +8,7 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::survey::Wanted;
 use crate::bundle::writer::Image;
 use crate::error::Result;
 use crate::workers::{self, Abort, Queue};
@@ -18,9 +19,11 @@ const WINDOW: usize = 32;
 /// Bits by which each byte shifts the hash.
 const SHIFT: usize = 64 / WINDOW;
 /// One hash in `2^SAMPLE_BITS` is a sample, as long as the base is not larger than [`LARGE`].
-const SAMPLE_BITS: u32 = 6;
+pub(super) const SAMPLE_BITS: u32 = 6;
 /// Size of a base in bytes above which samples become rarer, so that the table stays at 240 MiB.
 const LARGE: u64 = 2 << 30;
+/// Number of samples that the table has room for.
+pub(super) const ENTRIES: u64 = LARGE >> SAMPLE_BITS;
 /// Bytes of the base that a worker hashes at a time.
 const PIECE: usize = 4 << 20;
 /// Number of pieces whose samples may wait for those of an earlier one.
@@ -69,17 +72,25 @@ pub(super) struct BaseIndex<'a> {
 }
 
 impl<'a> BaseIndex<'a> {
-    /// Indexes the samples of `image`, hashed by `jobs` workers. Their number does not change the result: of equal
-    /// samples the first counts.
+    /// Indexes the samples of `image`, all or those that are `wanted`, hashed by `jobs` workers. Their number does not change
+    /// the result: of equal samples the first counts.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted).
-    pub(super) fn new(image: &'a dyn Image, jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<Self> {
+    pub(super) fn new(
+        image: &'a dyn Image,
+        wanted: Option<&Wanted>,
+        jobs: NonZeroUsize,
+        abort: &Abort<'_>,
+    ) -> Result<Self> {
         let base = image.bytes();
         let larger = (base.len() as u64).div_ceil(LARGE).next_power_of_two().trailing_zeros();
-        let bits = SAMPLE_BITS + larger;
-        // A quarter more entries than random bytes have samples, so that searches end soon.
-        let entries = (base.len() >> bits) / 4 * 5 + 64;
+        let all = SAMPLE_BITS + larger;
+        let (bits, count) = wanted.map_or((all, base.len() >> all), |w| (w.bits, w.count() as usize));
+        // As many again pass the filter by chance. A quarter more entries than random bytes have samples, so that searches
+        // end soon.
+        let count = if wanted.is_some() { 2 * count } else { count };
+        let entries = count / 4 * 5 + 64;
         let index = Self { base, bits, low: vec![FREE; entries], high: vec![[0; 2]; entries] };
         let pieces = base.len().div_ceil(PIECE);
         let (next, queue) = (AtomicUsize::new(0), Queue::new(index, AHEAD));
@@ -99,8 +110,12 @@ impl<'a> BaseIndex<'a> {
                 }
                 // A window that reaches into the next piece belongs to this one.
                 let (from, to) = (piece * PIECE, ((piece + 1) * PIECE + WINDOW - 1).min(base.len()));
-                let mut found = Vec::with_capacity((to - from) >> bits);
-                samples(&base[from..to], bits, |hash, at| found.push((hash, at)));
+                let mut found = Vec::new();
+                samples(&base[from..to], bits, |hash, at| {
+                    if wanted.is_none_or(|wanted| wanted.has(hash)) {
+                        found.push((hash, at));
+                    }
+                });
                 queue.put(piece as u64, (from, found), abort, insert)?;
             }
         })?;
@@ -181,7 +196,7 @@ fn equal<'b>(one: impl Iterator<Item = &'b u8>, other: impl Iterator<Item = &'b 
 
 /// Reports hash and place of the windows whose hash begins with `bits` zero bits. Of a run of equal hashes, such as a
 /// run of one byte has, only the first is reported.
-fn samples(bytes: &[u8], bits: u32, mut found: impl FnMut(u64, usize)) {
+pub(super) fn samples(bytes: &[u8], bits: u32, mut found: impl FnMut(u64, usize)) {
     let (mut hash, mut last) = (0_u64, 0);
     for (end, byte) in bytes.iter().enumerate() {
         hash = (hash << SHIFT).wrapping_add(GEAR[usize::from(*byte)]);

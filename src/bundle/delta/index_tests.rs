@@ -7,7 +7,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 fn index(base: &dyn Image) -> BaseIndex<'_> {
     let cancel = Cancel::default();
-    BaseIndex::new(base, workers::at_least_one(3), &Abort::new(&cancel, "testing")).unwrap()
+    BaseIndex::new(base, None, workers::at_least_one(3), &Abort::new(&cancel, "testing")).unwrap()
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn the_table_is_the_same_on_any_number_of_workers() {
     let cancel = Cancel::default();
     let with = |jobs| {
         let abort = Abort::new(&cancel, "testing");
-        BaseIndex::new(&base, workers::at_least_one(jobs), &abort).unwrap()
+        BaseIndex::new(&base, None, workers::at_least_one(jobs), &abort).unwrap()
     };
     let (one, four) = (with(1), with(4));
     assert!(one.low == four.low && one.high == four.high);

@@ -9,8 +9,9 @@ use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
 
 use super::align;
 use super::index::{BaseIndex, Match};
-use super::parse::{push_entry, push_payload};
+use super::parse::{push_entry, push_payload, slice};
 use super::ranges::{self, RangeLimits};
+use super::survey::Survey;
 use super::{BaseRef, Delta, FrameKind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
 use crate::bundle::archive::{self, BLOCK, END_LEN};
 use crate::bundle::feed::Feed;
@@ -30,6 +31,13 @@ const WAITING_MAX: usize = 64 << 20;
 /// the kernel maps 64 KiB around each of them.
 const RELEASE_EVERY: u64 = 4 << 20;
 
+/// zstd level where nothing is said about it.
+const LEVEL: i32 = 9;
+/// The same where little changed: each frame takes ten times as long.
+const LEVEL_OF_LITTLE: i32 = 19;
+/// Bytes that are not in place up to which little changed.
+const LITTLE: u64 = 64 << 20;
+
 /// Image that the delta of a payload starts from.
 pub struct Base<'a> {
     /// Its bytes. Pages that are not needed for now are released again and again, so that a mapped image takes little
@@ -42,8 +50,8 @@ pub struct Base<'a> {
 /// Options of making a delta.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// zstd level.
-    pub level: i32,
+    /// zstd level; `None`: 19 for a payload of which at most 64 MiB are not in place, else 9.
+    pub level: Option<i32>,
     /// Whether frames that no base makes smaller are left out, so that the delta is of use only beside the bundle.
     pub lean: bool,
     /// Number of workers; `None`: as many as are useful.
@@ -155,7 +163,8 @@ impl Maker<'_> {
     fn payload<W: Write + Send>(&self, payload: &Payload, head: &mut Vec<u8>, out: &mut W) -> Result<u64> {
         let abort = Abort::new(self.cancel, "making a delta");
         let jobs = self.options.jobs.unwrap_or_else(workers::default_jobs);
-        let index = self.base.map(|base| BaseIndex::new(base.image, jobs, &abort)).transpose()?;
+        let index = self.base.map(|base| self.index(base, jobs, &abort)).transpose()?;
+        let index = index.as_ref().map(|(index, level)| (index, *level));
         let feed = Feed::new(self.bundle, |other| std::ptr::eq(other, payload));
         let ahead = (WAITING_MAX / payload.frame_size as usize).max(jobs.get()) as u64;
         let queue = Queue::new((head, out, 0), ahead);
@@ -172,13 +181,26 @@ impl Maker<'_> {
             while let Some(claim) = feed.claim(&mut compressed, &abort)? {
                 feed.load(&claim, &mut compressed)?;
                 let frame = decoder.decode(&claim, &compressed, buffer)?;
-                let piece = self.frame(&frame, claim.extent(), &compressed, index.as_ref())?;
+                let piece = self.frame(&frame, claim.extent(), &compressed, index)?;
                 self.release(piece.len);
                 queue.put(claim.ordinal, piece, &abort, append)?;
             }
             Ok(())
         })?;
         Ok(queue.into_inner().2)
+    }
+
+    /// Index of the base, and the zstd level.
+    fn index<'b>(
+        &self,
+        base: &'b Base<'_>,
+        jobs: NonZeroUsize,
+        abort: &Abort<'_>,
+    ) -> Result<(BaseIndex<'b>, i32)> {
+        let survey = Survey::of(self.bundle, self.number, base, jobs, abort)?;
+        let level = if survey.changed <= LITTLE { LEVEL_OF_LITTLE } else { LEVEL };
+        let index = BaseIndex::new(base.image, survey.wanted.as_ref(), jobs, abort)?;
+        Ok((index, self.options.level.unwrap_or(level)))
     }
 
     /// Counts a frame of `len` bytes as made, and releases the pages of the base from time to time. Other workers may be
@@ -196,13 +218,13 @@ impl Maker<'_> {
         frame: &[u8],
         at: Extent,
         compressed: &[u8],
-        index: Option<&BaseIndex<'_>>,
+        index: Option<(&BaseIndex<'_>, i32)>,
     ) -> Result<Piece> {
         let had = |kind, ranges| Piece { kind, ranges, packed: Vec::new(), len: at.len };
         if is_zero(frame) {
             return Ok(had(FrameKind::Zero, Vec::new()));
         }
-        if let (Some(base), Some(index)) = (self.base, index) {
+        if let (Some(base), Some((index, level))) = (self.base, index) {
             let bytes = base.image.bytes();
             let has = |from: u64| slice(bytes, Extent { at: ByteOffset(from), len: at.len }) == Some(frame);
             if has(at.at.0) {
@@ -220,9 +242,9 @@ impl Maker<'_> {
             let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
             let prefix: Vec<u8> =
                 ranges.iter().filter_map(|range| slice(bytes, *range)).flatten().copied().collect();
-            let (mut kind, mut packed) = (FrameKind::Patch, compress(frame, &prefix, self.options.level)?);
+            let (mut kind, mut packed) = (FrameKind::Patch, compress(frame, &prefix, level)?);
             let matches = align::in_prefix(&matches, &ranges);
-            let aligned = align::encode(frame, &prefix, &matches, self.options.level)?;
+            let aligned = align::encode(frame, &prefix, &matches, level)?;
             if let Some(aligned) = aligned.filter(|aligned| aligned.len() < packed.len()) {
                 (kind, packed) = (FrameKind::Aligned, aligned);
             }
@@ -235,11 +257,6 @@ impl Maker<'_> {
         }
         Ok(Piece { kind: FrameKind::Patch, ranges: Vec::new(), packed: compressed.to_vec(), len: at.len })
     }
-}
-
-fn slice(bytes: &[u8], range: Extent) -> Option<&[u8]> {
-    let from = usize::try_from(range.at.0).ok()?;
-    bytes.get(from..from.checked_add(range.len as usize)?)
 }
 
 /// Offset in the base at which the whole frame would begin, by the longest match; `None` if there is none.

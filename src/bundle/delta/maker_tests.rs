@@ -34,7 +34,7 @@ fn pair() -> (Vec<u8>, Vec<u8>) {
 fn made(bundle: &Bundle, old: &[u8], jobs: usize, lean: bool) -> Vec<u8> {
     let (image, jobs_of) = (old.to_vec(), NonZeroUsize::new(jobs));
     let of = BaseRef::of(&image);
-    let options = Options { level: 9, lean, jobs: jobs_of };
+    let options = Options { level: Some(9), lean, jobs: jobs_of };
     let mut members = Cursor::new(Vec::new());
     let bases = [Some(Base { image: &image, of })];
     let head = make(bundle, &bases, options, &mut members, &Cancel::default(), &Silent).unwrap();
@@ -106,7 +106,7 @@ fn a_lean_delta_leaves_out_what_is_new() {
 fn without_a_base_it_is_the_bundle_again() {
     let (_, new) = pair();
     let bundle = bundle(&new, FRAME);
-    let options = Options { level: 9, lean: false, jobs: None };
+    let options = Options { level: Some(9), lean: false, jobs: None };
     let mut members = Cursor::new(Vec::new());
     let head = make(&bundle, &[None], options, &mut members, &Cancel::default(), &Silent).unwrap();
     let delta = Delta::parse(head, bundle.release()).unwrap();
@@ -179,11 +179,12 @@ fn the_memory_of_the_base_is_released_on_the_way() {
     assert_eq!(released(), 3, "while it is hashed");
     let cancel = Cancel::default();
     let jobs = workers::at_least_one(2);
-    let index = BaseIndex::new(&base, jobs, &Abort::new(&cancel, "")).unwrap();
+    let index = BaseIndex::new(&base, None, jobs, &Abort::new(&cancel, "")).unwrap();
     assert_eq!(released(), 3, "while it is sampled");
     drop(index);
-    let options = Options { level: 1, lean: false, jobs: Some(jobs) };
+    let options = Options { level: Some(1), lean: false, jobs: Some(jobs) };
     let bases = [Some(Base { image: &base, of })];
     make(&bundle, &bases, options, &mut Cursor::new(Vec::new()), &cancel, &Silent).unwrap();
-    assert_eq!(released(), 3 + 3, "while frames are made");
+    let frames = base.0.len() as u64 / u64::from(FRAME);
+    assert_eq!(released(), frames + 3 + 3, "while frames are compared, sampled and made");
 }

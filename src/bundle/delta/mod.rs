@@ -36,6 +36,7 @@ mod index;
 mod maker;
 mod parse;
 mod ranges;
+mod survey;
 
 pub use decoder::rebuild;
 pub use maker::{Base, Options, Tally, make};

@@ -83,6 +83,12 @@ fn range(bytes: &[u8]) -> Extent {
     Extent { at: ByteOffset(u64_at(bytes, 0)), len: u64::from(u32_at(bytes, 8)) }
 }
 
+/// A range of a base in memory; `None` if the base has fewer bytes.
+pub(super) fn slice(bytes: &[u8], range: Extent) -> Option<&[u8]> {
+    let from = usize::try_from(range.at.0).ok()?;
+    bytes.get(from..from.checked_add(usize::try_from(range.len).ok()?)?)
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut value = [0; 4];
     value.copy_from_slice(&bytes[at..at + 4]);
