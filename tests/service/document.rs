@@ -118,7 +118,8 @@ fn every_endpoint_answers_as_the_document_says() {
             check(&document, schema, body, &format!("body of {at}"));
         }
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let (status, text) = server.try_call(method, &path.replace("{node_id}", "1").replace("{digest}", "0"), &body).unwrap();
+        let (status, text) =
+            server.try_call(method, &path.replace("{node_id}", "1").replace("{digest}", "0"), &body).unwrap();
         assert_eq!(status, expected, "{at}: {text}");
         let responses = &operation["responses"];
         let response = responses.get(status.to_string()).unwrap_or(&responses["default"]);
