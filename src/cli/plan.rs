@@ -118,6 +118,7 @@ fn human(report: &PlanReport, palette: Palette) -> String {
         ("upgrade", kind),
         ("needs", report.needs_platform.clone().unwrap_or_default()),
         ("switch", report.switch_method.clone()),
+        ("trial", report.trial.clone().unwrap_or_default()),
     ]);
     for open in report.container_open.iter().flatten() {
         text += &format!("{} {open}\n", palette.warn("Open to the container:"));
@@ -176,6 +177,7 @@ mod tests {
             ],
             transfer_bytes: None,
             switch_method: "second array".into(),
+            trial: Some("one boot".into()),
             manifest: crate::units::Blake3([0; 32]),
             already_prepared: false,
             blocked_by: Vec::new(),
@@ -187,6 +189,7 @@ mod tests {
              to       1.1\n\
              upgrade  platform: reboot into slot b\n\
              switch   second array\n\
+             trial    one boot\n\
              \n\
              PAYLOAD   VERSION      SIZE  TARGET\n\
              platform  1.1      64.0 MiB  platform_b\n\

@@ -11,6 +11,7 @@ use clap::Args;
 use super::args::{MachineArgs, TrustArgs};
 use super::outlet;
 use super::verbose::level;
+use crate::boot::BootFlag;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::fleet::{FleetLock, LockedReboot};
@@ -130,6 +131,11 @@ impl ServeArgs {
             .with_writer(|| LogLines)
             .log_internal_errors(false)
             .try_init();
+        if settings.boot_flag == BootFlag::Legacy {
+            tracing::warn!(
+                "boot_flag 'legacy': the boot loader has no trials, and this service starts none by kexec. What it commits boots until it is rolled back; 'qstage commit --trial kexec' on the machine itself makes a trial"
+            );
+        }
         service::serve(service, &access)
     }
 }

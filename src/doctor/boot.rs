@@ -92,6 +92,9 @@ fn legacy(places: &Places) -> Vec<Finding> {
     if !places.has_program("kexec") {
         let message = "kexec is not installed: 'qstage commit --trial kexec' is the only trial under boot_flag 'legacy'";
         findings.push(Finding::warning("fallback", message, "apt install kexec-tools"));
+    } else {
+        let message = "boot_flag 'legacy': 'qstage commit --trial kexec' on this machine makes a trial; a commit over the service has none";
+        findings.push(Finding::good("fallback", message));
     }
     findings
 }

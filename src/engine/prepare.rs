@@ -7,7 +7,8 @@ use super::checks::{CheckedUpgrade, is_prepared};
 use super::delta::{check_download, exceeded};
 use super::transition::{self, Change, Effect, Transition};
 use super::view::View;
-use super::{Engine, PrepareOptions};
+use super::{Engine, Policy, PrepareOptions};
+use crate::boot::BootFlag;
 use crate::bundle::Bundle;
 use crate::bundle::manifest::largest_frame;
 use crate::bundle::pick::Whole;
@@ -19,7 +20,7 @@ use crate::host::load::throttle::Throttle;
 use crate::host::{Access, DiskLock};
 use crate::progress::{Cancel, Phase, Progress, Silent};
 use crate::stage::{self, StageOutcome, expected_bytes};
-use crate::state::{AppliedDelta, PlanReport, PlannedPayload, PrepareReport, UpgradeObstacle};
+use crate::state::{AppliedDelta, PlanReport, PlannedPayload, PrepareReport, UpgradeObstacle, UpgradeType};
 use crate::units::{Group, Slot, size};
 use crate::workers;
 
@@ -77,6 +78,7 @@ impl Engine<'_> {
             payloads: payloads.collect(),
             transfer_bytes: counted.then(|| expected_bytes(bundle, &groups, sources.as_ref())),
             switch_method: self.switch_method(&view)?,
+            trial: (upgrade.kind == UpgradeType::SoftwareAndPlatform).then(|| trial(&self.policy)),
             manifest: manifest.digest(),
             already_prepared: is_prepared(&view, &upgrade, manifest.bytes()),
             blocked_by: obstacles
@@ -267,6 +269,18 @@ impl Engine<'_> {
             }
         }
         Ok(Some(bytes))
+    }
+}
+
+/// The trial that a new platform gets.
+fn trial(policy: &Policy) -> String {
+    match policy.boot_flag {
+        BootFlag::Priority => format!("{} boots; then the old slot boots again", policy.tries),
+        BootFlag::Efi => "one boot; then the old slot boots again".to_owned(),
+        BootFlag::Legacy => {
+            "none by the boot loader; 'qstage commit --trial kexec' on the machine itself makes one"
+                .to_owned()
+        }
     }
 }
 

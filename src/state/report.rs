@@ -191,6 +191,9 @@ pub struct PlanReport {
     pub transfer_bytes: Option<u64>,
     /// How the switch will be written.
     pub switch_method: String,
+    /// The trial of the new platform, for people; `None`: the platform stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<String>,
     /// BLAKE3 of the bundle's `manifest.json`: `prepare --manifest` accepts no other bundle.
     pub manifest: Blake3,
     /// Whether the same bundle is already prepared.

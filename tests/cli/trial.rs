@@ -236,3 +236,19 @@ fn a_trial_by_kexec_is_for_one_flag_and_a_real_disk() {
     assert!(text.contains("platform_b"), "{text}");
     assert_eq!(bench.hash(), before, "nothing is written before the kernel is loaded");
 }
+
+/// Whoever plans sees what becomes of a release that does not start, before it is committed.
+#[test]
+fn a_plan_says_which_trial_there_is() {
+    let bench = Bench::installed();
+    let plan = |flag: &str| {
+        let args = ["plan", "v2.qimg", "--booted", "a", "--boot-flag", flag];
+        let human = bench.at(&args).good();
+        let json = bench.at(&[&args[..], &["--json"]].concat()).plan();
+        let trial = json["trial"].as_str().unwrap().to_owned();
+        assert!(human.contains(&trial), "{human}");
+        trial
+    };
+    assert_eq!(plan("priority"), "3 boots; then the old slot boots again");
+    assert!(plan("legacy").starts_with("none by the boot loader; 'qstage commit --trial kexec' "));
+}

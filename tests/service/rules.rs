@@ -343,3 +343,16 @@ server.serve_forever()
         assert!(code == Some(10) && said.contains("not https"), "to where everybody can look: {said}");
     }
 }
+
+/// Where the loader has no trials the service has none either: it may not start kernels. It says so before an upgrade needs one.
+#[test]
+fn by_the_legacy_flag_the_service_says_that_it_has_no_trials() {
+    let bench = Bench::new(None);
+    let server = bench.serve_with(&["--booted", "a", "--boot-flag", "legacy"]);
+    let log = server.log();
+    assert!(log.lines().any(|line| line.contains("WARN") && line.contains("--trial kexec")), "{log}");
+    let plan = server.post("/v1/qstage/plan", &json!({"image_path": bench.text("v2.qimg")}));
+    assert!(plan.1["trial"].as_str().unwrap().starts_with("none by the boot loader"), "{plan:?}");
+    drop(server);
+    assert!(!bench.serve().log().contains("kexec"));
+}
