@@ -429,6 +429,40 @@ fn signatures_are_added_and_keys_rotated() {
     bench.config(&format!("trust = \"{}\"\n", bench.text("new_signers")));
     bench.at(&["prepare", "v2.qimg"]).bad("UNTRUSTED");
     bench.at(&["prepare", "both.qimg"]).good();
+    // As many different keys as are demanded, and which they are.
+    bench.trust("two_signers", &["key", "new"]);
+    bench.config(&format!("trust = \"{}\"\nthreshold = 2\n", bench.text("two_signers")));
+    bench.at(&["prepare", "v2.qimg"]).bad("TOO_FEW_SIGNERS");
+    bench.at(&["prepare", "both.qimg"]).good();
+    let summary = bench.run(&["inspect", "both.qimg", "--json", "--trust", "two_signers"]).json();
+    let signed: Vec<&str> =
+        summary["signatures"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(signed.len() == 2 && signed[0] != signed[1], "{summary}");
+    assert_eq!(summary["signed_by"].as_str().unwrap().matches("SHA256:").count(), 2, "{summary}");
+    let human = bench.run(&["inspect", "both.qimg"]).good();
+    assert!(signed.iter().all(|key| human.contains(key)), "{human}");
+}
+
+/// Whoever plans an upgrade of a container sees what it can reach.
+#[test]
+fn a_plan_says_what_is_open_to_the_container() {
+    let bench = Bench::installed_with_software();
+    let plan = |more: &str| {
+        bench.config(&format!("[container]\ncommand = [\"/app\"]\n{more}"));
+        let plan = bench.at(&["plan", "s2.qimg", "--json", "--booted", "a"]).plan();
+        let human = bench.at(&["plan", "s2.qimg", "--booted", "a"]).out;
+        (plan["container_open"].to_string(), human)
+    };
+    let (closed, human) = plan("users = \"private\"\n");
+    assert_eq!(closed, "[]");
+    assert!(!human.contains("Open to the container"), "{human}");
+    let (open, human) = plan("users = \"host\"\nnetwork = \"host\"\ncapabilities = [\"CAP_SYS_ADMIN\"]\n");
+    for what in ["users: ", "network: ", "capabilities: "] {
+        assert!(
+            open.contains(what) && human.contains(&format!("Open to the container: {what}")),
+            "{open} {human}"
+        );
+    }
 }
 
 /// For development only, and never quietly.
