@@ -169,6 +169,24 @@ fn bench_peers_explains_itself_and_knows_its_peers() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no such peer: 'nobody'"));
 }
 
+#[test]
+fn bench_delta_explains_itself_and_knows_its_pairs() {
+    let run = |args: &[&str]| Command::new(script("scripts/bench-delta")).args(args).output().unwrap();
+    let help = run(&["--help"]);
+    assert!(help.status.success(), "{}", String::from_utf8_lossy(&help.stderr));
+    let text = String::from_utf8(help.stdout).unwrap();
+    for word in ["--size", "--pairs", "--apply", "in-place", "squashfs", "xdelta3", "bsdiff", "casync"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    for (args, name) in
+        [(["--pairs", "one,none"], "pair: 'none'"), (["--peers", "nobody"], "method: 'nobody'")]
+    {
+        let refused = run(&args);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(name));
+    }
+}
+
 /// Runs a small comparison in `dir`; what it measured, or what it said when it failed.
 fn compare(dir: &Path, binary: &Path) -> Result<serde_json::Value, String> {
     let output = bench_peers()
