@@ -1,16 +1,17 @@
 //! `qstage delta`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::args::JobsArgs;
 use super::destination::BundleOutput;
 use super::machine;
-use super::output::{Format, Palette};
+use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::delta::{self, DeltaReport, DeltaSpec};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::progress::Cancel;
 use crate::units::size;
 
 /// Make a delta: a small file that replaces a bundle where OLD runs
@@ -21,13 +22,18 @@ use crate::units::size;
 /// gives the same bytes.
 #[derive(Debug, Args)]
 pub(super) struct DeltaArgs {
-    /// Old release: its bundle, or the image of its platform
-    old: PathBuf,
+    /// Old releases: of each its bundle, or the image of its platform
+    #[arg(required = true)]
+    old: Vec<PathBuf>,
 
     /// Bundle of the new release
     new: PathBuf,
 
-    /// Delta to write; '-' is standard output
+    /// Delta to write, or a directory; '-' is standard output
+    ///
+    /// In a directory a delta is named as 'qstage prepare URL' looks for it beside the
+    /// bundle: NEW, '.from-', 16 hex digits of the BLAKE3 of the old image, '.qdelta'. Of
+    /// several old releases each gets one.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 
@@ -61,18 +67,64 @@ pub(super) struct DeltaArgs {
 
 impl DeltaArgs {
     pub(super) fn run(&self) -> Result<()> {
+        let cancel = machine::cancel_on_signals()?;
+        let outputs = self.outputs(&cancel)?;
+        // All of them are examined before the first is made.
+        for (old, path) in self.old.iter().zip(&outputs) {
+            BundleOutput::new(path, self.force, self.json)?
+                .destination()
+                .check(&[("OLD", old), ("NEW", &self.new)])?;
+        }
+        let mut little = None;
+        for (old, path) in self.old.iter().zip(&outputs) {
+            match self.make(old, path, &cancel) {
+                // The others may save more.
+                Err(error @ Error::DeltaGain { .. }) if outputs.len() > 1 => {
+                    output::note(&format!("{}: {error}", old.display()));
+                    little = Some(error);
+                }
+                made => made?,
+            }
+        }
+        little.map_or(Ok(()), Err)
+    }
+
+    /// What is written for each old release.
+    fn outputs(&self, cancel: &Cancel) -> Result<Vec<PathBuf>> {
+        let refused = |what: String, problem: String| Err(Error::Argument { what, problem });
+        if !self.output.is_dir() {
+            return match self.old.len() {
+                1 => Ok(vec![self.output.clone()]),
+                _ => refused("--output".to_owned(), "several deltas need a directory that exists".to_owned()),
+            };
+        }
+        let mut outputs: Vec<PathBuf> = Vec::new();
+        for old in &self.old {
+            let path = self.output.join(delta::file_name(old, &self.new, cancel)?);
+            if outputs.contains(&path) {
+                return refused(
+                    old.display().to_string(),
+                    "is named twice, or has the image of another".to_owned(),
+                );
+            }
+            outputs.push(path);
+        }
+        Ok(outputs)
+    }
+
+    fn make(&self, old: &Path, path: &Path, cancel: &Cancel) -> Result<()> {
         let format = Format::lines_if(self.json);
         let spec = DeltaSpec {
-            old: self.old.clone(),
+            old: old.to_owned(),
             new: self.new.clone(),
             level: self.level,
             lean: self.lean,
             force: self.force,
             jobs: self.jobs.jobs,
         };
-        let mut to = BundleOutput::new(&self.output, self.force, self.json)?;
+        let mut to = BundleOutput::new(path, self.force, self.json)?;
         let progress = Reporter::new(format);
-        let report = delta::make(&spec, to.destination(), &progress, &machine::cancel_on_signals()?)?;
+        let report = delta::make(&spec, to.destination(), &progress, cancel)?;
         drop(progress);
         to.outcome(format, &report, human)
     }

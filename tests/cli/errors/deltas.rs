@@ -55,6 +55,38 @@ fn a_delta_that_saves_little_is_not_made_unless_forced() {
     }
 }
 
+/// Machines that run several releases each find their delta beside the bundle.
+#[test]
+fn one_call_makes_the_deltas_from_several_releases() {
+    let bench = with_delta();
+    std::fs::create_dir(bench.path("out")).unwrap();
+    let name = |image: &str| {
+        let hash = blake3::hash(&std::fs::read(bench.path(image)).unwrap()).to_string();
+        format!("v3.qimg.from-{}.qdelta", &hash[..16])
+    };
+    let make = ["delta", "v2.qimg", "v1.img", "v3.qimg", "-o", "out"];
+    // Of a release that shares too little no delta is made; of the others one is.
+    let some = bench.run(&make);
+    assert!(some.err.contains("note: v2.qimg: the delta has"), "{}", some.err);
+    some.bad("DELTA_GAIN");
+    let made = |image| bench.path(&format!("out/{}", name(image)));
+    assert!(!made("v2.img").exists());
+    let same = |one, other| assert!(std::fs::read(one).unwrap() == std::fs::read(other).unwrap());
+    same(made("v1.img"), bench.path("d.qdelta"));
+    bench.run(&make).bad("OUTPUT_EXISTS");
+    bench.run(&[&make[..], &["--force"]].concat()).good();
+    bench.run(&["delta", "v2.img", "v3.qimg", "-o", "single.qdelta", "--force"]).good();
+    same(made("v2.img"), bench.path("single.qdelta"));
+    // Nothing is made where one of the names is wrong.
+    for (old, out, why) in
+        [(["v1.img", "v2.img"], "some.qdelta", "directory"), (["v1.img", "v1.qimg"], "out", "another")]
+    {
+        let text = bench.run(&["delta", old[0], old[1], "v3.qimg", "-o", out, "--force"]).bad("ARGUMENT");
+        assert!(text.contains(why), "{text}");
+        assert!(!bench.path("some.qdelta").exists());
+    }
+}
+
 #[test]
 fn a_delta_is_prepared_like_its_bundle() {
     let bench = with_delta();
