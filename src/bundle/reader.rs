@@ -99,7 +99,9 @@ impl Bundle {
         if self.delta.is_none() {
             return Ok(self);
         }
-        Err(Error::Delta { problem: "only prepare, plan and inspect take a delta".to_owned() })
+        Err(Error::Delta {
+            problem: "only prepare, plan, inspect, and verify with a base take a delta".to_owned(),
+        })
     }
 
     /// Whether any part can be read at any time, repeatedly.

@@ -13,6 +13,7 @@ use crate::bundle::{Summary, Trust};
 use crate::error::Result;
 use crate::host::trust;
 use crate::progress::Cancel;
+use crate::sandbox::Kept;
 use crate::source::http::Web;
 use crate::units::size;
 
@@ -52,8 +53,9 @@ impl InspectArgs {
         // Only the network settings of the configuration are used.
         let settings = self.config.settings()?;
         let web = Web { front_only: true, ..self.input.web(&settings) };
-        let timeout = self.input.timeout(&settings);
-        let bundle = machine::bundle(&self.bundle, timeout, &trust, &web, &Cancel::default(), &progress)?;
+        let (timeout, kept) = (self.input.timeout(&settings), Kept::default());
+        let bundle =
+            machine::bundle(&self.bundle, timeout, kept, &trust, &web, &Cancel::default(), &progress)?;
         drop(progress);
         output::result(format, &bundle.summary()?, human)
     }

@@ -167,16 +167,17 @@ impl ConfinedInput {
     }
 }
 
-/// Opens a bundle or delta for a verb that needs no other rights afterwards.
+/// Opens a bundle or delta for a verb that needs no other rights afterwards than `kept`.
 pub(super) fn bundle(
     from: &Path,
     timeout: InputTimeout,
+    kept: Kept,
     trust: &Trust,
     web: &Web,
     cancel: &Cancel,
     progress: &Arc<Reporter>,
 ) -> Result<Bundle> {
-    let input = OpenedInput::open(from, timeout, cancel)?.confine(Kept::default(), web, progress)?;
+    let input = OpenedInput::open(from, timeout, cancel)?.confine(kept, web, progress)?;
     input.bundle(trust, web, cancel, &notices(progress))
 }
 

@@ -7,10 +7,13 @@ use clap::Args;
 
 use super::args::{InputArgs, JobsArgs, MachineArgs, TrustArgs};
 use super::machine::{self, Host};
-use super::output::{self, Format};
+use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::verify::verify;
+use crate::delta::{self, CheckReport};
 use crate::error::Result;
+use crate::pack::temporary_directory;
+use crate::sandbox::Kept;
 use crate::units::size;
 use crate::units::{Group, Slot};
 
@@ -20,12 +23,17 @@ use crate::units::{Group, Slot};
 /// manifest; nothing is written. With --slot: reads an installed slot past the page
 /// cache and compares it with its own signed record ("scrub"), whose signature is judged
 /// by the keys that are trusted now; nothing is repaired. The journal stores the time and
-/// the outcome, which the service shows as metrics.
+/// the outcome, which the service shows as metrics. Of a delta, --base names the old
+/// release: every frame that the delta makes of it is compared with the index.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Bundle to check: a file or http(s) URL; '-' is standard input
     #[arg(required_unless_present = "slot", conflicts_with_all = ["slot", "group"])]
     bundle: Option<PathBuf>,
+
+    /// Old release that a delta starts from: its bundle, or the image of its platform
+    #[arg(long, value_name = "FILE", requires = "bundle")]
+    base: Option<PathBuf>,
 
     /// Installed slot to check instead: a or b
     #[arg(long, value_name = "SLOT")]
@@ -83,17 +91,46 @@ impl VerifyArgs {
         // clap ensures that one of the two is given.
         let from = self.bundle.clone().unwrap_or_default();
         let trust = self.trust.open(&settings.trust, &progress)?;
-        let bundle = machine::bundle(&from, self.input.timeout(&settings), &trust, &web, &cancel, &progress)?
-            .whole()?;
+        // A base that is a bundle is unpacked to a file without a name.
+        let kept = self.base.as_ref().map_or_else(Kept::default, |base| Kept {
+            read: vec![base.clone()],
+            write: vec![temporary_directory()],
+            ..Kept::default()
+        });
+        let bundle =
+            machine::bundle(&from, self.input.timeout(&settings), kept, &trust, &web, &cancel, &progress)?;
+        if let Some(base) = &self.base {
+            let report = delta::check(&bundle, base, jobs, &cancel, &progress)?;
+            drop(progress);
+            return output::result(format, &report, delta_report);
+        }
+        let bundle = bundle.whole()?;
         let report = verify(&bundle, jobs, &cancel, &progress)?;
         drop(progress);
         output::result(format, &report, |report, palette| {
-            let signature = report.signed_by.as_ref().map_or_else(
-                || palette.warn("signature not checked"),
-                |signer| palette.good(&format!("signed by {signer}")),
-            );
+            let signature = signature(report.signed_by.as_deref(), palette);
             let (size, seconds) = (size::human(report.image_bytes), report.seconds);
             format!("{} {}: {signature}, {size} sound in {seconds:.1} s\n", report.product, report.version)
         })
     }
+}
+
+fn signature(signed_by: Option<&str>, palette: Palette) -> String {
+    signed_by.map_or_else(
+        || palette.warn("signature not checked"),
+        |signer| palette.good(&format!("signed by {signer}")),
+    )
+}
+
+fn delta_report(report: &CheckReport, palette: Palette) -> String {
+    let left = match report.from_bundle_bytes {
+        0 => String::new(),
+        left => format!(", {} left to the bundle", size::human(left)),
+    };
+    let (signature, size) =
+        (signature(report.signed_by.as_deref(), palette), size::human(report.image_bytes));
+    format!(
+        "{} {}: {signature}, {size} made and sound{left} in {:.1} s\n",
+        report.product, report.version, report.seconds
+    )
 }

@@ -1,6 +1,8 @@
-//! The command `qstage delta`: files in, delta file out. It needs neither the signing key nor trust in the release.
+//! The command `qstage delta`: files in, delta file out. It needs neither the signing key nor trust in the release. And
+//! `qstage verify --base`, which applies a delta and keeps nothing.
 
 mod base;
+mod check;
 
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
@@ -10,6 +12,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use self::base::file_name;
+pub use self::check::{CheckReport, check};
 use crate::bundle::delta::{self, Base, MEMBER, Options, Tally};
 use crate::bundle::writer::{write_front, write_members};
 use crate::error::{Error, Result};

@@ -68,10 +68,9 @@ impl Destination<'_> {
     /// # Errors
     /// [`Error::Output`].
     pub(crate) fn scratch(&self) -> Result<File> {
-        let temporary = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let near = match self {
             Self::New(path) | Self::Replaced(path) => (*path).to_owned(),
-            Self::Stream(_) => temporary.join("qstage"),
+            Self::Stream(_) => temporary_directory().join("qstage"),
         };
         let mut name = near.into_os_string();
         name.push(format!(".{}.part", std::process::id()));
@@ -114,6 +113,11 @@ impl Destination<'_> {
             }
         }
     }
+}
+
+/// Directory of temporary files that may be large: `TMPDIR`, or `/var/tmp`, which is not a tmpfs.
+pub(crate) fn temporary_directory() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 fn is_same(one: &Metadata, other: &Metadata) -> bool {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use destination::Destination;
+pub(crate) use destination::temporary_directory;
 
 use crate::bundle::manifest::Kind;
 use crate::bundle::needs::NeededPlatform;

@@ -55,8 +55,10 @@ fn applied(opened: &Bundle, old: &[u8]) -> Result<Vec<u8>> {
         feed.load(&claim, &mut packed)?;
         let recipe = opened.delta().unwrap().recipe(&claim);
         let short = || claim.malformed("the base is shorter".to_owned());
-        let ranges: Option<Vec<_>> = recipe.ranges().map(|range| slice(old, range)).collect();
-        let prefix = ranges.ok_or_else(short)?.concat();
+        let mut prefix = Vec::new();
+        if !recipe.read(old, &mut prefix) {
+            return Err(short());
+        }
         let mut buffer = vec![0; claim.len()];
         rebuild(recipe.kind, &claim, &prefix, &packed, &mut buffer)?;
         claim.verify(&mut buffer)?;

@@ -73,6 +73,14 @@ impl Recipe<'_> {
         in_place.into_iter().chain(named.map(range))
     }
 
+    /// Appends these ranges of a base in memory to `out`. Returns whether the base has all of them.
+    pub fn read(&self, base: &[u8], out: &mut Vec<u8>) -> bool {
+        self.ranges().all(|range| {
+            let bytes = slice(base, range);
+            bytes.map(|bytes| out.extend_from_slice(bytes)).is_some()
+        })
+    }
+
     /// Number of bytes of the base that it needs.
     pub fn base_len(&self) -> u64 {
         self.ranges().map(|range| range.len).sum()

@@ -88,6 +88,39 @@ fn one_call_makes_the_deltas_from_several_releases() {
 }
 
 #[test]
+fn a_delta_is_verified_with_its_base() {
+    let bench = with_delta();
+    let verify =
+        |delta, base| bench.run(&["verify", delta, "--base", base, "--config", "config.toml", "--json"]);
+    for base in ["v1.qimg", "v1.img"] {
+        let report = verify("d.qdelta", base).json();
+        let len = std::fs::metadata(bench.path("v3.img")).unwrap().len();
+        assert_eq!(
+            (&report["image_bytes"], &report["from_bundle_bytes"]),
+            (&len.into(), &0.into()),
+            "{report}"
+        );
+        assert!(
+            report["signed_by"].is_string() && report["frames"]["patched"].as_u64() > Some(0),
+            "{report}"
+        );
+    }
+    bench.run(&["delta", "v1.qimg", "v2.qimg", "-o", "lean.qdelta", "--lean"]).good();
+    assert!(verify("lean.qdelta", "v1.qimg").json()["from_bundle_bytes"].as_u64() > Some(0));
+    let text = verify("d.qdelta", "v2.qimg").bad("DELTA_BASE");
+    assert!(text.contains("v2.qimg has"), "{text}");
+    let text = verify("v3.qimg", "v1.qimg").bad("DELTA");
+    assert!(text.contains("whole bundle"), "{text}");
+    let mut bad = Parts::of(&bench, "d.qdelta");
+    let member = bad.member("platform.img.delta");
+    let middle = member.len() / 2;
+    member[middle] ^= 1;
+    bad.save(&bench, "bad.qdelta");
+    let text = verify("bad.qdelta", "v1.qimg").bad("DELTA");
+    assert!(text.contains("frame") && text.contains("offset"), "{text}");
+}
+
+#[test]
 fn a_delta_is_prepared_like_its_bundle() {
     let bench = with_delta();
     let before = bench.vital();
