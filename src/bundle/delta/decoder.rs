@@ -58,3 +58,65 @@ fn patch(frame: &Frame<'_>, prefix: &[u8], packed: &[u8], out: &mut [u8]) -> Res
         Err(code) => Err(bad(get_error_name(code))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::delta::maker::compress;
+    use crate::bundle::delta::tests::{noise, release};
+
+    const LEN: usize = 4096;
+
+    /// A zstd frame with this header (RFC 8878, 3.1.1.1) and one raw block of these bytes.
+    fn raw(header: &[u8], bytes: &[u8]) -> Vec<u8> {
+        let block = ((bytes.len() as u32) << 3 | 1).to_le_bytes();
+        [&0xfd2f_b528_u32.to_le_bytes()[..], header, &block[..3], bytes].concat()
+    }
+
+    /// What a frame declares is believed only where it is what the manifest implies, whatever comes then.
+    #[test]
+    fn bombs_and_lies_about_sizes_are_refused() {
+        let image = noise(1, LEN);
+        let release = release(&image, LEN as u32);
+        let frame = release.frame(0, 0);
+        let prefix = noise(2, 2 * LEN);
+        let good = compress(&image, &prefix, 9).unwrap();
+        let mut out = vec![0; LEN];
+        let mut made = |packed: &[u8]| rebuild(FrameKind::Patch, &frame, &prefix, packed, &mut out);
+        made(&good).unwrap();
+        let single = |size: u32| [&[0xa0][..], &size.to_le_bytes()].concat();
+        let cases = [
+            ("declares 3 GiB", raw(&single(0xc000_0000), &image)),
+            ("declares less than comes", raw(&single(100), &image)),
+            ("declares more than comes", raw(&single(LEN as u32), &image[1..])),
+            ("declares no size, and a window of 64 MiB", raw(&[0x00, 0x80], &image)),
+            ("holds 64 MiB", compress(&vec![0; 64 << 20], &prefix, 1).unwrap()),
+            (
+                "names a dictionary",
+                raw(&[&[0xa3][..], &[1, 0, 0, 0], &(LEN as u32).to_le_bytes()].concat(), &image),
+            ),
+            ("a second frame follows", [&good[..], &good].concat()),
+            (
+                "a skippable frame follows",
+                [&good[..], &0x184d_2a50_u32.to_le_bytes(), &[4, 0, 0, 0], &[9; 4]].concat(),
+            ),
+            ("a match before the prefix", compress(&image, &[&image[..], &prefix].concat(), 9).unwrap()),
+            ("is cut", good[..good.len() - 1].to_vec()),
+            ("is nothing", Vec::new()),
+        ];
+        for (what, packed) in cases {
+            let problem = made(&packed).unwrap_err();
+            assert_eq!(problem.code(), "UPGRADE_ERROR_BUNDLE_FRAME", "{what}: {problem}");
+        }
+        // All of what is in the prefix can be reached, and no more; of the other kinds the length is judged.
+        let mut out = vec![0; LEN];
+        for (kind, prefix) in [
+            (FrameKind::Copy, &prefix[..LEN - 1]),
+            (FrameKind::InPlace, &[][..]),
+            (FrameKind::Bundle, &prefix[..]),
+        ] {
+            let problem = rebuild(kind, &frame, prefix, &[], &mut out).unwrap_err();
+            assert_eq!(problem.code(), "UPGRADE_ERROR_BUNDLE_FRAME", "{kind:?}: {problem}");
+        }
+    }
+}
