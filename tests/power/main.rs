@@ -10,6 +10,8 @@ mod background;
 mod chaos;
 /// Every cut of every verb with the priority and the legacy flag.
 mod cuts;
+/// Every cut of a prepare from a delta.
+mod deltas;
 /// Every cut of every verb with EFI variables.
 mod efi_cuts;
 /// Every read, write and flush of every verb fails once.
