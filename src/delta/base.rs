@@ -19,7 +19,6 @@ use crate::source::beside;
 use crate::source::mapped::MappedFile;
 use crate::source::{InputTimeout, open_source};
 use crate::units::Group;
-use crate::units::Group;
 use crate::workers::{self, Abort};
 
 /// File name of the delta from `old` to `new`, by which `qstage prepare` finds it beside the bundle on a server: the name of
