@@ -28,7 +28,7 @@ export async function verify() {
   return `The signature is valid: ${release}, ${type(found.upgrade_type)}.${refused}`;
 }
 
-export async function prepare() {
+export async function prepare(cluster) {
   const { found, obstacles, release } = await plan();
   const payloads = found.payloads.map((payload) => {
     const target = payload.target ? `to ${payload.target}` : "installed already";
@@ -48,10 +48,28 @@ export async function prepare() {
       : "Writes the bundle into the slots that do not run. The running system is not disturbed.",
     obstacles,
     yes: "Prepare",
+    mode: cluster && found.upgrade_type === "SOFTWARE_AND_PLATFORM"
+      ? { rolling: false, nodes: null, possible: true }
+      : null,
   });
   if (!answer) return null;
-  await post(`/v2/upgrade/prepare${query()}`, { image_path: path(), auto_commit: false });
+  await post(`/v2/upgrade/prepare${query()}`, {
+    image_path: path(),
+    auto_commit: false,
+    do_rolling_reboot: answer.rolling,
+    num_nodes_to_reboot: answer.nodes,
+  });
   return `Preparing ${release}.`;
+}
+
+// Waits until the status shows these settings: nothing is committed that was not agreed to.
+async function settled(rolling, nodes) {
+  for (let tries = 0; tries < 20; tries += 1) {
+    const { settings } = await get("/v3/upgrade/status");
+    if (settings?.do_rolling_reboot === rolling && settings?.num_nodes_to_reboot === nodes) return;
+    await new Promise((resolve) => { setTimeout(resolve, 250); });
+  }
+  throw new Error("How the nodes reboot could not be changed; nothing was committed.");
 }
 
 export async function commit(cluster) {
@@ -84,6 +102,7 @@ export async function commit(cluster) {
       do_rolling_reboot: answer.rolling,
       num_nodes_to_reboot: nodes,
     });
+    await settled(answer.rolling, nodes);
   }
   await post("/v2/upgrade/commit");
   return `Committing ${settings.target_version}.`;
