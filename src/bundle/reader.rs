@@ -21,9 +21,8 @@ use crate::workers::lock;
 ///
 /// # Errors
 /// Class Bundle; [`Error::Source`].
-pub fn manifest_digest(file: &std::fs::File) -> Result<Blake3> {
-    let source =
-        Source::Stream(Box::new(file.try_clone().map_err(|error| read_failed("its beginning", 0, error))?));
+pub fn manifest_digest(file: impl Read + Send + 'static) -> Result<Blake3> {
+    let source = Source::Stream(Box::new(file));
     let (bytes, _) =
         BundleInput { source, at: 0, ahead: None }.front_member("manifest.json", MANIFEST_MAX)?;
     Ok(Blake3(*blake3::hash(&bytes).as_bytes()))

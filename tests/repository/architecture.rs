@@ -114,7 +114,7 @@ const STREAMS: Allowed = &[
     ("cli/outlet.rs", "the only writer"),
     ("cli/output.rs", "asks whether it is a terminal"),
     ("cli/progress.rs", "asks whether it is a terminal"),
-    ("cli/remote/watch.rs", "asks whether it is a terminal"),
+    ("cli/remote/view.rs", "asks whether it is a terminal"),
 ];
 
 /// Files that may have unsafe code, with a SAFETY paragraph.
@@ -129,7 +129,7 @@ const UNSAFE_BLOCKS: [usize; UNSAFE.len()] = [1, 2];
 /// The home of each dependency.
 const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["cli/remote/", "service/"]),
-    ("futures_util", &["service/api/events.rs"]),
+    ("futures_util", &["service/api/bundle.rs", "service/api/events.rs"]),
     ("hyper", &["cli/remote/", "service/http/listen.rs"]),
     ("hyper_util", &["cli/remote/", "service/http/listen.rs"]),
     ("rcgen", &["service/http/tls.rs"]),
@@ -166,7 +166,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("roff", &["cli/config_page.rs", "cli/man_page.rs"]),
     ("crc32fast", &["gpt/", "slot/"]),
     ("gpt", &["gpt/layout.rs", "gpt/second.rs"]),
-    ("indicatif", &["cli/progress.rs", "cli/remote/watch.rs", "cli/terminal.rs"]),
+    ("indicatif", &["cli/progress.rs", "cli/remote/view.rs", "cli/terminal.rs"]),
     ("jiff", &["bundle/trust/", "cli/inspect.rs", "host/journal.rs", "source/http/header.rs"]),
     ("memmap2", &["device/buffer.rs", "source/mapped.rs"]),
     (

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod connection;
+mod status;
 mod upgrade;
 mod view;
 mod watch;

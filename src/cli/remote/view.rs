@@ -9,12 +9,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::super::output::{self, json_line, note, print};
 use super::super::terminal;
 use super::cluster::{ClusterSummary, MemberSummary};
-use super::watch::V3Status;
+use super::status::V3Status;
 use crate::error::Result;
 use crate::units::text;
 
 /// The upgrade as it is shown. The drop removes the bars.
-pub(super) struct View {
+pub(super) struct UpgradeView {
     form: Form,
     /// Nodes as they were shown last, and what the cluster waited for.
     nodes: BTreeMap<u32, String>,
@@ -32,7 +32,7 @@ enum Form {
     Lines(Option<u64>),
 }
 
-impl View {
+impl UpgradeView {
     pub(super) fn new(json: bool) -> Self {
         let form = if json {
             Form::Json
@@ -113,7 +113,7 @@ impl View {
     }
 }
 
-impl Drop for View {
+impl Drop for UpgradeView {
     fn drop(&mut self) {
         if let Form::Bars { all, .. } = &self.form {
             let _ = all.clear();
@@ -182,7 +182,7 @@ mod tests {
         let all = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
         let upgrade = all.add(ProgressBar::hidden());
         let form = Form::Bars { all, upgrade, nodes: BTreeMap::new() };
-        let mut view = View { form, nodes: BTreeMap::new(), waits_for: String::new() };
+        let mut view = UpgradeView { form, nodes: BTreeMap::new(), waits_for: String::new() };
         view.show_nodes(&cluster).unwrap();
         let Form::Bars { upgrade, nodes, .. } = &view.form else { unreachable!() };
         assert_eq!(upgrade.message(), "waits for node 3 to come back");

@@ -11,7 +11,8 @@ use super::super::machine;
 use super::super::output::{Format, note, result};
 use super::cluster::{self, ClusterSummary};
 use super::connection::{Client, ServiceArgs};
-use super::view::View;
+use super::status::{COMMITTED, V3Status};
+use super::view::UpgradeView;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::Event;
 use crate::progress::Cancel;
@@ -41,15 +42,6 @@ pub(in crate::cli) struct WatchArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
-}
-
-/// The v3 status.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct V3Status {
-    pub(super) state: String,
-    pub(super) progress: Option<u64>,
-    settings: Option<UpgradeSettings>,
-    error_info: Option<String>,
 }
 
 /// The part of the v1 status that v3 lacks.
@@ -112,7 +104,7 @@ impl WatchedUpgrade {
 
 /// Shows the upgrade until it ends or waits.
 pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<WatchedUpgrade> {
-    let mut view = View::new(json);
+    let mut view = UpgradeView::new(json);
     let (mut last, mut lost): (Option<V3Status>, Option<Instant>) = (None, None);
     let mut nodes = members(client);
     loop {
@@ -165,25 +157,6 @@ pub(super) fn watch(client: &Client, json: bool, cancel: &Cancel) -> Result<Watc
 /// The nodes of the cluster; `None`: the service is not one of a member, or does not answer.
 fn members(client: &Client) -> Option<ClusterSummary> {
     cluster::status(client).ok().filter(ClusterSummary::is_member)
-}
-
-const COMMITTED: &str = "UPGRADE_STATE_COMMITTED";
-
-impl V3Status {
-    fn is_idle(&self) -> bool {
-        self.state == "UPGRADE_STATE_IDLE"
-    }
-
-    /// Whether the nodes of a cluster switch to the release, or have switched.
-    fn committed(&self) -> bool {
-        [COMMITTED, "UPGRADE_STATE_REBOOTING"].contains(&self.state.as_str())
-    }
-
-    /// Whether it changes without another command. A single node takes its status with it when it reboots.
-    fn moves(&self, cluster: bool) -> bool {
-        let moves = ["UPGRADE_STATE_PREPARING", "UPGRADE_STATE_COMMITTING"];
-        moves.contains(&self.state.as_str()) || (cluster && self.committed())
-    }
 }
 
 fn status(client: &Client) -> Result<V3Status> {

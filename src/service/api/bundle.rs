@@ -49,11 +49,12 @@ fn open(api: &Api, path: &str, digest: Blake3) -> Result<(File, u64)> {
     let Permitted::File(file) = api.service.allowed.open(path)? else {
         return Err(Error::BadRequest { problem: "it is at a URL".to_owned() });
     };
-    if manifest_digest(&file)? != digest {
+    let failed = |source| Error::Open { path: path.into(), source };
+    if manifest_digest(file.try_clone().map_err(failed)?)? != digest {
         let problem = format!("the bundle at {path} is not the one that was ordered");
         return Err(Error::ClusterUpgrade { problem });
     }
-    let len = file.metadata().map_err(|source| Error::Open { path: path.into(), source })?.len();
+    let len = file.metadata().map_err(failed)?.len();
     Ok((file, len))
 }
 
