@@ -23,8 +23,8 @@ pub struct InputTimeout(pub u64);
 
 impl Default for InputTimeout {
     /// Five minutes. A program that feeds a pipe may be silent for longer than a server (30 s): it asks for a passphrase, or
-    /// waits for a server itself and then tries again. But a prepare holds the lock of the disk all the time, and nobody may
-    /// be there to stop it.
+    /// waits for a server itself and then tries again. But a prepare holds the lock of the disk all the time, and a
+    /// machine without an operator has to end it by itself.
     fn default() -> Self {
         Self(300)
     }

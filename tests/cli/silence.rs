@@ -64,7 +64,7 @@ fn a_silent_standard_input_ends_each_verb_that_reads_it() {
     bench.piped(&["prepare", "-", "--disk", &disk], &whole).good();
 }
 
-/// The key of the configuration; and a FIFO that nobody opens to write.
+/// The key of the configuration; and a FIFO without a writer.
 #[test]
 fn a_fifo_without_a_writer_ends_by_the_limit_of_the_configuration() {
     let bench = Bench::installed();

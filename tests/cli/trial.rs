@@ -237,7 +237,7 @@ fn a_trial_by_kexec_is_for_one_flag_and_a_real_disk() {
     assert_eq!(bench.hash(), before, "nothing is written before the kernel is loaded");
 }
 
-/// Whoever plans sees what becomes of a release that does not start, before it is committed.
+/// A plan shows what becomes of a release that does not start, before it is committed.
 #[test]
 fn a_plan_says_which_trial_there_is() {
     let bench = Bench::installed();

@@ -443,7 +443,7 @@ fn signatures_are_added_and_keys_rotated() {
     assert!(signed.iter().all(|key| human.contains(key)), "{human}");
 }
 
-/// Whoever plans an upgrade of a container sees what it can reach.
+/// A plan shows what the container can reach.
 #[test]
 fn a_plan_says_what_is_open_to_the_container() {
     let bench = Bench::installed_with_software();

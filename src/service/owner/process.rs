@@ -26,9 +26,9 @@ pub(in crate::service) async fn all_ended(limit: Duration) {
 }
 
 /// A process. The drop kills it, and a task waits for its end: at the lowest priority it takes long to die on a busy machine, and
-/// whoever ended the service must not find it still there.
+/// must not be left when the service has ended.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct WorkerProcess {
     child: Option<Child>,
     running: Option<Running>,
 }
@@ -50,7 +50,7 @@ impl Drop for Running {
     }
 }
 
-impl Process {
+impl WorkerProcess {
     pub(super) fn new(child: Child) -> Self {
         Self { child: Some(child), running: Some(Running::new()) }
     }
@@ -87,13 +87,13 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for WorkerProcess {
     fn drop(&mut self) {
         if self.pid().is_none() {
             return;
         }
         self.kill();
-        // Without a runtime nobody waits.
+        // Without a runtime there is no wait.
         if let (Some(mut child), Ok(runtime)) = (self.child.take(), Handle::try_current()) {
             let running = self.running.take();
             runtime.spawn(async move {

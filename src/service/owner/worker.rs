@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Class, Error, Result};
 use crate::progress::Phase;
-use crate::service::owner::process::Process;
+use crate::service::owner::process::WorkerProcess;
 use crate::service::owner::upgrade::Failure;
 use crate::source::address;
 use crate::state::UpgradeType;
@@ -134,7 +134,7 @@ pub(in crate::service) async fn plan(
     let run = async {
         let mut child = command.spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let mut process = Process::new(child);
+        let mut process = WorkerProcess::new(child);
         let _open = name(stdin, path).await;
         let mut printed = Vec::new();
         if let Some(mut stdout) = stdout {
@@ -166,7 +166,7 @@ pub(in crate::service) async fn plan(
 /// the planned bundle is the one that is prepared, even if the path has another by then, and a URL is fetched once.
 #[derive(Debug)]
 pub(in crate::service) struct Begun {
-    process: Process,
+    process: WorkerProcess,
     /// The process ends when this is closed.
     lifeline: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
@@ -198,7 +198,7 @@ pub(in crate::service) async fn begin(
     let unstarted = |error: io::Error| failed(format!("cannot be started: {error}"));
     let mut child = fork(command).await.map_err(unstarted)?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let process = Process::new(child);
+    let process = WorkerProcess::new(child);
     let said = tokio::spawn(last_words(stderr));
     let lifeline = name(stdin, path).await;
     let stdout = stdout.ok_or_else(|| failed("has no output".to_owned()))?;
