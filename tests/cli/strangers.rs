@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -114,15 +115,48 @@ fn marks_history_and_checks() {
     harmless("health", &bench.at(&["health", "--trial-failed", "--booted", "b"]), &acting);
     harmless("roll-back", &bench.at(&["roll-back", "--booted", "b", "--reason", &acting]), &acting);
     look("a mark", "a");
-    // The state directory, as another user left it.
-    for entry in fs::read_dir(bench.path("state")).unwrap().flatten() {
-        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
-        let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
-        for changed in each_string(&value, &acting) {
-            fs::write(entry.path(), serde_json::to_vec(&changed).unwrap()).unwrap();
-            look("the state", "a");
+    // The files of the journal, as another user left them: each string of each line.
+    let mut changes = 0;
+    for file in files(&bench.path("state")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let is_one = serde_json::from_str::<Value>(&text).is_ok();
+        let values: Vec<&str> = if is_one { vec![&text] } else { text.lines().collect() };
+        for (index, value) in values.iter().enumerate() {
+            let Ok(value) = serde_json::from_str::<Value>(value) else { continue };
+            for changed in each_string(&value, &acting) {
+                let mut all: Vec<String> = values.iter().map(|line| (*line).to_owned()).collect();
+                all[index] = changed.to_string();
+                fs::write(&file, all.join("\n") + "\n").unwrap();
+                look("the state", "a");
+                changes += 1;
+            }
         }
-        fs::write(entry.path(), text).unwrap();
+        fs::write(&file, text).unwrap();
+    }
+    assert!(changes > 10, "{changes}");
+}
+
+/// All files below a directory that have text.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let files = files.into_iter().filter(|path| fs::read_to_string(path).is_ok_and(|text| !text.is_empty()));
+    files.chain(dirs.iter().flat_map(|dir| self::files(dir))).collect()
+}
+
+/// Names of files, in errors and in the details of a run.
+#[test]
+fn names() {
+    let (bench, acting) = (Bench::installed(), acting());
+    let letters: Vec<char> = acting.chars().collect();
+    for some in letters.chunks(48) {
+        let name: String = some.iter().collect();
+        fs::copy(bench.path("config.toml"), bench.path(&name)).unwrap();
+        let run = bench.run(&["slots", "--config", &name, "-v"]);
+        assert!(run.err.contains("detail: configuration "), "{}", run.err);
+        harmless("a detail", &run, &acting);
+        harmless("an error", &bench.run(&["inspect", &name]), &acting);
+        harmless("a missing file", &bench.run(&["inspect", &format!("{name}x"), "--json"]), &acting);
     }
 }
 
