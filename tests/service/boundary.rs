@@ -226,7 +226,22 @@ fn what_acts_is_escaped_in_answers_and_in_the_log() {
     let answer = ask(&server, "POST /v2/upgrade/prepare", "", &order);
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     server.post("/v2/upgrade/verify-image", &json!({"image_path": acting}));
-    for text in [answer, server.log(), fs::read_to_string(bench.path("log")).unwrap()] {
+    // The name of a bundle that exists is in the status, in events and in the log.
+    fs::copy(bench.path("v2.qimg"), bench.path(acting)).unwrap();
+    let order = json!({"image_path": bench.text(acting)}).to_string();
+    let accepted = ask(&server, "POST /v2/upgrade/prepare", "", &order);
+    assert!(accepted.starts_with("HTTP/1.1 202"), "{accepted}");
+    let status = ask(&server, "GET /v1/upgrade/status", "", "");
+    let mut stream = UnixStream::connect(&server.socket).unwrap();
+    stream.write_all(b"GET /v3/upgrade/status HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/qstage/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut events = String::new();
+    while !events.contains("data:") {
+        let mut part = [0; 65536];
+        let len = stream.read(&mut part).unwrap();
+        assert_ne!(len, 0, "{events}");
+        events += std::str::from_utf8(&part[..len]).unwrap();
+    }
+    for text in [answer, status, events, server.log(), fs::read_to_string(bench.path("log")).unwrap()] {
         assert!(text.contains("202e"), "it is shown: {text:?}");
         let acts = |c: char| {
             !matches!(c, '\n' | '\r') && (c.is_control() || acting[4..].contains(c) && !c.is_ascii())
