@@ -1,8 +1,8 @@
 //! Making of frames of kind 5; see [`super::aligned`] for their form. Pure.
 
 use super::aligned::{LENGTHS, STREAMS, distance, push_number};
+use super::encoder::compress;
 use super::index::Match;
-use super::maker::compress;
 use crate::error::Result;
 use crate::units::Extent;
 

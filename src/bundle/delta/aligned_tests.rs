@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::bundle::delta::align::{encode, in_prefix};
+use crate::bundle::delta::encoder::compress;
 use crate::bundle::delta::index::Match;
-use crate::bundle::delta::maker::compress;
 use crate::bundle::delta::tests::noise;
 use crate::units::{ByteOffset, Extent};
 

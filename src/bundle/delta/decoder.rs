@@ -62,7 +62,7 @@ fn patch(frame: &Frame<'_>, prefix: &[u8], packed: &[u8], out: &mut [u8]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::delta::maker::compress;
+    use crate::bundle::delta::encoder::compress;
     use crate::bundle::delta::tests::{noise, release};
 
     const LEN: usize = 4096;

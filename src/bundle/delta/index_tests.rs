@@ -1,4 +1,5 @@
 use super::*;
+use crate::bundle::delta::samples::mixed;
 use crate::progress::Cancel;
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {

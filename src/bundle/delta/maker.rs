@@ -5,9 +5,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use zstd::zstd_safe::{CCtx, CParameter, compress_bound, get_error_name};
-
 use super::align;
+use super::encoder::compress;
 use super::index::{BaseIndex, Match};
 use super::parse::{push_entry, push_payload, slice};
 use super::ranges::{self, RangeLimits};
@@ -197,7 +196,7 @@ impl Maker<'_> {
         jobs: NonZeroUsize,
         abort: &Abort<'_>,
     ) -> Result<(BaseIndex<'b>, i32)> {
-        let survey = Survey::of(self.bundle, self.number, base, jobs, abort)?;
+        let survey = Survey::of(self.bundle, self.number, base.image, jobs, abort)?;
         let level = if survey.changed <= LITTLE { LEVEL_OF_LITTLE } else { LEVEL };
         let index = BaseIndex::new(base.image, survey.wanted.as_ref(), jobs, abort)?;
         Ok((index, self.options.level.unwrap_or(level)))
@@ -263,23 +262,6 @@ impl Maker<'_> {
 fn moved(matches: &[Match]) -> Option<u64> {
     let longest = matches.iter().max_by_key(|found| found.len)?;
     longest.frame_start().map(|from| from as u64)
-}
-
-/// Compresses to one zstd frame with a raw prefix. It has no checksum: the index has a better one.
-pub(super) fn compress(frame: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
-    let failed = |code| Error::Internal { what: format!("zstd: {}", get_error_name(code)) };
-    let mut context =
-        CCtx::try_create().ok_or_else(|| Error::Internal { what: "zstd: no memory".to_owned() })?;
-    // All of the prefix is within the window even at the last byte of the frame.
-    let window = (frame.len() + prefix.len()).next_power_of_two().trailing_zeros().max(10);
-    for parameter in [CParameter::CompressionLevel(level), CParameter::WindowLog(window)] {
-        context.set_parameter(parameter).map_err(failed)?;
-    }
-    context.ref_prefix(prefix).map_err(failed)?;
-    let mut packed = Vec::with_capacity(compress_bound(frame.len()));
-    context.compress2(&mut packed, frame).map_err(failed)?;
-    packed.shrink_to_fit();
-    Ok(packed)
 }
 
 #[cfg(test)]

@@ -32,10 +32,12 @@
 mod align;
 mod aligned;
 mod decoder;
+mod encoder;
 mod index;
 mod maker;
 mod parse;
 mod ranges;
+mod samples;
 mod survey;
 
 pub use decoder::rebuild;

@@ -7,13 +7,13 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::index::{ENTRIES, SAMPLE_BITS, samples};
-use super::maker::Base;
 use super::parse::slice;
+use super::samples::{ENTRIES, SAMPLE_BITS, samples};
 use crate::bundle::Bundle;
 use crate::bundle::feed::Feed;
 use crate::bundle::frame::{FrameDecoder, chaining_value};
 use crate::bundle::manifest::largest_frame;
+use crate::bundle::writer::Image;
 use crate::device::AlignedBuf;
 use crate::error::Result;
 use crate::workers::{self, Abort};
@@ -29,7 +29,7 @@ const FILTER_BITS: u64 = 8;
 pub(super) struct Survey {
     /// Their bytes.
     pub(super) changed: u64,
-    /// Their samples; `None` if so many changed that all of the base is of use.
+    /// Their samples; `None` if all of the base is of use, since more of it changed.
     pub(super) wanted: Option<Wanted>,
 }
 
@@ -41,17 +41,18 @@ impl Survey {
     pub(super) fn of(
         bundle: &Bundle,
         number: usize,
-        base: &Base<'_>,
+        base: &dyn Image,
         jobs: NonZeroUsize,
         abort: &Abort<'_>,
     ) -> Result<Self> {
+        let size = base.bytes().len() as u64;
         let changed = changed(bundle, number, base, jobs, abort)?;
         let frames = bundle.release().frames(number);
         let bytes = frames.filter(|frame| changed.has(frame.number())).map(|frame| frame.len() as u64).sum();
-        if bytes > base.of.size / FEW {
+        if bytes > size / FEW {
             return Ok(Self { changed: bytes, wanted: None });
         }
-        let wanted = Wanted::new(bytes, base.of.size);
+        let wanted = Wanted::new(bytes, size);
         let payload = &bundle.manifest().payloads[number];
         let feed = Feed::new(bundle, |other| std::ptr::eq(other, payload));
         let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
@@ -74,7 +75,7 @@ impl Survey {
 fn changed(
     bundle: &Bundle,
     number: usize,
-    base: &Base<'_>,
+    base: &dyn Image,
     jobs: NonZeroUsize,
     abort: &Abort<'_>,
 ) -> Result<Bits> {
@@ -90,9 +91,9 @@ fn changed(
             }
             let frame = bundle.release().frame(number, number_of_frame);
             let at = frame.extent();
-            let same = slice(base.image.bytes(), at)
+            let same = slice(base.bytes(), at)
                 .is_some_and(|bytes| chaining_value(bytes, at.at.0, frames == 1) == frame.entry().value);
-            base.image.release(at.at.0, at.len);
+            base.release(at.at.0, at.len);
             if !same {
                 changed.set(number_of_frame);
             }
@@ -158,7 +159,6 @@ impl Wanted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::delta::BaseRef;
     use crate::bundle::delta::index::BaseIndex;
     use crate::bundle::delta::tests::{bundle, noise};
     use crate::progress::Cancel;
@@ -173,10 +173,9 @@ mod tests {
             new.copy_within(from..from + 80, 70_000 + 1000 * piece);
         }
         let release = bundle(&new, 64 << 10);
-        let base = Base { image: &old, of: BaseRef::of(&old) };
         let (cancel, jobs) = (Cancel::default(), workers::at_least_one(2));
         let abort = Abort::new(&cancel, "");
-        let survey = Survey::of(&release, 0, &base, jobs, &abort).unwrap();
+        let survey = Survey::of(&release, 0, &old, jobs, &abort).unwrap();
         assert_eq!(survey.changed, 64 << 10, "one frame");
         let wanted = survey.wanted.as_ref();
         assert_eq!(wanted.map(|wanted| wanted.bits), Some(DENSEST));
@@ -196,10 +195,9 @@ mod tests {
         let mut new = old.clone();
         new.iter_mut().step_by(60_000).for_each(|byte| *byte ^= 1);
         let release = bundle(&new, 64 << 10);
-        let base = Base { image: &old, of: BaseRef::of(&old) };
         let cancel = Cancel::default();
         let abort = Abort::new(&cancel, "");
-        let survey = Survey::of(&release, 0, &base, workers::at_least_one(2), &abort).unwrap();
+        let survey = Survey::of(&release, 0, &old, workers::at_least_one(2), &abort).unwrap();
         assert!(survey.changed == 512 << 10 && survey.wanted.is_none());
     }
 }
