@@ -43,7 +43,7 @@ def versions(package: str) -> list:
 
 
 def real(package: str, version: str) -> tuple:
-    """The package behind a meta package of the kernel, whose name has the version."""
+    """The package that a meta package of the kernel needs; its name has the version."""
     if package != "linux-image-amd64":
         return package, version
     for line in run("apt-cache", "show", f"{package}={version}").splitlines():
