@@ -72,7 +72,9 @@ fn the_demo_runs_every_command_of_the_page() {
 fn options_in_the_guide_exist() {
     let command = qstage::cli::Cli::command();
     let mut checked = 0;
-    for name in ["src/manual/appliance.md", "examples/buildroot/board/box/post-image.sh"] {
+    for name in
+        ["src/manual/appliance.md", "examples/mkosi/build", "examples/buildroot/board/box/post-image.sh"]
+    {
         let text = std::fs::read_to_string(path(name)).unwrap().replace("\\\n", " ");
         for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
             for call in line.replace("bin/qstage\"", "qstage").split("qstage ").skip(1) {
@@ -99,6 +101,9 @@ fn options_in_the_guide_exist() {
 fn scripts_of_the_guide_and_the_examples_are_clean() {
     let scripts = [
         "scripts/demo-vm",
+        "examples/mkosi/build",
+        "examples/mkosi/mkosi.postinst",
+        "examples/mkosi/mkosi.extra/etc/qstage/health.d/10-systemd",
         "examples/buildroot/board/box/post-build.sh",
         "examples/buildroot/board/box/post-image.sh",
     ];

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 11] = [
+const SCRIPTS: [&str; 12] = [
     "scripts/quickstart",
     "scripts/test",
     "scripts/proof",
@@ -17,6 +17,7 @@ const SCRIPTS: [&str; 11] = [
     "scripts/test-deb",
     "scripts/demo-vm",
     "scripts/demo-cluster",
+    "examples/mkosi/build",
     ".ci/run",
 ];
 
