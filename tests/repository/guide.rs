@@ -101,6 +101,7 @@ fn options_in_the_guide_exist() {
 fn scripts_of_the_guide_and_the_examples_are_clean() {
     let scripts = [
         "scripts/demo-vm",
+        "scripts/first-week",
         "examples/mkosi/build",
         "examples/mkosi/mkosi.postinst",
         "examples/mkosi/mkosi.extra/etc/qstage/health.d/10-systemd",

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 12] = [
+const SCRIPTS: [&str; 13] = [
     "scripts/quickstart",
     "scripts/test",
     "scripts/proof",
@@ -17,6 +17,7 @@ const SCRIPTS: [&str; 12] = [
     "scripts/test-deb",
     "scripts/demo-vm",
     "scripts/demo-cluster",
+    "scripts/first-week",
     "examples/mkosi/build",
     ".ci/run",
 ];
