@@ -65,7 +65,7 @@ pub(super) struct InputArgs {
     /// Longest silence of a pipe in seconds; 0: no limit [default: 300]
     ///
     /// For standard input and FIFOs: if no byte arrives for this time, the verb fails.
-    /// Web servers have limits of their own, see [network] in the configuration.
+    /// Web servers have limits of their own, in the table 'network'.
     #[arg(long, value_name = "SECONDS")]
     input_timeout: Option<u32>,
 }

@@ -475,7 +475,7 @@ errors! {
         ("{version} failed ({problem}), and so did the swap back: {back}; see 'qstage container status'");
     /// 'qstage doctor' found problems that have to be mended.
     Findings { problems: usize, first: String } => Service, "FINDINGS",
-        ("{problems} problems were found, the first: {first}; each names its remedy");
+        ("problems found: {problems}; the first: {first}; each names its remedy");
     /// A health check failed.
     Unhealthy { check: String, problem: String } => Service, "UNHEALTHY", ("health check {check}: {problem}");
 
