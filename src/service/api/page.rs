@@ -55,9 +55,11 @@ mod tests {
             }
             let foreign = content.replace("http://www.w3.org/2000/svg", "");
             for scheme in ["http:", "https:", "data:", "blob:", "//cdn"] {
-                let used =
-                    foreign.contains(&format!("\"{scheme}")) || foreign.contains(&format!("({scheme}"));
-                assert!(!used, "{path}: {scheme}");
+                // A whole string "data:" names the field of an event.
+                let used = |open: &str| {
+                    foreign.split(&format!("{open}{scheme}")).skip(1).any(|rest| !rest.starts_with('"'))
+                };
+                assert!(!used("\"") && !used("("), "{path}: {scheme}");
             }
         }
         for (path, ..) in FILES {
