@@ -145,6 +145,9 @@ mod tests {
         let failed = Diagnosis::new(vec![Finding::warning("b", "y", "z"), Finding::problem("c", "w", "z")]);
         let error = failed.verdict().unwrap_err();
         assert_eq!(error.class().exit_code(), 9);
-        assert!(error.to_string().starts_with("1 problems") && error.to_string().contains('w'), "{error}");
+        assert!(
+            error.to_string().starts_with("problems found: 1") && error.to_string().contains('w'),
+            "{error}"
+        );
     }
 }
