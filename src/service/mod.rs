@@ -202,8 +202,9 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
         tls => Some(tls?),
     };
     let _only = owner::store::only_service(&service.place.state_dir)?;
-    let listeners = http::listen::Listeners::open(access.listen, access.socket.as_deref()).await?;
+    // Before the sockets: a signal must find its handler as soon as a client can connect.
     let mut end = signals()?;
+    let listeners = http::listen::Listeners::open(access.listen, access.socket.as_deref()).await?;
     let (owner, handle) = owner::Owner::new(Arc::clone(&service)).await;
     if let Some(locked) = &service.fleet {
         fleet::LockRelease::start(locked, &handle, service.limits.reboot)?;
@@ -279,7 +280,7 @@ fn lost(ended: std::result::Result<(), tokio::task::JoinError>) -> Error {
     Error::Internal { what: format!("the owner of the upgrade is gone: {reason}") }
 }
 
-/// SIGHUP, SIGINT, SIGQUIT and SIGTERM. The handlers are installed before anything else, so that no signal is lost.
+/// SIGHUP, SIGINT, SIGQUIT and SIGTERM. The handlers are installed before the sockets, so that no signal ends a service that answers.
 fn signals() -> Result<tokio::sync::mpsc::Receiver<()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |problem| Error::Internal { what: format!("signal handlers: {problem}") };
