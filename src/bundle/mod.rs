@@ -22,6 +22,7 @@ pub mod delta;
 pub mod feed;
 pub mod frame;
 pub mod index;
+mod kind;
 pub mod manifest;
 pub mod name;
 pub mod needs;

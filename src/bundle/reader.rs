@@ -8,6 +8,7 @@ use super::archive::{self, BLOCK, END_LEN};
 use super::delta::{self, DELTA_MAX, Delta};
 use super::frame::Frame;
 use super::index::Index;
+use super::kind;
 use super::manifest::{MANIFEST_MAX, Manifest, Payload, limit};
 use super::release::Release;
 use super::signature::SIGNATURE_MAX;
@@ -256,6 +257,17 @@ pub(super) struct BundleInput {
     ahead: Option<[u8; BLOCK]>,
 }
 
+/// The error of the first header, with what the file looks like instead of a bundle. Of a short file `header` has what there is.
+fn named(error: Error, header: &[u8; BLOCK]) -> Error {
+    match error {
+        Error::TarHeader { member, at, problem } => {
+            Error::TarHeader { member, at, problem: problem + &kind::looks_like(header) }
+        }
+        Error::Truncated { what, at } => Error::Truncated { what: what + &kind::looks_like(header), at },
+        other => other,
+    }
+}
+
 impl BundleInput {
     /// Fills `buf` from the position and advances it.
     pub(super) fn fill(&mut self, buf: &mut [u8], what: &str) -> Result<()> {
@@ -279,8 +291,9 @@ impl BundleInput {
     fn front_member(&mut self, name: &str, max: u64) -> Result<(Vec<u8>, u64)> {
         let at = self.at;
         let mut header = [0; BLOCK];
-        self.fill(&mut header, &format!("the tar header of {name}"))?;
-        let (size, mtime) = archive::read_header(&header, name, at)?;
+        let filled = self.fill(&mut header, &format!("the tar header of {name}"));
+        let read = filled.and_then(|()| archive::read_header(&header, name, at));
+        let (size, mtime) = read.map_err(|error| if at == 0 { named(error, &header) } else { error })?;
         limit(&format!("{name} in bytes"), size, max)?;
         let mut bytes = vec![0; size as usize];
         self.fill(&mut bytes, name)?;

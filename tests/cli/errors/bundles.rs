@@ -218,3 +218,37 @@ fn truncated_at_any_byte() {
     }
     recovers(&bench);
 }
+
+/// The wrong file, or the wrong URL: the message says what it looks like, from a file and from a pipe.
+#[test]
+fn a_file_of_another_kind_is_named() {
+    let bench = Bench::new();
+    let mut disk = vec![0; 4096];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let page = b"<!doctype html>\n<title>404</title>";
+    for (start, code, kind) in [
+        (&b"hsqs"[..], "BUNDLE_TAR_HEADER", "squashfs: an image, or a RAUC bundle"),
+        (b"\x1f\x8b\x08", "BUNDLE_TAR_HEADER", "gzip"),
+        (b"070701", "BUNDLE_TAR_HEADER", "cpio archive"),
+        (b"\x7fELF", "BUNDLE_TAR_HEADER", "an ELF program"),
+        (b"PK\x03\x04", "BUNDLE_TAR_HEADER", "a zip archive"),
+        (&disk, "BUNDLE_TAR_HEADER", "a raw disk image"),
+        (page, "BUNDLE_TRUNCATED", "HTML: the page of a web server"),
+    ] {
+        let mut file = start.to_vec();
+        if code == "BUNDLE_TAR_HEADER" {
+            file.resize(4096, 7);
+        }
+        fs::write(bench.path("other"), &file).unwrap();
+        for text in
+            [bench.run(&["inspect", "other"]).bad(code), bench.piped(&["inspect", "-"], &file).bad(code)]
+        {
+            assert!(
+                text.contains("it is no bundle, it looks like ") && text.contains(kind),
+                "{kind}: {text}"
+            );
+        }
+    }
+    fs::write(bench.path("other"), [7; 4096]).unwrap();
+    assert!(!bench.run(&["inspect", "other"]).bad("BUNDLE_TAR_HEADER").contains("looks like"));
+}
