@@ -4,7 +4,7 @@
 //! a meaning. To verify one of several by hand, pass its block to `ssh-keygen -Y verify`.
 
 use base64ct::{Base64, Encoding};
-use ssh_key::{LineEnding, SshSig};
+use ssh_key::{HashAlg, LineEnding, PublicKey, SshSig};
 
 use super::manifest::limit;
 use crate::error::{Error, Result};
@@ -45,6 +45,31 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<SignatureBlock>> {
         candidates.push(candidate);
     }
     Ok(candidates)
+}
+
+/// The signatures without those by the key with this fingerprint.
+///
+/// # Errors
+/// As [`parse`].
+pub fn without(bytes: &[u8], fingerprint: &str) -> Result<Vec<u8>> {
+    let parsed = parse(bytes)?;
+    let text = String::from_utf8_lossy(bytes);
+    let blocks = text.split_inclusive(END).zip(&parsed);
+    let left = blocks.filter(|(_, block)| block.fingerprint().as_deref() != Some(fingerprint));
+    Ok(left.map(|(block, _)| block).collect::<String>().into_bytes())
+}
+
+impl SignatureBlock {
+    /// Fingerprint of the key that claims to have signed, as ssh-keygen shows it; `None` if the signature cannot be read.
+    pub fn fingerprint(&self) -> Option<String> {
+        match self {
+            Self::Known(signature) => {
+                let key = PublicKey::from(signature.public_key().clone());
+                Some(key.fingerprint(HashAlg::Sha256).to_string())
+            }
+            Self::Unknown => None,
+        }
+    }
 }
 
 /// Decodes one armored signature. The errors contain none of its bytes, which are not authenticated yet.

@@ -1,7 +1,6 @@
 //! Summary of a bundle, for people and programs.
 
 use serde::Serialize;
-use ssh_key::{HashAlg, PublicKey};
 
 use super::archive::{self, END_LEN};
 use super::delta::Tally;
@@ -95,12 +94,8 @@ impl Bundle {
             blake3: payload.blake3,
             sha256: payload.sha256,
         });
-        let fingerprint = |key: &ssh_key::public::KeyData| {
-            PublicKey::from(key.clone()).fingerprint(HashAlg::Sha256).to_string()
-        };
-        let signed = |candidate: &SignatureBlock| match candidate {
-            SignatureBlock::Known(signature) => fingerprint(signature.public_key()),
-            SignatureBlock::Unknown => "of a kind that is not known".to_owned(),
+        let signed = |candidate: &SignatureBlock| {
+            candidate.fingerprint().unwrap_or_else(|| "of a kind that is not known".to_owned())
         };
         Ok(Summary {
             product: manifest.product.clone(),

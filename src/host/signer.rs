@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ssh_key::{HashAlg, PrivateKey};
+use ssh_key::{HashAlg, PrivateKey, PublicKey};
 
 use super::program::Program;
 use crate::bundle::signature::{NAMESPACE, canonical, import};
@@ -39,6 +39,24 @@ pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
         _ => ssh_keygen(manifest, key_path)?,
     };
     import(&signature)
+}
+
+/// Fingerprint of a key: of a public or private key file, or as ssh-keygen and `qstage inspect` show it.
+///
+/// # Errors
+/// [`Error::Signing`].
+pub fn fingerprint(key: &Path) -> Result<String> {
+    if let Some(given) = key.to_str().filter(|given| given.starts_with("SHA256:")) {
+        return Ok(given.to_owned());
+    }
+    let bad = |problem: String| Error::Signing { key: key.to_owned(), problem };
+    let text = std::fs::read_to_string(key).map_err(|problem| bad(problem.to_string()))?;
+    // The public half of a private key is not encrypted.
+    let public = PublicKey::from_openssh(&text)
+        .or_else(|_| PrivateKey::from_openssh(&text).map(|private| private.public_key().clone()));
+    let public =
+        public.map_err(|_| bad("it is no OpenSSH key and no fingerprint 'SHA256:...'".to_owned()))?;
+    Ok(public.fingerprint(HashAlg::Sha256).to_string())
 }
 
 /// Whether the `ssh-key` crate can sign with this key. It cannot with RSA: ssh-key 0.6.7 passes one prime twice to the `rsa`

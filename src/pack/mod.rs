@@ -89,8 +89,11 @@ pub struct PackReport {
 pub struct SignReport {
     /// The bundle.
     pub path: PathBuf,
-    /// The key or signature file that was added.
-    pub added: PathBuf,
+    /// The key or signature file that was added; `None`: signatures were only removed.
+    pub added: Option<PathBuf>,
+    /// Fingerprint of the key whose signatures were removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub removed: Option<String>,
     /// Number of signatures in the bundle now.
     pub signatures: usize,
 }
@@ -188,16 +191,25 @@ pub enum Signer<'a> {
     Detached(&'a Path),
 }
 
-/// Adds a signature to a bundle, in place (`out` is `None`) or to another file. Existing signatures stay. So keys can be
-/// rotated without a bundle that some machine refuses: the new key signs as well, before the old one is retired.
+/// Adds a signature to a bundle, removes those of the key with the fingerprint `remove`, or both; in place (`out` is `None`) or to
+/// another file. Other signatures stay. So keys can be rotated without a bundle that some machine refuses: the new key signs
+/// as well, before the signature of the old one is removed.
 ///
 /// # Errors
 /// Those of opening a bundle; [`Error::Signing`], [`Error::SignatureFormat`], [`Error::TooLarge`], [`Error::Output`],
-/// [`Error::OutputExists`].
-pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a>>) -> Result<SignReport> {
+/// [`Error::OutputExists`]; [`Error::Argument`] if the key has not signed the bundle, or no signature would be left.
+pub fn sign<'a>(
+    bundle: &'a Path,
+    signer: Option<Signer<'_>>,
+    remove: Option<&str>,
+    out: Option<Destination<'a>>,
+) -> Result<SignReport> {
     if let Some(out) = &out {
-        let (Signer::Key(with) | Signer::Detached(with)) = signer;
-        out.check(&[("BUNDLE", bundle), ("the option of the signature", with)])?;
+        let mut inputs = vec![("BUNDLE", bundle)];
+        if let Some(Signer::Key(with) | Signer::Detached(with)) = signer {
+            inputs.push(("the option of the signature", with));
+        }
+        out.check(&inputs)?;
     }
     let open = |source| Error::Open { path: bundle.to_owned(), source };
     let mut file = File::open(bundle).map_err(open)?;
@@ -206,18 +218,34 @@ pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a
     // To add a signature does not mean to trust the existing ones.
     let opened = Bundle::open(Source::File(Arc::new(source)), &Trust::dangerously_unsigned())?.whole()?;
     let manifest = opened.manifest();
-    let (added, path) = match signer {
-        Signer::Key(path) => (signer::sign(manifest.bytes(), path)?, path),
-        Signer::Detached(path) => {
+    let mut signatures = manifest.signature().to_vec();
+    if let Some(fingerprint) = remove {
+        let left = signature::without(&signatures, fingerprint)?;
+        let refused =
+            |problem: &str| Err(Error::Argument { what: "--remove".into(), problem: problem.into() });
+        if left.len() == signatures.len() {
+            return refused("that key has not signed this bundle");
+        }
+        if left.is_empty() && signer.is_none() {
+            return refused(
+                "no signature would be left, and no machine would accept the bundle; add one with --key",
+            );
+        }
+        signatures = left;
+    }
+    let added = match signer {
+        None => None,
+        Some(Signer::Key(path)) => Some((signer::sign(manifest.bytes(), path)?, path)),
+        Some(Signer::Detached(path)) => {
             let bytes =
                 std::fs::read(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
-            (signature::import(&bytes)?, path)
+            Some((signature::import(&bytes)?, path))
         }
     };
-    let mut signatures = manifest.signature().to_vec();
-    let text = String::from_utf8_lossy(&signatures);
     // A second signature by the same key, if deterministic, changes nothing.
-    if !text.contains(&added) {
+    if let Some((added, _)) =
+        added.as_ref().filter(|(added, _)| !String::from_utf8_lossy(&signatures).contains(added))
+    {
         signatures.extend_from_slice(added.as_bytes());
     }
     let count = signature::parse(&signatures)?.len();
@@ -230,7 +258,8 @@ pub fn sign<'a>(bundle: &'a Path, signer: Signer<'_>, out: Option<Destination<'a
         io::copy(&mut file, &mut to).map_err(failed)?;
         Ok(())
     })?;
-    Ok(SignReport { path: written, added: path.to_owned(), signatures: count })
+    let added = added.map(|(_, path)| path.to_owned());
+    Ok(SignReport { path: written, added, removed: remove.map(str::to_owned), signatures: count })
 }
 
 /// A file that is read through the page cache, since it is about to be copied anyway.

@@ -465,6 +465,36 @@ fn a_plan_says_what_is_open_to_the_container() {
     }
 }
 
+#[test]
+fn signatures_of_a_retired_key_are_removed() {
+    let bench = Bench::installed();
+    bench.key("new", "ed25519");
+    bench.trust("new_signers", &["new"]);
+    let verify = |trust: &str| -> Run { bench.run(&["verify", "both.qimg", "--trust", trust]) };
+    bench.run(&["sign", "v2.qimg", "--key", "new", "-o", "both.qimg"]).good();
+    // By its file, or by the fingerprint that inspect shows.
+    let signers = || bench.run(&["inspect", "both.qimg", "--json"]).json()["signatures"].clone();
+    let (all, fingerprint) = (signers(), signers()[0].as_str().unwrap().to_owned());
+    assert_eq!(all.as_array().unwrap().len(), 2);
+    let by_name = ["sign", "both.qimg", "--remove", &fingerprint, "-o", "one.qimg", "--json"];
+    let report = bench.run(&by_name).json();
+    assert_eq!((&report["signatures"], &report["removed"]), (&json!(1), &json!(fingerprint)), "{report}");
+    bench.run(&["sign", "both.qimg", "--remove", "key.pub"]).good();
+    assert_eq!(fs::read(bench.path("one.qimg")).unwrap(), fs::read(bench.path("both.qimg")).unwrap());
+    assert_eq!(signers(), json!([all[1]]));
+    verify("new_signers").good();
+    verify("allowed_signers").bad("UNTRUSTED");
+    let text = bench.run(&["sign", "both.qimg", "--remove", "key"]).bad("ARGUMENT");
+    assert!(text.contains("has not signed"), "{text}");
+    let text = bench.run(&["sign", "both.qimg", "--remove", "new.pub"]).bad("ARGUMENT");
+    assert!(text.contains("no signature would be left"), "{text}");
+    bench.run(&["sign", "both.qimg", "--remove", "v2.img"]).bad("SIGNING");
+    // One for another in one step.
+    bench.run(&["sign", "both.qimg", "--remove", "new.pub", "--key", "key"]).good();
+    verify("allowed_signers").good();
+    verify("new_signers").bad("UNTRUSTED");
+}
+
 /// For development only, and never quietly.
 #[test]
 fn the_unsigned_mode_is_loud() {
