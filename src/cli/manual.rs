@@ -4,7 +4,8 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 
 use super::{config_page, man_page, output};
@@ -57,6 +58,35 @@ fn write(path: &Path, page: &[u8]) -> io::Result<()> {
     file.publish()
 }
 
+/// The command as shells complete it: without hidden verbs, and with the words for slots and groups.
+fn completed(command: Command) -> Command {
+    let arguments: Vec<Arg> = command.get_arguments().cloned().map(with_words).collect();
+    let verbs: Vec<Command> =
+        command.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned().map(completed).collect();
+    let about = command.get_about().cloned().unwrap_or_default();
+    // clap cannot remove a verb from a command, so it is made anew.
+    // Its names have to be static: some hundred bytes, and the process ends after this.
+    Command::new(&*command.get_name().to_owned().leak())
+        .about(about)
+        .disable_help_subcommand(true)
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_version_flag(command.is_disable_version_flag_set() || command.get_version().is_none())
+        .args(arguments)
+        .subcommands(verbs)
+}
+
+/// The argument with the words that it takes, where these are few.
+fn with_words(argument: Arg) -> Arg {
+    let name = argument.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+    let words: &[&'static str] = match (name, argument.get_id().as_str()) {
+        ("SLOT", _) if argument.get_default_values().is_empty() => &["a", "b"],
+        ("SLOT", _) => &["a", "b", "both"],
+        ("GROUP", _) => &["platform", "software"],
+        _ => return argument,
+    };
+    argument.value_parser(PossibleValuesParser::new(words))
+}
+
 /// Print the completions of a shell
 ///
 /// For bash: qstage completions bash > /etc/bash_completion.d/qstage
@@ -67,8 +97,9 @@ pub(super) struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    pub(super) fn run(&self, mut command: Command) -> Result<()> {
+    pub(super) fn run(&self, command: Command) -> Result<()> {
         let mut script = Vec::new();
+        let mut command = completed(command);
         clap_complete::generate(self.shell, &mut command, "qstage", &mut script);
         output::document(&String::from_utf8_lossy(&script))
     }

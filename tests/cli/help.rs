@@ -179,6 +179,16 @@ fn completions_are_accepted_by_their_shells() {
         for verb in VERBS {
             assert!(script.contains(verb), "{shell}: {verb}");
         }
+        // A verb for qstage itself, and the words for slots and groups.
+        assert!(!script.contains("answers"), "{shell}: a hidden verb");
+        let words = match shell {
+            "bash" => ["\"a b\"", "\"a b both\"", "\"platform software\""],
+            "zsh" => [":SLOT:(a b)", ":SLOT:(a b both)", ":GROUP:(platform software)"],
+            _ => ["\"a\t''\nb\t''\"", "both\t''\"", "\"platform\t''\nsoftware\t''\""],
+        };
+        for word in words {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("script");
         std::fs::write(&file, script).unwrap();
