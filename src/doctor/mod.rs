@@ -104,6 +104,9 @@ impl Diagnosis {
     }
 }
 
+/// Subjects whose places the configuration names, and that a default says nothing about.
+const OF_CONFIGURATION: [&str; 3] = ["service", "health", "container"];
+
 /// Runs all checks. `seen` is the disk, or the reason why it cannot be read.
 pub(crate) fn examine(places: &Places, setup: &Setup, seen: &crate::error::Result<DiskContent>) -> Diagnosis {
     let settings = &setup.settings;
@@ -119,6 +122,13 @@ pub(crate) fn examine(places: &Places, setup: &Setup, seen: &crate::error::Resul
         findings.extend(boot::findings(places, settings, slots));
         findings.extend(units::findings(places, settings));
         findings.extend(container::findings(places, settings));
+    }
+    if setup.problem.is_some() {
+        // Defaults were looked at, which this machine may not use.
+        findings.retain(|one| !OF_CONFIGURATION.contains(&one.subject) || one.verdict == Severity::Good);
+        let message =
+            "keys, service, health checks and container are not checked: the configuration names them";
+        findings.push(Finding::warning("configuration", message, "correct it, and run doctor again"));
     }
     Diagnosis::new(findings)
 }

@@ -46,6 +46,10 @@ impl Setup {
     fn keys(&self) -> Vec<Finding> {
         let trust = &self.settings.trust;
         let file = trust.path.display();
+        // The configuration that cannot be used may name another file.
+        if !trust.is_there() && self.problem.is_some() {
+            return Vec::new();
+        }
         if !trust.is_there() {
             let message = format!("there is no {file}: no bundle can be accepted");
             let remedy = format!(
