@@ -12,6 +12,8 @@ use super::remote::ServiceArgs;
 use super::table;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::Event;
+use crate::state::SlotsReport;
+use crate::units::Group;
 
 /// Print the state of the upgrade as one line of JSON
 ///
@@ -21,7 +23,7 @@ use crate::host::journal::Event;
 /// UPGRADE_REBOOTING.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Print a table for people, with the last swap of the container
+    /// Print a table for people, with what runs and the last swap of the container
     #[arg(long)]
     human: bool,
 
@@ -44,6 +46,9 @@ struct Shown {
     blocked_reason: String,
     #[serde(default)]
     last_swap: Option<Event>,
+    /// What runs, from the service only its version; `None`: unknown.
+    #[serde(default)]
+    version: Option<String>,
 }
 
 impl StatusArgs {
@@ -53,34 +58,49 @@ impl StatusArgs {
             let path = if self.human { "/v1/qstage/status" } else { "/v1/upgrade/status" };
             let text = self.service.client(&settings)?.get(path)?;
             if self.human {
-                return self.table(serde_json::from_str(&text).unwrap_or_default(), None);
+                return self.table(serde_json::from_str(&text).unwrap_or_default(), None, None);
             }
             return output::json(&text);
         }
         find_disk(&mut settings)?;
         let human = self.human;
-        let (status, last_swap) = look_within_limit(&settings, move |settings| {
+        let (status, last_swap, runs) = look_within_limit(&settings, move |settings| {
             let host = Host::open_to_look(settings)?;
             let engine = host.engine(settings.policy());
-            Ok((engine.status()?, if human { engine.last_swap()? } else { None }))
+            let (swap, runs) =
+                if human { (engine.last_swap()?, running(&engine.slots()?)) } else { (None, None) };
+            Ok((engine.status()?, swap, runs))
         })?;
         if human {
-            return self.table(serde_json::to_value(&status).unwrap_or_default(), last_swap);
+            return self.table(serde_json::to_value(&status).unwrap_or_default(), last_swap, runs);
         }
         output::print(&output::json_line(&status)?)
     }
 
-    fn table(&self, status: Value, swap: Option<Event>) -> Result<()> {
+    fn table(&self, status: Value, swap: Option<Event>, runs: Option<String>) -> Result<()> {
         let what = |problem| Error::Internal { what: format!("a status that is none: {problem}") };
         let mut shown: Shown = serde_json::from_value(status).map_err(what)?;
         shown.last_swap = shown.last_swap.or(swap);
+        shown.version = shown.version.or(runs);
         output::people(|palette| human(&shown, palette))
     }
+}
+
+/// The running release with its slots; `None`: unknown, as for an image file.
+fn running(report: &SlotsReport) -> Option<String> {
+    let newest = report.newest_running()?;
+    let name = [newest.product.as_deref()?, newest.version.as_deref()?].join(" ");
+    let slots = Group::BOTH.into_iter().filter_map(|group| report.running(group));
+    let slots: Vec<String> = slots.map(|slot| format!("{}_{}", slot.group, slot.slot)).collect();
+    Some(format!("{name} ({})", slots.join(", ")))
 }
 
 fn human(shown: &Shown, palette: Palette) -> String {
     let state = shown.state.trim_start_matches("UPGRADE_").to_lowercase();
     let mut facts = vec![("state", state)];
+    if let Some(version) = shown.version.as_ref().filter(|version| *version != "unknown") {
+        facts.insert(0, ("runs", version.clone()));
+    }
     let mut fact = |name: &'static str, text: String| {
         if !text.is_empty() {
             facts.push((name, text));
@@ -112,6 +132,9 @@ mod tests {
             "error_state":"UPGRADE_ERROR_NO_ERROR","is_blocked":false,"blocked_reason":""}"#;
         let mut shown: Shown = serde_json::from_str(text).unwrap();
         assert_eq!(human(&shown, Palette::PLAIN), "state  idle\n");
+        shown.version = Some("Demo 1.0 (platform_a)".into());
+        assert_eq!(human(&shown, Palette::PLAIN), "runs   Demo 1.0 (platform_a)\nstate  idle\n");
+        shown.version = None;
         shown.error_state = "UPGRADE_ERROR_READ".into();
         shown.error_message = "m".into();
         let swap = Event::new("swap", NO_ERROR, "1.1 runs".into());
