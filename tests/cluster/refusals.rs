@@ -22,7 +22,7 @@ fn who_does_not_belong() {
     // Requests that one member must not execute alone.
     let target = json!({"install_path": v2, "target": "UPGRADE_TARGET_PREPARE"}).to_string();
     let (status, text) = lab.node(1).try_call("PUT", "/v1/upgrade/settings", &target).unwrap();
-    assert!(status == 400 && text.contains("UPGRADE_ERROR_CLUSTER_MEMBER"), "{text}");
+    assert!(status == 409 && text.contains("UPGRADE_ERROR_CLUSTER_MEMBER"), "{text}");
     assert!(
         lab.node(1).call("/v1/shutdown/reboot/2", &Value::Null).1["error_class"]
             == "UPGRADE_ERROR_ELSEWHERE_NODE"

@@ -23,7 +23,7 @@ fn every_get_fits_the_document(server: &Server) {
         let (kind, body) = content.iter().next().unwrap();
         if path.starts_with("/v1/cluster/") || path.starts_with("/v1/qstage/cluster") {
             let refused = server.call("GET", path, &Value::Null);
-            assert_eq!(code(&refused), (400, "UPGRADE_ERROR_NOT_A_CLUSTER"), "a single node, {path}");
+            assert_eq!(code(&refused), (409, "UPGRADE_ERROR_NOT_A_CLUSTER"), "a single node, {path}");
         } else if kind == "application/json" {
             check(&document, &body["schema"], &server.get(path), path);
         }

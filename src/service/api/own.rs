@@ -59,7 +59,7 @@ pub(super) async fn plan(
     RawQuery(query): RawQuery,
     Body(body): Body<ImageBody>,
 ) -> Reply<Json<serde_json::Value>> {
-    Ok(Json(api.plan(&body.image_path, overrides(query.as_deref())).await?.report))
+    Ok(Json(api.plan(&body.image_path, overrides(query.as_deref())?).await?.report))
 }
 
 pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
@@ -99,7 +99,7 @@ pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) ->
 /// Rolls back. With `?dry_run=true` it answers which slots would be selected, for a dialog that asks first.
 pub(super) async fn roll_back(State(api): Shared, RawQuery(query): RawQuery) -> Reply<Response> {
     api.alone("a roll-back")?;
-    if is_set(query.as_deref(), "dry_run") {
+    if is_set(query.as_deref(), "dry_run")? {
         let planned = |service: &Service| service.place.roll_back_dry_run();
         return switched(Some(unless_silent(&api.service, SILENCE, planned).await?));
     }

@@ -70,6 +70,8 @@ impl From<Error> for ErrorReply {
             Error::Forbidden { .. } => StatusCode::FORBIDDEN,
             Error::NoSuchEndpoint { .. } | Error::NoSuchNode { .. } => StatusCode::NOT_FOUND,
             Error::ClusterStore { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            // Nothing is wrong with the request; the machine is not in a state to do it.
+            Error::NotACluster { .. } | Error::ClusterMember { .. } => StatusCode::CONFLICT,
             // The path came with the request, so a missing file is the fault of the request.
             Error::Open { .. } => StatusCode::BAD_REQUEST,
             error => match error.class() {
@@ -169,22 +171,39 @@ pub(super) async fn not_this_method(request: Request) -> ErrorReply {
     ErrorReply { status: StatusCode::METHOD_NOT_ALLOWED, error: Error::NoSuchEndpoint { what } }
 }
 
-/// Whether the query sets a parameter; every spelling of true that clients use is accepted.
-pub(super) fn is_set(query: Option<&str>, wanted: &str) -> bool {
-    query
-        .into_iter()
-        .flat_map(|query| query.split('&'))
-        .filter_map(|pair| pair.split_once('='))
-        .any(|(key, value)| key == wanted && (value.eq_ignore_ascii_case("true") || value == "1"))
+/// Whether the query sets a parameter. Every spelling of true and false that clients use is accepted.
+///
+/// # Errors
+/// [`Error::BadRequest`] for another value: a caller who thinks that a rule is overridden, or kept, must not be wrong.
+pub(super) fn is_set(query: Option<&str>, wanted: &str) -> Result<bool, Error> {
+    let pairs = query.into_iter().flat_map(|query| query.split('&'));
+    let mut set = false;
+    for (_, value) in
+        pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).filter(|(key, _)| *key == wanted)
+    {
+        set |= match value.to_ascii_lowercase().as_str() {
+            "true" | "1" => true,
+            "false" | "0" => false,
+            _ => {
+                return Err(Error::BadRequest {
+                    problem: format!("{wanted} in the query is neither true nor false"),
+                });
+            }
+        };
+    }
+    Ok(set)
 }
 
 /// The rules that the query overrides.
-pub(super) fn overrides(query: Option<&str>) -> Overrides {
-    Overrides {
-        compatibility: is_set(query, "override_compatibility_check"),
-        retry: is_set(query, "retry"),
-        replace: is_set(query, "replace"),
-    }
+///
+/// # Errors
+/// See [`is_set`].
+pub(super) fn overrides(query: Option<&str>) -> Result<Overrides, Error> {
+    Ok(Overrides {
+        compatibility: is_set(query, "override_compatibility_check")?,
+        retry: is_set(query, "retry")?,
+        replace: is_set(query, "replace")?,
+    })
 }
 
 #[cfg(test)]
@@ -200,13 +219,21 @@ mod tests {
             ("replace", Overrides { replace, ..Overrides::default() }),
         ] {
             for yes in ["true", "True", "1"] {
-                assert_eq!(overrides(Some(&format!("a=b&{key}={yes}"))), wanted, "{yes}");
+                assert_eq!(overrides(Some(&format!("a=b&{key}={yes}"))).unwrap(), wanted, "{yes}");
             }
-            for query in [format!("{key}=false"), key.to_owned(), format!("x{key}=true")] {
-                assert_eq!(overrides(Some(&query)), Overrides::default(), "{query}");
+            for query in
+                [format!("{key}=False"), format!("{key}=0"), format!("x{key}=true"), format!("x{key}=no")]
+            {
+                assert_eq!(overrides(Some(&query)).unwrap(), Overrides::default(), "{query}");
+            }
+            for query in [format!("{key}=yes"), key.to_owned(), format!("{key}=true&{key}=null")] {
+                assert!(overrides(Some(&query)).is_err(), "{query}");
             }
         }
-        assert_eq!(overrides(Some("retry=1&replace=1")), Overrides { retry, replace, compatibility: false });
-        assert_eq!(overrides(None), Overrides::default());
+        assert_eq!(
+            overrides(Some("retry=1&replace=1")).unwrap(),
+            Overrides { retry, replace, compatibility: false }
+        );
+        assert_eq!(overrides(None).unwrap(), Overrides::default());
     }
 }

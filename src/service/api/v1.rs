@@ -44,6 +44,7 @@ pub(super) async fn put_settings(
     RawQuery(query): RawQuery,
     Body(body): Body<SettingsBody>,
 ) -> Reply<Response> {
+    let overrides = overrides(query.as_deref())?;
     let named = shown(&body.install_path).into_owned();
     let detail = Detail(format!("{:?} {named}", body.target));
     api.alone("/v1/upgrade/settings")?;
@@ -53,7 +54,7 @@ pub(super) async fn put_settings(
             Err(error) => return Err(error.into()),
         },
         Target::Prepare => {
-            api.prepare(PrepareBody::of_path(body.install_path), overrides(query.as_deref())).await?;
+            api.prepare(PrepareBody::of_path(body.install_path), overrides).await?;
         }
         Target::Arm => {
             let snapshot = api.snapshot();

@@ -94,8 +94,9 @@ pub(super) async fn verify_image(
     State(api): Shared,
     RawQuery(query): RawQuery,
     Body(body): Body<ImageBody>,
-) -> Json<Verified> {
-    Json(match api.plan(&body.image_path, overrides(query.as_deref())).await {
+) -> Reply<Json<Verified>> {
+    let overrides = overrides(query.as_deref())?;
+    Ok(Json(match api.plan(&body.image_path, overrides).await {
         Ok(planned) => Verified {
             target_version: Some(planned.target_version.clone()),
             upgrade_type: Some(planned.upgrade_type),
@@ -106,7 +107,7 @@ pub(super) async fn verify_image(
             upgrade_type: None,
             error: Some(by_api(&audit::sentence(&error))),
         },
-    })
+    }))
 }
 
 pub(super) async fn prepare(
@@ -114,7 +115,7 @@ pub(super) async fn prepare(
     RawQuery(query): RawQuery,
     Body(body): Body<PrepareBody>,
 ) -> Reply<Accepted> {
-    api.prepare(body, overrides(query.as_deref())).await.map(Accepted)
+    api.prepare(body, overrides(query.as_deref())?).await.map(Accepted)
 }
 
 pub(super) async fn commit(State(api): Shared) -> Reply<Accepted> {
