@@ -52,6 +52,22 @@ pub fn commit(view: &View) -> Result<Txn> {
     Ok(view.ordered(vec![put_upgrade(upgrade)]))
 }
 
+/// Changes how the nodes reboot after the commit of the prepared bundle. Other orders: [`prepare`].
+///
+/// # Errors
+/// [`Error::NotPrepared`]; as `group` for a rolling reboot.
+pub fn reboot_settings(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
+    let upgrade = &view.upgrade;
+    let (Stage::Prepared, Some(order)) = (upgrade.stage, &upgrade.order) else {
+        return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
+    };
+    if rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform {
+        group(view, nodes)?;
+    }
+    let order = Some(Ordered { rolling, nodes, ..order.clone() });
+    Ok(view.ordered(vec![put_upgrade(Upgrade { order, ..upgrade.clone() })]))
+}
+
 /// Stores why a commit did not begin: the order was accepted before, so that its sender reads the reason in the status.
 pub fn commit_failed(view: &View, error: String) -> Txn {
     view.ordered(vec![put_upgrade(Upgrade { error: Some(error), ..view.upgrade.clone() })])

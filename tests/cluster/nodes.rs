@@ -135,9 +135,23 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     let many =
         json!({"image_path": v2, "auto_commit": false, "do_rolling_reboot": true, "num_nodes_to_reboot": 2});
     assert_eq!(lab.node(1).call("/v2/upgrade/prepare", &many).0, 400, "of three nodes one may go");
-    // Without etcd every answer comes from the last known state, a prepare is refused, a commit is accepted and waits.
     assert_eq!(lab.node(1).prepare(&v2, false, true).0, 202);
     lab.node(1).until("prepared", |node| node.state() == "PREPARED");
+    // The same bundle takes other settings of its reboot and stays prepared; every member sends that as an event.
+    for rolling in [false, true] {
+        assert_eq!(lab.node(2).prepare(&v2, false, rolling).0, 202);
+        let shown = |node: &crate::lab::Node| {
+            node.get("/v3/upgrade/status")["settings"]["do_rolling_reboot"] == rolling
+        };
+        lab.node(3).until("the settings are shown", shown);
+        assert_eq!(lab.node(3).state(), "PREPARED");
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sN", "--max-time", "3", "http://x/v1/qstage/events", "--unix-socket"]);
+        let events = curl.arg(lab.node(3).path("socket")).output().unwrap();
+        let events = String::from_utf8_lossy(&events.stdout).into_owned();
+        assert!(events.contains(&format!("\"do_rolling_reboot\":{rolling}")), "{events}");
+    }
+    // Without etcd every answer comes from the last known state, a prepare is refused, a commit is accepted and waits.
     lab.etcd.stop();
     lab.node(1).until("it is noticed", |node| node.get("/v1/qstage/cluster")["connected"] == false);
     let blocked = lab.node(1).get("/v2/upgrade/blocked");

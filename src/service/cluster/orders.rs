@@ -76,7 +76,7 @@ impl Cluster {
         }
     }
 
-    /// Orders a prepare. The same order again has no effect.
+    /// Orders a prepare. The same order again has no effect; the bundle that is prepared takes the new settings of its reboot.
     ///
     /// # Errors
     /// See [`orders::prepare`].
@@ -85,6 +85,11 @@ impl Cluster {
         self.order(|view| {
             let known = view.upgrade.order.as_ref().filter(|known| known.digest == order.digest);
             match (view.upgrade.stage, known) {
+                (Stage::Prepared, Some(known))
+                    if (known.rolling, known.nodes) != (order.rolling, order.nodes) =>
+                {
+                    orders::reboot_settings(view, order.rolling, order.nodes)
+                }
                 (Stage::Preparing | Stage::Prepared, Some(_)) => Ok(Txn::default()),
                 _ => orders::prepare(view, order.clone()),
             }

@@ -99,13 +99,10 @@ async function refresh() {
 
 function received(status) {
   const changed = !v3 || v3.state !== status.state || v3.error_info !== status.error_info;
-  // A member of a cluster sends its own state; that of the cluster is looked at.
-  if (!inCluster) {
-    v3 = status;
-    view.status(status);
-    buttons();
-  }
-  if (changed || inCluster) refresh();
+  v3 = status;
+  view.status(status);
+  buttons();
+  if (changed) refresh();
 }
 
 const sleep = (time) => new Promise((resolve) => { setTimeout(resolve, time); });
