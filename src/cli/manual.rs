@@ -5,7 +5,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
-use clap::{Arg, Args, Command};
+// Not by the name of the processes of std, which only some modules may start.
+use clap::{Arg, Args, Command as CommandLine};
 use clap_complete::Shell;
 
 use super::{config_page, man_page, output};
@@ -23,7 +24,7 @@ pub(super) struct ManArgs {
 }
 
 impl ManArgs {
-    pub(super) fn run(&self, command: Command) -> Result<()> {
+    pub(super) fn run(&self, command: CommandLine) -> Result<()> {
         if let Some(dir) = &self.dir {
             let failed = |source| Error::Output { path: dir.clone(), source };
             let mut pages = vec![("qstage.toml.5".to_owned(), config_page::render().into_bytes())];
@@ -42,7 +43,7 @@ impl ManArgs {
 }
 
 /// The pages of a command and its verbs, with their file names. `name`: the words of the command, joined by `-`.
-fn pages_of(command: &Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
+fn pages_of(command: &CommandLine, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
     let file = if name.is_empty() { "qstage.1".to_owned() } else { format!("qstage-{name}.1") };
     pages.push((file, man_page::render(command, name)?));
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
@@ -59,14 +60,14 @@ fn write(path: &Path, page: &[u8]) -> io::Result<()> {
 }
 
 /// The command as shells complete it: without hidden verbs, and with the words for slots and groups.
-fn completed(command: Command) -> Command {
+fn completed(command: CommandLine) -> CommandLine {
     let arguments: Vec<Arg> = command.get_arguments().cloned().map(with_words).collect();
-    let verbs: Vec<Command> =
+    let verbs: Vec<CommandLine> =
         command.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned().map(completed).collect();
     let about = command.get_about().cloned().unwrap_or_default();
     // clap cannot remove a verb from a command, so it is made anew.
     // Its names have to be static: some hundred bytes, and the process ends after this.
-    Command::new(&*command.get_name().to_owned().leak())
+    CommandLine::new(&*command.get_name().to_owned().leak())
         .about(about)
         .disable_help_subcommand(true)
         .version(env!("CARGO_PKG_VERSION"))
@@ -97,7 +98,7 @@ pub(super) struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    pub(super) fn run(&self, command: Command) -> Result<()> {
+    pub(super) fn run(&self, command: CommandLine) -> Result<()> {
         let mut script = Vec::new();
         let mut command = completed(command);
         clap_complete::generate(self.shell, &mut command, "qstage", &mut script);

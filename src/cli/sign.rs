@@ -23,6 +23,8 @@ use crate::pack::{self, SignReport, Signer};
 /// When every machine trusts the new key: qstage sign x.qimg --remove OLD.pub
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
+#[command(override_usage = "qstage sign [OPTIONS] <BUNDLE> [--key <FILE>|--signature <FILE>]
+                   [--remove <KEY>]")]
 #[command(group = clap::ArgGroup::new("with").required(true).multiple(true).args(["key", "signature", "remove"]))]
 pub(super) struct SignArgs {
     /// Bundle to sign

@@ -39,7 +39,7 @@ fn a_sound_image_has_no_problem_and_each_fault_is_named_with_its_remedy() {
         "{}",
         failed.out
     );
-    assert!(failed.err.contains("1 problems"), "{}", failed.err);
+    assert!(failed.err.contains("problems found: 1"), "{}", failed.err);
     failed.bad("FINDINGS");
 
     bench.config("");

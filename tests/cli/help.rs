@@ -184,7 +184,7 @@ fn completions_are_accepted_by_their_shells() {
         let words = match shell {
             "bash" => ["\"a b\"", "\"a b both\"", "\"platform software\""],
             "zsh" => [":SLOT:(a b)", ":SLOT:(a b both)", ":GROUP:(platform software)"],
-            _ => ["\"a\t''\nb\t''\"", "both\t''\"", "\"platform\t''\nsoftware\t''\""],
+            _ => ["\"a\\t''\nb\\t''\"", "both\\t''\"", "\"platform\\t''\nsoftware\\t''\""],
         };
         for word in words {
             assert!(script.contains(word), "{shell}: {word}");

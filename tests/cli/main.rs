@@ -31,6 +31,8 @@ mod output;
 mod process;
 /// `qstage-select`, the boot-time selector.
 mod select;
+/// Signatures: added, removed, and rotated keys.
+mod signing;
 /// Pipes that fall silent.
 mod silence;
 /// Bundles of software without a platform.
