@@ -14,6 +14,25 @@ use crate::state::UpgradeType;
 /// Error shown for an abandoned upgrade.
 const ABANDONED: &str = "the upgrade was abandoned";
 
+/// Maximum number of nodes: some transactions concern each node, and etcd permits 128 operations in one.
+pub const NODES_MAX: usize = 120;
+
+/// Checks that the cluster takes another member.
+///
+/// # Errors
+/// [`Error::UpgradeBusy`], [`Error::Membership`].
+pub fn admits_member(view: &View) -> Result<()> {
+    if view.upgrade.stage != Stage::Idle || view.reboot.state != RebootState::Idle {
+        return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
+    }
+    if view.members.len() >= NODES_MAX {
+        return Err(Error::Membership {
+            problem: format!("the cluster has {NODES_MAX} nodes, which is the most"),
+        });
+    }
+    Ok(())
+}
+
 /// Orders the prepare of a bundle on all nodes.
 ///
 /// # Errors
@@ -396,6 +415,37 @@ mod tests {
         let mut away = view(3, 1, 1);
         away.alive.remove(&NodeId(2));
         assert_eq!(told(&away).unwrap_err(), "node 2 is away");
+    }
+
+    #[test]
+    fn a_cluster_has_as_many_nodes_as_a_transaction_of_etcd_can_concern() {
+        // The default of etcd, `--max-txn-ops`.
+        const OPERATIONS: usize = 128;
+        let most = u32::try_from(NODES_MAX).unwrap();
+        let mut view = view(most, 2, 2);
+        assert_eq!(admits_member(&view).unwrap_err().code(), "UPGRADE_ERROR_MEMBERSHIP");
+        view.outcomes = view.members.iter().map(|node| (*node, Outcome::Prepared)).collect();
+        let order = Ordered {
+            digest: Blake3([2; 32]),
+            install_path: "/x".into(),
+            source: None,
+            target_version: "2".into(),
+            upgrade_type: UpgradeType::SoftwareOnly,
+            auto_commit: false,
+            rolling: false,
+            nodes: None,
+            overridden: false,
+            retry: false,
+        };
+        let ordered = prepare(&view, order.clone()).unwrap();
+        assert!(ordered.compare.len() <= OPERATIONS && ordered.writes.len() <= OPERATIONS);
+        // The largest one of the driver resets the results of all nodes.
+        view.upgrade = Upgrade { stage: Stage::SwapBack, order: Some(order), ..Upgrade::default() };
+        view.outcomes.values_mut().for_each(|outcome| *outcome = Outcome::Undone);
+        let crate::cluster::next::Action::Write(back) = crate::cluster::next::next_action(&view) else {
+            panic!("nothing is left to do")
+        };
+        assert!(back.writes.len() > NODES_MAX && back.writes.len() <= OPERATIONS);
     }
 
     #[test]

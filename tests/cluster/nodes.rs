@@ -280,7 +280,15 @@ fn a_node_that_missed_an_upgrade() {
     let (node, third) = (lab.node(1), lab.node(3));
     let (disk, before) = (third.path("disk"), lab.bench.path("disk-before"));
     std::fs::copy(&disk, &before).unwrap();
-    assert_eq!(node.prepare(&lab.bench.text("v2.qimg"), true, false).0, 202);
+    // The command follows it to the end, also through the reboot of the node that it talks to.
+    let v2 = lab.bench.text("v2.qimg");
+    let output = node.qstage(&["upgrade", &v2, "--rolling", "-n", "1", "--commit"]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("2.0 committed"), "{out}{err}");
+    for line in ["node 3: 1.0 good, prepares", ": 1.0 good, waits for its turn", ": 2.0 good, has rebooted"] {
+        assert!(err.contains(line), "'{line}' is missing: {err}");
+    }
+    assert!(err.contains("waits for node ") && lab.most_down() == 1, "{err}");
     let good = |node: &crate::lab::Node, number: usize| {
         let status = node.try_get("/v1/qstage/cluster");
         status.is_some_and(|status| status["nodes"][number - 1]["standing"] == "good")

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::orders;
-use crate::cluster::state::{Member, NodeId, Ordered, PROTOCOL, RebootState, Stage};
+use crate::cluster::state::{Member, NodeId, Ordered, PROTOCOL, Stage};
 use crate::cluster::store::{Compare, Entry, Key, Snapshot, Store, Txn, Value, Write};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
@@ -189,9 +189,7 @@ impl Cluster {
                 member.address
             ));
         }
-        if view.upgrade.stage != Stage::Idle || view.reboot.state != RebootState::Idle {
-            return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
-        }
+        orders::admits_member(&view)?;
         let (runs, version) = runs_alone(look, &view);
         if let Some((other, alive)) = view.alive.iter().find(|(_, alive)| alive.runs != runs) {
             let theirs = format!("{} {}", alive.product, alive.version).trim().to_owned();
