@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::guests::slots::{self, Loader};
 use crate::guests::{Appliance, Bus, Inputs, Machine, Vm, ready, tool, which};
+use crate::harness::loops::LEAVE_MOUNTS;
 use crate::harness::machine::Bench;
 
 /// The repository.
@@ -26,7 +27,7 @@ fn in_other_root(inputs: &Inputs, dir: &Path, script: &str) {
         mkdir -p "/usr/lib/modules/$2"; mount --bind "$1/lib/modules/$2" "/usr/lib/modules/$2"
         mount --bind "$1/boot" /boot
         export QSTAGE_SELECT="$4/qstage-select"; cd "$4""#;
-    let script = format!("{prologue}\n{script}");
+    let script = format!("{LEAVE_MOUNTS}{prologue}\n{script}");
     let words = [
         "-m",
         "--propagation",

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::etcd::{Etcd, free_port};
+use crate::harness::loops::LEAVE_MOUNTS;
 use crate::harness::server::{Bench, QSTAGE, run};
 
 /// Time for which a node is down while it reboots.
@@ -250,8 +251,14 @@ fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
     // A directory that the file names is empty for this node.
     let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && \
         if test -e \"$1\"; then mount -t tmpfs none \"$(cat \"$1\")\"; fi && shift && exec \"$@\"";
+    let script = format!("{LEAVE_MOUNTS}{script}");
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, "sh"]).arg(&identity).arg(dir.join("hidden")).arg(QSTAGE);
+    command
+        .env("own", dir)
+        .args(["--mount", "sh", "-c", &script, "sh"])
+        .arg(&identity)
+        .arg(dir.join("hidden"))
+        .arg(QSTAGE);
     command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--booted", slot, "--config"]);
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
     command.arg(dir.join("config")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()

@@ -39,6 +39,16 @@ pub(crate) fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> R
     }
 }
 
+/// Waits for `done`, at most two seconds.
+fn wait_until(mut done: impl FnMut() -> bool) {
+    for _ in 0..100 {
+        if done() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// The path as text.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -59,6 +69,14 @@ pub(crate) fn sparse(path: &Path, len: u64) -> PathBuf {
 pub(crate) fn cached(path: &Path) -> u64 {
     run("fincore", &["--bytes", "--noheadings", "--output", "RES", text(path)]).parse().unwrap()
 }
+
+/// Shell commands for the start of a new mount namespace: unmount the block devices of other tests, except below `$own`. The
+/// copy of a mount keeps its device in use, so that a test that runs at the same time could neither write nor detach it.
+pub(crate) const LEAVE_MOUNTS: &str = r#"
+    awk -v own="${own:-/none}/" '{ for (i = 7; $i != "-";) i++ }
+        $(i + 2) ~ "^/dev/(loop|nbd|mapper/)" && index($5 "/", own) != 1 { print $5 }' /proc/self/mountinfo |
+    while read -r at; do umount --lazy "$at"; done
+"#;
 
 /// A loop device; the drop detaches it.
 pub(crate) struct Loop(pub(crate) PathBuf);
@@ -86,18 +104,20 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // It fails if there are no nodes, which does not matter.
-        let _ = Command::new("partx").args(["-d", text(&self.0)]).output();
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let known = Path::new("/sys/block").join(&name);
+        // A partition stays while something uses it, such as the copy of a mount in a namespace that is about to end. The
+        // next test would find it on its own device.
+        wait_until(|| {
+            let _ = Command::new("partx").args(["-d", text(&self.0)]).output();
+            !std::fs::read_dir(&known).is_ok_and(|found| {
+                found.flatten().any(|e| e.file_name().to_string_lossy().starts_with(&name))
+            })
+        });
         let _ = Command::new("losetup").args(["-d", text(&self.0)]).output();
         // It is detached when the last descriptor is closed, also that of a probe by udev; until then the file system of its
         // image is busy.
-        let attached = Path::new("/sys/block").join(self.0.file_name().unwrap_or_default()).join("loop");
-        for _ in 0..100 {
-            if !attached.exists() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        wait_until(|| !known.join("loop").exists());
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::harness::loops::LEAVE_MOUNTS;
 use crate::harness::server::{Bench, QSTAGE};
 
 /// Exit code, standard output and standard error of a verb.
@@ -69,8 +70,9 @@ fn service_and_client_meet_at_the_default_socket() {
         for _ in $(seq 600); do [ -S /run/qstage/service.sock ] && break; sleep 0.1; done
         $0 watch --config config; code=$?
         kill $service; wait $service; exit $code";
+    let script = format!("{LEAVE_MOUNTS}{script}");
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, QSTAGE]);
+    unshare.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", &script, QSTAGE]);
     let output = unshare.current_dir(bench.path("")).output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     let log = fs::read_to_string(bench.path("log")).unwrap();
