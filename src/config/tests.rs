@@ -21,26 +21,37 @@ fn the_sample_changes_nothing_as_it_is() {
 #[test]
 fn the_sample_shows_every_key_and_the_true_defaults() {
     let sample = sample_uncommented();
-    let all = Config::parse(&sample).unwrap();
+    // Without "..": a new key does not compile until it is named here.
     let Config {
         disk,
         product,
         trust,
+        threshold,
+        principal,
         boot_flag,
         table,
+        efivars,
+        efi_loader,
         tries,
         sector_size,
+        prevent_late_fallback,
         state_dir,
         jobs,
         max_rate,
         min_rate,
         input_timeout,
-        ..
-    } = all;
+        container,
+        kexec,
+        web_ca,
+        web_insecure,
+        network,
+        service,
+        reboot,
+        cluster,
+    } = Config::parse(&sample).unwrap();
     assert_eq!(input_timeout.map(InputTimeout), Some(InputTimeout::default()));
-    let (web_ca, web_insecure, service) = (all.web_ca, all.web_insecure, all.service);
-    assert!(all.efivars.is_some() && all.efi_loader.is_some(), "keys whose default is the machine's");
-    check_container(all.container.unwrap(), &sample);
+    assert!(efivars.is_some() && efi_loader.is_some(), "keys whose default is the machine's");
+    check_container(container.unwrap(), &sample);
     assert!(disk.is_some() && product.is_some(), "keys without a default");
     assert!(
         jobs.is_some()
@@ -50,8 +61,8 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
             && web_ca.is_some(),
         "keys whose default is automatic"
     );
-    assert!(all.threshold == Some(NonZeroUsize::MIN) && all.principal.is_some(), "a default and an example");
-    assert_eq!(all.prevent_late_fallback, Some(false));
+    assert!(threshold == Some(NonZeroUsize::MIN) && principal.is_some(), "a default and an example");
+    assert_eq!(prevent_late_fallback, Some(false));
     assert!(
         trust.is_some() && boot_flag.is_some() && table.is_some() && tries.is_some() && state_dir.is_some()
     );
@@ -78,16 +89,17 @@ fn the_sample_shows_every_key_and_the_true_defaults() {
     assert_eq!(times.limits(), ServiceConfig::default().limits());
     assert!(socket.is_some() && certificate.is_some() && key.is_some() && tokens.is_some());
     assert!(reboot_command.is_some() && halt_command.is_some() && software_restart_command.is_some());
-    check_cluster(&all.cluster.unwrap());
-    let lock = all.reboot.lock("").unwrap().unwrap();
-    let least = RebootConfig { fleet_lock: all.reboot.fleet_lock.clone(), ..RebootConfig::default() };
+    check_cluster(&cluster.unwrap());
+    assert_ne!(network, NetworkConfig::default(), "examples; network.rs compares each key");
+    let lock = reboot.lock("").unwrap().unwrap();
+    let least = RebootConfig { fleet_lock: reboot.fleet_lock.clone(), ..RebootConfig::default() };
     assert_eq!(least.lock(&lock.id).unwrap(), Some(lock), "the defaults");
     assert_eq!(least.lock("").unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT", "it has no name");
     let strange = RebootConfig { fleet_lock: Some("lock:3333".to_owned()), ..RebootConfig::default() };
     assert_eq!(strange.lock("x").unwrap_err().code(), "UPGRADE_ERROR_ARGUMENT");
-    let kexec::KexecConfig { command_line, .. } = all.kexec.clone();
+    let kexec::KexecConfig { command_line, .. } = kexec.clone();
     assert!(command_line.is_some(), "an example");
-    assert_eq!(kexec::KexecConfig { command_line: None, ..all.kexec }, kexec::KexecConfig::default());
+    assert_eq!(kexec::KexecConfig { command_line: None, ..kexec }, kexec::KexecConfig::default());
     let shown = Config { trust, boot_flag, table, tries, state_dir, web_insecure, ..Config::default() };
     assert!(web_insecure.is_some());
     assert_eq!(shown.into_settings(), Config::default().into_settings());

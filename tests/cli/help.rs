@@ -132,21 +132,23 @@ fn the_help_lists_every_exit_code() {
 /// The manual repeats what the code says; here is who notices when only one of them changes.
 #[test]
 fn the_manual_lists_exit_codes_verbs_and_keys() {
-    // Made anew by: qstage explain --page > src/manual/errors.md
-    assert_eq!(stdout(qstage(&["explain", "--page"])), include_str!("../../src/manual/errors.md"));
+    assert!(
+        stdout(qstage(&["explain", "--page"])) == include_str!("../../src/manual/errors.md"),
+        "src/manual/errors.md is out of date: target/debug/qstage explain --page > src/manual/errors.md"
+    );
     let page = include_str!("../../src/manual/verbs.md");
     for verb in VERBS {
-        assert!(page.contains(&format!("`{verb}")), "{verb}");
+        assert!(page.contains(&format!("`{verb}")), "{verb} is not in src/manual/verbs.md");
     }
     let table = include_str!("../../src/manual/configuration.md");
     let sample = include_str!("../../fixtures/config.toml");
     let keys: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).collect();
     let split = sample.lines().position(|line| line == "#[kexec]").unwrap();
     let own = sample.lines().take(split).filter(|line| line.starts_with('#') && line.contains(" = ")).count();
-    assert_eq!(own, 45);
+    assert!(own >= 45, "{own} keys were found in the sample");
     // Those of [kexec], [cluster] and [container] are explained in the sample alone.
     for (key, _) in keys.into_iter().take(own) {
-        assert!(table.contains(&format!("| `{key}` |")), "{key}");
+        assert!(table.contains(&format!("| `{key}` |")), "{key} has no row in src/manual/configuration.md");
     }
 }
 
