@@ -103,6 +103,8 @@ pub(super) struct Claims<'a> {
     pub(super) sectors: Cow<'a, Sectors>,
     table: &'a Table,
     source: ClaimSource,
+    /// Blocks of the array that hold anything, by number. Most hold nothing; those prove nothing, and are never compared.
+    used: Vec<usize>,
     /// Usable blocks between the header and the first partition.
     pub(super) gap: Range<u64>,
     /// Blocks of an entry array that is to be replaced on request; `None` without such a request.
@@ -115,11 +117,14 @@ impl<'a> Claims<'a> {
         let first = table.first_partition().map_or(u64::MAX, |lba| lba.0);
         let end = first.min(header.last_usable.0.saturating_add(1)).min(geometry.blocks);
         let gap = 2..end.max(2);
+        let blocks = table.entries().chunks(geometry.block.bytes() as usize).enumerate();
+        let used = blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0)).map(|(i, _)| i).collect();
         Self {
             geometry,
             sectors: Cow::Borrowed(sectors),
             table,
             source: ClaimSource::Evidence,
+            used,
             gap,
             replaced: None,
         }
@@ -229,7 +234,8 @@ impl<'a> Claims<'a> {
         let (block, size) = (bytes.len(), self.table.header().entry_size() as usize);
         // At its own place a block needs no proof by GUID: whatever the CRC covers there is the array.
         let own = lba.checked_sub(self.table.header().entries_lba.0).filter(|_| self.own_array(lba));
-        self.table.entries().chunks(block).enumerate().any(|(i, ours)| {
+        self.used.iter().any(|&i| {
+            let ours = self.table.entries().chunks(block).nth(i).unwrap_or_default();
             let is_own = own == Some(i as u64) && same(bytes, ours, i * block, size) == block;
             is_own || is_torn_copy(bytes, ours, i * block, size)
         })
@@ -256,7 +262,17 @@ pub(super) fn disk_guid(block: &[u8]) -> Option<Guid> {
 
 /// Number of equal bytes from the start, attributes of used entries aside; `ours` begins at byte `at` of the array.
 fn same(there: &[u8], ours: &[u8], at: usize, size: usize) -> usize {
-    (0..there.len()).position(|i| !same_byte(there, ours, at, size, i)).unwrap_or(there.len())
+    // Sixteen at once, since almost all are equal: a plan asks this of every block of every place for an array.
+    let mut from = 0;
+    while from < there.len() {
+        let to = (from + 16).min(there.len());
+        let all = ours.get(from..to).is_some_and(|ours| there.get(from..to) == Some(ours));
+        if let Some(other) = (from..to).find(|&i| !all && !same_byte(there, ours, at, size, i)) {
+            return other;
+        }
+        from = to;
+    }
+    there.len()
 }
 
 /// Whether byte `i` of both is equal; bytes after the end of the array in its last block count as zero.
@@ -277,16 +293,17 @@ fn same_byte(there: &[u8], ours: &[u8], at: usize, size: usize, i: usize) -> boo
 /// Whether a block is one of ours, or was when a power cut tore it: one part ours, the other zero. One partition
 /// GUID has to be there whole: a few bytes that fit by chance prove nothing.
 fn is_torn_copy(there: &[u8], ours: &[u8], at: usize, size: usize) -> bool {
-    let eq = |i: usize| same_byte(there, ours, at, size, i);
-    let prefix = same(there, ours, at, size);
-    let suffix = (0..there.len()).rev().position(|i| !eq(i)).unwrap_or(there.len());
     let zero = |part: Option<&[u8]>| part.is_some_and(|part| part.iter().all(|byte| *byte == 0));
+    let prefix = same(there, ours, at, size);
     let covered = if zero(there.get(prefix..)) {
         0..prefix
-    } else if zero(there.get(..there.len() - suffix)) {
-        there.len() - suffix..there.len()
     } else {
-        return false;
+        let differs = |i: &usize| !same_byte(there, ours, at, size, *i);
+        let suffix = (0..there.len()).rev().find(differs).map_or(0, |last| last + 1);
+        if !zero(there.get(..suffix)) {
+            return false;
+        }
+        suffix..there.len()
     };
     let first = at.next_multiple_of(size) - at;
     (first..there.len()).step_by(size.min(there.len()).max(1)).any(|entry| {
