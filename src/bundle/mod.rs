@@ -36,6 +36,7 @@ mod software_only_tests;
 pub mod source;
 pub mod summary;
 pub mod trust;
+pub mod unpack;
 pub mod verify;
 pub mod writer;
 

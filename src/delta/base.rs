@@ -7,11 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::bundle::delta::BaseRef;
-use crate::bundle::feed::Feed;
-use crate::bundle::frame::FrameDecoder;
-use crate::bundle::manifest::{Kind, Payload, largest_frame};
+use crate::bundle::manifest::{Kind, Payload};
+use crate::bundle::unpack::{Unpacked, Unpacking};
 use crate::bundle::{Bundle, Trust, archive};
-use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
 use crate::pack::Destination;
 use crate::progress::{Cancel, Phase, Progress};
@@ -105,23 +103,21 @@ fn unpack(
     let failed = |source| Error::Output { path: path.clone(), source };
     let file = out.scratch()?;
     file.set_len(payload.size).map_err(failed)?;
-    let (abort, feed) =
-        (Abort::new(cancel, "unpacking the base"), Feed::new(bundle, |other| std::ptr::eq(other, payload)));
-    let jobs = jobs.unwrap_or_else(workers::default_jobs);
-    let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
-    workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-        let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
-        while let Some(claim) = feed.claim(&mut compressed, &abort)? {
-            feed.load(&claim, &mut compressed)?;
-            let frame = decoder.decode(&claim, &compressed, buffer)?;
+    let (abort, jobs) =
+        (Abort::new(cancel, "unpacking the base"), jobs.unwrap_or_else(workers::default_jobs));
+    Unpacking { bundle, payload, jobs }.each(
+        &abort,
+        |_| true,
+        || Ok(()),
+        |(), Unpacked { claim, frame, .. }| {
             // Frames of zeroes stay holes.
             if !frame.is_zero() {
                 file.write_all_at(&frame, claim.extent().at.0).map_err(failed)?;
             }
             progress.advance(frame.len() as u64);
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     let of = BaseRef { size: payload.size, blake3: payload.blake3 };
     Ok((MappedFile::of(file).map_err(failed)?, of))
 }

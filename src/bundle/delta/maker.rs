@@ -13,12 +13,11 @@ use super::ranges::{self, RangeLimits};
 use super::survey::Survey;
 use super::{BaseRef, Delta, FrameKind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
 use crate::bundle::archive::{self, BLOCK, END_LEN};
-use crate::bundle::feed::Feed;
-use crate::bundle::frame::{FrameDecoder, is_zero};
-use crate::bundle::manifest::{Payload, largest_frame};
+use crate::bundle::frame::is_zero;
+use crate::bundle::manifest::Payload;
+use crate::bundle::unpack::{Unpacked, Unpacking};
 use crate::bundle::writer::Image;
 use crate::bundle::{Bundle, Release};
-use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Phase, Progress};
 use crate::units::{ByteOffset, Extent};
@@ -164,7 +163,6 @@ impl Maker<'_> {
         let jobs = self.options.jobs.unwrap_or_else(workers::default_jobs);
         let index = self.base.map(|base| self.index(base, jobs, &abort)).transpose()?;
         let index = index.as_ref().map(|(index, level)| (index, *level));
-        let feed = Feed::new(self.bundle, |other| std::ptr::eq(other, payload));
         let ahead = (WAITING_MAX / payload.frame_size as usize).max(jobs.get()) as u64;
         let queue = Queue::new((head, out, 0), ahead);
         let append = |(head, out, written): &mut (&mut Vec<u8>, &mut W, u64), piece: Piece| {
@@ -174,18 +172,17 @@ impl Maker<'_> {
             self.progress.advance(piece.len);
             Ok(())
         };
-        let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
-        workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-            let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
-            while let Some(claim) = feed.claim(&mut compressed, &abort)? {
-                feed.load(&claim, &mut compressed)?;
-                let frame = decoder.decode(&claim, &compressed, buffer)?;
-                let piece = self.frame(&frame, claim.extent(), &compressed, index)?;
+        let unpacking = Unpacking { bundle: self.bundle, payload, jobs };
+        unpacking.each(
+            &abort,
+            |_| true,
+            || Ok(()),
+            |(), Unpacked { claim, packed, frame }| {
+                let piece = self.frame(&frame, claim.extent(), packed, index)?;
                 self.release(piece.len);
-                queue.put(claim.ordinal, piece, &abort, append)?;
-            }
-            Ok(())
-        })?;
+                queue.put(claim.ordinal, piece, &abort, append)
+            },
+        )?;
         Ok(queue.into_inner().2)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::bundle::delta::tests::{bundle, noise};
 use crate::bundle::delta::{MEMBER, rebuild};
+use crate::bundle::feed::Feed;
 use crate::bundle::writer::{write_front, write_members};
 use crate::bundle::{Source, Trust};
 use crate::progress::Silent;

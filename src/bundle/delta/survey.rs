@@ -10,11 +10,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::parse::slice;
 use super::samples::{ENTRIES, SAMPLE_BITS, samples};
 use crate::bundle::Bundle;
-use crate::bundle::feed::Feed;
-use crate::bundle::frame::{FrameDecoder, chaining_value};
-use crate::bundle::manifest::largest_frame;
+use crate::bundle::frame::chaining_value;
+use crate::bundle::unpack::Unpacking;
 use crate::bundle::writer::Image;
-use crate::device::AlignedBuf;
 use crate::error::Result;
 use crate::workers::{self, Abort};
 
@@ -53,20 +51,16 @@ impl Survey {
             return Ok(Self { changed: bytes, wanted: None });
         }
         let wanted = Wanted::new(bytes, size);
-        let payload = &bundle.manifest().payloads[number];
-        let feed = Feed::new(bundle, |other| std::ptr::eq(other, payload));
-        let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
-        workers::run_with(buffers.chunks_exact_mut(len), abort, |buffer| {
-            let (mut compressed, mut decoder) = (Vec::new(), FrameDecoder::new()?);
-            while let Some(claim) = feed.claim(&mut compressed, abort)? {
-                if changed.has(claim.number()) {
-                    feed.load(&claim, &mut compressed)?;
-                    let frame = decoder.decode(&claim, &compressed, buffer)?;
-                    samples(&frame, wanted.bits, |hash, _| wanted.add(hash));
-                }
-            }
-            Ok(())
-        })?;
+        let unpacking = Unpacking { bundle, payload: &bundle.manifest().payloads[number], jobs };
+        unpacking.each(
+            abort,
+            |frame| changed.has(frame.number()),
+            || Ok(()),
+            |(), unpacked| {
+                samples(&unpacked.frame, wanted.bits, |hash, _| wanted.add(hash));
+                Ok(())
+            },
+        )?;
         Ok(Self { changed: bytes, wanted: Some(wanted) })
     }
 }
