@@ -88,14 +88,21 @@ impl Image for MappedFile {
     /// Releases the pages from this process, not from the page cache: its memory does not grow with the image.
     #[allow(unsafe_code)]
     fn release(&self, at: u64, len: u64) {
-        let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) else { return };
+        let Some((at, len)) = within(at, len, self.map.len()) else { return };
         // SAFETY: MADV_DONTNEED discards data that was written to a private map, under references that still exist. Nothing
         // is written to this one: it is read-only, and a page that is accessed again comes from the file with the same bytes
         // (madvise(2): "repopulating the memory contents from the up-to-date contents of the underlying mapped file"), under
-        // the condition on the file that `map` states. The range lies within the map, or the call fails, which only costs
-        // memory.
+        // the condition on the file that `map` states. The range lies within the map, see `within`.
         let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
     }
+}
+
+/// The part of a range that lies in a map of `size` bytes, as offset and length; `None` if there is none. memmap2 lets ranges
+/// pass that begin in a map and end after it, and the kernel then discards whatever memory comes next.
+fn within(at: u64, len: u64, size: usize) -> Option<(usize, usize)> {
+    let at = usize::try_from(at).ok().filter(|at| *at < size)?;
+    let len = usize::try_from(len).unwrap_or(usize::MAX).min(size - at);
+    Some((at, len))
 }
 
 impl Deref for MappedFile {
@@ -141,6 +148,19 @@ mod tests {
         let held: u64 = extents.iter().map(|extent| extent.end - extent.start).sum();
         // The kernel may round to folios, but a 10 MiB file with 12 bytes of data has holes.
         assert!(held >= 12 && held < mib, "{extents:?}");
+    }
+
+    /// `qstage delta` from an image of whole frames to a larger one released the frame after the end of the map. Where other
+    /// memory of the process lay there, it ended by "free(): invalid pointer".
+    #[test]
+    fn nothing_outside_the_map_is_released() {
+        let mib = 1 << 20;
+        assert_eq!(within(0, 5 * mib, 3 << 20), Some((0, 3 << 20)));
+        assert_eq!(within(2 * mib, 5 * mib, 3 << 20), Some((2 << 20, 1 << 20)));
+        assert_eq!(within(mib, u64::MAX, 3 << 20), Some((1 << 20, 2 << 20)));
+        for at in [3 * mib, 3 * mib + 1, u64::MAX] {
+            assert_eq!(within(at, 1, 3 << 20), None);
+        }
     }
 
     #[test]
