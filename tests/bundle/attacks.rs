@@ -1,5 +1,5 @@
-//! The generator of fixtures/attacks. Most are signed by the trusted key: mistakes and malice of a signer are refused as
-//! well. Add one for every new attack; never remove one.
+//! The generator of the bundles in fixtures/attacks. Most are signed by the trusted key: mistakes and malice of a signer are
+//! refused as well. Add one for every new attack; never remove one.
 
 use std::num::NonZeroUsize;
 
@@ -13,9 +13,10 @@ use ssh_key::{HashAlg, LineEnding, PrivateKey};
 
 use crate::harness::proof::{key, noise, sign};
 
-/// A hostile bundle and the codes, without prefix, that it must reach as a file and as a stream.
+/// A hostile file and the codes, without prefix, that it must reach as a file and as a stream.
 pub(crate) struct Attack {
-    pub(crate) name: &'static str,
+    /// Name of the fixture.
+    pub(crate) file: String,
     pub(crate) codes: [&'static str; 2],
     pub(crate) what: &'static str,
     pub(crate) bytes: Vec<u8>,
@@ -94,7 +95,7 @@ impl Parts {
 }
 
 /// Gives a tar header the checksum that fits it.
-fn fit(header: &mut [u8]) {
+pub(crate) fn fit(header: &mut [u8]) {
     let mut fitted = tar::Header::from_byte_slice(header).clone();
     fitted.set_cksum();
     header.copy_from_slice(fitted.as_bytes());
@@ -116,7 +117,7 @@ fn edited(manifest: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 /// A zstd frame (RFC 8878) of one raw block; `descriptor` and what belongs to it come before.
-fn raw_frame(head: &[u8], content: &[u8]) -> Vec<u8> {
+pub(crate) fn raw_frame(head: &[u8], content: &[u8]) -> Vec<u8> {
     let block = (content.len() as u32) << 3 | 1;
     [&[0x28, 0xb5, 0x2f, 0xfd], head, &block.to_le_bytes()[..3], content].concat()
 }
@@ -168,10 +169,11 @@ pub(crate) fn attacks() -> Vec<Attack> {
         |key: &PrivateKey, namespace: &str, bytes: &[u8]| by(key, namespace, bytes).replace("\n\n", "\n");
     let signed_by = |signature: &str| good.around(&manifest, signature.as_bytes());
     let mut all = Vec::new();
-    let mut add = |name, code: &'static str, what, bytes| {
+    let mut add = |name: &str, code: &'static str, what, bytes| {
         let mut codes = code.split(' ');
         let first = codes.next().unwrap();
-        all.push(Attack { name, codes: [first, codes.next().unwrap_or(first)], what, bytes });
+        let codes = [first, codes.next().unwrap_or(first)];
+        all.push(Attack { file: format!("{name}.qimg"), codes, what, bytes });
     };
 
     add("empty", "BUNDLE_TRUNCATED", "no byte at all", vec![]);

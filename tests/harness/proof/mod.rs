@@ -178,6 +178,10 @@ impl Tape {
     pub fn ops(&self) -> Vec<Op> {
         self.log.lock().unwrap().clone()
     }
+    /// The requests since the last call.
+    pub fn take_ops(&self) -> Vec<Op> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
 }
 
 impl BlockDevice for Tape {
