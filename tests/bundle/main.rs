@@ -6,7 +6,7 @@ mod harness;
 
 /// The trust file has the same meaning as for ssh-keygen, line by line.
 mod allowed_signers;
-/// Truncated, damaged and malicious bundles; the fuzzed functions on the corpus.
+/// Truncated, damaged and malicious bundles and deltas; the fuzzed functions on the corpus.
 mod hostile;
 /// Output files of `pack`, `sign` and `delta`: no input is overwritten.
 mod output;

@@ -10,7 +10,7 @@ mod background;
 mod chaos;
 /// Every cut of every verb with the priority and the legacy flag.
 mod cuts;
-/// Every cut of a prepare from a delta.
+/// Every cut of a prepare from a delta; bad sectors of its base.
 mod deltas;
 /// Every cut of every verb with EFI variables.
 mod efi_cuts;
