@@ -15,7 +15,12 @@ pub enum Phase {
     Pack,
     /// Verifying the frames of a bundle without writing.
     Verify,
-    /// Decompressing, verifying and writing frames to the slot.
+    /// Comparing the slot with the bundle, before anything of an image is written.
+    Probe,
+    /// Zeroing what lies between the images of a slot and its record.
+    Zero,
+    /// Decompressing, verifying and writing frames to the slot. Its bytes are those of the images; the maximum rate limits them,
+    /// but for those that are in place already.
     Write,
     /// Reading the slot back from the medium and verifying it.
     ReadBack,
@@ -29,6 +34,8 @@ pub trait Progress: Sync {
     fn begin(&self, _phase: Phase, _total: u64) {}
     /// `bytes` more bytes of the phase are done.
     fn advance(&self, _bytes: u64) {}
+    /// `bytes` more bytes of the phase need not be done: they are in place already.
+    fn reuse(&self, _bytes: u64) {}
     /// A message to people although nothing failed: a repaired table, a fallback, a risk of an option.
     fn notice(&self, _message: &str) {}
 }
@@ -40,6 +47,10 @@ impl<P: Progress + Send + ?Sized> Progress for Arc<P> {
 
     fn advance(&self, bytes: u64) {
         (**self).advance(bytes);
+    }
+
+    fn reuse(&self, bytes: u64) {
+        (**self).reuse(bytes);
     }
 
     fn notice(&self, message: &str) {

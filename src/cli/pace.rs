@@ -36,6 +36,7 @@ pub(super) struct Meter {
     phase: Phase,
     total: u64,
     done: u64,
+    reused: u64,
     began: Duration,
 }
 
@@ -48,14 +49,22 @@ pub(super) struct Figures {
     pub(super) done: u64,
     /// Bytes to do.
     pub(super) total: u64,
-    /// Mean rate since the phase began, in bytes per second.
+    /// Mean rate since the phase began, in bytes per second, without `reused`: what a maximum rate limits.
     pub(super) rate: u64,
+    /// Bytes of `done` that were in place already.
+    #[serde(skip_serializing_if = "is_none")]
+    pub(super) reused: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Meter {
     /// A phase of `total` bytes that begins at `now`.
     pub(super) const fn begin(phase: Phase, total: u64, now: Duration) -> Self {
-        Self { phase, total, done: 0, began: now }
+        Self { phase, total, done: 0, reused: 0, began: now }
     }
 
     /// Counts `bytes` more.
@@ -63,12 +72,19 @@ impl Meter {
         self.done = self.done.saturating_add(bytes);
     }
 
+    /// Counts `bytes` more that were in place already.
+    pub(super) const fn reuse(&mut self, bytes: u64) {
+        self.advance(bytes);
+        self.reused = self.reused.saturating_add(bytes);
+    }
+
     /// The figures at `now`.
     pub(super) fn figures(&self, now: Duration) -> Figures {
         let done = self.done.min(self.total);
+        let reused = self.reused.min(done);
         let seconds = now.saturating_sub(self.began).as_secs_f64();
-        let rate = if seconds > 0.0 { (done as f64 / seconds) as u64 } else { 0 };
-        Figures { phase: self.phase, done, total: self.total, rate }
+        let rate = if seconds > 0.0 { ((done - reused) as f64 / seconds) as u64 } else { 0 };
+        Figures { phase: self.phase, done, total: self.total, rate, reused }
     }
 }
 
@@ -130,6 +146,11 @@ mod tests {
         meter.advance(u64::MAX);
         assert_eq!(meter.figures(ms(7000)).percent(), 100);
         assert_eq!(meter.figures(ms(7000)).seconds_left(), Some(0));
+        let mut meter = Meter::begin(Phase::Write, 1000, ms(0));
+        meter.reuse(500);
+        meter.advance(100);
+        let figures = meter.figures(ms(2000));
+        assert_eq!((figures.done, figures.reused, figures.rate), (600, 500, 50), "what is limited counts");
         assert_eq!(Meter::begin(Phase::Verify, 0, ms(0)).figures(ms(0)).percent(), 100);
     }
 }

@@ -48,7 +48,10 @@ pub(super) struct PrepareArgs {
 
     /// Write at most this many bytes per second, such as 50M [default: no limit]
     ///
-    /// So the disk stays responsive for other processes.
+    /// So the disk stays responsive for other processes. It limits the bytes of the
+    /// images that are written, their zeroes too: those that the bar and 'rate' of --json
+    /// count. Not limited: what is in place already, reading back, and zeroing the rest of
+    /// the slot, which most disks do by a command.
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate)]
     max_rate: Option<u64>,
 

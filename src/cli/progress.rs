@@ -12,7 +12,7 @@ use super::outlet;
 use super::output::{Format, JsonEvent, json_line, note};
 use super::pace::{Figures, Meter, Pace};
 use super::terminal;
-use crate::device::watch::{PendingTransfer, silent};
+use crate::device::watch::{PendingTransfer, RECEIVE, silent};
 use crate::progress::{Phase, Progress};
 use crate::sandbox;
 use crate::units::size;
@@ -114,6 +114,9 @@ fn watch_device(view: &Weak<Mutex<View>>, start: Instant) {
             if let Ok(mut view) = view.try_lock() {
                 view.stalled(&waiting, start.elapsed());
             }
+        } else if let Ok(view) = view.try_lock() {
+            // Rate and time left, while nothing moves.
+            view.draw(start.elapsed());
         }
     }
 }
@@ -125,6 +128,10 @@ impl Progress for Reporter {
 
     fn advance(&self, bytes: u64) {
         self.view().advance(bytes, self.start.elapsed());
+    }
+
+    fn reuse(&self, bytes: u64) {
+        self.view().reuse(bytes, self.start.elapsed());
     }
 
     fn notice(&self, message: &str) {
@@ -148,27 +155,50 @@ impl View {
             bar.set_prefix(label(phase));
             bar.reset();
             bar.set_length(total);
-            bar.set_style(style(template(total, terminal::columns())));
-        } else {
-            self.show(now);
+            bar.set_message(String::new());
+            if total > 0 {
+                bar.set_style(style(template(terminal::columns())));
+            }
         }
+        self.show(now);
     }
 
     fn advance(&mut self, bytes: u64, now: Duration) {
+        self.count(now, |meter| meter.advance(bytes));
+    }
+
+    fn reuse(&mut self, bytes: u64, now: Duration) {
+        // Nothing may be in place.
+        if bytes > 0 {
+            self.count(now, |meter| meter.reuse(bytes));
+        }
+    }
+
+    fn count(&mut self, now: Duration, count: impl FnOnce(&mut Meter)) {
         self.moved = now;
         if let Some(meter) = &mut self.meter {
-            meter.advance(bytes);
+            count(meter);
         }
-        if let Kind::Bar(bar) = &self.kind {
-            bar.inc(bytes);
-        } else {
-            self.show(now);
+        self.show(now);
+    }
+
+    /// Draws a bar with the figures at `now`; other kinds show what is new only.
+    fn draw(&self, now: Duration) {
+        let (Kind::Bar(bar), Some(meter)) = (&self.kind, &self.meter) else { return };
+        let figures = meter.figures(now);
+        if figures.total > 0 {
+            bar.set_message(beside_bar(&figures, terminal::columns()));
+            bar.set_position(figures.done);
         }
     }
 
     /// Shows the figures if they are due. A failure to write is ignored: a lost progress line is no reason to stop an upgrade.
     fn show(&mut self, now: Duration) {
         let Some(meter) = &self.meter else { return };
+        if matches!(self.kind, Kind::Bar(_)) {
+            self.draw(now);
+            return;
+        }
         if !self.pace.due(now) {
             return;
         }
@@ -196,9 +226,8 @@ impl View {
             };
             put_json(out, &JsonEvent::new("stalled", body));
         } else {
-            self.notice(&format!(
-                "{waiting}; last progress {idle} s ago; a request to stop waits for it too"
-            ));
+            let held = if waiting.operation == RECEIVE { "" } else { "; a request to stop waits for it too" };
+            self.notice(&format!("{waiting}; last progress {idle} s ago{held}"));
         }
     }
 
@@ -231,26 +260,38 @@ const fn label(phase: Phase) -> &'static str {
     match phase {
         Phase::Pack => "packing",
         Phase::Verify => "verifying",
+        Phase::Probe => "comparing",
+        Phase::Zero => "zeroing",
         Phase::Write => "writing",
         Phase::ReadBack => "reading back",
         Phase::Scrub => "scrubbing",
     }
 }
 
-/// Templates by the number of columns that each needs at least, the widest first. The bar takes what its figures leave.
-const TEMPLATES: [(u16, &str); 3] = [
-    (76, "{prefix:>12} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"),
-    (52, "{prefix:>12} {percent:>3}% {binary_bytes}/{binary_total_bytes} {eta}"),
-    (0, "{prefix:>12} {percent:>3}% {binary_bytes_per_sec}"),
-];
+/// Number of columns from which there is room for a bar; it takes what its figures leave.
+const ROOM_FOR_BAR: u16 = 76;
+const TEMPLATE_WITH_BAR: &str = "{prefix:>12} [{wide_bar}] {msg}";
+const TEMPLATE_WITHOUT_BAR: &str = "{prefix:>12} {msg}";
 /// Of a phase without bytes: figures would be 0 of 0.
 const TEMPLATE_WITHOUT_BYTES: &str = "{prefix:>12}";
 
-fn template(total: u64, columns: u16) -> &'static str {
-    let fits = |(least, _): &&(u16, &str)| columns >= *least;
-    match TEMPLATES.iter().find(fits) {
-        Some((_, template)) if total > 0 => template,
-        _ => TEMPLATE_WITHOUT_BYTES,
+const fn template(columns: u16) -> &'static str {
+    if columns >= ROOM_FOR_BAR { TEMPLATE_WITH_BAR } else { TEMPLATE_WITHOUT_BAR }
+}
+
+/// The figures beside a bar, or instead of one. From 100 columns with the bytes that are in place, which the rate leaves out.
+fn beside_bar(figures: &Figures, columns: u16) -> String {
+    let (done, total) = (size::human(figures.done), size::human(figures.total));
+    let (percent, rate) = (figures.percent(), size::human(figures.rate));
+    let left = figures.seconds_left().map_or_else(|| "?".to_owned(), |left| format!("{left} s"));
+    match columns {
+        100.. if figures.reused > 0 => {
+            let reused = size::human(figures.reused);
+            format!("{done}/{total}, {reused} in place, {rate}/s, {left}")
+        }
+        ROOM_FOR_BAR.. => format!("{done}/{total} {rate}/s {left}"),
+        52.. => format!("{percent:>3}% {done}/{total} {left}"),
+        _ => format!("{percent:>3}% {rate}/s"),
     }
 }
 
@@ -273,6 +314,9 @@ fn line(figures: &Figures) -> String {
         size::human(figures.total),
         figures.percent()
     );
+    if figures.reused > 0 {
+        text.push_str(&format!(", {} in place", size::human(figures.reused)));
+    }
     if let Some(left) = figures.seconds_left() {
         text.push_str(&format!(", {}/s, {left} s left", size::human(figures.rate)));
     }
@@ -346,14 +390,25 @@ mod tests {
 
     #[test]
     fn the_templates_are_valid_and_follow_the_width() {
-        for (_, template) in TEMPLATES.iter().chain([&(0, TEMPLATE_WITHOUT_BYTES)]) {
+        for template in [TEMPLATE_WITH_BAR, TEMPLATE_WITHOUT_BAR, TEMPLATE_WITHOUT_BYTES] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
-        for (columns, number) in [(200, 0), (76, 0), (75, 1), (52, 1), (51, 2), (40, 2), (1, 2)] {
-            assert_eq!(template(1, columns), TEMPLATES[number].1, "{columns}");
+        assert_eq!([template(76), template(75)], [TEMPLATE_WITH_BAR, TEMPLATE_WITHOUT_BAR]);
+        let figures =
+            Figures { phase: Phase::Write, done: 3 << 29, total: 1 << 31, rate: 20 << 20, reused: 1 << 30 };
+        for (columns, shown) in [
+            (200, "1.5 GiB/2.0 GiB, 1.0 GiB in place, 20.0 MiB/s, 26 s"),
+            (99, "1.5 GiB/2.0 GiB 20.0 MiB/s 26 s"),
+            (75, " 75% 1.5 GiB/2.0 GiB 26 s"),
+            (40, " 75% 20.0 MiB/s"),
+        ] {
+            assert_eq!(beside_bar(&figures, columns), shown);
         }
-        assert_eq!(template(0, 200), TEMPLATE_WITHOUT_BYTES);
-        let nothing = Figures { phase: Phase::Verify, done: 0, total: 0, rate: 0 };
+        assert_eq!(
+            line(&figures),
+            "writing: 1.5 GiB of 2.0 GiB (75 %), 1.0 GiB in place, 20.0 MiB/s, 26 s left"
+        );
+        let nothing = Figures { phase: Phase::Verify, done: 0, total: 0, rate: 0, reused: 0 };
         assert_eq!(line(&nothing), "verifying");
     }
 }

@@ -14,6 +14,7 @@ use nix::libc::{self, off_t};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::bundle::source::{ReadAt, ReadStopped, Source};
+use crate::device::watch;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 
@@ -54,7 +55,7 @@ pub fn open_source(path: &Path, timeout: InputTimeout, cancel: &Cancel) -> Resul
 pub fn opened_source(file: File, path: &Path, timeout: InputTimeout, cancel: &Cancel) -> Result<Source> {
     let failed = |source| Error::Open { path: path.to_owned(), source };
     if file.metadata().map_err(failed)?.is_file() {
-        PositionalFile::new(file).map(|file| Source::File(Arc::new(file))).map_err(failed)
+        PositionalFile::new(file, path).map(|file| Source::File(Arc::new(file))).map_err(failed)
     } else {
         let name = if path == Path::new("-") { Path::new("standard input") } else { path };
         Ok(Source::Stream(Box::new(Polled::new(file, name, timeout, cancel))))
@@ -86,6 +87,8 @@ pub fn drop_from_cache(path: &Path) -> io::Result<()> {
 /// device.
 struct PositionalFile {
     file: File,
+    /// Its name in reports of a stall.
+    name: PathBuf,
     /// Offset of the bundle in bytes: a part of standard input may have been read before.
     base: u64,
     len: u64,
@@ -96,10 +99,11 @@ struct PositionalFile {
 }
 
 impl PositionalFile {
-    fn new(mut file: File) -> io::Result<Self> {
+    fn new(mut file: File, name: &Path) -> io::Result<Self> {
         let base = file.stream_position()?;
         let len = file.metadata()?.len().saturating_sub(base);
-        let file = Self { file, base, len, front: AtomicU64::new(0), asked: AtomicU64::new(0) };
+        let name = name.to_owned();
+        let file = Self { file, name, base, len, front: AtomicU64::new(0), asked: AtomicU64::new(0) };
         // The kernel's own read-ahead is a setting of the disk (8 MiB was observed), doubled by SEQUENTIAL: more than may be
         // cached here. So it is turned off, and a bounded one is requested.
         file.advise(0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
@@ -130,6 +134,7 @@ impl ReadAt for PositionalFile {
 
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         let at = self.base.checked_add(at).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let _entry = watch::begin(&self.name, "read");
         self.fetch_ahead(at.saturating_add(buf.len() as u64));
         self.file.read_exact_at(buf, at)
     }
@@ -182,6 +187,7 @@ impl<F: AsFd + Read> Polled<F> {
     fn wait(&self) -> io::Result<()> {
         let limit = self.timeout.0.saturating_mul(1000);
         let mut silent = 0;
+        let _entry = watch::begin(&self.name, watch::RECEIVE);
         while !self.cancel.requested() {
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
             // A FIFO without a writer so far is not at its end: poll waits, read would return 0.
@@ -229,7 +235,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
         file.seek(SeekFrom::Start(4)).unwrap();
-        let source = PositionalFile::new(file).unwrap();
+        let source = PositionalFile::new(file, Path::new("x")).unwrap();
         assert_eq!(source.len(), 6, "what was read before is not part of it");
         let mut buf = [0; 3];
         source.read_exact_at(&mut buf, 3).unwrap();

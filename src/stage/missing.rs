@@ -53,7 +53,7 @@ pub fn missing_bytes(
     progress: &dyn Progress,
 ) -> Result<u64> {
     let frames = to_load(bundle, |payload| wanted(targets, payload), sources);
-    progress.begin(Phase::Scrub, frames.iter().map(|frame| frame.len() as u64).sum());
+    progress.begin(Phase::Probe, frames.iter().map(|frame| frame.len() as u64).sum());
     let (abort, next) = (Abort::new(cancel, "looking at the slot"), AtomicUsize::new(0));
     let found = AtomicU64::new(0);
     let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(&bundle.manifest().payloads));

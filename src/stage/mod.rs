@@ -53,7 +53,7 @@ use crate::bundle::frame::Frame;
 use crate::bundle::manifest::{Payload, largest_frame};
 use crate::device::{self, BlockDevice};
 use crate::error::{Error, Result};
-use crate::progress::{Cancel, Progress};
+use crate::progress::{Cancel, Phase, Progress};
 use crate::slot::{FrameAt, Record};
 use crate::units::{ByteOffset, Extent, Group};
 use crate::workers;
@@ -155,12 +155,7 @@ pub fn stage(
     for target in targets {
         target.record.write_torn(&*target.device, target.group, &target.partition)?;
     }
-    // Before the frames, for the same reason as zero frames: see there.
-    for target in targets {
-        for (at, len) in target.record.layout.gaps() {
-            make_zero(target, Extent { at: ByteOffset(at), len })?;
-        }
-    }
+    zero_gaps(targets, options.cancel, progress)?;
     let total = targets.iter().flat_map(|target| &target.record.layout.places).map(|place| place.len).sum();
     let ledger = options.read_back.then(|| Ledger::new(batch(total), readers(options.jobs)));
     let outcome = write::write_frames(bundle, targets, options, ledger.as_ref(), progress)?;
@@ -172,6 +167,29 @@ pub fn stage(
         target.record.write_whole(&*target.device, target.group, &target.partition)?;
     }
     Ok(outcome)
+}
+
+/// Zeroes what is neither image nor record: before the frames, for the same reason as [zero frames](zero). No pace is kept, since
+/// most devices do it by a command, and the ranges can be many times as long as the images.
+fn zero_gaps(targets: &[Target], cancel: &Cancel, progress: &dyn Progress) -> Result<()> {
+    let gaps = || {
+        targets
+            .iter()
+            .flat_map(|target| target.record.layout.gaps().into_iter().map(move |gap| (target, gap)))
+    };
+    let total = gaps().map(|(_, (_, len))| len).sum();
+    if total > 0 {
+        progress.begin(Phase::Zero, total);
+    }
+    for (target, (at, len)) in gaps() {
+        for done in (0..len).step_by(ZERO_REQUEST as usize) {
+            cancel.check("zeroing the slot")?;
+            let len = ZERO_REQUEST.min(len - done);
+            make_zero(target, Extent { at: ByteOffset(at + done), len })?;
+            progress.advance(len);
+        }
+    }
+    Ok(())
 }
 
 /// The barrier before reading back: what is read then comes from the medium, not from a write cache that could
@@ -197,8 +215,16 @@ fn frame_at<'a>(targets: &'a [Target], frame: Frame<'a>) -> Result<FrameAt<'a>> 
     target.record.frame_at(frame, &*target.device)
 }
 
+/// Maximum bytes of one request to zero: devices without a command for it write them all, and meanwhile a bar stands still and
+/// a request to stop waits.
+const ZERO_REQUEST: u64 = 4 << 20;
+
 fn make_zero(target: &Target, range: Extent) -> Result<()> {
     let result = target.device.write_zeroes(range.at, range.len);
     let what = || format!("zeroes to {}", target.partition);
     result.map_err(|source| Error::write(&what(), range.at.0, range.len, source))
 }
+
+#[cfg(test)]
+#[path = "progress_tests.rs"]
+mod tests;

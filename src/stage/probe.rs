@@ -8,6 +8,7 @@ use crate::bundle::Release;
 use crate::bundle::manifest::largest_frame;
 use crate::device::AlignedBuf;
 use crate::error::Result;
+use crate::progress::{Phase, Progress};
 use crate::workers::{Abort, lock};
 
 /// Number of frames of each payload that are probed before anything is written.
@@ -39,10 +40,12 @@ impl Prober {
         targets: &[Target],
         remote: bool,
         abort: &Abort<'_>,
+        progress: &dyn Progress,
     ) -> Result<Self> {
         let samples = if remote { REMOTE_SAMPLES } else { SAMPLES };
         let payloads = &release.manifest.payloads;
         let mut buffer = AlignedBuf::zeroed(largest_frame(payloads));
+        let mut probed = Vec::new();
         for (number, payload) in payloads.iter().enumerate().filter(|(_, payload)| wanted(targets, payload)) {
             let frames = payload.frames();
             let spread = (1..samples).map(|i| i * frames / samples);
@@ -51,17 +54,18 @@ impl Prober {
                 u64::from(frame.entry().compressed) >= frame.len() as u64 / SURELY_NOT_ZERO
             };
             let first = (0..frames).find(holds);
-            let mut last = None;
-            for frame in [0].into_iter().chain(first).chain(spread).filter(|frame| *frame < frames) {
-                abort.check()?;
-                if last.replace(frame) == Some(frame) {
-                    continue;
-                }
-                let frame = frame_at(targets, release.frame(number, frame))?;
-                if frame.find(&mut buffer).is_some_and(|found| !found.is_zero()) {
-                    return Ok(Self { misses: Some(Mutex::new(0)), every: remote });
-                }
+            let mut numbers: Vec<u64> =
+                [0].into_iter().chain(first).chain(spread).filter(|frame| *frame < frames).collect();
+            numbers.dedup();
+            probed.extend(numbers.into_iter().map(|frame| release.frame(number, frame)));
+        }
+        progress.begin(Phase::Probe, probed.iter().map(|frame| frame.len() as u64).sum());
+        for frame in probed {
+            abort.check()?;
+            if frame_at(targets, frame)?.find(&mut buffer).is_some_and(|found| !found.is_zero()) {
+                return Ok(Self { misses: Some(Mutex::new(0)), every: remote });
             }
+            progress.advance(frame.len() as u64);
         }
         Ok(Self { misses: None, every: remote })
     }

@@ -88,7 +88,6 @@ pub(super) fn write_frames<'a>(
     let payloads = &bundle.manifest().payloads;
     let feed = Feed::new(bundle, |payload| wanted(targets, payload));
     let abort = Abort::new(options.cancel, "writing the slot");
-    progress.begin(Phase::Write, feed.total());
     let patcher = match (bundle.delta(), options.sources) {
         (None, _) => None,
         (Some(delta), Some(sources)) => Some(Patcher::new(delta, sources)),
@@ -98,12 +97,14 @@ pub(super) fn write_frames<'a>(
     let copies = copied.map(|sources| RunningFrames::new(&sources.bases));
     let prober = match options.look {
         true => probe::Prober::every(),
-        false => probe::Prober::sample(bundle.release(), targets, feed.is_remote(), &abort)?,
+        false => probe::Prober::sample(bundle.release(), targets, feed.is_remote(), &abort, progress)?,
     };
     // Where some of it may be in place, only what turns out not to be is requested.
     feed.expect(|frame| !prober.has_matches() && !copies.as_ref().is_some_and(|copies| copies.has(*frame)));
     let most = options.sources.and_then(|sources| sources.most);
-    let zeroes = zero::make(bundle, targets, options, prober.has_matches(), ledger, &abort)?;
+    let zeroes = zero::find(bundle, targets, options, prober.has_matches(), &abort, progress)?;
+    progress.begin(Phase::Write, feed.total());
+    let zeroes = zero::make(&zeroes, targets, options, ledger, &abort, progress)?;
     let run = Run {
         targets,
         options,
@@ -141,9 +142,7 @@ pub(super) fn write_frames<'a>(
             if !ended && deferred.has_room(ahead) {
                 match run.feed.claim(&mut scratch.compressed, run.abort)? {
                     None => ended = true,
-                    Some(claim) if run.is_in_place(&claim, &mut scratch)? => {
-                        progress.advance(claim.len() as u64)
-                    }
+                    Some(claim) if run.is_in_place(&claim, &mut scratch)? => {}
                     // What is not looked past is loaded at once, and declared already.
                     Some(claim) => {
                         let expected = ahead > 0 && !run.is_copied(&claim);
@@ -154,7 +153,6 @@ pub(super) fn write_frames<'a>(
             }
             let Some(claim) = deferred.pop() else { return Ok(()) };
             run.stage_frame(&claim, &mut scratch)?;
-            progress.advance(claim.len() as u64);
         }
     })?;
     if let Some(hashes) = run.hashes {
@@ -221,6 +219,10 @@ impl<'a> Run<'_, 'a> {
         let Some(verified) = self.in_place(claim.ordinal, &frame, scratch.buffer)? else { return Ok(false) };
         self.feed.pass(claim);
         self.reused.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        // Zeroes were counted when they were found.
+        if frame.zero_state() == ZeroState::Unproven {
+            self.progress.reuse(frame.len() as u64);
+        }
         self.hash(claim.ordinal, &frame, &verified)?;
         Ok(true)
     }
@@ -302,6 +304,7 @@ impl<'a> Run<'_, 'a> {
             device::write(&*target.device, &target.partition, verified.stored(), frame.stored().at)?;
             self.written.fetch_add(len, Ordering::Relaxed);
         }
+        self.progress.advance(len);
         if let Some(ledger) = self.ledger {
             ledger.wrote([*frame], len);
         }

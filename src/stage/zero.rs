@@ -13,62 +13,78 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::ledger::Ledger;
-use super::{StageOptions, Target, frame_at, make_zero, target_of};
+use super::{StageOptions, Target, ZERO_REQUEST, frame_at, make_zero, target_of};
 use crate::bundle::Bundle;
-use crate::bundle::frame::{Frame, Zeroes};
+use crate::bundle::frame::{Frame, ZeroState, Zeroes};
 use crate::device::AlignedBuf;
 use crate::error::Result;
+use crate::progress::{Phase, Progress};
 use crate::slot::FrameAt;
 use crate::units::{Extent, Group};
 use crate::workers::{self, Abort, lock};
 
-/// Maximum bytes of one request to zero: devices without a command for it write them all, and a request to stop
-/// waits for that.
-const RUN: u64 = 16 << 20;
-
-/// Makes all zero frames of `bundle` that lie in a target. With `look`, those that are there already are left
-/// alone. Returns them by their number in the feed; all are in place.
-pub(super) fn make<'a>(
+/// Finds all zero frames of `bundle` that lie in a target, by their number in the feed. With `look`, it is seen which are
+/// in place.
+pub(super) fn find<'a>(
     bundle: &'a Bundle,
     targets: &'a [Target],
     options: &StageOptions<'_>,
     look: bool,
-    ledger: Option<&Ledger<FrameAt<'a>>>,
     abort: &Abort<'_>,
-) -> Result<BTreeMap<u64, Frame<'a>>> {
+    progress: &dyn Progress,
+) -> Result<BTreeMap<u64, FrameAt<'a>>> {
     let candidates = candidates(bundle, targets)?;
     let largest = candidates.iter().map(|(_, frame)| frame.len()).max().unwrap_or(0);
     let zeroes = Zeroes::new(largest);
     let next = AtomicUsize::new(0);
     let found = Mutex::new(BTreeMap::new());
+    if !candidates.is_empty() {
+        progress.begin(Phase::Probe, candidates.iter().map(|(_, frame)| frame.len() as u64).sum());
+    }
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, if look { largest } else { 0 });
     workers::run_with(buffers.chunks_exact_mut(len), abort, |buffer| {
         while let Some((ordinal, frame)) = candidates.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
-            let Some(zero) = zeroes.prove(**frame) else { continue };
-            let zero = frame_at(targets, zero)?;
-            let there = look && zero.find(buffer).is_some();
-            lock(&found).insert(*ordinal, (zero, there));
+            if let Some(zero) = zeroes.prove(**frame) {
+                let zero = frame_at(targets, zero)?;
+                let in_place = look && zero.find(buffer).is_some();
+                let zero = if in_place { frame_at(targets, zero.in_place())? } else { zero };
+                lock(&found).insert(*ordinal, zero);
+            }
+            progress.advance(frame.len() as u64);
         }
         Ok(())
     })?;
-    let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let made = || found.values().filter(|(_, there)| !there).map(|(frame, _)| *frame);
-    let runs = runs(made().map(|frame| (frame.payload().kind.group(), frame.stored())));
-    next.store(0, Ordering::Relaxed);
+    Ok(found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// Zeroes those that are not in place. Returns all of them: now they are.
+pub(super) fn make<'a>(
+    found: &BTreeMap<u64, FrameAt<'a>>,
+    targets: &'a [Target],
+    options: &StageOptions<'_>,
+    ledger: Option<&Ledger<FrameAt<'a>>>,
+    abort: &Abort<'_>,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<u64, Frame<'a>>> {
+    let made = || found.values().filter(|frame| frame.zero_state() == ZeroState::Zero).copied();
+    let in_place = found.values().filter(|frame| frame.zero_state() == ZeroState::ZeroInPlace);
+    progress.reuse(in_place.map(|frame| frame.len() as u64).sum());
+    let runs = runs(made().map(|frame| (frame.payload().kind.group(), frame.stored(), frame.len() as u64)));
+    let next = AtomicUsize::new(0);
     workers::run(options.jobs, abort, || {
-        while let Some((group, run)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some((group, run, bytes)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             abort.check()?;
-            (options.pace)(run.len)?;
+            (options.pace)(*bytes)?;
             make_zero(target_of(targets, *group)?, *run)?;
+            progress.advance(*bytes);
         }
         Ok(())
     })?;
     if let Some(ledger) = ledger {
         ledger.wrote(made(), 0);
     }
-    let known = |(frame, there): (FrameAt<'a>, bool)| if there { frame.in_place() } else { *frame };
-    Ok(found.into_iter().map(|(ordinal, found)| (ordinal, known(found))).collect())
+    Ok(found.iter().map(|(ordinal, frame)| (*ordinal, **frame)).collect())
 }
 
 /// Frames that compress so well that they may be zero, with their numbers in the feed. A zero frame that is not
@@ -91,17 +107,21 @@ fn candidates<'a>(bundle: &'a Bundle, targets: &'a [Target]) -> Result<Vec<(u64,
     Ok(candidates)
 }
 
-/// Joins neighbours in the same group's slot, up to [`RUN`] bytes each.
-fn runs(frames: impl Iterator<Item = (Group, Extent)>) -> Vec<(Group, Extent)> {
-    let mut runs: Vec<(Group, Extent)> = Vec::new();
-    for (group, frame) in frames {
+/// Joins neighbours in the same group's slot, up to [`ZERO_REQUEST`] bytes each. A frame is given by its extent in the slot and
+/// its length in the image, and so are the results.
+fn runs(frames: impl Iterator<Item = (Group, Extent, u64)>) -> Vec<(Group, Extent, u64)> {
+    let mut runs: Vec<(Group, Extent, u64)> = Vec::new();
+    for (group, frame, bytes) in frames {
         match runs.last_mut() {
-            Some((of, run))
-                if *of == group && run.at.0 + run.len == frame.at.0 && run.len + frame.len <= RUN =>
+            Some((of, run, sum))
+                if *of == group
+                    && run.at.0 + run.len == frame.at.0
+                    && run.len + frame.len <= ZERO_REQUEST =>
             {
                 run.len += frame.len;
+                *sum += bytes;
             }
-            _ => runs.push((group, frame)),
+            _ => runs.push((group, frame, bytes)),
         }
     }
     runs
@@ -116,17 +136,17 @@ mod tests {
     fn neighbours_become_one_request() {
         let extent = |at, len| Extent { at: ByteOffset(at), len };
         let frames = [
-            (Group::Platform, extent(0, MIB)),
-            (Group::Platform, extent(MIB, MIB)),
+            (Group::Platform, extent(0, MIB), MIB),
+            (Group::Platform, extent(MIB, MIB), MIB),
             // A gap, then the last frame of an image, which is stored in whole pages.
-            (Group::Platform, extent(3 * MIB, 8192)),
+            (Group::Platform, extent(3 * MIB, 8192), 5000),
             // The same place in another slot.
-            (Group::Software, extent(3 * MIB + 8192, MIB)),
+            (Group::Software, extent(3 * MIB + 8192, MIB), MIB),
         ];
-        let expected = [(Group::Platform, extent(0, 2 * MIB)), frames[2], frames[3]];
+        let expected = [(Group::Platform, extent(0, 2 * MIB), 2 * MIB), frames[2], frames[3]];
         assert_eq!(runs(frames.into_iter()), expected);
-        let frames = (0..40).map(|i| (Group::Platform, extent(i * MIB, MIB)));
-        let lens: Vec<u64> = runs(frames).iter().map(|(_, run)| run.len).collect();
-        assert_eq!(lens, [RUN, RUN, 8 * MIB]);
+        let frames = (0..10).map(|i| (Group::Platform, extent(i * MIB, MIB), MIB));
+        let lens: Vec<u64> = runs(frames).iter().map(|(_, run, _)| run.len).collect();
+        assert_eq!(lens, [ZERO_REQUEST, ZERO_REQUEST, 2 * MIB]);
     }
 }

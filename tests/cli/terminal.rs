@@ -89,7 +89,7 @@ fn a_terminal_shows_a_bar_and_is_clean_afterwards() {
     // It ends with EIO where no program has the other end any more.
     let _ = File::from(shows).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text);
-    assert!(text.contains("writing [") && text.contains("3.00 MiB"), "{text:?}");
+    assert!(text.contains("writing [") && text.contains("3.0 MiB"), "{text:?}");
     let last = text.rsplit("\x1b[2K").next().unwrap();
     assert!(!last.contains('['), "the bar is still there: {text:?}");
 }
@@ -118,6 +118,8 @@ fn a_bar_fits_the_width_and_keeps_its_figures() {
         assert_eq!(prepare(&bench, &end), Some(0));
         drop(end);
         bench.at(&["cancel"]).good();
+        // What is in place would be passed in an instant, unseen.
+        bench.blank("platform_b");
         let mut text = Vec::new();
         let _ = File::from(shows).read_to_end(&mut text);
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -129,8 +131,44 @@ fn a_bar_fits_the_width_and_keeps_its_figures() {
             "{columns}: {drawn:?}"
         );
         assert!(
+            drawn.iter().any(|line| line.contains("zeroing") && line.contains(figures)),
+            "{columns}: {drawn:?}"
+        );
+        assert!(
             !text.contains("0/0") && !text.contains("0 B/0 B") && !text.contains("NaN"),
             "{columns}: {text:?}"
         );
     }
+}
+
+/// A pipe whose writer pauses is said, beside the bar, and again while it lasts; no bar shows 0 of 0.
+#[test]
+fn a_silent_pipe_is_said_beside_the_bar() {
+    let bench = Bench::installed();
+    let (shows, end) = terminal();
+    tcsetwinsize(&end, Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    let mut command = bench.command(&["prepare", "-", "--config", "config.toml"]);
+    command.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(end);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let bundle = std::fs::read(bench.path("v2.qimg")).unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(&bundle[..bundle.len() / 2]).unwrap();
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(7));
+        pipe.write_all(&bundle[bundle.len() / 2..]).unwrap();
+    });
+    let mut text = Vec::new();
+    let _ = File::from(shows).read_to_end(&mut text);
+    writer.join().unwrap();
+    assert!(child.wait().unwrap().success());
+    let drawn = drawings(&String::from_utf8_lossy(&text));
+    let said = "no data from standard input for 5 s; last progress ";
+    assert!(drawn.iter().any(|line| line.contains(said)), "{drawn:?}");
+    assert!(drawn.iter().all(|line| !line.contains("a request to stop")), "{drawn:?}");
+    // The figures go on meanwhile: the time left grows.
+    let shown: std::collections::BTreeSet<_> =
+        drawn.iter().filter(|line| line.contains("writing [")).collect();
+    assert!(shown.len() > 6, "{shown:?}");
+    assert!(drawn.iter().all(|line| !line.contains("0 B/0 B")), "{drawn:?}");
 }

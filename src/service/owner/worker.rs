@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::device::watch::RECEIVE;
 use crate::error::{Class, Error, Result};
 use crate::progress::Phase;
 use crate::service::owner::process::WorkerProcess;
@@ -90,7 +91,7 @@ pub(in crate::service) struct Preparing {
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Line {
     Progress { phase: String, done: u64, total: u64 },
-    Stalled { device: String, seconds: u64 },
+    Stalled { device: String, operation: String, seconds: u64 },
     Notice { message: String },
     Planned(Box<Planned>),
     Result(Staged),
@@ -297,7 +298,11 @@ async fn supervise(mut begun: Begun, mut stopped: oneshot::Receiver<()>, reports
                         // If the channel is full, the owner is busy, and the next figure will do.
                         let _ = reports.try_send(Report::Progress(meter.percent(&phase, done, total)));
                     }
-                    Ok(Line::Stalled { device, seconds }) => {
+                    // A pipe whose writer is slow is no device that hangs: it ends with the prepare.
+                    Ok(Line::Stalled { device, operation, seconds }) if operation == RECEIVE => {
+                        tracing::info!(target: "prepare", "no data from {device} for {seconds} s");
+                    }
+                    Ok(Line::Stalled { device, seconds, .. }) => {
                         tracing::warn!(target: "prepare", "no answer from {device} for {seconds} s");
                         let _ = reports.try_send(Report::Stalled { device, seconds });
                     }

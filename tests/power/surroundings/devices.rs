@@ -64,6 +64,32 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     at(&["slots"]).1.good();
 }
 
+/// A bundle on a file system that hangs.
+#[test]
+fn a_file_that_hangs_is_named() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    let hanging = Nbd::new(&bench.path("v2.qimg"), &bench.path("."));
+    let bundle = bench.path("mounted");
+    let mut command = bench.command(&["prepare", "mounted", "--config", "config.toml", "--json"]);
+    hanging.pause(true);
+    let mut prepare = Started::new(&mut command);
+    let goes_on = hanging.goes_on();
+    let mut out = std::io::BufReader::new(prepare.0.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"event\":\"stalled\"") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "it ended");
+    }
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&event["device"], &event["operation"]), (&bundle.to_str().unwrap().into(), &"read".into()));
+    drop(goes_on);
+    assert_eq!(std::io::read_to_string(out).unwrap().matches("\"event\":\"result\"").count(), 1);
+    assert_eq!(prepare.code_within(Duration::from_secs(60)), Some(0));
+}
+
 /// A device that answers each request, but after a second: a look takes many. Before: 14 s.
 #[test]
 fn a_slow_device_holds_nobody_who_asks() {
