@@ -184,7 +184,8 @@ impl Swap<'_> {
         };
         self.step("stop");
         if let Err(error) = self.runtime.release(new) {
-            return Err(self.back(plan, new, error.to_string(), up));
+            // The code of the cause too: that of the whole is that of the swap back.
+            return Err(self.back(plan, new, format!("{error} [{}]", error.code()), up));
         }
         self.step("release");
         let healthy = match wait_healthy(self.runtime, new, self.config) {

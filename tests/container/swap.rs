@@ -102,6 +102,52 @@ fn a_sick_release_is_swapped_back() {
     }
 }
 
+/// Seen before the old container is stopped, where the image alone decides; else by the kernel, and then it is swapped back.
+#[test]
+fn a_program_that_cannot_start_is_the_fault_of_the_image() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new(Disk::Nodes, "good", "");
+    machine.good(&["container", "start"]);
+    for (version, mode, reason) in [
+        ("1.1", "no-program", "/app is not in the image"),
+        ("1.2", "no-interpreter", "/app needs /usr/bin/nothing: /usr/bin/nothing is not in the image"),
+        ("1.3", "not-executable", "/app is not executable (mode 644)"),
+        ("1.4", "foreign", "/app is built for s390x, and this machine is "),
+    ] {
+        machine.prepare(version, mode);
+        let poller = Poller::new(machine.port);
+        let output = machine.run(&["commit"]);
+        let (_, missing) = poller.done();
+        assert_eq!(output.status.code(), Some(9), "{}", said(&output));
+        let text = said(&output);
+        for part in
+            ["UPGRADE_ERROR_CONTAINER_PROGRAM", "software slot b cannot start", reason, "in the image"]
+        {
+            assert!(text.contains(part), "{mode}: {text}");
+        }
+        assert_eq!((machine.answer().as_deref(), missing), (Some("1.0"), 0), "it was not disturbed");
+        assert_eq!(machine.software(), ("good".into(), "prepared".into(), "a".into()));
+        assert_eq!(machine.last_event()["code"], "UPGRADE_ERROR_CONTAINER_PROGRAM");
+        assert_eq!(machine.mounts().len(), 2, "{:?}", machine.mounts());
+        machine.good(&["cancel"]);
+    }
+    assert_eq!(machine.starts(), ["1.0"]);
+
+    // A bind may lie over the program: only the kernel knows.
+    let machine = Machine::new(Disk::Nodes, "good", "bind_ro = [\"/media:/usr\"]");
+    machine.good(&["container", "start"]);
+    machine.prepare("1.1", "no-interpreter");
+    let output = machine.run(&["commit"]);
+    assert_eq!(output.status.code(), Some(9), "{}", said(&output));
+    for part in ["[UPGRADE_ERROR_CONTAINER_PROGRAM]", "No such file", "UPGRADE_ERROR_SWAPPED_BACK"] {
+        assert!(said(&output).contains(part), "{}", said(&output));
+    }
+    assert_eq!(machine.answer().as_deref(), Some("1.0"));
+    assert_eq!(machine.software(), ("good".into(), "bad".into(), "a".into()));
+}
+
 #[test]
 fn an_old_service_that_does_not_hear_is_killed() {
     if !can_run() {

@@ -9,7 +9,7 @@
 //! | | with `--prober`: `l`, and the socket at which [`prober`](super::prober) is to listen |
 //! | `r`: ready | |
 //! | | `g`: go. End of stream instead (the process died, or discards the container): gate and container end |
-//! | end of stream by execve (the socket is close-on-exec): the program runs. Text instead: the reason why not | |
+//! | end of stream by execve (the socket is close-on-exec): the program runs. Instead `p`, if its file is to blame, or `o`, and the reason why not | |
 //!
 //! None of this needs anything in the image, which may hold a single static program. If qstage is linked dynamically, its
 //! loader and its libraries are copied too, and the loader is called by name. Rejected: a shell that reads from a FIFO
@@ -26,12 +26,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
 
 use super::gate_dir;
+use super::program::Problem;
 use crate::error::{Error, Result};
 use crate::sandbox;
 
@@ -46,6 +48,10 @@ const PROGRAM: &str = "qstage";
 const LISTENER: u8 = b'l';
 const READY: u8 = b'r';
 const GO: u8 = b'g';
+/// The file of the program was refused by execve.
+const PROGRAM_REFUSED: u8 = b'p';
+/// Another failure before the program runs.
+const OTHER_FAILURE: u8 = b'o';
 /// Time limit from the message to the execve: it covers page faults on a slow disk.
 const EXEC_LIMIT: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(1);
@@ -113,17 +119,19 @@ impl Waiting {
     }
 
     /// Lets the program start; returns when it has been executed.
-    pub(super) fn open(mut self) -> Result<(), String> {
+    pub(super) fn open(mut self) -> Result<(), Problem> {
         let mut said = Vec::new();
         let done = self
             .0
             .set_read_timeout(Some(EXEC_LIMIT))
             .and_then(|()| self.0.write_all(&[GO]))
             .and_then(|()| (&mut self.0).take(4096).read_to_end(&mut said));
-        match done {
-            Ok(0) => Ok(()),
-            Ok(_) => Err(String::from_utf8_lossy(&said).into_owned()),
-            Err(e) => Err(format!("its gate: {e}")),
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match (done, &said[..]) {
+            (Err(e), _) => Err(Problem::Start(format!("its gate: {e}"))),
+            (Ok(_), []) => Ok(()),
+            (Ok(_), [PROGRAM_REFUSED, reason @ ..]) => Err(Problem::Program(text(reason))),
+            (Ok(_), [_, reason @ ..]) => Err(Problem::Start(text(reason))),
         }
     }
 }
@@ -202,12 +210,23 @@ pub fn wait_inside(args: &GateArgs<'_>) -> Result<()> {
         program.stdout(out.try_clone()?).stderr(out);
         Ok::<_, io::Error>(())
     });
-    let problem = match redirected {
-        Some(Err(problem)) => problem,
-        _ => program.exec(),
+    let (kind, problem) = match redirected {
+        Some(Err(problem)) => (OTHER_FAILURE, problem),
+        _ => {
+            let problem = program.exec();
+            (if is_of_the_file(&problem) { PROGRAM_REFUSED } else { OTHER_FAILURE }, problem)
+        }
     };
-    stream.write_all(format!("{}: {problem}", args.command.join(" ")).as_bytes()).map_err(failed)?;
+    let reason = format!("{}: {problem}", args.command.join(" "));
+    stream.write_all(&[&[kind], reason.as_bytes()].concat()).map_err(failed)?;
     Err(failed(problem))
+}
+
+/// Whether execve(2) refused the file, or its interpreter, and not for lack of resources.
+fn is_of_the_file(problem: &io::Error) -> bool {
+    use Errno::{EACCES, EISDIR, ELIBBAD, ELOOP, ENOENT, ENOEXEC, ENOTDIR};
+    let of_the_file = [EACCES, EISDIR, ELIBBAD, ELOOP, ENOENT, ENOEXEC, ENOTDIR];
+    of_the_file.iter().any(|errno| problem.raw_os_error() == Some(*errno as i32))
 }
 
 /// The words before the arguments of qstage, inside.
@@ -293,8 +312,10 @@ mod tests {
         let (waiting, inside) = pair(b"");
         assert_eq!(waiting.open(), Ok(()));
         assert_eq!(inside.join().unwrap(), (1, [GO]));
-        let (waiting, _inside) = pair(b"/app: no such file");
-        assert_eq!(waiting.open(), Err("/app: no such file".to_owned()));
+        let (waiting, _inside) = pair(b"p/app: no such file");
+        assert_eq!(waiting.open(), Err(Problem::Program("/app: no such file".to_owned())));
+        let (waiting, _inside) = pair(b"o/app: out of memory");
+        assert_eq!(waiting.open(), Err(Problem::Start("/app: out of memory".to_owned())));
         // Discarded: the inner side reads the end of the stream.
         let (waiting, inside) = pair(b"");
         drop(waiting);

@@ -21,6 +21,7 @@ mod launch;
 mod mount;
 pub mod prober;
 mod process;
+mod program;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -37,6 +38,7 @@ use gate::{Gate, Tools, Waiting};
 use launch::{GATE_DIR, Outside};
 use nix::sys::signal::Signal;
 use process::Process;
+use program::Problem;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Config, Network, Probe};
@@ -169,7 +171,7 @@ impl Nspawn {
     }
 
     /// Mounts the image and starts the container, up to the gate.
-    fn begin(&self, image: &SoftwareImage, id: &str, dir: &Path) -> Result<(Waiting, Instance), String> {
+    fn begin(&self, image: &SoftwareImage, id: &str, dir: &Path) -> Result<(Waiting, Instance), Problem> {
         let named = |what: &str| {
             let what = what.to_owned();
             move |e: io::Error| format!("{what}: {e}")
@@ -180,10 +182,13 @@ impl Nspawn {
         let root = dir.join("root");
         mount::attach(&image.source, &root, &self.config.file_systems)
             .map_err(named(&format!("mounting {}", image.partition)))?;
+        if let Some(problem) = program::obstacle(&self.config, &root) {
+            return Err(Problem::Program(problem));
+        }
         self.make_outside().map_err(named("what is bound into it"))?;
         let unmapped = idmap::obstacle(&self.config, Some(&root));
         if let (Users::Private, Some(why)) = (self.config.users, &unmapped) {
-            return Err(format!("{why}; permit the users of the host by 'users' in [container]"));
+            return Err(format!("{why}; permit the users of the host by 'users' in [container]").into());
         }
         let private = self.config.users != Users::Host && unmapped.is_none();
         let open = self.config.openings(unmapped.as_deref());
@@ -219,7 +224,7 @@ impl Nspawn {
         begun.map_err(|problem| {
             let said = fs::read_to_string(dir.join("log")).unwrap_or_default();
             let said = said.trim().replace('\n', "; ");
-            if said.is_empty() { problem } else { format!("{problem}: {said}") }
+            if said.is_empty() { problem } else { format!("{problem}: {said}") }.into()
         })
     }
 
@@ -313,36 +318,35 @@ impl Runtime for Nspawn {
 
     fn arrange(&self, image: &SoftwareImage) -> Result<Running> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let start = |problem: String| Error::ContainerStart { slot: image.slot, problem };
         let id = format!("{}-{}-{}", image.slot, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = self.base.join(&id);
         let begun = outside::run(|| {
-            mount::share(&self.base).map_err(|e| format!("{}: {e}", self.base.display()))?;
+            mount::share(&self.base).map_err(|e| Problem::Start(format!("{}: {e}", self.base.display())))?;
             self.begin(image, &id, &dir).inspect_err(|_| {
                 let _ = remove(&dir);
             })
         });
-        match begun.unwrap_or_else(|e| Err(e.to_string())) {
+        match begun.unwrap_or_else(|e| Err(e.to_string().into())) {
             Ok((waiting, instance)) => {
                 let running = instance.running.clone();
                 let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 all.insert(id, (waiting, instance));
                 Ok(running)
             }
-            Err(problem) => Err(start(problem)),
+            Err(problem) => Err(problem.into_error(image.slot)),
         }
     }
 
     fn release(&self, arranged: &Running) -> Result<()> {
-        let failed = |problem: String| Error::ContainerStart { slot: arranged.slot, problem };
+        let failed = |problem: Problem| problem.into_error(arranged.slot);
         let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&arranged.id);
-        let (waiting, instance) = found.ok_or_else(|| failed("it was not arranged".to_owned()))?;
+        let (waiting, instance) = found.ok_or_else(|| failed("it was not arranged".to_owned().into()))?;
         let dir = self.base.join(&arranged.id);
         // Recorded before it runs: after a crash it must be found, to be stopped.
         let opened = serde_json::to_vec(&instance)
             .map_err(io::Error::other)
             .and_then(|text| fs::write(dir.join(INSTANCE), text))
-            .map_err(|e| e.to_string())
+            .map_err(|e| Problem::Start(e.to_string()))
             .and_then(|()| waiting.open());
         match opened {
             Ok(()) => {

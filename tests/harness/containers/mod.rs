@@ -2,6 +2,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -39,6 +40,25 @@ fn app(dir: &Path) -> PathBuf {
     program
 }
 
+/// Makes the program one that cannot start, by some modes.
+fn spoil(program: &Path, mode: &str) {
+    let executable = fs::Permissions::from_mode(if mode == "not-executable" { 0o644 } else { 0o755 });
+    match mode {
+        "no-program" => fs::remove_file(program).unwrap(),
+        "no-interpreter" => fs::write(program, "#!/usr/bin/nothing\n").unwrap(),
+        "foreign" => {
+            // ELF for IBM S/390.
+            let mut bytes = fs::read(program).unwrap();
+            bytes[18..20].copy_from_slice(&22u16.to_le_bytes());
+            fs::write(program, bytes).unwrap();
+        }
+        _ => {}
+    }
+    if program.exists() {
+        fs::set_permissions(program, executable).unwrap();
+    }
+}
+
 /// An image of the service in `mode` that says `version`.
 pub(crate) fn image_of(place: &Path, version: &str, mode: &str, file_system: &str) -> PathBuf {
     let at = |name: &str| place.join(name);
@@ -47,6 +67,7 @@ pub(crate) fn image_of(place: &Path, version: &str, mode: &str, file_system: &st
         fs::create_dir_all(root.join(dir)).unwrap();
     }
     fs::copy(app(place), root.join("app")).unwrap();
+    spoil(&root.join("app"), mode);
     fs::write(root.join("mode"), mode).unwrap();
     fs::write(root.join("version"), version).unwrap();
     let image = at(&format!("{version}.image"));
