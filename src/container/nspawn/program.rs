@@ -127,7 +127,7 @@ fn open(root: &Path, path: &str) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(File::from(openat2(File::open(root)?, path.trim_start_matches('/'), how)?))
+    Ok(File::from(openat2(File::open(root)?, path, how)?))
 }
 
 /// The first word of a script's first line; `None` if it is not absolute: the kernel looks for it in its working directory.
