@@ -1,6 +1,7 @@
 //! Every failure of the project: one variant each, with the facts as fields, a class that determines the exit code,
 //! and a stable code for programs. The [list](Error) is the only place where any of the three is written.
 
+mod define;
 mod entry;
 mod explain;
 mod list;

@@ -1,4 +1,4 @@
-//! The command line as users see it. A verb's good path goes to `verbs`, each error code to a module of `errors`.
+//! The command line as users see it. A verb's good path goes to `upgrades` or `verbs`, each error code to a module of `errors`.
 
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -43,5 +43,7 @@ mod strangers;
 mod terminal;
 /// A slot on trial, its health checks, and the fallback.
 mod trial;
-/// Each verb from installation to upgrade.
+/// The course of an upgrade, from installation to good or back.
+mod upgrades;
+/// Inputs and surroundings of the verbs: pipes, firmware, a lost state directory, a configuration.
 mod verbs;
