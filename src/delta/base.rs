@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::file::ImageFile;
 use crate::bundle::delta::BaseRef;
 use crate::bundle::manifest::{Kind, Payload};
 use crate::bundle::unpack::{Unpacked, Unpacking};
@@ -14,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::pack::Destination;
 use crate::progress::{Cancel, Phase, Progress};
 use crate::source::beside;
-use crate::source::mapped::MappedFile;
 use crate::source::{InputTimeout, open_source};
 use crate::units::Group;
 use crate::workers::{self, Abort};
@@ -32,7 +32,7 @@ pub fn file_name(old: &Path, new: &Path, cancel: &Cancel) -> Result<String> {
         let none = || Error::Internal { what: "a bundle without an image".to_owned() };
         Group::BOTH.into_iter().find_map(image).ok_or_else(none)?
     } else {
-        BaseRef::of(&MappedFile::open(old)?).blake3
+        BaseRef::of(&ImageFile::open(old)?)?.blake3
     };
     let name = new.file_name().unwrap_or_default().display();
     Ok(format!("{name}{}", beside::suffix(base)))
@@ -58,11 +58,11 @@ pub(super) fn images(
     jobs: Option<NonZeroUsize>,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<Vec<Option<(MappedFile, BaseRef)>>> {
+) -> Result<Vec<Option<(ImageFile, BaseRef)>>> {
     let payloads = &bundle.manifest().payloads;
     if !is_bundle(old)? {
-        let image = MappedFile::open(old)?;
-        let of = BaseRef::of(&image);
+        let image = ImageFile::open(old)?;
+        let of = BaseRef::of(&image)?;
         let mut image = Some((image, of));
         let base = |payload: &Payload| if payload.kind == Kind::Platform { image.take() } else { None };
         return Ok(payloads.iter().map(base).collect());
@@ -98,7 +98,7 @@ fn unpack(
     jobs: Option<NonZeroUsize>,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<(MappedFile, BaseRef)> {
+) -> Result<(ImageFile, BaseRef)> {
     let path = out.path();
     let failed = |source| Error::Output { path: path.clone(), source };
     let file = out.scratch()?;
@@ -119,5 +119,5 @@ fn unpack(
         },
     )?;
     let of = BaseRef { size: payload.size, blake3: payload.blake3 };
-    Ok((MappedFile::of(file).map_err(failed)?, of))
+    Ok((ImageFile::of(file, path)?, of))
 }

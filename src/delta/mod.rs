@@ -3,6 +3,7 @@
 
 mod base;
 mod check;
+mod file;
 
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;

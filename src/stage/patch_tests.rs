@@ -104,7 +104,7 @@ impl Case {
         let (before, whole) = (bundle(&old, FRAME), bundle(&new, FRAME));
         let running = slot();
         staged(&before, None, &running).unwrap();
-        let bases = [Some(delta::Base { image: &old, of: BaseRef::of(&old) })];
+        let bases = [Some(delta::Base { image: &old, of: BaseRef::of(&old).unwrap() })];
         let options = Options { level: Some(9), lean: false, jobs: NonZeroUsize::new(1) };
         let mut members = Cursor::new(Vec::new());
         let head = delta::make(&whole, &bases, options, &mut members, &Cancel::default(), &Silent).unwrap();

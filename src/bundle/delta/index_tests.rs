@@ -6,7 +6,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| mixed(seed << 40 | i) as u8).collect()
 }
 
-fn index(base: &dyn Image) -> BaseIndex<'_> {
+fn index(base: &dyn ReadAt) -> BaseIndex {
     let cancel = Cancel::default();
     BaseIndex::new(base, None, workers::at_least_one(3), &Abort::new(&cancel, "testing")).unwrap()
 }
@@ -18,7 +18,7 @@ fn moved_bytes_are_found_whole_at_any_offset_and_across_pieces() {
     for (from, len) in [(0, 70_000), (12_345, 2_001), (PIECE - 30_007, 60_000), (base.len() - 65_536, 65_536)]
     {
         let frame = [&noise(2, 1001)[..], &base[from..from + len], &noise(3, 99)].concat();
-        let matches = index.matches(&frame);
+        let matches = index.matches(&frame, &mut BaseReader::new(&base)).unwrap();
         let longest = matches.iter().max_by_key(|found| found.len).unwrap();
         // Random bytes may match a byte more on either side by chance.
         assert!(longest.len >= len && longest.len < len + 8, "{longest:?}");
@@ -28,8 +28,9 @@ fn moved_bytes_are_found_whole_at_any_offset_and_across_pieces() {
             assert_eq!(frame[found.at..found.end()], base[found.base..found.base + found.len]);
         }
     }
-    assert!(index.matches(&noise(4, 100_000)).is_empty());
-    assert_eq!(index.matches(&base[77_777..][..1 << 20])[0].frame_start(), Some(77_777));
+    let matches = |frame: &[u8]| index.matches(frame, &mut BaseReader::new(&base)).unwrap();
+    assert!(matches(&noise(4, 100_000)).is_empty());
+    assert_eq!(matches(&base[77_777..][..1 << 20])[0].frame_start(), Some(77_777));
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn what_occurs_twice_is_found_beside_the_last_match() {
     let mut frame = base[20_000..90_000].to_vec();
     // A change within the bytes that occur twice: the bytes after it are searched for again.
     frame[34_000] ^= 1;
-    for found in index(&base).matches(&frame) {
+    for found in index(&base).matches(&frame, &mut BaseReader::new(&base)).unwrap() {
         assert_eq!(found.frame_start(), Some(20_000), "{found:?}");
     }
 }

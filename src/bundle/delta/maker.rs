@@ -3,31 +3,27 @@
 
 use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::align;
 use super::encoder::compress;
 use super::index::{BaseIndex, Match};
-use super::parse::{push_entry, push_payload, slice};
+use super::parse::{push_entry, push_payload};
 use super::ranges::{self, RangeLimits};
+use super::reader::{BaseReader, read_ranges};
 use super::survey::Survey;
 use super::{BaseRef, Delta, FrameKind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
 use crate::bundle::archive::{self, BLOCK, END_LEN};
 use crate::bundle::frame::is_zero;
 use crate::bundle::manifest::Payload;
 use crate::bundle::unpack::{Unpacked, Unpacking};
-use crate::bundle::writer::Image;
-use crate::bundle::{Bundle, Release};
+use crate::bundle::{Bundle, ReadAt, Release};
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Phase, Progress};
 use crate::units::{ByteOffset, Extent};
 use crate::workers::{self, Abort, Queue};
 
 /// Maximum number of bytes of frames that wait for an earlier one.
-const WAITING_MAX: usize = 64 << 20;
-/// Bytes of frames after which the pages of the base are released. A frame reads some hundred places of the base, and
-/// the kernel maps 64 KiB around each of them.
-const RELEASE_EVERY: u64 = 4 << 20;
+const WAITING_MAX: usize = 32 << 20;
 
 /// zstd level where nothing is said about it.
 const LEVEL: i32 = 9;
@@ -38,9 +34,8 @@ const LITTLE: u64 = 64 << 20;
 
 /// Image that the delta of a payload starts from.
 pub struct Base<'a> {
-    /// Its bytes. Pages that are not needed for now are released again and again, so that a mapped image takes little
-    /// memory.
-    pub image: &'a dyn Image,
+    /// Its bytes. They are read as they are needed, so that a large image takes no memory.
+    pub image: &'a dyn ReadAt,
     /// Its size and hash.
     pub of: BaseRef,
 }
@@ -105,7 +100,7 @@ struct Piece {
 /// checked when it is applied.
 ///
 /// # Errors
-/// Those of the frames of the bundle; [`Error::TooLarge`], [`Error::Output`], [`Error::Interrupted`].
+/// Those of the frames of the bundle and of reading a base; [`Error::TooLarge`], [`Error::Output`], [`Error::Interrupted`].
 pub fn make<W: Write + Seek + Send>(
     bundle: &Bundle,
     bases: &[Option<Base<'_>>],
@@ -124,8 +119,7 @@ pub fn make<W: Write + Seek + Send>(
     for (number, (payload, base)) in manifest.payloads.iter().zip(bases).enumerate() {
         let header_at = out.stream_position().map_err(output)?;
         out.write_all(&[0; BLOCK]).map_err(output)?;
-        let made = AtomicU64::new(0);
-        let maker = Maker { bundle, number, base: base.as_ref(), options, made, cancel, progress };
+        let maker = Maker { bundle, number, base: base.as_ref(), options, cancel, progress };
         let written = maker.payload(payload, &mut head, out)?;
         out.write_all(&[0; BLOCK][..archive::padding(written) as usize]).map_err(output)?;
         let end = out.stream_position().map_err(output)?;
@@ -144,14 +138,22 @@ fn output(source: std::io::Error) -> Error {
     Error::Output { path: "the delta".into(), source }
 }
 
+/// What a worker needs to find a frame in the base.
+struct Search<'a> {
+    index: &'a BaseIndex,
+    /// zstd level.
+    level: i32,
+    base: BaseReader<'a>,
+    /// Ranges of the base, one after the other.
+    prefix: Vec<u8>,
+}
+
 /// State that all workers on a payload share.
 struct Maker<'a> {
     bundle: &'a Bundle,
     number: usize,
     base: Option<&'a Base<'a>>,
     options: Options,
-    /// Bytes of the frames that were made.
-    made: AtomicU64,
     cancel: &'a Cancel,
     progress: &'a dyn Progress,
 }
@@ -162,7 +164,6 @@ impl Maker<'_> {
         let abort = Abort::new(self.cancel, "making a delta");
         let jobs = self.options.jobs.unwrap_or_else(workers::default_jobs);
         let index = self.base.map(|base| self.index(base, jobs, &abort)).transpose()?;
-        let index = index.as_ref().map(|(index, level)| (index, *level));
         let ahead = (WAITING_MAX / payload.frame_size as usize).max(jobs.get()) as u64;
         let queue = Queue::new((head, out, 0), ahead);
         let append = |(head, out, written): &mut (&mut Vec<u8>, &mut W, u64), piece: Piece| {
@@ -176,10 +177,17 @@ impl Maker<'_> {
         unpacking.each(
             &abort,
             |_| true,
-            || Ok(()),
-            |(), Unpacked { claim, packed, frame }| {
-                let piece = self.frame(&frame, claim.extent(), packed, index)?;
-                self.release(piece.len);
+            || {
+                let known = self.base.zip(index.as_ref());
+                Ok(known.map(|(base, (index, level))| Search {
+                    index,
+                    level: *level,
+                    base: BaseReader::new(base.image),
+                    prefix: Vec::new(),
+                }))
+            },
+            |search, Unpacked { claim, packed, frame }| {
+                let piece = self.frame(&frame, claim.extent(), packed, search.as_mut())?;
                 queue.put(claim.ordinal, piece, &abort, append)
             },
         )?;
@@ -187,25 +195,11 @@ impl Maker<'_> {
     }
 
     /// Index of the base, and the zstd level.
-    fn index<'b>(
-        &self,
-        base: &'b Base<'_>,
-        jobs: NonZeroUsize,
-        abort: &Abort<'_>,
-    ) -> Result<(BaseIndex<'b>, i32)> {
+    fn index(&self, base: &Base<'_>, jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<(BaseIndex, i32)> {
         let survey = Survey::of(self.bundle, self.number, base.image, jobs, abort)?;
         let level = if survey.changed <= LITTLE { LEVEL_OF_LITTLE } else { LEVEL };
         let index = BaseIndex::new(base.image, survey.wanted.as_ref(), jobs, abort)?;
         Ok((index, self.options.level.unwrap_or(level)))
-    }
-
-    /// Counts a frame of `len` bytes as made, and releases the pages of the base from time to time. Other workers may be
-    /// using them: the pages are then read again.
-    fn release(&self, len: u64) {
-        let made = self.made.fetch_add(len, Ordering::Relaxed);
-        if let Some(base) = self.base.filter(|_| made / RELEASE_EVERY != (made + len) / RELEASE_EVERY) {
-            base.image.release(0, base.of.size);
-        }
     }
 
     /// Makes one frame in the smallest way.
@@ -214,33 +208,33 @@ impl Maker<'_> {
         frame: &[u8],
         at: Extent,
         compressed: &[u8],
-        index: Option<(&BaseIndex<'_>, i32)>,
+        search: Option<&mut Search<'_>>,
     ) -> Result<Piece> {
         let had = |kind, ranges| Piece { kind, ranges, packed: Vec::new(), len: at.len };
         if is_zero(frame) {
             return Ok(had(FrameKind::Zero, Vec::new()));
         }
-        if let (Some(base), Some((index, level))) = (self.base, index) {
-            let bytes = base.image.bytes();
-            let has = |from: u64| slice(bytes, Extent { at: ByteOffset(from), len: at.len }) == Some(frame);
-            if has(at.at.0) {
+        if let Some(Search { index, level, base, prefix }) = search {
+            if base.has(at.at.0, frame) {
                 return Ok(had(FrameKind::InPlace, Vec::new()));
             }
-            let matches = index.matches(frame);
-            if let Some(from) = moved(&matches).filter(|from| has(*from)) {
+            let matches = index.matches(frame, base)?;
+            if let Some(from) = moved(&matches).filter(|from| base.has(*from, frame)) {
                 return Ok(had(FrameKind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
             }
             let frame_size = u64::from(self.bundle.manifest().payloads[self.number].frame_size);
-            let base_len = bytes.len() as u64;
-            let limits =
-                RangeLimits { base: base_len, count: RANGES_MAX, budget: PREFIX_FRAMES * frame_size };
+            let limits = RangeLimits {
+                base: base.base().len(),
+                count: RANGES_MAX,
+                budget: PREFIX_FRAMES * frame_size,
+            };
             // The bytes at the same offset are the last guess: a table with small changes everywhere has no match.
             let ranges = ranges::with(ranges::choose(&matches, at.len, limits), at, limits);
-            let prefix: Vec<u8> =
-                ranges.iter().filter_map(|range| slice(bytes, *range)).flatten().copied().collect();
-            let (mut kind, mut packed) = (FrameKind::Patch, compress(frame, &prefix, level)?);
+            base.check()?;
+            read_ranges(base.base(), ranges.iter().copied(), prefix)?;
+            let (mut kind, mut packed) = (FrameKind::Patch, compress(frame, prefix, *level)?);
             let matches = align::in_prefix(&matches, &ranges);
-            let aligned = align::encode(frame, &prefix, &matches, level)?;
+            let aligned = align::encode(frame, prefix, &matches, *level)?;
             if let Some(aligned) = aligned.filter(|aligned| aligned.len() < packed.len()) {
                 (kind, packed) = (FrameKind::Aligned, aligned);
             }

@@ -37,6 +37,7 @@ mod index;
 mod maker;
 mod parse;
 mod ranges;
+mod reader;
 mod samples;
 mod survey;
 

@@ -2,16 +2,16 @@
 
 use zstd::zstd_safe::compress_bound;
 
+use super::reader::{read, read_ranges};
 use super::{DELTA_MAX, ENTRY_LEN, HEAD_LEN, MAGIC, PAYLOAD_LEN, PREFIX_FRAMES, RANGE_LEN, RANGES_MAX};
-use crate::bundle::Release;
 use crate::bundle::frame::Frame;
 use crate::bundle::manifest::limit;
-use crate::bundle::writer::Image;
+use crate::bundle::{ReadAt, Release};
 use crate::error::{Error, Result};
 use crate::units::{Blake3, ByteOffset, Extent};
 
 /// Bytes of an image that are hashed at a time.
-const HASHED: usize = 4 << 20;
+const HASHED: usize = 1 << 20;
 
 /// How a frame is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +40,20 @@ pub struct BaseRef {
 }
 
 impl BaseRef {
-    /// Size and hash of an image, whose memory is released while it is read.
-    pub fn of(image: &dyn Image) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        let mut at = 0;
-        for part in image.bytes().chunks(HASHED) {
+    /// Size and hash of an image.
+    ///
+    /// # Errors
+    /// Those of its reading.
+    pub fn of(image: &dyn ReadAt) -> Result<Self> {
+        let (mut hasher, size) = (blake3::Hasher::new(), image.len());
+        let (mut at, mut buffer) = (0, vec![0; HASHED]);
+        while at < size {
+            let part = &mut buffer[..(size - at).min(HASHED as u64) as usize];
+            read(image, at, part)?;
             hasher.update(part);
-            image.release(at, part.len() as u64);
             at += part.len() as u64;
         }
-        Self { size: at, blake3: Blake3(*hasher.finalize().as_bytes()) }
+        Ok(Self { size, blake3: Blake3(*hasher.finalize().as_bytes()) })
     }
 }
 
@@ -73,12 +77,12 @@ impl Recipe<'_> {
         in_place.into_iter().chain(named.map(range))
     }
 
-    /// Appends these ranges of a base in memory to `out`. Returns whether the base has all of them.
-    pub fn read(&self, base: &[u8], out: &mut Vec<u8>) -> bool {
-        self.ranges().all(|range| {
-            let bytes = slice(base, range);
-            bytes.map(|bytes| out.extend_from_slice(bytes)).is_some()
-        })
+    /// Replaces `out` by these ranges of a base, one after the other.
+    ///
+    /// # Errors
+    /// Those of its reading.
+    pub fn read(&self, base: &dyn ReadAt, out: &mut Vec<u8>) -> Result<()> {
+        read_ranges(base, self.ranges(), out)
     }
 
     /// Number of bytes of the base that it needs.
@@ -89,12 +93,6 @@ impl Recipe<'_> {
 
 fn range(bytes: &[u8]) -> Extent {
     Extent { at: ByteOffset(u64_at(bytes, 0)), len: u64::from(u32_at(bytes, 8)) }
-}
-
-/// A range of a base in memory; `None` if the base has fewer bytes.
-pub(super) fn slice(bytes: &[u8], range: Extent) -> Option<&[u8]> {
-    let from = usize::try_from(range.at.0).ok()?;
-    bytes.get(from..from.checked_add(usize::try_from(range.len).ok()?)?)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

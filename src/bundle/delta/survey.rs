@@ -7,12 +7,13 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::parse::slice;
+use super::reader::read;
 use super::samples::{ENTRIES, SAMPLE_BITS, samples};
-use crate::bundle::Bundle;
 use crate::bundle::frame::chaining_value;
+use crate::bundle::manifest::largest_frame;
 use crate::bundle::unpack::Unpacking;
-use crate::bundle::writer::Image;
+use crate::bundle::{Bundle, ReadAt};
+use crate::device::AlignedBuf;
 use crate::error::Result;
 use crate::workers::{self, Abort};
 
@@ -35,15 +36,15 @@ impl Survey {
     /// Compares the hashes of the frames with those of the base, and samples the frames that differ if they are few.
     ///
     /// # Errors
-    /// Those of the frames of the bundle; [`Error::Interrupted`](crate::Error::Interrupted).
+    /// Those of the frames of the bundle and of [`read`]; [`Error::Interrupted`](crate::Error::Interrupted).
     pub(super) fn of(
         bundle: &Bundle,
         number: usize,
-        base: &dyn Image,
+        base: &dyn ReadAt,
         jobs: NonZeroUsize,
         abort: &Abort<'_>,
     ) -> Result<Self> {
-        let size = base.bytes().len() as u64;
+        let size = base.len();
         let changed = changed(bundle, number, base, jobs, abort)?;
         let frames = bundle.release().frames(number);
         let bytes = frames.filter(|frame| changed.has(frame.number())).map(|frame| frame.len() as u64).sum();
@@ -69,14 +70,15 @@ impl Survey {
 fn changed(
     bundle: &Bundle,
     number: usize,
-    base: &dyn Image,
+    base: &dyn ReadAt,
     jobs: NonZeroUsize,
     abort: &Abort<'_>,
 ) -> Result<Bits> {
     let payload = &bundle.manifest().payloads[number];
     let (frames, next) = (payload.frames(), AtomicUsize::new(0));
     let changed = Bits::new(frames);
-    workers::run(jobs, abort, || {
+    let (mut buffers, len) = AlignedBuf::shared(jobs, largest_frame(std::slice::from_ref(payload)));
+    workers::run_with(buffers.chunks_exact_mut(len), abort, |buffer| {
         loop {
             abort.check()?;
             let number_of_frame = next.fetch_add(1, Ordering::Relaxed) as u64;
@@ -85,9 +87,12 @@ fn changed(
             }
             let frame = bundle.release().frame(number, number_of_frame);
             let at = frame.extent();
-            let same = slice(base.bytes(), at)
-                .is_some_and(|bytes| chaining_value(bytes, at.at.0, frames == 1) == frame.entry().value);
-            base.release(at.at.0, at.len);
+            let mut same = at.at.0.saturating_add(at.len) <= base.len();
+            if same {
+                let bytes = &mut buffer[..frame.len()];
+                read(base, at.at.0, bytes)?;
+                same = chaining_value(bytes, at.at.0, frames == 1) == frame.entry().value;
+            }
             if !same {
                 changed.set(number_of_frame);
             }
@@ -154,6 +159,7 @@ impl Wanted {
 mod tests {
     use super::*;
     use crate::bundle::delta::index::BaseIndex;
+    use crate::bundle::delta::reader::BaseReader;
     use crate::bundle::delta::tests::{bundle, noise};
     use crate::progress::Cancel;
 
@@ -175,7 +181,7 @@ mod tests {
         assert_eq!(wanted.map(|wanted| wanted.bits), Some(DENSEST));
         let found = |wanted| {
             let index = BaseIndex::new(&old, wanted, jobs, &abort).unwrap();
-            let matches = index.matches(&new[65_536..131_072]);
+            let matches = index.matches(&new[65_536..131_072], &mut BaseReader::new(&old)).unwrap();
             let moved = matches.iter().filter(|found| found.base != found.at + 65_536);
             moved.count()
         };
