@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::base;
 use crate::bundle::Bundle;
-use crate::bundle::delta::{BaseRef, FrameKind, Tally, rebuild};
+use crate::bundle::delta::{BaseRef, FrameKind, Streams, Tally, rebuild};
 use crate::bundle::feed::{Claim, Feed};
 use crate::bundle::manifest::largest_frame;
 use crate::bundle::sha256::ImageHashes;
@@ -79,7 +79,7 @@ pub fn check(
     let jobs = workers::limit_jobs(jobs, workers::default_jobs(), memory, progress);
     let (mut buffers, len) = AlignedBuf::shared(jobs, frame);
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-        let (mut packed, mut prefix) = (Vec::new(), Vec::new());
+        let (mut packed, mut prefix, mut streams) = (Vec::new(), Vec::new(), Streams::default());
         while let Some(claim) = feed.claim(&mut packed, &abort)? {
             feed.load(&claim, &mut packed)?;
             let recipe = delta.recipe(&claim);
@@ -92,7 +92,7 @@ pub fn check(
             if let Some((image, _)) = &images[claim.payload_number()] {
                 recipe.read(image, &mut prefix)?;
             }
-            let made = rebuild(recipe.kind, &claim, &prefix, &packed, buffer);
+            let made = rebuild(recipe.kind, &claim, &prefix, &packed, &mut streams, buffer);
             let made = made.and_then(|()| claim.verify(buffer));
             let frame = made.map_err(|problem| wrong(&claim, &sentence(&problem)))?;
             if let Some(hashes) = &hashes {

@@ -13,8 +13,8 @@
 //! that the running slot holds at the same place.
 //!
 //! Each worker runs a frame to completion: take the next one (a stream is read under the lock), decompress into its
-//! own aligned buffer, verify, write. There are no channels and no pool: back-pressure is by construction, memory
-//! is workers x 2 frames.
+//! own aligned buffer, verify, write. There are no channels and no queue: back-pressure is by construction, memory
+//! is workers x 2 frames. With a delta, the buffers for ranges of the running slot are fewer than the workers.
 //!
 //! Measured (`qstage bench`, an image of 2 GiB, two cores) and rejected:
 //!

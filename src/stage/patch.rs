@@ -3,19 +3,20 @@
 //! The result is untrusted: the worker verifies each frame against the signed index before it is written, as it does with
 //! a bundle's frames. The base is opened read-only.
 
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::base::{BaseSlot, STEP};
 use super::download::Download;
 use crate::bundle::Bundle;
-use crate::bundle::delta::{Delta, FrameKind, Recipe, rebuild};
+use crate::bundle::delta::{Delta, FrameKind, PREFIX_FRAMES, Recipe, Streams, rebuild};
 use crate::bundle::frame::{Frame, FrameDecoder};
 use crate::bundle::pick::Whole;
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result, sentence};
 use crate::progress::Progress;
-use crate::workers::lock;
+use crate::workers::{Abort, Pool, lock};
 
 /// Other sources of frames than the bundle or delta.
 pub struct Sources<'a> {
@@ -44,6 +45,7 @@ pub struct DeltaOutcome {
 pub(super) struct Patcher<'a> {
     delta: &'a Delta,
     sources: &'a Sources<'a>,
+    scratch: Pool<Scratch>,
     copied: AtomicU64,
     patched: AtomicU64,
     fallen_back: AtomicU64,
@@ -57,18 +59,36 @@ pub(super) struct Work<'a> {
     pub(super) progress: &'a dyn Progress,
 }
 
-/// Buffers of one worker.
-#[derive(Default)]
-pub(super) struct Scratch {
+/// Memory in bytes for frames in the making, of all workers together: there are more workers than processors, most of them
+/// waiting for the device, so that prepare with a delta would take twice the memory of one with a bundle.
+const MAKING_BYTES: u64 = 20 << 20;
+
+/// Buffers for the making of one frame.
+struct Scratch {
     prefix: Vec<u8>,
-    step: Option<AlignedBuf>,
+    step: AlignedBuf,
+    streams: Streams,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { prefix: Vec::new(), step: AlignedBuf::zeroed(STEP as usize), streams: Streams::default() }
+    }
+
+    /// Most bytes that one takes for frames of up to `frame` bytes: the ranges, and as much for the streams.
+    const fn bytes(frame: u64) -> u64 {
+        2 * PREFIX_FRAMES * frame + STEP
+    }
 }
 
 impl<'a> Patcher<'a> {
-    pub(super) fn new(delta: &'a Delta, sources: &'a Sources<'a>) -> Self {
+    /// For `jobs` workers on frames of up to `frame` bytes.
+    pub(super) fn new(delta: &'a Delta, sources: &'a Sources<'a>, jobs: NonZeroUsize, frame: usize) -> Self {
+        let making = (MAKING_BYTES / Scratch::bytes(frame as u64)).clamp(1, jobs.get() as u64);
         Self {
             delta,
             sources,
+            scratch: Pool::new((0..making).map(|_| Scratch::new())),
             copied: AtomicU64::new(0),
             patched: AtomicU64::new(0),
             fallen_back: AtomicU64::new(0),
@@ -84,15 +104,18 @@ impl<'a> Patcher<'a> {
         &self,
         frame: &Frame<'_>,
         packed: &[u8],
-        scratch: &mut Scratch,
+        abort: &Abort<'_>,
         out: &mut [u8],
     ) -> Result<()> {
         let recipe = self.delta.recipe(frame);
         if recipe.kind == FrameKind::Bundle {
             return Err(missing(frame, "it was left out".to_owned()));
         }
-        self.read(frame, &recipe, scratch)?;
-        rebuild(recipe.kind, frame, &scratch.prefix, packed, out)?;
+        self.scratch.with(abort, |scratch| {
+            self.read(frame, &recipe, scratch)?;
+            let Scratch { prefix, streams, .. } = scratch;
+            rebuild(recipe.kind, frame, prefix, packed, streams, out)
+        })?;
         if let Some(made) = self.counter(recipe.kind) {
             made.fetch_add(frame.len() as u64, Ordering::Relaxed);
         }
@@ -115,8 +138,8 @@ impl<'a> Patcher<'a> {
             return Ok(());
         }
         let base = self.base(frame).ok_or_else(|| missing(frame, "it has no base".to_owned()))?;
-        let step = scratch.step.get_or_insert_with(|| AlignedBuf::zeroed(STEP as usize));
-        recipe.ranges().try_for_each(|range| base.read(range, step, &mut scratch.prefix))
+        let Scratch { prefix, step, .. } = scratch;
+        recipe.ranges().try_for_each(|range| base.read(range, step, prefix))
     }
 
     fn base(&self, frame: &Frame<'_>) -> Option<&'a BaseSlot> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::base::RunningFrames;
 use super::download::Download;
 use super::ledger::{Ledger, NextStep};
-use super::patch::{self, Patcher, Work};
+use super::patch::{Patcher, Work};
 use super::{StageOptions, StageOutcome, Target, frame_at, make_zero, probe, sync, target_of, wanted, zero};
 use crate::bundle::Bundle;
 use crate::bundle::feed::{Claim, Feed};
@@ -74,7 +74,6 @@ struct Scratch<'a> {
     compressed: Vec<u8>,
     buffer: &'a mut [u8],
     decoder: FrameDecoder,
-    patch: patch::Scratch,
 }
 
 /// Writes all frames; flushes and reads back in between, as `ledger` demands.
@@ -90,7 +89,9 @@ pub(super) fn write_frames<'a>(
     let abort = Abort::new(options.cancel, "writing the slot");
     let patcher = match (bundle.delta(), options.sources) {
         (None, _) => None,
-        (Some(delta), Some(sources)) => Some(Patcher::new(delta, sources)),
+        (Some(delta), Some(sources)) => {
+            Some(Patcher::new(delta, sources, options.jobs, largest_frame(payloads)))
+        }
         (Some(_), None) => return Err(Error::Internal { what: "a delta without its base".to_owned() }),
     };
     let copied = options.sources.filter(|_| patcher.is_none() && feed.is_remote());
@@ -130,12 +131,7 @@ pub(super) fn write_frames<'a>(
     };
     let (mut buffers, len) = AlignedBuf::shared(options.jobs, largest_frame(payloads));
     workers::run_with(buffers.chunks_exact_mut(len), &abort, |buffer| {
-        let mut scratch = Scratch {
-            compressed: Vec::new(),
-            buffer,
-            decoder: FrameDecoder::new()?,
-            patch: patch::Scratch::default(),
-        };
+        let mut scratch = Scratch { compressed: Vec::new(), buffer, decoder: FrameDecoder::new()? };
         let (mut deferred, mut ended) = (Deferred::default(), false);
         loop {
             run.run_next_steps(scratch.buffer)?;
@@ -267,7 +263,7 @@ impl<'a> Run<'_, 'a> {
         self.feed.load(claim, &mut scratch.compressed)?;
         match &self.patcher {
             None => scratch.decoder.decompress(claim, &scratch.compressed, scratch.buffer),
-            Some(patcher) => patcher.fill(claim, &scratch.compressed, &mut scratch.patch, scratch.buffer),
+            Some(patcher) => patcher.fill(claim, &scratch.compressed, self.abort, scratch.buffer),
         }
     }
 

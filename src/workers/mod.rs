@@ -168,6 +168,43 @@ impl<S> Sequencer<S> {
     }
 }
 
+/// Tools of which there are fewer than workers, since they take much memory. For a part of the work that waits for no
+/// other worker.
+#[derive(Debug)]
+pub struct Pool<T> {
+    free: Mutex<Vec<T>>,
+    returned: Condvar,
+}
+
+impl<T> Pool<T> {
+    /// A pool of these tools, at least one.
+    pub fn new(tools: impl IntoIterator<Item = T>) -> Self {
+        Self { free: Mutex::new(tools.into_iter().collect()), returned: Condvar::new() }
+    }
+
+    /// Runs `work` with one of the tools, once one is free.
+    ///
+    /// # Errors
+    /// Those of `work`; those of [`Abort::check`] while waiting.
+    pub fn with<R>(&self, abort: &Abort<'_>, work: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
+        let mut free = lock(&self.free);
+        let mut tool = loop {
+            if let Some(tool) = free.pop() {
+                break tool;
+            }
+            abort.check()?;
+            // The timeout is for aborts only: a return is announced.
+            let waited = self.returned.wait_timeout(free, Duration::from_millis(50));
+            free = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        drop(free);
+        let result = work(&mut tool);
+        lock(&self.free).push(tool);
+        self.returned.notify_one();
+        result
+    }
+}
+
 /// A queue for work in order: the thread that adds the next piece works off all waiting pieces, and the others
 /// return to their own work. For work that may be done later than its turn in [`Sequencer`], where every thread
 /// waits.
@@ -355,6 +392,34 @@ mod tests {
         .unwrap();
         assert_eq!(queue.into_inner(), (0..500).collect::<Vec<_>>());
         assert!((2..=5).contains(&most.into_inner()));
+    }
+
+    #[test]
+    fn a_pool_lends_each_tool_to_one_worker_at_a_time() {
+        let cancel = Cancel::default();
+        let abort = Abort::new(&cancel, "testing");
+        let (next, lent, pool) = (AtomicU64::new(0), AtomicU64::new(0), Pool::new([0, 0]));
+        run(at_least_one(6), &abort, || {
+            while next.fetch_add(1, Ordering::Relaxed) < 60 {
+                pool.with(&abort, |uses| {
+                    assert!(lent.fetch_add(1, Ordering::Relaxed) < 2);
+                    std::thread::sleep(Duration::from_millis(1));
+                    *uses += 1;
+                    lent.fetch_sub(1, Ordering::Relaxed);
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        // A failure returns the tool, too.
+        for _ in 0..3 {
+            pool.with(&abort, |_| Err::<(), _>(Error::Unsigned)).unwrap_err();
+        }
+        assert_eq!(lock(&pool.free).iter().sum::<i32>(), 60);
+        cancel.request();
+        let empty: Pool<()> = Pool::new([]);
+        assert!(matches!(empty.with(&abort, |()| Ok(())), Err(Error::Interrupted { .. })));
     }
 
     #[test]

@@ -30,6 +30,11 @@ use crate::error::{Error, Result};
 
 /// Number of streams.
 pub(super) const STREAMS: usize = 5;
+
+/// Memory for the streams of a frame, used again for the next one.
+#[derive(Debug, Default)]
+pub struct Streams([Vec<u8>; STREAMS]);
+
 /// Bytes of the lengths before the streams.
 pub(super) const LENGTHS: usize = 4 * (STREAMS - 1);
 
@@ -38,14 +43,21 @@ pub(super) const LENGTHS: usize = 4 * (STREAMS - 1);
 ///
 /// # Errors
 /// [`Error::Frame`].
-pub(super) fn decode(frame: &Frame<'_>, prefix: &[u8], packed: &[u8], out: &mut [u8]) -> Result<()> {
+pub(super) fn decode(
+    frame: &Frame<'_>,
+    prefix: &[u8],
+    packed: &[u8],
+    found: &mut Streams,
+    out: &mut [u8],
+) -> Result<()> {
     let room = out.get_mut(..frame.len());
     let room = room.ok_or_else(|| Error::Internal { what: "frame buffer too short".to_owned() })?;
-    apply(prefix, packed, room).map_err(|problem| frame.malformed(problem.to_owned()))
+    apply(prefix, packed, found, room).map_err(|problem| frame.malformed(problem.to_owned()))
 }
 
-fn apply(prefix: &[u8], packed: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
-    let [copies, gaps, runs, differences, literals] = streams(prefix, packed, out.len())?;
+fn apply(prefix: &[u8], packed: &[u8], found: &mut Streams, out: &mut [u8]) -> Result<(), &'static str> {
+    streams(prefix, packed, out.len(), found)?;
+    let Streams([copies, gaps, runs, differences, literals]) = found;
     let [mut copies, mut gaps, mut runs, mut differences, mut literals] =
         [&copies[..], &gaps[..], &runs[..], &differences[..], &literals[..]];
     let (mut out, mut cursor) = (out, 0_usize);
@@ -73,7 +85,7 @@ const LEFT_OVER: &str = "bytes are left over in a stream";
 const ENDS: &str = "a stream ends too early";
 
 /// Decompresses the streams. What they declare is checked before memory is taken for it.
-fn streams(prefix: &[u8], packed: &[u8], len: usize) -> Result<[Vec<u8>; STREAMS], &'static str> {
+fn streams(prefix: &[u8], packed: &[u8], len: usize, found: &mut Streams) -> Result<(), &'static str> {
     let (lengths, mut rest) = packed.split_at_checked(LENGTHS).ok_or("it is too short")?;
     let mut parts = [&[][..]; STREAMS];
     for (part, length) in parts.iter_mut().zip(lengths.chunks_exact(4)) {
@@ -92,8 +104,8 @@ fn streams(prefix: &[u8], packed: &[u8], len: usize) -> Result<[Vec<u8>; STREAMS
     if !fits(&sizes[..3]) || !fits(&sizes[3..]) {
         return Err(TOO_LONG);
     }
-    let mut found: [Vec<u8>; STREAMS] = Default::default();
-    for (number, (stream, (part, size))) in found.iter_mut().zip(parts.iter().zip(sizes)).enumerate() {
+    for (number, (stream, (part, size))) in found.0.iter_mut().zip(parts.iter().zip(sizes)).enumerate() {
+        stream.clear();
         stream.resize(size, 0);
         // A context is bound to the lifetime of its prefix.
         let mut context = DCtx::try_create().ok_or("zstd: no memory")?;
@@ -105,7 +117,7 @@ fn streams(prefix: &[u8], packed: &[u8], len: usize) -> Result<[Vec<u8>; STREAMS
             return Err("a stream has another size than it declares");
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Size that exactly one zstd frame without a dictionary declares.

@@ -23,7 +23,7 @@ fn pair() -> (Vec<u8>, Vec<u8>, Vec<Match>) {
 
 fn applied(prefix: &[u8], packed: &[u8], len: usize) -> Result<Vec<u8>, &'static str> {
     let mut out = vec![0; len];
-    apply(prefix, packed, &mut out).map(|()| out)
+    apply(prefix, packed, &mut Streams::default(), &mut out).map(|()| out)
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use zstd::zstd_safe::{DCtx, get_dict_id_from_frame, get_error_name};
 
-use super::{FrameKind, aligned};
+use super::FrameKind;
+use super::aligned::{self, Streams};
 use crate::bundle::frame::{Frame, check_declared};
 use crate::error::{Error, Result};
 
 /// Makes a frame at the start of `out`. `prefix` are the ranges of its recipe, one after the other, `packed` are its bytes of
-/// the delta. The result is untrusted and may only be verified.
+/// the delta, `streams` is memory that it may use. The result is untrusted and may only be verified.
 ///
 /// # Errors
 /// [`Error::Frame`]; a frame that is left to the bundle is one too.
@@ -16,6 +17,7 @@ pub fn rebuild(
     frame: &Frame<'_>,
     prefix: &[u8],
     packed: &[u8],
+    streams: &mut Streams,
     out: &mut [u8],
 ) -> Result<()> {
     match kind {
@@ -26,7 +28,7 @@ pub fn rebuild(
             _ => return Err(frame.malformed("the base has fewer bytes".to_owned())),
         },
         FrameKind::Patch => patch(frame, prefix, packed, out)?,
-        FrameKind::Aligned => aligned::decode(frame, prefix, packed, out)?,
+        FrameKind::Aligned => aligned::decode(frame, prefix, packed, streams, out)?,
         FrameKind::Bundle => return Err(frame.malformed("it was left out".to_owned())),
     }
     Ok(())
@@ -82,7 +84,9 @@ mod tests {
         let prefix = noise(2, 2 * LEN);
         let good = compress(&image, &prefix, 9).unwrap();
         let mut out = vec![0; LEN];
-        let mut made = |packed: &[u8]| rebuild(FrameKind::Patch, &frame, &prefix, packed, &mut out);
+        let mut made = |packed: &[u8]| {
+            rebuild(FrameKind::Patch, &frame, &prefix, packed, &mut Streams::default(), &mut out)
+        };
         made(&good).unwrap();
         let single = |size: u32| [&[0xa0][..], &size.to_le_bytes()].concat();
         let cases = [
@@ -115,7 +119,7 @@ mod tests {
             (FrameKind::InPlace, &[][..]),
             (FrameKind::Bundle, &prefix[..]),
         ] {
-            let problem = rebuild(kind, &frame, prefix, &[], &mut out).unwrap_err();
+            let problem = rebuild(kind, &frame, prefix, &[], &mut Streams::default(), &mut out).unwrap_err();
             assert_eq!(problem.code(), "UPGRADE_ERROR_BUNDLE_FRAME", "{kind:?}: {problem}");
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::bundle::delta::tests::{bundle, noise};
-use crate::bundle::delta::{MEMBER, rebuild};
+use crate::bundle::delta::{MEMBER, Streams, rebuild};
 use crate::bundle::feed::Feed;
 use crate::bundle::writer::{write_front, write_members};
 use crate::bundle::{Source, Trust};
@@ -58,7 +58,7 @@ fn applied(opened: &Bundle, old: &[u8]) -> Result<Vec<u8>> {
         let mut prefix = Vec::new();
         recipe.read(&old.to_vec(), &mut prefix)?;
         let mut buffer = vec![0; claim.len()];
-        rebuild(recipe.kind, &claim, &prefix, &packed, &mut buffer)?;
+        rebuild(recipe.kind, &claim, &prefix, &packed, &mut Streams::default(), &mut buffer)?;
         claim.verify(&mut buffer)?;
         image.extend_from_slice(&buffer);
     }

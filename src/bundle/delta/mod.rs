@@ -41,6 +41,7 @@ mod reader;
 mod samples;
 mod survey;
 
+pub use aligned::Streams;
 pub use decoder::rebuild;
 pub use maker::{Base, Options, Tally, make};
 pub use parse::{BaseRef, Delta, FrameKind, Recipe};

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use qstage::boot::Slots;
-use qstage::bundle::delta::{Delta, FrameKind, PREFIX_FRAMES, RANGES_MAX, rebuild};
+use qstage::bundle::delta::{Delta, FrameKind, PREFIX_FRAMES, RANGES_MAX, Streams, rebuild};
 use qstage::bundle::index::Index;
 use qstage::bundle::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Payload};
 use qstage::bundle::{Bundle, Kind, ManifestFields, Source, Trust, verify};
@@ -140,7 +140,7 @@ pub fn aligned(data: &[u8]) {
     packed.extend_from_slice(&parts);
     let prefix: Vec<u8> = (0..=255).cycle().take(2 * frame.len()).collect();
     let mut out = vec![0; frame.len()];
-    let _ = rebuild(FrameKind::Aligned, &frame, &prefix, &packed, &mut out);
+    let _ = rebuild(FrameKind::Aligned, &frame, &prefix, &packed, &mut Streams::default(), &mut out);
 }
 
 fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
