@@ -12,6 +12,9 @@ use super::source::read_failed;
 use crate::error::{Class, Error, Result};
 use crate::workers::{Abort, lock};
 
+/// Bytes that a bundle has for a frame from which on it is worth fetching them in one piece: less is soon copied.
+const READ_WHOLE: u64 = 64 << 10;
+
 /// Hands out frames in the order of the bundle; every worker holds one at a time. A stream is read under the lock,
 /// so memory is bounded by the number of workers and back-pressure needs no queue. Of a file, only the position is
 /// taken under the lock; reading happens in parallel, and only if the frame is needed.
@@ -83,6 +86,7 @@ impl<'a> Feed<'a> {
             }
         };
         let mut at = self.bundle.payloads_at();
+        let mut begins = Vec::new();
         for (number, wanted) in self.wanted.iter().enumerate() {
             let (_, size) = self.bundle.member(number);
             let frames = at + BLOCK as u64;
@@ -94,6 +98,7 @@ impl<'a> Feed<'a> {
                 let mut from = frames;
                 for frame in self.bundle.release().frames(number) {
                     let to = from + u64::from(self.bundle.packed(&frame));
+                    begins.extend([from, to].into_iter().filter(|_| to - from >= READ_WHOLE));
                     if will_load(&frame) {
                         declare(from, to);
                     }
@@ -105,6 +110,10 @@ impl<'a> Feed<'a> {
                 declare(frames + size, end);
             }
             at = end;
+        }
+        begins.dedup();
+        if file.is_remote() {
+            file.will_begin_at(begins);
         }
         if let Some((from, to)) = run {
             file.will_read(from, to - from);
@@ -216,7 +225,6 @@ impl<'a> Feed<'a> {
             let frame = release.frame(number, position.frame);
             let claim = Claim { frame, ordinal: position.ordinal, at: position.at };
             let len = self.bundle.packed(&frame);
-            compressed.clear();
             if !self.seekable {
                 compressed.resize(len as usize, 0);
                 self.bundle.with_input(|input| input.fill(compressed, &payload.member()))?;
@@ -232,12 +240,12 @@ impl<'a> Feed<'a> {
     pub fn load(&self, claim: &Claim<'_>, compressed: &mut Vec<u8>) -> Result<()> {
         let Some(file) = self.bundle.file() else { return Ok(()) };
         let len = self.bundle.packed(claim);
-        compressed.resize(len as usize, 0);
         if len == 0 {
+            compressed.clear();
             return Ok(());
         }
         // The size was right when it was opened: if it ends early now, another process is truncating it.
-        file.read_exact_at(compressed, claim.at)
+        file.read_into(compressed, claim.at, len as usize)
             .map_err(|source| read_failed(&claim.payload().member(), claim.at, source))?;
         file.done_with(claim.at, compressed.len() as u64);
         Ok(())

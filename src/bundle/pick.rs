@@ -137,9 +137,9 @@ impl Picker {
         let (Some(file), Some(at)) = (self.bundle.file(), self.place(frame)) else {
             return Err(Error::Internal { what: "no such frame, or a stream".to_owned() });
         };
-        compressed.resize(frame.entry().compressed as usize, 0);
+        let len = frame.entry().compressed as usize;
         let member = || frame.payload().member();
-        file.read_exact_at(compressed, at).map_err(|source| read_failed(&member(), at, source))
+        file.read_into(compressed, at, len).map_err(|source| read_failed(&member(), at, source))
     }
 
     fn distrust(&self, frame: &Frame<'_>) -> bool {

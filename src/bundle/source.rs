@@ -18,6 +18,17 @@ pub trait ReadAt: Send + Sync {
     /// Fills `buf` from byte `at`.
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
 
+    /// Reads `len` bytes from byte `at` into `buf`, in place of what it holds. The memory of `buf` may be another one
+    /// afterwards: a source that has the bytes in memory hands theirs over instead of copying them.
+    fn read_into(&self, buf: &mut Vec<u8>, at: u64, len: usize) -> io::Result<()> {
+        // What it holds is written over, so that only more memory than before is zeroed.
+        buf.resize(len, 0);
+        self.read_exact_at(buf, at)
+    }
+
+    /// Declares the offsets, ascending, at which larger reads will begin.
+    fn will_begin_at(&self, _offsets: Vec<u64>) {}
+
     /// Declares that a range will not be needed again: the page cache may drop it.
     fn done_with(&self, _at: u64, _len: u64) {}
 

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::plan::WholeBlock;
 use super::shared::{Shared, TransferState};
 use crate::bundle::source::{ReadAt, ReadStopped};
 use crate::progress::Cancel;
@@ -49,18 +50,62 @@ impl Transfer {
         if buf.is_empty() {
             return Ok(0);
         }
-        let demand = self.shared.state().plan.begin(at..at.saturating_add(buf.len() as u64));
-        self.shared.work.notify_waiters();
+        let demand = self.begin(at, buf.len());
         let mut copied = 0;
         let result = self.wait(|state| {
             copied += state.plan.take(demand, buf.get_mut(copied..).unwrap_or_default());
             let ended = state.ended.is_some_and(|end| end <= at.saturating_add(copied as u64));
             (copied == buf.len() || some && copied > 0 || ended).then_some(copied)
         });
+        self.end(demand);
+        result
+    }
+
+    /// Reads `len` bytes from `at` into `buf`. A block that has just these bytes is handed over with its memory.
+    fn read_into(&self, buf: &mut Vec<u8>, at: u64, len: usize) -> io::Result<()> {
+        if len == 0 {
+            buf.clear();
+            return Ok(());
+        }
+        let demand = self.begin(at, len);
+        let mut copied = None;
+        let result = self.wait(|state| {
+            let so_far = match copied {
+                Some(so_far) => so_far,
+                None => match state.plan.take_block(demand, buf) {
+                    WholeBlock::Taken => return Some(()),
+                    WholeBlock::Coming => return None,
+                    WholeBlock::Other => {
+                        buf.resize(len, 0);
+                        0
+                    }
+                },
+            };
+            let so_far = so_far + state.plan.take(demand, buf.get_mut(so_far..).unwrap_or_default());
+            copied = Some(so_far);
+            (so_far == len).then_some(())
+        });
+        self.end(demand);
+        result
+    }
+
+    /// Registers a reader, and wakes the lanes if its bytes are neither here nor on their way.
+    fn begin(&self, at: u64, len: usize) -> u64 {
+        let range = at..at.saturating_add(len as u64);
+        let mut state = self.shared.state();
+        let covered = state.plan.covers(&range);
+        let demand = state.plan.begin(range);
+        drop(state);
+        if !covered {
+            self.shared.work.notify_waiters();
+        }
+        demand
+    }
+
+    fn end(&self, demand: u64) {
         self.shared.state().plan.end(demand);
         // The bytes that were taken make room for new blocks.
         self.shared.work.notify_waiters();
-        result
     }
 }
 
@@ -80,6 +125,17 @@ impl ReadAt for WebFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.transfer.read(buf, at, false).map(drop)
+    }
+
+    fn read_into(&self, buf: &mut Vec<u8>, at: u64, len: usize) -> io::Result<()> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.transfer.read_into(buf, at, len)
+    }
+
+    fn will_begin_at(&self, offsets: Vec<u64>) {
+        self.transfer.shared.state().plan.begin_blocks_at(offsets);
     }
 
     fn will_not_read(&self, at: u64, len: u64) {

@@ -24,6 +24,7 @@ mod plan;
 mod proxy;
 mod resolver;
 mod shared;
+mod spare;
 mod tls;
 mod transfer_error;
 

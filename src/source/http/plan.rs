@@ -16,8 +16,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::spare::Spare;
+
 /// Maximum size of a block in bytes, all of which is allocated at once.
 const BLOCK: u64 = 1 << 20;
+/// Bytes by which a block may exceed [`BLOCK`] if it then ends with a read: a frame that does not compress is a little longer
+/// than its size.
+const SLACK: u64 = 64 << 10;
 /// Bytes in blocks from which on nothing more is fetched ahead of the readers.
 pub(super) const BUDGET: u64 = 8 << 20;
 /// Largest gap in bytes between two wanted ranges that is read through: it costs less than a request and its response.
@@ -65,6 +70,17 @@ struct Lane {
     idle: bool,
 }
 
+/// What there is of a block that has just the bytes that a reader waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WholeBlock {
+    /// All of it, and the reader has it now.
+    Taken,
+    /// It is on its way.
+    Coming,
+    /// There is no such block: the bytes come in others, or none was requested yet.
+    Other,
+}
+
 /// Block to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FetchRequest {
@@ -89,9 +105,10 @@ pub(super) struct RequestPlan {
     /// Ranges of the last blocks, and which mirror sent each.
     sent: Vec<(Range<u64>, usize)>,
     lanes: [Lane; LANES],
-    /// Memory of blocks that were taken, reused for new ones: freeing it and allocating it again costs a page fault for
-    /// each page.
-    spare: Vec<Vec<u8>>,
+    /// Memory of blocks that were taken.
+    spare: Spare,
+    /// Offsets, ascending, at which larger reads begin. A block ends there, so that it can be handed over.
+    begins: Vec<u64>,
 }
 
 /// Number of connections at the same time. More would be a burden on servers; at a round trip of 100 ms, these
@@ -196,17 +213,74 @@ impl RequestPlan {
         copied
     }
 
+    /// Hands over the block that has just the bytes of a demand of which nothing was taken. What `buf` held is lost.
+    pub(super) fn take_block(&mut self, demand: u64, buf: &mut Vec<u8>) -> WholeBlock {
+        let Some(range) = self.demands.get(&demand).cloned() else { return WholeBlock::Other };
+        let fits = |block: &Block| range.start + block.len == range.end && block.taken == 0;
+        let Some(block) = self.blocks.get_mut(&range.start).filter(|block| fits(block)) else {
+            // None was requested yet; the one that will be may be just this.
+            return if self.uncovered(range.clone()) == Some(range) {
+                WholeBlock::Coming
+            } else {
+                WholeBlock::Other
+            };
+        };
+        if (block.data.len() as u64) < block.len {
+            return WholeBlock::Coming;
+        }
+        std::mem::swap(buf, &mut block.data);
+        block.taken = block.len;
+        if let Some(range) = self.demands.get_mut(&demand) {
+            range.start = range.end;
+        }
+        self.remove(range.start);
+        self.finish(range);
+        WholeBlock::Taken
+    }
+
+    /// Declares the offsets, ascending, at which larger reads will begin.
+    pub(super) fn begin_blocks_at(&mut self, offsets: Vec<u64>) {
+        self.begins = offsets;
+    }
+
+    /// Range of the block at `start`; `None` if there is none.
+    pub(super) fn block(&self, start: u64) -> Option<Range<u64>> {
+        self.blocks.get(&start).map(|block| start..start + block.len)
+    }
+
+    /// Whether new bytes of a block are of use to a reader that waits; `full`: there are all of them now.
+    pub(super) fn serves(&self, block: &Range<u64>, full: bool) -> bool {
+        let mut waiting =
+            self.demands.values().filter(|range| range.start < block.end && block.start < range.end);
+        waiting.any(|range| full || range != block)
+    }
+
+    /// Whether all of a range is here or on its way.
+    pub(super) fn covers(&self, range: &Range<u64>) -> bool {
+        self.uncovered(range.clone()).is_none()
+    }
+
     fn drop_if_taken(&mut self, start: u64) {
         // A block that is still being filled is dropped once it is full.
         let done = |block: &Block| block.taken >= block.len && block.data.len() as u64 >= block.len;
-        if self.blocks.get(&start).is_some_and(done)
-            && let Some(block) = self.blocks.remove(&start)
-        {
-            self.buffered -= block.len;
-            if block.data.capacity() as u64 >= BLOCK && (self.spare.len() as u64) < BUDGET / BLOCK {
-                self.spare.push(block.data);
-            }
+        if self.blocks.get(&start).is_some_and(done) {
+            self.remove(start);
         }
+    }
+
+    fn remove(&mut self, start: u64) {
+        if let Some(block) = self.blocks.remove(&start) {
+            self.buffered -= block.len;
+            self.spare.keep(block.data);
+        }
+    }
+
+    /// End of a block from `start` on, of which bytes are wanted up to `until`: where a larger read begins or the wanted bytes
+    /// end, if that is not far, else at its maximum size.
+    fn block_end(&self, start: u64, until: u64) -> u64 {
+        let next = self.begins.partition_point(|begin| *begin <= start);
+        let end = self.begins.get(next).map_or(until, |begin| until.min(*begin));
+        if end - start <= BLOCK + SLACK { end } else { start + BLOCK }
     }
 
     /// Records position and end of a lane's response; `None`: it has none.
@@ -227,7 +301,7 @@ impl RequestPlan {
         }
         let first = first?;
         let until = self.run_from(first.start);
-        let mut block = first.start..until.min(first.start + BLOCK);
+        let mut block = first.start..self.block_end(first.start, until);
         if let Some((&next, _)) = self.blocks.range(block.start..).next() {
             block.end = block.end.min(next);
         }
@@ -235,10 +309,7 @@ impl RequestPlan {
         self.undeclare(&block);
         let len = block.end - block.start;
         self.buffered += len;
-        // Small blocks, such as headers, leave the spare memory to blocks that fill it.
-        let mut data = if len == BLOCK { self.spare.pop().unwrap_or_default() } else { Vec::new() };
-        data.clear();
-        data.reserve_exact(usize::try_from(len).unwrap_or(0));
+        let data = self.spare.take(len);
         let until = until.max(block.end);
         if let Some(known) = self.lanes.get_mut(lane) {
             let open = known.reach.filter(|reach| reach.leads_to(block.start));

@@ -219,3 +219,57 @@ fn what_an_only_answer_has_passed_by_is_asked_for_at_once() {
     assert_eq!(plan.next(0).unwrap().block, MIB..2 * MIB, "and that request tells that it is gone");
     plan.end(reader);
 }
+
+/// Frames of a bundle are read whole. Each comes as a block of its own, whose memory the reader gets: nothing is copied.
+#[test]
+fn a_block_that_is_just_what_a_reader_wants_is_handed_over() {
+    let mut plan = RequestPlan::default();
+    // A small frame, one that does not compress and is a little longer than its size, a large one.
+    let (small, long, large) = (100_000, MIB + 40, 5 * MIB);
+    let begins = [1000, 1000 + small, 1000 + small + long, 1000 + small + long + large];
+    plan.begin_blocks_at(begins.to_vec());
+    plan.declare(900..begins[3] + 50);
+    let blocks: Vec<_> = std::iter::from_fn(|| fetch(&mut plan, 0)).collect();
+    assert_eq!(blocks[..3], [900..begins[0], begins[0]..begins[1], begins[1]..begins[2]]);
+    assert_eq!(blocks[3], begins[2]..begins[2] + MIB, "in parts");
+    let mut buf = vec![7; 5];
+    for range in [begins[0]..begins[1], begins[1]..begins[2]] {
+        let memory = plan.blocks[&range.start].data.as_ptr();
+        let reader = plan.begin(range.clone());
+        assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Taken);
+        assert_eq!((buf.as_ptr(), buf.len() as u64), (memory, range.end - range.start), "{range:?}");
+        assert!(buf.iter().zip(range.clone()).all(|(byte, at)| u64::from(*byte) == at % 251));
+        assert!(!plan.is_waited_for() && plan.take(reader, &mut [0; 9]) == 0, "taken once");
+        plan.end(reader);
+    }
+    // What comes in parts is copied.
+    let reader = plan.begin(begins[2]..begins[3]);
+    assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Other);
+    plan.end(reader);
+}
+
+/// A reader that gets a whole block is woken when there is all of it; one that copies is woken in between.
+#[test]
+fn a_block_on_its_way_is_waited_for() {
+    let mut plan = RequestPlan::default();
+    let (range, other) = (0..300_000, 300_000..400_000);
+    let reader = plan.begin(range.clone());
+    let mut buf = Vec::new();
+    assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Coming, "not requested yet");
+    assert!(!plan.covers(&range));
+    let want = plan.next(0).unwrap();
+    assert_eq!((want.block, plan.covers(&range)), (range.clone(), true));
+    plan.fill(0, &[1; 200_000], 0);
+    assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Coming);
+    assert!(!plan.serves(&range, false) && plan.serves(&range, true) && !plan.serves(&other, true));
+    let second = plan.begin(100_000..200_000);
+    assert!(plan.serves(&range, false), "a part of it");
+    plan.end(second);
+    // The connection breaks: the rest is requested anew, and what is here is copied.
+    plan.give_up(0);
+    assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Other);
+    buf.resize(300_000, 0);
+    assert_eq!(plan.take(reader, &mut buf), 200_000);
+    assert_eq!(fetch(&mut plan, 0), Some(200_000..300_000));
+    assert_eq!(plan.take(reader, &mut buf[200_000..]), 100_000);
+}

@@ -152,9 +152,12 @@ impl Shared {
 
     pub(super) fn fill(&self, start: u64, bytes: &[u8], mirror: usize) -> usize {
         let mut state = self.state();
+        let range = state.plan.block(start);
         let used = state.plan.fill(start, bytes, mirror);
         state.quiet += used;
-        if state.quiet >= WAKE || state.plan.missing(start).is_none() {
+        // Readers of other bytes sleep on: there are many blocks ahead of them, and each wake costs a change of context.
+        let full = state.plan.missing(start).is_none();
+        if (full || state.quiet >= WAKE) && range.is_some_and(|range| state.plan.serves(&range, full)) {
             state.quiet = 0;
             self.changed.notify_all();
         }
