@@ -177,6 +177,25 @@ pub struct Ordered {
     pub retry: bool,
 }
 
+#[cfg(test)]
+impl Ordered {
+    /// An order of software alone, for unit tests.
+    pub(crate) fn sample() -> Self {
+        Self {
+            digest: Blake3([2; 32]),
+            install_path: "/x".to_owned(),
+            source: None,
+            target_version: "2".to_owned(),
+            upgrade_type: UpgradeType::SoftwareOnly,
+            auto_commit: false,
+            rolling: false,
+            nodes: None,
+            overridden: false,
+            retry: false,
+        }
+    }
+}
+
 /// The upgrade of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Upgrade {

@@ -320,18 +320,7 @@ impl Drop for Fleet {
 }
 
 fn order(digest: u8, upgrade_type: UpgradeType, rolling: bool) -> Ordered {
-    Ordered {
-        digest: Blake3([digest; 32]),
-        install_path: "/x".into(),
-        source: None,
-        target_version: "2".into(),
-        upgrade_type,
-        auto_commit: false,
-        rolling,
-        nodes: None,
-        overridden: false,
-        retry: false,
-    }
+    crate::world::order(Blake3([digest; 32]), upgrade_type, rolling, None)
 }
 
 /// Upgrades all nodes once; prints what was measured and checks the limits.

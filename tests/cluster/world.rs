@@ -97,6 +97,22 @@ fn id(index: usize) -> NodeId {
     NodeId(index as u32 + 1)
 }
 
+/// Order of an upgrade.
+pub(crate) fn order(digest: Blake3, upgrade_type: UpgradeType, rolling: bool, nodes: Option<u32>) -> Ordered {
+    Ordered {
+        digest,
+        install_path: "/x".into(),
+        source: None,
+        target_version: "2".into(),
+        upgrade_type,
+        auto_commit: false,
+        rolling,
+        nodes,
+        overridden: false,
+        retry: false,
+    }
+}
+
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
         let node = Node {
@@ -136,18 +152,7 @@ impl World {
             world.put(Key::Member(id(index)), Value::Member(member));
             world.publish(index);
         }
-        let order = Ordered {
-            digest: NEW,
-            install_path: "/x".into(),
-            source: None,
-            target_version: "2".into(),
-            upgrade_type: scenario.upgrade_type,
-            auto_commit: false,
-            rolling: scenario.rolling,
-            nodes: scenario.group,
-            overridden: false,
-            retry: false,
-        };
+        let order = order(NEW, scenario.upgrade_type, scenario.rolling, scenario.group);
         let txn = orders::prepare(&world.view(), order).unwrap();
         assert!(world.store.transact(&txn).unwrap());
         assert!(world.apply(&turn::campaign(&world.view(), id(0), Self::lease(0)).unwrap()));

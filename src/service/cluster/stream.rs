@@ -94,7 +94,6 @@ mod tests {
     use crate::cluster::etcd::EtcdConfig;
     use crate::cluster::state::NodeId;
     use crate::cluster::store::Entry;
-    use crate::state::UpgradeType;
 
     #[test]
     fn the_node_that_received_the_order_comes_first_and_only_nodes_with_certificates_count() {
@@ -107,18 +106,7 @@ mod tests {
         };
         let snapshot =
             Snapshot::from([member(1, "one"), member(2, "two"), member(3, "three"), member(4, "")]);
-        let order = Ordered {
-            digest: Blake3([7; 32]),
-            install_path: "/x".to_owned(),
-            source: Some(NodeId(3)),
-            target_version: String::new(),
-            upgrade_type: UpgradeType::SoftwareOnly,
-            auto_commit: false,
-            rolling: false,
-            nodes: None,
-            overridden: false,
-            retry: false,
-        };
+        let order = Ordered { source: Some(NodeId(3)), ..Ordered::sample() };
         let mut own = Membership {
             access: EtcdConfig { ca: Some("ca".into()), ..EtcdConfig::default() },
             node: NodeId(2),
