@@ -87,6 +87,7 @@ mod tests {
         let alive = Alive {
             boot: BootId(u128::MAX),
             runs: Blake3([7; 32]),
+            platform: Some(Blake3([8; 32])),
             version: "1.0".into(),
             product: "Demo".into(),
             protocol: PROTOCOL,

@@ -27,11 +27,12 @@
 //! | [`view`] | all keys at one revision |
 //! | [`next`] | the driver: `rolling` for a rolling reboot, `upgrade` for everything else |
 //! | [`turn`] | the steps of a node |
-//! | [`orders`] | the orders of operators, and when each is allowed |
+//! | [`orders`] | the orders of operators, and when each is allowed; [`admission`](orders::admission): of an upgrade |
 //!
 //! `tests/cluster` explores every interleaving of small clusters with a fault at every step.
 
 mod action;
+mod admission;
 pub mod codec;
 pub mod etcd;
 mod group;

@@ -2,9 +2,10 @@
 //! that this view still holds, so that no order is accepted on an outdated state.
 
 use super::action::{put_reboot, put_upgrade};
+pub use super::admission::admission;
 use super::group::group;
 use super::rolling::told;
-use super::state::{Alive, NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
+use super::state::{NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Upgrade};
 use super::store::{Key, Txn, Value, Write};
 use super::upgrade::{all_now, first_stage, in_turn};
 use super::view::View;
@@ -280,84 +281,11 @@ fn idle(view: &View) -> Result<()> {
     }
 }
 
-/// Names the release of a node, and how that of the cluster differs from it.
-fn other_release(node: &Alive, cluster: &Alive) -> String {
-    let both = |alive: &Alive| format!("{} {}", alive.product, alive.version).trim().to_owned();
-    if node.product != cluster.product {
-        format!("{}, the cluster {}", both(node), both(cluster))
-    } else if node.version != cluster.version {
-        format!("{}, the cluster {}", node.version, cluster.version)
-    } else {
-        format!("another build of {} than the cluster", node.version)
-    }
-}
-
-/// Checks that the cluster can be upgraded: all nodes are alive, run the same release, none is on trial, protection is whole.
-///
-/// # Errors
-/// [`Error::Blocked`], with the node and its problem.
-pub fn admission(view: &View) -> Result<()> {
-    let blocked = |reason: String| Err(Error::Blocked { reason });
-    if let Some(reason) = view.members.iter().find_map(|node| match view.alive.get(node) {
-        // A node that fell back may try again.
-        Some(alive)
-            if matches!(alive.standing, Standing::FellBack(_)) && !alive.leaving && !alive.drained =>
-        {
-            None
-        }
-        _ => view.unfit(*node),
-    }) {
-        return blocked(reason);
-    }
-    let first = view.members.first().and_then(|node| view.alive.get(node));
-    for node in &view.members {
-        let Some((alive, first)) = view.alive.get(node).zip(first) else { continue };
-        if alive.runs != first.runs {
-            return blocked(format!("{node} runs {}", other_release(alive, first)));
-        }
-        if alive.protocol != first.protocol {
-            let oldest = view.alive.iter().min_by_key(|(_, alive)| alive.protocol);
-            let oldest = oldest.map_or(*node, |(oldest, _)| *oldest);
-            return blocked(format!("{oldest} has an older qstage; install one version of it on all nodes"));
-        }
-        if let Some(why) = &alive.blocked {
-            return blocked(format!("{node}: {why}"));
-        }
-    }
-    if !view.protection().whole() {
-        return blocked(format!("the protection of data is not whole: {}", view.protection_words()));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::admission::tests::view;
     use super::*;
-    use crate::cluster::state::{BootId, PROTOCOL, Protection};
-    use crate::units::Blake3;
-
-    fn view(nodes: u32, remaining: u32, maximum: u32) -> View {
-        let mut view = View::default();
-        for node in (1..=nodes).map(NodeId) {
-            view.members.insert(node);
-            let alive = Alive {
-                boot: BootId(1),
-                runs: Blake3([1; 32]),
-                version: "1".into(),
-                product: "Demo".into(),
-                protocol: PROTOCOL,
-                standing: Standing::Good,
-                protection: Protection { remaining, maximum, rebuilding: false },
-                progress: 0,
-                blocked: None,
-                leaving: false,
-                drained: false,
-                unknown: None,
-            };
-            view.alive.insert(node, alive);
-        }
-        view
-    }
+    use crate::cluster::state::BootId;
 
     #[test]
     fn how_many_go_at_a_time() {
@@ -383,41 +311,6 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_not_fit_is_told_by_the_node() {
-        let told = |view: &View| admission(view).map_err(|error| error.to_string());
-        assert!(told(&view(3, 1, 1)).is_ok());
-        assert!(told(&view(3, 0, 1)).unwrap_err().contains("0 of 1"));
-        let with = |act: &dyn Fn(&mut Alive)| {
-            let mut view = view(3, 1, 1);
-            view.alive.get_mut(&NodeId(3)).map(act);
-            told(&view).unwrap_err()
-        };
-        let other = with(&|alive| (alive.runs, alive.version) = (Blake3([2; 32]), "0.9".into()));
-        assert_eq!(other, "node 3 runs 0.9, the cluster 1");
-        let build = with(&|alive| alive.runs = Blake3([2; 32]));
-        assert_eq!(build, "node 3 runs another build of 1 than the cluster");
-        let product = with(&|alive| (alive.runs, alive.product) = (Blake3([2; 32]), "Other".into()));
-        assert_eq!(product, "node 3 runs Other 1, the cluster Demo 1");
-        let older = with(&|alive| alive.protocol = 0);
-        assert_eq!(older, "node 3 has an older qstage; install one version of it on all nodes");
-        assert!(with(&|alive| alive.standing = Standing::Trial).contains("node 3 is on trial"));
-        assert!(with(&|alive| alive.drained = true).contains("node 3 is not back in service"));
-        assert!(
-            with(&|alive| alive.protection.rebuilding = true).contains("1 of 1 nodes may fail, and it is")
-        );
-        let unknown = with(&|alive| {
-            (alive.protection.remaining, alive.unknown) = (0, Some("the hook says no".into()));
-        });
-        assert!(unknown.ends_with("node 3 does not know it: the hook says no"), "{unknown}");
-        assert!(
-            with(&|alive| alive.blocked = Some("its slot is in use".into())).contains("node 3: its slot")
-        );
-        let mut away = view(3, 1, 1);
-        away.alive.remove(&NodeId(2));
-        assert_eq!(told(&away).unwrap_err(), "node 2 is away");
-    }
-
-    #[test]
     fn a_cluster_has_as_many_nodes_as_a_transaction_of_etcd_can_concern() {
         // The default of etcd, `--max-txn-ops`.
         const OPERATIONS: usize = 128;
@@ -425,18 +318,7 @@ mod tests {
         let mut view = view(most, 2, 2);
         assert_eq!(admits_member(&view).unwrap_err().code(), "UPGRADE_ERROR_MEMBERSHIP");
         view.outcomes = view.members.iter().map(|node| (*node, Outcome::Prepared)).collect();
-        let order = Ordered {
-            digest: Blake3([2; 32]),
-            install_path: "/x".into(),
-            source: None,
-            target_version: "2".into(),
-            upgrade_type: UpgradeType::SoftwareOnly,
-            auto_commit: false,
-            rolling: false,
-            nodes: None,
-            overridden: false,
-            retry: false,
-        };
+        let order = Ordered::sample();
         let ordered = prepare(&view, order.clone()).unwrap();
         assert!(ordered.compare.len() <= OPERATIONS && ordered.writes.len() <= OPERATIONS);
         // The largest one of the driver resets the results of all nodes.

@@ -78,6 +78,9 @@ pub struct Alive {
     pub boot: BootId,
     /// Digest of the manifest of the running release.
     pub runs: Blake3,
+    /// BLAKE3 of the image of the running platform; `None`: it is not known. Nodes that run the same software may differ in it.
+    #[serde(default)]
+    pub platform: Option<Blake3>,
     /// Version of the running release.
     pub version: String,
     /// Product of the running release; empty: it is not known.

@@ -120,6 +120,7 @@ impl Machine {
         Alive {
             boot,
             runs: self.runs,
+            platform: None,
             version: "1.0".into(),
             product: "Demo".into(),
             protocol: PROTOCOL,

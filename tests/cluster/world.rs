@@ -201,6 +201,7 @@ impl World {
         Alive {
             boot,
             runs: if node.new { NEW } else { OLD },
+            platform: None,
             version: if node.new { "2" } else { "1" }.into(),
             product: String::new(),
             protocol: PROTOCOL,

@@ -53,6 +53,11 @@ pub(super) fn runs_alone(look: &DiskView, view: &View) -> (Blake3, String) {
     (runs(look, view), format!("{product} {version}").trim().to_owned())
 }
 
+/// BLAKE3 of the image of the running platform; `None`: it is not known.
+pub(super) fn platform(look: &DiskView) -> Option<Blake3> {
+    look.slots.running(Group::Platform)?.blake3
+}
+
 /// Product and version of the running release.
 fn release(look: &DiskView) -> (String, String) {
     let shown = ServiceSnapshot { slots: Some(look.slots.clone()), ..ServiceSnapshot::default() };
@@ -85,6 +90,7 @@ pub(super) fn alive(
     Alive {
         boot: local.boot,
         runs: local.runs,
+        platform: platform(look),
         version,
         product,
         protocol: PROTOCOL,

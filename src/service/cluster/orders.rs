@@ -9,7 +9,7 @@ use crate::cluster::store::{Compare, Entry, Key, Snapshot, Store, Txn, Value, Wr
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Cluster;
-use crate::service::cluster::local::{identity, runs_alone};
+use crate::service::cluster::local::{identity, platform, runs_alone};
 use crate::service::owner::disk::DiskView;
 
 /// Number of attempts of an order whose transactions fail because of concurrent changes.
@@ -200,6 +200,16 @@ impl Cluster {
             };
             return refused(format!(
                 "this node runs {difference}; install that on this node first ('qstage prepare', 'qstage commit'), or set another 'prefix' in [cluster] if it belongs to another cluster"
+            ));
+        }
+        let own = platform(look);
+        if let Some((other, _)) = view
+            .alive
+            .iter()
+            .find(|(_, alive)| alive.platform.zip(own).is_some_and(|(theirs, own)| theirs != own))
+        {
+            return refused(format!(
+                "this node has another platform than {other} of the cluster below the same software; install a bundle with the platform of the cluster first"
             ));
         }
         if let Some((other, alive)) = view.alive.iter().find(|(_, alive)| alive.protocol != PROTOCOL) {
