@@ -208,15 +208,30 @@ fn a_rolling_upgrade_that_is_abandoned() {
 }
 
 #[test]
-#[ignore = "full: two minutes"]
-fn everything_with_a_fault() {
+#[ignore = "full: a minute"]
+fn a_rolling_reboot_with_everything() {
     let all = Scenario { pauses: 1, slows: 1, ..scenario(3, PLATFORM, true) };
     holds("rolling, 3 nodes, a pause and a slow driver", all);
+}
+
+#[test]
+#[ignore = "full: half a minute"]
+fn a_rolling_reboot_with_a_fault() {
     holds("rolling, 4 nodes", scenario(4, PLATFORM, true));
+    holds("rolling, 5 nodes in groups", Scenario { late: false, ..groups() });
+}
+
+#[test]
+#[ignore = "full: half a minute"]
+fn an_abandoned_upgrade_with_a_pause_and_a_fault() {
     let abandoned = Scenario { pauses: 1, abandons: 1, ..scenario(3, PLATFORM, true) };
     holds("rolling, 3 nodes, a pause, abandoned", abandoned);
+}
+
+#[test]
+#[ignore = "full: half a minute"]
+fn a_complete_reboot_with_a_fault() {
     holds("complete, 3 nodes", Scenario { late: false, ..scenario(3, PLATFORM, false) });
-    holds("rolling, 5 nodes in groups", Scenario { late: false, ..groups() });
 }
 
 /// Five nodes, two at a time.

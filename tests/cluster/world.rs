@@ -223,6 +223,14 @@ impl World {
         let (alive, lease) = (self.alive(index), self.store.grant_as(Self::lease(index)));
         let write = Write::Put(Key::Alive(id(index)), Value::Alive(alive), Some(lease));
         self.store.transact(&Txn { compare: vec![], writes: vec![write] }).unwrap();
+        // It was down when the upgrade was abandoned, and has come back outside of a group.
+        let reboot = self.reboot();
+        if reboot.back
+            && !self.nodes[index].drained
+            && reboot.current.iter().all(|(turn, _)| *turn != id(index))
+        {
+            self.nodes[index].turn = false;
+        }
     }
 
     /// See [`Memory::canonical`].

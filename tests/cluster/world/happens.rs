@@ -2,7 +2,7 @@
 
 use qstage::cluster::next::Action;
 use qstage::cluster::orders;
-use qstage::cluster::state::{Outcome, RebootState, Standing};
+use qstage::cluster::state::{BootId, Outcome, RebootState, Standing};
 use qstage::cluster::store::{Key, Value};
 use qstage::cluster::turn::{self, Step};
 
@@ -90,11 +90,14 @@ impl World {
             let next = self.with(|w| {
                 w.abandons -= 1;
                 w.apply(&txn);
-                // A node that is up serves, whatever it runs, and no longer counts as down, unless it is about to reboot.
-                for (node, _) in &view.reboot.current {
+                // A node that is up serves, whatever it runs, and no longer counts as down, unless it is about to reboot. Of a
+                // group that has failed, one that has booted since its turn began and is down again crashed.
+                for (node, before) in &view.reboot.current {
                     let leaves = view.alive.get(node).is_some_and(|alive| alive.leaving);
                     let node = &mut w.nodes[node.0 as usize - 1];
-                    node.turn &= !node.up || leaves;
+                    let crashed = view.reboot.state == RebootState::PausedDueToError
+                        && BootId(u128::from(node.boot)) != *before;
+                    node.turn &= (!node.up && !crashed) || leaves;
                 }
             });
             all.push(("abandon".into(), next));
