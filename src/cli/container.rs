@@ -55,7 +55,9 @@ enum ContainerVerb {
 impl ContainerArgs {
     pub(super) fn run(&self) -> Result<()> {
         match &self.verb {
-            ContainerVerb::Start(args) => args.started(container::start, container::start_dry_run),
+            ContainerVerb::Start(args) => {
+                args.may_start().and_then(|()| args.started(container::start, container::start_dry_run))
+            }
             ContainerVerb::Restart(args) => args.started(container::restart, container::restart_dry_run),
             ContainerVerb::Stop(args) => args.stop(),
             ContainerVerb::Status(args) => args.status(),
@@ -134,6 +136,14 @@ type Start = fn(
 type DryRun = fn(&Engine<'_>, &dyn container::Runtime, &Config, Judge) -> Result<SwitchReport>;
 
 impl Changing {
+    /// Checks that the cluster, if there is one, permits a start. It waits for etcd, and holds no lock.
+    fn may_start(&self) -> Result<()> {
+        let settings = self.common.machine.settings()?;
+        let Some(cluster) = settings.software_start()? else { return Ok(()) };
+        let host = Host::open_to_look(&settings)?;
+        cluster.check(&host.engine(settings.policy()).slots()?)
+    }
+
     fn started(&self, start: Start, dry_run: DryRun) -> Result<()> {
         let settings = self.common.machine.settings()?;
         let config = settings.container()?;

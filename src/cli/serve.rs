@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
@@ -80,8 +81,9 @@ impl ServeArgs {
         let (after_commit, container): (Arc<dyn AfterCommit>, Arc<dyn ContainerRestart>) =
             match settings.container.clone() {
                 Some(config) => {
-                    let node = settings.cluster.as_ref().map(|cluster| cluster.node());
-                    let software = Arc::new(Software { place: place.clone(), config, commands, node });
+                    let cluster = settings.software_start()?;
+                    let (place, held) = (place.clone(), AtomicBool::default());
+                    let software = Arc::new(Software { place, config, commands, cluster, held });
                     (software.clone(), software)
                 }
                 None => (Arc::new(commands.clone()), Arc::new(commands)),

@@ -44,15 +44,11 @@ impl ClusterConfig {
         NodeId(self.node.get())
     }
 
-    /// The settings as the service needs them. `certificate` is that of the service.
+    /// Access to etcd.
     ///
     /// # Errors
-    /// [`Error::Argument`]: one half of a pair is missing, or a hook has more time than its turn.
-    pub(crate) fn membership(
-        &self,
-        listen: std::net::SocketAddr,
-        certificate: PathBuf,
-    ) -> Result<Membership> {
+    /// [`Error::Argument`]: one half of a pair is missing.
+    pub(crate) fn access(&self) -> Result<EtcdConfig> {
         let half = |pair: &str| Error::Argument {
             what: format!("[cluster] {pair}"),
             problem: "only one of them is set".to_owned(),
@@ -68,6 +64,24 @@ impl ClusterConfig {
             _ => return Err(half("user and password_file")),
         };
         let prefix = self.prefix.clone().unwrap_or_else(|| "/qstage".to_owned());
+        Ok(EtcdConfig {
+            endpoints: self.endpoints.clone(),
+            ca: self.ca.clone(),
+            identity,
+            user,
+            prefix: format!("{}/", prefix.trim_end_matches('/')),
+        })
+    }
+
+    /// The settings as the service needs them. `certificate` is that of the service.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: one half of a pair is missing, or a hook has more time than its turn.
+    pub(crate) fn membership(
+        &self,
+        listen: std::net::SocketAddr,
+        certificate: PathBuf,
+    ) -> Result<Membership> {
         let time = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
         let words = |given: &Option<Vec<String>>| given.clone().unwrap_or_default();
         let hooks = Hooks {
@@ -87,13 +101,7 @@ impl ClusterConfig {
             });
         }
         Ok(Membership {
-            access: EtcdConfig {
-                endpoints: self.endpoints.clone(),
-                ca: self.ca.clone(),
-                identity,
-                user,
-                prefix: format!("{}/", prefix.trim_end_matches('/')),
-            },
+            access: self.access()?,
             node: self.node(),
             address: self.address.clone().unwrap_or_else(|| format!("https://{listen}")),
             certificate,

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::gpt::TableMethod;
 use crate::host::kexec;
 use crate::host::trust::TrustFile;
-use crate::service::cluster::awaits_verdict;
+use crate::service::cluster::{SoftwareStart, awaits_verdict};
 use crate::source::InputTimeout;
 use crate::source::http::Web;
 use crate::units::{BlockSize, Slot};
@@ -83,6 +83,15 @@ impl Settings {
     pub(crate) fn awaits_verdict(&self) -> bool {
         let node = self.cluster.as_ref().map(ClusterConfig::node);
         node.is_some_and(|node| awaits_verdict(&self.state_dir, node))
+    }
+
+    /// The condition of the cluster on a start of the software; `None`: a single node.
+    pub(crate) fn software_start(&self) -> Result<Option<SoftwareStart>> {
+        let start = |cluster: &ClusterConfig| {
+            let (node, state_dir) = (cluster.node(), self.state_dir.clone());
+            cluster.access().map(|access| SoftwareStart { access, node, state_dir })
+        };
+        self.cluster.as_ref().map(start).transpose()
     }
 
     /// The container; an error if none is configured.

@@ -290,7 +290,7 @@ impl Node {
     }
 
     /// Ends the container of its software, if it has one, and removes its mounts.
-    fn stop_container(&self) {
+    pub(crate) fn stop_container(&self) {
         if !self.dir.join("run").exists() {
             return;
         }

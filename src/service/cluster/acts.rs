@@ -284,7 +284,7 @@ impl Actor {
     }
 
     /// Makes the owner find the software that runs now: for software that a command starts, only the owner keeps that.
-    fn swapped(&self) -> Result<()> {
+    pub(super) fn swapped(&self) -> Result<()> {
         self.runtime.block_on(self.owner.order(Order::SoftwareSwapped)).map(|_| ())
     }
 

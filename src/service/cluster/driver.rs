@@ -17,6 +17,7 @@ use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Membership;
 use crate::service::cluster::acts::{Actor, Selects, Task};
 use crate::service::cluster::cache::{Cache, Seen};
+use crate::service::cluster::held::Held;
 use crate::service::cluster::hooks::Occasion;
 use crate::service::cluster::leading::{is_early, log};
 use crate::service::cluster::local::{alive, identity, local};
@@ -66,6 +67,7 @@ pub(super) struct Driver {
     unhealthy: Option<(BootId, String)>,
     protected: Protected,
     restarts: Restarts,
+    held: Held,
     /// Boot in which this node was taken back into service.
     undrained: Option<BootId>,
     /// Time and message of the last failure of the hook `undrain`.
@@ -91,6 +93,7 @@ impl Driver {
             actor,
             protected,
             restarts: Restarts::default(),
+            held: Held::default(),
             undrained: None,
             hook: None,
             etcd,
@@ -167,6 +170,7 @@ impl Driver {
         if self.unhealthy.as_ref().is_some_and(|(boot, _)| *boot != local.boot) {
             self.unhealthy = None;
         }
+        self.held.release(&self.actor, self.job.is_some() || view.missed(self.node(), local.runs))?;
         let Some(lease) = seen.lease else { return Ok(()) };
         let said = self.publish(seen, &view, &look, &local, lease)?;
         self.step(&view, &local, &said, lease)?;

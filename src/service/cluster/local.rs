@@ -6,7 +6,7 @@ use crate::cluster::view::View;
 use crate::service::cluster::protection::Known;
 use crate::service::owner::disk::DiskView;
 use crate::service::view::ServiceSnapshot;
-use crate::state::SlotState;
+use crate::state::{SlotState, SlotsReport};
 use crate::units::{Blake3, Group};
 
 /// State of this node by a view of its disk. `unhealthy` is the message of a health check that failed in this boot; `drained`:
@@ -111,7 +111,12 @@ fn boot(id: &str) -> BootId {
 
 /// Identity that distinguishes this machine from others: the GUID of a partition, which moves with the disk.
 pub(super) fn identity(look: &DiskView) -> String {
-    look.slots.slots.first().map(|slot| slot.partuuid.clone()).unwrap_or_default()
+    machine(&look.slots)
+}
+
+/// As [`identity`], by the slots.
+pub(super) fn machine(slots: &SlotsReport) -> String {
+    slots.slots.first().map(|slot| slot.partuuid.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]

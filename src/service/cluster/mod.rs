@@ -16,6 +16,7 @@
 //! | `number` | the check that no other machine has the number of this one |
 //! | `local` | state of this node, read from its disk and its kernel |
 //! | `acts` | execution of the steps of a node |
+//! | `held` | the start of the software of a node that missed an upgrade |
 //! | [`hooks`], `protection` | configured commands around a turn |
 //! | `restart` | a restart of the software of another node |
 //! | `session` | a swap of the software that waits for the other nodes |
@@ -26,6 +27,7 @@
 mod acts;
 mod cache;
 mod driver;
+mod held;
 pub mod hooks;
 mod last_seen;
 mod leading;
@@ -50,6 +52,7 @@ use crate::service::Service;
 use crate::service::owner::order::Handle;
 use crate::workers;
 use cache::Cache;
+pub use held::SoftwareStart;
 pub(crate) use last_seen::awaits_verdict;
 pub(super) use shown::{ClusterNode, ClusterStatus};
 pub(super) use stream::PATH;

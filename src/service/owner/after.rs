@@ -192,8 +192,8 @@ impl Owner {
                 tracing::info!("the software: {}", report.done);
                 report.failure().map(|error| (error, report.gave_up.clone().unwrap_or_default()))
             }
-            // The machine has no software yet, or another process is starting it, such as its unit at boot.
-            Err(error @ (Error::NoSoftware { .. } | Error::Busy { .. })) => {
+            // The machine has no software yet, another process is starting it, such as its unit at boot, or the cluster forbids it.
+            Err(error @ (Error::NoSoftware { .. } | Error::Busy { .. } | Error::Blocked { .. })) => {
                 tracing::info!("the software is left alone: {error}");
                 return;
             }

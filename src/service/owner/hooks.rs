@@ -34,6 +34,12 @@ pub trait ContainerRestart: Send + Sync {
         false
     }
 
+    /// Whether the last [`start`](Self::start) was refused because this node missed an upgrade of its cluster, and nothing has
+    /// started the software since.
+    fn is_held(&self) -> bool {
+        false
+    }
+
     /// Starts the software that the flags select, whatever runs now: an earlier service may have been killed between the
     /// switch and the start.
     ///

@@ -1,17 +1,18 @@
 //! The actions after a commit if qstage runs the software image as a container: an upgrade of software alone is a swap.
 
-use crate::cluster::state::NodeId;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::container::{self, Config, Judge, Nspawn, Rendezvous, StartReport};
 use crate::device::Mode;
 use crate::error::Result;
 use crate::progress::Silent;
-use crate::service::cluster::awaits_verdict;
+use crate::service::cluster::{SoftwareStart, awaits_verdict};
 use crate::service::owner::disk::Place;
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::state::UpgradeType;
 
 /// Swaps and restarts the container; actions on the machine are left to commands.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Software {
     /// The disk.
     pub place: Place,
@@ -19,48 +20,65 @@ pub struct Software {
     pub config: Config,
     /// The commands that reboot the machine or power it off.
     pub commands: Commands,
-    /// Number in the cluster that this node takes part in; `None`: a single node.
-    pub node: Option<NodeId>,
+    /// The cluster that this node takes part in; `None`: a single node.
+    pub cluster: Option<SoftwareStart>,
+    /// See [`ContainerRestart::is_held`].
+    pub held: AtomicBool,
 }
 
 impl Software {
     /// Which process decides on software on trial.
     fn judge(&self) -> Judge {
-        match self.node {
-            Some(node) if awaits_verdict(&self.place.state_dir, node) => Judge::Elsewhere,
+        match &self.cluster {
+            Some(cluster) if awaits_verdict(&self.place.state_dir, cluster.node) => Judge::Elsewhere,
             _ => Judge::Start,
         }
+    }
+
+    /// Stores whether the software was started.
+    fn started<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_ok() {
+            self.held.store(false, Ordering::Relaxed);
+        }
+        result
     }
 }
 
 impl ContainerRestart for Software {
     fn restart(&self) -> Result<()> {
         let runtime = Nspawn::new(self.config.clone())?;
-        self.place
-            .with(Mode::Write, |engine| {
-                container::restart(engine, &runtime, &self.config, &Silent, self.judge())
-            })
-            .map(|_| ())
+        let restarted = self.place.with(Mode::Write, |engine| {
+            container::restart(engine, &runtime, &self.config, &Silent, self.judge())
+        });
+        self.started(restarted).map(|_| ())
     }
 
     fn swap_together(&self, place: &Place, others: &dyn Rendezvous) -> Result<String> {
         let runtime = Nspawn::new(self.config.clone())?;
-        place
-            .with(Mode::Write, |engine| {
-                container::swap_together(engine, &runtime, &self.config, &Silent, others)
-            })
-            .map(|report| report.done)
+        let swapped = place.with(Mode::Write, |engine| {
+            container::swap_together(engine, &runtime, &self.config, &Silent, others)
+        });
+        self.started(swapped).map(|report| report.done)
     }
 
     fn starts(&self) -> bool {
         true
     }
 
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
     fn start(&self) -> Result<StartReport> {
+        if let Some(cluster) = &self.cluster {
+            let slots = self.place.with(Mode::Read, |engine| engine.slots())?;
+            cluster.check(&slots).inspect_err(|_| self.held.store(true, Ordering::Relaxed))?;
+        }
         let runtime = Nspawn::new(self.config.clone())?;
-        self.place.with(Mode::Write, |engine| {
+        let started = self.place.with(Mode::Write, |engine| {
             container::start(engine, &runtime, &self.config, &Silent, self.judge())
-        })
+        });
+        self.started(started)
     }
 }
 
@@ -90,9 +108,10 @@ impl AfterCommit for Software {
             UpgradeType::SoftwareAndPlatform => self.commands.run(kind),
             UpgradeType::SoftwareOnly => {
                 let runtime = Nspawn::new(self.config.clone())?;
-                self.place
-                    .with(Mode::Write, |engine| container::swap(engine, &runtime, &self.config, &Silent))
-                    .map(|report| report.done)
+                let swapped = self
+                    .place
+                    .with(Mode::Write, |engine| container::swap(engine, &runtime, &self.config, &Silent));
+                self.started(swapped).map(|report| report.done)
             }
         }
     }
