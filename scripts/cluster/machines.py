@@ -58,6 +58,9 @@ class Network:
         run("ip", "-n", name, "link", "set", "eth0", "up")
         run("ip", "-n", name, "link", "set", "lo", "up")
 
+    def connect(self, name, connected):
+        run("ip", "link", "set", f"v-{name}", "up" if connected else "down")
+
 
 def inside_of(namespace):
     """Not "ip netns exec": its /sys has no control groups, which containers need."""

@@ -177,7 +177,7 @@ def dies(world):
     client(world, 1, "reboot_start", "--rolling", "--force")
     gone = wait("the first goes", lambda: next((node for node in world.nodes if node.down_since is not None), None))
     gone.off = True
-    wait("it stops", lambda: world.reboot() == "PAUSED_DUE_TO_ERROR", 60)
+    wait("it stops", lambda: world.reboot() == "PAUSED_DUE_TO_ERROR", world.reboot_timeout + 60)
     shown = world.any("/v1/shutdown/reboot/status")["error_message"]
     log("cluster", shown)
     check(f"node {gone.number}" in shown, shown)
@@ -230,5 +230,40 @@ def leader_killed(world):
     rolled(world, begun, "rolling reboot whose leader is killed")
 
 
+def cut_off(world):
+    """a rolling reboot in which another node loses the network: no node goes until it is back"""
+    admitted(world)
+    begun, leader = now(), world.status()["leader"]
+    # One without a member of etcd.
+    lonely = next(node for node in reversed(world.nodes) if not node.etcd and node.number != leader)
+    before = [node.boots for node in world.nodes]
+    client(world, 1, "reboot_start", "--rolling", "--force")
+    wait("a node is down", lambda: any(node.down_since is not None for node in world.nodes))
+    world.network.connect(lonely.name, False)
+    log(lonely.name, "is cut off")
+    # A change of etcd's leader prolongs its lease. A node that boots knows nothing of the others before etcd answers.
+    wait("the others notice it", lambda: world.status().get("connected") and world.status()["leader"] and any(
+        node["id"] == lonely.number and node["standing"] == "away" for node in world.status()["nodes"]), 60)
+    # Longer than the turn of a node that has begun.
+    time.sleep(8)
+    boots = [node.boots for node in world.nodes]
+    time.sleep(5)
+    check([node.boots for node in world.nodes] == boots, "a node reboots while another one is cut off")
+    shown = world.any("/v1/shutdown/reboot/status")
+    why = shown["error_message"] or world.status()["waits_for"]
+    check(f"node {lonely.number}" in why, why)
+    log("cluster", f"{shown['state'].removeprefix('REBOOT_')}: {why}")
+    check(lonely.get("/v1/qstage/cluster")["connected"] is False, "it knows that it is cut off")
+    check(lonely.answers.version == world.nodes[0].answers.version, "its software serves")
+    world.network.connect(lonely.name, True)
+    log(lonely.name, "is connected")
+    wait("all are well", world.is_well)
+    if world.reboot() == "PAUSED_DUE_TO_ERROR":
+        client(world, 1, "reboot_resume")
+    wait("all are through", lambda: world.reboot() == "IDLE", 150)
+    check(all(node.boots == one + 1 for node, one in zip(world.nodes, before)), "each node rebooted once")
+    rolled(world, begun, "rolling reboot with a node that is cut off")
+
+
 QUICK = [complete, rolling, instant]
-FULL = [complete, rolling, instant, instant_back, falls_back, dies, without_etcd, leader_killed]
+FULL = [complete, rolling, instant, instant_back, falls_back, dies, cut_off, without_etcd, leader_killed]

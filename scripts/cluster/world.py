@@ -14,7 +14,8 @@ class World:
         self.qstage, self.select = arguments.binaries / "qstage", arguments.binaries / "qstage-select"
         self.client = arguments.client
         count, members = (3, 1) if arguments.quick else (5, 3)
-        self.boot_time, self.reboot_timeout = (0.7, 20) if arguments.quick else (1.5, 25)
+        # The turn of a node that fell back includes the transfer of the bundle, which takes half a minute on a busy machine.
+        self.boot_time, self.reboot_timeout = (0.7, 20) if arguments.quick else (1.5, 50)
         self.group = 1
         self.keys()
         for version, platform in [("1.0", 1), ("1.1", 1), ("2.0", 2), ("3.0", 3), ("3.1", 3), ("3.2", 3), ("4.0", 4)]:
