@@ -253,6 +253,10 @@ fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
         if test -e \"$1\"; then mount -t tmpfs none \"$(cat \"$1\")\"; fi && shift && exec \"$@\"";
     let script = format!("{LEAVE_MOUNTS}{script}");
     let mut command = Command::new("unshare");
+    let clock = dir.join("clock.so");
+    if clock.exists() {
+        command.env("LD_PRELOAD", clock);
+    }
     command
         .env("own", dir)
         .args(["--mount", "sh", "-c", &script, "sh"])

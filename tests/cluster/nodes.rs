@@ -1,10 +1,11 @@
 //! Upgrades of three real nodes on one etcd: complete and rolling, with failures in the middle.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::harness::server::run;
 use crate::lab::Lab;
 
 /// The official client upgrades the cluster through one node, and gets no answer that it does not know.
@@ -272,6 +273,73 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("node 3") && shown.contains("1.0") && shown.contains("good"), "{shown}");
 }
+
+/// The clock of one member is twenty years fast, that of another as much slow: nothing depends on clocks. And an obstacle of a
+/// commit is shown in the status.
+#[test]
+fn clocks_that_are_wrong_by_years() {
+    let Some(lab) = Lab::new(3) else { return };
+    let source = lab.bench.path("clock.c");
+    std::fs::write(&source, CLOCK).unwrap();
+    let year = || run(Command::new("date").args(["--utc", "+%Y"])).trim().parse::<i32>().unwrap();
+    for (number, years) in [(2, 20), (3, -20)] {
+        let node = lab.node(number);
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-O1", &format!("-DYEARS={years}"), "-o"]).arg(node.path("clock.so"));
+        run(cc.arg(&source).arg("-ldl"));
+        node.power(false);
+        node.until("it is down", |node| node.try_get("/v1/version").is_none());
+        node.power(true);
+        let wrong = year() + years;
+        node.until("its clock is wrong", |node| {
+            let log = std::fs::read_to_string(node.path("log")).unwrap();
+            [wrong - 1, wrong, wrong + 1].iter().any(|year| log.contains(&format!("\"{year}-")))
+        });
+    }
+    let good = |node: &crate::lab::Node| {
+        let status = node.try_get("/v1/qstage/cluster");
+        let good = |status: Value| (0..3).all(|at| status["nodes"][at]["standing"] == "good");
+        status.is_some_and(good)
+    };
+    let (node, v2) = (lab.node(2), lab.bench.text("v2.qimg"));
+    node.until("all are well", good);
+    node.until("it is taken", |node| node.prepare(&v2, false, true).0 == 202);
+    lab.node(3).until("prepared", |node| node.state() == "PREPARED");
+    // A node is lost before the commit.
+    lab.node(3).power(false);
+    node.until("it is away", |node| node.get("/v1/qstage/cluster")["nodes"][2]["standing"] == "away");
+    assert_eq!(node.post("/v2/upgrade/commit", &Value::Null), 202);
+    assert_eq!(node.state(), "COMMITTING");
+    let told = |node: &crate::lab::Node| node.get("/v3/upgrade/status")["error_info"].clone();
+    node.until("the obstacle is shown", |node| told(node) == "node 3 is away" && node.state() == "PREPARED");
+    assert_eq!(lab.node(1).get("/v3/upgrade/status")["settings"]["install_path"], json!(v2));
+    lab.node(3).power(true);
+    node.until("all are well again", good);
+    let boots: Vec<u32> = lab.nodes.iter().map(crate::lab::Node::boots).collect();
+    assert_eq!(node.post("/v2/upgrade/commit", &Value::Null), 202);
+    node.until("it rolls", |node| node.state() == "REBOOTING");
+    for node in &lab.nodes {
+        node.until("all are through", |node| {
+            node.try_get("/v3/upgrade/status").is_some_and(|v| v["state"] == "UPGRADE_STATE_IDLE")
+        });
+        assert_eq!((node.version().as_str(), node.boots()), ("Demo 2.0", boots[node.number - 1] + 1));
+        assert!(told(node).is_null(), "{}", told(node));
+    }
+}
+
+/// The clock of a process, wrong by YEARS.
+const CLOCK: &str = "
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *at) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, \"clock_gettime\");
+    int result = real(clock, at);
+    if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE) at->tv_sec += YEARS * 31556952L;
+    return result;
+}
+";
 
 /// A node whose disk is from before an upgrade catches up by itself, and the others are not disturbed.
 #[test]
