@@ -186,7 +186,7 @@ class Zchunk(Method):
     key, label, program = "zchunk", "zchunk", "zck"
 
     def version(self):
-        return text("zck", "--version").split()[-1]
+        return text("zck", "--version").split()[1]
 
     def chunks(self, file: Path) -> tuple:
         """Size of the header, and checksum and stored size of each chunk."""
@@ -210,7 +210,7 @@ class Blocks(Method):
     fetches them out of the image itself, which is compressed only if its file system is; here zstd -3 compresses all of them
     as one stream, which is to its advantage."""
 
-    key, label, program = "rauc", "RAUC adaptive (simulated: 4 KiB blocks, zstd)", "zstd"
+    key, label, program = "rauc", "RAUC adaptive (simulated), blocks of 4 KiB, zstd", "zstd"
 
     def make(self, old, new, at):
         begun = time.monotonic()

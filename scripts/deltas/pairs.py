@@ -200,5 +200,5 @@ PAIRS = {
     "squashfs": ("squashfs", "old.squashfs", "new.squashfs"),
     "squashfs-one": ("squashfs, one package", "old.squashfs", "one.squashfs"),
     "plain": ("squashfs without its compression", "old-plain.squashfs", "new-plain.squashfs"),
-    "plain-one": ("the same, one package", "old-plain.squashfs", "one-plain.squashfs"),
+    "plain-one": ("squashfs without its compression, one package", "old-plain.squashfs", "one-plain.squashfs"),
 }

@@ -177,7 +177,9 @@ fn bench_delta_explains_itself_and_knows_its_pairs() {
     let help = run(&["--help"]);
     assert!(help.status.success(), "{}", String::from_utf8_lossy(&help.stderr));
     let text = String::from_utf8(help.stdout).unwrap();
-    for word in ["--size", "--pairs", "--apply", "in-place", "squashfs", "xdelta3", "bsdiff", "casync"] {
+    for word in
+        ["--size", "--pairs", "--apply", "--svg", "in-place", "squashfs", "xdelta3", "bsdiff", "casync"]
+    {
         assert!(text.contains(word), "{word}: {text}");
     }
     for (args, name) in
