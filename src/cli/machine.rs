@@ -122,7 +122,7 @@ impl OpenedInput {
     pub(super) fn confine(self, kept: Kept, web: &Web, progress: &dyn Progress) -> Result<ConfinedInput> {
         let mut kept = kept;
         kept.network |= matches!(self, Self::Web(_));
-        kept.read.extend(web.files().cloned());
+        kept.read.extend(web.files());
         for missing in sandbox::enter(&kept)?.missing {
             progress.notice(&format!("the bundle is read with more rights than it takes: {missing}"));
         }

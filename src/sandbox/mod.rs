@@ -42,14 +42,17 @@ pub struct Kept {
 impl Kept {
     /// File systems of the kernel: devices, mounts, processors, pressure. Read by every verb.
     const KERNEL: [&str; 2] = ["/proc", "/sys"];
-    /// Files that the C library reads to resolve a name (nsswitch.conf(5)), and its modules for that.
-    const NAMES: [&str; 8] = [
+    /// Files that the C library reads to resolve a name (nsswitch.conf(5)), and its modules for that; certificates of the
+    /// system.
+    const NAMES: [&str; 10] = [
         "/etc",
         "/lib",
         "/lib64",
         "/usr/lib",
         "/usr/lib64",
         "/usr/share/ca-certificates",
+        "/usr/local/share/ca-certificates",
+        "/var/lib/ca-certificates",
         "/run/systemd/resolve",
         "/run/resolvconf",
     ];

@@ -120,9 +120,14 @@ impl Default for TransferLimits {
 }
 
 impl Web {
-    /// Paths of the files that a transfer reads.
-    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.ca, &self.client_certificate, &self.client_key, &self.credentials].into_iter().flatten()
+    /// Paths of the files and directories that a transfer reads.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let named = [&self.ca, &self.client_certificate, &self.client_key, &self.credentials];
+        // Where the store of the system is elsewhere than usual: see SSL_CTX_load_verify_locations(3).
+        let store = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os);
+        let store = store.filter(|_| self.roots.contains(&Roots::System));
+        let store = store.flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
+        named.into_iter().flatten().cloned().chain(store)
     }
 
     /// Calls `open` with the file at `url`, or, if `url` is a list of addresses, with the file that the list leads to.

@@ -2,6 +2,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
 use crate::harness::machine::Bench;
 use crate::harness::web::{Daemon, Server, free_port, ranges, status};
 
@@ -90,6 +92,49 @@ fn nginx_with_tls_certificates_and_passwords() {
     refused(&bench, "", &format!("http://me:pa%20ss@{http}/away/v2.qimg"), "HTTP");
     refused(&bench, &network, &format!("http://{http}/away/v2.qimg"), "HTTP");
     assert!(nginx.log(10).iter().all(|line| line.starts_with("206") || line.starts_with(['3', '4'])));
+}
+
+/// A server whose certificate an authority signed that only the store of the system has. `web_ca` is instead of all roots,
+/// and besides those that are named.
+#[test]
+fn authorities_of_the_system_are_trusted_where_they_are_named() {
+    let bench = Bench::installed();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root = authority.self_signed(&authority_key).unwrap();
+    let names = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let signed = names.signed_by(&key, &Issuer::new(authority, authority_key)).unwrap();
+    for (name, text) in [("root.pem", root.pem()), ("chain", signed.pem()), ("key.pem", key.serialize_pem())]
+    {
+        std::fs::write(bench.path(name), text).unwrap();
+    }
+    let (other, _) = certificate(&bench, "other");
+    let (port, tls) = (free_port(), free_port());
+    let (chain, key) = (bench.text("chain"), bench.text("key.pem"));
+    let more = format!("listen 127.0.0.1:{tls} ssl; ssl_certificate {chain}; ssl_certificate_key {key};");
+    let _nginx = Daemon::nginx(&bench, port, "", &more);
+    let url = format!("https://127.0.0.1:{tls}/v2.qimg");
+    let (system, mozilla) = ("[network]\nroots = [\"system\"]\n", "[network]\nroots = [\"mozilla\"]\n");
+    let ca = |name: &str| format!("web_ca = \"{name}\"\n");
+    for (network, trusted) in [
+        (String::new(), false),
+        (system.to_owned(), true),
+        (mozilla.to_owned(), false),
+        (ca(&other), false),
+        (ca(&other) + system, true),
+        (ca(&other) + mozilla, false),
+        (ca(&bench.text("root.pem")), true),
+        (ca(&bench.text("root.pem")) + mozilla, true),
+    ] {
+        bench.config(&network);
+        let mut command = bench.command(&["plan", &url, "--no-delta", "--config", "config.toml"]);
+        // The store of the system, for the library that reads it as for OpenSSL.
+        let output = command.env("SSL_CERT_FILE", bench.path("root.pem")).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), trusted, "{network}: {text}");
+        assert!(trusted || text.contains("NETWORK_TLS"), "{network}: {text}");
+    }
 }
 
 fn tool(program: &str, args: &[&str]) -> String {
