@@ -166,6 +166,19 @@ fn only_what_runs_is_a_base() {
     recovers(&bench);
 }
 
+/// What runs was written by another tool, or its record is gone.
+#[test]
+fn a_base_without_a_record_is_refused_before_the_first_write() {
+    let bench = with_delta();
+    let (start, len) = bench.extent("platform_a");
+    bench.poke(start + len - 4096, &[0; 4096]);
+    let before = bench.hash();
+    let prepare = ["prepare", "d.qdelta", "--bundle", "v3.qimg", "--allow-epoch-rollback"];
+    let text = bench.at(&prepare).bad("DELTA_BASE");
+    assert!(text.contains("no record says which platform image runs"), "{text}");
+    assert_eq!(bench.hash(), before, "the disk was written");
+}
+
 #[test]
 fn what_a_delta_cannot_make_comes_from_the_whole_bundle() {
     let bench = with_delta();

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::machine::{Bench, MIB};
-use crate::harness::web::{Asked, Server, end, partial, ranges, whole};
+use crate::harness::web::{Asked, Full, Server, end, partial, ranges, whole};
 
 fn file(bench: &Bench) -> Vec<u8> {
     std::fs::read(bench.path("v2.qimg")).unwrap()
@@ -63,6 +63,9 @@ fn each_failure_of_a_server_has_its_code_and_writes_nothing_wrong() {
     });
     fails("NETWORK_BROKEN", &server);
     bench.at(&["prepare", "http://127.0.0.1:9/x.qimg"]).bad("NETWORK_CONNECT");
+    let (full, begun) = (Full::new(), Instant::now());
+    bench.at(&["prepare", &format!("{}/x.qimg", full.url)]).bad("NETWORK_CONNECT");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("https://{}/x.qimg", plain.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -102,6 +105,8 @@ fn a_file_that_changes_during_the_transfer_is_said_to() {
     });
     let message = bench.at(&["prepare", &server.url]).bad("SOURCE_CHANGED");
     assert!(message.contains("ETag was \"1\", is \"2\""), "{message}");
+    let asked = server.asked.lock().unwrap()[1].to_lowercase();
+    assert!(asked.contains("if-range: \"1\"\r\n"), "{asked}");
 }
 
 /// Fifty connections that break: all is fetched once.

@@ -1,10 +1,12 @@
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::process::Stdio;
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
+use crate::harness::loops::is_root;
 use crate::harness::machine::Bench;
 use crate::harness::web::{Full, Server, partial, status};
 
@@ -71,6 +73,58 @@ fn a_signal_ends_each_phase_within_a_second() {
     }
     // A refused connection after a redirect is an end, not a wait.
     bench.at(&["prepare", &redirect.url]).bad("NETWORK_CONNECT");
+}
+
+/// The same where a name is looked up, and where a proxy is silent: both are waits of other programs than the server.
+#[test]
+fn a_signal_ends_the_waits_for_name_servers_and_proxies() {
+    let bench = Bench::installed();
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = format!("http://{}", deaf.local_addr().unwrap());
+    // Each on a disk of its own: they wait at the same time.
+    let args = |wait: &'static str, scheme: &str| {
+        let (disk, state) = (bench.text(&format!("{wait}.img")), bench.text(&format!("{wait}.state")));
+        std::fs::copy(bench.disk(), &disk).unwrap();
+        let url = format!("{scheme}://h.invalid/x.qimg");
+        ["prepare", &url, "--disk", &disk, "--state-dir", &state, "--config", "config.toml"]
+            .map(str::to_owned)
+    };
+    let mut waits = Vec::new();
+    for (wait, scheme) in [("https_proxy", "https"), ("http_proxy", "http")] {
+        let args = args(wait, scheme);
+        let mut command = bench.command(&args.each_ref().map(String::as_str));
+        waits.push((wait, command.env(wait, &proxy).spawn().unwrap()));
+    }
+    if is_root() {
+        // A name server that takes requests and says nothing, for this command only.
+        let any = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = format!("127.{}.0.53", 2 + any.local_addr().unwrap().port() % 250);
+        let _silent = UdpSocket::bind((address.as_str(), 53)).unwrap();
+        let text = format!("nameserver {address}\noptions timeout:30\n");
+        std::fs::write(bench.path("resolv.conf"), text).unwrap();
+        let mount = "mount --bind resolv.conf /etc/resolv.conf && exec \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", mount, env!("CARGO_BIN_EXE_qstage")]).args(args("name", "http"));
+        command.current_dir(bench.path(".")).stdin(Stdio::null()).stdout(Stdio::null());
+        waits.push(("name", command.stderr(Stdio::piped()).spawn().unwrap()));
+        return ends_at_once(waits);
+    }
+    ends_at_once(waits);
+}
+
+/// Signals each of these programs and expects its end within a second.
+fn ends_at_once(waits: Vec<(&str, Child)>) {
+    std::thread::sleep(Duration::from_millis(1500));
+    for (wait, mut child) in waits {
+        let ended = child.try_wait().unwrap();
+        let begun = Instant::now();
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        let output = child.wait_with_output().unwrap();
+        let (took, text) = (begun.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
+        assert!(ended.is_none(), "{wait} is waited for: {text}");
+        assert!(took < Duration::from_secs(1), "{wait}: {took:?}");
+        assert!(text.contains("UPGRADE_ERROR_INTERRUPTED"), "{wait}: {text}");
+    }
 }
 
 /// A wait is reported with its cause, its time, and the number of the try.
