@@ -245,6 +245,7 @@ const IMPURE: Allowed = &[
     ("bundle/feed.rs", "hands frames of a source to workers"),
     ("bundle/pick.rs", "one worker opens the bundle and the others wait for it"),
     ("bundle/reader.rs", "reads a source"),
+    ("bundle/unpack.rs", "runs workers"),
     ("bundle/verify.rs", "runs workers"),
     ("cluster/etcd/", "talks to etcd"),
     ("bundle/writer.rs", "runs workers, writes a bundle"),

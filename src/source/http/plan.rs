@@ -271,7 +271,7 @@ impl RequestPlan {
     fn remove(&mut self, start: u64) {
         if let Some(block) = self.blocks.remove(&start) {
             self.buffered -= block.len;
-            self.spare.keep(block.data);
+            self.spare.keep(block.data, BUDGET);
         }
     }
 

@@ -3,19 +3,17 @@
 
 /// Minimum size in bytes of what is kept. Small blocks, such as headers, leave the memory to blocks that fill it.
 const MIN: u64 = 64 << 10;
-/// Maximum of all that is kept, in bytes.
-const MOST: u64 = super::plan::BUDGET;
 
 /// Vectors that hold nothing of use.
 #[derive(Debug, Default)]
 pub(super) struct Spare(Vec<Vec<u8>>);
 
 impl Spare {
-    /// Keeps the memory of a vector, if it is of use and there is not too much already.
-    pub(super) fn keep(&mut self, data: Vec<u8>) {
+    /// Keeps the memory of a vector, if it is of use and no more than `most` bytes are kept with it.
+    pub(super) fn keep(&mut self, data: Vec<u8>, most: u64) {
         let capacity = data.capacity() as u64;
         let kept: u64 = self.0.iter().map(|data| data.capacity() as u64).sum();
-        if capacity >= MIN && kept + capacity <= MOST {
+        if capacity >= MIN && kept + capacity <= most {
             self.0.push(data);
         }
     }
@@ -36,20 +34,22 @@ impl Spare {
 mod tests {
     use super::*;
 
+    const MOST: u64 = 8 << 20;
+
     #[test]
     fn memory_is_used_again_where_it_fits_and_is_bounded() {
         let mut spare = Spare::default();
-        [100_000, 1 << 20].into_iter().for_each(|len| spare.keep(vec![1; len]));
+        [100_000, 1 << 20].into_iter().for_each(|len| spare.keep(vec![1; len], MOST));
         let mut taken = |len| spare.take(len).capacity();
         assert_eq!(taken(40_000), 40_000, "a header leaves what is for frames");
         assert_eq!(taken(90_000), 100_000);
         assert_eq!(taken(90_000), 90_000, "far too large");
         assert_eq!(taken(600_000), 1 << 20);
-        spare.keep(vec![1; 1 << 20]);
+        spare.keep(vec![1; 1 << 20], MOST);
         assert!(spare.take(1 << 20).is_empty());
-        (0..100).for_each(|_| spare.keep(vec![0; 1 << 20]));
+        (0..100).for_each(|_| spare.keep(vec![0; 1 << 20], MOST));
         assert_eq!(spare.0.len() as u64, MOST >> 20);
-        spare.keep(vec![0; 9]);
+        spare.keep(vec![0; 9], MOST);
         assert!(spare.take(9).capacity() < 100_000);
     }
 }
