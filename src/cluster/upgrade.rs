@@ -19,6 +19,9 @@ use crate::state::UpgradeType;
 
 /// Growth of the progress, in percent, that is written: at most twenty writes per upgrade, whatever the number of nodes.
 const STEP: u8 = 5;
+/// Maximum number of writes that count the nodes that are back from a complete reboot: each is sent to all nodes, and makes those
+/// whose turn has not begun try again.
+const COUNTS: usize = 20;
 
 pub(super) fn next(view: &View) -> Action {
     let upgrade = &view.upgrade;
@@ -221,9 +224,10 @@ fn rebooting(view: &View) -> Action {
     count(view, back, &away)
 }
 
-/// Updates the number of nodes that are back.
+/// Updates the number of nodes that are back; in a large cluster not for each of them.
 fn count(view: &View, back: Vec<NodeId>, away: &[NodeId]) -> Action {
-    if back.len() > view.reboot.done.len() {
+    let step = view.members.len().div_ceil(COUNTS);
+    if back.len() >= view.reboot.done.len() + step {
         return Action::Write(view.driven(vec![put_reboot(Reboot { done: back, ..view.reboot.clone() })]));
     }
     Action::Wait(format!("{} to come back", names(away.iter().copied())))

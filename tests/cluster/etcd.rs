@@ -14,6 +14,13 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// Processor time that a process has used, in the unit of /proc/stat.
+pub(crate) fn used(process: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let after = text.rsplit(')').next().unwrap_or_default();
+    after.split_whitespace().skip(11).take(2).filter_map(|time| time.parse::<u64>().ok()).sum()
+}
+
 /// Certificates of a cluster: one authority, and one certificate for 127.0.0.1 for both server and client.
 pub(crate) struct Certificates {
     pub(crate) ca: PathBuf,
@@ -139,6 +146,11 @@ impl Etcd {
             assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Processor time that its first member has used.
+    pub(crate) fn used(&self) -> u64 {
+        self.members[0].child.as_ref().map_or(0, |child| used(&child.id().to_string()))
     }
 
     pub(crate) fn stop(&mut self) {
