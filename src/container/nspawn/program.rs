@@ -233,6 +233,7 @@ mod tests {
     #[test]
     fn each_reason_is_named() {
         let image = image();
+        image.put("etc/x", 0o644, b"x");
         image.put("data", 0o644, b"x");
         image.put("text", 0o755, b"exit 0\n");
         image.put("script", 0o755, b"#! /usr/bin/python3 -u\n");
@@ -244,7 +245,7 @@ mod tests {
             ("/none", "/none is not in the image"),
             ("/data/x", "/data/x is not in the image"),
             ("/link", "/link is not in the image"),
-            ("/", "/ is no file"),
+            ("/etc", "/etc is no file"),
             ("/data", "/data is not executable (mode 644)"),
             ("/text", "/text is neither an ELF file nor a script with #!"),
             ("/script", "/script needs /usr/bin/python3: /usr/bin/python3 is not in the image"),
