@@ -14,12 +14,12 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use cluster::ClusterConfig;
 use network::NetworkConfig;
 use reboot::RebootConfig;
 use serde::Deserialize;
 use values::{loader, rate, seconds, sector_size, tries};
 
+pub(crate) use self::cluster::ClusterConfig;
 pub(crate) use self::service::ServiceConfig;
 pub(crate) use self::settings::Settings;
 use crate::boot::BootFlag;

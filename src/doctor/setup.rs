@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Places};
-use crate::config::Settings;
+use crate::config::{ClusterConfig, Settings};
 use crate::error::{Error, sentence};
 use crate::host::files::check_trusted;
 
@@ -82,23 +82,34 @@ impl Setup {
     /// The findings about the files that the service reads.
     pub(super) fn service(&self, places: &Places) -> Vec<Finding> {
         let service = &self.settings.service;
+        let web = &self.settings.web;
+        let cluster = self.settings.cluster.as_ref();
+        let of_cluster =
+            |path: fn(&ClusterConfig) -> &Option<PathBuf>| cluster.and_then(|c| path(c).as_deref());
         let mut findings = Vec::new();
+        let make = "make the file, owned by root, or take the key out";
+        let token =
+            "'qstage token new NAME' makes the file; or take the key out. Until then no token is accepted";
+        let certificate = "make the file, owned by root, or take 'certificate' and 'key' out, for a self-signed one. Until then there is no HTTPS";
+        let member = "make the file, owned by root. Until then 'qstage serve' does not start: a member that cannot reach the store must not act alone";
         let trusted = [
-            ("tokens", service.tokens.as_deref()),
-            ("certificate", service.certificate.as_deref()),
-            ("key", service.key.as_deref()),
-            ("[network] client_key", self.settings.web.client_key.as_deref()),
-            ("[network] credentials", self.settings.web.credentials.as_deref()),
+            ("tokens", service.tokens.as_deref(), token),
+            ("certificate", service.certificate.as_deref(), certificate),
+            ("key", service.key.as_deref(), certificate),
+            ("web_ca", web.ca.as_deref(), make),
+            ("[network] client_certificate", web.client_certificate.as_deref(), make),
+            ("[network] client_key", web.client_key.as_deref(), make),
+            ("[network] credentials", web.credentials.as_deref(), make),
+            ("[cluster] ca", of_cluster(|cluster| &cluster.ca), member),
+            ("[cluster] cert", of_cluster(|cluster| &cluster.cert), member),
+            ("[cluster] key", of_cluster(|cluster| &cluster.key), member),
+            ("[cluster] password_file", of_cluster(|cluster| &cluster.password_file), member),
         ];
-        for (key, path) in trusted {
+        for (key, path, remedy) in trusted {
             let Some(path) = path else { continue };
             if let Err(problem) = check_trusted(&places.at(path)) {
                 let message = format!("'{key}' is {}, which cannot be used: {problem}", path.display());
-                findings.push(Finding::problem(
-                    "service",
-                    message,
-                    "make the file, owned by root, or take the key out",
-                ));
+                findings.push(Finding::problem("service", message, remedy));
             }
         }
         for dir in service.allowed().directories {
@@ -114,4 +125,31 @@ impl Setup {
 
 fn missing_directory(dir: &Path) -> String {
     format!("mkdir {}, or set 'image_paths' in [service]", dir.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// Each file of the configuration that the service reads is named while it is missing.
+    #[test]
+    fn each_missing_file_of_the_service_is_named() {
+        let text = "web_ca = \"/x/ca\"\n[service]\ntokens = \"/x/tokens\"\ncertificate = \"/x/cert\"\nkey = \"/x/key\"\n\
+             image_paths = [\"/x/images\"]\n[network]\nclient_certificate = \"/x/cc\"\nclient_key = \"/x/ck\"\n\
+             credentials = \"/x/cred\"\n[cluster]\nnode = 1\nendpoints = [\"https://127.0.0.1:1\"]\nca = \"/x/eca\"\n\
+             cert = \"/x/ec\"\nkey = \"/x/ek\"\nuser = \"u\"\npassword_file = \"/x/pw\"\n";
+        let settings = toml::from_str::<Config>(text).unwrap().into_settings();
+        let setup = Setup { settings, problem: None, file: "/x/config".into() };
+        let dir = tempfile::tempdir().unwrap();
+        let findings = setup.service(&Places::below(dir.path()));
+        for file in ["ca", "tokens", "cert", "key", "images", "cc", "ck", "cred", "eca", "ec", "ek", "pw"] {
+            let path = format!("/x/{file}");
+            let names = |one: &&Finding| one.message.split([' ', ',']).any(|word| word == path);
+            let found: Vec<_> = findings.iter().filter(names).collect();
+            assert_eq!(found.len(), 1, "{path}: {findings:#?}");
+            assert!(found[0].remedy.is_some());
+        }
+        assert_eq!(findings.len(), 12, "{findings:#?}");
+    }
 }

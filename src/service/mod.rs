@@ -184,7 +184,7 @@ fn check_threads(count: usize) -> Result<()> {
 
 /// Serves; returns when the end was requested, once all that it started has ended.
 async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
-    let gate = http::auth::Authentication::new(access.tokens.clone(), access.insecure_no_auth)?;
+    let gate = http::auth::Authentication::new(access.tokens.clone(), access.insecure_no_auth);
     if access.insecure_no_auth {
         tracing::warn!(
             "--insecure-no-auth: every caller that can connect to {} controls this machine",
@@ -192,13 +192,20 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
         );
     }
     raise_files();
-    let members = service.cluster.as_ref().and_then(cluster::Membership::authorities);
-    let tls = http::tls::acceptor(access.certificate.as_ref(), &service.place.state_dir, members);
-    let tls = match tls {
-        Err(error) if access.socket.is_some() => {
-            tracing::error!(code = error.code(), "no HTTPS: {}", crate::error::sentence(&error));
-            None
+    let acceptor = {
+        let (service, certificate) = (Arc::clone(&service), access.certificate.clone());
+        move || {
+            let members = service.cluster.as_ref().and_then(cluster::Membership::authorities);
+            http::tls::acceptor(certificate.as_ref(), &service.place.state_dir, members)
         }
+    };
+    let tls = acceptor();
+    if let Err(error) = &tls {
+        let what = crate::error::sentence(error);
+        tracing::error!(code = error.code(), "no HTTPS: {what}; it is tried again");
+    }
+    let tls = match tls {
+        Err(_) if access.socket.is_some() => None,
         tls => Some(tls?),
     };
     let _only = owner::store::only_service(&service.place.state_dir)?;
@@ -216,7 +223,7 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
         None => None,
     };
     let router = api::router(service, handle.clone(), gate, http::hosts::Hosts::new(access), cluster);
-    let listeners = tokio::spawn(listeners.serve(router, tls));
+    let listeners = tokio::spawn(listeners.serve(router, tls, acceptor));
     notify_manager(notify::State::Ready);
     tokio::select! {
         _ = end.recv() => {}

@@ -7,7 +7,7 @@ use crate::harness::machine;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use machine::{Bench, Run};
+use machine::{Bench, Run, tool};
 
 /// A health check that says something and fails.
 fn check(bench: &Bench, body: &str) {
@@ -251,4 +251,23 @@ fn a_plan_says_which_trial_there_is() {
     };
     assert_eq!(plan("priority"), "3 boots; then the old slot boots again");
     assert!(plan("legacy").starts_with("none by the boot loader; 'qstage commit --trial kexec' "));
+}
+
+/// A disk that another tool has written: what runs has neither flags nor a record. Before: it was called the fallback.
+#[test]
+fn a_slot_without_flags_is_not_called_the_fallback() {
+    let bench = Bench::installed();
+    let disk = bench.text("disk.img");
+    bench.blank("platform_a");
+    for bit in 48..57 {
+        tool("sgdisk", &[&format!("--attributes=1:clear:{bit}"), &disk]);
+    }
+    let foreign = |args: &[&str]| bench.at(&[args, &["--booted", "a"]].concat());
+    foreign(&["prepare", "v2.qimg"]).good();
+    let done = foreign(&["commit", "--dry-run"]).good();
+    assert!(done.contains("without a fallback: slot a, which runs, has no boot flag"), "{done}");
+    // The remedy that it names.
+    tool("sgdisk", &["--attributes=1:set:48", "--attributes=1:set:56", &disk]);
+    let done = foreign(&["commit"]).good();
+    assert!(done.contains("with 3 tries, slot a is the fallback; slot b boots next"), "{done}");
 }

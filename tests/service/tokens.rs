@@ -58,6 +58,47 @@ fn a_token_opens_the_service_until_it_is_revoked() {
     assert_eq!(list, serde_json::json!([{"name": "guest", "privilege": "read"}]));
 }
 
+/// A configured file of tokens that is missing, and a certificate that is: before, the first let the service end, again and again,
+/// and the second needed a restart.
+#[test]
+fn missing_files_of_the_configuration_do_not_end_the_service() {
+    let bench = Bench::new(None);
+    let config = format!(
+        "tokens = {:?}\ncertificate = {:?}\nkey = {:?}\n",
+        bench.path("tokens"),
+        bench.path("made.pem"),
+        bench.path("made.key")
+    );
+    bench.configure(None, &config);
+    let server = bench.serve();
+    // Root needs no token: nothing is prepared, which is another answer than a refusal of the caller.
+    let (status, answer) = server.post("/v1/qstage/cancel", &Value::Null);
+    assert!(![401, 403].contains(&status), "{status} {answer}");
+    let log = server.log();
+    for part in ["no token is accepted", "qstage token new NAME", "no HTTPS", "made.pem", "it is tried again"]
+    {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(qstage(&bench, &["token", "list"]).2.contains("'qstage token new NAME' makes it"));
+    // Both are made while it runs.
+    let (_, token, _) = qstage(&bench, &["token", "new", "ops"]);
+    fs::write(bench.path("token"), token).unwrap();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", "/CN=box", "-addext"])
+        .args(["subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "made.key", "-out", "made.pem"])
+        .current_dir(bench.path(""))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    server.until("HTTPS", |server| server.log().contains("certificate and key can be used now"));
+    let address = format!("https://{}", server.address);
+    let (token, ca) = (bench.text("token"), bench.text("made.pem"));
+    let args = ["upgrade", "--commit", "--service", &address, "--token-file", &token, "--service-ca", &ca];
+    let (code, _, err) = qstage(&bench, &args);
+    assert!(code == Some(5) && err.contains("UPGRADE_ERROR_NOT_PREPARED"), "{code:?} {err}");
+}
+
 /// In a mount namespace of its own, so that the machine's `/run` and `/etc` are not touched.
 #[test]
 fn service_and_client_meet_at_the_default_socket() {

@@ -4,8 +4,9 @@ use super::super::checks::{needed, platform_needed};
 use super::super::trust::SignatureCheck;
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, variables};
-use crate::boot::BootFlag;
+use crate::boot::{BootFlag, Flags};
 use crate::error::{Error, Result};
+use crate::gpt::Attributes;
 use crate::slot::{Mark, Record, Verdict};
 use crate::state::SlotState;
 use crate::units::{Group, Slot};
@@ -111,7 +112,7 @@ pub(in crate::engine) fn commit(view: &View) -> Result<Transition> {
         1 => " with one try".to_owned(),
         tries => format!(" with {tries} tries"),
     };
-    let from = if platform { format!("{tries}, slot {booted} is the fallback") } else { String::new() };
+    let from = if platform { format!("{tries}, {}", fallback(view, &flags, booted)) } else { String::new() };
     let done = format!("{version}{provenance} is selected on trial in {}{from}", names.join(" and "));
     let turn = if platform { view.turn(|choice| choice.try_once(!booted)) } else { None };
     let once = turn.as_ref().and(view.held(Group::Platform, !booted));
@@ -131,6 +132,21 @@ pub(in crate::engine) fn commit(view: &View) -> Result<Transition> {
         .then(view.table_act(flags))
         .then(variables(turn))
         .then(trying))
+}
+
+/// What runs if the trial fails, by the flags after the commit. A disk that changed over from another tool may have none for the
+/// slot that runs.
+fn fallback(view: &View, flags: &Flags<'_>, booted: Slot) -> String {
+    let boots = flags.of(Group::Platform, booted).is_some_and(Attributes::will_boot);
+    match view.held(Group::Platform, booted) {
+        Some(held) if view.policy.boot_flag == BootFlag::Priority && !boots => {
+            let number = held.partition.number;
+            format!(
+                "without a fallback: slot {booted}, which runs, has no boot flag ('sgdisk --attributes={number}:set:48 --attributes={number}:set:56' before the reboot gives it one)"
+            )
+        }
+        _ => format!("slot {booted} is the fallback"),
+    }
 }
 
 /// Refuses a trial by kexec where the loader has trials of its own.

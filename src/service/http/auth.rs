@@ -45,12 +45,12 @@ pub(in crate::service) struct Authentication {
 }
 
 impl Authentication {
-    /// # Errors
-    /// [`Error::Config`]: the file of tokens cannot be used.
-    pub(in crate::service) fn new(file: TokenFile, insecure: bool) -> Result<Self> {
-        let known = load(&file)?;
+    /// With a file of tokens that cannot be used no token is accepted, until it can. That is no reason not to serve: root on
+    /// the Unix socket needs none, and a service that does not start leaves no way at all to a machine far away.
+    pub(in crate::service) fn new(file: TokenFile, insecure: bool) -> Self {
+        let known = Mutex::new(load_or_none(&file));
         let own_uid = nix::unistd::geteuid().as_raw();
-        Ok(Self { file, insecure, own_uid, known: Mutex::new(known), attempts: Attempts::default() })
+        Self { file, insecure, own_uid, known, attempts: Attempts::default() }
     }
 
     /// Authenticates a request.
@@ -116,10 +116,7 @@ impl Authentication {
         let changed = stamp(&self.file.path);
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if known.0 != changed || changed.is_none() {
-            *known = load(&self.file).unwrap_or_else(|error| {
-                tracing::error!("no token is accepted: {error}");
-                (changed, Vec::new())
-            });
+            *known = load_or_none(&self.file);
         }
     }
 }
@@ -130,6 +127,14 @@ type Stamp = (SystemTime, u64, u64);
 fn stamp(path: &Path) -> Option<Stamp> {
     let about = fs::metadata(path).ok()?;
     Some((about.modified().ok()?, about.ino(), about.len()))
+}
+
+fn load_or_none(file: &TokenFile) -> (Option<Stamp>, Vec<Token>) {
+    let changed = stamp(&file.path);
+    load(file).unwrap_or_else(|error| {
+        tracing::error!(code = error.code(), "no token is accepted: {error}");
+        (changed, Vec::new())
+    })
 }
 
 fn load(file: &TokenFile) -> Result<(Option<Stamp>, Vec<Token>)> {
@@ -167,8 +172,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         fs::write(&file, format!("# who\nr read {}\nw write {} # w\n", hash("rrr"), hash("www"))).unwrap();
-        let gate = Authentication::new(TokenFile::new(Some(&file)), false).unwrap();
-        let open = Authentication::new(TokenFile::new(Some(&file)), true).unwrap();
+        let gate = Authentication::new(TokenFile::new(Some(&file)), false);
+        let open = Authentication::new(TokenFile::new(Some(&file)), true);
         let network = Origin::Network("192.0.2.1:9".parse().unwrap());
         let own = gate.own_uid;
         let socket = |uid| Origin::Socket { uid, pid: None };
@@ -206,7 +211,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
-        let gate = Authentication::new(TokenFile::new(Some(&file)), false).unwrap();
+        let gate = Authentication::new(TokenFile::new(Some(&file)), false);
         let network = Origin::Network("192.0.2.1:9".parse().unwrap());
         let ask = || outcome(&gate, network, Some("Bearer www"), Privilege::Write);
         assert_eq!(ask(), "yes");
@@ -226,7 +231,8 @@ mod tests {
         fs::write(&file, format!("w write {}\n", hash("www"))).unwrap();
         for (mode, good) in [(0o600, true), (0o644, true), (0o664, false), (0o602, false)] {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(Authentication::new(TokenFile::new(Some(&file)), false).is_ok(), good, "{mode:o}");
+            let gate = Authentication::new(TokenFile::new(Some(&file)), false);
+            assert_eq!(gate.find("www").is_some(), good, "{mode:o}");
         }
     }
 }

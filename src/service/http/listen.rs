@@ -68,6 +68,17 @@ pub(in crate::service) struct Listeners {
     socket: Option<PathBuf>,
 }
 
+/// The first acceptor that can be made; nothing is served without. The log had the reason at the start.
+async fn until_acceptor(acceptor: impl Fn() -> Result<TlsAcceptor>) -> TlsAcceptor {
+    loop {
+        tokio::time::sleep(RETRY).await;
+        if let Ok(tls) = acceptor() {
+            tracing::info!("HTTPS: certificate and key can be used now");
+            return tls;
+        }
+    }
+}
+
 /// The file of the socket; the drop removes it.
 struct SocketFile(PathBuf);
 
@@ -110,11 +121,19 @@ impl Listeners {
         Ok(Self { tcp, address, unix, socket: socket.map(Path::to_owned) })
     }
 
-    /// Serves for ever.
-    pub(in crate::service) async fn serve(self, router: Router, tls: Option<TlsAcceptor>) {
+    /// Serves for ever. Without `tls` its making is tried again, by `acceptor`, until certificate and key can be used: they may
+    /// be made, or mounted, later.
+    pub(in crate::service) async fn serve(
+        self,
+        router: Router,
+        tls: Option<TlsAcceptor>,
+        acceptor: impl Fn() -> Result<TlsAcceptor>,
+    ) {
         let tcp = async {
-            // Without a certificate nothing is served there; the log has the reason.
-            let Some(tls) = tls else { return std::future::pending().await };
+            let tls = match tls {
+                Some(tls) => tls,
+                None => until_acceptor(acceptor).await,
+            };
             let listener = until_open(self.tcp, || open_tcp(self.address)).await;
             serve_tcp(listener, router.clone(), tls).await;
         };

@@ -134,6 +134,9 @@ impl TokenFile {
     fn text(&self, required: bool) -> Result<String> {
         match read_trusted_text(&self.path, MAX) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(String::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(self.failed(format!("{error}; 'qstage token new NAME' makes it")))
+            }
             read => read.map_err(|error| self.failed(error.to_string())),
         }
     }
