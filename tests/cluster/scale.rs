@@ -191,10 +191,11 @@ impl Machine {
             other => panic!("{}: {other:?}", self.id),
         };
         let report = Some((view.upgrade.id, outcome.clone()));
-        if view.outcomes.get(&self.id) != Some(&outcome) && self.reported != report {
-            if self.write(&turn::report(view, self.id, outcome)) {
-                self.reported = report;
-            }
+        if view.outcomes.get(&self.id) != Some(&outcome)
+            && self.reported != report
+            && self.write(&turn::report(view, self.id, outcome))
+        {
+            self.reported = report;
         }
         true
     }
