@@ -1,6 +1,6 @@
 //! The macro that makes the [list of errors](super::list) into the type, its codes and its classes.
 
-/// Defines [`Error`] together with its class, its code and the list of all codes, so that none can be left out.
+/// Defines [`Error`](super::Error) together with its class, its code and the list of all codes, so that none can be left out.
 macro_rules! errors {
     ($($(#[doc = $doc:literal])+ $name:ident $({ $($field:ident: $ty:ty),* $(,)? })?
         => $class:ident, $code:literal, ($sentence:literal $($values:tt)*);)*) => {
