@@ -6,6 +6,8 @@ mod harness;
 
 /// Bundles that callers may name, and secrets that they are not shown.
 mod boundary;
+/// A cancel in each phase of a transfer.
+mod cancel;
 /// The verbs that talk to a service.
 mod cli;
 /// The newest official client drives an upgrade.

@@ -131,12 +131,17 @@ impl Bench {
 
     /// The same with additional environment variables.
     pub(crate) fn serve_in(&self, more: &[&str], environment: &[(&str, &str)]) -> Server {
+        let mut command = Command::new(QSTAGE);
+        command.envs(environment.iter().copied());
+        self.serve_by(command, more)
+    }
+
+    /// The same by a command that executes the program with the arguments that are appended.
+    pub(crate) fn serve_by(&self, mut command: Command, more: &[&str]) -> Server {
         let log = self.path("log");
         let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let begin = fs::metadata(&log).unwrap().len() as usize;
-        let mut command = Command::new(QSTAGE);
         command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(self.path("config")).args(more);
-        command.envs(environment.iter().copied());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(out).spawn().unwrap();
         let mut server = Server { child, log, begin, address: String::new(), socket: self.path("socket") };
         server.address = server.logged("listening", "address");
