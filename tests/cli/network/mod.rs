@@ -1,5 +1,7 @@
 //! Bundles from web servers. Their error codes are reached in `errors::network`.
 
+/// Servers that do not prove their identity.
+mod certificates;
 /// Deltas beside bundles, and how much may come.
 mod deltas;
 /// Mirrors, and what becomes of those that lie, die or are slow.
