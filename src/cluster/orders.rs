@@ -294,6 +294,12 @@ mod tests {
             (5, 2, None, Some(1)),
             (7, 3, None, Some(2)),
             (7, 3, Some(3), Some(3)),
+            (9, 4, None, Some(3)),
+            (11, 5, None, Some(4)),
+            (16, 7, None, Some(6)),
+            // By the protection of data, although the store could lose more.
+            (16, 3, None, Some(2)),
+            (16, 1, None, Some(1)),
             (7, 3, Some(4), None),
             (7, 3, Some(0), None),
             // The store keeps its quorum, however many nodes the data could lose.
@@ -308,6 +314,24 @@ mod tests {
         }
         let alone = group(&view(2, 1, 1), None).unwrap_err().to_string();
         assert!(alone.contains("quorum"), "{alone}");
+        // An order without a number stays one: the commit decides it, by the protection of then.
+        let upgrade_type = UpgradeType::SoftwareAndPlatform;
+        let order = Ordered { rolling: true, upgrade_type, ..Ordered::sample() };
+        let stored = |txn: Txn| {
+            let upgrade = |write: Write| match write {
+                Write::Put(_, Value::Upgrade(upgrade), _) => Some(upgrade),
+                _ => None,
+            };
+            txn.writes.into_iter().find_map(upgrade).unwrap()
+        };
+        let mut prepared = stored(prepare(&view(9, 4, 4), order).unwrap());
+        assert_eq!((prepared.order.as_ref().unwrap().nodes, prepared.group), (None, None));
+        prepared.stage = Stage::Prepared;
+        for (may_fail, wanted) in [(4, 3), (3, 2), (2, 1), (1, 1)] {
+            let mut now = view(9, may_fail, may_fail);
+            now.upgrade = prepared.clone();
+            assert_eq!(stored(commit(&now).unwrap()).group, Some(wanted), "{may_fail} may fail");
+        }
     }
 
     #[test]
