@@ -294,3 +294,55 @@ fn roll_back_from_a_trial_makes_the_slot_bad() {
     bench.at(&["prepare", "v2.qimg"]).good();
     assert_eq!(bench.state("platform_b", &[]), "prepared");
 }
+
+/// Pairs of versions whose type is known. It depends on the content that runs, not on the numbers: one and the same bundle is
+/// instant from one version, and a platform upgrade from another.
+#[test]
+fn the_type_of_known_pairs_of_versions() {
+    const PLATFORM: &str = "SOFTWARE_AND_PLATFORM";
+    const INSTANT: &str = "SOFTWARE_ONLY";
+    let bench = Bench::new();
+    // Versions in order, each with the number of its platform; the software is another one each time.
+    let releases = [
+        ("4.0.0", 1),
+        ("4.0.6", 2),
+        ("4.1.0", 2),
+        ("7.1.1", 3),
+        ("7.4.3", 3),
+        ("7.7.0.1", 3),
+        ("7.7.0.2", 4),
+        ("7.7.0.3", 4),
+    ];
+    for (software, (version, platform)) in releases.into_iter().enumerate() {
+        let (p, s) = (format!("p{platform}.img"), format!("s{software}.img"));
+        bench.image(&p, 300_000, platform);
+        bench.image(&s, 100_000, 10 + software as u64);
+        bench.pack(version, version, &["--platform", &p, "--software", &s]);
+    }
+    for (from, to, wanted) in [
+        ("4.0.0", "4.1.0", PLATFORM),
+        ("4.0.6", "4.1.0", INSTANT),
+        ("7.1.1", "7.4.3", INSTANT),
+        ("7.7.0.1", "7.7.0.3", PLATFORM),
+        ("7.7.0.2", "7.7.0.3", INSTANT),
+    ] {
+        let init = ["init", "disk.img", "--slot-size", "2M", "--software-size", "2M"];
+        bench.at(&[&init[..], &["--bundle", &format!("{from}.qimg")]].concat()).good();
+        let bundle = format!("{to}.qimg");
+        let plan = bench.at(&["plan", &bundle, "--json"]).plan();
+        assert_eq!(
+            (&plan["upgrade_type"], &plan["blocked_by"]),
+            (&json!(wanted), &json!([])),
+            "{from} to {to}"
+        );
+        let report = bench.at(&["prepare", &bundle, "--json"]).json();
+        let targets =
+            if wanted == PLATFORM { json!(["platform_b", "software_b"]) } else { json!(["software_b"]) };
+        assert_eq!(
+            (&report["upgrade_type"], &report["targets"]),
+            (&json!(wanted), &targets),
+            "{from} to {to}"
+        );
+        fs::remove_file(bench.path("disk.img")).unwrap();
+    }
+}
