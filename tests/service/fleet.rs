@@ -37,6 +37,7 @@ impl LockServer {
                         .to_owned()
                 };
                 assert_eq!(field("fleet-lock-protocol"), "true", "{head}");
+                assert!(head.starts_with("post /v1/"), "{head}");
                 let mut body = vec![0; field("content-length").parse().unwrap()];
                 reader.read_exact(&mut body).unwrap();
                 let path = head.split(' ').nth(1).unwrap().to_owned();
