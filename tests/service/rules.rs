@@ -1,9 +1,10 @@
 //! States in which no step may begin, the report of a refusal, and limits.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
-use crate::harness::server;
+use crate::harness::{loops, server};
 
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -154,6 +155,59 @@ fn a_waiting_period_after_the_start_and_after_a_trial() {
     assert!(begun.elapsed() + Duration::from_secs(1) > PERIOD, "{:?}", begun.elapsed());
     server.prepare(&bench.text("v2.qimg"), false);
     server.reach("PREPARED");
+}
+
+/// Another program holds the slot that the upgrade writes, or the one that the commit selects.
+#[test]
+fn a_target_slot_that_is_in_use() {
+    if !loops::is_root() {
+        return;
+    }
+    let bench = Bench::new(None);
+    let server = bench.serve();
+    let (v2, v3) = (bench.text("v2.qimg"), bench.text("v3.qimg"));
+    let number = server.slot("platform", "b")["partition"].to_string();
+    let disk = bench.path("disk");
+    let of_table = ["--noheadings", "--raw", "--output", "START,SECTORS", "--nr", &number];
+    let found = loops::run("partx", &[&of_table[..], &[loops::text(&disk)]].concat());
+    let at: Vec<u64> = found.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let (offset, size) = ((at[0] * 512).to_string(), (at[1] * 512).to_string());
+    let slot = loops::Loop::new(&disk, 512, &["--offset", &offset, "--sizelimit", &size]);
+    // As a mount does; the drop of the file ends it.
+    let hold = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).custom_flags(nix::fcntl::OFlag::O_EXCL.bits());
+        loops::eventually(|| options.open(&slot.0))
+    };
+    let is_blocked = |server: &Server, by: bool| {
+        server.until("it is noticed", |server| server.get("/v2/upgrade/blocked")["is_blocked"] == by);
+        server.get("/v2/upgrade/blocked")["blocked_reason"].as_str().unwrap().to_owned()
+    };
+    is_blocked(&server, false);
+    let held = hold();
+    let reason = is_blocked(&server, true);
+    assert!(reason.contains("platform_b is in use: "), "{reason}");
+    let v1 = server.get("/v1/upgrade/status");
+    assert_eq!((&v1["is_blocked"], &v1["blocked_reason"]), (&json!(true), &json!(reason)));
+    assert_eq!(code(&server.try_prepare(&v2, true)), (409, "UPGRADE_ERROR_SLOT_IN_USE"));
+    drop(held);
+    is_blocked(&server, false);
+    server.prepare(&v2, false);
+    server.reach("PREPARED");
+    // After a prepare a refusal stands in the status: a client takes another answer for a machine that reboots.
+    let held = hold();
+    assert_eq!(server.post("/v2/upgrade/commit", &Value::Null), (202, Value::Null));
+    assert_eq!(server.state(), "COMMITTING");
+    server.until("it is refused", |server| server.state() == "PREPARED");
+    let status = server.status();
+    assert!(status["error_info"].as_str().unwrap().contains("platform_b is in use: "), "{status}");
+    assert_eq!(status["settings"]["install_path"], json!(v2));
+    assert_eq!(server.slot("platform", "a")["boots_next"], true);
+    assert_eq!(code(&server.prepare_with(&v3, "replace=true")), (409, "UPGRADE_ERROR_SLOT_IN_USE"));
+    drop(held);
+    is_blocked(&server, false);
+    assert_eq!(server.post("/v2/upgrade/commit", &Value::Null), (202, Value::Null));
+    server.reach("COMMITTED");
 }
 
 /// The command is content, or does not come back, and the machine is still there.
