@@ -100,3 +100,35 @@ fn a_fallback_is_named_until_it_is_cleared() {
         shows_it(&bench.serve(), &v2);
     }
 }
+
+/// A release whose trial failed, and one that holds nothing whole: what an operator may mark good without another prepare.
+#[test]
+fn a_failed_release_is_marked_good() {
+    let bench = Bench::new(None);
+    let v2 = bench.text("v2.qimg");
+    let server = bench.serve();
+    let mark = |server: &Server, slot: &str| server.post("/v1/qstage/mark-good", &json!({"slot": slot}));
+    let class = |answer: (u16, Value)| (answer.0, answer.1["error_class"].as_str().unwrap().to_owned());
+    assert_eq!(class(mark(&server, "b")), (409, "UPGRADE_ERROR_NOTHING_TO_MARK".to_owned()));
+    assert_eq!(class(mark(&server, "c")), (400, "UPGRADE_ERROR_BAD_REQUEST".to_owned()));
+    server.prepare(&v2, true);
+    server.reach("COMMITTED");
+    let number = server.slot("platform", "b")["partition"].clone();
+    drop(server);
+    falls_back(&bench, &number);
+    let server = bench.serve();
+    shows_it(&server, &v2);
+    assert_eq!(server.slot("platform", "b")["state"], "bad");
+    let (status, report) = mark(&server, "b");
+    assert_eq!((status, &report["boots_next"]), (200, &json!("b")), "{report}");
+    let slot = server.slot("platform", "b");
+    assert_eq!((&slot["state"], &slot["boots_next"]), (&json!("good"), &json!(true)), "{slot}");
+    // It boots next; the failure stays visible until somebody clears it, or prepares.
+    let v1 = server.get("/v1/upgrade/status");
+    assert_eq!(v1["error_state"], "UPGRADE_ERROR_FELL_BACK", "{v1}");
+    assert!(server.status()["error_info"].as_str().unwrap().contains("did not come up"));
+    drop(server);
+    let server = bench.serve_with(&["--booted", "b"]);
+    assert_eq!(server.get("/v1/version")["revision_id"], "Demo 2.0");
+    assert_eq!(server.slot("platform", "b")["state"], "good");
+}
