@@ -342,30 +342,6 @@ fn nothing_begins_while_a_reboot_is_under_way() {
 }
 
 #[test]
-fn a_reboot_is_shown_before_it_happens() {
-    let bench = Bench::new(None);
-    let mark = bench.text("rebooted");
-    bench.configure(None, &format!("reboot_command = [\"touch\", {mark:?}]\n"));
-    let server = bench.serve();
-    assert_eq!(server.get("/v1/shutdown/reboot/status")["state"], "REBOOT_IDLE");
-    server.prepare(&bench.text("v2.qimg"), true);
-    server.reach("REBOOTING");
-    assert!(!bench.path("rebooted").exists(), "clients that poll each second see it first");
-    let reboot = server.get("/v1/shutdown/reboot/status");
-    assert_eq!(
-        (&reboot["state"], &reboot["upgrade_initiated"]),
-        (&json!("REBOOT_IN_PROGRESS"), &json!(true))
-    );
-    assert_eq!(reboot["total_node_count"], 1);
-    server.until("the command runs", |_| bench.path("rebooted").exists());
-    drop(server);
-    // The new slot failed its tries: the old one runs again, and that is an error.
-    let server = bench.serve_with(&["--booted", "b"]);
-    assert!(server.status()["error_info"].is_null());
-    drop(server);
-}
-
-#[test]
 fn events_tell_the_state_at_once_and_at_each_change() {
     let bench = Bench::new(Some("4M"));
     let server = bench.serve();

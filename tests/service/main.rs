@@ -34,6 +34,8 @@ mod hung;
 mod load;
 /// Metrics, alert rules and dashboard.
 mod metrics;
+/// How long each state is shown, and the objects that clients compare.
+mod moments;
 /// Readiness, watchdog and stop, as the service manager sees them.
 mod notify;
 /// The page for browsers.
