@@ -341,6 +341,49 @@ fn nothing_begins_while_a_reboot_is_under_way() {
     assert_eq!(code(&server.try_prepare(&bench.text("v2.qimg"), false)), (409, "UPGRADE_ERROR_BLOCKED"));
 }
 
+/// Rules that a query overrides in both generations of the API, and the one that no remote caller overrides.
+#[test]
+fn rules_that_a_query_overrides() {
+    const OVERRIDE: &str = "override_compatibility_check=true";
+    let bench = Bench::new(None);
+    bench.pack("again.qimg", "1.0", "p2", "s1");
+    bench.pack_with("epoch.qimg", "2.5", "p2", "s2", &["--epoch", "5"]);
+    let server = bench.serve();
+    let (again, old, v3) = (bench.text("again.qimg"), bench.text("old.qimg"), bench.text("v3.qimg"));
+    let put = |server: &Server, bundle: &str, query: &str| {
+        let body = json!({"install_path": bundle, "target": "UPGRADE_TARGET_PREPARE"});
+        server.call("PUT", &format!("/v1/upgrade/settings?{query}"), &body)
+    };
+    // The version of the running release with other content: a client could not see that the upgrade took.
+    assert_eq!(code(&server.try_prepare(&again, false)), (409, "UPGRADE_ERROR_SAME_VERSION"));
+    assert_eq!(code(&put(&server, &again, "")), (409, "UPGRADE_ERROR_SAME_VERSION"));
+    // An older version.
+    assert_eq!(code(&put(&server, &old, "")), (409, "UPGRADE_ERROR_DOWNGRADE"));
+    assert_eq!(server.slot("platform", "b")["state"], "empty");
+    let settings = json!({"install_path": old, "target": "UPGRADE_TARGET_PREPARE"});
+    assert_eq!(put(&server, &old, OVERRIDE), (200, settings));
+    server.reach("PREPARED");
+    assert_eq!(server.slot("platform", "b")["version"], "0.9");
+    assert_eq!(server.prepare_with(&again, &format!("{OVERRIDE}&replace=true")).0, 202);
+    server.reach("PREPARED");
+    let slot = server.slot("platform", "b");
+    assert_eq!((&slot["state"], &slot["version"]), (&json!("prepared"), &json!("1.0")));
+    // A release of a higher epoch proves good: from now on nothing below it is prepared, whatever the query says.
+    assert_eq!(server.prepare_with(&bench.text("epoch.qimg"), "replace=true").0, 202);
+    server.reach("PREPARED");
+    assert_eq!(server.post("/v2/upgrade/commit", &Value::Null).0, 202);
+    server.reach("COMMITTED");
+    drop(server);
+    let server = bench.serve_with(&["--booted", "b"]);
+    assert_eq!(server.post("/v1/qstage/mark-good", &json!({})).0, 200);
+    for query in ["", OVERRIDE, "override_compatibility_check=true&retry=true&replace=true"] {
+        assert_eq!(code(&server.prepare_with(&v3, query)), (409, "UPGRADE_ERROR_EPOCH"), "{query}");
+        assert_eq!(code(&put(&server, &v3, query)), (409, "UPGRADE_ERROR_EPOCH"), "{query}");
+    }
+    assert_eq!(server.slot("platform", "a")["version"], "1.0");
+    assert_eq!(server.state(), "IDLE");
+}
+
 #[test]
 fn events_tell_the_state_at_once_and_at_each_change() {
     let bench = Bench::new(Some("4M"));

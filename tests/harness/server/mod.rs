@@ -81,12 +81,24 @@ impl Bench {
 
     /// Packs and signs a bundle.
     pub(crate) fn pack(&self, bundle: &str, version: &str, platform: &str, software: &str) {
+        self.pack_with(bundle, version, platform, software, &[]);
+    }
+
+    /// The same with additional options.
+    pub(crate) fn pack_with(
+        &self,
+        bundle: &str,
+        version: &str,
+        platform: &str,
+        software: &str,
+        options: &[&str],
+    ) {
         let path = |name: &str| self.path(name);
         let mut pack = Command::new(QSTAGE);
         pack.args(["pack", "--force", "--product", "Demo", "--level", "1", "--version", version, "--key"])
             .arg(path("key"));
         pack.arg("--platform").arg(path(platform)).arg("--software").arg(path(software));
-        run(pack.arg("-o").arg(path(bundle)));
+        run(pack.args(options).arg("-o").arg(path(bundle)));
     }
 
     /// Writes the configuration; `service` goes into the table of that name.
