@@ -384,6 +384,37 @@ fn rules_that_a_query_overrides() {
     assert_eq!(server.state(), "IDLE");
 }
 
+/// Orders by each path; the command touches the file `mark` when the answer is out, and nothing else happens.
+fn ordered_by(paths: &[&str], mark: &str) {
+    let bench = Bench::new(None);
+    let (rebooted, halted) = (bench.text("rebooted"), bench.text("halted"));
+    let commands =
+        format!("reboot_command = [\"touch\", {rebooted:?}]\nhalt_command = [\"touch\", {halted:?}]\n");
+    bench.configure(None, &commands);
+    for path in paths {
+        // A service for each: it takes no other order during a reboot.
+        let server = bench.serve();
+        assert_eq!(server.post(path, &Value::Null), (202, Value::Null), "{path}");
+        assert!(!bench.path(mark).exists(), "{path}: the answer is out before the machine goes down");
+        server.until(path, |_| bench.path(mark).exists());
+        std::fs::remove_file(bench.path(mark)).unwrap();
+        assert!(!bench.path("rebooted").exists() && !bench.path("halted").exists(), "{path}");
+        let other = format!("/v1/shutdown/{}/2", if mark == "halted" { "halt" } else { "reboot" });
+        assert_eq!(code(&server.post(&other, &Value::Null)), (404, "UPGRADE_ERROR_NO_SUCH_NODE"));
+    }
+}
+
+#[test]
+fn a_reboot_by_each_path() {
+    ordered_by(&["/v1/shutdown/reboot/1", "/v1/cluster/reboot", "/v1/node/reboot"], "rebooted");
+}
+
+#[test]
+fn a_halt_by_each_path() {
+    let paths = ["/v1/shutdown/halt", "/v1/shutdown/halt/1", "/v1/cluster/halt", "/v1/node/halt"];
+    ordered_by(&paths, "halted");
+}
+
 #[test]
 fn events_tell_the_state_at_once_and_at_each_change() {
     let bench = Bench::new(Some("4M"));
