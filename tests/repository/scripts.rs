@@ -1,6 +1,6 @@
 //! The scripts are the first thing that a newcomer runs: they parse, are executable, and name missing tools.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,77 @@ fn scripts_are_executable_strict_and_parse() {
         let parsed = Command::new("bash").arg("-n").arg(&path).output().unwrap();
         assert!(parsed.status.success(), "{name}: {}", String::from_utf8_lossy(&parsed.stderr));
     }
+}
+
+/// All programs of `scripts/`, those in Python too, and the scripts of other directories.
+fn all_scripts() -> Vec<PathBuf> {
+    let own = std::fs::read_dir(script("scripts")).unwrap().map(|entry| entry.unwrap().path());
+    let own = own.filter(|path| path.is_file() && path.extension().is_none());
+    let mut all: Vec<_> = own.chain([script("examples/mkosi/build"), script(".ci/run")]).collect();
+    all.sort();
+    all
+}
+
+/// The options of a script that take a value, by its help: `--name VALUE`, as each kind of help writes it.
+fn options_with_values(help: &str) -> Vec<String> {
+    let words: Vec<&str> = help.split_whitespace().map(|word| word.trim_start_matches('[')).collect();
+    let capital = |word: &str| word.starts_with(|first: char| first.is_ascii_uppercase());
+    let mut found: Vec<String> = words
+        .windows(2)
+        .filter(|pair| pair[0].starts_with("--") && capital(pair[1].trim_end_matches(']')))
+        .map(|pair| pair[0].to_owned())
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// A mistyped option of `scripts/proof` once began its hours of work, and a missing value ended with 1, as a failure does. The
+/// PATH has what reading arguments needs and no more: a script that goes on can start nothing, and ends with another code.
+#[test]
+fn a_mistake_of_the_command_line_ends_with_2_and_begins_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tools, empty) = (dir.path().join("bin"), dir.path().join("empty"));
+    std::fs::create_dir(&tools).unwrap();
+    std::fs::create_dir(&empty).unwrap();
+    // Not what the PATH has, which may be a script that looks for the program.
+    let python = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    symlink(String::from_utf8(python.stdout).unwrap().trim(), tools.join("python3")).unwrap();
+    for tool in ["bash", "dirname", "realpath", "sed", "grep"] {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|dir| dir.join(tool))
+            .find(|path| path.is_file());
+        symlink(found.unwrap_or_else(|| panic!("{tool} is missing")), tools.join(tool)).unwrap();
+    }
+    let run = |path: &Path, args: &[&str]| {
+        let mut command = Command::new(path);
+        command.args(args).current_dir(&empty).env_clear().env("PATH", &tools);
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+    let mut bare = 0;
+    for path in all_scripts() {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let refused = |args: &[&str]| {
+            let (code, text) = run(&path, args);
+            assert_eq!(code, Some(2), "{name} {args:?}: {text}");
+            assert!(text.contains(&format!("{name}: ")), "{name} {args:?}: {text}");
+            assert!(text.contains(args[args.len() - 1]), "{name} {args:?} is not named: {text}");
+        };
+        refused(&["--bogus"]);
+        let (code, help) = run(&path, &["--help"]);
+        assert_eq!(code, Some(0), "{name} --help: {help}");
+        for option in options_with_values(&help) {
+            refused(&[&option]);
+            bare += 1;
+        }
+        if name == "demo-vm" {
+            refused(&["--loader", "nonesuch"]);
+        }
+    }
+    assert!(bare >= 40, "{bare} options with a value were found");
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
 }
 
 /// A PATH with bash and little else: the script must name the packages, all at once, and create nothing.
