@@ -11,7 +11,8 @@ use crate::units::text;
 ///
 /// Error codes stand in brackets at the end of a message, in the status, in the history
 /// and in JSON. UPGRADE_ERROR_ may be left away, and small letters do as well. An exit
-/// code or the name of a class stands for all its codes; without CODE all are listed.
+/// code or the name of a class stands for all its codes, a whole code only for itself;
+/// without CODE all are listed.
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
     /// Error code, exit code or class, such as ON_TRIAL, 5 or refused

@@ -102,7 +102,8 @@ pub fn all() -> Vec<Explanation> {
 }
 
 /// The explanations for `asked`: a code in any spelling (`on-trial`, `[UPGRADE_ERROR_ON_TRIAL]`), or all codes of a
-/// class by its name or its exit code. Empty if there is no such name.
+/// class by its name or its exit code. A whole code is never taken for a class: `UPGRADE_ERROR_INTERNAL` is one code,
+/// `internal` is a class. Empty if there is no such name.
 pub fn explain(asked: &str) -> Vec<Explanation> {
     let code = asked.trim().trim_matches(['[', ']']).to_ascii_uppercase().replace('-', "_");
     let short = code.strip_prefix(PREFIX).unwrap_or(&code);
@@ -117,6 +118,10 @@ pub fn explain(asked: &str) -> Vec<Explanation> {
         }];
     }
     let mut found = all();
+    if short.len() < code.len() {
+        found.retain(|one| one.code == code);
+        return found;
+    }
     found.retain(|one| {
         one.code.strip_prefix(PREFIX) == Some(short)
             || one.class.eq_ignore_ascii_case(short)

@@ -3,6 +3,9 @@
 
 use std::process::{Command, Output};
 
+use qstage::Error;
+use qstage::error::Class;
+
 fn qstage(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_qstage")).args(args).output().unwrap()
 }
@@ -37,6 +40,28 @@ fn all_codes_are_listed_and_each_is_in_the_manual() {
     }
     let refused = text(&["explain", "5"]);
     assert!(refused.contains("UPGRADE_ERROR_DOWNGRADE ") && !refused.contains("UPGRADE_ERROR_CONFIG "));
+}
+
+/// UPGRADE_ERROR_INTERNAL and UPGRADE_ERROR_INTERRUPTED are named as their classes: for both the table of the class was shown.
+#[test]
+fn a_whole_code_is_explained_and_not_its_class() {
+    let classes = Class::ALL.map(Class::word);
+    for &(code, _) in Error::ALL {
+        let short = code.strip_prefix("UPGRADE_ERROR_").unwrap();
+        let bracketed = format!("[{code}]");
+        for asked in [code, &bracketed, &code.to_lowercase(), short] {
+            if asked == short && classes.contains(&&*short.to_lowercase()) {
+                continue;
+            }
+            let found = qstage::error::explain(asked);
+            assert_eq!(found.iter().map(|one| one.code).collect::<Vec<_>>(), [code], "{asked}");
+        }
+    }
+    for code in ["UPGRADE_ERROR_INTERNAL", "UPGRADE_ERROR_INTERRUPTED"] {
+        let told = text(&["explain", code]);
+        assert!(told.starts_with(&format!("{code}\nmeaning")), "{told}");
+    }
+    assert!(text(&["explain", "interrupted"]).contains("CODE"), "a class is a table");
 }
 
 #[test]
