@@ -210,7 +210,7 @@ fn manual_pages_are_complete_and_render_without_warnings() {
         assert!(page.is_file(), "{name}.1 is missing");
         let text = std::fs::read_to_string(&page).unwrap();
         assert!(text.contains(&format!(".TH {name} 1 ")), "{name}: {}", text.lines().nth(2).unwrap());
-        for section in ["EXIT STATUS", "FILES", "SEE ALSO"] {
+        for section in ["EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"] {
             assert!(
                 text.contains(&format!(".SH \"{section}\"")) || text.contains(&format!(".SH {section}")),
                 "{name}: {section}"
@@ -227,6 +227,10 @@ fn manual_pages_are_complete_and_render_without_warnings() {
     }
     let config = dir.path().join("qstage.toml.5");
     let text = std::fs::read_to_string(&config).unwrap();
+    for section in ["FILES", "EXAMPLES", "SEE ALSO"] {
+        let heading = [format!(".SH {section}\n"), format!(".SH \"{section}\"\n")];
+        assert!(heading.iter().any(|line| text.contains(line)), "qstage.toml(5): {section}");
+    }
     let sample = include_str!("../../fixtures/config.toml");
     for line in sample
         .lines()
@@ -235,10 +239,19 @@ fn manual_pages_are_complete_and_render_without_warnings() {
         let key = line[1..].split(" = ").next().unwrap();
         assert!(text.contains(&format!("\\fB{key} = ")), "{key}");
     }
-    for judge in ["groff -ww -man -Tutf8 -z", "man --warnings -E UTF-8 -l -Tutf8 -Z"] {
-        if let Some(output) = run(judge, &config) {
-            let complaints = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && complaints.is_empty(), "{judge} qstage.toml.5: {complaints}");
+    // The page of the selector is written by hand.
+    let select = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/packaging/qstage-select.1");
+    let by_hand = std::fs::read_to_string(&select).unwrap();
+    for section in ["EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"] {
+        assert!(by_hand.contains(&format!(".SH {section}\n")), "qstage-select(1): {section}");
+    }
+    for page in [&config, &select] {
+        for judge in ["groff -ww -man -Tutf8 -z", "man --warnings -E UTF-8 -l -Tutf8 -Z"] {
+            if let Some(output) = run(judge, page) {
+                let complaints = String::from_utf8_lossy(&output.stderr);
+                let sound = output.status.success() && complaints.is_empty();
+                assert!(sound, "{judge} {}: {complaints}", page.display());
+            }
         }
     }
     assert!(stdout(qstage(&["man"])).contains(".TH qstage 1"));
