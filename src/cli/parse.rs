@@ -8,11 +8,12 @@ use clap::error::{ContextKind, ContextValue};
 
 use super::verb::Cli;
 
-/// Verbs that destroy the content of a disk or a prepared slot: no tip names them.
-const DESTRUCTIVE: [&str; 2] = ["init", "cancel"];
+/// Verbs that destroy the content of a disk or a prepared slot, end a membership or an upgrade of all nodes, or make a token
+/// useless: no tip names them.
+const DESTRUCTIVE: [&str; 6] = ["init", "cancel", "leave", "abandon", "take-back", "revoke"];
 
-/// Prefixes of options that override a refusal.
-const OVERRULING: [&str; 5] = ["--force", "--allow-", "--override-", "--assume-", "--unsigned-"];
+/// Prefixes of options that override a refusal, or answer a question in advance.
+const OVERRULING: [&str; 6] = ["--force", "--allow-", "--override-", "--assume-", "--unsigned-", "--yes"];
 
 /// Verbs of other tools (RAUC, SWUpdate, Mender, swupd, apt), and ours.
 const KNOWN_ELSEWHERE: [(&[&str], &str); 6] = [

@@ -49,9 +49,23 @@ fn no_tip_destroys_anything() {
     ] {
         assert_eq!(tip(args), "", "{args:?}");
     }
+    for (group, typed, verb) in [
+        ("cluster", "remove", "leave"),
+        ("cluster", "leav", "leave"),
+        ("cluster", "abandn", "abandon"),
+        ("cluster", "takeback", "take-back"),
+        ("token", "revok", "revoke"),
+    ] {
+        let tip = tip(&[group, typed]);
+        assert!(!tip.contains(&format!("'{verb}'")), "{group} {typed}: {tip}");
+    }
+    for args in [&["bench", "--ye"][..], &["bench", "--yess"]] {
+        assert!(!tip(args).contains("--yes"), "{args:?}");
+    }
     // Other tips stay.
     assert!(tip(&["prepar"]).contains("'prepare'"));
     assert!(tip(&["init", "x", "--slot-siz", "8M"]).contains("'--slot-size'"));
+    assert!(tip(&["cluster", "resum"]).contains("'resume'"));
 }
 
 #[test]
