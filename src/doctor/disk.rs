@@ -180,3 +180,165 @@ fn running(slots: &SlotsReport) -> Option<Finding> {
         _ => Some(Finding::good("boot", format!("{} runs", name(runs)))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::*;
+    use crate::config::Config;
+    use crate::state::{KnownBy, RunningSlot, Runs};
+    use crate::units::Slot;
+
+    const SIZE: u64 = 1 << 30;
+
+    fn slot(group: Group, slot: Slot) -> SlotReport {
+        SlotReport {
+            group,
+            slot,
+            partition: 1,
+            partuuid: String::new(),
+            size: SIZE,
+            state: SlotState::Good,
+            booted: (group, slot) == (Group::Platform, Slot::A),
+            boots_next: slot == Slot::A,
+            reason: None,
+            version: Some("1.0".into()),
+            unsigned: false,
+            product: Some("demo".into()),
+            created: None,
+            blake3: None,
+            manifest: None,
+            firmware: Vec::new(),
+            priority: 1,
+            tries: 0,
+            successful: true,
+            legacy_bootable: false,
+            boot_entry: None,
+        }
+    }
+
+    /// A disk without a fault: two slots of each group, as large as each other, both good.
+    fn sound() -> SlotsReport {
+        let runs = || RunningSlot::Known(Slot::A, KnownBy::Kernel);
+        SlotsReport {
+            disk: "/dev/x".into(),
+            boot_flag: BootFlag::Priority,
+            table: "equal".into(),
+            switch_method: "by second array".into(),
+            boot_before: Vec::new(),
+            booted_unknown: None,
+            runs: Runs { platform: runs(), software: runs() },
+            slots: Group::BOTH
+                .into_iter()
+                .flat_map(|group| Slot::BOTH.map(|found| slot(group, found)))
+                .collect(),
+        }
+    }
+
+    /// What is not good about a disk with a configuration: severity, message and remedy in one line each.
+    fn found(slots: SlotsReport, config: &str) -> Vec<String> {
+        let settings = toml::from_str::<Config>(config).unwrap().into_settings();
+        let content = DiskContent {
+            is_image: false,
+            slots: Ok(slots),
+            status: Ok(Status::idle()),
+            history: Vec::new(),
+            ends: Vec::new(),
+        };
+        let all = content.findings(&settings).into_iter().filter(|one| one.verdict != Severity::Good);
+        all.map(|one| format!("{:?}: {}; {}", one.verdict, one.message, one.remedy.unwrap())).collect()
+    }
+
+    type Fault = fn(&mut SlotsReport);
+
+    #[test]
+    fn each_fault_of_the_layout_is_named_with_its_remedy() {
+        const CONTAINER: &str = "[container]\ncommand = [\"/app\"]\n";
+        assert_eq!(found(sound(), CONTAINER), [""; 0]);
+        let faults: [(&str, Fault, &str, &[&str]); 11] = [
+            (
+                "no room for a second array",
+                |disk| disk.switch_method = "in place".into(),
+                "",
+                &["Warning: a switch is written in place: ", "leave 1 MiB free before the first partition"],
+            ),
+            (
+                "in place, as configured",
+                |disk| disk.switch_method = "in place".into(),
+                "table = \"in-place\"\n",
+                &[],
+            ),
+            (
+                "unequal platform slots",
+                |disk| disk.slots[1].size = SIZE / 2,
+                "",
+                &["Warning: platform_a has 1073741824 bytes, platform_b has 536870912", "make both as large"],
+            ),
+            (
+                "unequal software slots",
+                |disk| disk.slots[2].size = 4096,
+                "",
+                &["Warning: software_a has 4096 bytes, software_b has 1073741824", "make both as large"],
+            ),
+            (
+                "no software slots",
+                |disk| disk.slots.truncate(2),
+                CONTAINER,
+                &["Problem: [container] is configured, but the disk has no two partitions", "make them, "],
+            ),
+            (
+                "one software slot",
+                |disk| disk.slots.truncate(3),
+                CONTAINER,
+                &["Problem: [container] is configured", "or take [container] out"],
+            ),
+            ("no software slots and no container", |disk| disk.slots.truncate(2), "", &[]),
+            (
+                "torn software",
+                |disk| disk.slots[3].state = SlotState::Torn,
+                "",
+                &["Warning: software_b was not prepared to the end; ", "'qstage prepare' the same bundle"],
+            ),
+            (
+                "a platform slot that is missing",
+                |disk| drop(disk.slots.remove(1)),
+                "",
+                &["Warning: there is no fallback: the other platform slot is missing", "--slot both"],
+            ),
+            (
+                "nothing boots",
+                |disk| disk.slots.iter_mut().for_each(|slot| slot.boots_next = false),
+                "",
+                &["Problem: /dev/x: no platform slot is bootable", "qstage"],
+            ),
+            (
+                "nothing says what runs",
+                |disk| disk.booted_unknown = Some("no word of the kernel names it".into()),
+                "",
+                &["Problem: it is not known which slot runs: no word", "qstage.partuuid=GUID"],
+            ),
+        ];
+        for (name, fault, config, parts) in faults {
+            let mut disk = sound();
+            fault(&mut disk);
+            let said = found(disk, config);
+            assert_eq!(said.len(), usize::from(!parts.is_empty()), "{name}: {said:#?}");
+            for part in parts {
+                assert!(said[0].contains(part), "{name}: no '{part}': {said:?}");
+            }
+        }
+    }
+
+    /// A torn platform slot is no fallback either, and what boots before the slots is named.
+    #[test]
+    fn a_torn_platform_and_a_foreign_boot_entry_are_named() {
+        let mut disk = sound();
+        disk.slots[1].state = SlotState::Torn;
+        (disk.boot_flag, disk.boot_before) = (BootFlag::Efi, vec!["Boot0003".into()]);
+        let said = found(disk, "boot_flag = \"efi\"\n");
+        assert_eq!(said.len(), 3, "{said:#?}");
+        assert!(said[0].contains("platform_b was not prepared to the end"), "{said:?}");
+        assert!(said[1].contains("the other platform slot is torn"), "{said:?}");
+        assert!(said[2].contains("Boot0003 before the slots; move these entries"), "{said:?}");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Finding, Places};
 use crate::config::{ClusterConfig, Settings};
 use crate::error::{Error, sentence};
-use crate::host::files::check_trusted;
+use crate::host::files::{check_trusted, trust_remedy};
 
 /// The settings of this machine, and whether its configuration file could be used.
 pub(crate) struct Setup {
@@ -28,7 +28,10 @@ impl Setup {
     fn configuration(&self) -> Finding {
         match &self.problem {
             Some(error) => {
-                let remedy = format!("correct {}; qstage.toml(5) explains every key", self.file.display());
+                let exposed = check_trusted(&self.file).err().as_ref().and_then(trust_remedy);
+                let remedy = exposed.unwrap_or_else(|| {
+                    format!("correct {}; qstage.toml(5) explains every key", self.file.display())
+                });
                 // The whole message: what follows its last semicolon is no remedy here.
                 Finding {
                     message: sentence(error),
@@ -58,7 +61,14 @@ impl Setup {
             return vec![Finding::problem("keys", message, remedy)];
         }
         let read = match trust.read() {
-            Err(error) => return vec![Finding::of("keys", &error)],
+            Err(error) => {
+                let mut finding = Finding::of("keys", &error);
+                // Another file is a way around it; the file of this machine is to be corrected.
+                if let Some(remedy) = check_trusted(&trust.path).err().as_ref().and_then(trust_remedy) {
+                    finding.remedy = Some(remedy);
+                }
+                return vec![finding];
+            }
             Ok(read) => read,
         };
         let (keys, skipped) = read.keys();
@@ -109,6 +119,7 @@ impl Setup {
             let Some(path) = path else { continue };
             if let Err(problem) = check_trusted(&places.at(path)) {
                 let message = format!("'{key}' is {}, which cannot be used: {problem}", path.display());
+                let remedy = trust_remedy(&problem).unwrap_or_else(|| remedy.to_owned());
                 findings.push(Finding::problem("service", message, remedy));
             }
         }
@@ -129,8 +140,40 @@ fn missing_directory(dir: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::config::Config;
+
+    /// A user that may write to a file decides what it says: each kind of file has the command that ends that as its remedy, not "make
+    /// the file", which is there.
+    #[test]
+    fn a_file_that_others_can_write_has_its_mode_as_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["signers", "tokens", "config"] {
+            std::fs::write(at(name), "").unwrap();
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        let text = format!(
+            "trust = {:?}\n[service]\ntokens = {:?}\nimage_paths = []\n",
+            at("signers"),
+            at("tokens")
+        );
+        let settings = toml::from_str::<Config>(&text).unwrap().into_settings();
+        let config = crate::host::files::read_trusted_text(&at("config"), 1).unwrap_err();
+        let problem = Some(Error::Config { path: at("config"), problem: config.to_string() });
+        let mut setup = Setup { settings, problem, file: at("config") };
+        let mut findings = setup.findings();
+        setup.problem = None;
+        findings.extend(setup.service(&Places::below(Path::new("/"))));
+        for (subject, name) in [("configuration", "config"), ("keys", "signers"), ("service", "tokens")] {
+            let found = findings.iter().find(|one| one.subject == subject).unwrap();
+            assert_eq!(found.verdict, super::super::Severity::Problem, "{found:?}");
+            let remedy = found.remedy.as_deref().unwrap();
+            assert_eq!(remedy, format!("check its content, then: chmod go-w {}", at(name).display()));
+        }
+    }
 
     /// Each file of the configuration that the service reads is named while it is missing.
     #[test]

@@ -50,6 +50,20 @@ fn a_sound_image_has_no_problem_and_each_fault_is_named_with_its_remedy() {
     failed.bad("FINDINGS");
     bench.at(&["doctor", "--trust", "other"]).good();
 
+    // A user that may write to the file of keys decides who signs: the remedy is the command that ends it.
+    let mode = |mode| fs::set_permissions(bench.path("other"), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o666);
+    let failed = bench.at(&["doctor", "--trust", "other", "--json"]);
+    let report: Value = serde_json::from_str(failed.out.lines().next().unwrap()).unwrap();
+    let keys = report["findings"].as_array().unwrap().iter().find(|one| one["subject"] == "keys").unwrap();
+    assert_eq!((&keys["verdict"], &keys["code"]), (&"problem".into(), &"UPGRADE_ERROR_TRUST_FILE".into()));
+    let remedy = keys["remedy"].as_str().unwrap();
+    failed.bad("FINDINGS");
+    let (_, command) = remedy.split_once(": ").unwrap();
+    assert_eq!(command, "chmod go-w other", "{keys}");
+    tool("sh", &["-c", &format!("cd {} && {command}", bench.text(""))]);
+    bench.at(&["doctor", "--trust", "other"]).good();
+
     // Both slots lose their flags, and one its end.
     tool("sgdisk", &["--attributes=1:set:2", "--attributes=1:clear:56", &bench.text("disk.img")]);
     let (at, len) = bench.extent("platform_a");

@@ -7,4 +7,4 @@ mod trusted;
 
 pub(crate) use lock::{lock_file, private_directory};
 pub(crate) use output::{OutputFile, replace};
-pub(crate) use trusted::{check_trusted, read_trusted, read_trusted_text};
+pub(crate) use trusted::{check_trusted, read_trusted, read_trusted_text, trust_remedy};

@@ -1,6 +1,7 @@
 //! Files that decide what is trusted: configuration, trusted keys, tokens, programs that are run. A user that can write such
 //! a file, or a directory above it, can decide; so only root and the caller may.
 
+use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -13,6 +14,49 @@ use nix::unistd::geteuid;
 const WRITABLE: u32 = 0o022;
 /// In a directory with this bit only its owner can replace a file (inode(7)): /tmp.
 const STICKY: u32 = 0o1000;
+
+/// Why a file is not trusted: the file, or a directory above it, that another user can change.
+#[derive(Debug)]
+struct Exposed {
+    path: PathBuf,
+    why: Why,
+}
+
+#[derive(Debug)]
+enum Why {
+    /// It belongs to another user.
+    Owner { owner: u32, caller: u32 },
+    /// Its mode lets others write.
+    Mode,
+}
+
+impl fmt::Display for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.why {
+            Why::Owner { owner, caller } => write!(
+                f,
+                "{path} belongs to user {owner}, who decides what is trusted then; it must belong to root or to user {caller} (chown)"
+            ),
+            Why::Mode => write!(
+                f,
+                "{path} can be written by others than its owner, who decide what is trusted then (chmod go-w)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Exposed {}
+
+/// The command that makes a file trusted; `None` if the error has another reason than its owner or its mode.
+pub(crate) fn trust_remedy(problem: &io::Error) -> Option<String> {
+    let exposed = problem.get_ref()?.downcast_ref::<Exposed>()?;
+    let path = exposed.path.display();
+    Some(match exposed.why {
+        Why::Owner { .. } => format!("check its content, then: chown root {path}"),
+        Why::Mode => format!("check its content, then: chmod go-w {path}"),
+    })
+}
 
 /// Reads a file of at most `limit` bytes that only root and the caller can change.
 ///
@@ -82,19 +126,15 @@ fn own(path: &Path, about: &Metadata) -> io::Result<()> {
     if owner == 0 || owner == caller {
         return Ok(());
     }
-    let what = format!(
-        "{} belongs to user {owner}, who decides what is trusted then; it must belong to root or to user {caller} (chown)",
-        path.display()
-    );
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+    Err(exposed(path, Why::Owner { owner, caller }))
 }
 
 fn writable(path: &Path) -> io::Error {
-    let what = format!(
-        "{} can be written by others than its owner, who decide what is trusted then (chmod go-w)",
-        path.display()
-    );
-    io::Error::new(io::ErrorKind::PermissionDenied, what)
+    exposed(path, Why::Mode)
+}
+
+fn exposed(path: &Path, why: Why) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, Exposed { path: path.to_owned(), why })
 }
 
 #[cfg(test)]
@@ -122,6 +162,8 @@ mod tests {
             set(path, mode);
             let problem = read_trusted(&file, 4).unwrap_err().to_string();
             assert!(problem.starts_with(&format!("{} can be written", path.display())), "{problem}");
+            let remedy = trust_remedy(&read_trusted(&file, 4).unwrap_err()).unwrap();
+            assert!(remedy.ends_with(&format!("chmod go-w {}", path.display())), "{remedy}");
             set(path, before);
         }
         set(&up, 0o1777);
@@ -149,7 +191,9 @@ mod tests {
         fs::write(&file, "text").unwrap();
         set(&file, 0o600);
         std::os::unix::fs::chown(&file, Some(65534), None).unwrap();
-        let problem = read_trusted(&file, 4).unwrap_err().to_string();
-        assert!(problem.contains("belongs to user 65534"), "{problem}");
+        let problem = read_trusted(&file, 4).unwrap_err();
+        assert!(problem.to_string().contains("belongs to user 65534"), "{problem}");
+        let remedy = trust_remedy(&problem).unwrap();
+        assert!(remedy.ends_with(&format!("chown root {}", file.display())), "{remedy}");
     }
 }
