@@ -19,7 +19,9 @@ use crate::state::SwitchReport;
 ///
 /// Runs the executable files of the directory in the order of their names; each must end
 /// with 0 within its time. The first that fails is named, and the exit code is 9. To be
-/// run before 'qstage mark-good', which then ends the trial of a new slot.
+/// run before 'qstage mark-good', which then ends the trial of a new slot. A file that
+/// cannot be executed is named and not run, but for README. A directory that is missing
+/// is an error.
 ///
 /// If the running slot is on trial, the reason of a failure is written into the slot, so
 /// that the slot that boots next can report it.

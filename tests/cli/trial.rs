@@ -271,3 +271,37 @@ fn a_slot_without_flags_is_not_called_the_fallback() {
     let done = foreign(&["commit"]).good();
     assert!(done.contains("with 3 tries, slot a is the fallback; slot b boots next"), "{done}");
 }
+
+/// A program that was copied without its mode, or whose interpreter is missing, checks nothing: a machine without any check would
+/// pass as healthy.
+#[test]
+fn a_check_that_cannot_be_executed_is_said_and_a_missing_directory_is_an_error() {
+    let bench = Bench::installed();
+    let run = |dir: &str| bench.at(&["health", "--dir", dir]);
+    let failed = run("none");
+    assert!(failed.err.contains("none"), "{}", failed.err);
+    failed.bad("OPEN");
+    let file = |name: &str, content: &[u8], mode: u32| {
+        fs::write(bench.path("checks").join(name), content).unwrap();
+        fs::set_permissions(bench.path("checks").join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    fs::create_dir(bench.path("checks")).unwrap();
+    file("10-program", b"\x7fELF\x02\x01\x01", 0o644);
+    file("20-script", b"#!/bin/sh\n", 0o644);
+    file("30-text", b"exit 1\n", 0o644);
+    file("40-empty", b"", 0o644);
+    for no_check in ["README", "50-old~", "60.dpkg-old"] {
+        file(no_check, b"#!/bin/sh\n", 0o644);
+    }
+    let told = run("checks");
+    let said: Vec<&str> = told.err.lines().filter(|line| line.contains("cannot be executed")).collect();
+    assert_eq!(said.len(), 4, "{}", told.err);
+    for (line, name) in said.iter().zip(["10-program", "20-script", "30-text", "40-empty"]) {
+        assert!(line.contains(&format!("{name} cannot be executed and was not asked (chmod +x)")), "{line}");
+    }
+    told.good();
+    file("70-gone", b"#!/nonexistent/sh\n", 0o755);
+    let failed = run("checks");
+    assert!(failed.err.contains("70-gone") && failed.err.contains("cannot be run"), "{}", failed.err);
+    failed.bad("UNHEALTHY");
+}
