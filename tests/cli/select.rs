@@ -213,6 +213,53 @@ fn nodes_of_the_kernel_are_named() {
     );
 }
 
+/// Verbs that only look need no --disk: they take the disk that the selector would take. The machine of the test has two disks
+/// with slots, and the kernel shows no other ones.
+#[test]
+fn verbs_that_look_find_the_disk_of_the_selector() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    fs::copy(bench.disk(), bench.path("clone.img")).unwrap();
+    tool("sgdisk", &["--randomize-guids", &bench.text("clone.img")]);
+    let disks = [Loop::new(&bench.disk(), 512, &[]), Loop::new(&bench.path("clone.img"), 512, &[])];
+    let block = bench.path("block");
+    fs::create_dir(&block).unwrap();
+    let names = disks.each_ref().map(|disk| disk.0.file_name().unwrap().to_str().unwrap().to_owned());
+    for name in &names {
+        symlink(fs::canonicalize(format!("/sys/block/{name}")).unwrap(), block.join(name)).unwrap();
+    }
+    let run = |words: &str| -> Run {
+        let script = "mount --bind \"$BLOCK\" /sys/block && exec \"$QSTAGE\" $WORDS -v --state-dir state";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        command.env("BLOCK", &block).env("QSTAGE", env!("CARGO_BIN_EXE_qstage")).env("WORDS", words);
+        command.env_remove("QSTAGE_DISK").current_dir(bench.path(".")).output().unwrap().into()
+    };
+    let selected = run("select --dry-run");
+    let taken = |name: &&String| selected.err.contains(&format!("{name} is taken: "));
+    let disk = format!("/dev/{}", names.iter().find(taken).unwrap_or_else(|| panic!("{}", selected.err)));
+    assert!(selected.err.contains(&format!("partition table of {disk}")), "{}", selected.err);
+    selected.good();
+    assert_eq!(run("slots --json").json()["disk"], disk.as_str());
+    for words in ["slots", "status", "status --human"] {
+        let told = run(words);
+        assert!(told.err.contains(&format!("{disk} is taken: ")), "{words}: {}", told.err);
+        assert!(told.err.contains(&format!("partition table of {disk}")), "{words}: {}", told.err);
+        told.good();
+    }
+    // A GUID names one of them, and is a hint for both.
+    for (name, image) in names.iter().zip(["disk.img", "clone.img"]) {
+        let about = tool("sgdisk", &["--print", &bench.text(image)]);
+        let guid = about.lines().find_map(|line| line.strip_prefix("Disk identifier (GUID): ")).unwrap();
+        let told = run(&format!("slots --json --disk {}", guid.trim()));
+        assert_eq!(told.json()["disk"], format!("/dev/{name}"));
+    }
+    // A verb that changes something wants the disk to be named.
+    run("cancel").bad("ARGUMENT");
+}
+
 #[test]
 fn software_goes_with_the_platform() {
     let bench = Bench::installed_with_software();

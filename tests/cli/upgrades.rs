@@ -58,6 +58,8 @@ fn a_platform_upgrade_from_pack_to_good() {
     assert_eq!(report["partitions"], json!(["platform_a", "platform_b"]));
     assert_eq!(report["installed"], "1.0");
     assert_eq!(status(&bench, &[])["state"], "UPGRADE_IDLE");
+    let people = bench.at(&["status", "--human", "--booted", "a"]).good();
+    assert!(people.starts_with("runs   demo 1.0 (platform_a)\nstate  idle\n"), "{people}");
     assert!(bench.holds("platform_a", "v1.img"));
 
     let plan = bench.at(&["plan", "v2.qimg", "--json"]).plan();

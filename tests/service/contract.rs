@@ -6,10 +6,11 @@ use crate::harness::server;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use server::{Bench, Server, check};
+use server::{Bench, QSTAGE, Server, check, run};
 
 fn code(answer: &(u16, Value)) -> (u16, &str) {
     (answer.0, answer.1["error_class"].as_str().unwrap_or_default())
@@ -191,10 +192,30 @@ fn a_single_node_by_v1() {
     assert_eq!(server.state(), "IDLE");
 }
 
+/// A bundle of software alone: its type, and beside another platform what it needs.
+fn software_alone_is_verified(bench: &Bench, server: &Server) {
+    for (needed, error) in
+        [("1.0..1.9", None), ("2.0", Some("needs platform 2.0, but the running platform is 1.0"))]
+    {
+        let bundle = bench.path("alone.qimg");
+        let mut pack = Command::new(QSTAGE);
+        pack.args(["pack", "--force", "--product", "Demo", "--level", "1", "--version", "1.7", "--key"]);
+        pack.arg(bench.path("key")).args(["--needs-platform", needed, "--software"]).arg(bench.path("s2"));
+        run(pack.arg("-o").arg(&bundle));
+        let (status, answer) = server.post("/v2/upgrade/verify-image", &json!({"image_path": bundle}));
+        assert_eq!((status, &answer["target_version"]), (200, &json!("1.7")), "{needed}: {answer}");
+        assert_eq!(answer["upgrade_type"], "SOFTWARE_ONLY", "{needed}: {answer}");
+        let told = answer["error"].as_str();
+        assert_eq!(told.is_some(), error.is_some(), "{needed}: {answer}");
+        assert!(told.unwrap_or_default().contains(error.unwrap_or_default()), "{needed}: {answer}");
+    }
+}
+
 #[test]
 fn what_is_refused_is_refused_clearly() {
     let bench = Bench::new(Some("2M"));
     let server = bench.serve();
+    software_alone_is_verified(&bench, &server);
     let (v2, v3, old) = (bench.text("v2.qimg"), bench.text("v3.qimg"), bench.text("old.qimg"));
     let damaged = bench.text("damaged.qimg");
     let mut bytes = std::fs::read(&v2).unwrap();
@@ -437,4 +458,26 @@ fn events_tell_the_state_at_once_and_at_each_change() {
     server.prepare(&bench.text("v2.qimg"), false);
     read(&mut stream, "UPGRADE_STATE_PREPARING");
     read(&mut stream, "UPGRADE_STATE_PREPARED");
+    // As the document says: its type, the lines of an event, and the object in each.
+    let document = server.get("/v1/qstage/openapi.json");
+    let operation = &document["paths"]["/v1/qstage/events"]["get"];
+    let described = &operation["responses"]["200"];
+    let content = described["content"].as_object().unwrap();
+    assert_eq!(content.keys().collect::<Vec<_>>(), ["text/event-stream"]);
+    let (head, events) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.to_lowercase().contains("content-type: text/event-stream"), "{head}");
+    let about = described["description"].as_str().unwrap();
+    for part in ["event: status", "data: ", "/v3/upgrade/status", "does not end"] {
+        assert!(about.contains(part), "'{part}' is not in: {about}");
+    }
+    let schema = &content["text/event-stream"]["schema"];
+    let mut checked = 0;
+    for event in events.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        // The last one may not be there as a whole.
+        if let Ok(event) = serde_json::from_str(event) {
+            check(&document, schema, &event, "an event");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 3, "{events}");
 }

@@ -139,6 +139,8 @@ fn success_and_scrubs_have_their_times() {
         ("qstage_slot_scrub_timestamp_seconds{slot=\"a\"}", "qstage_slot_scrub_sound{slot=\"a\"}");
     let success = "qstage_last_success_timestamp_seconds";
     assert_eq!((figure(scrub), figure(sound), figure(success)), (None, None, None));
+    let build = concat!("qstage_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+    assert_eq!(figure(build), Some(1.0));
     let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     let (before, recent) =
         (now() - 1.0, |time: Option<f64>, before: f64| time.is_some_and(|at| at >= before && at <= now()));
