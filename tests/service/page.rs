@@ -17,12 +17,17 @@ const ESCAPE: &str = "\u{e00c}";
 
 /// A service with a token for writing, "secret", and software that is restarted by a command.
 fn service() -> (Bench, Server) {
+    service_at(None)
+}
+
+/// The same with a limit of the write rate.
+fn service_at(rate: Option<&str>) -> (Bench, Server) {
     let bench = Bench::new(None);
     fs::write(bench.path("secret"), "secret").unwrap();
     let hash = run(Command::new("sha256sum").arg(bench.path("secret")));
     fs::write(bench.path("tokens"), format!("ops write {}\n", &hash[..64])).unwrap();
     let tokens = bench.path("tokens");
-    bench.configure(None, &format!("tokens = {tokens:?}\nsoftware_restart_command = [\"true\"]\n"));
+    bench.configure(rate, &format!("tokens = {tokens:?}\nsoftware_restart_command = [\"true\"]\n"));
     let server = bench.serve();
     (bench, server)
 }
@@ -36,6 +41,25 @@ fn open(server: &Server) -> Option<Browser> {
     browser.until_text("#slots", "platform a");
     Some(browser)
 }
+
+/// The dialog that is open says what runs, what would run, and the type of the upgrade.
+#[track_caller]
+fn asks(browser: &Browser, title: &str, runs: &str, new: &str, kind: &str) {
+    browser.until("document.querySelector('#ask').open");
+    assert_eq!(browser.text("#ask-title"), title);
+    let facts = browser.text("#ask-facts");
+    let lines: Vec<&str> = facts.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let said = |name: &str| lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1));
+    for (name, value) in [("Runs now", runs), ("New", new), ("Type", kind)] {
+        assert!(
+            said(name).is_some_and(|said| said.contains(value)),
+            "{title}, {name}: no '{value}':\n{facts}"
+        );
+    }
+}
+
+const SOFTWARE: &str = "software only, without a reboot";
+const PLATFORM: &str = "platform and software, with a reboot";
 
 fn enter_token(browser: &Browser) {
     browser.enter("#token", "secret");
@@ -79,7 +103,7 @@ const FAULTS: &str = r#"
 
 #[test]
 fn without_a_token_the_page_only_shows() {
-    let (bench, server) = service();
+    let (bench, server) = service_at(Some("1M"));
     let Some(browser) = open(&server) else { return };
     let page = browser.text("body");
     for part in ["Idle", "Read-only", "Demo 1.0", "boots next", "software b", "you are local 127.0.0.1"] {
@@ -89,6 +113,10 @@ fn without_a_token_the_page_only_shows() {
     assert_eq!(browser.run("return document.querySelector('#cluster').hidden"), json!(true));
     // What others do appears by itself.
     server.prepare(&bench.text("soft.qimg"), false);
+    browser.until("(({ value }) => value >= 1 && value <= 99)(document.querySelector('#progress'))");
+    let bar = "const [bar, percent] = ['#progress', '#percent'].map((css) => document.querySelector(css)); \
+         return bar.checkVisibility() && percent.innerText === `${bar.value} %`";
+    assert_eq!(browser.run(bar), json!(true), "the bar is shown, with its figure");
     browser.until_text("#state", "Prepared 1.5 from");
     browser.until_text("#history", "prepare");
     // An unknown token is refused, and not tried again and again.
@@ -135,8 +163,11 @@ fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
     browser.click("#override");
     browser.click("#verify");
     browser.until_text("#answer", "The signature is valid: <img src=x onerror=");
+    let answer = browser.text("#answer");
+    assert!(answer.contains(&format!("1.5, {SOFTWARE}. Demo 1.0 runs now.")), "{answer}");
     browser.click("#prepare");
-    browser.until("document.querySelector('#ask').open");
+    let new = format!("{HOSTILE} 1.5");
+    asks(&browser, "Prepare", "Demo 1.0", &new, SOFTWARE);
     let asked = browser.text("#ask");
     for part in
         ["Runs now", "Demo 1.0", "New", HOSTILE, "1.5", "software only, without a reboot", "to software_b"]
@@ -151,9 +182,9 @@ fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
     server.reach("PREPARED");
     browser.until("!document.querySelector('#commit').disabled");
     browser.click("#commit");
-    browser.until("document.querySelector('#ask').open");
+    asks(&browser, "Commit", "Demo 1.0", "1.5", SOFTWARE);
     let asked = browser.text("#ask");
-    assert!(asked.contains("Demo 1.0") && asked.contains("1.5") && !asked.contains("Rolling"), "{asked}");
+    assert!(!asked.contains("Rolling"), "{asked}");
     assert_eq!(server.state(), "PREPARED", "not before it is confirmed");
     browser.click("#ask-yes");
     browser.until_text("#state", "Committed");
@@ -172,9 +203,7 @@ fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
     // And back: the dialog has what the service would select.
     browser.until("!document.querySelector('#roll-back').disabled");
     browser.click("#roll-back");
-    browser.until("document.querySelector('#ask').open");
-    let asked = browser.text("#ask");
-    assert!(asked.contains("software a: Demo 1.0") && asked.contains("software only"), "{asked}");
+    asks(&browser, "Roll back", &new, "software a: Demo 1.0", SOFTWARE);
     browser.click("#ask-yes");
     browser.until_text("#answer", "rolled back to software_a");
     browser.until_text("#runs", "Demo 1.0 runs");
@@ -189,13 +218,12 @@ fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
     enter_token(&browser);
     browser.enter("#path", &bench.text("v2.qimg"));
     browser.click("#prepare");
-    browser.until("document.querySelector('#ask').open");
-    assert!(browser.text("#ask").contains("platform and software, with a reboot"));
+    asks(&browser, "Prepare", "Demo 1.0", "Demo 2.0", PLATFORM);
     browser.click("#ask-yes");
     browser.until_text("#state", "Prepared 2.0");
     browser.until("!document.querySelector('#commit').disabled");
     browser.click("#commit");
-    browser.until("document.querySelector('#ask').open");
+    asks(&browser, "Commit", "Demo 1.0", "2.0", PLATFORM);
     let asked = browser.text("#ask");
     assert!(
         asked.contains("Complete: all nodes") && asked.contains("A rolling reboot needs a cluster"),
@@ -225,6 +253,7 @@ fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
     browser.until("!document.querySelector('#cancel').disabled");
     browser.click("#cancel");
     browser.until_text("#ask", "Discards the prepared bundle");
+    asks(&browser, "Cancel the upgrade", "Demo 1.0", "2.0", PLATFORM);
     browser.click("#ask-yes");
     browser.until_text("#state", "Idle");
     assert_eq!(server.slot("platform", "b")["state"], "empty");

@@ -25,7 +25,7 @@ async function plan() {
 export async function verify() {
   const { found, obstacles, release } = await plan();
   const refused = obstacles.length ? ` It cannot be prepared now: ${obstacles.join("; ")}` : "";
-  return `The signature is valid: ${release}, ${type(found.upgrade_type)}.${refused}`;
+  return `The signature is valid: ${release}, ${type(found.upgrade_type)}. ${await running()} runs now.${refused}`;
 }
 
 export async function prepare(cluster) {
