@@ -123,7 +123,7 @@ fn a_failed_release_is_marked_good() {
     assert_eq!((status, &report["boots_next"]), (200, &json!("b")), "{report}");
     let slot = server.slot("platform", "b");
     assert_eq!((&slot["state"], &slot["boots_next"]), (&json!("good"), &json!(true)), "{slot}");
-    // It boots next; the failure stays visible until somebody clears it, or prepares.
+    // It boots next; the failure stays visible until a user clears it, or prepares.
     let v1 = server.get("/v1/upgrade/status");
     assert_eq!(v1["error_state"], "UPGRADE_ERROR_FELL_BACK", "{v1}");
     assert!(server.status()["error_info"].as_str().unwrap().contains("did not come up"));
