@@ -10,6 +10,7 @@ use crate::harness::web::{Daemon, Server, free_port, ranges, status};
 
 /// What the heads of a delta and of its bundle take, and headers of answers.
 const HEAD: u64 = 16 << 10;
+const FRAME: u64 = 256 << 10;
 
 /// A machine that runs 1.0, and 3.0 as bundle and as delta beside it.
 struct Shop {
@@ -85,8 +86,17 @@ fn a_delta_beside_a_url_is_taken() {
     assert!(shop.nginx.sent() < shop.len(&shop.delta) + HEAD, "{:?}", shop.nginx.log(0));
     assert_eq!(shop.nginx.log(2).len(), 2, "{:?}", shop.nginx.log(0));
     assert_eq!(shop.bench.vital(), before, "what runs was touched");
+    // The two frames with changed bytes and the one with the insertion; all others are in place or only moved.
+    let (copied, patched) = (shop.len("v3.img") - 3 * FRAME, 3 * FRAME);
+    let delta = &report["delta"];
+    assert_eq!(
+        (&delta["copied_bytes"], &delta["patched_bytes"]),
+        (&copied.into(), &patched.into()),
+        "{report}"
+    );
     let history = shop.bench.at(&["history"]).good();
-    assert!(history.contains("patched, 0 B fallen back"), "{history}");
+    let line = format!("{:.1} KiB downloaded, 10.3 MiB copied, 768.0 KiB patched", expected as f64 / 1024.0);
+    assert!(history.contains(&format!("3.0 is prepared: {line}, 0 B fallen back")), "{line}: {history}");
     // Prepared again: nothing but heads.
     shop.nginx.forget();
     shop.prepare(&[]);
@@ -152,8 +162,13 @@ fn frames_that_cannot_be_made_come_by_range() {
     bad.save(&shop.bench, &shop.delta);
     shop.nginx.forget();
     let report = shop.prepare(&[]);
-    let frame = 256 << 10;
+    let frame = FRAME;
     assert_eq!(report["delta"]["fallen_back_bytes"], frame, "{report}");
+    // It was one of the patched ones, and comes in addition.
+    assert_eq!(report["delta"]["patched_bytes"], 2 * frame, "{report}");
+    assert_eq!(report["delta"]["copied_bytes"], shop.len("v3.img") - 3 * frame, "{report}");
+    let history = shop.bench.at(&["history"]).good();
+    assert!(history.contains("512.0 KiB patched, 256.0 KiB fallen back"), "{history}");
     assert!(shop.nginx.sent() < shop.len(&shop.delta) + frame + 4 * HEAD, "{:?}", shop.nginx.log(0));
 
     std::fs::write(shop.bench.path(&shop.delta), good).unwrap();
@@ -212,8 +227,18 @@ fn no_more_comes_than_may() {
     assert_eq!(shop.bench.hash(), before, "the disk was written");
     let plan = shop.bench.at(&["plan", &url, "--no-delta", "--max-download", "200K", "--json"]).plan();
     assert_eq!(plan["blocked_by"][0]["code"], "UPGRADE_ERROR_DOWNLOAD_LIMIT", "{plan}");
-    // The delta is small enough.
-    shop.prepare(&["--max-download", &most]);
+    // The delta is small enough, to the byte that its plan names.
+    let expected = shop.bench.at(&["plan", &url, "--json"]).plan()["transfer_bytes"].as_u64().unwrap();
+    let (exact, less) = (expected.to_string(), (expected - 1).to_string());
+    let plan = |limit: &str| shop.bench.at(&["plan", &url, "--max-download", limit, "--json"]).plan();
+    assert_eq!(plan(&exact)["blocked_by"], serde_json::json!([]));
+    let blocked = plan(&less);
+    assert_eq!(blocked["transfer_bytes"], expected, "{blocked}");
+    assert_eq!(blocked["blocked_by"][0]["code"], "UPGRADE_ERROR_DOWNLOAD_LIMIT", "{blocked}");
+    let message = shop.bench.at(&["prepare", &url, "--max-download", &less]).bad("DOWNLOAD_LIMIT");
+    assert!(message.contains(&exact) && message.contains(&less), "{message}");
+    assert_eq!(shop.bench.hash(), before, "the disk was written");
+    shop.prepare(&["--max-download", &exact]);
     // What was prepared before and torn since is not counted: half of it is there.
     shop.again();
     shop.prepare(&["--no-delta"]);
