@@ -167,6 +167,12 @@ impl Lab {
         Some(command)
     }
 
+    /// Time at which the first node went down; `None`: none has.
+    pub(crate) fn first_down(&self) -> Option<Instant> {
+        let downs = |node: &Node| node.shared.downs.lock().unwrap().first().map(|(from, _)| *from);
+        self.nodes.iter().filter_map(downs).min()
+    }
+
     /// Maximum number of nodes that were down at the same time.
     pub(crate) fn most_down(&self) -> usize {
         let all: Vec<(Instant, Instant)> =
@@ -248,9 +254,10 @@ fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
     let identity = dir.join("boot_id");
     // No two nodes have the same one.
     fs::write(&identity, format!("00000000-0000-4000-{port:04x}-{boot:012x}\n")).unwrap();
-    // A directory that the file names is empty for this node.
+    // A directory that the file names is empty for this node, or the node has another one in its place.
     let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && \
-        if test -e \"$1\"; then mount -t tmpfs none \"$(cat \"$1\")\"; fi && shift && exec \"$@\"";
+        if test -e \"$own/instead\" -a -e \"$1\"; then mount --bind \"$own/instead\" \"$(cat \"$1\")\"; \
+        elif test -e \"$1\"; then mount -t tmpfs none \"$(cat \"$1\")\"; fi && shift && exec \"$@\"";
     let script = format!("{LEAVE_MOUNTS}{script}");
     let mut command = Command::new("unshare");
     let clock = dir.join("clock.so");

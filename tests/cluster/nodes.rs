@@ -1,12 +1,18 @@
 //! Upgrades of three real nodes on one etcd: complete and rolling, with failures in the middle.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::harness::server::run;
 use crate::lab::Lab;
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
 
 /// The official client upgrades the cluster through one node, and gets no answer that it does not know.
 #[test]
@@ -18,6 +24,14 @@ fn a_rolling_upgrade_by_the_official_client() {
     let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     lab.node(1)
         .until("it rolls", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IN_PROGRESS");
+    // A view at another node, which follows it to the end, also through the reboot of that node.
+    let (code, out, err) = said(&lab.node(2).qstage(&["watch"]));
+    assert!(code == Some(0) && out.starts_with("2.0 committed"), "{code:?} {out}{err}");
+    for line in
+        ["node 1: ", "node 2: ", "node 3: ", ": 1.0 good, waits for its turn", ": 2.0 good, has rebooted"]
+    {
+        assert!(err.contains(line), "'{line}' is missing: {err}");
+    }
     let output = client.wait_with_output().unwrap();
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -81,19 +95,30 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     lab.node(2).breaks(true);
     lab.node(1).marks_at_boot();
     assert_eq!(node.prepare(&v2, true, false).0, 202);
-    let mut states = Vec::new();
+    // Each state with the time of the last request before it, and that of its first answer.
+    let (mut states, mut shown, mut asked) = (Vec::new(), Vec::new(), Instant::now());
     node.until("it is over", |node| {
+        let now = Instant::now();
         if let Some(status) = node.try_get("/v3/upgrade/status") {
             let state = status["state"].as_str().unwrap().trim_start_matches("UPGRADE_STATE_").to_owned();
             assert!(state != "PREPARED", "never shown with auto_commit: {status}");
             if states.last() != Some(&state) {
                 states.push(state.clone());
+                shown.push((asked, Instant::now()));
             }
+            asked = now;
             return state == "IDLE" && !states.is_empty() && states.contains(&"REBOOTING".to_owned());
         }
         false
     });
     assert_eq!(states, ["PREPARING", "COMMITTING", "COMMITTED", "REBOOTING", "IDLE"]);
+    // Clients that poll each second see both, and the nodes go down no sooner than 3 s after COMMITTED.
+    let (committing, committed) = (shown[2].1 - shown[1].0, shown[3].1 - shown[2].0);
+    let down = lab.first_down().unwrap() - shown[2].0;
+    println!(
+        "COMMITTING {committing:.2?}, COMMITTED {committed:.2?}, {down:.2?} to the first node that goes down"
+    );
+    assert!(committing.min(committed) >= Duration::from_millis(1500) && down >= Duration::from_secs(3));
     for node in &lab.nodes {
         node.until("the old release runs again", |node| node.version() == "Demo 1.0" && node.slot() == "a");
         let told = node.get("/v3/upgrade/status")["error_info"].clone();
@@ -168,7 +193,8 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     lab.etcd.again();
     lab.node(1)
         .until("it goes on", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IN_PROGRESS");
-    assert_eq!(lab.node(2).post("/v1/shutdown/reboot/pause", &Value::Null), 200);
+    let (code, out, err) = said(&lab.node(2).qstage(&["cluster", "pause"]));
+    assert!(code == Some(0) && out.contains("paused after the group under way"), "{code:?} {out}{err}");
     lab.node(1).until("the group ends", |node| {
         let reboot = node.get("/v1/shutdown/reboot/status");
         reboot["state"] == "REBOOT_PAUSED" && reboot["rebooted_node_count"] == 1

@@ -1,10 +1,13 @@
 //! Invalid conditions: each is reported, nothing changes, and the running services continue.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
+use std::fs;
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::etcd::Etcd;
-use crate::harness::server::Bench;
+use crate::harness::server::{Bench, run};
 use crate::lab::{Lab, Node};
 
 /// Why a node accepts no upgrade.
@@ -45,7 +48,8 @@ fn who_does_not_belong() {
     assert_eq!(answer["error_class"], "UPGRADE_ERROR_MEMBERSHIP");
     assert_eq!(third.get("/v2/upgrade/blocked")["is_blocked"], json!(false), "it serves alone");
     third.until("it is told", |node| {
-        node.get("/v1/qstage/cluster")["problem"].as_str().unwrap().contains("set another 'node'")
+        let problem = node.get("/v1/qstage/cluster")["problem"].as_str().unwrap().to_owned();
+        problem.contains("set another 'node'") && problem.contains("or another 'prefix' for another cluster")
     });
     assert_eq!(third.get("/v1/node/state")["state"], "UNCONFIGURED");
     // It is upgraded alone.
@@ -75,6 +79,11 @@ fn who_does_not_belong() {
     let output = fifth.qstage(&["cluster", "join"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("this node runs Demo 2.0, node 1 of the cluster Demo 1.0; install that"), "{said}");
+    assert!(said.contains("or set another 'prefix' in [cluster] if it belongs to another cluster"), "{said}");
+    // The cluster whose prefix they have is not disturbed.
+    assert_eq!(lab.node(1).prepare(&v2, false, false).0, 202);
+    lab.node(2).until("prepared", |node| node.state() == "PREPARED");
+    assert_eq!(lab.node(1).post("/v1/qstage/cancel", &Value::Null), 200);
     // Garbage in a key is reported, and nothing changes.
     lab.etcd.says(&["put", "/lab/reboot", "{}"]);
     lab.node(1).until("it is told", |node| {
@@ -122,6 +131,55 @@ fn nodes_that_differ() {
     assert_eq!(product, "node 3 runs Other 1.0, the cluster Demo 1.0");
     lab.etcd.says(&["del", "/lab/members/3"]);
     node.until("it is whole again", |node| blocked(node).is_empty());
+}
+
+/// Each node checks the signature and the ordered digest itself: what another one has found valid does not count.
+#[test]
+fn a_node_that_finds_another_bundle_or_trusts_others() {
+    let Some(lab) = Lab::new(2) else { return };
+    let private = lab.bench.path("private");
+    fs::create_dir(&private).unwrap();
+    let bundle = private.join("v2.qimg");
+    fs::copy(lab.bench.path("v2.qimg"), &bundle).unwrap();
+    let (node, second) = (lab.node(1), lab.node(2));
+    let restarted = || {
+        second.power(false);
+        second.until("it is down", |node| node.try_get("/v1/version").is_none());
+        second.power(true);
+        second.until("it answers", |node| node.try_get("/v1/version").is_some());
+        node.until("all are well", |node| blocked(node).is_empty());
+    };
+    let refused = |reason: &str| {
+        restarted();
+        assert_eq!(node.prepare(bundle.to_str().unwrap(), true, false).0, 202);
+        for each in [node, second] {
+            each.until("it has failed", |node| node.state() == "IDLE");
+            let told = each.get("/v3/upgrade/status")["error_info"].as_str().unwrap().to_owned();
+            assert!(told.starts_with("node 2: ") && told.contains(reason), "{told}");
+            each.until("nothing is left of it", |node| {
+                let slots = node.get("/v1/qstage/slots");
+                slots["slots"].as_array().unwrap().iter().all(|slot| slot["state"] != "prepared")
+            });
+            assert_eq!(each.version(), "Demo 1.0");
+        }
+    };
+    // At the same path it has another release, with a valid signature.
+    let instead = second.path("instead");
+    fs::create_dir(&instead).unwrap();
+    fs::copy(lab.bench.path("v3.qimg"), instead.join("v2.qimg")).unwrap();
+    fs::write(second.path("hidden"), private.to_str().unwrap()).unwrap();
+    refused("v2.qimg is not the 2.0 that was ordered");
+    // The right bundle, but it trusts others than its signer.
+    fs::remove_file(second.path("hidden")).unwrap();
+    let key = lab.bench.path("foreign");
+    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    let public = fs::read_to_string(lab.bench.path("foreign.pub")).unwrap();
+    fs::write(lab.bench.path("others"), format!("r@example.org namespaces=\"qimg\" {public}")).unwrap();
+    let config = fs::read_to_string(second.path("config")).unwrap();
+    let others = config.replace(&lab.bench.text("signers"), &lab.bench.text("others"));
+    assert_ne!(others, config);
+    fs::write(second.path("config"), others).unwrap();
+    refused("signature");
 }
 
 #[test]
