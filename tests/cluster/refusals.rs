@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::etcd::Etcd;
+use crate::etcd::{Certificates, Etcd};
 use crate::harness::server::{Bench, run};
 use crate::lab::{Lab, Node};
 
@@ -130,6 +130,53 @@ fn nodes_that_differ() {
     let product = refused(&[("Demo", "Other"), (digest, &"0".repeat(64))]);
     assert_eq!(product, "node 3 runs Other 1.0, the cluster Demo 1.0");
     lab.etcd.says(&["del", "/lab/members/3"]);
+    node.until("it is whole again", |node| blocked(node).is_empty());
+}
+
+/// A certificate that etcd does not accept, and an authority that is not that of etcd.
+#[test]
+fn wrong_certificates_of_a_node() {
+    let Some(etcd) = Etcd::start(true) else { return };
+    let bench = Bench::new(None);
+    let foreign = bench.path("foreign");
+    fs::create_dir(&foreign).unwrap();
+    Certificates::new(&foreign);
+    // Copies of its own, of which some are replaced.
+    let (right, paths) =
+        (etcd.path(""), ["ca.pem", "node.pem", "node.key"].map(|name| (name, bench.path(name))));
+    let install = |wrong: &[&str]| {
+        for (name, path) in &paths {
+            let from = if wrong.contains(name) { &foreign } else { &right };
+            fs::copy(from.join(name), path).unwrap();
+        }
+    };
+    install(&[]);
+    let [ca, cert, key] = paths.each_ref().map(|(_, path)| path);
+    let access = format!("ca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n");
+    let lab = Lab::on(etcd, bench, 1, &access, None);
+    let (node, v2) = (lab.node(1), lab.bench.text("v2.qimg"));
+    let slots = |node: &Node| node.get("/v1/qstage/slots");
+    let before = slots(node);
+    let restarted = || {
+        node.power(false);
+        node.until("it is down", |node| node.try_get("/v1/version").is_none());
+        node.power(true);
+        node.until("it answers", |node| node.try_get("/v1/version").is_some());
+    };
+    for (wrong, cause) in [
+        (&["node.pem", "node.key"][..], "certificate of this node"),
+        (&["ca.pem"], "the authority of its certificate is not among those of 'ca'"),
+    ] {
+        install(wrong);
+        restarted();
+        node.until("the cause is named", |node| blocked(node).contains(cause));
+        let (status, answer) = node.prepare(&v2, false, false);
+        assert!(status == 503 && answer["description"].as_str().unwrap().contains(cause), "{answer}");
+        assert_eq!((node.state().as_str(), node.version().as_str()), ("IDLE", "Demo 1.0"));
+        assert_eq!(slots(node), before);
+    }
+    install(&[]);
+    restarted();
     node.until("it is whole again", |node| blocked(node).is_empty());
 }
 

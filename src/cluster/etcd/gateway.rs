@@ -29,8 +29,13 @@ const NO_CERTIFICATE: &str =
     "it requires a certificate of this node, 'cert' and 'key', or does not accept this one";
 const CLOSED: &str = "it closed the connection, as an etcd does that requires a certificate of this node";
 /// Words of a failed request, and what they mean.
-const CAUSES: [(&str, &str); 8] = [
+const CAUSES: [(&str, &str); 9] = [
     ("UnknownIssuer", "the authority of its certificate is not among those of 'ca'"),
+    // The authority was made anew under its name.
+    (
+        "BadSignature",
+        "the authority of its certificate is not among those of 'ca', although one of them has its name",
+    ),
     ("not valid for name", "its certificate is for another address"),
     // It answers a node without a certificate, and one with a foreign one, by any of these.
     ("CertificateRequired", NO_CERTIFICATE),
