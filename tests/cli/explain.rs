@@ -42,7 +42,7 @@ fn all_codes_are_listed_and_each_is_in_the_manual() {
     assert!(refused.contains("UPGRADE_ERROR_DOWNGRADE ") && !refused.contains("UPGRADE_ERROR_CONFIG "));
 }
 
-/// UPGRADE_ERROR_INTERNAL and UPGRADE_ERROR_INTERRUPTED are named as their classes: for both the table of the class was shown.
+/// The codes INTERNAL and INTERRUPTED are named as their classes: for both the table of the class was shown.
 #[test]
 fn a_whole_code_is_explained_and_not_its_class() {
     let classes = Class::ALL.map(Class::word);
@@ -57,8 +57,9 @@ fn a_whole_code_is_explained_and_not_its_class() {
             assert_eq!(found.iter().map(|one| one.code).collect::<Vec<_>>(), [code], "{asked}");
         }
     }
-    for code in ["UPGRADE_ERROR_INTERNAL", "UPGRADE_ERROR_INTERRUPTED"] {
-        let told = text(&["explain", code]);
+    for class in [Class::Internal, Class::Interrupted] {
+        let code = format!("UPGRADE_ERROR_{}", class.word().to_uppercase());
+        let told = text(&["explain", &code]);
         assert!(told.starts_with(&format!("{code}\nmeaning")), "{told}");
     }
     assert!(text(&["explain", "interrupted"]).contains("CODE"), "a class is a table");
