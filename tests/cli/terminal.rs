@@ -1,4 +1,5 @@
 //! Progress bars on a terminal, also on one whose output is stopped.
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -141,6 +142,47 @@ fn a_bar_fits_the_width_and_keeps_its_figures() {
     }
 }
 
+/// The bytes that the drawings of a phase show as done.
+fn figures<'a>(drawn: &'a [String], phase: &str) -> BTreeSet<&'a str> {
+    let bars = drawn.iter().filter(|line| line.trim_start().starts_with(&format!("{phase} [")));
+    bars.filter_map(|line| line.split_once("] ")?.1.split('/').next()).collect()
+}
+
+/// Before: bars stood still while a slot was compared and zeroed. The image is mostly zeroes; at the second time it is in place,
+/// which takes long enough to be looked at.
+#[test]
+fn a_bar_moves_in_each_phase() {
+    const MIB: u64 = 1 << 20;
+    let bench = Bench::new();
+    for (name, version, len, whole) in [("v1", "1.0", MIB, MIB), ("v2", "2.0", 16 * MIB, 96 * MIB)] {
+        let image = bench.image(&format!("{name}.img"), len, 1);
+        File::options().write(true).open(image).unwrap().set_len(whole).unwrap();
+        bench.pack(name, version, &["--platform", &format!("{name}.img"), "--level", "1"]);
+    }
+    bench.at(&["init", "disk.img", "--slot-size", "192M", "--bundle", "v1.qimg"]).good();
+    let mut drawn = Vec::new();
+    for _ in 0..2 {
+        let (shows, end) = terminal();
+        tcsetwinsize(&end, Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        // The terminal holds few of the drawings: they are read while the program runs.
+        let reader = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = File::from(shows).read_to_end(&mut text);
+            text
+        });
+        let mut command = bench.command(&["prepare", "v2.qimg", "--config", "config.toml"]);
+        let done = command.env("TERM", "xterm").stdout(Stdio::null()).stderr(end).status().unwrap();
+        drop(command);
+        assert!(done.success());
+        drawn.extend(drawings(&String::from_utf8_lossy(&reader.join().unwrap())));
+        bench.at(&["cancel"]).good();
+    }
+    for phase in ["comparing", "writing", "zeroing"] {
+        let shown = figures(&drawn, phase);
+        assert!(shown.len() >= 3, "{phase}: {shown:?}\n{drawn:?}");
+    }
+}
+
 /// A pipe whose writer pauses is said, beside the bar, and again while it lasts; no bar shows 0 of 0.
 #[test]
 fn a_silent_pipe_is_said_beside_the_bar() {
@@ -167,8 +209,7 @@ fn a_silent_pipe_is_said_beside_the_bar() {
     assert!(drawn.iter().any(|line| line.contains(said)), "{drawn:?}");
     assert!(drawn.iter().all(|line| !line.contains("a request to stop")), "{drawn:?}");
     // The figures go on meanwhile: the time left grows.
-    let shown: std::collections::BTreeSet<_> =
-        drawn.iter().filter(|line| line.contains("writing [")).collect();
+    let shown: BTreeSet<_> = drawn.iter().filter(|line| line.contains("writing [")).collect();
     assert!(shown.len() > 6, "{shown:?}");
     assert!(drawn.iter().all(|line| !line.contains("0 B/0 B")), "{drawn:?}");
 }
