@@ -42,6 +42,10 @@ struct NewArgs {
     #[arg(long)]
     read_only: bool,
 
+    /// Check the name and the file, and make no token
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -59,6 +63,10 @@ struct RevokeArgs {
     /// Name of the token
     #[arg(value_name = "NAME")]
     name: String,
+
+    /// Check the name and the file, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -118,6 +126,22 @@ impl NewArgs {
     fn run(&self) -> Result<()> {
         let file = self.common.file()?;
         let privilege = if self.read_only { Privilege::Read } else { Privilege::Write };
+        if self.dry_run {
+            file.add_dry_run(&self.name)?;
+            if self.common.json {
+                let report = serde_json::json!({
+                    "dry_run": true, "name": self.name, "privilege": privilege, "file": file.path,
+                });
+                return output::result(Format::Object, &report, |_, _| String::new());
+            }
+            // Standard output is for the token alone, and there is none.
+            let (path, word) = (file.path.display(), privilege.word());
+            output::note(&format!(
+                "nothing was written: '{}', which may {word}, is new to {path}",
+                self.name
+            ));
+            return Ok(());
+        }
         let token = file.add(&self.name, privilege)?;
         if !self.common.json {
             let path = file.path.display();
@@ -146,6 +170,13 @@ impl ListArgs {
 impl RevokeArgs {
     fn run(&self) -> Result<()> {
         let file = self.common.file()?;
+        if self.dry_run {
+            file.revoke_dry_run(&self.name)?;
+            let report = serde_json::json!({ "dry_run": true, "revoked": self.name, "file": file.path });
+            return output::result(Format::object_if(self.common.json), &report, |_, _| {
+                format!("nothing was written: '{}' is in {}\n", self.name, file.path.display())
+            });
+        }
         file.revoke(&self.name)?;
         let report = serde_json::json!({ "revoked": self.name, "file": file.path });
         output::result(Format::object_if(self.common.json), &report, |_, _| {

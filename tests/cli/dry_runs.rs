@@ -19,7 +19,6 @@ const WITHOUT: &[(&str, &str)] = &[
         "upgrade",
         "a request to a service; 'plan', and the dry runs of prepare and commit, show what it writes",
     ),
-    ("token", "a file of the configuration, which no slot depends on"),
     ("cluster", "requests to a service, or to etcd; none of them writes to a disk"),
 ];
 
@@ -35,6 +34,7 @@ const READERS: &[&str] = &[
     "slots",
     "history",
     "doctor",
+    "token list",
     "firmware list",
     "firmware extract",
     "container status",
@@ -157,4 +157,32 @@ fn a_dry_run_writes_nothing() {
         health.err
     );
     assert_eq!(world(&bench), before);
+}
+
+/// A dry run of a token prints none: standard output may be the file that keeps it.
+#[test]
+fn a_dry_run_of_a_token_makes_and_removes_none() {
+    let bench = Bench::new();
+    let run = |args: &[&str]| bench.run(&[&["token"], args, &["--file", "tokens"]].concat());
+    let made = run(&["new", "ops", "--dry-run"]);
+    assert!(
+        made.out.is_empty() && made.err.contains("nothing was written: 'ops', which may write"),
+        "{}",
+        made.err
+    );
+    made.good();
+    let report = run(&["new", "ops", "--read-only", "--dry-run", "--json"]).json();
+    assert_eq!((&report["dry_run"], &report["privilege"]), (&true.into(), &"read".into()), "{report}");
+    assert!(report["token"].is_null() && !bench.path("tokens").exists(), "{report}");
+    run(&["new", "o/s", "--dry-run"]).bad("ARGUMENT");
+    run(&["revoke", "ops", "--dry-run"]).bad("ARGUMENT");
+    run(&["new", "ops"]).good();
+    let before = fs::read(bench.path("tokens")).unwrap();
+    run(&["new", "ops", "--dry-run"]).bad("ARGUMENT");
+    assert!(
+        run(&["revoke", "ops", "--dry-run"]).good().starts_with("nothing was written: 'ops' is in tokens")
+    );
+    assert_eq!(run(&["revoke", "ops", "--dry-run", "--json"]).json()["dry_run"], true);
+    assert_eq!(fs::read(bench.path("tokens")).unwrap(), before);
+    run(&["revoke", "ops"]).good();
 }

@@ -77,12 +77,8 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Argument`]: the name is taken or cannot be used; [`Error::Config`]; [`Error::Output`].
     pub fn add(&self, name: &str, privilege: Privilege) -> Result<String> {
-        check_name(name)?;
         self.change(|text, tokens| {
-            if tokens.iter().any(|token| token.name == name) {
-                let problem = "there is a token of this name; 'qstage token revoke' removes it";
-                return Err(argument(name, problem));
-            }
+            check_new(name, tokens)?;
             let mut random = [0; RANDOM];
             let fill = SystemRandom::new().fill(&mut random);
             fill.map_err(|_| self.output(io::Error::other("the kernel has no random bytes")))?;
@@ -99,17 +95,40 @@ impl TokenFile {
     /// [`Error::Argument`]: there is none of this name; [`Error::Config`]; [`Error::Output`].
     pub fn revoke(&self, name: &str) -> Result<()> {
         self.change(|text, tokens| {
-            if !tokens.iter().any(|token| token.name == name) {
-                let known: Vec<&str> = tokens.iter().map(|token| token.name.as_str()).collect();
-                let list = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(argument(
-                    name,
-                    &format!("{} has no token of this name, only: {list}", self.path.display()),
-                ));
-            }
+            self.check_known(name, tokens)?;
             let kept = text.split_inclusive('\n').filter(|line| words(line).first() != Some(&name));
             Ok((kept.collect(), ()))
         })
+    }
+
+    /// Whether [`add`](Self::add) would add a token; writes nothing.
+    ///
+    /// # Errors
+    /// Those of [`add`](Self::add) but [`Error::Output`].
+    pub fn add_dry_run(&self, name: &str) -> Result<()> {
+        check_new(name, &self.tokens()?)
+    }
+
+    /// Whether [`revoke`](Self::revoke) would remove a token; writes nothing.
+    ///
+    /// # Errors
+    /// Those of [`revoke`](Self::revoke) but [`Error::Output`].
+    pub fn revoke_dry_run(&self, name: &str) -> Result<()> {
+        self.check_known(name, &self.tokens()?)
+    }
+
+    /// The tokens of a file that may be missing.
+    fn tokens(&self) -> Result<Vec<Token>> {
+        parse(&self.text(false)?).map_err(|problem| self.failed(problem))
+    }
+
+    fn check_known(&self, name: &str, tokens: &[Token]) -> Result<()> {
+        if tokens.iter().any(|token| token.name == name) {
+            return Ok(());
+        }
+        let known: Vec<&str> = tokens.iter().map(|token| token.name.as_str()).collect();
+        let list = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Err(argument(name, &format!("{} has no token of this name, only: {list}", self.path.display())))
     }
 
     /// Replaces the file by a changed text. The lock is a file of its own, since the file itself is replaced.
@@ -164,6 +183,14 @@ pub struct Token {
 
 fn argument(name: &str, problem: &str) -> Error {
     Error::Argument { what: text::shown(name).into_owned(), problem: problem.to_owned() }
+}
+
+fn check_new(name: &str, tokens: &[Token]) -> Result<()> {
+    check_name(name)?;
+    if tokens.iter().any(|token| token.name == name) {
+        return Err(argument(name, "there is a token of this name; 'qstage token revoke' removes it"));
+    }
+    Ok(())
 }
 
 /// A name is one word of the file, and of the audit log.
