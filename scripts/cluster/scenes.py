@@ -75,10 +75,12 @@ def rolled(world, since, name):
 
 
 def complete(world):
-    """an upgrade by complete reboot: all nodes at once, one verdict"""
+    """an upgrade by complete reboot, prepared and committed one by one: all nodes at once, one verdict"""
     admitted(world)
     watch, begun = Watch(world), now()
-    client(world, 1, "upgrade_cluster", "--path", world.path("2.0"))
+    client(world, 1, "upgrade_cluster", "prepare", "--path", world.path("2.0"))
+    check(world.state() == "PREPARED", "the client leaves when all are prepared")
+    client(world, world.nodes[-1].number, "upgrade_cluster", "commit")
     through(world, "2.0")
     check(watch.stop()[-4:] == ["COMMITTING", "COMMITTED", "REBOOTING", "IDLE"], watch.seen)
     measured("complete reboot, from the order to the end", f"{now() - begun:.1f} s")
