@@ -75,6 +75,12 @@ impl Hooked {
     }
 }
 
+/// Another process uses the disk of the node.
+fn lent(node: &Node) {
+    let output = node.qstage(&["mark-good"]);
+    assert!(output.status.success(), "{output:?}");
+}
+
 fn boots(lab: &Lab) -> u32 {
     lab.nodes.iter().map(|node| node.boots() - 1).sum()
 }
@@ -127,10 +133,6 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
         fs::read_to_string(lab.bench.path("hooks.log")).is_ok_and(|text| text.contains("drain"))
     });
     let held = hooked.calls()[0].1;
-    let lent = |node: &Node| {
-        let output = node.qstage(&["mark-good"]);
-        assert!(output.status.success(), "{output:?}");
-    };
     lent(lab.node(held));
     let told = hooked.until("REBOOT_PAUSED_DUE_TO_ERROR");
     assert!(told.ends_with("the hook 'drain' did not end within 3.0 s: waiting for clients"), "{told}");
@@ -144,6 +146,27 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
         told.contains("is not healthy: the hook 'undrain' ended with exit status: 5: no way back"),
         "{told}"
     );
+    // An undrain that hangs: the disk can be used meanwhile; it is killed, and named. A start of the service runs it at once.
+    hooked.on("undrain", Some("echo waiting for the balancer >&2; sleep 60\n"));
+    let failed = lab.node(hooked.calls().last().unwrap().1);
+    failed.power(false);
+    failed.until("it is down", |node| node.try_get("/v1/version").is_none());
+    failed.power(true);
+    lab.node(1).until("it hangs", |_| {
+        fs::read_to_string(lab.bench.path("hooks.log")).is_ok_and(|text| text.contains("undrain"))
+    });
+    lent(failed);
+    let mut told = String::new();
+    lab.node(1).until("it is named", |node| {
+        let reboot = hooked.reboot();
+        told = reboot["error_message"].as_str().unwrap().to_owned();
+        let named = told.contains("did not end");
+        if !named && reboot["state"] == "REBOOT_PAUSED_DUE_TO_ERROR" {
+            node.call("/v1/shutdown/reboot/resume", &Value::Null);
+        }
+        named
+    });
+    assert!(told.contains("the hook 'undrain' did not end within 3.0 s: waiting for the balancer"), "{told}");
     let fds = fs::read_to_string(lab.bench.path("hooks.fds")).unwrap();
     assert_eq!(fds, "", "a hook has a disk or a lock");
 }
@@ -177,6 +200,22 @@ fn what_the_protection_hook_says_holds_the_next_group() {
     hooked.on("protection", Some("echo lost the data layer >&2; exit 2\n"));
     let told = hooked.until("REBOOT_PAUSED_DUE_TO_ERROR");
     assert!(told.contains("the hook 'protection' ended with exit status: 2: lost the data layer"), "{told}");
+    assert!(boots(lab) <= 1, "none went meanwhile");
+    // One that hangs does too, and the disk can be used meanwhile.
+    hooked.on("protection", Some("sleep 60\n"));
+    for node in &lab.nodes {
+        lent(node);
+    }
+    // Until its time is over the previous failure counts.
+    node.until("it is named", |node| {
+        let reboot = hooked.reboot();
+        let told = reboot["error_message"].as_str().unwrap();
+        let named = told.contains("the hook 'protection' did not end within 3.0 s");
+        if !named && reboot["state"] == "REBOOT_PAUSED_DUE_TO_ERROR" {
+            node.call("/v1/shutdown/reboot/resume", &Value::Null);
+        }
+        named
+    });
     assert!(boots(lab) <= 1, "none went meanwhile");
     hooked.on("protection", None);
     node.until("all are well", |node| {
