@@ -42,6 +42,8 @@ struct View {
     meter: Option<Meter>,
     /// Time of the last progress.
     moved: Duration,
+    /// Whether figures were withheld, since an event was not due.
+    withheld: bool,
 }
 
 enum Kind {
@@ -114,9 +116,8 @@ fn watch_device(view: &Weak<Mutex<View>>, start: Instant) {
             if let Ok(mut view) = view.try_lock() {
                 view.stalled(&waiting, start.elapsed());
             }
-        } else if let Ok(view) = view.try_lock() {
-            // Rate and time left, while nothing moves.
-            view.draw(start.elapsed());
+        } else if let Ok(mut view) = view.try_lock() {
+            view.catch_up(start.elapsed());
         }
     }
 }
@@ -142,7 +143,7 @@ impl Progress for Reporter {
 impl View {
     fn new(kind: Kind) -> Self {
         let every = if matches!(kind, Kind::Json(_)) { JSON_EVERY } else { LINE_EVERY };
-        Self { kind, pace: Pace::new(every), meter: None, moved: Duration::ZERO }
+        Self { kind, pace: Pace::new(every), meter: None, moved: Duration::ZERO, withheld: false }
     }
 
     fn begin(&mut self, phase: Phase, total: u64, now: Duration) {
@@ -192,6 +193,16 @@ impl View {
         }
     }
 
+    /// Shows what is new while nothing moves: rate and time left beside a bar; figures that were withheld, which would be missing
+    /// for as long as a source or a device stalls.
+    fn catch_up(&mut self, now: Duration) {
+        if self.withheld {
+            self.show(now);
+        } else {
+            self.draw(now);
+        }
+    }
+
     /// Shows the figures if they are due. A failure to write is ignored: a lost progress line is no reason to stop an upgrade.
     fn show(&mut self, now: Duration) {
         let Some(meter) = &self.meter else { return };
@@ -199,7 +210,8 @@ impl View {
             self.draw(now);
             return;
         }
-        if !self.pace.due(now) {
+        self.withheld = !self.pace.due(now);
+        if self.withheld {
             return;
         }
         let figures = meter.figures(now);
@@ -371,6 +383,19 @@ mod tests {
         assert!(
             paper.text().ends_with("{\"v\":1,\"event\":\"notice\",\"message\":\"the table was repaired\"}\n")
         );
+    }
+
+    /// Half of a bundle arrives at once, then the link stalls.
+    #[test]
+    fn figures_that_were_withheld_follow() {
+        let paper = Paper::default();
+        let mut view = View::new(Kind::Json(Box::new(paper.clone())));
+        view.begin(Phase::Write, 1000, ms(0));
+        view.advance(500, ms(10));
+        [100, 500, 1000, 1500].into_iter().for_each(|at| view.catch_up(ms(at)));
+        let text = paper.text();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.ends_with("\"done\":500,\"total\":1000,\"rate\":1000}\n"), "{text}");
     }
 
     #[test]
