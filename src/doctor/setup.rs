@@ -28,8 +28,7 @@ impl Setup {
     fn configuration(&self) -> Finding {
         match &self.problem {
             Some(error) => {
-                let exposed = check_trusted(&self.file).err().as_ref().and_then(trust_remedy);
-                let remedy = exposed.unwrap_or_else(|| {
+                let remedy = closing(&self.file).unwrap_or_else(|| {
                     format!("correct {}; qstage.toml(5) explains every key", self.file.display())
                 });
                 // The whole message: what follows its last semicolon is no remedy here.
@@ -64,9 +63,7 @@ impl Setup {
             Err(error) => {
                 let mut finding = Finding::of("keys", &error);
                 // Another file is a way around it; the file of this machine is to be corrected.
-                if let Some(remedy) = check_trusted(&trust.path).err().as_ref().and_then(trust_remedy) {
-                    finding.remedy = Some(remedy);
-                }
+                finding.remedy = closing(&trust.path).or(finding.remedy);
                 return vec![finding];
             }
             Ok(read) => read,
@@ -136,6 +133,11 @@ impl Setup {
 
 fn missing_directory(dir: &Path) -> String {
     format!("mkdir {}, or set 'image_paths' in [service]", dir.display())
+}
+
+/// The command that closes a file to others than its owner; `None` if it is closed, or cannot be looked at.
+fn closing(path: &Path) -> Option<String> {
+    check_trusted(path).err().as_ref().and_then(trust_remedy)
 }
 
 #[cfg(test)]
