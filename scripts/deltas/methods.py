@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from served import Served
+
 
 class Cost:
     """What a run of a program took."""
@@ -205,6 +207,47 @@ class Zchunk(Method):
         return header + sum(size for digest, size in want.items() if digest not in have), costs[1]
 
 
+class Bita(Method):
+    key, label, program = "bita", "bita, chunks of some 64 KiB, zstd", "bita"
+
+    def missing(self):
+        return super().missing() or shutil.which("nginx") is None
+
+    def version(self):
+        return text("bita", "--version").split()[1]
+
+    def make(self, old, new, at):
+        archive = at / "new.cba"
+        cost = measured("bita", "compress", "--compression", "zstd", "--compression-level", self.level, "-i", new, archive)
+        with Served(at) as server:
+            measured("bita", "clone", "--seed", old, server.url(archive.name), at / "clone")
+            same(at / "clone", new)
+            return server.sent(), cost
+
+
+class Zsync(Method):
+    key, label, program = "zsync", "zsync -z, blocks of 2 or 4 KiB", "zsyncmake"
+
+    def missing(self):
+        return super().missing() or shutil.which("nginx") is None
+
+    def version(self):
+        return text("zsyncmake", "-V").split()[1].lstrip("v")
+
+    def make(self, old, new, at):
+        # -z: the blocks come out of a file that gzip compressed, which is to its advantage.
+        (at / "new").symlink_to(new)
+        cost = measured("sh", "-c", 'cd "$1" && exec zsyncmake -z new', "sh", at)
+        with Served(at) as server:
+            measured("zsync", "-q", "-i", old, "-o", at / "clone", server.url("new.zsync"))
+            return server.sent(), cost
+
+
+def same(one: Path, other: Path):
+    if subprocess.run(["cmp", "-s", one, other]).returncode:
+        raise SystemExit(f"bench-delta: {one.name} differs from {other}")
+
+
 class Blocks(Method):
     """RAUC's adaptive update, simulated: an index of SHA-256 per 4 KiB, and each block that the old image lacks anywhere. RAUC
     fetches them out of the image itself, which is compressed only if its file system is; here zstd -3 compresses all of them
@@ -235,7 +278,7 @@ def total(costs) -> Cost:
     return Cost(sum(c.seconds for c in costs), sum(c.processor for c in costs), max(c.memory for c in costs))
 
 
-PEERS = (Xdelta, Zstd, Bsdiff, Rdiff, Zchunk, Casync, Blocks)
+PEERS = (Xdelta, Zstd, Bsdiff, Rdiff, Zsync, Zchunk, Bita, Casync, Blocks)
 
 
 def methods(qstage, level, efforts) -> list:
