@@ -92,8 +92,18 @@ pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Er
 /// The obstacle to any upgrade now, whatever the bundle; `None`: there is none. The slot that it would write is the only
 /// good fallback of a trial, or boots next.
 pub(super) fn blocked(view: &View) -> Option<Error> {
-    if let Some(held) = view.on_trial().next() {
-        return Some(Error::OnTrial { slot: held.slot, fallback: !held.slot });
+    let trials: Vec<&SlotView> = view.on_trial().collect();
+    if let Some(first) = trials.first() {
+        let names: Vec<&str> = trials.iter().map(|held| held.partition.name.as_str()).collect();
+        // A mark does not end the trial of what was not started.
+        let remedy = if view.pending() {
+            "reboot to start it, or roll back first"
+        } else if trials.iter().any(|held| view.is_unstarted(held)) {
+            "restart the software to start it, or roll back first"
+        } else {
+            "mark it good or roll back first"
+        };
+        return Some(Error::OnTrial { partitions: names.join(" and "), fallback: !first.slot, remedy });
     }
     let (next, running) = (view.next(Group::Platform)?, view.in_service(Group::Platform)?);
     (next != running).then_some(Error::SwitchPending { slot: next, running })

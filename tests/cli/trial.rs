@@ -205,6 +205,35 @@ fn software_falls_back_with_its_platform() {
     bench.at(&["prepare", "s2.qimg", "--booted", "a"]).good();
 }
 
+/// What is on trial is named by its partitions, with what ends the trial from there: one that has not begun is not marked good.
+#[test]
+fn the_obstacle_names_what_is_on_trial() {
+    let bench = Bench::installed_with_software();
+    let told = |booted: &str, partitions: &str, remedy: &str| {
+        let reason = format!("on trial: {partitions}; the only good fallback is slot a; {remedy}");
+        let again = ["prepare", "s2.qimg", "--booted", booted, "--allow-downgrade"];
+        let message = bench.at(&again).bad("ON_TRIAL");
+        assert!(message.contains(&reason), "{message}");
+        let status = bench.at(&["status", "--booted", booted]).json();
+        assert_eq!(status["blocked_reason"], reason.as_str());
+    };
+    bench.at(&["prepare", "s3.qimg"]).good();
+    bench.at(&["commit"]).good();
+    told("a", "platform_b and software_b", "reboot to start it, or roll back first");
+    told("b", "platform_b and software_b", "mark it good or roll back first");
+    // The platform alone.
+    bench.at(&["mark-good", "--slot", "b", "--booted", "b"]).good();
+    told("b", "software_b", "mark it good or roll back first");
+    bench.at(&["mark-good", "--booted", "b"]).good();
+    assert_eq!(bench.at(&["status", "--booted", "b"]).json()["is_blocked"], false);
+    // Before its boot a trial ends by a roll-back too.
+    let bench = Bench::installed_with_software();
+    bench.at(&["prepare", "s3.qimg"]).good();
+    bench.at(&["commit"]).good();
+    bench.at(&["roll-back"]).good();
+    bench.at(&["prepare", "s2.qimg"]).good();
+}
+
 /// A trial on its last try is as much on trial as on its first: it can be rolled back, and is not cancelled.
 #[test]
 fn the_last_try_is_a_try() {
