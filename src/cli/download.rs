@@ -15,7 +15,7 @@ use crate::progress::Cancel;
 use crate::source::address::{Address, Url};
 use crate::source::allowed::{Allowed, Permitted};
 use crate::source::beside::{Asking, Wish};
-use crate::source::http::{Notice, Web};
+use crate::source::http::{Notice, Unreachable, Web};
 use crate::source::{InputTimeout, open_source};
 use crate::units::size;
 
@@ -77,7 +77,13 @@ impl ForMachine<'_> {
         beside: Option<WholeInput>,
         check: impl Fn(&Bundle) -> Result<()>,
     ) -> Result<(Bundle, Option<Whole>)> {
-        let asking = Asking { web: self.web, trust: self.trust, cancel: self.cancel, notice: self.notice };
+        let asking = Asking {
+            web: self.web,
+            trust: self.trust,
+            cancel: self.cancel,
+            notice: self.notice,
+            unreachable: Unreachable::default(),
+        };
         let url = input.url().filter(|_| beside.is_none()).cloned();
         let Some(url) = url else {
             let bundle = input.bundle(self.trust, self.web, self.cancel, self.notice)?;

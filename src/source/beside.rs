@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::http::{FRONT, Notice, Web};
+use super::http::{FRONT, Notice, Unreachable, Web};
 use crate::bundle::pick::Whole;
 use crate::bundle::source::{ReadAt, Source, read_failed};
 use crate::bundle::writer::write_members;
@@ -36,6 +36,8 @@ pub struct Asking<'a> {
     pub cancel: &'a Cancel,
     /// Takes what a person should know.
     pub notice: &'a Notice,
+    /// Servers to which no connection can be made, by what was asked before.
+    pub unreachable: Unreachable,
 }
 
 impl Asking<'_> {
@@ -54,7 +56,7 @@ impl Asking<'_> {
         }
         let first = self.web.front_only.then_some(FRONT);
         let open = |source| Bundle::open(source, self.trust);
-        Ok((self.web.read_any(urls, first, self.cancel, self.notice, open)?, None))
+        Ok((self.read_any(urls, first, open)?, None))
     }
 
     /// The bundle at `url` for frames that `delta` cannot make. Nothing is read of it before one is needed, and no more then.
@@ -62,10 +64,21 @@ impl Asking<'_> {
         let (web, trust, head) =
             (self.web.clone(), Arc::clone(self.trust), Bundle::front_len(delta.release()));
         let (cancel, notice) = (self.cancel.clone(), Arc::clone(self.notice));
+        let unreachable = self.unreachable.clone();
         Whole::when_needed(move || {
             let urls = web.addresses(&url, &cancel, &notice)?;
-            web.read_any(urls, Some(head), &cancel, &notice, |source| Bundle::open(source, &trust))
+            let open = |source| Bundle::open(source, &trust);
+            web.read_any(urls, Some(head), &unreachable, &cancel, &notice, open)
         })
+    }
+
+    fn read_any<T>(
+        &self,
+        urls: Vec<Url>,
+        first: Option<u64>,
+        open: impl Fn(Source) -> Result<T>,
+    ) -> Result<T> {
+        self.web.read_any(urls, first, &self.unreachable, self.cancel, self.notice, open)
     }
 
     /// The delta from `base`, where there is one of use.
@@ -73,18 +86,21 @@ impl Asking<'_> {
         let beside: Vec<Url> =
             urls.iter().filter_map(|url| beside(url, base)).filter(|url| (wish.permits)(url)).collect();
         let Some(name) = beside.first().map(|url| shown(url.as_str()).into_owned()) else { return Ok(None) };
+        let everywhere = beside.len() == urls.len();
         match self.try_delta(beside, urls, wish) {
             Ok(found) => {
                 (self.notice)(&format!("{name} is taken instead of the bundle"));
                 Ok(Some(found))
             }
+            Err(error @ (Error::Interrupted { .. } | Error::Config { .. })) => Err(error),
             // Who cannot be reached has no bundle either.
-            Err(
-                error @ (Error::Interrupted { .. }
-                | Error::NetworkConnect { .. }
-                | Error::NetworkTls { .. }
-                | Error::Config { .. }),
-            ) => Err(error),
+            Err(Error::NetworkConnect { url, problem }) if everywhere => {
+                Err(Error::NetworkConnect { url: bundle_of(url, base), problem })
+            }
+            Err(Error::NetworkTls { url, problem }) if everywhere => {
+                Err(Error::NetworkTls { url: bundle_of(url, base), problem })
+            }
+            Err(Error::NetworkConnect { .. } | Error::NetworkTls { .. }) => Ok(None),
             // That there is none is what is expected.
             Err(Error::Http { .. }) => Ok(None),
             Err(problem) => {
@@ -97,7 +113,7 @@ impl Asking<'_> {
     fn try_delta(&self, beside: Vec<Url>, urls: &[Url], wish: &Wish<'_>) -> Result<(Bundle, Option<Whole>)> {
         let first = self.web.front_only.then_some(FRONT);
         let open = |source| Bundle::open(source, self.trust);
-        let delta = self.web.read_any(beside, first, self.cancel, self.notice, open)?;
+        let delta = self.read_any(beside, first, open)?;
         if delta.delta().is_none() {
             return Err(Error::Delta { problem: "it is a whole bundle".to_owned() });
         }
@@ -131,8 +147,7 @@ impl Asking<'_> {
             Err(Error::Delta { problem: "the bundle beside it is another release".to_owned() })
         };
         let first = Some(front.len() as u64);
-        let file: Option<Arc<dyn ReadAt>> =
-            self.web.read_any(urls.to_vec(), first, self.cancel, self.notice, same)?;
+        let file: Option<Arc<dyn ReadAt>> = self.read_any(urls.to_vec(), first, same)?;
         let (trust, head) = (Arc::clone(self.trust), Bundle::front_len(delta.release()));
         let open = |file: Arc<dyn ReadAt>| {
             move || {
@@ -156,6 +171,11 @@ fn beside(url: &Url, base: Blake3) -> Option<Url> {
     delta.set_fragment(None);
     delta.set_path(&format!("{}{}", url.path(), suffix(base)));
     Some(delta)
+}
+
+/// The address of the bundle beside the delta from `base` at `url`: it is the one that the user knows.
+fn bundle_of(url: String, base: Blake3) -> String {
+    url.strip_suffix(&suffix(base)).map(str::to_owned).unwrap_or(url)
 }
 
 /// What the name of a delta has after that of its bundle.

@@ -15,7 +15,7 @@ use super::credentials::{Credentials, Proof};
 use super::header::{ContentRange, Validator, retry_after, text};
 use super::resolver::Resolver;
 use super::transfer_error::{RetryDecision, TransferError, of_status};
-use super::{Web, proxy, tls};
+use super::{Unreachable, Web, proxy, tls};
 use crate::error::Result;
 use crate::source::address::shown;
 use crate::source::allowed::same_host;
@@ -29,6 +29,8 @@ pub(super) struct Clients {
     tls: rustls::ClientConfig,
     credentials: Credentials,
     made: Mutex<Vec<(Option<String>, Client)>>,
+    /// Takes the servers to which no connection can be made.
+    unreachable: Unreachable,
 }
 
 /// Response that carries bytes of the file.
@@ -50,9 +52,15 @@ pub(super) struct FileResponse {
 
 impl Clients {
     /// Reads the files that the settings name: credentials, certificates and key.
-    pub(super) fn new(web: &Web) -> Result<Self> {
+    pub(super) fn new(web: &Web, unreachable: &Unreachable) -> Result<Self> {
         let credentials = web.credentials.as_deref().map(Credentials::load).transpose()?.unwrap_or_default();
-        let clients = Self { tls: tls::config(web)?, web: web.clone(), credentials, made: Mutex::default() };
+        let clients = Self {
+            tls: tls::config(web)?,
+            web: web.clone(),
+            credentials,
+            made: Mutex::default(),
+            unreachable: unreachable.clone(),
+        };
         // An unsupported proxy is a mistake in the configuration, not in the network, so it is refused here, before any
         // request.
         if let Some(proxy) = web.proxy.as_deref().filter(|proxy| *proxy != "none") {
@@ -128,7 +136,14 @@ impl Clients {
                     Proof::Header(name, value) => request.header(name, value),
                 };
             }
-            let response = request.send().await.map_err(|error| of_error(&error))?;
+            let response = request.send().await.map_err(|error| {
+                let trouble = of_error(&error);
+                // The one that a redirect led to, if there was one.
+                if trouble.is_of_server() && !trouble.may_pass(validator.is_some()) {
+                    self.unreachable.add(&url);
+                }
+                trouble
+            })?;
             // User, password and query, which may be secret, are left out.
             let (host, status) = (url.host_str().unwrap_or_default(), response.status());
             tracing::debug!("{host}{}, bytes {start}-{last}: {status}", url.path());

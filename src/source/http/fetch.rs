@@ -134,7 +134,7 @@ impl Lane {
     async fn blocks(&mut self) -> FailedTransfer {
         loop {
             for liar in self.shared.liars() {
-                if let Err(failed) = self.leave(liar, "it sent other bytes than the bundle has") {
+                if let Err(failed) = self.leave(liar, None, "it sent other bytes than the bundle has") {
                     return failed;
                 }
             }
@@ -333,7 +333,9 @@ impl Lane {
         };
         if !trouble.may_pass(state.answered) {
             let problem = trouble.problem();
-            return self.leave(state.current, &problem).map_err(|_| failed(trouble, self.retry));
+            let host = trouble.is_of_server().then_some(state.host.as_str());
+            let left = self.leave(state.current, host, &problem);
+            return left.map_err(|_| failed(trouble, self.retry));
         }
         self.retry += 1;
         let most = self.shared.limits.retries.saturating_mul(state.alive);
@@ -353,15 +355,16 @@ impl Lane {
         Ok(())
     }
 
-    /// Stops using an address; an error if it was the last one.
-    fn leave(&mut self, which: usize, problem: &str) -> Result<(), FailedTransfer> {
+    /// Stops using an address; an error if it was the last one. `host`: named instead of the address, if no file of it can be
+    /// had.
+    fn leave(&mut self, which: usize, host: Option<&str>, problem: &str) -> Result<(), FailedTransfer> {
         let Some(shown) = self.mirrors.leave(which) else { return Ok(()) };
         self.shared.left(which);
         if self.mirrors.state().alive == 0 {
             let trouble = TransferError::Answer(problem.to_owned());
             return Err(FailedTransfer { trouble, url: shown, at: 0, retries: 0 });
         }
-        self.shared.notice(&format!("{shown} is asked no more: {problem}"));
+        self.shared.notice(&format!("{} is asked no more: {problem}", host.unwrap_or(&shown)));
         Ok(())
     }
 }

@@ -27,6 +27,7 @@ mod shared;
 mod spare;
 mod tls;
 mod transfer_error;
+mod unreachable;
 
 use std::io;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ use self::file::{Transfer, WebFile, WebStream};
 use self::mirrors::host;
 use self::shared::{FailedTransfer, Shared};
 use self::transfer_error::TransferError;
+pub use self::unreachable::Unreachable;
 use crate::bundle::source::{Source, read_failed};
 use crate::error::{Class, Error, Result};
 use crate::progress::Cancel;
@@ -145,7 +147,14 @@ impl Web {
         open: impl Fn(Source) -> Result<T>,
     ) -> Result<T> {
         let first = self.front_only.then_some(FRONT);
-        self.read_any(self.addresses(url, cancel, notice)?, first, cancel, notice, open)
+        self.read_any(
+            self.addresses(url, cancel, notice)?,
+            first,
+            &Unreachable::default(),
+            cancel,
+            notice,
+            open,
+        )
     }
 
     /// All addresses of the file at `url`: `url` itself or those of the list there, and those of the configured mirrors.
@@ -164,17 +173,19 @@ impl Web {
     }
 
     /// The same as [`read`](Self::read) from any of `urls`. The first request is for `first` bytes; `None`: for the
-    /// whole file.
+    /// whole file. Servers that are `unreachable` are not contacted while there are others.
     pub(super) fn read_any<T>(
         &self,
         mut urls: Vec<Url>,
         first: Option<u64>,
+        unreachable: &Unreachable,
         cancel: &Cancel,
         notice: &Notice,
         open: impl Fn(Source) -> Result<T>,
     ) -> Result<T> {
         loop {
-            let (source, asked) = self.begin(urls.clone(), first, cancel, notice)?;
+            urls = unreachable.leave(urls);
+            let (source, asked) = self.begin(urls.clone(), first, unreachable, cancel, notice)?;
             match open(source) {
                 Err(problem) if urls.len() > 1 && tells_of_the_server(&problem) => {
                     let liar = urls.remove(asked.min(urls.len() - 1));
@@ -190,11 +201,13 @@ impl Web {
         &self,
         urls: Vec<Url>,
         first: Option<u64>,
+        unreachable: &Unreachable,
         cancel: &Cancel,
         notice: &Notice,
     ) -> Result<(Source, usize)> {
         let asked = urls.first().map(host).unwrap_or_default();
-        let shared = Shared::new(Clients::new(self)?, self.limits, Arc::clone(notice), asked, urls.len());
+        let shared =
+            Shared::new(Clients::new(self, unreachable)?, self.limits, Arc::clone(notice), asked, urls.len());
         start(&shared, urls, first)?;
         let transfer = Transfer { shared, cancel: cancel.clone() };
         let head =
@@ -216,7 +229,7 @@ impl Web {
 
     /// Addresses in the list at `url`.
     fn list(&self, url: &Url, cancel: &Cancel, notice: &Notice) -> Result<Vec<Url>> {
-        let (source, _) = self.begin(vec![url.clone()], None, cancel, notice)?;
+        let (source, _) = self.begin(vec![url.clone()], None, &Unreachable::default(), cancel, notice)?;
         list::read(source, url)
     }
 }

@@ -58,6 +58,11 @@ impl TransferError {
         }
     }
 
+    /// Whether it concerns all files of the server.
+    pub(super) fn is_of_server(&self) -> bool {
+        matches!(self, Self::Connect(..) | Self::Tls(_))
+    }
+
     /// Description for the notice of a retry.
     pub(super) fn problem(&self) -> String {
         match self {

@@ -133,14 +133,21 @@ fn a_server_without_proof_of_its_identity_is_asked_once() {
             assert!(!run.err.contains("retry"), "{what}, {verb}: {}", run.err);
             let message = run.bad("NETWORK_TLS");
             assert!(message.contains(what), "{what}, {verb}: {message}");
+            // Not the delta that was looked for beside it.
+            assert!(message.contains("/v2.qimg: "), "{what}, {verb}: {message}");
             assert_eq!([&one, &two].map(Counted::connections), [1, 1], "{what}, {verb}");
         }
         assert_eq!(bench.hash(), before, "{what}: the disk was written");
         // Beside a good one it is left as soon.
-        bench.at(&["prepare", &one.url, "--mirror", &good.url, "--no-delta"]).good();
-        assert!(bench.holds("platform_b", "v2.img"), "{what}");
-        assert_eq!(one.connections(), 1, "{what}");
-        bench.at(&["cancel"]).good();
-        bench.blank("platform_b");
+        // So it is if a delta is looked for first, which the good one has not.
+        for more in [&["--no-delta"][..], &[]] {
+            let run = bench.at(&[&["prepare", &one.url, "--mirror", &good.url], more].concat());
+            assert!(!run.err.contains("qdelta"), "{what}: {}", run.err);
+            run.good();
+            assert!(bench.holds("platform_b", "v2.img"), "{what}");
+            assert_eq!(one.connections(), 1, "{what}, {more:?}");
+            bench.at(&["cancel"]).good();
+            bench.blank("platform_b");
+        }
     }
 }
