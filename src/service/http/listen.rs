@@ -135,14 +135,14 @@ impl Listeners {
                 None => until_acceptor(acceptor).await,
             };
             let listener = until_open(self.tcp, || open_tcp(self.address)).await;
-            serve_tcp(listener, router.clone(), tls).await;
+            serve_tcp(listener, router.clone(), tls, TIMES).await;
         };
         let unix = async {
             let (Some(unix), Some(path)) = (self.unix, self.socket) else {
                 return std::future::pending().await;
             };
             let (listener, _file) = until_open(unix, || open_unix(&path)).await;
-            serve_unix(listener, router.clone()).await;
+            serve_unix(listener, router.clone(), TIMES).await;
         };
         tokio::join!(tcp, unix);
     }
@@ -190,7 +190,7 @@ async fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
+async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor, times: Timeouts) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let shares = Shares::new(PER_ADDRESS);
     loop {
@@ -207,17 +207,17 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor) {
         let (router, tls) = (router.clone(), tls.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
+            if let Ok(Ok(stream)) = tokio::time::timeout(times.header, tls.accept(stream)).await {
                 let presented = stream.get_ref().1.peer_certificates();
                 let certified = Certified(presented.is_some_and(|chain| !chain.is_empty()));
-                converse(stream, router, (Origin::Network(from), certified), TIMES).await;
+                converse(stream, router, (Origin::Network(from), certified), times).await;
             }
             drop((share, place));
         });
     }
 }
 
-async fn serve_unix(listener: UnixListener, router: Router) {
+async fn serve_unix(listener: UnixListener, router: Router, times: Timeouts) {
     let places = Places::new();
     loop {
         let stream = match listener.accept().await {
@@ -233,7 +233,7 @@ async fn serve_unix(listener: UnixListener, router: Router) {
         let Some(place) = places.take(peer.uid()) else { continue };
         let (router, origin) = (router.clone(), Origin::Socket { uid: peer.uid(), pid: peer.pid() });
         tokio::spawn(async move {
-            converse(stream, router, (origin, Certified(false)), TIMES).await;
+            converse(stream, router, (origin, Certified(false)), times).await;
             drop(place);
         });
     }
@@ -318,6 +318,15 @@ async fn converse(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
     use super::*;
 
     #[test]
@@ -356,38 +365,80 @@ mod tests {
         });
     }
 
-    /// A client that polls once a minute must find its connection open.
+    /// A client that polls once a minute must find its connection open, over TLS as over the Unix socket.
     #[test]
     fn who_has_spoken_may_be_idle_and_who_has_not_may_not() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-        let (header, idle) = (Duration::from_millis(200), Duration::from_secs(3));
+        let times = Timeouts { header: Duration::from_millis(400), idle: Duration::from_secs(3) };
+        let dir = tempfile::tempdir().unwrap();
+        let (acceptor, connector) = identified(dir.path());
+        let name = ServerName::try_from("localhost").unwrap();
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
-        let open = || {
-            let (near, far) = duplex(1024);
-            let origin = Origin::Socket { uid: 0, pid: None };
-            tokio::spawn(converse(
-                near,
-                router.clone(),
-                (origin, Certified(false)),
-                Timeouts { header, idle },
-            ));
-            far
-        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut silent = open();
-            assert_eq!(silent.read(&mut [0; 16]).await.unwrap(), 0, "closed without a word");
-            let mut polling = open();
-            for _ in 0..2 {
-                polling.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-                let mut answer = Vec::new();
-                while !answer.ends_with(b"here") {
-                    assert_ne!(polling.read_buf(&mut answer).await.unwrap(), 0, "{answer:?}");
-                }
-                tokio::time::sleep(header * 3).await;
-            }
-            assert_eq!(polling.read(&mut [0; 16]).await.unwrap(), 0, "closed in the end");
+            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (address, path) = (tcp.local_addr().unwrap(), dir.path().join("socket"));
+            tokio::spawn(serve_unix(UnixListener::bind(&path).unwrap(), router.clone(), times));
+            tokio::spawn(serve_tcp(tcp, router, acceptor, times));
+            let tls = || async {
+                let stream = TcpStream::connect(address).await.unwrap();
+                connector.connect(name.clone(), stream).await.unwrap()
+            };
+            let unix = || async { UnixStream::connect(&path).await.unwrap() };
+            let without_handshake = TcpStream::connect(address).await.unwrap();
+            tokio::join!(
+                closed(tls().await, times.header),
+                closed(unix().await, times.header),
+                closed(without_handshake, times.header),
+                polls(tls().await, times),
+                polls(unix().await, times),
+            );
         });
         assert!(IDLE_TIME >= Duration::from_secs(90) && HEADER_TIME < IDLE_TIME);
+    }
+
+    /// A connection without a request is closed after `limit`, and not before.
+    async fn closed(mut stream: impl AsyncRead + Unpin, limit: Duration) {
+        let begun = Instant::now();
+        // An end without a close_notify of TLS is an end, too.
+        assert_eq!(stream.read(&mut [0; 16]).await.unwrap_or(0), 0);
+        assert!(begun.elapsed() > limit / 2, "closed after {:?}", begun.elapsed());
+    }
+
+    /// A connection that has spoken serves a request after a time beyond the limit of the first, and is closed in the end.
+    async fn polls(mut stream: impl AsyncRead + AsyncWrite + Unpin, times: Timeouts) {
+        for _ in 0..2 {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"here") {
+                assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{answer:?}");
+            }
+            tokio::time::sleep(times.header * 3).await;
+        }
+        closed(stream, (times.idle - times.header * 3) / 2).await;
+    }
+
+    /// The two ends of TLS for `localhost`, by an authority of their own.
+    fn identified(dir: &Path) -> (TlsAcceptor, TlsConnector) {
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = authority.self_signed(&key).unwrap();
+        let issuer = rcgen::Issuer::new(authority, key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let files = (dir.join("certificate"), dir.join("key"));
+        std::fs::write(&files.0, leaf.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        std::fs::write(&files.1, key.serialize_pem()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        // The certificates of other nodes may be asked for, as in a cluster.
+        std::fs::write(dir.join("members"), root.pem()).unwrap();
+        let server = super::super::tls::acceptor(Some(&files), dir, Some(&dir.join("members"))).unwrap();
+        (server, TlsConnector::from(Arc::new(client)))
     }
 }
