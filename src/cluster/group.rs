@@ -24,7 +24,11 @@ pub(super) fn group(view: &View, asked: Option<u32>) -> Result<u32> {
         None => Ok(permitted.saturating_sub(1).max(1)),
         Some(n) if (1..=permitted).contains(&n) => Ok(n),
         Some(n) => {
-            Err(Error::BadRequest { problem: format!("{n} nodes at a time: 1 to {permitted} may go") })
+            let count = view.members.len();
+            let range = if permitted == 1 { "1".to_owned() } else { format!("1 to {permitted}") };
+            Err(Error::BadRequest {
+                problem: format!("{n} of {count} nodes cannot reboot at a time, only {range}"),
+            })
         }
     }
 }

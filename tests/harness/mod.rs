@@ -22,6 +22,8 @@ pub mod loops;
 pub mod machine;
 /// A disk that hangs and fails on demand.
 pub mod nbd;
+/// The page of the service in that browser.
+pub mod page;
 /// Scenes, recorder and oracles of the power-cut proofs.
 pub mod proof;
 /// A service, and its official client.

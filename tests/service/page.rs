@@ -7,11 +7,11 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::harness::browser::Browser;
+use crate::harness::page::{self, ENTER, FAULTS, PLATFORM, SOFTWARE, asks};
 use crate::harness::server::{Bench, QSTAGE, Server, run};
 
 /// A name that is a program, if a browser takes it as HTML.
 const HOSTILE: &str = "<img src=x onerror=\"document.title='owned'\">";
-const ENTER: &str = "\u{e007}";
 const TAB: &str = "\u{e004}";
 const ESCAPE: &str = "\u{e00c}";
 
@@ -41,65 +41,6 @@ fn open(server: &Server) -> Option<Browser> {
     browser.until_text("#slots", "platform a");
     Some(browser)
 }
-
-/// The dialog that is open says what runs, what would run, and the type of the upgrade.
-#[track_caller]
-fn asks(browser: &Browser, title: &str, runs: &str, new: &str, kind: &str) {
-    browser.until("document.querySelector('#ask').open");
-    assert_eq!(browser.text("#ask-title"), title);
-    let facts = browser.text("#ask-facts");
-    let lines: Vec<&str> = facts.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let said = |name: &str| lines.iter().position(|line| *line == name).and_then(|at| lines.get(at + 1));
-    for (name, value) in [("Runs now", runs), ("New", new), ("Type", kind)] {
-        assert!(
-            said(name).is_some_and(|said| said.contains(value)),
-            "{title}, {name}: no '{value}':\n{facts}"
-        );
-    }
-}
-
-const SOFTWARE: &str = "software only, without a reboot";
-const PLATFORM: &str = "platform and software, with a reboot";
-
-fn enter_token(browser: &Browser) {
-    browser.enter("#token", "secret");
-    browser.keys(&[ENTER], false);
-    browser.until_text("#who", "token ops, and may read and write");
-    browser.until("document.querySelector('#actions').offsetParent !== null");
-}
-
-/// Contrast below 4.5:1 (WCAG 2.2, 1.4.3), fields without a label, buttons without a name, and what is wider than the page.
-const FAULTS: &str = r#"
-    const faults = [];
-    const light = (text) => {
-        const parts = text.match(/[\d.]+/g).map(Number);
-        const linear = parts.slice(0, 3).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return [0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2], parts[3] ?? 1];
-    };
-    const below = (node) => {
-        for (; node; node = node.parentElement) {
-            const [value, opacity] = light(getComputedStyle(node).backgroundColor);
-            if (opacity === 1) return value;
-        }
-        return 1;
-    };
-    let seen = 0;
-    for (const node of document.querySelectorAll('body *')) {
-        const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-        if (!own || !node.checkVisibility()) continue;
-        seen += 1;
-        const [a, b] = [light(getComputedStyle(node).color)[0], below(node)].sort((x, y) => y - x);
-        const contrast = (a + 0.05) / (b + 0.05);
-        if (contrast < 4.5) faults.push(`contrast ${contrast.toFixed(2)}: ${node.textContent}`);
-    }
-    if (seen < 30) faults.push(`only ${seen} texts`);
-    for (const field of document.querySelectorAll('input')) if (!field.labels.length) faults.push(`no label: ${field.id}`);
-    for (const button of document.querySelectorAll('button'))
-        if (button.checkVisibility() && !button.textContent.trim()) faults.push(`no name: ${button.id}`);
-    const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-    if (wide > 0) faults.push(`${wide} px wider than the page`);
-    return faults;
-"#;
 
 #[test]
 fn without_a_token_the_page_only_shows() {
@@ -150,7 +91,7 @@ fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
     pack.arg("--platform").arg(bench.path("p1")).arg("--software").arg(bench.path("s2"));
     run(pack.arg("-o").arg(bench.path(&name)));
     let Some(browser) = open(&server) else { return };
-    enter_token(&browser);
+    page::enter_token(&browser, "ops");
     browser.enter("#path", &bench.text(&name));
     // Another product is refused: there is nothing to confirm.
     browser.keys(&[ENTER], false);
@@ -215,7 +156,7 @@ fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
 fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
     let (bench, server) = service();
     let Some(browser) = open(&server) else { return };
-    enter_token(&browser);
+    page::enter_token(&browser, "ops");
     browser.enter("#path", &bench.text("v2.qimg"));
     browser.click("#prepare");
     asks(&browser, "Prepare", "Demo 1.0", "Demo 2.0", PLATFORM);

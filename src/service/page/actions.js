@@ -2,7 +2,7 @@
 
 import { get, post } from "/page/client.js";
 import { ask } from "/page/dialog.js";
-import { TYPES, at, state } from "/page/view.js";
+import { TYPES, at, rebooted, state } from "/page/view.js";
 
 const path = () => at("path").value.trim();
 
@@ -149,4 +149,31 @@ export async function rollBack() {
   const report = await post("/v1/qstage/roll-back");
   const next = report.next_step === "nothing" ? "" : ` Next step: ${report.next_step}.`;
   return `${report.done}.${next}`;
+}
+
+// Asks before a rolling reboot is paused or resumed: what runs, what the nodes reboot into, and how many have.
+async function askOfReboot(title, explanation) {
+  const [{ settings }, reboot] = await Promise.all([get("/v3/upgrade/status"), get("/v1/shutdown/reboot/status")]);
+  const facts = [["Runs now", await running()]];
+  if (settings?.target_version) {
+    facts.push(["New", settings.target_version], ["Type", type(settings.upgrade_type)]);
+  }
+  facts.push(["Rebooted", rebooted(reboot)]);
+  return ask({ title, facts, explanation: explanation(reboot), yes: title });
+}
+
+export async function pause() {
+  const explanation = () => "The nodes whose turn it is reboot to the end. No other node goes down until the reboot is resumed.";
+  if (!(await askOfReboot("Pause the reboot", explanation))) return null;
+  await post("/v1/shutdown/reboot/pause");
+  return "Paused after the nodes whose turn it is.";
+}
+
+export async function resume() {
+  const explanation = ({ error_message: error }) => (error
+    ? `The reboot is paused, because ${error}. The node that failed is tried again, then the others.`
+    : "The other nodes reboot in turns.");
+  if (!(await askOfReboot("Resume the reboot", explanation))) return null;
+  await post("/v1/shutdown/reboot/resume");
+  return "The reboot goes on.";
 }

@@ -12,6 +12,7 @@ const LOOK_OF_CLUSTER = 2_000;
 const AGAIN = 2_000;
 
 let v3 = null;
+let reboot = null;
 let past = [];
 let allHistory = false;
 let writes = false;
@@ -30,9 +31,13 @@ function buttons() {
     commit: now === "PREPARED",
     cancel: ["PREPARING", "PREPARED", "COMMITTED"].includes(now) || Boolean(v3?.error_info),
     "roll-back": !inCluster && (now === "IDLE" || now === "COMMITTED"),
+    pause: reboot?.state === "REBOOT_IN_PROGRESS",
+    resume: reboot?.state === "REBOOT_PAUSED" || reboot?.state === "REBOOT_PAUSED_DUE_TO_ERROR",
   };
   for (const [id, on] of Object.entries(enabled)) at(id).disabled = busy || !on;
   at("actions").hidden = !writes;
+  // A complete reboot cannot be paused.
+  at("reboot-actions").hidden = !(writes && reboot?.rolling && (enabled.pause || enabled.resume));
   at("read-only").hidden = writes;
   at("forget").hidden = !token.get();
 }
@@ -61,7 +66,13 @@ async function look() {
   view.detailed(own);
   const node = await get("/v1/node/state");
   inCluster = node.state !== "UNCONFIGURED";
-  if (inCluster) view.cluster(await get("/v1/qstage/cluster"));
+  if (inCluster) {
+    view.cluster(await get("/v1/qstage/cluster"));
+    reboot = await get("/v1/shutdown/reboot/status");
+    view.reboot(reboot);
+  } else {
+    reboot = null;
+  }
   at("cluster").hidden = !inCluster;
   view.slots(await get("/v1/qstage/slots"));
   past = await get("/v1/qstage/history");
@@ -132,7 +143,7 @@ async function poll() {
 function act(id, action) {
   return async () => {
     if (busy) return;
-    if (id !== "commit" && id !== "cancel" && id !== "roll-back" && !at("actions").reportValidity()) return;
+    if ((id === "verify" || id === "prepare") && !at("actions").reportValidity()) return;
     busy = true;
     buttons();
     note("answer", "");
@@ -164,6 +175,8 @@ at("actions").addEventListener("submit", (event) => { event.preventDefault(); pr
 at("commit").addEventListener("click", act("commit", actions.commit));
 at("cancel").addEventListener("click", act("cancel", actions.cancel));
 at("roll-back").addEventListener("click", act("roll-back", actions.rollBack));
+at("pause").addEventListener("click", act("pause", actions.pause));
+at("resume").addEventListener("click", act("resume", actions.resume));
 at("access").addEventListener("submit", (event) => { event.preventDefault(); changeToken(at("token").value.trim()); });
 at("forget").addEventListener("click", () => changeToken(""));
 at("all-history").addEventListener("click", () => { allHistory = true; view.history(past, allHistory); });

@@ -107,6 +107,22 @@ export function history(events, all) {
   at("all-history").hidden = shown.length === events.length;
 }
 
+const REBOOTS = {
+  REBOOT_IN_PROGRESS: ["is in progress", ""],
+  REBOOT_PAUSED: ["is paused", "notice"],
+  REBOOT_PAUSED_DUE_TO_ERROR: ["is paused by an error", "problem"],
+};
+
+export const rebooted = (report) => `${report.rebooted_node_count} of ${report.total_node_count} nodes`;
+
+export function reboot(report) {
+  const [word, kind] = REBOOTS[report.state] ?? ["", ""];
+  const error = report.error_message ? `: ${report.error_message}` : "";
+  const how = report.rolling ? "rolling" : "complete";
+  note("reboot", word && `The ${how} reboot ${word}; ${rebooted(report)} have rebooted${error}`);
+  at("reboot").className = kind;
+}
+
 export function cluster(report) {
   at("cluster").hidden = false;
   const link = report.connected ? "" : `; etcd is not reached, as of earlier: ${report.problem}`;
