@@ -13,56 +13,28 @@ use crate::harness::machine::Bench;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const CONFIG: &str = "disk = \"/dev/nvme0n1\"\nstate_dir = \"/run/qstage\"\n";
 
-/// Runs a script of shell commands that sees another /usr/lib and /boot than this machine: the modules of the kernel that
-/// is to be booted lie there. `$1` is the kernel, unpacked, `$2` its version, `$3` the repository, `$4` a directory.
-fn in_other_root(inputs: &Inputs, dir: &Path, script: &str) {
-    let version = inputs.modules.file_name().unwrap().to_str().unwrap();
+/// What a maker of initramfs makes with our hook, which notes the disk with this GUID if any.
+fn initramfs(maker: &str, inputs: &Inputs, dir: &Path, disk: &str) -> PathBuf {
     let kernel = inputs.kernel.parent().unwrap().parent().unwrap();
+    let select = dir.join("qstage-select");
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let small = text(&dir.join("qstage-select"));
-    tool("strip", &["-o", &small, env!("CARGO_BIN_EXE_qstage-select")]);
-    let prologue = r#"set -e
-        mount -t tmpfs tmpfs /mnt; mkdir /mnt/u /mnt/w
-        mount -t overlay overlay -o lowerdir=/usr/lib,upperdir=/mnt/u,workdir=/mnt/w /usr/lib
-        mkdir -p "/usr/lib/modules/$2"; mount --bind "$1/lib/modules/$2" "/usr/lib/modules/$2"
-        mount --bind "$1/boot" /boot
-        export QSTAGE_SELECT="$4/qstage-select"; cd "$4""#;
-    let script = format!("{LEAVE_MOUNTS}{prologue}\n{script}");
-    let words = [
-        "-m",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-        &text(kernel),
-        version,
-        ROOT,
-        &text(dir),
-    ];
-    tool("unshare", &words);
+    tool("strip", &["-o", &text(&select), env!("CARGO_BIN_EXE_qstage-select")]);
+    let made = format!(
+        "{LEAVE_MOUNTS}QSTAGE_DISK_GUID='{disk}' exec sh '{ROOT}/scripts/guests/initramfs.sh' \"$@\""
+    );
+    let place = ["--mount", "--propagation", "private", "sh", "-c", &made, "sh"];
+    tool("unshare", &[&place[..], &[maker, &text(kernel), &text(&select), &text(dir)]].concat());
+    dir.join("initrd")
 }
 
-/// What mkinitramfs makes with our hook, which notes the disk with this GUID if any.
+/// By mkinitramfs.
 fn by_initramfs_tools(inputs: &Inputs, dir: &Path, disk: &str) -> PathBuf {
-    let script = r#"cp -r /etc/initramfs-tools conf
-        cp "$3/fixtures/packaging/initramfs-tools/hooks/qstage" conf/hooks/
-        cp "$3/fixtures/packaging/initramfs-tools/scripts/local-top/qstage" conf/scripts/local-top/
-        sed -i 's/^MODULES=.*/MODULES=list/; s/^COMPRESS=.*/COMPRESS=gzip/' conf/initramfs.conf
-        mkinitramfs -d "$PWD/conf" -o "$PWD/initrd" "$2""#;
-    in_other_root(inputs, dir, &format!("export QSTAGE_DISK_GUID={disk}\n{script}"));
-    dir.join("initrd")
+    initramfs("initramfs-tools", inputs, dir, disk)
 }
 
-/// What dracut makes with our module, which notes the disk with this GUID if any.
+/// By dracut.
 fn by_dracut(inputs: &Inputs, dir: &Path, disk: &str) -> PathBuf {
-    let script = r#"cp -r "$3/fixtures/packaging/dracut/90qstage" /usr/lib/dracut/modules.d/
-        # NVMe and ext4 are built in: looking for modules is what takes minutes.
-        dracut --quiet --force --no-hostonly --gzip --no-kernel --tmpdir "$PWD" \
-          --modules 'dash rootfs-block udev-rules base fs-lib qstage' "$PWD/initrd" "$2""#;
-    in_other_root(inputs, dir, &format!("export QSTAGE_DISK_GUID={disk}\n{script}"));
-    dir.join("initrd")
+    initramfs("dracut", inputs, dir, disk)
 }
 
 /// A disk with 1.0 in slot a and 2.0 committed into slot b with the given number of tries. `start` is what the system of 2.0 runs.

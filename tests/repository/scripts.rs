@@ -195,7 +195,7 @@ fn the_units_are_closed() {
     }
 }
 
-/// The scripts of the initramfs run unobserved: shellcheck reads them as the shells do that run them.
+/// The scripts of the initramfs run unobserved, and so do those of guests: shellcheck reads them as the shells do that run them.
 #[test]
 fn the_hooks_are_clean() {
     let hooks = [
@@ -206,8 +206,10 @@ fn the_hooks_are_clean() {
         "dracut/90qstage/qstage-select-slot.sh",
         "dracut/90qstage/mount-qstage.sh",
     ];
-    for name in hooks {
-        let path = script(&format!("fixtures/packaging/{name}"));
+    let guests = std::fs::read_dir(script("scripts/guests")).unwrap();
+    let guests = guests.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
+    for name in hooks.map(|hook| format!("fixtures/packaging/{hook}")).into_iter().chain(guests) {
+        let path = script(&name);
         assert!(path.metadata().unwrap().permissions().mode() & 0o111 == 0o111, "{name} is not executable");
         match Command::new("shellcheck").arg(&path).output() {
             Ok(output) => {

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use super::{tool, which};
@@ -51,30 +50,8 @@ pub fn dir() -> PathBuf {
 
 /// The unpacked package of the kernel that this release of Debian calls its cloud kernel.
 fn unpacked(dir: &Path) -> PathBuf {
-    let root = dir.join("kernel");
-    if root.join("lib/modules").is_dir() {
-        return root;
-    }
-    // A meta package: it depends on the package of the current version.
-    let depends = tool("apt-cache", &["depends", "linux-image-cloud-amd64"]);
-    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).unwrap_or_else(|| {
-        panic!("apt knows no linux-image-cloud-amd64: 'apt-get update' as root, or put a kernel into {root:?}")
-    });
-    let download = dir.join("download");
-    let _ = fs::remove_dir_all(&download);
-    fs::create_dir_all(&download).unwrap();
-    let apt = Command::new("apt-get").args(["-qq", "download", package]).current_dir(&download).output();
-    let apt = apt.unwrap();
-    assert!(apt.status.success(), "apt-get download: {}", String::from_utf8_lossy(&apt.stderr));
-    let deb = fs::read_dir(&download).unwrap().next().unwrap().unwrap().path();
-    let temporary = dir.join("kernel.new");
-    let _ = fs::remove_dir_all(&temporary);
-    tool("dpkg-deb", &["--extract", text(&deb), text(&temporary)]);
-    let version = fs::read_dir(temporary.join("lib/modules")).unwrap().next().unwrap().unwrap().file_name();
-    tool("busybox", &["depmod", "-b", text(&temporary), version.to_str().unwrap()]);
-    fs::remove_dir_all(&download).unwrap();
-    fs::rename(&temporary, &root).unwrap();
-    root
+    tool("sh", &[concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/guests/kernel.sh"), text(dir)]);
+    dir.join("kernel")
 }
 
 fn text(path: &Path) -> &str {
