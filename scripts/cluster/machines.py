@@ -109,13 +109,17 @@ class Node:
         self.address = f"10.77.0.{10 + number}"
         self.dir = world.work / self.name
         self.etcd = None
-        self.off, self.broken, self.end = False, False, False
+        self.off, self.broken, self.end = False, None, False
         self.boots, self.slot, self.service = 0, "", None
         self.downs, self.down_since = [], None
         world.network.add(self.name, self.address)
-        self.answers = Answers(self.name)
+        self.failed = None
+        self.answers = self.watch_software()
         self.install()
         self.thread = threading.Thread(target=self.machine, daemon=True)
+
+    def watch_software(self):
+        return Answers(self.name)
 
     def install(self):
         self.dir.mkdir()
@@ -192,6 +196,10 @@ hook_timeout = 10
                 return shown["slot"]
             log(self.name, f"slot {shown['slot']} does not come up")
 
+    def cannot_start(self, release):
+        """Makes a release one that does not come up here; None: all do."""
+        self.broken = release
+
     def start(self):
         if self.etcd:
             self.etcd.start()
@@ -209,7 +217,7 @@ hook_timeout = 10
         self.service.kill()
 
     def get(self, path):
-        """Response over the Unix socket; None while the service is down."""
+        """Response to a GET; None while the service is down."""
         try:
             status, text = self.ask("GET", path)
         except (OSError, http.client.HTTPException):
@@ -219,16 +227,31 @@ hook_timeout = 10
         return json.loads(text)
 
     def ask(self, method, path, body=""):
+        connection, headers = self.connection()
+        connection.request(method, path, body=json.dumps(body) if body != "" else None, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def connection(self):
+        """To its Unix socket, with the headers of each request."""
         connection = http.client.HTTPConnection("x", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(60)
         connection.sock.connect(str(self.dir / "socket"))
-        connection.request(method, path, body=json.dumps(body) if body != "" else None)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        return connection, {}
 
     def verb(self, *words):
         return run(self.world.qstage, *words, "--config", self.dir / "config")
+
+    def last_words(self):
+        """The end of its log, for a failure."""
+        text = (self.dir / "log").read_text() if (self.dir / "log").exists() else ""
+        return [line for line in text.splitlines() if '"audit"' not in line][-40:]
+
+    def close(self):
+        self.end = True
+        self.thread.join(timeout=10)
+        kill_all(self.name)
 
     def client(self, *words):
         """The unchanged official client, at this node."""
@@ -279,10 +302,21 @@ class Answers(threading.Thread):
         return text.rsplit("\r\n", 1)[-1] if text.startswith("HTTP/1.0 200") else None
 
 
+class Waiting:
+    """Limits of waits: how much longer than usual they are, and the nodes whose failure ends them at once."""
+
+    factor = 1
+    nodes = ()
+
+
 def wait(what, holds, limit=90):
+    limit *= Waiting.factor
     until = time.monotonic() + limit
     while time.monotonic() < until:
         if value := holds():
             return value
+        for node in Waiting.nodes:
+            if node.failed:
+                raise AssertionError(f"{node.name}: {node.failed}; waited until {what}")
         time.sleep(0.1)
     raise AssertionError(f"not within {limit} s: {what}")

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from machines import log, now, wait
+from machines import Waiting, log, now, wait
 
 MEASURED = []
 
@@ -52,10 +52,31 @@ class Watch(threading.Thread):
 def client(world, number, *words):
     """Runs the official client, which must succeed."""
     done = world.node(number).client(*words)
-    said, _ = done.communicate(timeout=180)
+    said, _ = done.communicate(timeout=180 * Waiting.factor)
     check(done.returncode == 0 and "rror" not in said, f"qq {' '.join(map(str, words))}: {said}")
     last = (said.strip().splitlines() or ["done"])[-1]
     log("qq", " ".join(map(str, words)).replace(f"{world.work}/", "") + f": {last}")
+
+
+class Order(threading.Thread):
+    """The official client, which stays until the order is carried out or stops."""
+
+    def __init__(self, world, number, *words):
+        super().__init__(daemon=True)
+        self.arguments, self.failure = (world, number, *words), None
+        self.start()
+
+    def run(self):
+        try:
+            client(*self.arguments)
+        except Exception as failure:
+            self.failure = failure
+
+    def done(self):
+        """Waits for its end; fails if it did."""
+        self.join()
+        if self.failure:
+            raise self.failure
 
 
 def admitted(world):
@@ -63,14 +84,22 @@ def admitted(world):
     wait("an upgrade is admitted", lambda: (world.any("/v2/upgrade/blocked") or {}).get("is_blocked") is False)
 
 
+def goes_on(world):
+    """Fails at once when a reboot has stopped, since nothing would follow."""
+    if world.reboot() == "PAUSED_DUE_TO_ERROR":
+        raise AssertionError(f"the reboot stopped: {world.any('/v1/shutdown/reboot/status')['error_message']}")
+    return True
+
+
 def through(world, version, limit=150):
-    wait(f"all run {version}", lambda: world.runs(version) and world.state() == "IDLE", limit)
+    wait(f"all run {version}", lambda: goes_on(world) and world.runs(version) and world.state() == "IDLE", limit)
     wait(f"all serve {version}", lambda: world.serves(version))
 
 
 def rolled(world, since, name):
     too_long, most = world.most_down(since, now())
     measured(f"{name}: longest time with more than {world.group} down", f"{too_long:.1f} s")
+    check(not world.early, "; ".join(world.early))
     check(too_long == 0 and most <= world.group, f"{most} nodes were down at once")
 
 
@@ -78,7 +107,7 @@ def complete(world):
     """an upgrade by complete reboot, prepared and committed one by one: all nodes at once, one verdict"""
     admitted(world)
     watch, begun = Watch(world), now()
-    client(world, 1, "upgrade_cluster", "prepare", "--path", world.path("2.0"))
+    client(world, 1, "upgrade_cluster", "prepare", "--path", world.ordered("2.0"))
     check(world.state() == "PREPARED", "the client leaves when all are prepared")
     client(world, world.nodes[-1].number, "upgrade_cluster", "commit")
     through(world, "2.0")
@@ -90,24 +119,22 @@ def rolling(world):
     """an upgrade by rolling reboot, paused and resumed by the official client"""
     admitted(world)
     begun = now()
-    order = threading.Thread(target=client, args=(world, 1, "upgrade_cluster", "--rolling", "--path", world.path("3.0")))
-    order.start()
+    order = Order(world, 1, "upgrade_cluster", "--rolling", "--path", world.ordered("3.0"))
     wait("it rolls", lambda: world.reboot() == "IN_PROGRESS")
     last = world.nodes[-1].number
     client(world, last, "reboot_pause")
-    wait("the group has ended", lambda: world.reboot() == "PAUSED" and not any(
+    wait("the group has ended", lambda: goes_on(world) and world.reboot() == "PAUSED" and not any(
         "reboot" in node["doing"] and "has" not in node["doing"] or node["doing"] == "boots" or "proves" in node["doing"]
         for node in world.status()["nodes"]))
     boots = [node.boots for node in world.nodes]
-    time.sleep(3)
+    time.sleep(world.pause)
     check([node.boots for node in world.nodes] == boots, "a node reboots while it is paused")
     log("cluster", "is paused, and no node goes")
     client(world, last, "reboot_resume")
-    order.join()
+    order.done()
     through(world, "3.0")
     rolled(world, begun, "rolling reboot")
-    drains = (world.work / "hooks.log").read_text().split("\n")
-    check(len([line for line in drains if line.startswith("drain")]) == len(world.nodes), "a node was not drained")
+    check(len(world.drains()) == len(world.nodes), "a node was not drained")
 
 
 def instant(world):
@@ -117,7 +144,7 @@ def instant(world):
         node.answers.fresh()
     boots = [node.boots for node in world.nodes]
     begun = now()
-    client(world, 2, "upgrade_cluster", "--path", world.path("3.1"))
+    client(world, 2, "upgrade_cluster", "--path", world.ordered("3.1"))
     through(world, "3.1")
     at = [node.answers.since["3.1"] for node in world.nodes]
     measured("instant upgrade: from the first swap to the last", f"{max(at) - min(at):.3f} s")
@@ -136,7 +163,7 @@ def instant_back(world):
     (checks / "10-app").write_text("#!/bin/sh\necho the new one is slow >&2\nexit 1\n")
     (checks / "10-app").chmod(0o755)
     status, text = world.node(1).ask("POST", "/v2/upgrade/prepare", {
-        "image_path": str(world.path("3.2")), "auto_commit": False, "do_rolling_reboot": False, "num_nodes_to_reboot": None})
+        "image_path": str(world.ordered("3.2")), "auto_commit": False, "do_rolling_reboot": False, "num_nodes_to_reboot": None})
     check(status == 202, text)
     wait("it is prepared", lambda: world.state() == "PREPARED")
     begun = now()
@@ -153,20 +180,41 @@ def instant_back(world):
 def falls_back(world):
     """a rolling upgrade in which a node falls back: it stops there; seen to and resumed"""
     admitted(world)
-    begun, leader = now(), world.status()["leader"]
-    bad = next(node for node in reversed(world.nodes) if node.number != leader)
-    bad.broken = True
-    order = threading.Thread(target=client, args=(world, leader, "upgrade_cluster", "--rolling", "--path", world.path("4.0")))
-    order.start()
+    leader = world.status()["leader"]
+    stops_at(world, leader, next(node for node in reversed(world.nodes) if node.number != leader))
+
+
+def the_first_falls_back(world):
+    """a rolling upgrade whose first node does not come up with it: no other node follows; seen to and resumed"""
+    admitted(world)
+    leader = world.status()["leader"]
+    first = next(node for node in world.nodes if node.number != leader)
+    others = [(node, node.boots) for node in world.nodes if node is not first]
+
+    def stopped():
+        for node, boots in others:
+            check(node.boots == boots and node.get("/v1/version")["revision_id"] == "Demo 3.0", f"{node.name} followed")
+        log("cluster", "is stopped, and the others run 3.0")
+
+    stops_at(world, leader, first, stopped)
+
+
+def stops_at(world, leader, bad, stopped=lambda: None):
+    """Orders 4.0, which does not come up on one node; the conditions while it is stopped; goes on when it is mended."""
+    begun = now()
+    bad.cannot_start("4.0")
+    order = Order(world, leader, "upgrade_cluster", "--rolling", "--path", world.ordered("4.0"))
     wait("it stops", lambda: world.reboot() == "PAUSED_DUE_TO_ERROR", 150)
-    order.join()
+    order.done()
     log("cluster", world.error())
     check(f"node {bad.number} fell back" in world.error(), world.error())
     boots = [node.boots for node in world.nodes]
-    time.sleep(3)
+    time.sleep(world.pause)
     check([node.boots for node in world.nodes] == boots, "a node goes on after a fallback")
-    bad.broken = False
+    stopped()
+    bad.cannot_start(None)
     client(world, 1, "reboot_resume")
+    wait("it goes on", lambda: world.reboot() != "PAUSED_DUE_TO_ERROR")
     through(world, "4.0")
     rolled(world, begun, "rolling reboot with a fallback")
 
@@ -200,7 +248,7 @@ def without_etcd(world):
         member.stop()
     wait("it is noticed", lambda: all((node.get("/v1/qstage/cluster") or {}).get("connected") is False for node in world.nodes))
     status, text = world.node(1).ask("POST", "/v2/upgrade/prepare", {
-        "image_path": str(world.path("2.0")), "auto_commit": False, "do_rolling_reboot": False, "num_nodes_to_reboot": None})
+        "image_path": str(world.ordered("2.0")), "auto_commit": False, "do_rolling_reboot": False, "num_nodes_to_reboot": None})
     check(status == 503, f"{status} {text}")
     check(all(node.get("/v3/upgrade/status")["state"] == "UPGRADE_STATE_IDLE" for node in world.nodes), "the status answers")
     check(world.serves(world.nodes[0].answers.version), "the software serves")
@@ -267,5 +315,18 @@ def cut_off(world):
     rolled(world, begun, "rolling reboot with a node that is cut off")
 
 
+def turns(world):
+    """how long the turn of each virtual machine took, and that each boot was one"""
+    for turn, node in sorted(((turn, node) for node in world.nodes for turn in node.turns), key=lambda pair: pair[0]["down"]):
+        check("drain" in turn, f"{node.name} rebooted without its turn")
+        fell = "" if turn["runs"] == turn["release"] else f", falls back to {turn['runs']}"
+        measured(f"turn of {node.name}: release {turn['release']}{fell}",
+                 f"{turn['good'] - turn['drain']:.1f} s until good, {turn['serves'] - turn['down']:.1f} s of it down")
+    for node in world.nodes:
+        check(len(node.boot_ids) == node.boots, f"{node.name}: {node.boots} boots, and {len(node.boot_ids)} identifiers of a boot")
+
+
 QUICK = [complete, rolling, instant]
 FULL = [complete, rolling, instant, instant_back, falls_back, dies, cut_off, without_etcd, leader_killed]
+# Without software; real boots take their time.
+GUESTS = [rolling, the_first_falls_back, turns]

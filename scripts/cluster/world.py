@@ -5,28 +5,33 @@ import json
 import os
 import random
 
-from machines import EtcdMember, Network, Node, TOKEN, kill_all, log, now, run, wait
+from machines import EtcdMember, Network, Node, TOKEN, log, now, run, wait
 
 
 class World:
+    # Version and content of the platform of each bundle, the first of which is installed.
+    RELEASES = [("1.0", 1), ("1.1", 1), ("2.0", 2), ("3.0", 3), ("3.1", 3), ("3.2", 3), ("4.0", 4)]
+
     def __init__(self, arguments, repo):
         self.work, self.repo = arguments.work, repo
         self.qstage, self.select = arguments.binaries / "qstage", arguments.binaries / "qstage-select"
         self.client = arguments.client
-        count, members = (3, 1) if arguments.quick else (5, 3)
-        # The turn of a node that fell back includes the transfer of the bundle, which takes half a minute on a busy machine.
-        self.boot_time, self.reboot_timeout = (0.7, 20) if arguments.quick else (1.5, 50)
+        form = arguments.form
+        self.boot_time, self.reboot_timeout, self.pause = form.boot_time, form.reboot_timeout, form.pause
         self.group = 1
+        # Turns that began too early, where that can be seen.
+        self.early = []
         self.keys()
-        for version, platform in [("1.0", 1), ("1.1", 1), ("2.0", 2), ("3.0", 3), ("3.1", 3), ("3.2", 3), ("4.0", 4)]:
+        for version, platform in self.RELEASES:
             self.bundle(version, platform)
-        self.network = Network()
-        own = count == 3
+        self.network = self.make_network()
+        count, members = form.nodes, form.members
+        own = members == 1
         addresses = [(number, "10.77.0.254" if own else f"10.77.0.{10 + number}") for number in range(1, members + 1)]
         self.endpoints = [f"http://{address}:2379" for _, address in addresses]
         self.etcd = [EtcdMember(number, None if own else f"node{number}", address, addresses, self.work)
                      for number, address in addresses]
-        self.nodes = [Node(number, self) for number in range(1, count + 1)]
+        self.nodes = [self.make_node(number) for number in range(1, count + 1)]
         for member in self.etcd:
             if own:
                 member.start()
@@ -36,6 +41,12 @@ class World:
         for node in self.nodes:
             node.thread.start()
 
+    def make_network(self):
+        return Network()
+
+    def make_node(self, number):
+        return Node(number, self)
+
     def keys(self):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.work / "key")
         (self.work / "signers").write_text('demo namespaces="qimg" ' + (self.work / "key.pub").read_text())
@@ -44,14 +55,20 @@ class World:
         hook = self.work / "hook"
         hook.write_text(f'#!/bin/sh\necho "$1 $QSTAGE_NODE $QSTAGE_REASON" >> {self.work}/hooks.log\n')
         hook.chmod(0o755)
-        source = self.repo / "tests/harness/containers"
-        run("cc", "-O1", "-static", "-o", self.work / "service", source / "app.c", source / "tries.c")
+
+    def program(self):
+        """The software of all bundles."""
+        program = self.work / "service"
+        if not program.exists():
+            source = self.repo / "tests/harness/containers"
+            run("cc", "-O1", "-static", "-o", program, source / "app.c", source / "tries.c")
+        return program
 
     def bundle(self, version, platform):
         root, image = self.work / f"root-{version}", self.work / f"{version}.image"
         for name in ["proc", "sys", "dev", "run", "tmp", "etc", "usr", "var", "state"]:
             (root / name).mkdir(parents=True)
-        run("cp", self.work / "service", root / "app")
+        run("cp", self.program(), root / "app")
         (root / "mode").write_text("good")
         (root / "version").write_text(version)
         run("mksquashfs", root, image, "-noappend", "-quiet", "-no-progress")
@@ -63,6 +80,14 @@ class World:
 
     def path(self, version):
         return self.work / f"{version}.qimg"
+
+    def ordered(self, version):
+        """The path by which a node is ordered to install it."""
+        return self.path(version)
+
+    def drains(self):
+        """The calls of drain hooks so far."""
+        return [line for line in (self.work / "hooks.log").read_text().splitlines() if line.startswith("drain")]
 
     def node(self, number):
         return self.nodes[number - 1]
@@ -129,7 +154,6 @@ class World:
         for node in self.nodes:
             node.end = True
         for node in self.nodes:
-            node.thread.join(timeout=10)
-            kill_all(node.name)
+            node.close()
         for member in self.etcd:
             member.stop()
