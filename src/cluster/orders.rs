@@ -133,7 +133,10 @@ pub fn reboot(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
     } else {
         reboot.current = all_now(view);
     }
-    Ok(view.ordered(vec![put_reboot(reboot)]))
+    // A failure of an earlier upgrade is none of this reboot.
+    let mut writes = vec![put_reboot(reboot)];
+    writes.extend(reset_failures(view));
+    Ok(view.ordered(writes))
 }
 
 /// Pauses a rolling reboot: the current group ends, and no other one begins.
@@ -352,6 +355,18 @@ mod tests {
             panic!("nothing is left to do")
         };
         assert!(back.writes.len() > NODES_MAX && back.writes.len() <= OPERATIONS);
+    }
+
+    #[test]
+    fn a_failure_of_an_earlier_upgrade_is_none_of_a_reboot() {
+        let mut view = view(3, 1, 1);
+        view.outcomes.insert(NodeId(2), Outcome::Failed("the bundle is not there".into()));
+        for rolling in [false, true] {
+            let txn = reboot(&view, rolling, None).unwrap();
+            let key = Key::Outcome(view.upgrade.id, NodeId(2));
+            let reset = Write::Put(key, Value::Outcome(Outcome::Prepared), None);
+            assert!(txn.writes.contains(&reset), "{:?}", txn.writes);
+        }
     }
 
     #[test]

@@ -158,9 +158,12 @@ fn turn(view: &View, node: NodeId, local: &Local) -> Step {
     let reboot = &view.reboot;
     let leaving = view.alive.get(&node).is_some_and(|alive| alive.leaving && alive.boot == local.boot);
     let mine = reboot.current.contains(&(node, local.boot));
+    let failed = matches!(view.outcomes.get(&node), Some(Outcome::Failed(_)));
     match reboot.state {
         // It is counted as down already, and the others wait for its return.
         _ if leaving => Step::Reboot,
+        // It failed, and the leader is about to pause the reboot for that.
+        RebootState::InProgress | RebootState::Paused if mine && failed => Step::Rest,
         RebootState::InProgress | RebootState::Paused if mine => Step::TakeTurn,
         // The new release is selected for a boot that must not happen.
         _ if reboot.back && local.selected => Step::FlipBack,
