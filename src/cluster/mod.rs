@@ -24,7 +24,7 @@
 //! |---|---|
 //! | [`state`] | the values of the keys |
 //! | [`store`] | transactions, revisions and leases; [`memory`]: a store without a network; [`etcd`]: the real store, with [`codec`] |
-//! | [`view`] | all keys at one revision |
+//! | [`view`] | all keys at one revision; [`replica`]: kept current by a watch |
 //! | [`next`] | the driver: `rolling` for a rolling reboot, `upgrade` for everything else |
 //! | [`turn`] | the steps of a node |
 //! | [`orders`] | the orders of operators, and when each is allowed; [`admission`](orders::admission): of an upgrade |
@@ -39,6 +39,7 @@ mod group;
 pub mod memory;
 pub mod next;
 pub mod orders;
+pub mod replica;
 mod rolling;
 pub mod state;
 pub mod store;

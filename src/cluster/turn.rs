@@ -188,6 +188,23 @@ pub fn report(view: &View, node: NodeId, outcome: Outcome) -> Txn {
     }
 }
 
+/// Transaction that publishes the state of the node, or the outcome of a step as by [`report`], or both at one revision: each
+/// revision is sent to every node. `None`: there is nothing to publish. The state of another machine with the number of this
+/// one is not overwritten.
+pub fn publish(
+    view: &View,
+    node: NodeId,
+    alive: Option<(&Alive, LeaseId)>,
+    outcome: Option<Outcome>,
+) -> Option<Txn> {
+    let mut txn = outcome.map(|outcome| report(view, node, outcome)).unwrap_or_default();
+    if let Some((alive, lease)) = alive {
+        txn.compare.extend([view.unchanged(Key::Alive(node)), view.unchanged(Key::Member(node))]);
+        txn.writes.push(Write::Put(Key::Alive(node), Value::Alive(alive.clone()), Some(lease)));
+    }
+    (!txn.writes.is_empty()).then_some(txn)
+}
+
 /// Transaction that takes the right to be down, on the condition that the reboot is unchanged: it is still this node's turn
 /// with this boot, and nothing has failed since. Without it a slow node would go down in the turn of another one.
 pub fn take_turn(view: &View, node: NodeId, alive: &Alive, lease: LeaseId) -> Txn {

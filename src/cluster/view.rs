@@ -9,7 +9,7 @@ use super::store::{Compare, Entry, Key, Revision, Snapshot, Txn, Value, Write};
 use crate::units::Blake3;
 
 /// State on which all decisions are based.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
     /// Nodes that belong to the cluster.
     pub members: BTreeSet<NodeId>,
@@ -31,30 +31,45 @@ pub struct View {
 }
 
 impl View {
-    /// Reads a snapshot. A value of another kind than its key does not occur: the store has refused it before.
+    /// Reads a snapshot.
     pub fn new(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
-        if let Some(Entry { value: Value::Upgrade(upgrade), .. }) = snapshot.get(&Key::Upgrade) {
-            view.upgrade = upgrade.clone();
+        // The number of the upgrade decides which results count.
+        if let Some(entry) = snapshot.get(&Key::Upgrade) {
+            view.apply(Key::Upgrade, Some(entry));
         }
         for (key, entry) in snapshot {
-            view.revisions.insert(*key, entry.modified);
-            match (key, &entry.value) {
-                (Key::Member(node), _) => {
-                    view.members.insert(*node);
-                }
-                (Key::Alive(node), Value::Alive(alive)) => {
-                    view.alive.insert(*node, alive.clone());
-                }
-                (Key::Outcome(id, node), Value::Outcome(outcome)) if *id == view.upgrade.id => {
-                    view.outcomes.insert(*node, outcome.clone());
-                }
-                (Key::Reboot, Value::Reboot(reboot)) => view.reboot = reboot.clone(),
-                (Key::Leader, Value::Leader(node)) => view.leader = Some((*node, entry.created)),
-                _ => {}
-            }
+            view.apply(*key, Some(entry));
         }
         view
+    }
+
+    /// Applies the change of one key; `None`: the key was deleted. A new upgrade needs a new view, see
+    /// [`Replica`](super::replica::Replica). A value of another kind than its key does not occur: the store has refused it before.
+    pub(super) fn apply(&mut self, key: Key, entry: Option<&Entry>) {
+        match entry {
+            Some(entry) => self.revisions.insert(key, entry.modified),
+            None => self.revisions.remove(&key),
+        };
+        match (key, entry.map(|entry| &entry.value)) {
+            (Key::Member(node), Some(_)) => _ = self.members.insert(node),
+            (Key::Member(node), None) => _ = self.members.remove(&node),
+            (Key::Alive(node), Some(Value::Alive(alive))) => _ = self.alive.insert(node, alive.clone()),
+            (Key::Alive(node), _) => _ = self.alive.remove(&node),
+            (Key::Upgrade, Some(Value::Upgrade(upgrade))) => self.upgrade = upgrade.clone(),
+            (Key::Upgrade, _) => self.upgrade = Upgrade::default(),
+            (Key::Outcome(id, node), Some(Value::Outcome(outcome))) if id == self.upgrade.id => {
+                self.outcomes.insert(node, outcome.clone());
+            }
+            (Key::Outcome(id, node), None) if id == self.upgrade.id => _ = self.outcomes.remove(&node),
+            (Key::Reboot, Some(Value::Reboot(reboot))) => self.reboot = reboot.clone(),
+            (Key::Reboot, _) => self.reboot = Reboot::default(),
+            (Key::Leader, Some(Value::Leader(node))) => {
+                self.leader = entry.map(|entry| (*node, entry.created));
+            }
+            (Key::Leader, _) => self.leader = None,
+            (Key::Outcome(..) | Key::Restart(_), _) => {}
+        }
     }
 
     /// Condition that a key is unchanged since this view.

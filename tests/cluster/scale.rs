@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use qstage::cluster::etcd::{Etcd, EtcdConfig};
 use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::orders;
+use qstage::cluster::replica::Replica;
 use qstage::cluster::state::{
     Alive, BootId, Member, NodeId, Ordered, Outcome, PROTOCOL, Protection, RebootState, Stage, Standing,
 };
-use qstage::cluster::store::{Compare, Key, Snapshot, Store, Txn, Value, Write};
+use qstage::cluster::store::{Compare, Key, Store, Txn, Value, Write};
 use qstage::cluster::turn::{self, Local, Step};
 use qstage::cluster::view::View;
 use qstage::state::UpgradeType;
@@ -32,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// All keys as one node sees them, by its own watch.
 #[derive(Default)]
 struct Cache {
-    seen: Mutex<(Snapshot, u64)>,
+    seen: Mutex<(Arc<Replica>, u64)>,
     changed: Condvar,
 }
 
@@ -41,21 +42,14 @@ impl Cache {
         while !end.load(Ordering::Relaxed) {
             let Ok((snapshot, revision)) = etcd.read() else { continue };
             let Ok(mut watch) = etcd.watch(revision) else { continue };
-            self.change(|seen| *seen = snapshot);
+            self.change(|seen| *seen = Arc::new(Replica::new(snapshot)));
             while let Ok((changes, _)) = watch.wait() {
-                self.change(|seen| {
-                    for (key, entry) in changes {
-                        match entry {
-                            Some(entry) => seen.insert(key, entry),
-                            None => seen.remove(&key),
-                        };
-                    }
-                });
+                self.change(|seen| Arc::make_mut(seen).apply(changes));
             }
         }
     }
 
-    fn change(&self, act: impl FnOnce(&mut Snapshot)) {
+    fn change(&self, act: impl FnOnce(&mut Arc<Replica>)) {
         let mut seen = self.seen.lock().unwrap();
         act(&mut seen.0);
         seen.1 += 1;
@@ -64,12 +58,12 @@ impl Cache {
     }
 
     /// Waits for a change, at most half a second, as the service does.
-    fn wait(&self, known: &mut u64) -> View {
+    fn wait(&self, known: &mut u64) -> Arc<Replica> {
         let seen = self.seen.lock().unwrap();
         let limit = Duration::from_millis(500);
         let (seen, _) = self.changed.wait_timeout_while(seen, limit, |seen| seen.1 == *known).unwrap();
         *known = seen.1;
-        View::new(&seen.0)
+        Arc::clone(&seen.0)
     }
 }
 
@@ -86,6 +80,8 @@ struct Machine {
     selected: bool,
     progress: u8,
     spare: u32,
+    /// Result of a step that is not in etcd yet, with the stage of the upgrade in which the step ended.
+    due: Option<((u64, Stage), Outcome)>,
     /// Upgrade and outcome of the last report. As in the service, it is not repeated until etcd shows it.
     reported: Option<(u64, Outcome)>,
 }
@@ -94,21 +90,30 @@ impl Machine {
     fn run(mut self, cache: &Cache, end: &AtomicBool) {
         let mut known = 0;
         while !end.load(Ordering::Relaxed) {
-            let view = cache.wait(&mut known);
+            let replica = cache.wait(&mut known);
+            let view = replica.view();
             if view.members.is_empty() {
                 continue;
             }
-            let alive = self.alive(&view);
-            if view.alive.get(&self.id) != Some(&alive) {
-                let write = Write::Put(Key::Alive(self.id), Value::Alive(alive.clone()), Some(self.lease));
-                self.write(&Txn { compare: vec![view.unchanged(Key::Alive(self.id))], writes: vec![write] });
+            let alive = self.alive(view);
+            self.due.take_if(|(stage, _)| *stage != (view.upgrade.id, view.upgrade.stage));
+            let outcome = self.due.as_ref().map(|(_, outcome)| outcome.clone());
+            let is_new = view.alive.get(&self.id) != Some(&alive);
+            if let Some(txn) =
+                turn::publish(view, self.id, is_new.then_some((&alive, self.lease)), outcome.clone())
+            {
+                if self.write(&txn) {
+                    self.due = None;
+                    self.reported =
+                        outcome.map(|outcome| (view.upgrade.id, outcome)).or(self.reported.take());
+                }
                 continue;
             }
-            if self.step(&view, &alive) {
+            if self.step(view, &alive) {
                 // The machine has changed, which is published at once.
                 known = u64::MAX;
             }
-            self.lead(&view);
+            self.lead(view);
         }
     }
 
@@ -128,7 +133,7 @@ impl Machine {
             protocol: PROTOCOL,
             standing: self.standing.clone(),
             protection: Protection { remaining: self.spare, maximum: self.spare, rebuilding: false },
-            progress: if view.upgrade.stage == Stage::Preparing { self.progress } else { 0 },
+            progress: self.progress,
             blocked: None,
             leaving,
             drained: false,
@@ -184,19 +189,20 @@ impl Machine {
             }
             Step::MarkGood => {
                 self.standing = Standing::Good;
-                return true;
+                if view.upgrade.stage != Stage::Keep {
+                    return true;
+                }
+                Outcome::Kept
             }
             Step::Report => Outcome::Kept,
             Step::Rest => return false,
             other => panic!("{}: {other:?}", self.id),
         };
         let report = Some((view.upgrade.id, outcome.clone()));
-        if view.outcomes.get(&self.id) != Some(&outcome)
-            && self.reported != report
-            && self.write(&turn::report(view, self.id, outcome))
-        {
-            self.reported = report;
+        if view.outcomes.get(&self.id) == Some(&outcome) || self.reported == report {
+            return false;
         }
+        self.due = Some(((view.upgrade.id, view.upgrade.stage), outcome));
         true
     }
 
@@ -268,6 +274,7 @@ impl Fleet {
                 gated: false,
                 selected: false,
                 progress: 0,
+                due: None,
                 reported: None,
                 spare: self.count - self.count / 2 - 1,
             };
@@ -285,9 +292,10 @@ impl Fleet {
     fn until(&self, holds: impl Fn(&View) -> bool) -> (Instant, View) {
         let (begun, mut known) = (Instant::now(), 0);
         loop {
-            let view = self.cache.wait(&mut known);
-            if holds(&view) {
-                return (Instant::now(), view);
+            let replica = self.cache.wait(&mut known);
+            let view = replica.view();
+            if holds(view) {
+                return (Instant::now(), view.clone());
             }
             assert!(begun.elapsed() < Duration::from_secs(120), "{:?} {:?}", view.upgrade.stage, view.reboot);
         }
@@ -299,8 +307,8 @@ impl Fleet {
         begun
     }
 
-    /// Bytes that etcd has sent to clients, and the number of transactions.
-    fn sent(&self) -> (u64, u64) {
+    /// Counters of etcd.
+    fn counters(&self) -> Counters {
         let address = self.server.url().replace("http://", "");
         let mut stream = TcpStream::connect(&address).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
@@ -310,11 +318,21 @@ impl Fleet {
             let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
             lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum::<u64>()
         };
-        (
-            sum("etcd_network_client_grpc_sent_bytes_total", ""),
-            sum("grpc_server_started_total", "grpc_method=\"Txn\""),
-        )
+        Counters {
+            bytes: sum("etcd_network_client_grpc_sent_bytes_total", ""),
+            messages: sum("grpc_server_msg_sent_total", "grpc_method=\"Watch\""),
+            transactions: sum("grpc_server_started_total", "grpc_method=\"Txn\""),
+        }
     }
+}
+
+/// Counters of etcd since its start.
+struct Counters {
+    /// Bytes sent to all nodes.
+    bytes: u64,
+    /// Messages of all watches, each with the changes of one revision or more.
+    messages: u64,
+    transactions: u64,
 }
 
 /// Processor time that all processes of the machine have used, in the unit of /proc/stat.
@@ -342,8 +360,8 @@ fn order(digest: u8, upgrade_type: UpgradeType, rolling: bool) -> Ordered {
 
 /// Upgrades all nodes once; prints what was measured and checks the limits.
 fn upgrade(fleet: &mut Fleet, what: &str, order: &Ordered) {
-    let (revision, sent) = (fleet.server.revision(), fleet.sent());
-    let own = |fleet: &Fleet| used("self") + fleet.server.used();
+    let (revision, sent) = (fleet.server.revision(), fleet.counters());
+    let own = |fleet: &Fleet| (used("self"), fleet.server.used());
     let (before, others) = (own(fleet), busy());
     let begun = fleet.order(|view| orders::prepare(view, order.clone()));
     let id = fleet.until(|view| view.upgrade.stage == Stage::Preparing).1.upgrade.id;
@@ -377,12 +395,16 @@ fn upgrade(fleet: &mut Fleet, what: &str, order: &Ordered) {
     assert_eq!((view.upgrade.id, view.reboot.state), (id, RebootState::Idle));
     let slowest = times.iter().max_by_key(|(_, time)| *time).unwrap();
     let writes = (fleet.server.revision() - revision) as f64 / f64::from(fleet.count);
-    let traffic = (fleet.sent().0 - sent.0) / u64::from(fleet.count);
+    let (count, now) = (u64::from(fleet.count), fleet.counters());
+    let (traffic, messages) = ((now.bytes - sent.bytes) / count, (now.messages - sent.messages) / count);
+    let seconds = |now: u64, before: u64| (now - before) as f64 / 100.0;
+    let after = own(fleet);
+    let (nodes, etcd) = (seconds(after.0, before.0), seconds(after.1, before.1));
     // All nodes are on this machine, and share it with other programs.
-    let share = (busy() - others) as f64 / (own(fleet) - before).max(1) as f64;
+    let share = seconds(busy(), others) / (nodes + etcd).max(0.01);
     let limit = LIMIT.mul_f64(share.max(1.0));
     println!(
-        "{} nodes, {what}: processors busy {share:.1} times as long as for this; slowest step {} {:.0?} of {times:.0?}; {writes:.1} writes and {} KiB received per node",
+        "{} nodes, {what}: slowest step {} {:.0?} of {times:.0?}; per node {writes:.1} writes, {messages} messages and {} KiB received; processor time {nodes:.1} s of the nodes, {etcd:.1} s of etcd; processors busy {share:.1} times as long",
         fleet.count,
         slowest.0,
         slowest.1,
@@ -397,10 +419,10 @@ fn measure(count: u32) {
     upgrade(&mut fleet, "software", &order(2, UpgradeType::SoftwareOnly, false));
     upgrade(&mut fleet, "complete reboot", &order(3, UpgradeType::SoftwareAndPlatform, false));
     upgrade(&mut fleet, "rolling reboot", &order(4, UpgradeType::SoftwareAndPlatform, true));
-    let (revision, writes) = (fleet.server.revision(), fleet.sent().1);
+    let (revision, writes) = (fleet.server.revision(), fleet.counters().transactions);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(
-        (fleet.server.revision(), fleet.sent().1),
+        (fleet.server.revision(), fleet.counters().transactions),
         (revision, writes),
         "an idle cluster writes nothing"
     );

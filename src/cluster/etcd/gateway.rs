@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
+use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, http};
@@ -90,11 +91,16 @@ impl Gateway {
 
     /// Sends a request to one member after the other until one answers.
     pub(super) fn call(&self, path: &str, body: &Json) -> Result<Json> {
+        self.call_as(path, body)
+    }
+
+    /// As [`Self::call`], with an answer of this type.
+    pub(super) fn call_as<T: DeserializeOwned>(&self, path: &str, body: &Json) -> Result<T> {
         let mut answer = self.ask(&self.agent, path, body)?;
         let text = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_string();
         let text = text.map_err(|problem| failed(&self.endpoint(0), &problem.to_string()))?;
         serde_json::from_str(&text)
-            .map_err(|problem| failed(&self.endpoint(0), &format!("no JSON: {problem}")))
+            .map_err(|problem| failed(&self.endpoint(0), &format!("no answer of an etcd: {problem}")))
     }
 
     /// As [`Self::call`], for an answer that does not end.

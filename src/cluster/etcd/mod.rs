@@ -5,19 +5,20 @@
 
 mod gateway;
 mod watch;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use super::codec;
 use super::store::{Compare, Entry, Key, LeaseId, Revision, Snapshot, Store, Txn, Write};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use gateway::{Gateway, base64, end_of, number, unbase64};
 pub use watch::{KeyChange, Watch};
+use wire::{KeyValue, Range};
 
 /// Access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,25 +42,11 @@ pub struct Etcd {
     prefix: String,
 }
 
-/// Key in the form that the gateway sends: numbers are strings, and zeros are omitted.
-#[derive(Debug, Deserialize)]
-struct KeyValue {
-    key: String,
-    #[serde(default)]
-    value: String,
-    #[serde(default)]
-    create_revision: Json,
-    #[serde(default)]
-    mod_revision: Json,
-    #[serde(default)]
-    lease: Json,
-}
-
 impl Etcd {
     /// Creates a store; the first request opens the connection.
     ///
     /// # Errors
-    /// [`Error::Config`]: certificates or password cannot be read. [`Error::Argument`]: no endpoint, or one that is no URL.
+    /// [`Error::Config`](crate::Error::Config): certificates or password cannot be read. [`Error::Argument`](crate::Error::Argument): no endpoint, or one that is no URL.
     pub fn new(access: &EtcdConfig) -> Result<Self> {
         Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone() })
     }
@@ -67,23 +54,23 @@ impl Etcd {
     /// All keys, with the revision of this state.
     ///
     /// # Errors
-    /// [`Error::ClusterStore`], [`Error::ClusterData`].
+    /// [`Error::ClusterStore`](crate::Error::ClusterStore), [`Error::ClusterData`](crate::Error::ClusterData).
     pub fn read(&self) -> Result<(Snapshot, Revision)> {
         let body = json!({"key": base64(&self.prefix), "range_end": base64(end_of(self.prefix.as_bytes()))});
-        let answer = self.gateway.call("kv/range", &body)?;
+        let answer: Range = self.gateway.call_as("kv/range", &body)?;
         let mut snapshot = BTreeMap::new();
-        for kv in answer["kvs"].as_array().into_iter().flatten() {
+        for kv in &answer.kvs {
             if let Some((key, entry)) = self.entry(kv)? {
                 snapshot.insert(key, entry);
             }
         }
-        Ok((snapshot, number(&answer["header"]["revision"])))
+        Ok((snapshot, answer.header.revision))
     }
 
     /// Watches all changes after a revision, for as long as the connection lasts.
     ///
     /// # Errors
-    /// [`Error::ClusterStore`].
+    /// [`Error::ClusterStore`](crate::Error::ClusterStore).
     pub fn watch(&self, after: Revision) -> Result<Watch> {
         let create = json!({"create_request": {"key": base64(&self.prefix),
             "range_end": base64(end_of(self.prefix.as_bytes())), "start_revision": (after + 1).to_string()}});
@@ -93,7 +80,7 @@ impl Etcd {
     /// Identity of the etcd cluster, in hexadecimal.
     ///
     /// # Errors
-    /// [`Error::ClusterStore`].
+    /// [`Error::ClusterStore`](crate::Error::ClusterStore).
     pub fn identity(&self) -> Result<String> {
         let answer =
             self.gateway.call("kv/range", &json!({"key": base64(&self.prefix), "keys_only": true}))?;
@@ -105,21 +92,17 @@ impl Etcd {
     /// Renews a lease for its whole duration; returns `false` if it had ended already.
     ///
     /// # Errors
-    /// [`Error::ClusterStore`].
+    /// [`Error::ClusterStore`](crate::Error::ClusterStore).
     pub fn keep_alive(&self, lease: LeaseId) -> Result<bool> {
         let answer = self.gateway.call("lease/keepalive", &json!({"ID": lease.to_string()}))?;
         Ok(number(&answer["result"]["TTL"]) > 0)
     }
 
-    fn entry(&self, kv: &Json) -> Result<Option<(Key, Entry)>> {
-        let strange = |problem: String| Error::ClusterStore { problem };
-        let kv = KeyValue::deserialize(kv)
-            .map_err(|problem| strange(format!("a key without a name: {problem}")))?;
+    fn entry(&self, kv: &KeyValue) -> Result<Option<(Key, Entry)>> {
         let Some(key) = self.key(&kv.key) else { return Ok(None) };
         let value = codec::decode(key, &unbase64(&kv.value))?;
-        let lease = Some(number(&kv.lease)).filter(|lease| *lease != 0);
-        let (created, modified) = (number(&kv.create_revision), number(&kv.mod_revision));
-        Ok(Some((key, Entry { value, created, modified, lease })))
+        let lease = Some(kv.lease).filter(|lease| *lease != 0);
+        Ok(Some((key, Entry { value, created: kv.create_revision, modified: kv.mod_revision, lease })))
     }
 
     fn key(&self, name: &str) -> Option<Key> {

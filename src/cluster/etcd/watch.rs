@@ -2,11 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 
-use serde_json::Value as Json;
-
 use super::super::store::{Entry, Key, Revision};
 use super::Etcd;
-use super::gateway::number;
+use super::wire::{Event, Line};
 use crate::error::{Error, Result};
 
 /// Change of a key; `None`: the key was deleted.
@@ -34,21 +32,20 @@ impl Watch {
         if len == 0 {
             return Err(over("the connection was closed".to_owned()));
         }
-        let answer: Json = serde_json::from_str(&line).map_err(|problem| over(problem.to_string()))?;
-        let result = &answer["result"];
+        let Line { result, error } =
+            serde_json::from_str(&line).map_err(|problem| over(problem.to_string()))?;
         // The store was restored from an older copy, or has compacted the revision.
-        if result["canceled"] == true || !answer["error"].is_null() {
-            return Err(over(answer.to_string()));
+        if result.canceled || !error.is_null() {
+            return Err(over(line.trim().to_owned()));
         }
         let mut changes = Vec::new();
-        for event in result["events"].as_array().into_iter().flatten() {
-            let kv = &event["kv"];
-            if event["type"] == "DELETE" {
-                changes.extend(self.etcd.key(kv["key"].as_str().unwrap_or_default()).map(|key| (key, None)));
+        for Event { what, kv } in &result.events {
+            if what == "DELETE" {
+                changes.extend(self.etcd.key(&kv.key).map(|key| (key, None)));
             } else if let Some((key, entry)) = self.etcd.entry(kv)? {
                 changes.push((key, Some(entry)));
             }
         }
-        Ok((changes, number(&result["header"]["revision"])))
+        Ok((changes, result.header.revision))
     }
 }

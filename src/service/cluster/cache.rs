@@ -6,8 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::{Etcd, KeyChange};
+use crate::cluster::replica::Replica;
 use crate::cluster::state::{NodeId, RebootState, Stage};
-use crate::cluster::store::{Key, LeaseId, Revision, Snapshot, Store, Value};
+use crate::cluster::store::{Entry, Key, LeaseId, Revision, Snapshot, Store, Value};
 use crate::cluster::view::View;
 use crate::error::{Error, sentence};
 use crate::service::cluster::last_seen::LastSeen;
@@ -23,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// State of the cluster as this node saw it last.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
-    pub(super) snapshot: Arc<Snapshot>,
+    replica: Arc<Replica>,
     /// Whether etcd has answered since the start of the service; before that nothing is decided.
     pub(super) ever: bool,
     /// Whether a state is known, if only from the file of the last run.
@@ -55,9 +56,24 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// All keys.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        self.replica.snapshot()
+    }
+
+    /// Value of a key, with its history; `None`: it does not exist.
+    pub(super) fn entry(&self, key: Key) -> Option<&Entry> {
+        self.snapshot().get(&key)
+    }
+
+    /// The view of all keys.
+    pub(super) fn view(&self) -> &View {
+        self.replica.view()
+    }
+
     /// Whether this machine is the member with the number `node`; `None`: that is not known yet.
     pub(super) fn member(&self, node: NodeId) -> Option<bool> {
-        match (self.known, self.snapshot.get(&Key::Member(node)).map(|entry| &entry.value)) {
+        match (self.known, self.entry(Key::Member(node)).map(|entry| &entry.value)) {
             (false, _) => None,
             (true, Some(Value::Member(member))) => Some(*self.machine.as_ref()? == member.uuid),
             (true, _) => Some(false),
@@ -77,7 +93,7 @@ impl Cache {
     pub(super) fn new(kept: Option<Snapshot>) -> Self {
         let seen = Seen {
             known: kept.is_some(),
-            snapshot: Arc::new(kept.unwrap_or_default()),
+            replica: Arc::new(Replica::new(kept.unwrap_or_default())),
             ever: false,
             problem: Some("etcd has not answered yet".to_owned()),
             stage: (0, Stage::Idle),
@@ -103,9 +119,11 @@ impl Cache {
         self.lock().clone()
     }
 
-    /// Waits for a change since `seen`, but at most for `limit`.
-    pub(super) fn wait(&self, seen: &Seen, limit: Duration) -> Seen {
+    /// Waits for a change since `seen`, but at most for `limit`. It drops `seen` first: a change of keys that somebody still
+    /// reads costs a copy of all of them.
+    pub(super) fn wait(&self, seen: Seen, limit: Duration) -> Seen {
         let known = seen.count;
+        drop(seen);
         let waited = self.changed.wait_timeout_while(self.lock(), limit, |now| now.count == known);
         waited.map(|(now, _)| now.clone()).unwrap_or_else(|poisoned| poisoned.into_inner().0.clone())
     }
@@ -133,11 +151,12 @@ impl Cache {
     fn change(&self, act: impl FnOnce(&mut Seen)) {
         let mut seen = self.lock();
         act(&mut seen);
-        let upgrade = View::new(&seen.snapshot).upgrade;
-        if seen.stage != (upgrade.id, upgrade.stage) {
+        let upgrade = &seen.view().upgrade;
+        let stage = (upgrade.id, upgrade.stage);
+        if seen.stage != stage {
             // At the first look the stage may have begun earlier.
             seen.stage_begun = seen.count > 1 && seen.ever;
-            (seen.stage, seen.stage_since) = ((upgrade.id, upgrade.stage), Instant::now());
+            (seen.stage, seen.stage_since) = (stage, Instant::now());
         }
         seen.count += 1;
         drop(seen);
@@ -150,13 +169,7 @@ impl Cache {
         }
         self.change(|seen| {
             seen.revision = seen.revision.max(revision);
-            let snapshot = Arc::make_mut(&mut seen.snapshot);
-            for (key, entry) in changes {
-                match entry {
-                    Some(entry) => snapshot.insert(key, entry),
-                    None => snapshot.remove(&key),
-                };
-            }
+            Arc::make_mut(&mut seen.replica).apply(changes);
         });
     }
 
@@ -199,17 +212,21 @@ fn follow_once(
     check_history(&cache.get(), &snapshot, revision, &identity)?;
     let mut watch = etcd.watch(revision)?;
     kept.keep(&snapshot);
+    let replica = Arc::new(Replica::new(snapshot));
     cache.change(|seen| {
         if seen.problem.take().is_some() {
             tracing::info!(revision, "etcd answers");
         }
-        (seen.snapshot, seen.ever, seen.known, seen.identity) = (Arc::new(snapshot), true, true, identity);
+        (seen.replica, seen.ever, seen.known, seen.identity) = (replica, true, true, identity);
         (seen.unusable, seen.restored, seen.revision) = (false, None, revision);
     });
     while !end.load(Ordering::Relaxed) {
         let (changes, revision) = watch.wait()?;
+        let lasts = changes.iter().any(|(key, _)| LastSeen::lasts(key));
         cache.take(changes, revision);
-        kept.keep(&cache.get().snapshot);
+        if lasts {
+            kept.keep(cache.get().snapshot());
+        }
     }
     Ok(())
 }
@@ -222,10 +239,7 @@ fn check_history(
     revision: Revision,
     identity: &str,
 ) -> crate::error::Result<()> {
-    let at_rest = |snapshot: &Snapshot| {
-        let view = View::new(snapshot);
-        view.upgrade.stage == Stage::Idle && view.reboot.state == RebootState::Idle
-    };
+    let at_rest = |view: &View| view.upgrade.stage == Stage::Idle && view.reboot.state == RebootState::Idle;
     let what = if !seen.ever {
         return Ok(());
     } else if seen.identity != identity {
@@ -235,7 +249,7 @@ fn check_history(
     } else {
         return Ok(());
     };
-    if at_rest(&seen.snapshot) && at_rest(snapshot) {
+    if at_rest(seen.view()) && at_rest(&View::new(snapshot)) {
         tracing::warn!("{what}; nothing is in progress, so its state is taken");
         return Ok(());
     }

@@ -1,7 +1,6 @@
 //! The loop of a node: it publishes its state, executes its step, and acts as the leader if it is elected. It keeps no state
 //! that matters: after a crash the next run decides the same from the same keys.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +18,7 @@ use crate::service::cluster::acts::{Actor, Selects, Task};
 use crate::service::cluster::cache::{Cache, Seen};
 use crate::service::cluster::held::Held;
 use crate::service::cluster::hooks::Occasion;
-use crate::service::cluster::leading::{is_early, log};
+use crate::service::cluster::leading::{Times, is_early, log};
 use crate::service::cluster::local::{alive, identity, local};
 use crate::service::cluster::number;
 use crate::service::cluster::protection::Protected;
@@ -34,10 +33,6 @@ use crate::workers;
 const TICK: Duration = Duration::from_millis(500);
 /// Maximum age of a view of the disk, and how long a report is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Time that a node may be away during a prepare or a commit.
-const LOST: Duration = Duration::from_secs(30);
-/// Time limit of all nodes for a gate; a swap has half of it, a flip twice as much.
-const TOGETHER: Duration = Duration::from_secs(30);
 /// Progress between two writes of a node, in percent.
 const STEP: u8 = 10;
 /// Time after which a failed hook is run again: the cause of the failure may be gone.
@@ -50,6 +45,14 @@ struct Job {
     work: JoinHandle<Result<()>>,
     /// Set at the end of the work, before the thread itself has ended.
     ended: Arc<AtomicBool>,
+}
+
+/// Result of a step, for the stage of the upgrade in which the step ended.
+struct Report {
+    stage: (u64, Stage),
+    outcome: Outcome,
+    /// Whether the node gives its turn back, since it does not reboot.
+    stays: bool,
 }
 
 pub(super) struct Driver {
@@ -74,19 +77,19 @@ pub(super) struct Driver {
     hook: Option<(Instant, String)>,
     /// Time and message of the last failure to catch up with the cluster.
     missed: Option<(Instant, String)>,
-    /// Members that are away, with the time at which this node first saw that.
-    away: BTreeMap<NodeId, Instant>,
-    /// Group whose turn it is, and the time at which its turn began.
-    group: (Vec<(NodeId, BootId)>, Instant),
+    times: Times,
     refused: Option<String>,
     /// Boot in which this node has published its state, and the revision that its state had before.
     published: Option<(BootId, Revision)>,
+    /// Result of a step that is not in etcd yet.
+    due: Option<Report>,
     /// Upgrade, outcome and time of the last report. Until the report is seen in etcd, the step is not repeated.
     reported: Option<(u64, Outcome, Instant)>,
 }
 
 impl Driver {
     pub(super) fn new(actor: Actor, protected: Protected, etcd: Etcd, cache: Arc<Cache>) -> Self {
+        let times = Times::new(actor.membership.reboot_timeout);
         Self {
             membership: actor.membership.clone(),
             certificate: actor.membership.own_certificate(),
@@ -103,10 +106,10 @@ impl Driver {
             gone: None,
             unhealthy: None,
             missed: None,
-            away: BTreeMap::new(),
-            group: (Vec::new(), Instant::now()),
+            times,
             refused: None,
             published: None,
+            due: None,
             reported: None,
         }
     }
@@ -134,7 +137,7 @@ impl Driver {
                     }
                 }
             }
-            seen = self.cache.wait(&seen, TICK);
+            seen = self.cache.wait(seen, TICK);
         }
     }
 
@@ -143,9 +146,8 @@ impl Driver {
     }
 
     fn turn(&mut self, seen: &Seen) -> Result<()> {
-        let view = View::new(&seen.snapshot);
-        let Some(Entry { value: Value::Member(member), .. }) = seen.snapshot.get(&Key::Member(self.node()))
-        else {
+        let view = seen.view();
+        let Some(Entry { value: Value::Member(member), .. }) = seen.entry(Key::Member(self.node())) else {
             return Ok(());
         };
         let look = self.look()?;
@@ -161,20 +163,20 @@ impl Driver {
             self.etcd.transact(&Txn { compare: vec![view.unchanged(key)], writes })?;
         }
         self.restarts.serve(self.membership.node, seen, &self.actor, &mut self.etcd)?;
-        self.finish(&view)?;
+        self.finish(view);
         let look = self.look()?;
         let unhealthy = self.unhealthy.as_ref().map(|(_, why)| why.as_str());
-        let local = local(&look, &view, unhealthy, false);
-        let drained = self.is_drained(&view, local.boot);
+        let local = local(&look, view, unhealthy, false);
+        let drained = self.is_drained(view, local.boot);
         let local = Local { drained, gated: self.actor.is_gated(), ..local };
         if self.unhealthy.as_ref().is_some_and(|(boot, _)| *boot != local.boot) {
             self.unhealthy = None;
         }
         self.held.release(&self.actor, self.job.is_some() || view.missed(self.node(), local.runs))?;
         let Some(lease) = seen.lease else { return Ok(()) };
-        let said = self.publish(seen, &view, &look, &local, lease)?;
-        self.step(&view, &local, &said, lease)?;
-        self.lead(seen, &view, lease)
+        let said = self.publish(seen, &look, &local, lease)?;
+        self.step(view, &local, &said, lease)?;
+        self.lead(seen, lease)
     }
 
     /// Whether this node is out of service after its turn, by the file that records it, or, if that is lost, by the turn.
@@ -194,19 +196,19 @@ impl Driver {
         Ok(look)
     }
 
-    /// Publishes the state of this node if it has changed; idle nodes write nothing.
-    fn publish(
-        &mut self,
-        seen: &Seen,
-        view: &View,
-        look: &DiskView,
-        local: &Local,
-        lease: i64,
-    ) -> Result<Alive> {
-        let before = view.alive.get(&self.node());
-        let leaving = before.is_some_and(|before| before.leaving && before.boot == local.boot);
+    /// Publishes the state of this node if it has changed, together with the result of a step that has ended; idle nodes write
+    /// nothing.
+    fn publish(&mut self, seen: &Seen, look: &DiskView, local: &Local, lease: i64) -> Result<Alive> {
+        let (view, node) = (seen.view(), self.node());
+        let stage = (view.upgrade.id, view.upgrade.stage);
+        self.due.take_if(|due| due.stage != stage);
+        let before = view.alive.get(&node);
+        let stays = self.due.as_ref().is_some_and(|due| due.stays);
+        let leaving = !stays && before.is_some_and(|before| before.leaving && before.boot == local.boot);
         let owner = self.actor.owner.snapshot();
+        let has_result = self.due.is_some() || view.outcomes.contains_key(&node);
         let progress = match view.upgrade.stage {
+            Stage::Preparing if has_result => 0,
             Stage::Preparing if owner.upgrade.phase == Phase::Preparing => {
                 owner.upgrade.progress / STEP * STEP
             }
@@ -214,21 +216,26 @@ impl Driver {
             _ => 0,
         };
         let hook = self.hook.as_ref().map(|(_, why)| why.clone());
-        if !view.missed(self.node(), local.runs) {
+        if !view.missed(node, local.runs) {
             self.missed = None;
         }
         let missed = self.missed.as_ref().map(|(_, why)| format!("it cannot catch up: {why}"));
         let said = alive(look, local, view, (progress, leaving), (self.protected.get(), hook));
         let said = Alive { blocked: missed.or(said.blocked), ..said };
-        let held = seen.snapshot.get(&Key::Alive(self.node())).and_then(|entry| entry.lease);
-        if before != Some(&said) || held != Some(lease) {
-            let write = Write::Put(Key::Alive(self.node()), Value::Alive(said.clone()), Some(lease));
-            // The state of another machine with this number must not be overwritten.
-            let compare =
-                vec![view.unchanged(Key::Alive(self.node())), view.unchanged(Key::Member(self.node()))];
-            let known = seen.snapshot.get(&Key::Alive(self.node())).map_or(0, |entry| entry.modified);
-            if self.etcd.transact(&Txn { compare, writes: vec![write] })? {
-                self.published = Some((local.boot, known));
+        let entry = seen.entry(Key::Alive(node));
+        let held = entry.and_then(|entry| entry.lease);
+        let is_new = before != Some(&said) || held != Some(lease);
+        let outcome = self.due.as_ref().map(|due| due.outcome.clone());
+        let Some(txn) = turn::publish(view, node, is_new.then_some((&said, lease)), outcome) else {
+            return Ok(said);
+        };
+        if self.etcd.transact(&txn)? {
+            if is_new {
+                self.published = Some((local.boot, entry.map_or(0, |entry| entry.modified)));
+            }
+            if let Some(due) = self.due.take() {
+                // Until etcd shows it, the step seems not to be done yet.
+                self.reported = Some((due.stage.0, due.outcome, Instant::now()));
             }
         }
         Ok(said)
@@ -248,10 +255,14 @@ impl Driver {
             self.gone = None;
             let command = self.actor.service.after_commit.reboot_words();
             let error = Error::NotRebooted { command, seconds: limit.as_secs() };
-            return self.turn_failed(view, said, lease, &error);
+            self.finished(view, failed(&error), true);
+            return Ok(());
         }
         let node = self.node();
         let outcome = view.outcomes.get(&node);
+        if self.due.is_some() {
+            return Ok(());
+        }
         if let Some((upgrade, reported, at)) = &self.reported {
             let awaited =
                 *upgrade == view.upgrade.id && outcome != Some(reported) && at.elapsed() < LOOK_EVERY;
@@ -284,7 +295,7 @@ impl Driver {
         tracing::info!(upgrade = view.upgrade.id, stage = view.upgrade.stage.word(), "cluster: {step:?}");
         let (mut actor, rolling) = (self.actor.clone(), view.reboot.rolling);
         let order = view.upgrade.order.as_ref();
-        actor.peers = stream::peers(&self.cache.get().snapshot, &self.membership, order);
+        actor.peers = stream::peers(self.cache.get().snapshot(), &self.membership, order);
         let task = Task {
             step,
             order: view.upgrade.order.clone(),
@@ -339,11 +350,11 @@ impl Driver {
         }
     }
 
-    /// Reports the result of a step that has ended.
-    fn finish(&mut self, view: &View) -> Result<()> {
+    /// Takes the result of a step that has ended.
+    fn finish(&mut self, view: &View) {
         let Some(job) = self.job.take_if(|job| job.ended.load(Ordering::Acquire) || job.work.is_finished())
         else {
-            return Ok(());
+            return;
         };
         // The view of the disk is outdated now.
         self.look = None;
@@ -359,69 +370,53 @@ impl Driver {
                 self.undrained = view.alive.get(&self.node()).map(|alive| alive.boot);
                 self.protected.ask_anew();
             }
-            return Ok(());
+            return;
         }
         if job.step == Step::CatchUp {
             self.missed = result.as_ref().err().map(|error| (Instant::now(), sentence(error)));
             // Else the software was swapped, and nothing is awaited.
             let reboots = self.actor.owner.snapshot().upgrade.phase == Phase::Rebooting;
             self.gone = (result.is_ok() && reboots).then(Instant::now);
-            return Ok(());
+            return;
         }
         if job.upgrade != view.upgrade.id && !matches!(job.step, Step::Reboot | Step::RollBack) {
-            return Ok(());
+            return;
         }
         let stage = view.upgrade.stage;
         let swaps = matches!(stage, Stage::Swap | Stage::SwapBack);
-        let failed = |error: &Error| Outcome::Failed(sentence(error));
-        match (job.step, &result) {
-            (Step::Prepare, Ok(())) if view.upgrade.stage == Stage::Preparing => {
-                self.report(view, Outcome::Prepared)
-            }
-            (Step::Gate, Ok(())) if stage == Stage::Gate => self.report(view, Outcome::Ready),
-            (Step::Swap, Ok(())) if swaps => self.report(view, Outcome::Switched),
-            (Step::Flip, Ok(())) => self.report(view, Outcome::Switched),
-            (Step::SwapBack, Ok(())) if swaps => self.report(view, Outcome::Undone),
-            (Step::FlipBack, Ok(())) if view.upgrade.stage != Stage::Prepared => {
-                self.report(view, Outcome::Undone)
-            }
-            (Step::MarkGood, Ok(())) if view.upgrade.stage == Stage::Keep => self.report(view, Outcome::Kept),
+        let outcome = match (job.step, result) {
             (Step::Reboot | Step::RollBack, Ok(())) => {
                 self.gone = Some(Instant::now());
-                Ok(())
+                None
             }
-            (Step::Prepare, Err(error)) if view.upgrade.stage == Stage::Preparing => {
-                self.report(view, failed(error))
-            }
-            // A failure in a stage that is over must not affect the next attempt.
-            (Step::Gate, Err(error)) if stage == Stage::Gate => self.report(view, failed(error)),
-            (Step::Swap | Step::SwapBack, Err(error)) if swaps => self.report(view, failed(error)),
-            (Step::Flip | Step::FlipBack | Step::RollBack, Err(error)) => self.report(view, failed(error)),
             (Step::MarkGood, Err(error)) => {
                 let boot = view.alive.get(&self.node()).map_or(BootId(0), |alive| alive.boot);
-                self.unhealthy = Some((boot, sentence(error)));
-                Ok(())
+                self.unhealthy = Some((boot, sentence(&error)));
+                None
             }
-            (Step::Reboot, Err(error)) => {
-                let said = view.alive.get(&self.node()).cloned();
-                let lease = self.cache.get().lease;
-                said.zip(lease).map_or(Ok(()), |(said, lease)| self.turn_failed(view, &said, lease, error))
-            }
-            _ => Ok(()),
+            (Step::Prepare, Ok(())) if stage == Stage::Preparing => Some(Outcome::Prepared),
+            (Step::Gate, Ok(())) if stage == Stage::Gate => Some(Outcome::Ready),
+            (Step::Swap, Ok(())) if swaps => Some(Outcome::Switched),
+            (Step::Flip, Ok(())) => Some(Outcome::Switched),
+            (Step::SwapBack, Ok(())) if swaps => Some(Outcome::Undone),
+            (Step::FlipBack, Ok(())) if stage != Stage::Prepared => Some(Outcome::Undone),
+            (Step::MarkGood, Ok(())) if stage == Stage::Keep => Some(Outcome::Kept),
+            // A failure in a stage that is over must not affect the next attempt.
+            (Step::Prepare, Err(error)) if stage == Stage::Preparing => Some(failed(&error)),
+            (Step::Gate, Err(error)) if stage == Stage::Gate => Some(failed(&error)),
+            (Step::Swap | Step::SwapBack, Err(error)) if swaps => Some(failed(&error)),
+            (Step::Flip | Step::FlipBack | Step::RollBack | Step::Reboot, Err(error)) => Some(failed(&error)),
+            _ => None,
+        };
+        if let Some(outcome) = outcome {
+            let stays = job.step == Step::Reboot;
+            self.finished(view, outcome, stays);
         }
     }
 
-    /// Returns the turn of this node, which does not reboot, and reports the reason.
-    fn turn_failed(&mut self, view: &View, said: &Alive, lease: i64, error: &Error) -> Result<()> {
-        let outcome = Outcome::Failed(sentence(error));
-        let mut txn = turn::report(view, self.node(), outcome.clone());
-        let stays = Value::Alive(Alive { leaving: false, ..said.clone() });
-        txn.writes.push(Write::Put(Key::Alive(self.node()), stays, Some(lease)));
-        if self.etcd.transact(&txn)? {
-            // Until etcd shows that, it still seems to be the turn of this node.
-            self.reported = Some((view.upgrade.id, outcome, Instant::now()));
-        }
-        Ok(())
+    /// Keeps a result until etcd has it. `stays`: the node gives its turn back.
+    fn finished(&mut self, view: &View, outcome: Outcome, stays: bool) {
+        self.due = Some(Report { stage: (view.upgrade.id, view.upgrade.stage), outcome, stays });
     }
 
     fn report(&mut self, view: &View, outcome: Outcome) -> Result<()> {
@@ -432,12 +427,13 @@ impl Driver {
     }
 
     /// Executes the next action of the leader on the leader; without a leader, tries to become it.
-    fn lead(&mut self, seen: &Seen, view: &View, lease: i64) -> Result<()> {
-        let view = self.timed(view);
+    fn lead(&mut self, seen: &Seen, lease: i64) -> Result<()> {
+        let view = seen.view();
+        self.times.look(view);
         match view.leader {
-            Some((leader, created)) if leader == self.node() => match next_action(&view) {
+            Some((leader, created)) if leader == self.node() => match next_action(&self.times.timed(seen)) {
                 Action::Rest | Action::Wait(_) => Ok(()),
-                Action::Write(_) if is_early(seen, &view) => Ok(()),
+                Action::Write(_) if is_early(seen, view) => Ok(()),
                 Action::Write(txn) => {
                     if self.etcd.transact(&txn)? {
                         for write in &txn.writes {
@@ -452,37 +448,16 @@ impl Driver {
                 }
             },
             Some(_) => Ok(()),
-            None => match turn::campaign(&view, self.node(), lease) {
+            None => match turn::campaign(view, self.node(), lease) {
                 Some(txn) => self.etcd.transact(&txn).map(|_| ()),
                 None => Ok(()),
             },
         }
     }
+}
 
-    /// The view with lost nodes and overdue stages, which this node measures by its own clock.
-    fn timed(&mut self, view: &View) -> View {
-        let mut view = view.clone();
-        self.away.retain(|node, _| !view.alive.contains_key(node) && view.members.contains(node));
-        for node in view.members.iter().filter(|node| !view.alive.contains_key(node)) {
-            self.away.entry(*node).or_insert_with(Instant::now);
-        }
-        view.lost =
-            self.away.iter().filter(|(_, since)| since.elapsed() > LOST).map(|(node, _)| *node).collect();
-        if self.group.0 != view.reboot.current {
-            self.group = (view.reboot.current.clone(), Instant::now());
-        }
-        let reboots = view.reboot.state != RebootState::Idle && !view.reboot.current.is_empty();
-        let since_stage = self.cache.get().stage_since.elapsed();
-        view.overdue = match view.upgrade.stage {
-            _ if reboots => self.group.1.elapsed() > self.membership.reboot_timeout,
-            Stage::Gate => since_stage > TOGETHER,
-            // Half, so that the way back ends within half a minute too.
-            Stage::Swap => since_stage > TOGETHER / 2,
-            Stage::Flip => since_stage > TOGETHER * 2,
-            _ => false,
-        };
-        view
-    }
+fn failed(error: &Error) -> Outcome {
+    Outcome::Failed(sentence(error))
 }
 
 fn why(standing: &Standing) -> String {

@@ -48,10 +48,14 @@ impl LastSeen {
         Some(snapshot)
     }
 
-    /// Saves the keys without a lease, if they have changed. Progress alone is not worth a flush.
+    /// Whether a key is saved. Results of nodes are not: each would cost a flush of every node, and delay the next change.
+    pub(super) const fn lasts(key: &Key) -> bool {
+        matches!(key, Key::Member(_) | Key::Upgrade | Key::Reboot)
+    }
+
+    /// Saves the keys that last, if they have changed. Progress alone is not worth a flush.
     pub(super) fn keep(&mut self, snapshot: &Snapshot) {
-        let lasting = |key: &Key| !matches!(key, Key::Alive(_) | Key::Leader | Key::Restart(_));
-        let values = snapshot.iter().filter(|(key, _)| lasting(key)).filter_map(|(key, entry)| {
+        let values = snapshot.iter().filter(|(key, _)| Self::lasts(key)).filter_map(|(key, entry)| {
             let value = match &entry.value {
                 Value::Upgrade(upgrade) => Value::Upgrade(Upgrade { progress: 0, ..upgrade.clone() }),
                 value => value.clone(),

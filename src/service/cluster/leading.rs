@@ -1,8 +1,9 @@
-//! Decisions of the leader as people see them: how long each is shown, and the log.
+//! The leader: what it measures by its clock, how long people see each of its decisions, and the log.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use crate::cluster::state::{Reboot, Stage};
+use crate::cluster::state::{BootId, NodeId, Reboot, RebootState, Stage};
 use crate::cluster::store::{Value, Write};
 use crate::cluster::view::View;
 use crate::service::cluster::cache::Seen;
@@ -11,6 +12,56 @@ use crate::state::UpgradeType;
 /// Minimum time for which COMMITTING, and then COMMITTED, is shown; see STATUS.md and `owner.rs`.
 pub(super) const COMMITTING: Duration = Duration::from_millis(1500);
 const COMMITTED: Duration = Duration::from_millis(3000);
+
+/// Time that a node may be away during a prepare or a commit.
+const LOST: Duration = Duration::from_secs(30);
+/// Time limit of all nodes for a gate; a swap has half of it, a flip twice as much.
+const TOGETHER: Duration = Duration::from_secs(30);
+
+/// Times that every node measures, since any node can become the leader.
+pub(super) struct Times {
+    /// Members that are away, with the time at which this node first saw that.
+    away: BTreeMap<NodeId, Instant>,
+    /// Group whose turn it is, and the time at which its turn began.
+    group: (Vec<(NodeId, BootId)>, Instant),
+    /// Time limit for the return of a node from a reboot.
+    reboot_timeout: Duration,
+}
+
+impl Times {
+    pub(super) fn new(reboot_timeout: Duration) -> Self {
+        Self { away: BTreeMap::new(), group: (Vec::new(), Instant::now()), reboot_timeout }
+    }
+
+    /// Records what has begun since the last look.
+    pub(super) fn look(&mut self, view: &View) {
+        self.away.retain(|node, _| !view.alive.contains_key(node) && view.members.contains(node));
+        for node in view.members.iter().filter(|node| !view.alive.contains_key(node)) {
+            self.away.entry(*node).or_insert_with(Instant::now);
+        }
+        if self.group.0 != view.reboot.current {
+            self.group = (view.reboot.current.clone(), Instant::now());
+        }
+    }
+
+    /// The view with lost nodes and overdue stages, for a decision.
+    pub(super) fn timed(&self, seen: &Seen) -> View {
+        let mut view = seen.view().clone();
+        view.lost =
+            self.away.iter().filter(|(_, since)| since.elapsed() > LOST).map(|(node, _)| *node).collect();
+        let reboots = view.reboot.state != RebootState::Idle && !view.reboot.current.is_empty();
+        let since_stage = seen.stage_since.elapsed();
+        view.overdue = match view.upgrade.stage {
+            _ if reboots => self.group.1.elapsed() > self.reboot_timeout,
+            Stage::Gate => since_stage > TOGETHER,
+            // Half, so that the way back ends within half a minute too.
+            Stage::Swap => since_stage > TOGETHER / 2,
+            Stage::Flip => since_stage > TOGETHER * 2,
+            _ => false,
+        };
+        view
+    }
+}
 
 /// Whether clients that poll once a second may not have seen the present stage yet.
 pub(super) fn is_early(seen: &Seen, view: &View) -> bool {

@@ -24,9 +24,7 @@ pub(super) fn check(
             member.address
         ));
     }
-    let Some(Entry { value: Value::Alive(alive), modified, lease, .. }) =
-        seen.snapshot.get(&Key::Alive(node))
-    else {
+    let Some(Entry { value: Value::Alive(alive), modified, lease, .. }) = seen.entry(Key::Alive(node)) else {
         return Ok(());
     };
     match published {

@@ -42,7 +42,7 @@ impl Cluster {
         let (begun, mut seen) = (Instant::now(), self.cache.get());
         // In the first moments it is not known whether this machine is the member with its number.
         while seen.member(self.node()).is_none() && begun.elapsed() < SEEN_WITHIN {
-            seen = self.cache.wait(&seen, Duration::from_millis(100));
+            seen = self.cache.wait(seen, Duration::from_millis(100));
         }
         if let Some(problem) = seen.refused {
             return Err(Error::Membership { problem });
@@ -101,8 +101,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::NotPrepared`]: nothing is prepared.
     pub(in crate::service) fn commit(self: &Arc<Self>) -> Result<()> {
-        let view = View::new(&self.cache.get().snapshot);
-        if view.upgrade.stage != Stage::Prepared {
+        if self.cache.get().view().upgrade.stage != Stage::Prepared {
             return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
         }
         self.set_pending(Pending::Waits);
@@ -133,7 +132,7 @@ impl Cluster {
         };
         std::thread::sleep(SHOWN.saturating_sub(begun.elapsed()));
         let told = self.order(|view| Ok(orders::commit_failed(view, error.clone())));
-        let has_error = |_| View::new(&self.cache.get().snapshot).upgrade.error.is_some();
+        let has_error = |_| self.cache.get().view().upgrade.error.is_some();
         self.wait_until_seen(has_error);
         told.err().map(|_| error)
     }
@@ -143,7 +142,7 @@ impl Cluster {
         let begun = Instant::now();
         let mut seen = self.cache.get();
         while !holds(seen.stage.1) && begun.elapsed() < SEEN_WITHIN {
-            seen = self.cache.wait(&seen, Duration::from_millis(100));
+            seen = self.cache.wait(seen, Duration::from_millis(100));
         }
     }
 
@@ -157,8 +156,8 @@ impl Cluster {
         };
         let begun = Instant::now();
         let mut seen = self.cache.get();
-        while !writes.iter().all(|write| is_shown(&seen.snapshot, write)) && begun.elapsed() < SEEN_WITHIN {
-            seen = self.cache.wait(&seen, Duration::from_millis(100));
+        while !writes.iter().all(|write| is_shown(seen.snapshot(), write)) && begun.elapsed() < SEEN_WITHIN {
+            seen = self.cache.wait(seen, Duration::from_millis(100));
         }
     }
 

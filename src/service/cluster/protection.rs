@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::state::{Protection, RebootState};
-use crate::cluster::view::View;
 use crate::error::{Result, sentence};
 use crate::service::cluster::cache::Cache;
 use crate::service::cluster::hooks::{Hooks, Occasion};
@@ -107,7 +106,8 @@ fn not_asked() -> Known {
 pub(super) fn ask(protected: &Protected, hooks: &Hooks, cache: &Cache, node: u32, end: &AtomicBool) {
     let mut asked: Option<(Instant, u64)> = None;
     while !end.load(Ordering::Relaxed) {
-        let view = View::new(&cache.get().snapshot);
+        let seen = cache.get();
+        let view = seen.view();
         let every = if view.reboot.state == RebootState::Idle { IDLE } else { BUSY };
         let epoch = protected.epoch();
         if asked.is_none_or(|(at, of)| at.elapsed() >= every || of != epoch) {

@@ -43,7 +43,7 @@ impl Cluster {
         let (begun, mut there) = (Instant::now(), false);
         let mut seen = self.cache.get();
         loop {
-            let problem = match seen.snapshot.get(&key) {
+            let problem = match seen.entry(key) {
                 None if there => return Ok(()),
                 Some(Entry { value: Value::Restart(Restart { failed: Some(why), .. }), .. }) => {
                     Some(format!("{node}: {why}"))
@@ -59,7 +59,7 @@ impl Cluster {
                 etcd.transact(&Txn { compare: Vec::new(), writes: vec![Write::Delete(key)] })?;
                 return Err(Error::ClusterUpgrade { problem });
             }
-            seen = self.cache.wait(&seen, Duration::from_millis(200));
+            seen = self.cache.wait(seen, Duration::from_millis(200));
             // The restart ended between two looks.
             if !there && begun.elapsed() > Duration::from_secs(1) && !etcd.snapshot()?.contains_key(&key) {
                 return Ok(());
@@ -91,7 +91,7 @@ impl Restarts {
             return etcd.transact(&Txn { compare, writes: vec![write] }).map(|_| ());
         }
         let Some(Entry { value: Value::Restart(Restart { by, failed: None }), created, .. }) =
-            seen.snapshot.get(&key)
+            seen.entry(key)
         else {
             return Ok(());
         };

@@ -90,7 +90,7 @@ impl Cluster {
     }
 
     fn machine(seen: &Seen, node: NodeId) -> Option<(&str, &str)> {
-        match seen.snapshot.get(&Key::Member(node)) {
+        match seen.entry(Key::Member(node)) {
             Some(Entry { value: Value::Member(member), .. }) => Some((&member.uuid, &member.address)),
             _ => None,
         }
@@ -112,11 +112,11 @@ impl Cluster {
             return own.clone();
         }
         let seen = self.seen();
-        let view = View::new(&seen.snapshot);
+        let view = seen.view();
         let pending = self.pending();
         let mut shown = own.clone();
-        shown.upgrade = upgrade(own, &seen, &view, &pending);
-        let reboot = reboot(&view);
+        shown.upgrade = upgrade(own, &seen, view, &pending);
+        let reboot = reboot(view);
         let away: Vec<String> = view
             .members
             .iter()
@@ -126,7 +126,7 @@ impl Cluster {
         let protection = view.protection();
         let busy = view.reboot.state != RebootState::Idle || view.upgrade.stage.word() == "REBOOTING";
         let admits = match view.upgrade.stage {
-            Stage::Idle | Stage::Prepared => crate::cluster::orders::admission(&view).err(),
+            Stage::Idle | Stage::Prepared => crate::cluster::orders::admission(view).err(),
             _ => None,
         };
         let reason = match (seen.problem.as_ref().or(seen.refused.as_ref()), busy) {
@@ -152,7 +152,7 @@ impl Cluster {
             (false, _) => (self.node().0, "UNKNOWN", String::new()),
             (true, false) => (self.node().0, "UNCONFIGURED", String::new()),
             (true, true) => {
-                let view = View::new(&seen.snapshot);
+                let view = seen.view();
                 let runs = view.alive.get(&self.node()).map(|alive| alive.runs);
                 let stopped = runs.is_some_and(|runs| view.missed(self.node(), runs));
                 (self.node().0, if stopped { "STOPPED" } else { "ACTIVE" }, seen.identity)
@@ -162,7 +162,8 @@ impl Cluster {
 
     /// Number of nodes that may fail now, and when all data is protected.
     pub(in crate::service) fn protection(&self) -> (u32, u32) {
-        let view = View::new(&self.seen().snapshot);
+        let seen = self.seen();
+        let view = seen.view();
         let away = view.members.iter().filter(|node| !view.alive.contains_key(node)).count();
         let protection = view.protection();
         let away = u32::try_from(away).unwrap_or(u32::MAX);
@@ -171,22 +172,22 @@ impl Cluster {
 
     /// Whether the protection of data is being restored.
     pub(in crate::service) fn is_rebuilding(&self) -> bool {
-        View::new(&self.seen().snapshot).protection().rebuilding
+        self.seen().view().protection().rebuilding
     }
 
     /// All members.
     pub(in crate::service) fn nodes(&self) -> Vec<ClusterNode> {
         let seen = self.seen();
-        let view = View::new(&seen.snapshot);
-        view.members.iter().filter_map(|node| shown_node(&seen, &view, *node)).collect()
+        let view = seen.view();
+        view.members.iter().filter_map(|node| shown_node(&seen, view, *node)).collect()
     }
 
     /// Complete state of the cluster.
     pub(in crate::service) fn status(&self) -> ClusterStatus {
         let seen = self.seen();
-        let view = View::new(&seen.snapshot);
+        let view = seen.view();
         let (node_id, state, cluster_id) = self.node_state();
-        let waits_for = match next_action(&view) {
+        let waits_for = match next_action(view) {
             Action::Wait(what) => what,
             Action::Write(_) | Action::Resign if view.leader.is_none() => "a node to lead".to_owned(),
             Action::Rest | Action::Write(_) | Action::Resign => String::new(),

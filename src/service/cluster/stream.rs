@@ -13,7 +13,6 @@ use std::path::Path;
 
 use crate::cluster::state::{Member, Ordered, Stage};
 use crate::cluster::store::{Key, Snapshot, Value};
-use crate::cluster::view::View;
 use crate::error::{Error, Result};
 use crate::host::files::{private_directory, replace};
 use crate::service::cluster::{Cluster, Membership};
@@ -32,7 +31,8 @@ impl Cluster {
     /// # Errors
     /// [`Error::Blocked`]: no upgrade to it is in progress.
     pub(in crate::service) fn offered(&self, digest: Blake3) -> Result<String> {
-        let view = View::new(&self.cache.get().snapshot);
+        let seen = self.cache.get();
+        let view = seen.view();
         let progresses = view.upgrade.stage != Stage::Idle;
         let missed = || view.alive.iter().any(|(node, alive)| view.missed(*node, alive.runs));
         let order = view.upgrade.order.as_ref().filter(|order| order.digest == digest);
