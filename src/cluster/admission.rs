@@ -88,6 +88,7 @@ pub(super) mod tests {
                 leaving: false,
                 drained: false,
                 unknown: None,
+                failed_in: None,
             };
             view.alive.insert(node, alive);
         }

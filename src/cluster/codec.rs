@@ -98,6 +98,7 @@ mod tests {
             leaving: true,
             drained: true,
             unknown: Some("x".into()),
+            failed_in: Some(3),
         };
         for (key, value) in [
             (Key::Alive(NodeId(3)), Value::Alive(alive)),

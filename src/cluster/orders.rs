@@ -5,7 +5,7 @@ use super::action::{put_reboot, put_upgrade};
 pub use super::admission::admission;
 use super::group::group;
 use super::rolling::told;
-use super::state::{NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Upgrade};
+use super::state::{BootId, NodeId, Ordered, Outcome, Reboot, RebootState, Stage, Standing, Upgrade};
 use super::store::{Key, Txn, Value, Write};
 use super::upgrade::{all_now, first_stage, in_turn};
 use super::view::View;
@@ -121,7 +121,8 @@ pub fn reboot(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
     if view.reboot.state != RebootState::Idle {
         return Err(Error::Blocked { reason: "a reboot is under way".to_owned() });
     }
-    let mut reboot = Reboot { state: RebootState::InProgress, rolling, ..Reboot::default() };
+    let attempt = view.reboot.attempt;
+    let mut reboot = Reboot { state: RebootState::InProgress, rolling, attempt, ..Reboot::default() };
     if rolling {
         admission(view)?;
         reboot.group = group(view, nodes)?;
@@ -151,16 +152,19 @@ pub fn pause(view: &View) -> Result<Txn> {
     Ok(view.ordered(vec![put_reboot(Reboot { state: RebootState::Paused, ..reboot.clone() })]))
 }
 
-/// Resumes a rolling reboot. The nodes of the group that failed come first; a node that is down is waited for.
+/// Resumes a rolling reboot, and clears its error. Nodes of the failed group that did not reboot, or do not run what they should,
+/// get another turn, first; a node that is down is waited for. The others of the group have rebooted: what failed in them after
+/// that is tried again.
 ///
 /// # Errors
 /// [`Error::NoReboot`].
 pub fn resume(view: &View) -> Result<Txn> {
     let reboot = &view.reboot;
-    let mut next = Reboot { state: RebootState::InProgress, error: String::new(), ..reboot.clone() };
+    let (state, attempt) = (RebootState::InProgress, reboot.attempt.saturating_add(1));
+    let mut next = Reboot { state, attempt, error: String::new(), ..reboot.clone() };
     match reboot.state {
         RebootState::Paused => {}
-        RebootState::PausedDueToError => again(&mut next),
+        RebootState::PausedDueToError => again(view, &mut next),
         RebootState::Idle | RebootState::InProgress => return Err(Error::NoReboot),
     }
     let mut writes = vec![put_reboot(next)];
@@ -203,6 +207,7 @@ pub fn abandon(view: &View) -> Result<Txn> {
         current: Vec::new(),
         done: Vec::new(),
         error: String::new(),
+        attempt: reboot.attempt.saturating_add(1),
         ..reboot.clone()
     };
     let mut writes = vec![put_reboot(next)];
@@ -266,10 +271,19 @@ fn reset_failures(view: &View) -> impl Iterator<Item = Write> {
     failed.map(move |(node, _)| again(*node))
 }
 
-/// Puts the nodes of the failed group first in the order again.
-fn again(reboot: &mut Reboot) {
-    let group = std::mem::take(&mut reboot.current);
-    reboot.todo.splice(0..0, group.into_iter().map(|(node, _)| node));
+/// Puts the nodes of the failed group that need another turn first in the order again.
+fn again(view: &View, reboot: &mut Reboot) {
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    let has_rebooted = |(node, before): &(NodeId, BootId)| {
+        view.alive.get(node).is_some_and(|alive| {
+            let runs_it = !reboot.upgrade_initiated || (Some(alive.runs) == target) != reboot.back;
+            let fell_back = matches!(alive.standing, Standing::FellBack(_)) && !reboot.back;
+            alive.boot != *before && runs_it && !fell_back
+        })
+    };
+    let (stay, again): (Vec<_>, Vec<_>) = reboot.current.iter().copied().partition(has_rebooted);
+    reboot.current = stay;
+    reboot.todo.splice(0..0, again.into_iter().map(|(node, _)| node));
 }
 
 fn idle(view: &View) -> Result<()> {
@@ -367,6 +381,70 @@ mod tests {
             let reset = Write::Put(key, Value::Outcome(Outcome::Prepared), None);
             assert!(txn.writes.contains(&reset), "{:?}", txn.writes);
         }
+    }
+
+    #[test]
+    fn a_resume_gives_another_turn_to_nodes_that_need_it() {
+        let mut view = view(7, 3, 3);
+        let new = crate::units::Blake3([2; 32]);
+        view.upgrade.order = Some(Ordered { digest: new, ..Ordered::sample() });
+        let mut alive = |node: u32, act: &dyn Fn(&mut crate::cluster::state::Alive)| {
+            let alive = view.alive.get_mut(&NodeId(node)).unwrap();
+            (alive.boot, alive.runs) = (BootId(2), new);
+            act(alive);
+        };
+        alive(1, &|alive| (alive.standing, alive.failed_in) = (Standing::Unhealthy("x".into()), Some(3)));
+        alive(2, &|alive| {
+            (alive.standing, alive.runs) = (Standing::FellBack("x".into()), crate::units::Blake3([1; 32]))
+        });
+        alive(3, &|alive| alive.boot = BootId(1));
+        alive(4, &|_| {});
+        view.alive.remove(&NodeId(5));
+        let state = RebootState::PausedDueToError;
+        view.reboot = Reboot {
+            state,
+            rolling: true,
+            upgrade_initiated: true,
+            group: 1,
+            attempt: 3,
+            ..Reboot::default()
+        };
+        view.reboot.current = (1..=5).map(|node| (NodeId(node), BootId(1))).collect();
+        view.reboot.todo = vec![NodeId(6)];
+        let resumed = |view: &View| match resume(view).unwrap().writes.swap_remove(0) {
+            Write::Put(_, Value::Reboot(reboot), _) => reboot,
+            other => panic!("{other:?}"),
+        };
+        let next = resumed(&view);
+        assert_eq!(next.current, [1, 4].map(|node| (NodeId(node), BootId(1))), "these have rebooted");
+        assert_eq!((next.todo.clone(), next.attempt), ([2, 3, 5, 6].map(NodeId).to_vec(), 4));
+        // The old failure does not count, and that node does not count as back either.
+        view.reboot = next;
+        let waits = |view: &View| match crate::cluster::next::next_action(view) {
+            crate::cluster::next::Action::Wait(what) => what,
+            other => panic!("{other:?}"),
+        };
+        view.alive.insert(NodeId(5), view.alive[&NodeId(6)].clone());
+        assert_eq!(waits(&view), "node 1 to try again");
+        view.reboot.current.clear();
+        assert_eq!(waits(&view), "node 1 to try again", "no group begins");
+        // One of the new attempt counts, as does one of an older qstage.
+        for failed_in in [Some(4), None] {
+            view.alive.get_mut(&NodeId(1)).unwrap().failed_in = failed_in;
+            assert!(matches!(
+                crate::cluster::next::next_action(&view),
+                crate::cluster::next::Action::Write(_)
+            ));
+        }
+        // In an abandoned upgrade a node that runs the new release has not returned.
+        view.reboot = Reboot {
+            state,
+            back: true,
+            current: vec![(NodeId(1), BootId(1)), (NodeId(2), BootId(1))],
+            ..view.reboot
+        };
+        let next = resumed(&view);
+        assert_eq!((next.current, next.todo[0]), (vec![(NodeId(2), BootId(1))], NodeId(1)));
     }
 
     #[test]

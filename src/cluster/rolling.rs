@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | start | in progress | the first group, when all other nodes are alive and good |
 //! | pause | paused | the current group ends and counts; no other one begins |
-//! | resume | in progress | nodes that failed are tried again, first |
+//! | resume | in progress | nodes that did not reboot, or fell back, get another turn, first; one that runs what it should and is not healthy tries again what failed |
 //! | a node falls back, is not healthy, does not return; another one is lost | paused due to error | nothing, until a resume |
 //! | abandon, while it is paused | in progress | the nodes that run the new release return to the previous one, one group after the other |
 //! | all have come back | idle | |
@@ -44,6 +44,7 @@ fn verdict(view: &View, node: NodeId, before: BootId) -> Verdict {
         return Verdict::Waits(format!("{node} to reboot"));
     }
     match &alive.standing {
+        Standing::Unhealthy(_) if view.tries_again(alive) => Verdict::Waits(format!("{node} to try again")),
         Standing::Unhealthy(why) if view.reboot.back => {
             Verdict::Failed(format!("{node} is not healthy: {why}"))
         }
@@ -109,9 +110,12 @@ fn judge(view: &View) -> Action {
 /// Problem of a node outside of the group that is no longer healthy: with one more node down, data or service may be at risk.
 fn ill(view: &View, in_group: impl Fn(&NodeId) -> bool) -> Option<String> {
     view.members.iter().filter(|node| !in_group(node)).find_map(|node| {
-        match &view.alive.get(node)?.standing {
-            Standing::Unhealthy(why) => Some(format!("{node} is not healthy: {why}")),
-            Standing::Good | Standing::Trial | Standing::FellBack(_) => None,
+        let alive = view.alive.get(node)?;
+        match &alive.standing {
+            Standing::Unhealthy(why) if !view.tries_again(alive) => {
+                Some(format!("{node} is not healthy: {why}"))
+            }
+            _ => None,
         }
     })
 }

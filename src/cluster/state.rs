@@ -105,6 +105,10 @@ pub struct Alive {
     /// Why it does not know the protection of data; `None`: it is known.
     #[serde(default)]
     pub unknown: Option<String>,
+    /// [`Reboot::attempt`] in which it became unhealthy, or its protection of data unknown; `None`: neither is the case, or its
+    /// qstage is older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_in: Option<u32>,
 }
 
 /// Stage of an upgrade of the cluster.
@@ -285,4 +289,7 @@ pub struct Reboot {
     pub done: Vec<NodeId>,
     /// Why the reboot is paused or has failed; empty: neither.
     pub error: String,
+    /// Number of resumes of all reboots. After each, a node tries again what had failed before it.
+    #[serde(default)]
+    pub attempt: u32,
 }

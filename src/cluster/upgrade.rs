@@ -166,6 +166,7 @@ fn committed(view: &View) -> Action {
         upgrade_initiated: true,
         // An automatic commit has not decided it before.
         group: upgrade.group.or_else(|| group(view, order.nodes).ok()).unwrap_or(1),
+        attempt: view.reboot.attempt,
         ..Reboot::default()
     };
     if order.rolling {

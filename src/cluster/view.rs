@@ -107,10 +107,12 @@ impl View {
 
     /// State of the protection of data, in words.
     pub(super) fn protection_words(&self) -> String {
-        let unknown = self.alive.iter().find_map(|(node, alive)| Some((node, alive.unknown.as_ref()?)));
+        let unknown =
+            self.alive.iter().find_map(|(node, alive)| Some((node, alive, alive.unknown.as_ref()?)));
         let Protection { remaining, maximum, rebuilding } = self.protection();
         match unknown {
-            Some((node, why)) => format!("{node} does not know it: {why}"),
+            Some((node, alive, _)) if self.tries_again(alive) => format!("{node} asks for it again"),
+            Some((node, _, why)) => format!("{node} does not know it: {why}"),
             None if rebuilding => format!("{remaining} of {maximum} nodes may fail, and it is restored"),
             None => format!("{remaining} of {maximum} nodes may fail"),
         }
@@ -137,6 +139,11 @@ impl View {
         !with.is_empty() && with.len() >= without.len()
     }
 
+    /// Whether something had failed in a node before the last resume, and it has not tried again yet.
+    pub fn tries_again(&self, alive: &Alive) -> bool {
+        alive.failed_in.is_some_and(|attempt| attempt < self.reboot.attempt)
+    }
+
     /// Why a node cannot serve while another one is down; `None`: it can.
     pub(super) fn unfit(&self, node: NodeId) -> Option<String> {
         match self.alive.get(&node) {
@@ -147,6 +154,7 @@ impl View {
                 Standing::Good => None,
                 Standing::Trial => Some(format!("{node} is on trial")),
                 Standing::FellBack(why) => Some(format!("{node} fell back: {why}")),
+                Standing::Unhealthy(_) if self.tries_again(alive) => Some(format!("{node} to try again")),
                 Standing::Unhealthy(why) => Some(format!("{node} is not healthy: {why}")),
             },
         }

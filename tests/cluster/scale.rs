@@ -138,6 +138,7 @@ impl Machine {
             leaving,
             drained: false,
             unknown: None,
+            failed_in: None,
         }
     }
 

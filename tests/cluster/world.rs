@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) gated: bool,
     pub(crate) progress: u8,
     pub(crate) drained: bool,
+    /// Attempt of the reboot in which it became unhealthy.
+    pub(crate) failed_in: u32,
     /// Whether it took its turn and does not count as back yet; the rules count these nodes.
     pub(crate) turn: bool,
 }
@@ -127,6 +129,7 @@ impl World {
             gated: false,
             progress: 0,
             drained: false,
+            failed_in: 0,
             turn: false,
         };
         let mut world = Self {
@@ -216,6 +219,7 @@ impl World {
             leaving: before.is_some_and(|before| before.leaving && before.boot == boot),
             drained: node.drained,
             unknown: None,
+            failed_in: matches!(node.standing, Standing::Unhealthy(_)).then_some(node.failed_in),
         }
     }
 

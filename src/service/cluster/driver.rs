@@ -38,10 +38,12 @@ const STEP: u8 = 10;
 /// Time after which a failed hook is run again: the cause of the failure may be gone.
 const HOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Step in progress, and the number of its upgrade.
+/// Step in progress, and the upgrade and reboot for which it began.
 struct Job {
     step: Step,
     upgrade: u64,
+    /// Attempt of the reboot in which it began.
+    attempt: u32,
     work: JoinHandle<Result<()>>,
     /// Set at the end of the work, before the thread itself has ended.
     ended: Arc<AtomicBool>,
@@ -78,6 +80,8 @@ pub(super) struct Driver {
     /// Time and message of the last failure to catch up with the cluster.
     missed: Option<(Instant, String)>,
     times: Times,
+    /// Attempt of the reboot that this node has seen last; `None`: it has not seen any.
+    attempt: Option<u32>,
     refused: Option<String>,
     /// Boot in which this node has published its state, and the revision that its state had before.
     published: Option<(BootId, Revision)>,
@@ -107,6 +111,7 @@ impl Driver {
             unhealthy: None,
             missed: None,
             times,
+            attempt: None,
             refused: None,
             published: None,
             due: None,
@@ -163,6 +168,7 @@ impl Driver {
             self.etcd.transact(&Txn { compare: vec![view.unchanged(key)], writes })?;
         }
         self.restarts.serve(self.membership.node, seen, &self.actor, &mut self.etcd)?;
+        self.resumed(view);
         self.finish(view);
         let look = self.look()?;
         let unhealthy = self.unhealthy.as_ref().map(|(_, why)| why.as_str());
@@ -177,6 +183,16 @@ impl Driver {
         let said = self.publish(seen, &look, &local, lease)?;
         self.step(view, &local, &said, lease)?;
         self.lead(seen, lease)
+    }
+
+    /// After a resume, forgets what failed before it, so that it is tried again at once.
+    fn resumed(&mut self, view: &View) {
+        let attempt = Some(view.reboot.attempt);
+        if self.attempt.is_some() && self.attempt != attempt {
+            (self.hook, self.unhealthy) = (None, None);
+            self.protected.ask_anew();
+        }
+        self.attempt = attempt;
     }
 
     /// Whether this node is out of service after its turn, by the file that records it, or, if that is lost, by the turn.
@@ -221,7 +237,9 @@ impl Driver {
         }
         let missed = self.missed.as_ref().map(|(_, why)| format!("it cannot catch up: {why}"));
         let said = alive(look, local, view, (progress, leaving), (self.protected.get(), hook));
-        let said = Alive { blocked: missed.or(said.blocked), ..said };
+        let fails = matches!(said.standing, Standing::Unhealthy(_)) || said.unknown.is_some();
+        let failed_in = fails.then_some(view.reboot.attempt);
+        let said = Alive { blocked: missed.or(said.blocked), failed_in, ..said };
         let entry = seen.entry(Key::Alive(node));
         let held = entry.and_then(|entry| entry.lease);
         let is_new = before != Some(&said) || held != Some(lease);
@@ -316,7 +334,8 @@ impl Driver {
             cache.wake();
             result
         })?;
-        self.job = Some(Job { step, upgrade: view.upgrade.id, work, ended });
+        let (upgrade, attempt) = (view.upgrade.id, view.reboot.attempt);
+        self.job = Some(Job { step, upgrade, attempt, work, ended });
         Ok(())
     }
 
@@ -365,7 +384,9 @@ impl Driver {
             tracing::warn!(code = error.code(), "cluster: {:?}: {}", job.step, sentence(error));
         }
         if job.step == Step::Undrain {
-            self.hook = result.as_ref().err().map(|error| (Instant::now(), sentence(error)));
+            // The failure of a hook that was running at a resume is as old as the resume.
+            let failure = result.as_ref().err().filter(|_| job.attempt == view.reboot.attempt);
+            self.hook = failure.map(|error| (Instant::now(), sentence(error)));
             if result.is_ok() {
                 self.undrained = view.alive.get(&self.node()).map(|alive| alive.boot);
                 self.protected.ask_anew();
@@ -389,6 +410,7 @@ impl Driver {
                 self.gone = Some(Instant::now());
                 None
             }
+            (Step::MarkGood, Err(_)) if job.attempt != view.reboot.attempt => None,
             (Step::MarkGood, Err(error)) => {
                 let boot = view.alive.get(&self.node()).map_or(BootId(0), |alive| alive.boot);
                 self.unhealthy = Some((boot, sentence(&error)));

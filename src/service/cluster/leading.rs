@@ -22,15 +22,15 @@ const TOGETHER: Duration = Duration::from_secs(30);
 pub(super) struct Times {
     /// Members that are away, with the time at which this node first saw that.
     away: BTreeMap<NodeId, Instant>,
-    /// Group whose turn it is, and the time at which its turn began.
-    group: (Vec<(NodeId, BootId)>, Instant),
+    /// Group whose turn it is and the attempt, and the time at which the turn began, or was resumed.
+    group: ((Vec<(NodeId, BootId)>, u32), Instant),
     /// Time limit for the return of a node from a reboot.
     reboot_timeout: Duration,
 }
 
 impl Times {
     pub(super) fn new(reboot_timeout: Duration) -> Self {
-        Self { away: BTreeMap::new(), group: (Vec::new(), Instant::now()), reboot_timeout }
+        Self { away: BTreeMap::new(), group: ((Vec::new(), 0), Instant::now()), reboot_timeout }
     }
 
     /// Records what has begun since the last look.
@@ -39,8 +39,9 @@ impl Times {
         for node in view.members.iter().filter(|node| !view.alive.contains_key(node)) {
             self.away.entry(*node).or_insert_with(Instant::now);
         }
-        if self.group.0 != view.reboot.current {
-            self.group = (view.reboot.current.clone(), Instant::now());
+        let ((group, attempt), _) = &self.group;
+        if *group != view.reboot.current || *attempt != view.reboot.attempt {
+            self.group = ((view.reboot.current.clone(), view.reboot.attempt), Instant::now());
         }
     }
 

@@ -101,6 +101,7 @@ pub(super) fn alive(
         leaving,
         drained: local.drained,
         unknown,
+        failed_in: None,
     }
 }
 

@@ -214,6 +214,10 @@ fn shown_node(seen: &Seen, view: &View, node: NodeId) -> Option<ClusterNode> {
         Some(Standing::Good) => ("good", String::new()),
         Some(Standing::Trial) => ("trial", String::new()),
         Some(Standing::FellBack(why)) => ("fell-back", why.clone()),
+        // What failed before a resume is tried again.
+        Some(Standing::Unhealthy(_)) if alive.is_some_and(|alive| view.tries_again(alive)) => {
+            ("unhealthy", String::new())
+        }
         Some(Standing::Unhealthy(why)) => ("unhealthy", why.clone()),
     };
     let preparing = view.upgrade.stage == Stage::Preparing;

@@ -3,7 +3,7 @@
 use qstage::cluster::next::Action;
 use qstage::cluster::orders;
 use qstage::cluster::state::{BootId, Outcome, RebootState, Standing};
-use qstage::cluster::store::{Key, Value};
+use qstage::cluster::store::{Key, Value, Write};
 use qstage::cluster::turn::{self, Step};
 
 use super::{Mutant, World, id};
@@ -55,7 +55,13 @@ impl World {
             all.push((format!("{node} writes at last"), done));
         }
         if self.mutant == Mutant::GoesOn && view.reboot.state == RebootState::PausedDueToError {
-            let txn = orders::resume(&view).unwrap();
+            let mut txn = orders::resume(&view).unwrap();
+            // It does so for ever, and the attempts must not make each time a new state.
+            for write in &mut txn.writes {
+                if let Write::Put(_, Value::Reboot(reboot), _) = write {
+                    reboot.attempt = view.reboot.attempt;
+                }
+            }
             all.push(("it goes on".into(), self.with(|w| _ = w.apply(&txn))));
         }
         all
@@ -135,6 +141,7 @@ impl World {
                 if node.standing == Standing::Trial {
                     fault(format!("{name} is not healthy"), &|w| {
                         w.nodes[index].standing = Standing::Unhealthy("x".into());
+                        w.nodes[index].failed_in = view.reboot.attempt;
                     });
                 }
                 let fails = matches!(

@@ -9,6 +9,11 @@ use super::{World, id};
 impl World {
     pub(super) fn node_step(&self, view: &View, index: usize) -> Option<(String, Self)> {
         let name = id(index);
+        if view.tries_again(&view.alive[&name]) {
+            let next =
+                self.with(|w| (w.nodes[index].standing, w.nodes[index].failed_in) = (Standing::Trial, 0));
+            return Some((format!("{name} tries again"), next));
+        }
         let step = turn::step(view, name, &self.local(index));
         let report = |w: &mut Self, outcome| {
             let txn = turn::report(view, name, outcome);
