@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::runtime::{Running, Runtime, Stopped};
+use super::runtime::{Exit, Running, Runtime, Stopped};
 use crate::device::{BlockDevice, MemoryDevice, Region};
 use crate::engine::SoftwareImage;
 use crate::error::{Error, Result};
@@ -139,6 +139,10 @@ impl Runtime for Double {
         }
         let runs = self.containers.lock().unwrap().contains(running);
         if runs { Ok(()) } else { Err("it does not run".to_owned()) }
+    }
+
+    fn exit(&self, _ended: &Running) -> Option<Exit> {
+        None
     }
 
     fn openings(&self, _running: Option<&Running>) -> Vec<String> {

@@ -40,6 +40,6 @@ pub use config::{Config, Network, Probe};
 pub use dry_run::{restart_dry_run, start_dry_run, stop_dry_run, swap_dry_run};
 pub use isolation::{Cgroups, Users};
 pub use nspawn::Nspawn;
-pub use runtime::{Running, Runtime, Stopped};
+pub use runtime::{Exit, Running, Runtime, Stopped};
 pub use start::{ContainerStatus, Judge, StartReport, restart, start, status, stop};
 pub use swap::{Rendezvous, SwapReport, swap, swap_together};

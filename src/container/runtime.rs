@@ -1,6 +1,7 @@
 //! The runtime of containers, as swap and start see it.
 
 use std::any::Any;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,26 @@ pub enum Stopped {
     Gracefully,
     /// Killed: it did not end within the stop timeout.
     Killed,
+}
+
+/// How the program of a container ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// With this exit status.
+    Status(i32),
+    /// By a signal, by its name without SIG.
+    Signal(String),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // systemd-nspawn(1): its own status if that of the program is not known.
+            Self::Status(255) => f.write_str("exit status 255, or by a signal"),
+            Self::Status(status) => write!(f, "exit status {status}"),
+            Self::Signal(name) => write!(f, "signal {name}"),
+        }
+    }
 }
 
 /// A container runtime. Two implementations: systemd-nspawn and a test double.
@@ -77,6 +98,9 @@ pub trait Runtime: Send + Sync {
 
     /// Probes once; the error is the reason why the container is not healthy.
     fn probe(&self, running: &Running) -> std::result::Result<(), String>;
+
+    /// How the program of a container has just ended; `None`: that is not known.
+    fn exit(&self, ended: &Running) -> Option<Exit>;
 
     /// Openings of the isolation of this container, one sentence each; `None`: of the next one that is started.
     fn openings(&self, running: Option<&Running>) -> Vec<String>;

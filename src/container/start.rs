@@ -127,9 +127,7 @@ impl Start<'_> {
     fn judge(&self, container: &Running) -> Result<Option<std::time::Duration>> {
         match wait_healthy(self.runtime, container, self.config) {
             Health::Good(_) => Ok(None),
-            Health::Bad { after, problem } => {
-                Err(Error::ContainerUnhealthy { slot: container.slot, seconds: after.as_secs_f64(), problem })
-            }
+            Health::Bad(failed) => Err(failed.into_error(container.slot)),
         }
     }
 

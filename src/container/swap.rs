@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Config;
 use super::runtime::{Running, Runtime};
-use super::steps::{Health, bring_up, last_success, milliseconds, stop_all, wait_healthy};
+use super::steps::{Health, bring_up, last_success, milliseconds, stop_all, wait_healthy, with_code};
 use crate::engine::{Engine, SoftwareImage, SoftwareSwap};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -184,15 +184,13 @@ impl Swap<'_> {
         };
         self.step("stop");
         if let Err(error) = self.runtime.release(new) {
-            // The code of the cause too: that of the whole is that of the swap back.
-            return Err(self.back(plan, new, format!("{error} [{}]", error.code()), up));
+            return Err(self.back(plan, new, with_code(&error), up));
         }
         self.step("release");
         let healthy = match wait_healthy(self.runtime, new, self.config) {
             Health::Good(at) => at,
-            Health::Bad { after, problem } => {
-                let problem = format!("not healthy after {:.1} s: {problem}", after.as_secs_f64());
-                return Err(self.back(plan, new, problem, up));
+            Health::Bad(failed) => {
+                return Err(self.back(plan, new, failed.into_reason(new.slot), up));
             }
         };
         self.step("healthy");

@@ -420,7 +420,7 @@ errors! {
     ContainerStart { slot: Slot, problem: String } => Service, "CONTAINER_START",
         ("the container of software slot {slot} does not start: {problem}");
     /// The program of a software image cannot start: the image lacks it or its interpreter, it is not executable, or it is built
-    /// for another processor.
+    /// for another processor. Also one that ends at once with exit status 126 or 127, by which shells report such a command.
     ContainerProgram { slot: Slot, problem: String } => Service, "CONTAINER_PROGRAM",
         ("the program of software slot {slot} cannot start: {problem}; the fault lies in the image, or in 'command' of [container]; install a corrected release");
     /// A container could not be stopped, not even by SIGKILL.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use super::exit;
 use super::gate::{CONSOLE, INSIDE, Tools};
 use super::idmap;
 use super::process::Process;
@@ -110,7 +111,7 @@ fn escaped(path: &Path) -> String {
 }
 
 /// Arguments that start it as a transient unit: it must not end with the session or the service that started it.
-fn unit_arguments(unit: &str, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec<OsString> {
+fn unit_arguments(unit: &str, dir: &Path, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec<OsString> {
     // As in systemd-nspawn@.service, except for its devices: no loop devices, no tunnels.
     let mut args: Vec<OsString> = [
         "--quiet",
@@ -125,6 +126,7 @@ fn unit_arguments(unit: &str, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec
     ]
     .map(OsString::from)
     .to_vec();
+    args.push(exit::property(dir));
     let property = |name: &str, value: &str| format!("--property={name}={value}").into();
     let devices = outside.devices.iter().map(|node| format!("{} rw", node.display()));
     args.extend(devices.map(|device| property("DeviceAllow", &device)));
@@ -134,10 +136,10 @@ fn unit_arguments(unit: &str, outside: &Outside<'_>, nspawn: &[OsString]) -> Vec
     args
 }
 
-/// Starts nspawn: as a unit if systemd runs, else as a new session. `log` takes the messages of nspawn if there is no
-/// journal.
+/// Starts nspawn for the container with this name and run directory: as a unit if systemd runs, else as a new session. `log`
+/// takes the messages of nspawn if there is no journal.
 pub(super) fn launch(
-    id: &str,
+    (id, dir): (&str, &Path),
     outside: &Outside<'_>,
     nspawn: &[OsString],
     systemd: bool,
@@ -159,11 +161,14 @@ pub(super) fn launch(
         let process = Process::of(child.id()).ok_or_else(|| io::Error::other("it ended at once"))?;
         // While this process lives, nothing else reaps nspawn. If no thread can be started, it stays a zombie until this
         // process ends.
-        let _ = crate::workers::spawn("waiting for nspawn", move || child.wait());
+        let dir = dir.to_owned();
+        let _ = crate::workers::spawn("waiting for nspawn", move || {
+            child.wait().and_then(|status| exit::store(&dir, status))
+        });
         return Ok(Launched { process, unit: None });
     }
     let unit = format!("qstage-container-{id}.service");
-    run("systemd-run", &unit_arguments(&unit, outside, nspawn))?;
+    run("systemd-run", &unit_arguments(&unit, dir, outside, nspawn))?;
     let until = std::time::Instant::now() + UNIT_LIMIT;
     loop {
         let shown = run("systemctl", &["show", "--property=MainPID", "--value", &unit].map(OsString::from))?;
@@ -241,7 +246,7 @@ mod tests {
     #[test]
     fn under_systemd_it_is_a_unit_of_its_own() {
         let outside = Outside { devices: &["/dev/ttyS0".into()], network: Some(Path::new("/run/netns/x")) };
-        let words = unit_arguments("x.service", &outside, &["--quiet".into()]);
+        let words = unit_arguments("x.service", Path::new("/run/q/x"), &outside, &["--quiet".into()]);
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
         let split = words.iter().position(|word| *word == "--").unwrap();
         for word in [

@@ -8,12 +8,14 @@
 //!     root/                     the slot, mounted read-only
 //!     gate/                     a tmpfs: copies of qstage and its libraries, sockets; see gate_dir
 //!     instance.json             its processes; written before its gate is opened
+//!     exit                      how nspawn ended, with the status of the program; see exit
 //!     log                       messages of nspawn
 //! ```
 //!
 //! The directory lies on a tmpfs: after a reboot it is empty, and nothing runs. The next start removes directories of
 //! containers that no longer run.
 
+mod exit;
 pub mod gate;
 mod gate_dir;
 mod idmap;
@@ -44,7 +46,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Config, Network, Probe};
 use super::isolation::Users;
 use super::probe;
-use super::runtime::{Running, Runtime, Stopped};
+use super::runtime::{Exit, Running, Runtime, Stopped};
 use crate::engine::SoftwareImage;
 use crate::error::{Error, Result};
 use crate::host::files::lock_file;
@@ -149,6 +151,13 @@ impl Nspawn {
     /// Removes containers that ended without being stopped, or were never released.
     fn remove_leftovers(&self) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // A container that ended late stored its exit status while its directory was removed.
+        for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
+            let dir = entry.path();
+            if dir.is_dir() && !dir.join("root").exists() {
+                let _ = remove(&dir);
+            }
+        }
         for (dir, instance) in self.instances() {
             let lives = instance.is_some_and(|one| one.init.is_alive() || one.nspawn.is_alive());
             let waits = dir.file_name().is_some_and(|id| waiting.contains_key(&*id.to_string_lossy()));
@@ -209,8 +218,9 @@ impl Nspawn {
         args.extend(self.config.command.iter().map(Into::into));
         let gate = Gate::new(&dir.join(GATE_DIR), self.has_prober()).map_err(named("its gate"))?;
         let log = File::create(dir.join("log")).map_err(named("its log"))?;
-        let launched = launch::launch(id, &Outside::of(&self.config, private), &args, self.systemd, log)
-            .map_err(named("systemd-nspawn"))?;
+        let launched =
+            launch::launch((id, dir), &Outside::of(&self.config, private), &args, self.systemd, log)
+                .map_err(named("systemd-nspawn"))?;
         let known = serde_json::to_vec(&launched.process).map_err(io::Error::from);
         let known = known.and_then(|text| fs::write(dir.join(LAUNCHED), text));
         // If anything fails from here on, everything is removed.
@@ -405,7 +415,7 @@ impl Runtime for Nspawn {
 
     fn probe(&self, running: &Running) -> Result<(), String> {
         let instance = self.instance(&running.id).filter(|one| one.program.is_alive());
-        let instance = instance.ok_or("its program has ended")?;
+        let instance = instance.ok_or(super::steps::ENDED)?;
         let pid = instance.program.pid;
         let timeout = self.config.probe_timeout;
         let ask = || match &self.config.probe {
@@ -427,6 +437,10 @@ impl Runtime for Nspawn {
             }
             _ => ask(),
         }
+    }
+
+    fn exit(&self, ended: &Running) -> Option<Exit> {
+        exit::wait(&self.base.join(&ended.id))
     }
 
     fn openings(&self, running: Option<&Running>) -> Vec<String> {
@@ -468,7 +482,7 @@ fn end(nspawn: Process, init: Option<Process>) -> bool {
 fn remove(dir: &Path) -> io::Result<()> {
     mount::detach(&dir.join("root"))?;
     mount::detach(&dir.join(GATE_DIR))?;
-    for file in [INSTANCE, LAUNCHED, "log"] {
+    for file in [INSTANCE, LAUNCHED, exit::FILE, "log"] {
         let _ = fs::remove_file(dir.join(file));
     }
     for sub in ["root", GATE_DIR] {

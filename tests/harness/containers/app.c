@@ -1,5 +1,5 @@
 /* The service in the container: answers every HTTP request with the version of its image. /mode says how it behaves:
- * good, sick (answers 503), crash (ends at once), deaf (ignores SIGTERM and SIGHUP), slow (listens after 2 s), hostile
+ * good, sick (answers 503), crash (ends at once), ends-126, ends-127, deaf (ignores SIGTERM and SIGHUP), slow (listens after 2 s), hostile
  * (tries to get out first; see tries.c). */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -32,6 +32,7 @@ int main(int argc, char **argv) {
     FILE *log = fopen("/state/starts", "a");
     if (log) { fprintf(log, "%s\n", version); fclose(log); }
     if (!strcmp(mode, "crash")) return 7;
+    if (!strncmp(mode, "ends-", 5)) return atoi(mode + 5);
     if (!strcmp(mode, "deaf")) { signal(SIGTERM, SIG_IGN); signal(SIGHUP, SIG_IGN); }
     if (!strcmp(mode, "slow")) sleep(2);
     if (!strcmp(mode, "hostile")) tries("/state/report");
