@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SCRIPTS: [&str; 13] = [
+const SCRIPTS: [&str; 15] = [
     "scripts/quickstart",
     "scripts/test",
     "scripts/proof",
@@ -14,7 +14,9 @@ const SCRIPTS: [&str; 13] = [
     "scripts/make-image",
     "scripts/bench-swap",
     "scripts/build-deb",
+    "scripts/test-api",
     "scripts/test-deb",
+    "scripts/test-recipes",
     "scripts/demo-vm",
     "scripts/demo-cluster",
     "scripts/first-week",

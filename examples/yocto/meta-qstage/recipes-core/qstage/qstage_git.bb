@@ -35,6 +35,6 @@ SYSTEMD_AUTO_ENABLE:${PN} = "disable"
 FILES:${PN}-select += "${bindir}/qstage-select"
 
 # What verbs start: see the package of Debian.
-RRECOMMENDS:${PN} = "systemd-container util-linux-mount"
+RRECOMMENDS:${PN} = "systemd-container util-linux-mount kexec-tools openssh-keygen"
 
 BBCLASSEXTEND = "native"
