@@ -228,6 +228,49 @@ fn the_hooks_are_clean() {
     }
 }
 
+/// A machine with slots that built an image for others, with an empty QSTAGE_DISK_GUID as the manual has it, recorded its own
+/// disk in the initramfs of all of them: the empty string counted as none.
+#[test]
+fn a_build_for_other_machines_records_no_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let block = std::fs::read_dir("/dev").unwrap().map(|entry| entry.unwrap().path()).find(|path| {
+        use std::os::unix::fs::FileTypeExt;
+        path.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
+    });
+    let Some(block) = block else { return eprintln!("SKIPPED: needs a block device to name") };
+    let tool = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    tool("findmnt", &format!("echo {}", block.display()));
+    tool("lsblk", "echo disk");
+    tool("blkid", "case $* in *NAME*) echo platform_a ;; *) echo own-guid ;; esac");
+    // Each hook, with what its tool would bring, and the file that has the name of the disk.
+    let initramfs_tools = "sed 's/^\\. .*hook-functions$/copy_exec() { :; }/' \"$HOOK\" | DESTDIR=$OUT sh";
+    let dracut = ". \"$HOOK\"; hostonly=yes initdir=$OUT; qstage_disk";
+    let hooks = [
+        ("initramfs-tools/hooks/qstage", initramfs_tools, "conf/qstage-disk"),
+        ("dracut/90qstage/module-setup.sh", dracut, "etc/cmdline.d"),
+    ];
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    for (hook, run, records) in hooks {
+        for (guid, recorded) in [(None, true), (Some(""), false), (Some("other-guid"), true)] {
+            let out = dir.path().join("out");
+            let mut command = Command::new("bash");
+            command.args(["-c", run]).env("PATH", &path).env("OUT", &out).env_remove("QSTAGE_DISK_GUID");
+            command.env("HOOK", script(&format!("fixtures/packaging/{hook}")));
+            if let Some(guid) = guid {
+                command.env("QSTAGE_DISK_GUID", guid);
+            }
+            let output = command.output().unwrap();
+            assert!(output.stderr.is_empty(), "{hook}: {}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(out.join(records).exists(), recorded, "{hook} with {guid:?}");
+            let _ = std::fs::remove_dir_all(out);
+        }
+    }
+}
+
 fn bench_peers() -> Command {
     Command::new(script("scripts/bench-peers"))
 }
