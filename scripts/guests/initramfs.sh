@@ -8,7 +8,7 @@
 #   SELECT   the program qstage-select
 #   MODULE   one that is loaded before the slot is selected; initramfs-tools only
 #
-# QSTAGE_DISK_GUID is recorded in it as the disk to start from, if it is set.
+# QSTAGE_DISK_GUID is recorded in it as the disk to start from, if it is not empty.
 set -eu
 
 maker=$1 kernel=$2 dir=$4
