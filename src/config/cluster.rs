@@ -36,6 +36,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) protection_command: Option<Vec<String>>,
     #[serde(default, deserialize_with = "seconds")]
     pub(crate) hook_timeout: Option<u64>,
+    #[serde(default, deserialize_with = "seconds")]
+    pub(crate) commit_timeout: Option<u64>,
 }
 
 impl ClusterConfig {
@@ -106,6 +108,7 @@ impl ClusterConfig {
             address: self.address.clone().unwrap_or_else(|| format!("https://{listen}")),
             certificate,
             reboot_timeout,
+            commit_timeout: time(self.commit_timeout, 60),
             health: self.health_checks.clone().unwrap_or_else(|| "/etc/qstage/health.d".into()),
             health_timeout: time(self.health_timeout, 60),
             hooks,

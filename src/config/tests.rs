@@ -125,10 +125,12 @@ fn check_cluster(shown: &super::cluster::ClusterConfig) {
         undrain_command,
         protection_command,
         hook_timeout,
+        commit_timeout,
     } = shown.clone();
     assert!(!endpoints.is_empty() && address.is_some() && ca.is_some() && cert.is_some() && key.is_some());
     assert!(user.is_some() && password_file.is_some() && prefix.is_some() && reboot_timeout.is_some());
     assert!(health_checks.is_some() && health_timeout.is_some() && hook_timeout.is_some());
+    assert!(commit_timeout.is_some());
     assert!(drain_command.is_some() && undrain_command.is_some() && protection_command.is_some());
     let text = format!("endpoints = {endpoints:?}\nnode = {node}");
     let least: super::cluster::ClusterConfig = toml::from_str(&text).unwrap();

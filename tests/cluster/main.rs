@@ -14,6 +14,8 @@ mod lab;
 mod model;
 /// Upgrades of the three nodes.
 mod nodes;
+/// A commit while etcd does not answer.
+mod outage;
 /// The page of a node in a browser.
 mod page;
 /// Invalid conditions: each is reported, nothing changes, and the running services continue.

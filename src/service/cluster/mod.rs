@@ -70,6 +70,8 @@ pub struct Membership {
     pub certificate: PathBuf,
     /// Time limit for the return of a node from a reboot.
     pub reboot_timeout: Duration,
+    /// Time for which a commit waits for etcd.
+    pub commit_timeout: Duration,
     /// Directory of the health checks that end a trial.
     pub health: PathBuf,
     /// Time limit of each health check.

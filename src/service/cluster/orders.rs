@@ -18,8 +18,6 @@ const TRIES: usize = 8;
 const SHOWN: Duration = Duration::from_millis(1500);
 /// Time limit until the cache shows a change that etcd has accepted.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
-/// Time for which a commit waits for etcd.
-const COMMIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// State of a commit that was accepted.
 #[derive(Debug, Clone, Default)]
@@ -124,7 +122,7 @@ impl Cluster {
                     self.wait_until_seen(|stage| stage != Stage::Prepared);
                     return None;
                 }
-                Err(Error::ClusterStore { .. }) if begun.elapsed() < COMMIT_LIMIT => {
+                Err(Error::ClusterStore { .. }) if begun.elapsed() < self.membership.commit_timeout => {
                     std::thread::sleep(Duration::from_secs(1));
                 }
                 Err(error) => break sentence(&error),

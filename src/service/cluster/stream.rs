@@ -113,6 +113,7 @@ mod tests {
             address: String::new(),
             certificate: "/dev/null".into(),
             reboot_timeout: std::time::Duration::ZERO,
+            commit_timeout: std::time::Duration::ZERO,
             health: "/".into(),
             health_timeout: std::time::Duration::ZERO,
             hooks: crate::service::cluster::hooks::Hooks::default(),

@@ -1,0 +1,64 @@
+//! A commit while etcd does not answer: it waits, and then reports in the status. That it continues when etcd answers in time is
+//! part of the rolling upgrade in `nodes.rs`.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, Node};
+
+/// Time for which the commit of this test waits.
+const WAIT: Duration = Duration::from_secs(3);
+
+fn v3(node: &Node) -> Value {
+    node.get("/v3/upgrade/status")
+}
+
+#[test]
+fn a_commit_waits_for_etcd_and_then_reports_that_nothing_has_changed() {
+    let Some(mut lab) = Lab::with(2, &format!("commit_timeout = {}\n", WAIT.as_secs()), None) else { return };
+    let soft = lab.bench.text("soft.qimg");
+    assert_eq!(lab.node(1).prepare(&soft, false, false).0, 202);
+    for node in &lab.nodes {
+        node.until("prepared", |node| node.state() == "PREPARED");
+    }
+    let disk = |node: &Node| fs::read(node.path("disk")).unwrap();
+    let before: Vec<Vec<u8>> = lab.nodes.iter().map(disk).collect();
+    lab.etcd.stop();
+    let begun = Instant::now();
+    assert_eq!(lab.node(1).post("/v2/upgrade/commit", &Value::Null), 202);
+    let status = v3(lab.node(1));
+    assert_eq!((&status["state"], &status["error_info"]), (&json!("UPGRADE_STATE_COMMITTING"), &Value::Null));
+    lab.node(1).until("it is over", |node| node.state() != "COMMITTING");
+    let waited = begun.elapsed();
+    assert!(waited >= WAIT && waited < WAIT * 6, "{waited:?}");
+    let status = v3(lab.node(1));
+    let told = status["error_info"].as_str().unwrap();
+    assert!(status["state"] == "UPGRADE_STATE_PREPARED" && told.contains("etcd does not answer"), "{status}");
+    assert_eq!(status["settings"]["target_version"], "1.5", "{status}");
+    // The node that was not asked shows the last known state.
+    assert_eq!((v3(lab.node(2))["state"].clone(), lab.node(2).boots()), (json!("UPGRADE_STATE_PREPARED"), 1));
+    for (node, before) in lab.nodes.iter().zip(&before) {
+        assert!(disk(node) == *before, "the disk of node {} has changed", node.number);
+        assert!(node.version() == "Demo 1.0" && !node.path("restarts").exists());
+    }
+    // With etcd nothing goes on by itself; the next commit does.
+    lab.etcd.again();
+    for node in &lab.nodes {
+        node.until("it sees etcd", |node| node.get("/v1/qstage/cluster")["connected"] == true);
+    }
+    assert_eq!(lab.node(1).state(), "PREPARED");
+    lab.node(1).until("committed", |node| {
+        let status = v3(node);
+        if status["state"] == "UPGRADE_STATE_PREPARED" {
+            // A node may have lost its lease meanwhile.
+            node.call("/v2/upgrade/commit", &Value::Null);
+        }
+        status["state"] == "UPGRADE_STATE_IDLE"
+    });
+    for node in &lab.nodes {
+        node.until("the new software runs", |node| node.version() == "Demo 1.5");
+    }
+}
