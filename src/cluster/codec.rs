@@ -114,6 +114,10 @@ mod tests {
         for stray in ["", "members", "members/01", "members/x", "alive/1/2", "leader/1", "results/1/2"] {
             assert_eq!(super::key(stray), None, "{stray}");
         }
+        // An older qstage writes no starting version, and does not read one.
+        let older = r#"{"id":7,"stage":"preparing","order":null,"error":null,"progress":5,"kept":false}"#;
+        let Value::Upgrade(upgrade) = decode(Key::Upgrade, older.as_bytes()).unwrap() else { panic!() };
+        assert_eq!((upgrade.id, upgrade.starting_version.as_str()), (7, ""));
         let error = decode(Key::Upgrade, b"{\"id\":-1}").unwrap_err();
         assert!(
             error.code() == "UPGRADE_ERROR_CLUSTER_DATA" && error.to_string().contains("upgrade"),

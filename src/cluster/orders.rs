@@ -45,9 +45,11 @@ pub fn prepare(view: &View, order: Ordered) -> Result<Txn> {
         group(view, order.nodes)?;
     }
     let id = view.upgrade.id + 1;
-    let stage = Stage::Preparing;
+    // All run the same.
+    let starting_version = view.alive.values().next().map(|alive| alive.version.clone()).unwrap_or_default();
+    let (stage, order) = (Stage::Preparing, Some(order));
     let mut txn =
-        view.ordered(vec![put_upgrade(Upgrade { id, stage, order: Some(order), ..Upgrade::default() })]);
+        view.ordered(vec![put_upgrade(Upgrade { id, stage, order, starting_version, ..Upgrade::default() })]);
     // Reports of the previous order, which are no longer used.
     let old = view.outcomes.keys().map(|node| Write::Delete(Key::Outcome(view.upgrade.id, *node)));
     txn.writes.extend(old);
@@ -342,6 +344,7 @@ mod tests {
             txn.writes.into_iter().find_map(upgrade).unwrap()
         };
         let mut prepared = stored(prepare(&view(9, 4, 4), order).unwrap());
+        assert_eq!(prepared.starting_version, "1");
         assert_eq!((prepared.order.as_ref().unwrap().nodes, prepared.group), (None, None));
         prepared.stage = Stage::Prepared;
         for (may_fail, wanted) in [(4, 3), (3, 2), (2, 1), (1, 1)] {

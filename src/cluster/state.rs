@@ -221,6 +221,9 @@ pub struct Upgrade {
     /// Nodes per group of its rolling reboot, as the commit decided; `None`: not decided yet.
     #[serde(default)]
     pub group: Option<u32>,
+    /// Version that all nodes ran when it was ordered; empty: the qstage that received the order is older than the field.
+    #[serde(default)]
+    pub starting_version: String,
 }
 
 /// Result of a node in an upgrade.

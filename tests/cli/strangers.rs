@@ -171,7 +171,7 @@ fn services() {
         "state": text, "progress": 1, "settings": null, "error_info": text, "install_path": text, "details": text,
         "error_message": text, "error_state": text, "is_blocked": true, "blocked_reason": text, "error_class": text,
         "description": text, "node_id": 1, "cluster_id": text, "connected": true, "problem": text, "leader": 1,
-        "stage": text, "waits_for": text, "time": text, "verb": text, "code": text, "message": text,
+        "stage": text, "starting_version": text, "target_version": text, "waits_for": text, "time": text, "verb": text, "code": text, "message": text,
         "nodes": [{"id": 1, "address": text, "version": text, "standing": text, "reason": text, "doing": text, "progress": 1}],
     });
     std::thread::spawn(move || {

@@ -24,6 +24,9 @@ fn a_commit_waits_for_etcd_and_then_reports_that_nothing_has_changed() {
     for node in &lab.nodes {
         node.until("prepared", |node| node.state() == "PREPARED");
     }
+    let shown = lab.node(2).qstage(&["cluster", "status"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("prepared from 1.0 to 1.5, waits for a commit"), "{shown}");
     let disk = |node: &Node| fs::read(node.path("disk")).unwrap();
     let before: Vec<Vec<u8>> = lab.nodes.iter().map(disk).collect();
     lab.etcd.stop();

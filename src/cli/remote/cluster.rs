@@ -96,6 +96,12 @@ pub(super) struct ClusterSummary {
     problem: String,
     leader: Option<u32>,
     stage: String,
+    /// Version that all nodes ran when the upgrade was ordered; empty: none is in progress, or an older service answered.
+    #[serde(default)]
+    starting_version: String,
+    /// Version of the upgrade in progress; as above.
+    #[serde(default)]
+    target_version: String,
     pub(super) waits_for: String,
     pub(super) nodes: Vec<MemberSummary>,
 }
@@ -181,8 +187,15 @@ fn shown(status: &ClusterSummary, palette: Palette) -> String {
         let word = if status.connected { "this machine takes no part" } else { "what follows is old" };
         text.push_str(&format!("{}: {}\n", palette.bad(word), status.problem));
     }
+    let versions = match (status.starting_version.as_str(), status.target_version.as_str()) {
+        (_, "") => String::new(),
+        ("", target) => format!(" to {target}"),
+        (starting, target) => format!(" from {starting} to {target}"),
+    };
     if !status.waits_for.is_empty() {
-        text.push_str(&format!("{}, waits for {}\n", status.stage, status.waits_for));
+        text.push_str(&format!("{}{versions}, waits for {}\n", status.stage, status.waits_for));
+    } else if !versions.is_empty() {
+        text.push_str(&format!("{}{versions}\n", status.stage));
     }
     let mut rows = Vec::new();
     for node in &status.nodes {

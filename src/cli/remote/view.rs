@@ -175,7 +175,7 @@ mod tests {
     fn bars_come_and_go_with_the_nodes() {
         let mut cluster: ClusterSummary = serde_json::from_value(serde_json::json!({
             "node_id": 1, "state": "ACTIVE", "cluster_id": "x", "connected": true, "problem": "",
-            "leader": null, "stage": "rebooting", "waits_for": "node 3 to come back",
+            "leader": null, "stage": "rebooting", "starting_version": "1.0", "target_version": "2.0", "waits_for": "node 3 to come back",
             "nodes": [node("prepares", Some(47)), MemberSummary { id: 4, ..node("boots", None) }],
         }))
         .unwrap();

@@ -31,6 +31,10 @@ pub(in crate::service) struct ClusterStatus {
     leader: Option<u32>,
     /// Stage of the upgrade.
     stage: Stage,
+    /// Version that all nodes ran when the upgrade was ordered; empty: none is in progress, or that is not known.
+    starting_version: String,
+    /// Version of the upgrade in progress; empty: none is.
+    target_version: String,
     /// Event that the leader waits for; empty: none.
     waits_for: String,
     nodes: Vec<ClusterNode>,
@@ -192,6 +196,8 @@ impl Cluster {
             Action::Write(_) | Action::Resign if view.leader.is_none() => "a node to lead".to_owned(),
             Action::Rest | Action::Write(_) | Action::Resign => String::new(),
         };
+        let upgrade = Some(&view.upgrade).filter(|upgrade| upgrade.stage != Stage::Idle);
+        let order = upgrade.and_then(|upgrade| upgrade.order.as_ref());
         ClusterStatus {
             node_id,
             state,
@@ -200,6 +206,8 @@ impl Cluster {
             problem: seen.problem.clone().or(seen.refused.clone()).unwrap_or_default(),
             leader: view.leader.map(|(leader, _)| leader.0),
             stage: view.upgrade.stage,
+            starting_version: upgrade.map(|upgrade| upgrade.starting_version.clone()).unwrap_or_default(),
+            target_version: order.map(|order| order.target_version.clone()).unwrap_or_default(),
             waits_for,
             nodes: self.nodes(),
         }
