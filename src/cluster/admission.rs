@@ -89,6 +89,7 @@ pub(super) mod tests {
                 drained: false,
                 unknown: None,
                 failed_in: None,
+                staging: None,
             };
             view.alive.insert(node, alive);
         }

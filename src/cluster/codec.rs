@@ -78,7 +78,9 @@ pub fn decode(key: Key, text: &[u8]) -> Result<Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::{Alive, BootId, PROTOCOL, Protection, Reboot, Restart, Standing, Upgrade};
+    use super::super::state::{
+        Alive, BootId, PROTOCOL, Protection, Reboot, Restart, Staging, Standing, Upgrade,
+    };
     use super::*;
     use crate::units::Blake3;
 
@@ -99,6 +101,7 @@ mod tests {
             drained: true,
             unknown: Some("x".into()),
             failed_in: Some(3),
+            staging: Some(Staging { percent: 40, stalled: Some("x".into()) }),
         };
         for (key, value) in [
             (Key::Alive(NodeId(3)), Value::Alive(alive)),

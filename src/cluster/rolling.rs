@@ -152,14 +152,23 @@ fn begin(view: &View) -> Action {
     if group.is_empty() {
         return Action::Resign;
     }
-    if let Some(error) = ill(view, |node| group.contains(node)) {
+    let failed = reboot.todo.iter().find_map(|node| match view.outcomes.get(node)? {
+        Outcome::Failed(why) => Some(format!("{node}: {why}")),
+        _ => None,
+    });
+    if let Some(error) = failed.or_else(|| ill(view, |node| group.contains(node))) {
         return fail(view, error);
     }
     let away =
         group.iter().find(|node| !view.alive.contains_key(node)).map(|node| format!("{node} to come back"));
+    let staging = || {
+        let staging = |node: &NodeId| view.alive.get(node)?.staging.as_ref().map(|staging| (*node, staging));
+        let (node, staging) = group.iter().find_map(staging)?;
+        Some(format!("{node} to prepare the bundle again: {staging}"))
+    };
     let unfit =
         || view.members.iter().filter(|node| !group.contains(node)).find_map(|node| unfit(view, *node));
-    if let Some(what) = away.or_else(unfit) {
+    if let Some(what) = away.or_else(staging).or_else(unfit) {
         return Action::Wait(what);
     }
     let protection = view.protection();

@@ -71,6 +71,23 @@ impl Protection {
 /// Version of the keys and of their meaning. It is raised whenever nodes of two versions could not act on the same keys.
 pub const PROTOCOL: u32 = 1;
 
+/// Staging of the ordered bundle before a turn, since a fallback or a return has discarded it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Staging {
+    /// Progress, in percent.
+    pub percent: u8,
+    /// Device or server that does not answer; `None`: it proceeds.
+    #[serde(default)]
+    pub stalled: Option<String>,
+}
+
+impl fmt::Display for Staging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} %", self.percent)?;
+        self.stalled.as_ref().map_or(Ok(()), |stalled| write!(f, ", {stalled} does not answer"))
+    }
+}
+
 /// State that a node publishes for the duration of its lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Alive {
@@ -109,6 +126,10 @@ pub struct Alive {
     /// qstage is older than the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_in: Option<u32>,
+    /// Its turn needs the bundle, which it stages first; `None`: it has the bundle, or needs none, or its qstage is older than the
+    /// field, and stages within the turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<Staging>,
 }
 
 /// Stage of an upgrade of the cluster.

@@ -48,6 +48,8 @@ pub enum Step {
     Flip,
     /// Selects the running slot again.
     FlipBack,
+    /// Stages the ordered bundle again, which a fallback or a return has discarded, before its turn begins.
+    StageAgain,
     /// Takes its turn by [`take_turn`].
     TakeTurn,
     /// Reboots in its turn. In a rolling upgrade it first selects the prepared slot, and at no earlier time; in an
@@ -153,6 +155,16 @@ fn goes(view: &View, node: NodeId, local: &Local) -> bool {
     leaving || (runs && view.reboot.current.contains(&(node, local.boot)))
 }
 
+/// Whether the next turn of the node needs the ordered bundle, and its slots do not contain it. The limit for a return from a
+/// reboot must not include a transfer, so the group of a node begins when it has the bundle.
+pub fn lacks_bundle(view: &View, local: &Local) -> bool {
+    let reboot = &view.reboot;
+    let goes =
+        reboot.state != RebootState::Idle && reboot.rolling && reboot.upgrade_initiated && !reboot.back;
+    let target = view.upgrade.order.as_ref().map(|order| order.digest);
+    goes && Some(local.runs) != target && local.staged != target && !local.selected
+}
+
 /// Next step of `node` in a reboot.
 fn turn(view: &View, node: NodeId, local: &Local) -> Step {
     let reboot = &view.reboot;
@@ -162,6 +174,9 @@ fn turn(view: &View, node: NodeId, local: &Local) -> Step {
     match reboot.state {
         // It is counted as down already, and the others wait for its return.
         _ if leaving => Step::Reboot,
+        RebootState::InProgress | RebootState::Paused if lacks_bundle(view, local) && !failed => {
+            Step::StageAgain
+        }
         // It failed, and the leader is about to pause the reboot for that.
         RebootState::InProgress | RebootState::Paused if mine && failed => Step::Rest,
         RebootState::InProgress | RebootState::Paused if mine => Step::TakeTurn,

@@ -24,6 +24,8 @@ mod refusals;
 mod scale;
 /// Upgrades of the software on all nodes at once.
 mod software;
+/// The bundle of a node that fell back, before its next turn.
+mod staging;
 /// The bundle, from one node to the others.
 mod streaming;
 /// Model of a cluster, as the exploration uses it.

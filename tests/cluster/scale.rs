@@ -139,6 +139,7 @@ impl Machine {
             drained: false,
             unknown: None,
             failed_in: None,
+            staging: None,
         }
     }
 

@@ -10,7 +10,7 @@ use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::orders;
 use qstage::cluster::state::{
     Alive, BootId, Member, NodeId, Ordered, Outcome, PROTOCOL, Protection, Reboot, RebootState, Stage,
-    Standing, Upgrade,
+    Staging, Standing, Upgrade,
 };
 use qstage::cluster::store::{Compare, Entry, Key, Store, Txn, Value, Write};
 use qstage::cluster::turn::{self, Local};
@@ -220,6 +220,7 @@ impl World {
             drained: node.drained,
             unknown: None,
             failed_in: matches!(node.standing, Standing::Unhealthy(_)).then_some(node.failed_in),
+            staging: turn::lacks_bundle(&self.view(), &self.local(index)).then(Staging::default),
         }
     }
 
@@ -289,6 +290,8 @@ impl World {
                 (true, false) if comes_up => (node.new, node.standing) = (true, Standing::Trial),
                 (true, false) => {
                     (node.next_new, node.standing) = (false, Standing::FellBack("x".into()));
+                    // It discards the release.
+                    node.staged = false;
                 }
                 (false, true) => (node.new, node.standing) = (false, Standing::Good),
                 // An operator has repaired the node.

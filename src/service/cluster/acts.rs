@@ -68,6 +68,7 @@ impl Actor {
         };
         match task.step {
             Step::Prepare => self.stage(ordered()?, false),
+            Step::StageAgain => self.stage(ordered()?, true),
             Step::Discard => self.discard(),
             Step::Gate => self.gate(ordered()?),
             Step::Ungate => self.ungate(),
@@ -182,7 +183,7 @@ impl Actor {
         })
     }
 
-    /// Selects the ordered release for the next boot. A bundle that a fallback or a return has discarded is staged again.
+    /// Selects the ordered release for the next boot. A bundle that was discarded since the turn began is staged again.
     fn select(&self, order: &Ordered) -> Result<()> {
         if selected(&self.service.place.look()?) == Some(order.digest) {
             return Ok(());

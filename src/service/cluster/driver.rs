@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::Etcd;
 use crate::cluster::next::{Action, next_action};
-use crate::cluster::state::{Alive, BootId, Member, NodeId, Outcome, RebootState, Stage, Standing};
+use crate::cluster::state::{Alive, BootId, Member, NodeId, Outcome, RebootState, Stage, Staging, Standing};
 use crate::cluster::store::{Compare, Entry, Key, Revision, Store, Txn, Value, Write};
 use crate::cluster::turn::{self, Local, Step};
 use crate::cluster::view::View;
@@ -237,9 +237,17 @@ impl Driver {
         }
         let missed = self.missed.as_ref().map(|(_, why)| format!("it cannot catch up: {why}"));
         let said = alive(look, local, view, (progress, leaving), (self.protected.get(), hook));
+        let staging = turn::lacks_bundle(view, local).then(|| {
+            let percent = if owner.upgrade.phase == Phase::Preparing {
+                owner.upgrade.progress / STEP * STEP
+            } else {
+                0
+            };
+            Staging { percent, stalled: owner.silence().map(|(device, _)| device) }
+        });
         let fails = matches!(said.standing, Standing::Unhealthy(_)) || said.unknown.is_some();
         let failed_in = fails.then_some(view.reboot.attempt);
-        let said = Alive { blocked: missed.or(said.blocked), failed_in, ..said };
+        let said = Alive { blocked: missed.or(said.blocked), failed_in, staging, ..said };
         let entry = seen.entry(Key::Alive(node));
         let held = entry.and_then(|entry| entry.lease);
         let is_new = before != Some(&said) || held != Some(lease);
@@ -323,7 +331,7 @@ impl Driver {
                 true if view.reboot.back => Selects::Before,
                 true => Selects::Ordered,
             },
-            occasion: self.occasion(view),
+            occasion: Occasion::new(self.node(), view),
         };
         let (cache, ended) = (Arc::clone(&self.cache), Arc::new(AtomicBool::new(false)));
         let ends = Arc::clone(&ended);
@@ -339,29 +347,15 @@ impl Driver {
         Ok(())
     }
 
-    /// Input of a hook.
-    fn occasion(&self, view: &View) -> Occasion {
-        let reboot = &view.reboot;
-        let order = view.upgrade.order.as_ref().filter(|_| reboot.upgrade_initiated);
-        Occasion {
-            node: self.node().0,
-            nodes: view.members.iter().map(|node| node.0).collect(),
-            group: reboot.current.iter().map(|(node, _)| node.0).collect(),
-            reason: match reboot.state {
-                RebootState::Idle => "",
-                _ if reboot.upgrade_initiated => "upgrade",
-                _ => "reboot",
-            },
-            version: view.alive.get(&self.node()).map(|alive| alive.version.clone()).unwrap_or_default(),
-            target_version: order.map(|order| order.target_version.clone()).unwrap_or_default(),
-        }
-    }
-
     /// Stops a prepare whose order is over.
     fn call_off(&self, view: &View) {
         let Some(job) = &self.job else { return };
-        let wanted = view.upgrade.id == job.upgrade && view.upgrade.stage == Stage::Preparing;
-        if job.step == Step::Prepare && !wanted {
+        let wanted = match job.step {
+            Step::Prepare => view.upgrade.stage == Stage::Preparing,
+            Step::StageAgain => view.upgrade.stage == Stage::Rebooting && !view.reboot.back,
+            _ => return,
+        };
+        if view.upgrade.id != job.upgrade || !wanted {
             let owner = &self.actor.owner;
             if owner.snapshot().upgrade.phase == Phase::Preparing {
                 let _ = self.actor.runtime.block_on(owner.order(Order::Cancel));
@@ -415,6 +409,9 @@ impl Driver {
                 let boot = view.alive.get(&self.node()).map_or(BootId(0), |alive| alive.boot);
                 self.unhealthy = Some((boot, sentence(&error)));
                 None
+            }
+            (Step::StageAgain, Err(error)) if stage == Stage::Rebooting && !view.reboot.back => {
+                Some(failed(&error))
             }
             (Step::Prepare, Ok(())) if stage == Stage::Preparing => Some(Outcome::Prepared),
             (Step::Gate, Ok(())) if stage == Stage::Gate => Some(Outcome::Ready),

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::state::Protection;
+use crate::cluster::state::{NodeId, Protection, RebootState};
+use crate::cluster::view::View;
 use crate::error::{Error, Result};
 use crate::host::files::{check_trusted, private_directory, replace};
 use crate::host::outside;
@@ -50,6 +51,26 @@ pub(super) struct Occasion {
     pub(super) version: String,
     /// Version of the upgrade; empty if there is none.
     pub(super) target_version: String,
+}
+
+impl Occasion {
+    /// The turn of a node in the present reboot.
+    pub(super) fn new(node: NodeId, view: &View) -> Self {
+        let reboot = &view.reboot;
+        let order = view.upgrade.order.as_ref().filter(|_| reboot.upgrade_initiated);
+        Self {
+            node: node.0,
+            nodes: view.members.iter().map(|node| node.0).collect(),
+            group: reboot.current.iter().map(|(node, _)| node.0).collect(),
+            reason: match reboot.state {
+                RebootState::Idle => "",
+                _ if reboot.upgrade_initiated => "upgrade",
+                _ => "reboot",
+            },
+            version: view.alive.get(&node).map(|alive| alive.version.clone()).unwrap_or_default(),
+            target_version: order.map(|order| order.target_version.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 #[derive(Serialize)]

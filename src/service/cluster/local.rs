@@ -102,6 +102,7 @@ pub(super) fn alive(
         drained: local.drained,
         unknown,
         failed_in: None,
+        staging: None,
     }
 }
 

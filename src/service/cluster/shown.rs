@@ -231,7 +231,7 @@ fn shown_node(seen: &Seen, view: &View, node: NodeId) -> Option<ClusterNode> {
     let preparing = view.upgrade.stage == Stage::Preparing;
     let outcome = view.outcomes.get(&node);
     let progress = match outcome {
-        _ if !preparing => None,
+        _ if !preparing => alive.and_then(|alive| Some(alive.staging.as_ref()?.percent)),
         Some(Outcome::Prepared) => Some(100),
         _ => Some(alive.map_or(0, |alive| alive.progress)),
     };
@@ -254,6 +254,7 @@ fn doing(view: &View, node: NodeId, alive: Option<&Alive>, outcome: Option<&Outc
     let before = reboot.current.iter().find(|(current, _)| *current == node).map(|(_, boot)| *boot);
     match (before, alive) {
         _ if reboot.state == RebootState::Idle => {}
+        (_, Some(Alive { staging: Some(_), .. })) => return "prepares again".to_owned(),
         (Some(_), None) => return "boots".to_owned(),
         (Some(before), Some(alive)) if alive.boot == before => return "is about to reboot".to_owned(),
         (Some(_), Some(_)) => return "is back, and proves itself".to_owned(),

@@ -146,7 +146,7 @@ impl World {
                 }
                 let fails = matches!(
                     turn::step(&view, name, &self.local(index)),
-                    Step::Prepare | Step::Gate | Step::Swap | Step::Flip
+                    Step::Prepare | Step::Gate | Step::Swap | Step::Flip | Step::StageAgain
                 );
                 if fails && node.connected {
                     fault(format!("{name} fails"), &|w| {

@@ -60,9 +60,13 @@ impl World {
                     report(w, Outcome::Undone);
                 }
             }
+            Step::StageAgain => w.nodes[index].staged = true,
             Step::TakeTurn => w.takes_turn(view, index),
             Step::Reboot => {
                 if view.reboot.rolling && view.reboot.upgrade_initiated {
+                    if !view.reboot.back && !w.nodes[index].staged && !w.nodes[index].new {
+                        w.broken = Some("a turn begins without the bundle");
+                    }
                     w.nodes[index].next_new = !view.reboot.back;
                 }
                 w.nodes[index].drained = view.reboot.rolling;

@@ -1,0 +1,69 @@
+//! A node that fell back has lost its bundle: it prepares it again before its next turn, with the time that the transfer needs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::Lab;
+
+/// Time limit for the return of a node. The transfer takes longer.
+const LIMIT: Duration = Duration::from_secs(6);
+
+#[test]
+fn a_node_prepares_again_before_its_turn_and_not_within_it() {
+    let Some(lab) = Lab::with(3, &format!("reboot_timeout = {}\n", LIMIT.as_secs()), None) else { return };
+    let (v2, aside) = (lab.bench.path("v2.qimg"), lab.bench.path("aside"));
+    let node = lab.node(1);
+    assert_eq!(node.prepare(v2.to_str().unwrap(), false, true).0, 202);
+    node.until("prepared", |node| node.state() == "PREPARED");
+    // From its next start on each node takes some 10 s for the bundle.
+    for node in &lab.nodes {
+        let path = node.path("config");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("max_rate = \"1500K\"\n{text}")).unwrap();
+        node.breaks(true);
+    }
+    let reboot = || node.get("/v1/shutdown/reboot/status");
+    let paused = |what: &str| {
+        node.until(what, |_| reboot()["state"] == "REBOOT_PAUSED_DUE_TO_ERROR");
+        reboot()["error_message"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(node.post("/v2/upgrade/commit", &Value::Null), 202);
+    let told = paused("the first falls back");
+    let first: usize = told.strip_prefix("node ").and_then(|rest| rest[..1].parse().ok()).unwrap();
+    assert!(told.contains("fell back"), "{told}");
+    lab.nodes.iter().for_each(|node| node.breaks(false));
+    let boots = lab.node(first).boots();
+    // A bundle that is gone pauses the reboot before the turn begins.
+    fs::rename(&v2, &aside).unwrap();
+    assert_eq!(node.post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    let told = paused("it cannot prepare");
+    assert!(told.starts_with(&format!("node {first}: ")) && told.contains("v2.qimg"), "{told}");
+    assert_eq!(lab.node(first).boots(), boots);
+    fs::rename(&aside, &v2).unwrap();
+    // The cluster waits for the transfer, as long as it takes, and shows how far it is. The node is up meanwhile.
+    let begun = Instant::now();
+    assert_eq!(node.post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    let mut shown = Vec::new();
+    node.until("it counts", |node| {
+        let (status, reboot) = (node.try_get("/v1/qstage/cluster"), reboot());
+        assert_eq!(reboot["state"], "REBOOT_IN_PROGRESS", "{reboot}");
+        let waits = status.as_ref().map(|status| status["waits_for"].to_string()).unwrap_or_default();
+        if waits.contains(&format!("node {first} to prepare the bundle again: ")) {
+            let status = status.unwrap();
+            let own = &status["nodes"][first - 1];
+            assert_eq!(
+                (own["node_status"].as_str(), own["doing"].as_str()),
+                (Some("online"), Some("prepares again"))
+            );
+            shown.push((begun.elapsed(), own["progress"].as_u64().unwrap()));
+        }
+        reboot["rebooted_node_count"] == 1
+    });
+    let (last, percent) = *shown.last().unwrap();
+    println!("prepared again in {last:.1?}, returned after {:.1?}", begun.elapsed());
+    assert!(last > LIMIT && percent > 0, "the transfer was not longer than the limit: {shown:?}");
+    assert_eq!(lab.node(first).boots(), boots + 1);
+}
