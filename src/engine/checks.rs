@@ -96,14 +96,14 @@ pub(super) fn blocked(view: &View) -> Option<Error> {
     if let Some(first) = trials.first() {
         let names: Vec<&str> = trials.iter().map(|held| held.partition.name.as_str()).collect();
         // A mark does not end the trial of what was not started.
-        let remedy = if view.pending() {
-            "reboot to start it, or roll back first"
+        let start = if view.pending() {
+            "reboot to start it, then "
         } else if trials.iter().any(|held| view.is_unstarted(held)) {
-            "restart the software to start it, or roll back first"
+            "restart the software to start it, then "
         } else {
-            "mark it good or roll back first"
+            ""
         };
-        return Some(Error::OnTrial { partitions: names.join(" and "), fallback: !first.slot, remedy });
+        return Some(Error::OnTrial { partitions: names.join(" and "), fallback: !first.slot, start });
     }
     let (next, running) = (view.next(Group::Platform)?, view.in_service(Group::Platform)?);
     (next != running).then_some(Error::SwitchPending { slot: next, running })

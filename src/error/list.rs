@@ -163,8 +163,8 @@ errors! {
     UseUnknown { partition: String, problem: String } => Refused, "USE_UNKNOWN",
         ("cannot determine whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
     /// The running boot has not been marked good: writing would destroy the only good fallback.
-    OnTrial { partitions: String, fallback: Slot, remedy: &'static str } => Refused, "ON_TRIAL",
-        ("on trial: {partitions}; the only good fallback is slot {fallback}; {remedy}");
+    OnTrial { partitions: String, fallback: Slot, start: &'static str } => Refused, "ON_TRIAL",
+        ("on trial: {partitions}; the only good fallback is slot {fallback}; {start}mark it good or roll back first");
     /// A switch between good slots waits for its reboot: the slot that is selected next would be overwritten.
     SwitchPending { slot: Slot, running: Slot } => Refused, "SWITCH_PENDING",
         ("slot {slot} is selected to boot next and would be overwritten; reboot into it, or stay in slot {running} with 'qstage cancel'");

@@ -26,7 +26,7 @@ fn what_a_message_ends_with_is_explained() {
     assert!(told.contains("class    io, exit code 7: reading or writing failed"), "{told}");
     let json: serde_json::Value = serde_json::from_str(&text(&["explain", "on-trial", "--json"])).unwrap();
     assert_eq!((&json["code"], &json["exit_code"]), (&"UPGRADE_ERROR_ON_TRIAL".into(), &5.into()));
-    assert!(json["message"].as_str().unwrap().starts_with("slot {slot} is on trial"), "{json}");
+    assert!(json["message"].as_str().unwrap().starts_with("on trial: {partitions}"), "{json}");
 }
 
 #[test]

@@ -209,8 +209,10 @@ fn software_falls_back_with_its_platform() {
 #[test]
 fn the_obstacle_names_what_is_on_trial() {
     let bench = Bench::installed_with_software();
-    let told = |booted: &str, partitions: &str, remedy: &str| {
-        let reason = format!("on trial: {partitions}; the only good fallback is slot a; {remedy}");
+    let told = |booted: &str, partitions: &str, start: &str| {
+        let reason = format!(
+            "on trial: {partitions}; the only good fallback is slot a; {start}mark it good or roll back first"
+        );
         let again = ["prepare", "s2.qimg", "--booted", booted, "--allow-downgrade"];
         let message = bench.at(&again).bad("ON_TRIAL");
         assert!(message.contains(&reason), "{message}");
@@ -219,11 +221,11 @@ fn the_obstacle_names_what_is_on_trial() {
     };
     bench.at(&["prepare", "s3.qimg"]).good();
     bench.at(&["commit"]).good();
-    told("a", "platform_b and software_b", "reboot to start it, or roll back first");
-    told("b", "platform_b and software_b", "mark it good or roll back first");
+    told("a", "platform_b and software_b", "reboot to start it, then ");
+    told("b", "platform_b and software_b", "");
     // The platform alone.
     bench.at(&["mark-good", "--slot", "b", "--booted", "b"]).good();
-    told("b", "software_b", "mark it good or roll back first");
+    told("b", "software_b", "");
     bench.at(&["mark-good", "--booted", "b"]).good();
     assert_eq!(bench.at(&["status", "--booted", "b"]).json()["is_blocked"], false);
     // Before its boot a trial ends by a roll-back too.
