@@ -436,7 +436,7 @@ mod tests {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        // The certificates of other nodes may be asked for, as in a cluster.
+        // The certificates of other nodes may be requested, as in a cluster.
         std::fs::write(dir.join("members"), root.pem()).unwrap();
         let server = super::super::tls::acceptor(Some(&files), dir, Some(&dir.join("members"))).unwrap();
         (server, TlsConnector::from(Arc::new(client)))
