@@ -95,6 +95,14 @@ impl View {
         self.members.iter().map(|node| self.unchanged(Key::Alive(*node)))
     }
 
+    /// Members that are away, or about to be because it is their turn to reboot.
+    pub fn down(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let goes =
+            |node: NodeId, alive: &Alive| alive.leaving || self.reboot.current.contains(&(node, alive.boot));
+        let down = move |node: &NodeId| self.alive.get(node).is_none_or(|alive| goes(*node, alive));
+        self.members.iter().copied().filter(down)
+    }
+
     /// Protection of data in the view of the most cautious node; none where no node is alive.
     pub fn protection(&self) -> Protection {
         let all = || self.alive.values().map(|alive| alive.protection);

@@ -39,8 +39,8 @@ errors! {
     ElsewhereNode { node: u64 } => Usage, "ELSEWHERE_NODE",
         ("that is for node {node} itself; ask at its address, which 'qstage cluster status' shows");
     /// A single-node operation was requested on a member of a cluster.
-    ClusterMember { what: String } => Usage, "CLUSTER_MEMBER",
-        ("{what} is not for one member of a cluster alone; use /v2/upgrade, which is for all of them");
+    ClusterMember { what: String, remedy: &'static str } => Usage, "CLUSTER_MEMBER",
+        ("{what} is not for one member of a cluster alone; {remedy}");
     /// A cluster operation was requested on a single node.
     NotACluster { what: String } => Usage, "NOT_A_CLUSTER", ("{what} needs a cluster; this is a single node");
 

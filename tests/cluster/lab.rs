@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::etcd::{Etcd, free_port};
 use crate::harness::loops::LEAVE_MOUNTS;
+use crate::harness::server::client::program;
 use crate::harness::server::{Bench, QSTAGE, run};
 
 /// Time for which a node is down while it reboots.
@@ -153,12 +154,12 @@ impl Lab {
 
     /// Command of the newest official client, for a node.
     pub(crate) fn client(&self, number: usize, args: &[&str]) -> Option<Command> {
-        let client = std::env::var("QSTAGE_TEST_CLIENT").ok();
-        let Some(client) = client else {
-            assert!(std::env::var_os("CI").is_none(), "CI runs the official client");
-            eprintln!("SKIPPED: needs the official client, see scripts/test");
-            return None;
-        };
+        self.client_of(None, number, args)
+    }
+
+    /// Command of a version of the official client, for a node. `None`: it is not there.
+    pub(crate) fn client_of(&self, version: Option<&str>, number: usize, args: &[&str]) -> Option<Command> {
+        let client = program(version)?;
         let mut command = Command::new(client);
         let port = self.node(number).port.to_string();
         command.args(["--host", "127.0.0.1", "--port", &port, "--credentials-store"]);

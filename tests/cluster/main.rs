@@ -2,6 +2,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+/// The official client, old and new.
+mod clients;
 /// Contract of a store, for the double and for etcd.
 mod contract;
 /// A real etcd.

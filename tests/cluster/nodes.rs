@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::clients::{Follower, Shown, of_all_nodes, older_show, oldest_is_refused, restarts_all};
 use crate::harness::server::run;
 use crate::lab::Lab;
 
@@ -22,6 +23,9 @@ fn a_rolling_upgrade_by_the_official_client() {
     let before = lab.etcd.revision();
     let Some(mut client) = lab.client(1, &["upgrade_cluster", "--rolling", "--path", &v2]) else { return };
     let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Those that see PREPARED leave it to the operator.
+    lab.node(1).until("it is committed", |node| !["IDLE", "PREPARING", "PREPARED"].contains(&&*node.state()));
+    let followers = Follower::all(&lab);
     lab.node(1)
         .until("it rolls", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IN_PROGRESS");
     // A view at another node, which follows it to the end, also through the reboot of that node.
@@ -39,6 +43,7 @@ fn a_rolling_upgrade_by_the_official_client() {
         output.status.success() && said.contains("Upgrade committed") && !said.contains("rror"),
         "{said}"
     );
+    followers.into_iter().for_each(|follower| follower.ends("2.0"));
     lab.node(2).until("all are through", |node| node.state() == "IDLE");
     for node in &lab.nodes {
         assert_eq!((node.version().as_str(), node.slot().as_str()), ("Demo 2.0", "b"));
@@ -95,6 +100,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     lab.node(2).breaks(true);
     lab.node(1).marks_at_boot();
     assert_eq!(node.prepare(&v2, true, false).0, 202);
+    let followers = Follower::all(&lab);
     // Each state with the time of the last request before it, and that of its first answer.
     let (mut states, mut shown, mut asked) = (Vec::new(), Vec::new(), Instant::now());
     node.until("it is over", |node| {
@@ -112,6 +118,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         false
     });
     assert_eq!(states, ["PREPARING", "COMMITTING", "COMMITTED", "REBOOTING", "IDLE"]);
+    followers.into_iter().for_each(|follower| follower.ends("2.0"));
     // Clients that poll each second see both, and the nodes go down no sooner than 3 s after COMMITTED.
     let (committing, committed) = (shown[2].1 - shown[1].0, shown[3].1 - shown[2].0);
     let down = lab.first_down().unwrap() - shown[2].0;
@@ -163,6 +170,8 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     assert_eq!(lab.node(1).call("/v2/upgrade/prepare", &many).0, 400, "of three nodes one may go");
     assert_eq!(lab.node(1).prepare(&v2, false, true).0, 202);
     lab.node(1).until("prepared", |node| node.state() == "PREPARED");
+    older_show(&lab, 3, "PREPARED");
+    oldest_is_refused(&lab, &v2);
     // The same bundle takes other settings of its reboot and stays prepared; every member sends that as an event.
     for rolling in [false, true] {
         assert_eq!(lab.node(2).prepare(&v2, false, rolling).0, 202);
@@ -214,7 +223,12 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     lab.node(1).until("it stops", |node| {
         node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_PAUSED_DUE_TO_ERROR"
     });
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    let begun = Instant::now();
+    older_show(&lab, 1, "REBOOTING");
+    if let Some(shown) = Shown::at(&lab, 1) {
+        shown.is_paused_by("node 3 fell back", None);
+    }
+    std::thread::sleep(Duration::from_secs(3).saturating_sub(begun.elapsed()));
     for node in &lab.nodes {
         let told = node.get("/v1/shutdown/reboot/status")["error_message"].clone();
         assert!(told.as_str().unwrap().contains("node 3 fell back"), "{told}");
@@ -262,9 +276,13 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     let Some(lab) = Lab::with(3, "reboot_timeout = 5\n", None) else { return };
     let status = |number: usize| lab.node(number).get("/v1/qstage/cluster");
     // An idle cluster writes nothing; it reads, and renews its leases.
-    let before = lab.etcd.revision();
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    let (before, begun) = (lab.etcd.revision(), Instant::now());
+    if let Some(shown) = Shown::at(&lab, 2) {
+        shown.is_well();
+    }
+    std::thread::sleep(Duration::from_secs(4).saturating_sub(begun.elapsed()));
     assert_eq!(lab.etcd.revision(), before);
+    of_all_nodes(&lab);
     let leader = status(1)["leader"].as_u64().unwrap() as usize;
     let order = json!({"is_rolling": true, "num_nodes_to_reboot": null});
     assert_eq!(lab.node(leader).post("/v1/shutdown/reboot/start", &order), 202);
@@ -277,10 +295,18 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     let gone = first().unwrap();
     assert_ne!(gone, leader, "who leads goes last");
     lab.node(gone).power(false);
+    // It is known at once, although its lease lasts a while.
+    assert_eq!(lab.node(leader).get("/v2/upgrade/blocked")["cluster_degraded"], true);
+    let protection = lab.node(leader).get("/v1/cluster/protection/status");
+    assert_eq!(protection["remaining_node_failures"], 0, "{protection}");
     let told =
         || lab.node(leader).get("/v1/shutdown/reboot/status")["error_message"].as_str().unwrap().to_owned();
     lab.node(leader).until("its name is told", |_| told().contains(&format!("node {gone}")));
     assert_eq!(lab.node(leader).get("/v1/shutdown/reboot/status")["state"], "REBOOT_PAUSED_DUE_TO_ERROR");
+    lab.node(leader).until("it is away", |_| status(leader)["nodes"][gone - 1]["standing"] == "away");
+    if let Some(shown) = Shown::at(&lab, leader) {
+        shown.is_paused_by(&format!("node {gone}"), Some(gone));
+    }
     // The node comes back later; the reboot does not continue by itself.
     lab.node(gone).power(true);
     lab.node(gone).until("it is back", |node| node.try_get("/v1/version").is_some());
@@ -295,6 +321,7 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     lab.node(leader)
         .until("all are through", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IDLE");
     assert_eq!(lab.node(1).get("/v1/shutdown/reboot/status")["rebooted_node_count"], 3);
+    restarts_all(&lab);
     let shown = lab.node(1).qstage(&["cluster", "status"]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("node 3") && shown.contains("1.0") && shown.contains("good"), "{shown}");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use server::{Bench, check, run};
 
 /// What clients of the upgrade API call, by its public documentation.
-const CONTRACT: [&str; 34] = [
+const CONTRACT: [&str; 36] = [
     "GET /v1/upgrade/settings",
     "PUT /v1/upgrade/settings",
     "GET /v1/upgrade/status",
@@ -37,6 +37,8 @@ const CONTRACT: [&str; 34] = [
     "GET /v1/cluster/protection/restriper/status",
     "GET /v1/unconfigured/nodes/",
     "GET /v1/cluster/nodes/",
+    "GET /v1/cluster/nodes/{node_id}",
+    "GET /v1/cluster/settings",
     "POST /v1/session/login",
     "GET /v1/session/who-am-i",
     "POST /v1/cluster/reboot",

@@ -26,7 +26,7 @@ fn told(output: &Output) -> String {
 fn looks_around(pair: &Pair) {
     let node = pair.json(&["node_state_get"]);
     assert_eq!((&node["state"], &node["cluster_id"]), (&json!("UNCONFIGURED"), &json!("")), "{node}");
-    for command in ["nodes_list", "protection_status_get", "restriper_status"] {
+    for command in ["nodes_list", "cluster_conf", "protection_status_get", "restriper_status"] {
         let output = pair.qq(&[command]);
         assert!(!output.status.success() && told(&output).contains("needs a cluster"), "{}", told(&output));
     }

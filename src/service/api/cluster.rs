@@ -67,6 +67,16 @@ struct SlotCounts {
 pub(super) async fn reboot_start(State(api): Shared, Body(body): Body<RebootBody>) -> Reply<Accepted> {
     let rolling = body.is_rolling.unwrap_or(false);
     let nodes = check_rolling(rolling, body.num_nodes_to_reboot)?;
+    start(api, rolling, nodes).await
+}
+
+/// `POST /v1/cluster/reboot`: the complete reboot, by its old name.
+pub(super) async fn reboot_all(State(api): Shared) -> Reply<Accepted> {
+    start(api, false, None).await
+}
+
+/// Begins a reboot of all nodes: of the members of the cluster, or of the single node.
+async fn start(api: Arc<Api>, rolling: bool, nodes: Option<u64>) -> Reply<Accepted> {
     if let Some(cluster) = api.member() {
         let (cluster, nodes) = (Arc::clone(cluster), nodes.and_then(|nodes| u32::try_from(nodes).ok()));
         members::waiting(move || cluster.order(|view| orders::reboot(view, rolling, nodes))).await?;
@@ -79,7 +89,7 @@ pub(super) async fn reboot_start(State(api): Shared, Body(body): Body<RebootBody
 }
 
 pub(super) async fn reboot(State(api): Shared) -> Reply<Accepted> {
-    api.alone("a reboot of one node")?;
+    api.alone("a reboot of one node", "use /v1/shutdown/reboot/start, which is for all of them")?;
     api.owner.order(Order::Reboot).await?;
     Ok(Accepted(Detail("reboot".to_owned())))
 }
@@ -87,6 +97,15 @@ pub(super) async fn reboot(State(api): Shared) -> Reply<Accepted> {
 pub(super) async fn reboot_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
     this(&api, &node)?;
     reboot(State(api)).await
+}
+
+/// Halts the single node. A member would halt alone, although the request is for all nodes.
+pub(super) async fn halt_all(State(api): Shared) -> Reply<Accepted> {
+    api.alone(
+        "a halt of all nodes",
+        "halt them one by one, each by /v1/shutdown/halt/NODE at its own address",
+    )?;
+    halt(State(api)).await
 }
 
 pub(super) async fn halt(State(api): Shared) -> Reply<Accepted> {
@@ -127,6 +146,16 @@ pub(super) async fn container_restart(State(api): Shared) -> Reply<Accepted> {
     Ok(Accepted(Detail("software restarted".to_owned())))
 }
 
+/// Restarts the software on all nodes.
+pub(super) async fn container_restart_all(State(api): Shared) -> Reply<Accepted> {
+    let Some(cluster) = api.member().cloned() else { return container_restart(State(api)).await };
+    let others = Arc::clone(&cluster);
+    let others = members::waiting(move || others.restart_others()).await?;
+    let own = api.owner.order(Order::RestartContainer).await.map(|_| ());
+    members::waiting(move || cluster.restarted(own, others)).await?;
+    Ok(Accepted(Detail("software of all nodes restarted".to_owned())))
+}
+
 pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
     let other = api.member().filter(|cluster| node != cluster.node().0.to_string()).cloned();
     if let Some(cluster) = other {
@@ -138,8 +167,12 @@ pub(super) async fn container_restart_node(State(api): Shared, Path(node): Path<
     container_restart(State(api)).await
 }
 
-/// The nodes without a cluster: this one. The service knows nothing of its disks that clients would print.
+/// The nodes without a cluster: this one, unless it is a member. The service knows nothing of its disks that clients would
+/// print.
 pub(super) async fn unconfigured(State(api): Shared) -> Json<UnconfiguredNodes> {
+    if api.member().is_some() {
+        return Json(UnconfiguredNodes { nodes: Vec::new() });
+    }
     let snapshot = api.snapshot();
     let label = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let uuid = crate::host::machine_id();

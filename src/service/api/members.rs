@@ -37,6 +37,13 @@ pub(super) struct Restriper {
     phase: &'static str,
 }
 
+/// `GET /v1/cluster/settings`.
+#[derive(Debug, Serialize)]
+pub(super) struct ClusterSettings {
+    /// Prefix of its keys in etcd, without the slashes around it.
+    cluster_name: String,
+}
+
 /// Waits for etcd on a thread for blocking work.
 pub(super) async fn waiting<T: Send + 'static>(
     act: impl FnOnce() -> Result<T> + Send + 'static,
@@ -117,6 +124,18 @@ pub(super) async fn nodes(State(api): Shared, uri: Uri) -> Reply<Json<Vec<Cluste
     } else {
         nodes.into_iter().map(ClusterNode::for_readers).collect()
     }))
+}
+
+pub(super) async fn node(State(api): Shared, uri: Uri, Path(node): Path<String>) -> Reply<Json<ClusterNode>> {
+    let cluster = member(&api, uri.path())?;
+    let id = number(&node)?;
+    let found = cluster.nodes().into_iter().find(|node| node.is(id));
+    let found = found.ok_or(Error::NoSuchNode { node })?;
+    Ok(Json(if audit::informed() { found } else { found.for_readers() }))
+}
+
+pub(super) async fn settings(State(api): Shared, uri: Uri) -> Reply<Json<ClusterSettings>> {
+    Ok(Json(ClusterSettings { cluster_name: member(&api, uri.path())?.name() }))
 }
 
 pub(super) async fn protection(State(api): Shared, uri: Uri) -> Reply<Json<ProtectionReply>> {

@@ -44,6 +44,8 @@ use reply::{Code, Detail, ErrorReply, Reply};
 
 /// Longest request body in bytes: a path and a few flags.
 const BODY_LIMIT: usize = 64 << 10;
+/// The request for all members of a cluster instead of one for a single node.
+const UPGRADE_ALL: &str = "use /v2/upgrade, which is for all of them";
 /// Maximum of bundles that are planned at the same time.
 const LOOKS: usize = 2;
 /// Maximum of histories that are read at the same time: each takes a thread, and the upgrade needs threads too.
@@ -95,17 +97,19 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<Api>>)> {
         ("/v1/shutdown/reboot/resume", post(cluster::reboot_resume)),
         ("/v1/shutdown/reboot/status", get(cluster::reboot_status)),
         ("/v1/shutdown/node/container-restart", post(cluster::container_restart)),
-        ("/v1/shutdown/container-restart", post(cluster::container_restart)),
+        ("/v1/shutdown/container-restart", post(cluster::container_restart_all)),
         ("/v1/shutdown/container-restart/{node_id}", post(cluster::container_restart_node)),
         ("/v1/shutdown/reboot/{node_id}", post(cluster::reboot_node)),
-        ("/v1/shutdown/halt", post(cluster::halt)),
+        ("/v1/shutdown/halt", post(cluster::halt_all)),
         ("/v1/shutdown/halt/{node_id}", post(cluster::halt_node)),
         // Paths from before /v1/shutdown.
-        ("/v1/cluster/reboot", post(cluster::reboot)),
+        ("/v1/cluster/reboot", post(cluster::reboot_all)),
         ("/v1/node/reboot", post(cluster::reboot)),
-        ("/v1/cluster/halt", post(cluster::halt)),
+        ("/v1/cluster/halt", post(cluster::halt_all)),
         ("/v1/node/halt", post(cluster::halt)),
+        ("/v1/cluster/settings", get(members::settings)),
         ("/v1/cluster/nodes/", get(members::nodes)),
+        ("/v1/cluster/nodes/{node_id}", get(members::node)),
         ("/v1/cluster/protection/status", get(members::protection)),
         ("/v1/cluster/protection/restriper/status", get(members::restriper)),
         ("/v1/cluster/restriper/status", get(members::restriper)),
@@ -320,10 +324,10 @@ impl Api {
         self.cluster.as_ref().filter(|cluster| cluster.is_member())
     }
 
-    /// Refuses an action that a member must not take alone.
-    fn alone(&self, what: &str) -> Result<()> {
+    /// Refuses an action that a member must not take alone. `remedy`: the request for all members.
+    fn alone(&self, what: &str, remedy: &'static str) -> Result<()> {
         match self.member() {
-            Some(_) => Err(Error::ClusterMember { what: what.to_owned() }),
+            Some(_) => Err(Error::ClusterMember { what: what.to_owned(), remedy }),
             None => Ok(()),
         }
     }

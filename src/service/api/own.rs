@@ -12,7 +12,7 @@ use crate::host::journal::Event;
 use crate::service::Service;
 use crate::service::api::reply::{Body, Detail, Json, Reply, is_set, overrides};
 use crate::service::api::v2::ImageBody;
-use crate::service::api::{Api, Shared, audit, members, turn};
+use crate::service::api::{Api, Shared, UPGRADE_ALL, audit, members, turn};
 use crate::service::owner::blocking::{SILENCE, unless_silent};
 use crate::service::owner::order::Order;
 use crate::service::view::Detailed;
@@ -84,7 +84,7 @@ pub(super) async fn history(State(api): Shared) -> Reply<Json<Vec<Event>>> {
 }
 
 pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) -> Reply<Response> {
-    api.alone("a mark")?;
+    api.alone("a mark", UPGRADE_ALL)?;
     let slot = match body.slot.as_deref() {
         None => None,
         Some("a") => Some(Slot::A),
@@ -98,7 +98,7 @@ pub(super) async fn mark_good(State(api): Shared, Body(body): Body<MarkBody>) ->
 
 /// Rolls back. With `?dry_run=true` it answers which slots would be selected, for a dialog that asks first.
 pub(super) async fn roll_back(State(api): Shared, RawQuery(query): RawQuery) -> Reply<Response> {
-    api.alone("a roll-back")?;
+    api.alone("a roll-back", UPGRADE_ALL)?;
     if is_set(query.as_deref(), "dry_run")? {
         let planned = |service: &Service| service.place.roll_back_dry_run();
         return switched(Some(unless_silent(&api.service, SILENCE, planned).await?));

@@ -5,9 +5,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::service::api::Shared;
 use crate::service::api::reply::{Body, Detail, Json, Reply, overrides};
 use crate::service::api::v2::PrepareBody;
+use crate::service::api::{Shared, UPGRADE_ALL};
 use crate::service::owner::order::Order;
 use crate::service::view::{SettingsV1, StatusV1};
 use crate::source::address::shown;
@@ -47,7 +47,7 @@ pub(super) async fn put_settings(
     let overrides = overrides(query.as_deref())?;
     let named = shown(&body.install_path).into_owned();
     let detail = Detail(format!("{:?} {named}", body.target));
-    api.alone("/v1/upgrade/settings")?;
+    api.alone("/v1/upgrade/settings", UPGRADE_ALL)?;
     match body.target {
         Target::Idle => match api.cancel().await {
             Ok(_) | Err(Error::NothingToCancel { .. }) => {}

@@ -1,6 +1,7 @@
 //! Restart of the software of another node. The order is a key in etcd, on the lease of the requesting node; the other node
 //! deletes it when that is done. So no node needs the certificate or a token of another one.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,41 @@ impl Cluster {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Restarts of the software of other nodes that are in progress.
+pub(in crate::service) type OtherRestarts = Vec<JoinHandle<Result<()>>>;
+
+impl Cluster {
+    /// Orders every other member to restart its software.
+    ///
+    /// # Errors
+    /// [`Error::Blocked`]: a member is away, and none has restarted; [`Error::NoThread`]; [`Error::ClusterStore`].
+    pub(in crate::service) fn restart_others(self: Arc<Self>) -> Result<OtherRestarts> {
+        let view = View::new(&self.etcd.snapshot()?);
+        if let Some(away) = view.members.iter().find(|node| !view.alive.contains_key(node)) {
+            return Err(Error::Blocked { reason: format!("{away} is away") });
+        }
+        let others = view.members.iter().copied().filter(|node| *node != self.node());
+        let restart = |node| {
+            let cluster = Arc::clone(&self);
+            workers::spawn("a restart of the software", move || cluster.restart(node))
+        };
+        others.map(restart).collect()
+    }
+
+    /// Waits for the other members.
+    ///
+    /// # Errors
+    /// [`Error::ClusterUpgrade`] with every node whose software did not restart.
+    pub(in crate::service) fn restarted(&self, own: Result<()>, others: OtherRestarts) -> Result<()> {
+        let lost = |_| Err(Error::Internal { what: "a restart ended by a panic".to_owned() });
+        let own = own.map_err(|error| format!("{}: {}", self.node(), sentence(&error)));
+        let others = others.into_iter().map(|work| work.join().unwrap_or_else(lost));
+        let others = others.map(|result| result.map_err(|error| sentence(&error)));
+        let failed: Vec<String> = std::iter::once(own).chain(others).filter_map(Result::err).collect();
+        if failed.is_empty() { Ok(()) } else { Err(Error::ClusterUpgrade { problem: failed.join("; ") }) }
     }
 }
 

@@ -73,6 +73,11 @@ impl ClusterStatus {
 }
 
 impl ClusterNode {
+    /// Whether it is the node with this number.
+    pub(in crate::service) fn is(&self, node: NodeId) -> bool {
+        self.id == node.0
+    }
+
     /// The node without details, for callers that may only read.
     pub(in crate::service) fn for_readers(mut self) -> Self {
         if !self.reason.is_empty() {
@@ -121,12 +126,6 @@ impl Cluster {
         let mut shown = own.clone();
         shown.upgrade = upgrade(own, &seen, view, &pending);
         let reboot = reboot(view);
-        let away: Vec<String> = view
-            .members
-            .iter()
-            .filter(|node| !view.alive.contains_key(node))
-            .map(|node| format!("{node} is away"))
-            .collect();
         let protection = view.protection();
         let busy = view.reboot.state != RebootState::Idle || view.upgrade.stage.word() == "REBOOTING";
         let admits = match view.upgrade.stage {
@@ -143,7 +142,7 @@ impl Cluster {
         };
         shown.cluster = Some(ClusterPart {
             reboot,
-            degraded: !away.is_empty() || !protection.whole() || seen.problem.is_some(),
+            degraded: view.down().next().is_some() || !protection.whole() || seen.problem.is_some(),
             blocked: reason,
         });
         shown
@@ -164,14 +163,19 @@ impl Cluster {
         }
     }
 
-    /// Number of nodes that may fail now, and when all data is protected.
+    /// Name of the cluster: what distinguishes it from others on the same etcd.
+    pub(in crate::service) fn name(&self) -> String {
+        self.membership.access.prefix.trim_matches('/').to_owned()
+    }
+
+    /// Number of nodes that may fail now, and when all are there and all data is protected: without the loss of data, as the
+    /// hook reports it, and of the quorum of the store.
     pub(in crate::service) fn protection(&self) -> (u32, u32) {
         let seen = self.seen();
         let view = seen.view();
-        let away = view.members.iter().filter(|node| !view.alive.contains_key(node)).count();
-        let protection = view.protection();
-        let away = u32::try_from(away).unwrap_or(u32::MAX);
-        (protection.remaining.saturating_sub(away), protection.maximum)
+        let (protection, spare) = (view.protection(), view.spare());
+        let down = u32::try_from(view.down().count()).unwrap_or(u32::MAX);
+        (protection.remaining.min(spare.saturating_sub(down)), protection.maximum.min(spare))
     }
 
     /// Whether the protection of data is being restored.

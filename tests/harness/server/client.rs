@@ -8,7 +8,7 @@ use super::{Bench, Server, run};
 
 /// The client; `None` prints SKIPPED, and is a failure in CI. `QSTAGE_TEST_CLIENT` names the newest, and
 /// `QSTAGE_TEST_CLIENTS` the directory with the other versions.
-fn client(version: Option<&str>) -> Option<String> {
+pub(crate) fn program(version: Option<&str>) -> Option<String> {
     let client = match version {
         None => std::env::var("QSTAGE_TEST_CLIENT").ok(),
         Some(version) => {
@@ -37,7 +37,7 @@ impl Pair {
 
     /// With the client of another version; `None`: the newest.
     pub(crate) fn of(version: Option<&str>, rate: Option<&str>, service: &str) -> Option<Self> {
-        let client = client(version)?;
+        let client = program(version)?;
         let bench = Bench::new(rate);
         let credentials = json!({"version": 1, "bearer_token": "secret"});
         std::fs::write(bench.path("credentials"), credentials.to_string()).unwrap();
