@@ -8,11 +8,13 @@
 //!
 //! The record in the state directory is written before the request: a crash in between costs one needless release, and never
 //! leaks a lock. After a fallback the lock is held until the failure is cleared or another upgrade begins: a release that does not
-//! boot must not reach the next machine.
+//! boot must not reach the next machine. The new release may boot without the lock if the power fails during the wait for it: the
+//! lock is then requested during the trial, so that no other machine reboots beside it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -31,10 +33,16 @@ use crate::workers;
 const RECORD: &str = "fleet-lock";
 /// Content of the record after the reboot has failed: the lock is to be released in this boot.
 const NO_REBOOT: &str = "-";
+/// Path of the request for the lock. Who holds it is granted it again.
+const LOCK: &str = "/v1/pre-reboot";
+/// Path of the release.
+const UNLOCK: &str = "/v1/steady-state";
 /// Limit of a request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-/// Interval between two requests.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum pause after the first request that fails; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause between two requests.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Interval between two looks at the record.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Largest response in bytes.
@@ -83,34 +91,43 @@ pub struct LockedReboot {
     inner: Arc<dyn AfterCommit>,
     /// The lock is being requested, or the machine is shutting down.
     busy: Arc<AtomicBool>,
+    /// Why the lock is not granted yet; `None`: it is not being requested.
+    waits: Mutex<Option<String>>,
 }
 
 impl LockedReboot {
     /// The same as `inner`, with the lock held from before the reboot.
     pub fn new(lock: FleetLock, place: &Place, inner: Arc<dyn AfterCommit>) -> Self {
-        Self { lock, place: place.clone(), inner, busy: Arc::default() }
+        Self { lock, place: place.clone(), inner, busy: Arc::default(), waits: Mutex::default() }
+    }
+
+    /// What the reboot waits for; `None`: nothing.
+    pub(super) fn waits(&self) -> Option<String> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_waits(&self, waits: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.waits.lock().unwrap_or_else(PoisonError::into_inner), waits)
     }
 
     /// Waits until the lock is granted.
     fn acquire(&self) -> Result<()> {
         write_record(&self.place.state_dir, &boot_of(&self.place.look()?))?;
-        let (begun, mut logged) = (Instant::now(), String::new());
+        let (begun, mut pauses) = (Instant::now(), Pauses::default());
         loop {
-            match self.lock.request("/v1/pre-reboot") {
-                Ok(()) => {
-                    tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is granted");
-                    return Ok(());
-                }
-                Err(error) if begun.elapsed() + INTERVAL > self.lock.timeout => return Err(error),
-                Err(error) => {
-                    let why = sentence(&error);
-                    if why != logged {
-                        tracing::info!(code = error.code(), "waiting for the fleet lock: {why}");
-                        logged = why;
-                    }
-                    std::thread::sleep(INTERVAL);
-                }
+            let Err(error) = self.lock.request(LOCK) else {
+                tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is granted");
+                return Ok(());
+            };
+            let left = self.lock.timeout.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Err(error);
             }
+            let why = format!("waiting for the fleet lock: {}", sentence(&error));
+            if self.set_waits(Some(why.clone())).as_ref() != Some(&why) {
+                tracing::info!(code = error.code(), "{why}");
+            }
+            std::thread::sleep(pauses.longer().min(left));
         }
     }
 }
@@ -145,12 +162,31 @@ impl AfterCommit for LockedReboot {
             return self.inner.run(kind);
         }
         self.busy.store(true, Ordering::Relaxed);
-        let done = self.acquire().and_then(|()| self.inner.run(kind));
+        let locked = self.acquire();
+        self.set_waits(None);
+        let done = locked.and_then(|()| self.inner.run(kind));
         if done.is_err() {
             release_in_this_boot(&self.place.state_dir);
             self.busy.store(false, Ordering::Relaxed);
         }
         done
+    }
+}
+
+/// Pauses between requests that fail: they double, and no two machines of a fleet have the same.
+#[derive(Debug, Default)]
+struct Pauses {
+    failures: u32,
+    chance: RandomState,
+}
+
+impl Pauses {
+    /// The next pause, between half of its maximum and all of it.
+    fn longer(&mut self) -> Duration {
+        let most = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
+        self.failures += 1;
+        let part = u32::try_from(self.chance.hash_one(self.failures) % 1024).unwrap_or_default();
+        most / 2 + most / 2 * part / 1024
     }
 }
 
@@ -201,6 +237,7 @@ impl LockRelease {
 
     fn run(&self) {
         let (mut logged, mut idle_since, mut busy_since) = (String::new(), Instant::now(), None::<Instant>);
+        let (mut pauses, mut held) = (Pauses::default(), false);
         loop {
             std::thread::sleep(LOOK_EVERY);
             if self.busy.load(Ordering::Relaxed) {
@@ -213,31 +250,43 @@ impl LockRelease {
                 continue;
             }
             busy_since = None;
-            match self.release_if_due(idle_since.elapsed() > self.limit) {
-                Ok(()) => logged.clear(),
-                Err(error) => {
+            match self.look(idle_since.elapsed() > self.limit, &mut held) {
+                Ok(()) => {
+                    logged.clear();
+                    pauses = Pauses::default();
+                }
+                Err((what, error)) => {
                     let why = sentence(&error);
                     if why != logged {
-                        tracing::warn!(code = error.code(), "the fleet lock is still held: {why}");
+                        tracing::warn!(code = error.code(), "{what}: {why}");
                         logged = why;
                     }
-                    std::thread::sleep(INTERVAL);
+                    std::thread::sleep(pauses.longer());
                 }
             }
         }
     }
 
-    fn release_if_due(&self, abandoned: bool) -> Result<()> {
+    /// Releases the lock if that is due. During a trial it makes sure once that the lock is held (`held`): a power cut may have
+    /// booted the new release before the lock was granted. An error comes with its consequence.
+    fn look(&self, abandoned: bool, held: &mut bool) -> Result<(), (&'static str, Error)> {
         let path = self.place.state_dir.join(RECORD);
         let Ok(recorded) = std::fs::read_to_string(&path) else { return Ok(()) };
-        let look = self.place.look()?;
-        let shown = self.owner.snapshot();
+        let still = |error| ("the fleet lock is still held", error);
+        let look = self.place.look().map_err(still)?;
+        let (shown, boot) = (self.owner.snapshot(), boot_of(&look));
         let failed = shown.upgrade.error.as_ref().is_some_and(Failure::is_fallback);
-        if !is_due(&recorded, &boot_of(&look), &look.disk, failed, abandoned) {
+        if !is_due(&recorded, &boot, &look.disk, failed, abandoned) {
+            if look.disk.trial.is_some() && recorded != boot && !*held {
+                let without = |error| ("the new release is on trial without the fleet lock", error);
+                self.lock.request(LOCK).map_err(without)?;
+                *held = true;
+            }
             return Ok(());
         }
-        self.lock.request("/v1/steady-state")?;
-        std::fs::remove_file(&path).map_err(|source| Error::Open { path, source })?;
+        self.lock.request(UNLOCK).map_err(still)?;
+        std::fs::remove_file(&path).map_err(|source| still(Error::Open { path, source }))?;
+        *held = false;
         tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is released");
         Ok(())
     }
@@ -254,6 +303,15 @@ fn is_due(recorded: &str, boot: &str, disk: &SeenDisk, failed: bool, abandoned: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_minute() {
+        let mut pauses = Pauses::default();
+        for most in [2, 4, 8, 16, 32, 60, 60] {
+            let (pause, most) = (pauses.longer(), Duration::from_secs(most));
+            assert!(pause >= most / 2 && pause <= most, "{pause:?} of {most:?}");
+        }
+    }
 
     #[test]
     fn the_lock_is_released_when_the_running_release_is_good() {

@@ -61,6 +61,8 @@ pub(super) struct ServiceSnapshot {
     pub(super) stalled: Option<(String, Instant)>,
     /// The cluster's part; `None` on a single node.
     pub(super) cluster: Option<ClusterPart>,
+    /// What the reboot waits for; `None`: nothing.
+    pub(super) waits: Option<String>,
 }
 
 /// `GET /v1/qstage/status`: the v1 status, and the facts for which it has no keys.
@@ -207,6 +209,7 @@ impl ServiceSnapshot {
         if let RebootProgress::Failed(message) = &mut shown.reboot {
             *message = "it failed; who has a token sees why".to_owned();
         }
+        shown.waits = shown.waits.map(|_| "it waits; who has a token sees for what".to_owned());
         shown
     }
 
@@ -296,7 +299,7 @@ impl ServiceSnapshot {
             Phase::Idle => ("UPGRADE_IDLE", engine.to_owned()),
             Phase::Prepared => ("UPGRADE_PREPARED", engine.to_owned()),
             Phase::Committing => ("UPGRADE_COMMITTING", String::new()),
-            Phase::Rebooting => ("UPGRADE_REBOOTING", String::new()),
+            Phase::Rebooting => ("UPGRADE_REBOOTING", self.waits.clone().unwrap_or_default()),
         };
         let details = match self.silence() {
             Some((device, seconds)) => {
@@ -385,6 +388,7 @@ impl ServiceSnapshot {
             rebooted_node_count: 0,
             error_message: match (&self.reboot, self.error()) {
                 (RebootProgress::Failed(message), _) => by_api(message),
+                _ if under_way => self.waits.clone().unwrap_or_default(),
                 (RebootProgress::Idle, Some(error)) if error.is_fallback() => by_api(&error.message),
                 _ => String::new(),
             },

@@ -14,6 +14,8 @@ use crate::harness::server::{Bench, Server};
 struct LockServer {
     url: String,
     grants: Arc<AtomicBool>,
+    /// Status and body of a refusal.
+    refusal: Arc<Mutex<(&'static str, String)>>,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
@@ -22,7 +24,9 @@ impl LockServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let (grants, asked) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<(String, Value)>>>::default());
-        let (granted, seen) = (Arc::clone(&grants), Arc::clone(&asked));
+        let full = json!({"kind": "all_slots_full", "value": "node 9 has it"}).to_string();
+        let refusal = Arc::new(Mutex::new(("409 Conflict", full)));
+        let (granted, seen, refused) = (Arc::clone(&grants), Arc::clone(&asked), Arc::clone(&refusal));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -45,10 +49,7 @@ impl LockServer {
                 seen.lock().unwrap().push((path, serde_json::from_slice(&body).unwrap()));
                 let (status, answer) = match grants {
                     true => ("200 OK", String::new()),
-                    false => (
-                        "409 Conflict",
-                        json!({"kind": "all_slots_full", "value": "node 9 has it"}).to_string(),
-                    ),
+                    false => refused.lock().unwrap().clone(),
                 };
                 let length = answer.len();
                 let _ = write!(
@@ -57,7 +58,7 @@ impl LockServer {
                 );
             }
         });
-        Self { url, grants, asked }
+        Self { url, grants, refusal, asked }
     }
 
     fn asked(&self, path: &str) -> usize {
@@ -85,6 +86,44 @@ fn get(server: &Server, path: &str) -> Value {
     serde_json::from_str(&server.try_call("GET", path, "").unwrap().1).unwrap()
 }
 
+/// The status says what the reboot waits for, and no client takes that for a failed upgrade.
+fn shows(service: &Server, why: &str) {
+    service.until(why, |service| {
+        let reboot = get(service, "/v1/shutdown/reboot/status");
+        reboot["state"] == "REBOOT_IN_PROGRESS" && reboot["error_message"].as_str().unwrap().contains(why)
+    });
+    let details = get(service, "/v1/qstage/status")["details"].as_str().unwrap().to_owned();
+    assert!(details.contains("waiting for the fleet lock: ") && details.contains(why), "{details}");
+    assert_eq!(get(service, "/v1/upgrade/status")["details"], "");
+    assert!(get(service, "/v3/upgrade/status")["error_info"].is_null());
+}
+
+/// The power fails while the lock is waited for: the new release boots without it, and asks for it during its trial.
+#[test]
+fn a_power_cut_before_the_lock_is_granted() {
+    let (bench, lock) = (Bench::new(None), LockServer::start());
+    configure(&bench, &lock, 60);
+    let mut service = bench.serve();
+    upgrade(&service, &bench.text("v2.qimg"));
+    shows(&service, "node 9 has it");
+    service.kill();
+    let service = bench.serve_with(&["--booted", "b"]);
+    service.until("it says so", |service| service.log().contains("on trial without the fleet lock: "));
+    let before = lock.asked("/v1/pre-reboot");
+    lock.grants.store(true, Ordering::Relaxed);
+    service.until("it asks again", |_| lock.asked("/v1/pre-reboot") > before);
+    let held = lock.asked("/v1/pre-reboot");
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(
+        (lock.asked("/v1/pre-reboot"), lock.asked("/v1/steady-state")),
+        (held, 0),
+        "once, and not released"
+    );
+    let (status, text) = service.try_call("POST", "/v1/qstage/mark-good", "{}").unwrap();
+    assert_eq!(status, 200, "{text}");
+    service.until("it is given back", |_| lock.asked("/v1/steady-state") == 1);
+}
+
 #[test]
 fn a_reboot_holds_the_lock_until_the_release_is_good() {
     let (bench, lock) = (Bench::new(None), LockServer::start());
@@ -95,13 +134,20 @@ fn a_reboot_holds_the_lock_until_the_release_is_good() {
     service.until("it waits", |service| service.log().contains("all_slots_full: node 9 has it"));
     assert_eq!(get(&service, "/v3/upgrade/status")["state"], "UPGRADE_STATE_REBOOTING");
     assert!(!bench.path("rebooting").exists());
+    shows(&service, "all_slots_full: node 9 has it");
+    // A server that is ill is waited for too.
+    let ill = ("503 Service Unavailable", String::new());
+    let full = std::mem::replace(&mut *lock.refusal.lock().unwrap(), ill);
+    shows(&service, "the server responds with status 503");
+    *lock.refusal.lock().unwrap() = full;
     lock.grants.store(true, Ordering::Relaxed);
     service.until("it reboots", |_| bench.path("rebooting").exists());
     let body = json!({"client_params": {"id": "node7", "group": "workers"}});
     assert!(
         lock.asked.lock().unwrap().iter().all(|(path, asked)| path == "/v1/pre-reboot" && *asked == body)
     );
-    // The new release is on trial: the lock is held, through a restart of the service too.
+    // The new release is on trial: the lock is held, through a restart of the service too. Nothing is waited for any more.
+    assert_eq!(get(&service, "/v1/shutdown/reboot/status")["error_message"], "");
     drop(service);
     let service = bench.serve_with(&["--booted", "b"]);
     std::thread::sleep(std::time::Duration::from_millis(2500));

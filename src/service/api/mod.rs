@@ -266,6 +266,11 @@ impl Api {
             Some(cluster) => Arc::new(cluster.overlay(&own)),
             None => own,
         };
+        let waits = self.service.fleet.as_ref().and_then(|fleet| fleet.waits());
+        let snapshot = match waits {
+            Some(_) => Arc::new(ServiceSnapshot { waits, ..ServiceSnapshot::clone(&snapshot) }),
+            None => snapshot,
+        };
         if audit::informed() { snapshot } else { Arc::new(snapshot.for_readers()) }
     }
 
