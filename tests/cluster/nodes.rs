@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::clients::{Follower, Shown, of_all_nodes, older_show, oldest_is_refused, restarts_all};
-use crate::harness::server::run;
+use crate::harness::server::{check, check_example, run};
 use crate::lab::Lab;
 
 fn said(output: &Output) -> (Option<i32>, String, String) {
@@ -69,6 +69,21 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     // Prepared on all nodes, and shown by each; cancelled, and discarded on all nodes.
     assert_eq!(node.prepare(&v2, false, false).0, 202);
     lab.node(3).until("prepared", |node| node.state() == "PREPARED");
+    // The answers of a member are those of the document.
+    let document = node.get("/v1/qstage/openapi.json");
+    for path in [
+        "/v1/qstage/cluster",
+        "/v1/cluster/nodes/",
+        "/v1/cluster/protection/status",
+        "/v1/cluster/protection/restriper/status",
+        "/v1/cluster/restriper/status",
+        "/v1/node/state",
+    ] {
+        let content = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"];
+        let answer = node.get(path);
+        check(&document, &content["schema"], &answer, path);
+        check_example(&document, content, &answer, path);
+    }
     assert_eq!(lab.node(2).prepare(&v2, false, false).0, 202, "the same again");
     assert_eq!(lab.node(2).prepare(&lab.bench.text("v3.qimg"), false, false).0, 409);
     assert_eq!(lab.node(2).post("/v1/qstage/cancel", &Value::Null), 200);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use server::{Bench, check, run};
+use server::{Bench, check, check_example, run};
 
 /// What clients of the upgrade API call, by its public documentation.
 const CONTRACT: [&str; 36] = [
@@ -130,7 +130,13 @@ fn every_endpoint_answers_as_the_document_says() {
             Value::Null => {
                 assert!(!response["content"].is_null(), "{at} has a body, by the document it has none")
             }
-            ref schema => check(&document, schema, &serde_json::from_str(&text).unwrap(), &at),
+            ref schema => {
+                let answer = serde_json::from_str(&text).unwrap();
+                check(&document, schema, &answer, &at);
+                if status < 300 && path != "/v1/qstage/openapi.json" {
+                    check_example(&document, &response["content"]["application/json"], &answer, &at);
+                }
+            }
         }
     };
     let mut called = BTreeSet::new();
@@ -207,6 +213,28 @@ fn described_for_generators(document: &Value) {
             if !body.is_null() {
                 check(document, &body["schema"], &body["example"], &format!("example of {name}"));
             }
+            for status in 200..300 {
+                let response = response_of(document, operation, status);
+                let contents = response.and_then(|response| response["content"].as_object());
+                for (kind, content) in contents.into_iter().flatten() {
+                    if kind != "application/octet-stream" {
+                        example_of(document, kind, content, &format!("{name} {status}"));
+                    }
+                }
+            }
         }
+    }
+}
+
+/// Each response has an example: an object of its schema, or the text itself.
+fn example_of(document: &Value, kind: &str, content: &Value, at: &str) {
+    if kind == "application/json" {
+        return check_example(document, content, &Value::Null, at);
+    }
+    let name = content["examples"]["usual"]["$ref"].as_str().unwrap_or_else(|| panic!("{at}: no example"));
+    let example = &document["components"]["examples"][name.rsplit('/').next().unwrap()]["value"];
+    let text = example.as_str().unwrap_or_else(|| panic!("{at}: {example}"));
+    if let Some(event) = text.strip_prefix("event: status\ndata: ") {
+        check(document, &content["schema"], &serde_json::from_str(event.trim_end()).unwrap(), at);
     }
 }

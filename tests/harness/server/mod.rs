@@ -366,6 +366,38 @@ pub(crate) fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
     }
 }
 
+/// Checks an answer against the example of its response: what the example has, the answer has with the same type.
+pub(crate) fn check_example(document: &Value, content: &Value, answer: &Value, at: &str) {
+    let name = content["examples"]["usual"]["$ref"].as_str().unwrap_or_else(|| panic!("{at}: no example"));
+    let example = &document["components"]["examples"][name.rsplit('/').next().unwrap()]["value"];
+    assert!(!example.is_null(), "{at}: no {name}");
+    check(document, &content["schema"], example, &format!("example of {at}"));
+    alike(example, answer, &format!("example of {at}"));
+}
+
+/// A null of either side says nothing of the type, and of an array its first elements are compared.
+fn alike(example: &Value, answer: &Value, at: &str) {
+    match (example, answer) {
+        (Value::Null, _) | (_, Value::Null) => {}
+        (Value::Object(example), Value::Object(answer)) => {
+            for (key, value) in example {
+                let found = answer.get(key).unwrap_or_else(|| panic!("{at}: the answer has no {key}"));
+                alike(value, found, &format!("{at}.{key}"));
+            }
+        }
+        (Value::Array(example), Value::Array(answer)) => {
+            if let (Some(example), Some(answer)) = (example.first(), answer.first()) {
+                alike(example, answer, at);
+            }
+        }
+        _ => assert_eq!(
+            std::mem::discriminant(example),
+            std::mem::discriminant(answer),
+            "{at}: {example} {answer}"
+        ),
+    }
+}
+
 /// Whether a process exists and is no zombie.
 pub(crate) fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
