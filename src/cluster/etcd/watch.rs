@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 
 use super::super::store::{Entry, Key, Revision};
 use super::Etcd;
-use super::wire::{Event, Line};
+use super::wire::{KeyEvent, Line};
 use crate::error::{Error, Result};
 
 /// Change of a key; `None`: the key was deleted.
@@ -39,7 +39,7 @@ impl Watch {
             return Err(over(line.trim().to_owned()));
         }
         let mut changes = Vec::new();
-        for Event { what, kv } in &result.events {
+        for KeyEvent { what, kv } in &result.events {
             if what == "DELETE" {
                 changes.extend(self.etcd.key(&kv.key).map(|key| (key, None)));
             } else if let Some((key, entry)) = self.etcd.entry(kv)? {

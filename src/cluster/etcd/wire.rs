@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Range {
-    pub(super) header: Header,
+    pub(super) header: AnswerHeader,
     pub(super) kvs: Vec<KeyValue>,
 }
 
@@ -26,15 +26,15 @@ pub(super) struct Line {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Changes {
-    pub(super) header: Header,
+    pub(super) header: AnswerHeader,
     pub(super) canceled: bool,
-    pub(super) events: Vec<Event>,
+    pub(super) events: Vec<KeyEvent>,
 }
 
 /// Change of a key.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Event {
+pub(super) struct KeyEvent {
     /// `DELETE`, or empty for a put.
     #[serde(rename = "type")]
     pub(super) what: String,
@@ -44,7 +44,7 @@ pub(super) struct Event {
 /// Origin of an answer.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Header {
+pub(super) struct AnswerHeader {
     #[serde(deserialize_with = "int64")]
     pub(super) revision: i64,
 }
