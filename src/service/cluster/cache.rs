@@ -50,7 +50,7 @@ pub(super) struct Seen {
     /// What is wrong with the present content of etcd compared with the last one; `None`: nothing.
     pub(super) restored: Option<String>,
     /// Highest revision of etcd that this node has seen.
-    revision: Revision,
+    pub(super) revision: Revision,
     /// Counter of changes.
     count: u64,
 }
@@ -119,8 +119,8 @@ impl Cache {
         self.lock().clone()
     }
 
-    /// Waits for a change since `seen`, but at most for `limit`. It drops `seen` first: a change of keys that somebody still
-    /// reads costs a copy of all of them.
+    /// Waits for a change since `seen`, but at most for `limit`. It drops `seen` first: a change of keys that a thread
+    /// still reads costs a copy of all of them.
     pub(super) fn wait(&self, seen: Seen, limit: Duration) -> Seen {
         let known = seen.count;
         drop(seen);
