@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::state::NodeId;
-use super::store::{Key, Value};
+use super::state::{Member, NodeId};
+use super::store::{Key, Value, Write};
 use crate::error::{Error, Result};
 
 /// Path of a key below the prefix.
@@ -54,6 +54,21 @@ pub fn encode(value: &Value) -> Result<String> {
         Value::Leader(value) => json(value),
         Value::Restart(value) => json(value),
     }
+}
+
+/// A change in words, for a dry run. The certificate of a member, which is long, is not in it.
+///
+/// # Errors
+/// As [`encode`].
+pub fn shown(write: &Write) -> Result<String> {
+    Ok(match write {
+        Write::Put(key, Value::Member(member), _) => {
+            let member = Member { certificate: String::new(), ..member.clone() };
+            format!("write {}: {}", path(*key), encode(&Value::Member(member))?)
+        }
+        Write::Put(key, value, _) => format!("write {}: {}", path(*key), encode(value)?),
+        Write::Delete(key) => format!("delete {}", path(*key)),
+    })
 }
 
 /// Value of a text that is stored at `key`.

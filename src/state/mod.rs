@@ -140,3 +140,13 @@ pub enum UpgradeType {
     /// The platform differs from the running one: reboot into the new slot.
     SoftwareAndPlatform,
 }
+
+impl UpgradeType {
+    /// The name on the wire.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::SoftwareOnly => "SOFTWARE_ONLY",
+            Self::SoftwareAndPlatform => "SOFTWARE_AND_PLATFORM",
+        }
+    }
+}

@@ -13,14 +13,7 @@ use machine::Bench;
 use qstage::cli::Cli;
 
 /// Verbs that cause such writes and have no dry run, and why.
-const WITHOUT: &[(&str, &str)] = &[
-    ("serve", "writes by the verbs below, at the request of its clients"),
-    (
-        "upgrade",
-        "a request to a service; 'plan', and the dry runs of prepare and commit, show what it writes",
-    ),
-    ("cluster", "requests to a service, or to etcd; none of them writes to a disk"),
-];
+const WITHOUT: &[(&str, &str)] = &[("serve", "writes by the verbs below, at the request of its clients")];
 
 /// Verbs that write none of them.
 const READERS: &[&str] = &[
@@ -39,6 +32,7 @@ const READERS: &[&str] = &[
     "firmware extract",
     "container status",
     "watch",
+    "cluster status",
     "explain",
     "completions",
     "man",

@@ -6,6 +6,8 @@ mod harness;
 mod clients;
 /// Contract of a store, for the double and for etcd.
 mod contract;
+/// Orders as dry runs.
+mod dry_runs;
 /// A real etcd.
 mod etcd;
 /// Commands around the turn of a node.

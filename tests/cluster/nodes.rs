@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::clients::{Follower, Shown, of_all_nodes, older_show, oldest_is_refused, restarts_all};
+use crate::dry_runs;
 use crate::harness::server::{check, check_example, run};
 use crate::lab::Lab;
 
@@ -187,6 +188,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
     lab.node(1).until("prepared", |node| node.state() == "PREPARED");
     older_show(&lab, 3, "PREPARED");
     oldest_is_refused(&lab, &v2);
+    dry_runs::when_prepared(&lab, &v2);
     // The same bundle takes other settings of its reboot and stays prepared; every member sends that as an event.
     for rolling in [false, true] {
         assert_eq!(lab.node(2).prepare(&v2, false, rolling).0, 202);
@@ -298,6 +300,7 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     std::thread::sleep(Duration::from_secs(4).saturating_sub(begun.elapsed()));
     assert_eq!(lab.etcd.revision(), before);
     of_all_nodes(&lab);
+    dry_runs::at_rest(&lab);
     let leader = status(1)["leader"].as_u64().unwrap() as usize;
     let order = json!({"is_rolling": true, "num_nodes_to_reboot": null});
     assert_eq!(lab.node(leader).post("/v1/shutdown/reboot/start", &order), 202);
@@ -322,6 +325,7 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     if let Some(shown) = Shown::at(&lab, leader) {
         shown.is_paused_by(&format!("node {gone}"), Some(gone));
     }
+    dry_runs::when_paused(&lab, lab.node(leader), gone);
     // The node comes back later; the reboot does not continue by itself.
     lab.node(gone).power(true);
     lab.node(gone).until("it is back", |node| node.try_get("/v1/version").is_some());

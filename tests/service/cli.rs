@@ -26,8 +26,30 @@ fn an_upgrade_from_the_bundle_to_the_commit() {
     let v2 = bench.text("v2.qimg");
     let (code, out, err) = local(&bench, &["watch"]);
     assert_eq!((code, out.as_str()), (Some(0), "no upgrade is under way\n"), "{err}");
+    // A dry run says what would be ordered, or what forbids it, and changes nothing.
+    let disk = || std::fs::read(bench.path("disk")).unwrap();
+    let dry = |args: &[&str], says: &[&str]| {
+        let before = (disk(), server.status());
+        let (code, out, err) = local(&bench, &[&["upgrade"], args, &["--dry-run"]].concat());
+        assert!((disk(), server.status()) == before, "{args:?} changed something");
+        for part in says {
+            assert!((out.clone() + &err).contains(part), "{args:?}: '{part}' is not in: {out}{err}");
+        }
+        code
+    };
+    let plan = "; the plan, nothing was written:\n";
+    let says =
+        [&*format!("prepare 2.0 from {v2}: SOFTWARE_AND_PLATFORM{plan}"), "write platform to platform_b"];
+    assert_eq!(dry(&[&v2], &says), Some(0));
+    assert_eq!(dry(&[&v2, "--json"], &["{\"dry_run\":true,\"done\":\"prepare 2.0"]), Some(0));
+    assert_eq!(dry(&[&v2, "--rolling"], &["NOT_A_CLUSTER"]), Some(2));
+    assert_eq!(dry(&[&bench.text("old.qimg")], &["DOWNGRADE"]), Some(5));
+    assert_eq!(dry(&[&bench.text("signers")], &["BUNDLE"]), Some(3));
+    assert_eq!(dry(&["--commit"], &["NOT_PREPARED"]), Some(5));
     let (code, out, err) = local(&bench, &["upgrade", &v2]);
     assert!(code == Some(0) && out.starts_with("2.0 prepared"), "{code:?} {out} {err}");
+    assert_eq!(dry(&[&bench.text("v3.qimg")], &["OTHER_PREPARED"]), Some(5));
+    assert_eq!(dry(&["--commit"], &["2.0 is selected on trial", plan, "write LBA"]), Some(0));
     assert!(local(&bench, &["watch"]).1.starts_with("2.0 prepared"));
     let (code, out, err) = local(&bench, &["upgrade", "--commit", "--json"]);
     assert_eq!(code, Some(0), "{err}");

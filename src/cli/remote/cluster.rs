@@ -29,20 +29,20 @@ enum Act {
     ///
     /// The first node that joins creates the cluster. A node that runs another release
     /// than the members is refused.
-    Join(PlainArgs),
+    Join(OrderArgs),
     /// End the membership of this node, or of one that is gone for good
     Leave(LeaveArgs),
     /// Finish the current group of a rolling reboot, and start no other one
-    Pause(PlainArgs),
+    Pause(OrderArgs),
     /// Continue a rolling reboot that was paused or has failed
     ///
     /// The node that failed is tried again.
-    Resume(PlainArgs),
+    Resume(OrderArgs),
     /// Abandon a rolling upgrade that is paused or has failed
     ///
     /// The nodes that run the new release return to the previous one in a rolling reboot,
     /// one group after the other.
-    Abandon(PlainArgs),
+    Abandon(OrderArgs),
     /// Withdraw the reboot permission of a node that does not come back
     ///
     /// Check the node first: after 'resume' another one may reboot.
@@ -69,12 +69,22 @@ struct PlainArgs {
 }
 
 #[derive(Debug, Args)]
+struct OrderArgs {
+    /// Show what would be written to etcd, or the refusal; write nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    plain: PlainArgs,
+}
+
+#[derive(Debug, Args)]
 struct LeaveArgs {
     /// Number of the node [default: this one]
     node: Option<u32>,
 
     #[command(flatten)]
-    plain: PlainArgs,
+    order: OrderArgs,
 }
 
 #[derive(Debug, Args)]
@@ -83,7 +93,7 @@ struct TakeBackArgs {
     node: u32,
 
     #[command(flatten)]
-    plain: PlainArgs,
+    order: OrderArgs,
 }
 
 /// The fields of `GET /v1/qstage/cluster` that are shown to people.
@@ -129,9 +139,16 @@ impl PlainArgs {
     fn client(&self) -> Result<Client> {
         self.service.client(&self.machine.settings()?)
     }
+}
 
+impl OrderArgs {
     fn order(&self, path: &str, done: &str) -> Result<()> {
-        self.client()?.post(path, &json!({}))?;
+        let client = self.plain.client()?;
+        if self.dry_run {
+            let planned = client.dry_run(path, &json!({}))?;
+            return print(&planned.for_people());
+        }
+        client.post(path, &json!({}))?;
         print(&format!("{done}\n"))
     }
 }
@@ -145,8 +162,8 @@ impl ClusterArgs {
             }
             Act::Join(args) => args.order("/v1/qstage/cluster/join", "joined"),
             Act::Leave(args) => match args.node {
-                Some(node) => args.plain.order(&format!("/v1/qstage/cluster/leave/{node}"), "left"),
-                None => args.plain.order("/v1/qstage/cluster/leave", "left"),
+                Some(node) => args.order.order(&format!("/v1/qstage/cluster/leave/{node}"), "left"),
+                None => args.order.order("/v1/qstage/cluster/leave", "left"),
             },
             Act::Pause(args) => args.order("/v1/shutdown/reboot/pause", "paused after the group under way"),
             Act::Resume(args) => args.order("/v1/shutdown/reboot/resume", "going on"),
@@ -155,7 +172,7 @@ impl ClusterArgs {
             }
             Act::TakeBack(args) => {
                 let path = format!("/v1/qstage/cluster/take-back/{}", args.node);
-                args.plain.order(&path, "taken back; 'qstage cluster resume' goes on")
+                args.order.order(&path, "taken back; 'qstage cluster resume' goes on")
             }
         }
     }

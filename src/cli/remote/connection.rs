@@ -9,11 +9,12 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use clap::Args;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::cli::environment;
+use crate::cli::output::planned;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::service::Listener;
@@ -107,6 +108,23 @@ pub(in crate::cli) struct Client {
     way: Way,
 }
 
+/// Answer to an order as a dry run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::cli) struct PlannedOrder {
+    dry_run: bool,
+    /// What would be done, as a sentence.
+    done: String,
+    /// The writes, one line each.
+    plan: Vec<String>,
+}
+
+impl PlannedOrder {
+    /// The text for people.
+    pub(in crate::cli) fn for_people(&self) -> String {
+        planned(&self.done, &self.plan)
+    }
+}
+
 /// Body of an error.
 #[derive(Deserialize)]
 struct ErrorBody {
@@ -123,6 +141,20 @@ impl Client {
     /// Sends a POST request; returns the body of the response.
     pub(in crate::cli) fn post(&self, path: &str, body: &serde_json::Value) -> Result<String> {
         self.call(Method::POST, path, body.to_string())
+    }
+
+    /// Sends a POST request as a dry run; returns what the service would do.
+    ///
+    /// # Errors
+    /// Those of [`post`](Self::post); [`Error::ServiceUnreachable`]: the service knows no dry run of that.
+    pub(in crate::cli) fn dry_run(&self, path: &str, body: &serde_json::Value) -> Result<PlannedOrder> {
+        let mark = if path.contains('?') { '&' } else { '?' };
+        let text = self.post(&format!("{path}{mark}dry_run=true"), body)?;
+        let planned = serde_json::from_str(&text).ok().filter(|planned: &PlannedOrder| planned.dry_run);
+        planned.ok_or_else(|| Error::ServiceUnreachable {
+            service: self.name.clone(),
+            problem: "is an older qstage, which knows no dry run of that and has done it".to_owned(),
+        })
     }
 
     /// Name of the service in messages.

@@ -1,12 +1,13 @@
 //! `qstage upgrade`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::args::MachineArgs;
 use super::super::machine;
+use super::super::output::{Format, result};
 use super::connection::ServiceArgs;
 use super::watch::{finish, watch};
 use crate::error::{Error, Result};
@@ -39,6 +40,12 @@ pub(in crate::cli) struct UpgradeArgs {
     #[arg(long, requires = "bundle")]
     override_compatibility_check: bool,
 
+    /// Show what would be ordered, or the refusal; order nothing
+    ///
+    /// A commit after a prepare is not checked, since nothing is prepared yet.
+    #[arg(long)]
+    dry_run: bool,
+
     /// Print each change as one line of JSON
     #[arg(long)]
     pub(in crate::cli) json: bool,
@@ -53,22 +60,16 @@ pub(in crate::cli) struct UpgradeArgs {
 impl UpgradeArgs {
     pub(in crate::cli) fn run(&self) -> Result<()> {
         let client = self.service.client(&self.machine.settings()?)?;
+        if self.dry_run {
+            let planned = match &self.bundle {
+                Some(bundle) => client.dry_run(&self.prepare_path(), &self.order(bundle)?)?,
+                None => client.dry_run("/v2/upgrade/commit", &json!({}))?,
+            };
+            return result(Format::object_if(self.json), &planned, |planned, _| planned.for_people());
+        }
         let cancel = machine::cancel_on_signals()?;
         if let Some(bundle) = &self.bundle {
-            let path = if bundle.to_str().is_some_and(address::is_web) {
-                bundle.clone()
-            } else {
-                std::path::absolute(bundle).map_err(|source| Error::Open { path: bundle.clone(), source })?
-            };
-            let query =
-                if self.override_compatibility_check { "?override_compatibility_check=true" } else { "" };
-            let order = json!({
-                "image_path": path.to_string_lossy(),
-                "auto_commit": false,
-                "do_rolling_reboot": self.rolling,
-                "num_nodes_to_reboot": self.num_nodes_to_reboot,
-            });
-            client.post(&format!("/v2/upgrade/prepare{query}"), &order)?;
+            client.post(&self.prepare_path(), &self.order(bundle)?)?;
         }
         let mut outcome = None;
         if self.bundle.is_some() {
@@ -80,5 +81,26 @@ impl UpgradeArgs {
             outcome = Some(watch(&client, self.json, &cancel)?);
         }
         outcome.map_or(Ok(()), |outcome| finish(&client, self.json, &outcome))
+    }
+
+    /// Path of a prepare, with its query.
+    fn prepare_path(&self) -> String {
+        let query = if self.override_compatibility_check { "?override_compatibility_check=true" } else { "" };
+        format!("/v2/upgrade/prepare{query}")
+    }
+
+    /// Body of a prepare.
+    fn order(&self, bundle: &Path) -> Result<Value> {
+        let path = if bundle.to_str().is_some_and(address::is_web) {
+            bundle.to_owned()
+        } else {
+            std::path::absolute(bundle).map_err(|source| Error::Open { path: bundle.to_owned(), source })?
+        };
+        Ok(json!({
+            "image_path": path.to_string_lossy(),
+            "auto_commit": false,
+            "do_rolling_reboot": self.rolling,
+            "num_nodes_to_reboot": self.num_nodes_to_reboot,
+        }))
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::orders;
 use crate::cluster::state::NodeId;
 use crate::error::{Error, Result};
-use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply};
+use crate::service::api::reply::{Accepted, Answer, Body, Detail, Json, Reply};
 use crate::service::api::v2::check_rolling;
 use crate::service::api::{Api, Shared, members};
 use crate::service::owner::order::Order;
@@ -129,12 +129,12 @@ fn this(api: &Api, node: &str) -> Result<()> {
 }
 
 /// `POST /v1/shutdown/reboot/pause`. Pause and resume are for rolling reboots, which a single node does not have.
-pub(super) async fn reboot_pause(State(api): Shared) -> Reply<()> {
-    members::reboot(&api, orders::pause).await
+pub(super) async fn reboot_pause(State(api): Shared, RawQuery(query): RawQuery) -> Reply<Answer> {
+    members::reboot(&api, query.as_deref(), "pause after the group under way", orders::pause).await
 }
 
-pub(super) async fn reboot_resume(State(api): Shared) -> Reply<()> {
-    members::reboot(&api, orders::resume).await
+pub(super) async fn reboot_resume(State(api): Shared, RawQuery(query): RawQuery) -> Reply<Answer> {
+    members::reboot(&api, query.as_deref(), "go on", orders::resume).await
 }
 
 pub(super) async fn reboot_status(State(api): Shared) -> Json<RebootStatus> {

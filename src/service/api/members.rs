@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::Uri;
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::cluster::state::{NodeId, Ordered};
 use crate::cluster::store::Txn;
 use crate::cluster::view::View;
 use crate::error::{Error, Result};
-use crate::service::api::reply::{Accepted, Detail, Json, Reply};
+use crate::service::api::reply::{Answer, Detail, Json, Reply, is_dry_run};
 use crate::service::api::{Api, Shared, audit};
 use crate::service::cluster::{Cluster, ClusterNode, ClusterStatus};
 use crate::service::owner::upgrade::UpgradeSettings;
@@ -77,7 +77,8 @@ pub(super) async fn prepare(
     path: &str,
     settings: UpgradeSettings,
     overrides: Overrides,
-) -> Reply<Detail> {
+    dry_run: bool,
+) -> Reply<Answer> {
     if address::shown(path) != path {
         let problem = format!(
             "the URL {} has a user, a password, a query or a fragment, which etcd would show to all; use one without",
@@ -105,16 +106,50 @@ pub(super) async fn prepare(
         overridden: overrides.compatibility,
         retry: overrides.retry,
     };
-    let detail = Detail(format!("{} {} on all nodes", order.target_version, order.install_path));
+    let (version, path) = (&order.target_version, &order.install_path);
+    let detail = format!("{version} {path} on all nodes");
+    let would = format!("prepare {version} on all nodes from {path}: {}", order.upgrade_type.word());
     let ordered = Arc::clone(cluster);
+    if dry_run {
+        let plan = waiting(move || ordered.prepare_dry_run(&order)).await?;
+        return Ok(Answer::DryRun(would, plan));
+    }
     waiting(move || ordered.prepare(&order)).await?;
-    Ok(detail)
+    Ok(Answer::Accepted(Detail(detail)))
 }
 
-/// Handles pause and resume.
-pub(super) async fn reboot(api: &Api, decide: fn(&View) -> Result<Txn>) -> Reply<()> {
+/// Writes an order of an operator to etcd and gives `done` as the answer; as a dry run, only what it would write.
+async fn ordered(
+    cluster: Arc<Cluster>,
+    query: Option<&str>,
+    would: &str,
+    done: Answer,
+    decide: impl Fn(&View) -> Result<Txn> + Send + 'static,
+) -> Reply<Answer> {
+    if is_dry_run(query)? {
+        let plan = waiting(move || cluster.dry_run(decide)).await?;
+        return Ok(Answer::DryRun(would.to_owned(), plan));
+    }
+    waiting(move || cluster.order(decide)).await?;
+    Ok(done)
+}
+
+/// The commit that is dry-run.
+pub(super) async fn commit_dry_run(cluster: &Arc<Cluster>) -> Reply<Answer> {
+    let cluster = Arc::clone(cluster);
+    let plan = waiting(move || cluster.dry_run(orders::commit)).await?;
+    Ok(Answer::DryRun("commit the prepared bundle on all nodes".to_owned(), plan))
+}
+
+/// Handles pause and resume, `would` in words.
+pub(super) async fn reboot(
+    api: &Api,
+    query: Option<&str>,
+    would: &str,
+    decide: fn(&View) -> Result<Txn>,
+) -> Reply<Answer> {
     let Some(cluster) = api.member().cloned() else { return Err(Error::NoReboot.into()) };
-    Ok(waiting(move || cluster.order(decide)).await?)
+    ordered(cluster, query, would, Answer::Done, decide).await
 }
 
 pub(super) async fn nodes(State(api): Shared, uri: Uri) -> Reply<Json<Vec<ClusterNode>>> {
@@ -163,41 +198,58 @@ pub(super) async fn status(State(api): Shared, uri: Uri) -> Reply<Json<ClusterSt
     Ok(Json(if audit::informed() { status } else { status.for_readers() }))
 }
 
-pub(super) async fn join(State(api): Shared, uri: Uri) -> Reply<Accepted> {
+pub(super) async fn join(State(api): Shared, uri: Uri, RawQuery(query): RawQuery) -> Reply<Answer> {
     let cluster = cluster(&api, uri.path())?;
     let service = Arc::clone(&api.service);
     let node = cluster.node();
+    if is_dry_run(query.as_deref())? {
+        let plan = waiting(move || cluster.join_dry_run(&service.place.look()?)).await?;
+        return Ok(Answer::DryRun(format!("{node} joins"), plan));
+    }
     waiting(move || cluster.join(&service.place.look()?)).await?;
-    Ok(Accepted(Detail(format!("{node} joins"))))
+    Ok(Answer::Accepted(Detail(format!("{node} joins"))))
 }
 
-pub(super) async fn leave(State(api): Shared, uri: Uri) -> Reply<Accepted> {
+pub(super) async fn leave(State(api): Shared, uri: Uri, RawQuery(query): RawQuery) -> Reply<Answer> {
     let cluster = member(&api, uri.path())?;
     let node = cluster.node();
-    remove(cluster, node).await
+    remove(cluster, query.as_deref(), node).await
 }
 
-pub(super) async fn leave_node(State(api): Shared, uri: Uri, Path(node): Path<String>) -> Reply<Accepted> {
+pub(super) async fn leave_node(
+    State(api): Shared,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+    Path(node): Path<String>,
+) -> Reply<Answer> {
     let cluster = member(&api, uri.path())?;
-    remove(cluster, number(&node)?).await
+    remove(cluster, query.as_deref(), number(&node)?).await
 }
 
-async fn remove(cluster: Arc<Cluster>, node: NodeId) -> Reply<Accepted> {
-    waiting(move || cluster.leave(node)).await?;
-    Ok(Accepted(Detail(format!("{node} leaves"))))
+async fn remove(cluster: Arc<Cluster>, query: Option<&str>, node: NodeId) -> Reply<Answer> {
+    let (would, leaves) = (format!("{node} leaves"), Arc::clone(&cluster));
+    let done = Answer::Accepted(Detail(would.clone()));
+    ordered(cluster, query, &would, done, move |view| leaves.leave(view, node)).await
 }
 
-pub(super) async fn abandon(State(api): Shared, uri: Uri) -> Reply<Accepted> {
+pub(super) async fn abandon(State(api): Shared, uri: Uri, RawQuery(query): RawQuery) -> Reply<Answer> {
     let cluster = member(&api, uri.path())?;
-    waiting(move || cluster.order(orders::abandon)).await?;
-    Ok(Accepted(Detail("the upgrade is abandoned".to_owned())))
+    let would = "abandon the upgrade: the nodes return to the previous release";
+    let done = Answer::Accepted(Detail("the upgrade is abandoned".to_owned()));
+    ordered(cluster, query.as_deref(), would, done, orders::abandon).await
 }
 
-pub(super) async fn take_back(State(api): Shared, uri: Uri, Path(node): Path<String>) -> Reply<Accepted> {
+pub(super) async fn take_back(
+    State(api): Shared,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+    Path(node): Path<String>,
+) -> Reply<Answer> {
     let cluster = member(&api, uri.path())?;
     let node = number(&node)?;
-    waiting(move || cluster.order(|view| orders::take_back(view, node))).await?;
-    Ok(Accepted(Detail(format!("the turn of {node} is withdrawn"))))
+    let done = Answer::Accepted(Detail(format!("the turn of {node} is withdrawn")));
+    let would = format!("withdraw the turn of {node}");
+    ordered(cluster, query.as_deref(), &would, done, move |view| orders::take_back(view, node)).await
 }
 
 fn number(node: &str) -> Result<NodeId> {

@@ -34,13 +34,14 @@ use crate::service::http::hosts::Hosts;
 use crate::service::http::origin::{Certified, Origin, Peer};
 use crate::service::http::shares::Shares;
 use crate::service::http::tokens::Privilege;
+use crate::service::owner::blocking::{SILENCE, unless_silent};
 use crate::service::owner::order::{Handle, Order, OrderResult};
 use crate::service::owner::upgrade::{Failure, UpgradeSettings};
 use crate::service::owner::worker::{self, Begun, Overrides, Planned};
 use crate::service::view::ServiceSnapshot;
 use crate::source::address;
 use crate::state::UpgradeType;
-use reply::{Code, Detail, ErrorReply, Reply};
+use reply::{Answer, Code, Detail, ErrorReply, Reply};
 
 /// Longest request body in bytes: a path and a few flags.
 const BODY_LIMIT: usize = 64 << 10;
@@ -339,10 +340,20 @@ impl Api {
 
     /// Plans a bundle and orders its prepare. The plan comes first: clients need version and type in the first status that they
     /// read, and an immediate refusal is better than an error in a later status.
-    async fn prepare(&self, order: v2::PrepareBody, overrides: Overrides) -> Reply<Detail> {
+    /// As a dry run it only answers with what would be ordered, or with the refusal.
+    async fn prepare(&self, order: v2::PrepareBody, overrides: Overrides, dry_run: bool) -> Reply<Answer> {
         let settings = order.settings()?;
         if let Some(cluster) = self.member() {
-            return members::prepare(self, cluster, &order.image_path, settings, overrides).await;
+            return members::prepare(self, cluster, &order.image_path, settings, overrides, dry_run).await;
+        }
+        if dry_run {
+            let planned = self.plan(&order.image_path, overrides).await?;
+            let settings = planned_for_one(settings, &planned)?;
+            let UpgradeSettings { target_version, install_path, upgrade_type, .. } = &settings;
+            let would = format!("prepare {target_version} from {install_path}: {}", upgrade_type.word());
+            let plan = planned.steps();
+            self.owner.order(Order::Prepare { settings, planned, overrides, begun: None }).await?;
+            return Ok(Answer::DryRun(would, plan));
         }
         let (planned, begun) = match self.begin(&order.image_path, overrides).await {
             Ok(begun) => begun,
@@ -355,15 +366,7 @@ impl Api {
                 return Err(error.into());
             }
         };
-        let settings = UpgradeSettings {
-            target_version: planned.target_version.clone(),
-            upgrade_type: planned.upgrade_type,
-            ..settings
-        };
-        // Software is swapped on all nodes at once, so the settings for reboots do not apply.
-        if settings.do_rolling_reboot && planned.upgrade_type == UpgradeType::SoftwareAndPlatform {
-            return Err(Error::NotACluster { what: "a rolling reboot".to_owned() }.into());
-        }
+        let settings = planned_for_one(settings, &planned)?;
         let detail = Detail(format!(
             "{} {}{}",
             settings.target_version,
@@ -377,9 +380,31 @@ impl Api {
         if overrides != Overrides::default() {
             tracing::warn!("rules are overridden: {}", detail.0);
         }
-        self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
-        Ok(detail)
+        let begun = Some(Box::new(begun));
+        self.owner.order(Order::Prepare { settings, planned, overrides, begun }).await?;
+        Ok(Answer::Accepted(detail))
     }
+
+    /// What a commit on a single node would write.
+    async fn commit_dry_run(&self) -> Reply<Answer> {
+        self.owner.order(Order::Commit { dry_run: true }).await?;
+        let planned = |service: &Service| service.place.commit_dry_run();
+        let report = unless_silent(&self.service, SILENCE, planned).await?;
+        Ok(Answer::DryRun(report.done, report.plan))
+    }
+}
+
+/// The settings of a prepare on a single node, with what its plan says.
+///
+/// # Errors
+/// [`Error::NotACluster`].
+fn planned_for_one(settings: UpgradeSettings, planned: &Planned) -> Result<UpgradeSettings> {
+    let (target_version, upgrade_type) = (planned.target_version.clone(), planned.upgrade_type);
+    // Software is swapped on all nodes at once, so the settings for reboots do not apply.
+    if settings.do_rolling_reboot && upgrade_type == UpgradeType::SoftwareAndPlatform {
+        return Err(Error::NotACluster { what: "a rolling reboot".to_owned() });
+    }
+    Ok(UpgradeSettings { target_version, upgrade_type, ..settings })
 }
 
 /// Counts the running ones; the drop counts down.

@@ -140,6 +140,47 @@ impl IntoResponse for Accepted {
     }
 }
 
+/// Answer to an order that may be a dry run.
+pub(super) enum Answer {
+    /// 200: done.
+    Done,
+    /// 202: accepted, and begun.
+    Accepted(Detail),
+    /// 200: what would be done, in words, and the writes, one line each.
+    DryRun(String, Vec<String>),
+}
+
+/// Body of the answer to a dry run.
+#[derive(Debug, Serialize)]
+struct DryRun {
+    dry_run: bool,
+    done: String,
+    plan: Vec<String>,
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Done => StatusCode::OK.into_response(),
+            Self::Accepted(detail) => Accepted(detail).into_response(),
+            Self::DryRun(done, plan) => {
+                let detail = Detail(format!("dry run: {done}"));
+                let mut response = Json(DryRun { dry_run: true, done, plan }).into_response();
+                response.extensions_mut().insert(detail);
+                response
+            }
+        }
+    }
+}
+
+/// Whether a request is only to be answered with what it would do.
+///
+/// # Errors
+/// See [`is_set`].
+pub(super) fn is_dry_run(query: Option<&str>) -> Result<bool, Error> {
+    is_set(query, "dry_run")
+}
+
 /// The body of a request as JSON. Its content type is ignored: curl's default is another one.
 pub(super) struct Body<T>(pub(super) T);
 

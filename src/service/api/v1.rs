@@ -54,7 +54,7 @@ pub(super) async fn put_settings(
             Err(error) => return Err(error.into()),
         },
         Target::Prepare => {
-            api.prepare(PrepareBody::of_path(body.install_path), overrides).await?;
+            api.prepare(PrepareBody::of_path(body.install_path), overrides, false).await?;
         }
         Target::Arm => {
             let snapshot = api.snapshot();
@@ -64,7 +64,7 @@ pub(super) async fn put_settings(
                 let problem = format!("'{}' is prepared, not this bundle", prepared.unwrap_or_default());
                 return Err(Error::NotPrepared { problem }.into());
             }
-            api.owner.order(Order::Commit).await?;
+            api.owner.order(Order::Commit { dry_run: false }).await?;
         }
     }
     let mut response = Json(api.snapshot().settings_v1()).into_response();

@@ -4,8 +4,8 @@ use axum::extract::{RawQuery, State};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::service::api::reply::{Accepted, Body, Detail, Json, Reply, overrides};
-use crate::service::api::{Shared, audit};
+use crate::service::api::reply::{Answer, Body, Detail, Json, Reply, is_dry_run, overrides};
+use crate::service::api::{Shared, audit, members};
 use crate::service::owner::order::Order;
 use crate::service::owner::upgrade::UpgradeSettings;
 use crate::service::view::{Blocked, StatusV3};
@@ -114,15 +114,22 @@ pub(super) async fn prepare(
     State(api): Shared,
     RawQuery(query): RawQuery,
     Body(body): Body<PrepareBody>,
-) -> Reply<Accepted> {
-    api.prepare(body, overrides(query.as_deref())?).await.map(Accepted)
+) -> Reply<Answer> {
+    let query = query.as_deref();
+    api.prepare(body, overrides(query)?, is_dry_run(query)?).await
 }
 
-pub(super) async fn commit(State(api): Shared) -> Reply<Accepted> {
+pub(super) async fn commit(State(api): Shared, RawQuery(query): RawQuery) -> Reply<Answer> {
+    if is_dry_run(query.as_deref())? {
+        return match api.member() {
+            Some(cluster) => members::commit_dry_run(cluster).await,
+            None => api.commit_dry_run().await,
+        };
+    }
     match api.member() {
         Some(cluster) => cluster.commit()?,
-        None => api.owner.order(Order::Commit).await.map(|_| ())?,
+        None => api.owner.order(Order::Commit { dry_run: false }).await.map(|_| ())?,
     }
     let settings = api.snapshot().upgrade.settings.clone();
-    Ok(Accepted(Detail(settings.map(|settings| settings.target_version).unwrap_or_default())))
+    Ok(Answer::Accepted(Detail(settings.map(|settings| settings.target_version).unwrap_or_default())))
 }

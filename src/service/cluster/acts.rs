@@ -168,7 +168,9 @@ impl Actor {
             let (planned, begun) = self.owner.unless_ended("prepare", begin).await?;
             let settings = UpgradeSettings::found(path, planned.target_version.clone(), planned.upgrade_type);
             let mut shown = self.owner.shown.clone();
-            self.owner.order(Order::Prepare { settings, planned, overrides, begun: Box::new(begun) }).await?;
+            self.owner
+                .order(Order::Prepare { settings, planned, overrides, begun: Some(Box::new(begun)) })
+                .await?;
             loop {
                 let upgrade = shown.borrow_and_update().upgrade.clone();
                 match (upgrade.phase, upgrade.error) {
@@ -211,7 +213,7 @@ impl Actor {
         self.stage(order, true)?;
         self.runtime.block_on(async {
             let mut shown = self.owner.shown.clone();
-            self.owner.order(Order::Commit).await?;
+            self.owner.order(Order::Commit { dry_run: false }).await?;
             loop {
                 let upgrade = shown.borrow_and_update().upgrade.clone();
                 match (upgrade.phase, upgrade.error) {

@@ -3,10 +3,10 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cluster::orders;
 use crate::cluster::state::{Member, NodeId, Ordered, PROTOCOL, Stage};
 use crate::cluster::store::{Compare, Entry, Key, Snapshot, Store, Txn, Value, Write};
 use crate::cluster::view::View;
+use crate::cluster::{codec, orders};
 use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Cluster;
 use crate::service::cluster::local::{identity, platform, runs_alone};
@@ -30,13 +30,49 @@ pub(in crate::service) enum Pending {
     Failed(String),
 }
 
+/// The transaction of an ordered prepare; an empty one if it is the order that is in progress.
+fn prepare(view: &View, order: &Ordered) -> Result<Txn> {
+    let known = view.upgrade.order.as_ref().filter(|known| known.digest == order.digest);
+    match (view.upgrade.stage, known) {
+        (Stage::Prepared, Some(known)) if (known.rolling, known.nodes) != (order.rolling, order.nodes) => {
+            orders::reboot_settings(view, order.rolling, order.nodes)
+        }
+        (Stage::Preparing | Stage::Prepared, Some(_)) => Ok(Txn::default()),
+        _ => orders::prepare(view, order.clone()),
+    }
+}
+
 impl Cluster {
     /// Decides on the present content of etcd, writes the result, and waits until the cache shows it.
     ///
     /// # Errors
     /// The refusal; [`Error::ClusterStore`].
     pub(in crate::service) fn order(&self, decide: impl Fn(&View) -> Result<Txn>) -> Result<()> {
+        self.may_order()?;
         let mut etcd = self.etcd.clone();
+        for _ in 0..TRIES {
+            let snapshot = etcd.snapshot()?;
+            let txn = decide(&View::new(&snapshot))?;
+            if etcd.transact(&txn)? {
+                self.wait_until_shown(&snapshot, &txn.writes);
+                return Ok(());
+            }
+        }
+        Err(Error::UpgradeBusy { doing: "the cluster changes all the time".to_owned() })
+    }
+
+    /// Decides on the present content of etcd, and writes nothing. Returns the changes that the order would write, one line each.
+    ///
+    /// # Errors
+    /// As [`Self::order`].
+    pub(in crate::service) fn dry_run(&self, decide: impl Fn(&View) -> Result<Txn>) -> Result<Vec<String>> {
+        self.may_order()?;
+        let txn = decide(&View::new(&self.etcd.snapshot()?))?;
+        txn.writes.iter().map(codec::shown).collect()
+    }
+
+    /// Checks that this machine takes part in its cluster, and that etcd is the one that it knows.
+    fn may_order(&self) -> Result<()> {
         let (begun, mut seen) = (Instant::now(), self.cache.get());
         // In the first moments it is not known whether this machine is the member with its number.
         while seen.member(self.node()).is_none() && begun.elapsed() < SEEN_WITHIN {
@@ -48,15 +84,7 @@ impl Cluster {
         if let Some(what) = seen.restored {
             return Err(Error::ClusterRestored { what });
         }
-        for _ in 0..TRIES {
-            let snapshot = etcd.snapshot()?;
-            let txn = decide(&View::new(&snapshot))?;
-            if etcd.transact(&txn)? {
-                self.wait_until_shown(&snapshot, &txn.writes);
-                return Ok(());
-            }
-        }
-        Err(Error::UpgradeBusy { doing: "the cluster changes all the time".to_owned() })
+        Ok(())
     }
 
     /// Checks that the cluster accepts an upgrade, before a bundle is read.
@@ -80,18 +108,15 @@ impl Cluster {
     /// See [`orders::prepare`].
     pub(in crate::service) fn prepare(&self, order: &Ordered) -> Result<()> {
         self.set_pending(Pending::None);
-        self.order(|view| {
-            let known = view.upgrade.order.as_ref().filter(|known| known.digest == order.digest);
-            match (view.upgrade.stage, known) {
-                (Stage::Prepared, Some(known))
-                    if (known.rolling, known.nodes) != (order.rolling, order.nodes) =>
-                {
-                    orders::reboot_settings(view, order.rolling, order.nodes)
-                }
-                (Stage::Preparing | Stage::Prepared, Some(_)) => Ok(Txn::default()),
-                _ => orders::prepare(view, order.clone()),
-            }
-        })
+        self.order(|view| prepare(view, order))
+    }
+
+    /// The changes that [`Self::prepare`] would write.
+    ///
+    /// # Errors
+    /// See [`orders::prepare`].
+    pub(in crate::service) fn prepare_dry_run(&self, order: &Ordered) -> Result<Vec<String>> {
+        self.dry_run(|view| prepare(view, order))
     }
 
     /// Accepts a commit and decides on it afterwards: an obstacle is shown in the status, as a client expects after a prepare.
@@ -172,14 +197,31 @@ impl Cluster {
     /// # Errors
     /// [`Error::Membership`]: its number is taken, or it runs another release than the cluster.
     pub(in crate::service) fn join(&self, look: &DiskView) -> Result<()> {
-        let refused = |problem: String| Err(Error::Membership { problem });
         let mut etcd = self.etcd.clone();
-        let snapshot = etcd.snapshot()?;
-        let view = View::new(&snapshot);
+        let txn = self.joins(&etcd.snapshot()?, look)?;
+        if txn.writes.is_empty() || etcd.transact(&txn)? {
+            return Ok(());
+        }
+        let problem = format!("{} has joined in this moment; ask 'qstage cluster status'", self.node());
+        Err(Error::Membership { problem })
+    }
+
+    /// The changes that [`Self::join`] would write; none: this node is a member already.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub(in crate::service) fn join_dry_run(&self, look: &DiskView) -> Result<Vec<String>> {
+        self.joins(&self.etcd.snapshot()?, look)?.writes.iter().map(codec::shown).collect()
+    }
+
+    /// The transaction by which this node becomes a member; an empty one if it is a member already.
+    fn joins(&self, snapshot: &Snapshot, look: &DiskView) -> Result<Txn> {
+        let refused = |problem: String| Err(Error::Membership { problem });
+        let view = View::new(snapshot);
         let (node, uuid) = (self.membership.node, identity(look));
         if let Some(Entry { value: Value::Member(member), .. }) = snapshot.get(&Key::Member(node)) {
             if member.uuid == uuid {
-                return Ok(());
+                return Ok(Txn::default());
             }
             return refused(format!(
                 "{node} is another machine already, at {}; set another 'node' in [cluster]",
@@ -218,25 +260,20 @@ impl Cluster {
         let (address, certificate) = (self.membership.address.clone(), self.membership.own_certificate());
         let member = Member { uuid, address, certificate };
         let writes = vec![Write::Put(Key::Member(node), Value::Member(member), None)];
-        if etcd.transact(&Txn { compare: vec![Compare::Created(Key::Member(node), 0)], writes })? {
-            return Ok(());
-        }
-        refused(format!("{node} has joined in this moment; ask 'qstage cluster status'"))
+        Ok(Txn { compare: vec![Compare::Created(Key::Member(node), 0)], writes })
     }
 
-    /// Ends the membership of a node: of this one, or of one that is lost for good.
+    /// The transaction that ends the membership of a node: of this one, or of one that is lost for good.
     ///
     /// # Errors
     /// [`Error::Membership`], [`Error::UpgradeBusy`], [`Error::NoSuchNode`].
-    pub(in crate::service) fn leave(&self, node: NodeId) -> Result<()> {
-        self.order(|view| {
-            let txn = orders::remove(view, node)?;
-            if node != self.membership.node && view.alive.contains_key(&node) {
-                let problem = format!("{node} is there; run 'qstage cluster leave' on it");
-                return Err(Error::Membership { problem });
-            }
-            Ok(txn)
-        })
+    pub(in crate::service) fn leave(&self, view: &View, node: NodeId) -> Result<Txn> {
+        let txn = orders::remove(view, node)?;
+        if node != self.membership.node && view.alive.contains_key(&node) {
+            let problem = format!("{node} is there; run 'qstage cluster leave' on it");
+            return Err(Error::Membership { problem });
+        }
+        Ok(txn)
     }
 
     /// Number of this node.

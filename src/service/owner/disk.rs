@@ -107,6 +107,11 @@ impl Place {
         self.with(Mode::Write, |engine| engine.roll_back())
     }
 
+    /// What a commit would write; see [`Engine::dry_run`].
+    pub(in crate::service) fn commit_dry_run(&self) -> Result<SwitchReport> {
+        self.with(Mode::Read, |engine| engine.commit(true))
+    }
+
     /// What a roll-back would select; see [`Engine::dry_run`].
     pub(in crate::service) fn roll_back_dry_run(&self) -> Result<SwitchReport> {
         self.with(Mode::Read, |engine| engine.dry_run(&Change::RollBack(None)))

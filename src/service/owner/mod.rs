@@ -210,9 +210,9 @@ impl Owner {
     async fn obey(&mut self, order: Order, answer: oneshot::Sender<OrderResult>) {
         let result = match order {
             Order::Prepare { settings, planned, overrides, begun } => {
-                self.prepare(settings, &planned, overrides, *begun).await
+                self.prepare(settings, &planned, overrides, begun.map(|begun| *begun)).await
             }
-            Order::Commit => self.commit(),
+            Order::Commit { dry_run } => self.commit(dry_run),
             Order::Cancel if self.child.is_some() => {
                 self.stop(Error::Cancelled);
                 if let Some((_, waiting)) = &mut self.stopping {
@@ -288,7 +288,7 @@ impl Owner {
         settings: UpgradeSettings,
         planned: &Planned,
         overrides: Overrides,
-        begun: Begun,
+        begun: Option<Begun>,
     ) -> OrderResult {
         let staged = planned.already_prepared && self.upgrade.phase == Phase::Prepared;
         if let Some(obstacle) = planned.blocked_by.first().filter(|_| self.idle().is_ok()) {
@@ -312,6 +312,9 @@ impl Owner {
             let version = self.upgrade.settings.as_ref().map(|settings| settings.target_version.clone());
             return Err(Error::OtherPrepared { version: version.unwrap_or_default() });
         }
+        let Some(begun) = begun else {
+            return self.upgrade.apply(Input::Begin { settings, staged }).map(|_| None);
+        };
         let before = self.upgrade.phase;
         self.apply(Input::Begin { settings, staged })?;
         match self.upgrade.phase {
@@ -327,10 +330,14 @@ impl Owner {
 
     /// Refuses a commit only if no bundle is prepared: after a prepare, a client takes a refused commit for a machine that
     /// already reboots, and reports success. Any other obstacle is reported as a failed commit.
-    fn commit(&mut self) -> OrderResult {
+    fn commit(&mut self, dry_run: bool) -> OrderResult {
         let free = self.idle();
-        self.apply(Input::Commit)?;
         let waiting = self.snapshot.waiting().map_or(Ok(()), |left| Err(Error::Waiting { left }));
+        if dry_run {
+            self.upgrade.apply(Input::Commit)?;
+            return free.and(waiting).map(|()| None);
+        }
+        self.apply(Input::Commit)?;
         self.start_commit(free.and(waiting));
         Ok(None)
     }

@@ -21,9 +21,13 @@ pub(in crate::service) enum Order {
         settings: UpgradeSettings,
         planned: Planned,
         overrides: Overrides,
-        begun: Box<Begun>,
+        /// `None`: a dry run, which only checks whether it would be accepted.
+        begun: Option<Box<Begun>>,
     },
-    Commit,
+    Commit {
+        /// Only checks whether it would be accepted and begun.
+        dry_run: bool,
+    },
     Cancel,
     MarkGood(Option<Slot>),
     RollBack,

@@ -62,6 +62,18 @@ pub(in crate::service) struct Planned {
     pub(in crate::service) report: serde_json::Value,
 }
 
+impl Planned {
+    /// The images that a prepare would write, one line each.
+    pub(in crate::service) fn steps(&self) -> Vec<String> {
+        let payloads = self.report["payloads"].as_array().into_iter().flatten();
+        let line = |payload: &serde_json::Value| {
+            let (name, target) = (payload["name"].as_str()?, payload["target"].as_str()?);
+            Some(format!("write {name} to {target}"))
+        };
+        payloads.filter_map(line).collect()
+    }
+}
+
 /// A report of a prepare.
 #[derive(Debug)]
 pub(in crate::service) enum Report {
