@@ -118,11 +118,14 @@ impl Lab {
         let app = free_port();
         let cluster =
             cluster.replace("{DIR}", &dir.display().to_string()).replace("{PORT}", &app.to_string());
+        // Lines of a node of its own, which a test has stored before.
+        let own = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let (service, last) = (own("service.toml"), own("last.toml"));
         let rate = rate.map(|rate| format!("max_rate = \"{rate}\"\n")).unwrap_or_default();
         let text = format!(
             "disk = {:?}\ntrust = {:?}\nstate_dir = {:?}\n{rate}[service]\nimage_paths = [{:?}]\nsocket = {:?}\ntokens = {:?}\n\
-             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"sh\", \"-c\", {:?}]\n[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
-             health_checks = {:?}\n{cluster}",
+             reboot_command = [\"touch\", {:?}]\nsoftware_restart_command = [\"sh\", \"-c\", {:?}]\n{service}[cluster]\nendpoints = [{:?}]\nnode = {id}\nprefix = \"/lab\"\n\
+             health_checks = {:?}\n{cluster}{last}",
             path("disk"),
             self.bench.text("signers"),
             path("state"),

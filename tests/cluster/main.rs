@@ -32,5 +32,7 @@ mod software;
 mod staging;
 /// The bundle, from one node to the others.
 mod streaming;
+/// A bundle at a URL, which every node fetches.
+mod urls;
 /// Model of a cluster, as the exploration uses it.
 mod world;

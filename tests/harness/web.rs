@@ -54,6 +54,21 @@ impl Server {
         file: Vec<u8>,
         manners: impl Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
     ) -> Self {
+        Self::start(file, false, manners)
+    }
+
+    /// A server of whatever `manners` sends for a path, deltas too; as the proxy of a client, it is every server for it.
+    pub fn of_all(
+        manners: impl Fn(&Asked, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Vec::new(), true, move |asked, _, stream| manners(asked, stream))
+    }
+
+    fn start(
+        file: Vec<u8>,
+        deltas: bool,
+        manners: impl Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/x.qimg", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -77,7 +92,7 @@ impl Server {
                     let (at, end) = (at.parse().unwrap(), last.parse::<usize>().ok().map(|last| last + 1));
                     let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
                     // It has no deltas, and no test asks how often that was said.
-                    if path.ends_with(".qdelta") {
+                    if path.ends_with(".qdelta") && !deltas {
                         return status("404 Not Found", "", &mut stream);
                     }
                     let number = {
