@@ -5,6 +5,8 @@ mod harness;
 
 /// `qstage bench` and its report.
 mod bench;
+/// A disk of another update tool, changed over by the commands of the manual.
+mod changeover;
 /// `qstage doctor`, and how a disk and a configuration are found.
 mod doctor;
 /// `--dry-run` of each verb.
