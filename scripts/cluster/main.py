@@ -31,9 +31,8 @@ class Form:
     limit: float = float("inf")
 
 
-# The turn of a node that fell back includes the transfer of the bundle, which takes half a minute on a busy machine.
 FORMS = {
-    "full": Form(World, scenes.FULL, 5, 3, boot_time=1.5, reboot_timeout=50, pause=3),
+    "full": Form(World, scenes.FULL, 5, 3, boot_time=1.5, reboot_timeout=25, pause=3),
     "quick": Form(World, scenes.QUICK, 3, 1, boot_time=0.7, reboot_timeout=20, pause=3, limit=120),
     "vm": Form(Guests, scenes.GUESTS, 3, 1, boot_time=0, reboot_timeout=300, pause=10, factor=4),
 }
