@@ -18,11 +18,11 @@ fn a_node_prepares_again_before_its_turn_and_not_within_it() {
     let node = lab.node(1);
     assert_eq!(node.prepare(v2.to_str().unwrap(), false, true).0, 202);
     node.until("prepared", |node| node.state() == "PREPARED");
-    // From its next start on each node takes some 10 s for the bundle.
+    // From its next start on each node takes some 8 s for the bundle.
     for node in &lab.nodes {
         let path = node.path("config");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(path, format!("max_rate = \"1500K\"\n{text}")).unwrap();
+        fs::write(path, format!("max_rate = \"750K\"\n{text}")).unwrap();
         node.breaks(true);
     }
     let reboot = || node.get("/v1/shutdown/reboot/status");
