@@ -221,11 +221,12 @@ pub fn publish(
 }
 
 /// Transaction that takes the right to be down, on the condition that the reboot is unchanged: it is still this node's turn
-/// with this boot, and nothing has failed since. Without it a slow node would go down in the turn of another one.
+/// with this boot, and nothing has failed since. Without it a slow node would go down in the turn of another one. It is taken
+/// once, on the condition that the state of the node is unchanged, too.
 pub fn take_turn(view: &View, node: NodeId, alive: &Alive, lease: LeaseId) -> Txn {
     let leaving = Alive { leaving: true, ..alive.clone() };
     Txn {
-        compare: vec![view.unchanged(Key::Reboot)],
+        compare: vec![view.unchanged(Key::Reboot), view.unchanged(Key::Alive(node))],
         writes: vec![Write::Put(Key::Alive(node), Value::Alive(leaving), Some(lease))],
     }
 }

@@ -30,10 +30,18 @@ const OLD: Blake3 = Blake3([1; 32]);
 /// Longest time between two steps of the cluster, on a machine that does nothing else.
 const LIMIT: Duration = Duration::from_secs(1);
 
+#[derive(Default, Clone)]
+struct Seen {
+    replica: Arc<Replica>,
+    revision: i64,
+    /// Number of changes.
+    count: u64,
+}
+
 /// All keys as one node sees them, by its own watch.
 #[derive(Default)]
 struct Cache {
-    seen: Mutex<(Arc<Replica>, u64)>,
+    seen: Mutex<Seen>,
     changed: Condvar,
 }
 
@@ -42,28 +50,29 @@ impl Cache {
         while !end.load(Ordering::Relaxed) {
             let Ok((snapshot, revision)) = etcd.read() else { continue };
             let Ok(mut watch) = etcd.watch(revision) else { continue };
-            self.change(|seen| *seen = Arc::new(Replica::new(snapshot)));
-            while let Ok((changes, _)) = watch.wait() {
-                self.change(|seen| Arc::make_mut(seen).apply(changes));
+            self.change(revision, |seen| *seen = Arc::new(Replica::new(snapshot)));
+            while let Ok((changes, revision)) = watch.wait() {
+                self.change(revision, |seen| Arc::make_mut(seen).apply(changes));
             }
         }
     }
 
-    fn change(&self, act: impl FnOnce(&mut Arc<Replica>)) {
+    fn change(&self, revision: i64, act: impl FnOnce(&mut Arc<Replica>)) {
         let mut seen = self.seen.lock().unwrap();
-        act(&mut seen.0);
-        seen.1 += 1;
+        act(&mut seen.replica);
+        seen.revision = seen.revision.max(revision);
+        seen.count += 1;
         drop(seen);
         self.changed.notify_all();
     }
 
     /// Waits for a change, at most half a second, as the service does.
-    fn wait(&self, known: &mut u64) -> Arc<Replica> {
+    fn wait(&self, known: &mut u64) -> Seen {
         let seen = self.seen.lock().unwrap();
         let limit = Duration::from_millis(500);
-        let (seen, _) = self.changed.wait_timeout_while(seen, limit, |seen| seen.1 == *known).unwrap();
-        *known = seen.1;
-        Arc::clone(&seen.0)
+        let (seen, _) = self.changed.wait_timeout_while(seen, limit, |seen| seen.count == *known).unwrap();
+        *known = seen.count;
+        seen.clone()
     }
 }
 
@@ -82,30 +91,25 @@ struct Machine {
     spare: u32,
     /// Result of a step that is not in etcd yet, with the stage of the upgrade in which the step ended.
     due: Option<((u64, Stage), Outcome)>,
-    /// Upgrade and outcome of the last report. As in the service, it is not repeated until etcd shows it.
-    reported: Option<(u64, Outcome)>,
 }
 
 impl Machine {
     fn run(mut self, cache: &Cache, end: &AtomicBool) {
         let mut known = 0;
         while !end.load(Ordering::Relaxed) {
-            let replica = cache.wait(&mut known);
-            let view = replica.view();
-            if view.members.is_empty() {
+            let seen = cache.wait(&mut known);
+            let view = seen.replica.view();
+            // As in the service, it decides only on a state with its own last write.
+            if view.members.is_empty() || seen.revision < self.etcd.written() {
                 continue;
             }
             let alive = self.alive(view);
             self.due.take_if(|(stage, _)| *stage != (view.upgrade.id, view.upgrade.stage));
             let outcome = self.due.as_ref().map(|(_, outcome)| outcome.clone());
             let is_new = view.alive.get(&self.id) != Some(&alive);
-            if let Some(txn) =
-                turn::publish(view, self.id, is_new.then_some((&alive, self.lease)), outcome.clone())
-            {
+            if let Some(txn) = turn::publish(view, self.id, is_new.then_some((&alive, self.lease)), outcome) {
                 if self.write(&txn) {
                     self.due = None;
-                    self.reported =
-                        outcome.map(|outcome| (view.upgrade.id, outcome)).or(self.reported.take());
                 }
                 continue;
             }
@@ -200,8 +204,7 @@ impl Machine {
             Step::Rest => return false,
             other => panic!("{}: {other:?}", self.id),
         };
-        let report = Some((view.upgrade.id, outcome.clone()));
-        if view.outcomes.get(&self.id) == Some(&outcome) || self.reported == report {
+        if view.outcomes.get(&self.id) == Some(&outcome) {
             return false;
         }
         self.due = Some(((view.upgrade.id, view.upgrade.stage), outcome));
@@ -277,7 +280,6 @@ impl Fleet {
                 selected: false,
                 progress: 0,
                 due: None,
-                reported: None,
                 spare: self.count - self.count / 2 - 1,
             };
             let (cache, end) = (Arc::<Cache>::default(), Arc::clone(&self.end));
@@ -294,8 +296,8 @@ impl Fleet {
     fn until(&self, holds: impl Fn(&View) -> bool) -> (Instant, View) {
         let (begun, mut known) = (Instant::now(), 0);
         loop {
-            let replica = self.cache.wait(&mut known);
-            let view = replica.view();
+            let seen = self.cache.wait(&mut known);
+            let view = seen.replica.view();
             if holds(view) {
                 return (Instant::now(), view.clone());
             }
@@ -399,6 +401,7 @@ fn upgrade(fleet: &mut Fleet, what: &str, order: &Ordered) {
     let writes = (fleet.server.revision() - revision) as f64 / f64::from(fleet.count);
     let (count, now) = (u64::from(fleet.count), fleet.counters());
     let (traffic, messages) = ((now.bytes - sent.bytes) / count, (now.messages - sent.messages) / count);
+    let transactions = (now.transactions - sent.transactions) as f64 / count as f64;
     let seconds = |now: u64, before: u64| (now - before) as f64 / 100.0;
     let after = own(fleet);
     let (nodes, etcd) = (seconds(after.0, before.0), seconds(after.1, before.1));
@@ -406,7 +409,7 @@ fn upgrade(fleet: &mut Fleet, what: &str, order: &Ordered) {
     let share = seconds(busy(), others) / (nodes + etcd).max(0.01);
     let limit = LIMIT.mul_f64(share.max(1.0));
     println!(
-        "{} nodes, {what}: slowest step {} {:.0?} of {times:.0?}; per node {writes:.1} writes, {messages} messages and {} KiB received; processor time {nodes:.1} s of the nodes, {etcd:.1} s of etcd; processors busy {share:.1} times as long",
+        "{} nodes, {what}: slowest step {} {:.0?} of {times:.0?}; per node {writes:.1} writes in {transactions:.1} transactions, {messages} messages and {} KiB received; processor time {nodes:.1} s of the nodes, {etcd:.1} s of etcd; processors busy {share:.1} times as long",
         fleet.count,
         slowest.0,
         slowest.1,

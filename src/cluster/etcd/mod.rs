@@ -40,6 +40,8 @@ pub struct EtcdConfig {
 pub struct Etcd {
     gateway: Arc<Gateway>,
     prefix: String,
+    /// See [`Self::written`].
+    written: Revision,
 }
 
 impl Etcd {
@@ -48,7 +50,7 @@ impl Etcd {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config): certificates or password cannot be read. [`Error::Argument`](crate::Error::Argument): no endpoint, or one that is no URL.
     pub fn new(access: &EtcdConfig) -> Result<Self> {
-        Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone() })
+        Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone(), written: 0 })
     }
 
     /// All keys, with the revision of this state.
@@ -75,6 +77,12 @@ impl Etcd {
         let create = json!({"create_request": {"key": base64(&self.prefix),
             "range_end": base64(end_of(self.prefix.as_bytes())), "start_revision": (after + 1).to_string()}});
         Ok(Watch::new(self.clone(), self.gateway.stream("watch", &create)?))
+    }
+
+    /// Revision of the last write of this clone. A decision on an older state would repeat the write: each attempt costs etcd a
+    /// consensus, and one that succeeds a message to every node.
+    pub const fn written(&self) -> Revision {
+        self.written
     }
 
     /// Identity of the etcd cluster, in hexadecimal.
@@ -136,7 +144,12 @@ impl Store for Etcd {
         });
         let writes = writes.collect::<Result<Vec<_>>>()?;
         let body = json!({"compare": compare.collect::<Vec<_>>(), "success": writes});
-        Ok(self.gateway.call("kv/txn", &body)?["succeeded"] == true)
+        let answer = self.gateway.call("kv/txn", &body)?;
+        let holds = answer["succeeded"] == true;
+        if holds && !txn.writes.is_empty() {
+            self.written = number(&answer["header"]["revision"]);
+        }
+        Ok(holds)
     }
 
     fn grant(&mut self, seconds: u32) -> Result<LeaseId> {

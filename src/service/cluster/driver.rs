@@ -31,8 +31,10 @@ use crate::workers;
 
 /// Time between two runs of the loop while nothing changes.
 const TICK: Duration = Duration::from_millis(500);
-/// Maximum age of a view of the disk, and how long a report is waited for.
+/// Maximum age of a view of the disk.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Time for which a write is expected to arrive by the watch.
+const LAG_LIMIT: Duration = Duration::from_secs(2);
 /// Progress between two writes of a node, in percent.
 const STEP: u8 = 10;
 /// Time after which a failed hook is run again: the cause of the failure may be gone.
@@ -87,8 +89,8 @@ pub(super) struct Driver {
     published: Option<(BootId, Revision)>,
     /// Result of a step that is not in etcd yet.
     due: Option<Report>,
-    /// Upgrade, outcome and time of the last report. Until the report is seen in etcd, the step is not repeated.
-    reported: Option<(u64, Outcome, Instant)>,
+    /// Time since which the last write of this node has not arrived by the watch; `None`: it has.
+    lags_since: Option<Instant>,
 }
 
 impl Driver {
@@ -115,7 +117,7 @@ impl Driver {
             refused: None,
             published: None,
             due: None,
-            reported: None,
+            lags_since: None,
         }
     }
 
@@ -180,9 +182,25 @@ impl Driver {
         }
         self.held.release(&self.actor, self.job.is_some() || view.missed(self.node(), local.runs))?;
         let Some(lease) = seen.lease else { return Ok(()) };
+        // A state without the last write of this node would make it write the same again.
+        if self.lags(seen) {
+            return Ok(());
+        }
         let said = self.publish(seen, &look, &local, lease)?;
+        if self.lags(seen) {
+            return Ok(());
+        }
         self.step(view, &local, &said, lease)?;
         self.lead(seen, lease)
+    }
+
+    /// Whether the last write of this node is not in `seen` yet. After a while that no longer counts: etcd may have been restored.
+    fn lags(&mut self, seen: &Seen) -> bool {
+        if seen.revision >= self.etcd.written() {
+            self.lags_since = None;
+            return false;
+        }
+        self.lags_since.get_or_insert_with(Instant::now).elapsed() < LAG_LIMIT
     }
 
     /// After a resume, forgets what failed before it, so that it is tried again at once.
@@ -259,10 +277,7 @@ impl Driver {
             if is_new {
                 self.published = Some((local.boot, entry.map_or(0, |entry| entry.modified)));
             }
-            if let Some(due) = self.due.take() {
-                // Until etcd shows it, the step seems not to be done yet.
-                self.reported = Some((due.stage.0, due.outcome, Instant::now()));
-            }
+            self.due = None;
         }
         Ok(said)
     }
@@ -288,14 +303,6 @@ impl Driver {
         let outcome = view.outcomes.get(&node);
         if self.due.is_some() {
             return Ok(());
-        }
-        if let Some((upgrade, reported, at)) = &self.reported {
-            let awaited =
-                *upgrade == view.upgrade.id && outcome != Some(reported) && at.elapsed() < LOOK_EVERY;
-            if awaited {
-                return Ok(());
-            }
-            self.reported = None;
         }
         if view.reboot.state == RebootState::PausedDueToError && matches!(outcome, Some(Outcome::Failed(_))) {
             // The failure has been seen; a resume tries again.
@@ -439,10 +446,7 @@ impl Driver {
     }
 
     fn report(&mut self, view: &View, outcome: Outcome) -> Result<()> {
-        if self.etcd.transact(&turn::report(view, self.node(), outcome.clone()))? {
-            self.reported = Some((view.upgrade.id, outcome, Instant::now()));
-        }
-        Ok(())
+        self.etcd.transact(&turn::report(view, self.node(), outcome)).map(|_| ())
     }
 
     /// Executes the next action of the leader on the leader; without a leader, tries to become it.
