@@ -26,6 +26,9 @@ const MAGIC: [(usize, &[u8], &str); 19] = [
     (510, b"\x55\xaa", "a raw disk image; the images of its partitions can be packed"),
 ];
 
+/// Lines of text of no known kind.
+pub(super) const TEXT: &str = "text";
+
 /// What begins with these bytes; `None`: unknown.
 pub(super) fn guess(start: &[u8]) -> Option<&'static str> {
     if start.len() >= BLOCK && start.iter().all(|byte| *byte == 0) {
@@ -39,7 +42,15 @@ pub(super) fn guess(start: &[u8]) -> Option<&'static str> {
     }
     let is =
         |(at, magic, _): &&(usize, &[u8], &str)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
-    MAGIC.iter().find(is).map(|(.., kind)| *kind)
+    MAGIC.iter().find(is).map(|(.., kind)| *kind).or_else(|| is_text(start).then_some(TEXT))
+}
+
+/// Whether these bytes are lines of text. The block of a bundle has zeroes between its fields.
+fn is_text(start: &[u8]) -> bool {
+    let end = start.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let lines = &start[..end];
+    let printable = |byte: &u8| matches!(*byte, b'\t' | b'\n' | b'\r' | b' '..=b'~' | 0x80..);
+    lines.contains(&b'\n') && lines.iter().all(printable)
 }
 
 /// The end of a message about a file that does not begin as a bundle: what it looks like; empty if that is unknown.
@@ -66,10 +77,11 @@ mod tests {
             (b"\x7fELF\x02", "ELF"),
             (&disk, "raw disk image"),
             (&[0; BLOCK], "zeroes"),
+            (b"name key\n\0\0", "text"),
         ] {
             assert!(guess(start).is_some_and(|kind| kind.contains(part)), "{part}: {:?}", guess(start));
         }
-        for start in [&b""[..], b"h", b"manifest.json", &[0; 100]] {
+        for start in [&b""[..], b"h", b"manifest.json", &[0; 100], b"\x01\n"] {
             assert_eq!(guess(start), None, "{start:?}");
         }
     }

@@ -55,7 +55,9 @@ impl Class {
             Self::Trust => "check signature and keys",
             Self::Refused => "the message names the rule and the remedy",
             Self::Disk => "see the message",
-            Self::Io => "check the disk",
+            Self::Io => {
+                "the message has the cause: the name, the rights, the room, another process, or the disk"
+            }
             Self::Interrupted | Self::Network => "run it again; it goes on",
             Self::Service => "the message says what runs now",
             Self::Access => {

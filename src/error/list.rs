@@ -366,7 +366,7 @@ errors! {
     Listen { address: String, source: io::Error } => Io, "LISTEN", ("cannot listen on {address}: {source}");
     /// A service is unreachable or does not answer like one.
     ServiceUnreachable { service: String, problem: String } => Io, "SERVICE_UNREACHABLE",
-        ("service {service}: {problem}");
+        ("service {service}: {problem}; look at 'systemctl status qstage' on its machine, or name another one with --service");
     /// The kernel of a slot could not be started by kexec.
     Kexec { problem: String } => Io, "KEXEC",
         ("starting the prepared slot by kexec: {problem}; nothing was switched, continue with 'qstage cancel' or 'qstage commit'");

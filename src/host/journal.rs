@@ -138,6 +138,8 @@ pub struct FileJournal {
     notice: Box<dyn Fn(&str) + Send + Sync>,
     /// Whether a wait for the lock has reached its limit: there is no second wait.
     gave_up: AtomicBool,
+    /// Whether the last write failed, which was reported: a verb writes several times.
+    failing: AtomicBool,
 }
 
 /// Longest wait for the lock of a disk's directory. It is held for milliseconds; a verb does not wait longer for a process
@@ -157,7 +159,12 @@ const OLD_HISTORY: &str = "history.1.jsonl";
 impl FileJournal {
     /// A journal in `dir`, which is created when needed. `notice` receives a message about what could not be stored.
     pub fn new(dir: &Path, notice: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { dir: dir.to_owned(), notice: Box::new(notice), gave_up: AtomicBool::new(false) }
+        Self {
+            dir: dir.to_owned(),
+            notice: Box::new(notice),
+            gave_up: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+        }
     }
 
     /// The directory of a disk. The key is read from a disk, so it is untrusted: it must not form a path.
@@ -178,7 +185,8 @@ impl FileJournal {
             let _lock = lock.ok_or_else(|| io::Error::other("another process holds its lock"))?;
             act(&dir)
         });
-        if let Err(e) = done {
+        let before = self.failing.swap(done.is_err(), Ordering::Relaxed);
+        if let (Err(e), false) = (done, before) {
             (self.notice)(&format!(
                 "{}: cannot be written, history and last error are not kept: {e}",
                 self.dir.display()

@@ -29,7 +29,7 @@ pub fn try_out(key_path: &Path) -> Result<()> {
 /// [`Error::Signing`].
 pub fn sign(manifest: &[u8], key_path: &Path) -> Result<String> {
     let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
-    let text = std::fs::read_to_string(key_path).map_err(|problem| bad(problem.to_string()))?;
+    let text = read_key(key_path)?;
     let signature = match PrivateKey::from_openssh(&text) {
         Ok(key) if is_simple(&key) => {
             let signature =
@@ -50,13 +50,24 @@ pub fn fingerprint(key: &Path) -> Result<String> {
         return Ok(given.to_owned());
     }
     let bad = |problem: String| Error::Signing { key: key.to_owned(), problem };
-    let text = std::fs::read_to_string(key).map_err(|problem| bad(problem.to_string()))?;
+    let text = read_key(key)?;
     // The public half of a private key is not encrypted.
     let public = PublicKey::from_openssh(&text)
         .or_else(|_| PrivateKey::from_openssh(&text).map(|private| private.public_key().clone()));
     let public =
         public.map_err(|_| bad("it is no OpenSSH key and no fingerprint 'SHA256:...'".to_owned()))?;
     Ok(public.fingerprint(HashAlg::Sha256).to_string())
+}
+
+/// Reads a key file, which is text.
+fn read_key(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let problem = match error.kind() {
+            std::io::ErrorKind::InvalidData => "it is no key of OpenSSH".to_owned(),
+            _ => error.to_string(),
+        };
+        Error::Signing { key: path.to_owned(), problem }
+    })
 }
 
 /// Whether the `ssh-key` crate can sign with this key. It cannot with RSA: ssh-key 0.6.7 passes one prime twice to the `rsa`
@@ -66,11 +77,11 @@ fn is_simple(key: &PrivateKey) -> bool {
 }
 
 /// Runs `ssh-keygen -Y sign`, which reads the message from standard input and prints the armored signature. It inherits
-/// terminal and standard error for prompts and messages.
+/// terminal and standard error for prompts and errors; without -q it also announces what it reads.
 fn ssh_keygen(manifest: &[u8], key_path: &Path) -> Result<Vec<u8>> {
     let bad = |problem: String| Error::Signing { key: key_path.to_owned(), problem };
     let outcome = Program::interactive("ssh-keygen")
-        .args(["-Y", "sign", "-n", NAMESPACE, "-f"])
+        .args(["-q", "-Y", "sign", "-n", NAMESPACE, "-f"])
         .arg(key_path)
         .input(manifest)
         .answer()

@@ -26,7 +26,7 @@ impl MappedFile {
         let failed = |source| Error::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(std::io::Error::other("not a regular file, so it cannot be mapped")));
+            return Err(failed(std::io::Error::other("no regular file; give a file with the image")));
         }
         let mapped = Self::of(file).map_err(failed)?;
         // Advice only.

@@ -1,7 +1,10 @@
 //! Mistyped command lines: exit code 2, and no hint that destroys something. The hint for `qstage install x.qimg` was once
 //! `init`, which lays out a disk anew.
 
+use std::fs;
 use std::process::{Command, Output};
+
+use crate::harness::machine::Bench;
 
 fn qstage(args: &[&str]) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } =
@@ -76,4 +79,69 @@ fn help_of_a_verb_by_both_ways() {
     }
     let (code, text) = qstage(&["help", "nosuch"]);
     assert_eq!(code, Some(2), "{text}");
+}
+
+/// The wrong file at each place where a newcomer names one: the message has what it is, or what belongs there, in one short line.
+#[test]
+fn the_wrong_file_is_named_with_what_it_is() {
+    let bench = Bench::installed();
+    fs::write(bench.path("noise"), [0xfe; 4096]).unwrap();
+    fs::write(bench.path("words"), "a b\n".repeat(40)).unwrap();
+    fs::write(bench.path("comments"), "# nothing yet\n").unwrap();
+    let trusted = |file: &str| {
+        let message = bench.run(&["verify", "v2.qimg", "--trust", file]).bad("TRUST_FILE");
+        assert!(message.len() < 400, "{message}");
+        message
+    };
+    for (file, part) in [
+        (
+            "key",
+            "looks like a key, a certificate or a signature; write a line 'NAME namespaces=\"qimg\" KEY'",
+        ),
+        ("key.pub", "looks like a public key; write a line"),
+        ("words", "line 3: "),
+        ("words", "; and 37 lines more; write a line"),
+        ("comments", "it has no entry; write a line"),
+    ] {
+        let message = trusted(file);
+        assert!(message.contains(part), "{file}, no '{part}': {message}");
+    }
+    for file in ["words", "comments"] {
+        let run = bench.run(&["verify", file, "--trust", "allowed_signers"]);
+        assert!(run.err.contains("it is no bundle, it looks like text"), "{}", run.err);
+    }
+    let pack = |key: &str, image: &str| {
+        let words =
+            ["pack", "--product", "demo", "--version", "9", "--platform", image, "--key", key, "-o", "x"];
+        bench.run(&words)
+    };
+    let message = pack("noise", "v2.img").bad("SIGNING");
+    assert!(message.contains("noise: it is no key of OpenSSH"), "{message}");
+    let message = pack("key", ".").bad("OPEN");
+    assert!(message.contains(".: no regular file; give a file with the image"), "{message}");
+    // The public key: ssh-keygen signs with its other half, and announces nothing.
+    let run = pack("key.pub", "v2.img");
+    assert!(!run.err.contains("Signing data"), "{}", run.err);
+    run.good();
+}
+
+/// A state directory that cannot be written is reported once, not with each of the records of a verb.
+#[test]
+fn a_state_directory_that_cannot_be_written_is_reported_once() {
+    let bench = Bench::installed();
+    fs::write(bench.path("no-directory"), "").unwrap();
+    let machine = ["--disk", "disk.img", "--booted", "a", "--state-dir", "no-directory"];
+    let run = bench.run(&[&["prepare", "v2.qimg", "--trust", "allowed_signers"], &machine[..]].concat());
+    assert_eq!(run.err.matches("history and last error are not kept").count(), 1, "{}", run.err);
+    run.good();
+}
+
+/// What is not on trial is not called good.
+#[test]
+fn nothing_is_good_that_is_not() {
+    let bench = Bench::installed();
+    let said = bench.run(&["mark-good", "--disk", "disk.img", "--booted", "b"]).good();
+    assert!(said.contains("nothing to do: platform_b runs and is empty, not on trial"), "{said}");
+    let said = bench.run(&["mark-good", "--disk", "disk.img", "--booted", "a"]).good();
+    assert!(said.contains("nothing to do: what runs is good already"), "{said}");
 }

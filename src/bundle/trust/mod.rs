@@ -9,6 +9,7 @@ use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey};
 
 use self::line::AllowedSigner;
+use super::kind;
 use super::manifest::{Manifest, Provenance};
 use super::signature::{self, NAMESPACE, SignatureBlock};
 use crate::error::{Error, Result};
@@ -49,6 +50,23 @@ enum TrustPolicy {
     Unsigned,
 }
 
+/// Number of lines whose problems are shown.
+const SHOWN: usize = 3;
+
+/// Why a file has no usable key: the kind of file that it is instead, or its first lines, each with its problem.
+fn no_signer(text: &[u8], skipped: &[String]) -> String {
+    const ENTRY: &str =
+        "write a line 'NAME namespaces=\"qimg\" KEY' for each public key, see ssh-keygen(1), ALLOWED SIGNERS";
+    match kind::guess(text).filter(|kind| *kind != kind::TEXT) {
+        Some(found) => return format!("it looks like {found}; {ENTRY}"),
+        None if skipped.is_empty() => return format!("it has no entry; {ENTRY}"),
+        None => {}
+    }
+    let more = skipped.len().saturating_sub(SHOWN);
+    let shown = skipped.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if more == 0 { shown } else { format!("{shown}; and {more} lines more; {ENTRY}") }
+}
+
 impl Trust {
     /// Parses an `allowed_signers` file; `path` is used in messages. A line that this build cannot use (an unknown
     /// key type, a certificate authority) is skipped, as ssh-keygen does, so that a file for newer machines works
@@ -65,8 +83,7 @@ impl Trust {
             }
         }
         if signers.is_empty() {
-            let why = if skipped.is_empty() { "it has no entry".to_owned() } else { skipped.join("; ") };
-            let problem = format!("no usable key: {why}");
+            let problem = format!("no usable key: {}", no_signer(text, &skipped));
             return Err(Error::TrustFile { path: path.to_owned(), problem });
         }
         let policy = TrustPolicy::Signers { signers, skipped };

@@ -200,7 +200,11 @@ impl Client {
         // Its own is the right one here.
         request.headers_mut().remove("Host");
         let answer = if method == Method::GET { agent.run(request.map(|_| ())) } else { agent.run(request) };
-        let mut answer = answer.map_err(|error| error.to_string())?;
+        let mut answer = answer.map_err(|error| match error {
+            // Without the word "io" before it.
+            ureq::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        })?;
         let text = answer.body_mut().with_config().limit(ANSWER_LIMIT as u64).read_to_string();
         Ok((answer.status(), text.map_err(|error| error.to_string())?))
     }

@@ -12,6 +12,17 @@ use crate::units::{Group, Slot};
 /// Why a good slot lost its flags when the other one was marked good.
 const NO_LATE_FALLBACK: &str = "the other slot is good, and prevent_late_fallback is set";
 
+/// What is said where nothing is on trial.
+fn nothing_on_trial(view: &View) -> Result<String> {
+    let running = view.held(Group::Platform, view.booted()?);
+    Ok(match running.filter(|held| held.state != SlotState::Good) {
+        Some(held) => {
+            format!("nothing to do: {} runs and is {}, not on trial", held.partition.name, held.state.word())
+        }
+        None => "nothing to do: what runs is good already".to_owned(),
+    })
+}
+
 /// What runs on trial is good, or that platform slot is.
 pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
     let candidates: Vec<&SlotView> = match slot {
@@ -53,7 +64,7 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
         (true, None) if turn.is_some() => "the slot that runs is good, and now in BootOrder".to_owned(),
         (true, _) => match view.on_trial().next() {
             Some(held) => format!("nothing to do: {} has not been started yet", held.partition.name),
-            None => "nothing to do: what runs is good already".to_owned(),
+            None => nothing_on_trial(view)?,
         },
         (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),
         (false, None) => format!("{} proved good", names.join(" and ")),

@@ -30,7 +30,8 @@ fn a_service_that_does_not_answer_is_named() {
     let bench = Bench::installed();
     // Port 1 of this machine: no process listens there.
     let message = bench.run(&["status", "--service", "https://127.0.0.1:1"]).bad("SERVICE_UNREACHABLE");
-    assert!(message.contains("127.0.0.1:1"), "{message}");
+    assert!(message.contains("127.0.0.1:1: Connection refused"), "{message}");
+    assert!(message.contains("'systemctl status qstage'") && message.contains("--service"), "{message}");
 }
 
 /// With no door that opens it cannot serve; one that does is enough (see the service's own tests).
