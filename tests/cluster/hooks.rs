@@ -69,6 +69,13 @@ impl Hooked {
         self.reboot()["error_message"].as_str().unwrap().to_owned()
     }
 
+    /// Resumes the reboot at one node, and waits until another one has seen that.
+    fn resume(&self) {
+        let before = self.reboot()["error_message"].clone();
+        assert_eq!(self.lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+        self.lab.node(1).until("the resume is seen", |_| self.reboot()["error_message"] != before);
+    }
+
     /// Resumes the reboot; from the answer on no status of any node has the failure from before.
     fn resume_clears(&self, failure: &str) {
         assert!(self.reboot()["error_message"].as_str().unwrap().contains(failure));
@@ -142,7 +149,7 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
     hooked.calls();
     // A drain that hangs: the disk can be used meanwhile; the hook is killed, and the error names it.
     hooked.on("drain", Some("echo waiting for clients >&2; sleep 60\n"));
-    assert_eq!(lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    hooked.resume();
     lab.node(1).until("it hangs", |_| {
         fs::read_to_string(lab.bench.path("hooks.log")).is_ok_and(|text| text.contains("drain"))
     });
@@ -154,7 +161,7 @@ fn hooks_run_around_each_turn_and_pause_it_when_they_fail() {
     // An undrain that fails is reported too, and no other node reboots.
     hooked.on("drain", None);
     hooked.on("undrain", Some("echo no way back >&2; exit 5\n"));
-    assert_eq!(lab.node(2).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    hooked.resume();
     let told = hooked.until("REBOOT_PAUSED_DUE_TO_ERROR");
     assert!(
         told.contains("is not healthy: the hook 'undrain' ended with exit status: 5: no way back"),
