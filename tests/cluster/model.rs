@@ -16,6 +16,9 @@ fn print(world: &World) -> (u64, u64) {
     (build.hash_one(world), build.hash_one((7_u8, world)))
 }
 
+/// Maximum number of states, before the memory of the machine is full.
+const STATES: usize = 20_000_000;
+
 /// Result of an exploration.
 struct Explored {
     states: usize,
@@ -37,6 +40,7 @@ fn explore(scenario: Scenario) -> Explored {
             continue;
         };
         result.states += 1;
+        assert!(result.states < STATES, "more than {STATES} states: does something count for ever?");
         if let Some(rule) = world.broken {
             let path = stack.iter().map(|(label, _)| label.clone()).chain([label]).collect();
             result.broken = Some((rule, path));
@@ -232,6 +236,24 @@ fn an_abandoned_upgrade_with_a_pause_and_a_fault() {
 #[ignore = "full: half a minute"]
 fn a_complete_reboot_with_a_fault() {
     holds("complete, 3 nodes", Scenario { late: false, ..scenario(3, PLATFORM, false) });
+}
+
+#[test]
+#[ignore = "full: a minute"]
+fn a_complete_reboot_of_four() {
+    holds("complete, 4 nodes, no fault", Scenario { faults: 0, late: false, ..scenario(4, PLATFORM, false) });
+}
+
+#[test]
+#[ignore = "full: half a minute"]
+fn a_prepare_of_four() {
+    holds("prepare, 4 nodes", Scenario { prepare: true, ..scenario(4, PLATFORM, false) });
+}
+
+#[test]
+#[ignore = "full: a minute"]
+fn software_on_four_nodes_at_once() {
+    holds("software, 4 nodes", scenario(4, UpgradeType::SoftwareOnly, false));
 }
 
 /// Five nodes, two at a time.
