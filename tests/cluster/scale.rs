@@ -416,7 +416,7 @@ fn upgrade(fleet: &mut Fleet, what: &str, order: &Ordered) {
         traffic >> 10
     );
     assert!(slowest.1 < limit, "{times:.0?}, not within {limit:.1?}");
-    assert!(writes <= 20.0 + 60.0 / f64::from(fleet.count), "{writes} writes per node");
+    assert!(writes <= 16.0 + 60.0 / f64::from(fleet.count), "{writes} writes per node");
 }
 
 fn measure(count: u32) {
