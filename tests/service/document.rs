@@ -141,6 +141,14 @@ fn every_endpoint_answers_as_the_document_says() {
     };
     let mut called = BTreeSet::new();
     let v2 = bench.text("v2.qimg");
+    // A dry run has an answer of its own.
+    let order = json!({"image_path": v2, "auto_commit": false});
+    let (status, planned) = server.post("/v2/upgrade/prepare?dry_run=true", &order);
+    let response = &document["paths"]["/v2/upgrade/prepare"]["post"]["responses"]["200"];
+    let content = &response["content"]["application/json"];
+    assert_eq!((status, &planned["dry_run"]), (200, &json!(true)), "{planned}");
+    check(&document, &content["schema"], &planned, "a dry run");
+    check_example(&document, content, &planned, "a dry run");
     // The software alone, so that it can be marked good and rolled back without a reboot.
     let soft = bench.text("soft.qimg");
     for (endpoint, body, status) in changes(&soft) {
