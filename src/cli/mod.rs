@@ -22,6 +22,7 @@ mod destination;
 mod doctor;
 mod download;
 mod environment;
+mod examples;
 mod explain;
 mod firmware;
 mod for_service;
