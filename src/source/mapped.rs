@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::{Deref, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use nix::errno::Errno;
@@ -10,6 +10,7 @@ use nix::libc::off_t;
 use nix::unistd::{Whence, lseek};
 
 use crate::bundle::writer::Image;
+use crate::device::watch;
 use crate::error::{Error, Result};
 
 /// A regular file, mapped for reading: workers compress directly from the page cache, without copies.
@@ -17,8 +18,13 @@ use crate::error::{Error, Result};
 pub struct MappedFile {
     map: Mmap,
     file: File,
+    /// Its name in reports.
+    name: PathBuf,
     data: Vec<Range<u64>>,
 }
+
+/// Smallest size of a page in bytes: a read of one byte per page loads it.
+const PAGE: usize = 4096;
 
 impl MappedFile {
     /// Maps the file at `path`.
@@ -28,7 +34,8 @@ impl MappedFile {
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(failed(std::io::Error::other("no regular file; give a file with the image")));
         }
-        let mapped = Self::of(file).map_err(failed)?;
+        let mut mapped = Self::of(file).map_err(failed)?;
+        path.clone_into(&mut mapped.name);
         // Advice only.
         let _ = mapped.map.advise(Advice::Sequential);
         Ok(mapped)
@@ -36,7 +43,7 @@ impl MappedFile {
 
     /// Maps an open regular file, to be read in any order.
     pub(crate) fn of(file: File) -> std::io::Result<Self> {
-        let mut mapped = Self { map: map(&file)?, file, data: Vec::new() };
+        let mut mapped = Self { map: map(&file)?, file, name: PathBuf::new(), data: Vec::new() };
         mapped.data = mapped.find_data();
         Ok(mapped)
     }
@@ -83,6 +90,14 @@ impl Image for MappedFile {
     fn is_hole(&self, at: u64, len: u64) -> bool {
         let next = self.data.partition_point(|extent| extent.end <= at);
         self.data.get(next).is_none_or(|extent| extent.start >= at + len)
+    }
+
+    fn load(&self, at: u64, len: u64) {
+        let _entry = watch::begin(&self.name, "read");
+        let range = within(at, len, self.map.len()).map_or(0..0, |(at, len)| at..at + len);
+        for byte in self.map[range].iter().step_by(PAGE) {
+            std::hint::black_box(*byte);
+        }
     }
 
     /// Releases the pages from this process, not from the page cache: its memory does not grow with the image.

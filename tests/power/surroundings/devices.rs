@@ -89,6 +89,33 @@ fn a_file_that_hangs_is_named() {
     assert_eq!(prepare.code_within(Duration::from_secs(60)), Some(0));
 }
 
+/// An image that `pack` reads by a map: the page faults wait, and no read(2) does.
+#[test]
+fn an_image_that_hangs_is_named() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    let hanging = Nbd::new(&bench.path("v2.img"), &bench.path("."));
+    let words =
+        ["pack", "--product", "demo", "--version", "9", "--platform", "mounted", "-o", "x.qimg", "--json"];
+    let mut command = bench.command(&words);
+    hanging.pause(true);
+    let mut pack = Started::new(&mut command);
+    let goes_on = hanging.goes_on();
+    let mut out = std::io::BufReader::new(pack.0.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"event\":\"stalled\"") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "it ended");
+    }
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&event["device"], &event["operation"]), (&"mounted".into(), &"read".into()));
+    drop(goes_on);
+    assert_eq!(std::io::read_to_string(out).unwrap().matches("\"event\":\"result\"").count(), 1);
+    assert_eq!(pack.code_within(Duration::from_secs(60)), Some(0));
+}
+
 /// A device that answers each request, but after a second: a look takes many. Before: 14 s.
 #[test]
 fn a_slow_device_holds_nobody_who_asks() {
