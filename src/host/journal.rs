@@ -138,8 +138,8 @@ pub struct FileJournal {
     notice: Box<dyn Fn(&str) + Send + Sync>,
     /// Whether a wait for the lock has reached its limit: there is no second wait.
     gave_up: AtomicBool,
-    /// Whether the last write failed, which was reported: a verb writes several times.
-    failing: AtomicBool,
+    /// What was reported of the last write; empty if that succeeded. A verb writes several times.
+    reported: Mutex<String>,
 }
 
 /// Longest wait for the lock of a disk's directory. It is held for milliseconds; a verb does not wait longer for a process
@@ -163,7 +163,7 @@ impl FileJournal {
             dir: dir.to_owned(),
             notice: Box::new(notice),
             gave_up: AtomicBool::new(false),
-            failing: AtomicBool::new(false),
+            reported: Mutex::default(),
         }
     }
 
@@ -185,13 +185,14 @@ impl FileJournal {
             let _lock = lock.ok_or_else(|| io::Error::other("another process holds its lock"))?;
             act(&dir)
         });
-        let before = self.failing.swap(done.is_err(), Ordering::Relaxed);
-        if let (Err(e), false) = (done, before) {
-            (self.notice)(&format!(
-                "{}: cannot be written, history and last error are not kept: {e}",
-                self.dir.display()
-            ));
+        let problem = done.err().map_or_else(String::new, |e| {
+            format!("{}: cannot be written, history and last error are not kept: {e}", self.dir.display())
+        });
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if !problem.is_empty() && *reported != problem {
+            (self.notice)(&problem);
         }
+        *reported = problem;
     }
 
     /// The last [`READ_LIMIT`] bytes of a file; empty if it is missing.
@@ -419,7 +420,8 @@ mod tests {
         blocked.update(DISK, &mut |record| record.install_path = path(1));
         blocked.append(DISK, &event(0));
         assert_eq!((blocked.load(DISK), blocked.history(DISK)), (JournalRecord::default(), Vec::new()));
-        assert_eq!(notices.lock().unwrap().len(), 2);
+        assert_eq!(notices.lock().unwrap().len(), 1, "the same again is not reported");
+        // Each cause is, and one that comes back after a success.
         let (journal, notices) = journal(&dir.path().join("good"));
         for wrong in ["", "..", "a/b", "/etc", "a.b"] {
             journal.append(wrong, &event(0));
@@ -438,10 +440,13 @@ mod tests {
         let begun = std::time::Instant::now();
         (1..4).for_each(|n| journal.append(DISK, &event(n)));
         assert!((LOCK_LIMIT..2 * LOCK_LIMIT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-        assert_eq!((notices.lock().unwrap().len(), journal.history(DISK).len()), (3, 1));
+        assert_eq!((notices.lock().unwrap().len(), journal.history(DISK).len()), (1, 1));
         drop(held);
         journal.append(DISK, &event(4));
         assert_eq!(journal.history(DISK).len(), 2);
+        let _held = lock_file(&dir.path().join(DISK).join("lock"), Duration::ZERO).unwrap();
+        journal.append(DISK, &event(5));
+        assert_eq!(notices.lock().unwrap().len(), 2);
     }
 
     #[test]
