@@ -24,12 +24,18 @@ def measured(*command) -> Cost:
     begun, peak = time.monotonic(), 0
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=said)
-        while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                break
-            peak = max(peak, high_water(child.pid))
-            time.sleep(0.02)
+        try:
+            while True:
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                peak = max(peak, high_water(child.pid))
+                time.sleep(0.02)
+        except BaseException:
+            # SIGTERM or Ctrl-C: the program ends with this one.
+            child.kill()
+            child.wait()
+            raise
         took = time.monotonic() - begun
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
