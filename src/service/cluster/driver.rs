@@ -160,6 +160,10 @@ impl Driver {
         let look = self.look()?;
         self.cache.is_machine(&identity(&look));
         number::check(seen, self.node(), member, &identity(&look), self.published)?;
+        // A state without the last write of this node would make it write the same again, or obey twice an order to restart.
+        if self.lags(seen) {
+            return Ok(());
+        }
         // The other nodes know its service by these two.
         let (address, certificate) = (&self.membership.address, &self.certificate);
         if member.address != *address || member.certificate != *certificate {
@@ -182,10 +186,6 @@ impl Driver {
         }
         self.held.release(&self.actor, self.job.is_some() || view.missed(self.node(), local.runs))?;
         let Some(lease) = seen.lease else { return Ok(()) };
-        // A state without the last write of this node would make it write the same again.
-        if self.lags(seen) {
-            return Ok(());
-        }
         let said = self.publish(seen, &look, &local, lease)?;
         if self.lags(seen) {
             return Ok(());
