@@ -30,12 +30,6 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "a_failure_to_start_or_stop_is_reported",
     ),
     (
-        "CONTAINER_UNHEALTHY",
-        "takes a machine on which no release is well",
-        "src/container/tests.rs",
-        "a_failure_to_start_or_stop_is_reported",
-    ),
-    (
         "NEEDS_REBOOT",
         "commit sees it first and commits for the reboot",
         "src/container/tests.rs",
