@@ -148,7 +148,12 @@ pub fn pack(
     let failed = |source: io::Error| Error::Output { path: path.clone(), source };
     let mut payloads = out.scratch()?;
     let mut writer = BufWriter::with_capacity(1 << 20, &mut payloads);
-    let packed = pack_payloads(&identity, &inputs, compression, &mut writer, cancel, progress)?;
+    let packed = pack_payloads(&identity, &inputs, compression, &mut writer, cancel, progress);
+    // The writer of the format knows no path.
+    let packed = packed.map_err(|error| match error {
+        Error::Output { source, .. } => failed(source),
+        other => other,
+    })?;
     writer.flush().map_err(failed)?;
     drop(writer);
     let manifest = packed.fields.to_bytes()?;

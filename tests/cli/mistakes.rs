@@ -4,7 +4,9 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use crate::harness::loops::is_root;
 use crate::harness::machine::Bench;
+use crate::harness::tiny_disk::TinyDisk;
 
 fn qstage(args: &[&str]) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } =
@@ -134,6 +136,21 @@ fn a_state_directory_that_cannot_be_written_is_reported_once() {
     let run = bench.run(&[&["prepare", "v2.qimg", "--trust", "allowed_signers"], &machine[..]].concat());
     assert_eq!(run.err.matches("history and last error are not kept").count(), 1, "{}", run.err);
     run.good();
+}
+
+/// Where the room ends, the message has the file, and nothing of it is left.
+#[test]
+fn a_full_file_system_is_named_by_the_file() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::installed();
+    let tiny = TinyDisk::new(&bench.path("tiny"));
+    let words = ["pack", "--product", "demo", "--version", "9", "--platform", "v2.img", "-o", "tiny/x.qimg"];
+    let message = bench.run(&words).bad("OUTPUT");
+    assert!(message.contains("writing tiny/x.qimg: No space left on device"), "{message}");
+    assert_eq!(fs::read_dir(bench.path("tiny")).unwrap().count(), 0);
+    drop(tiny);
 }
 
 /// What is not on trial is not called good.
