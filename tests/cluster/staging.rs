@@ -1,15 +1,29 @@
 //! A node that fell back has lost its bundle: it prepares it again before its next turn, with the time that the transfer needs.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::harness::machine::sfdisk;
+use crate::lab::{Lab, Node};
 
 /// Time limit for the return of a node. The transfer takes longer.
 const LIMIT: Duration = Duration::from_secs(6);
+
+/// Fills a slot with other bytes: what is in place is not transferred.
+fn damage(node: &Node, partition: &str) {
+    let disk = node.path("disk");
+    let table = sfdisk(&disk);
+    let rows = table["partitions"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["name"] == partition).unwrap();
+    let [at, len] = ["start", "size"].map(|key| row[key].as_u64().unwrap() * 512);
+    let file = File::options().write(true).open(disk).unwrap();
+    file.write_all_at(&vec![0xa5; usize::try_from(len).unwrap()], at).unwrap();
+    file.sync_all().unwrap();
+}
 
 #[test]
 fn a_node_prepares_again_before_its_turn_and_not_within_it() {
@@ -18,11 +32,11 @@ fn a_node_prepares_again_before_its_turn_and_not_within_it() {
     let node = lab.node(1);
     assert_eq!(node.prepare(v2.to_str().unwrap(), false, true).0, 202);
     node.until("prepared", |node| node.state() == "PREPARED");
-    // From its next start on each node takes some 8 s for the bundle.
+    // From its next start on each node writes the 4 MiB of the platform in 9 s.
     for node in &lab.nodes {
         let path = node.path("config");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(path, format!("max_rate = \"750K\"\n{text}")).unwrap();
+        fs::write(path, format!("max_rate = \"450K\"\n{text}")).unwrap();
         node.breaks(true);
     }
     let reboot = || node.get("/v1/shutdown/reboot/status");
@@ -30,6 +44,8 @@ fn a_node_prepares_again_before_its_turn_and_not_within_it() {
         node.until(what, |_| reboot()["state"] == "REBOOT_PAUSED_DUE_TO_ERROR");
         reboot()["error_message"].as_str().unwrap().to_owned()
     };
+    // Before a node can come back: it would begin to prepare at once.
+    fs::rename(&v2, &aside).unwrap();
     assert_eq!(node.post("/v2/upgrade/commit", &Value::Null), 202);
     let told = paused("the first falls back");
     let first: usize = told.strip_prefix("node ").and_then(|rest| rest[..1].parse().ok()).unwrap();
@@ -37,12 +53,12 @@ fn a_node_prepares_again_before_its_turn_and_not_within_it() {
     lab.nodes.iter().for_each(|node| node.breaks(false));
     let boots = lab.node(first).boots();
     // A bundle that is gone pauses the reboot before the turn begins.
-    fs::rename(&v2, &aside).unwrap();
     assert_eq!(node.post("/v1/shutdown/reboot/resume", &Value::Null), 200);
     let told = paused("it cannot prepare");
     assert!(told.starts_with(&format!("node {first}: ")) && told.contains("v2.qimg"), "{told}");
     assert_eq!(lab.node(first).boots(), boots);
     fs::rename(&aside, &v2).unwrap();
+    damage(lab.node(first), "platform_b");
     // The cluster waits for the transfer, as long as it takes, and shows how far it is. The node is up meanwhile.
     let begun = Instant::now();
     assert_eq!(node.post("/v1/shutdown/reboot/resume", &Value::Null), 200);
