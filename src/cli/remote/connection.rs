@@ -10,6 +10,7 @@ use axum::http::{Method, Request, StatusCode};
 use clap::Args;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
@@ -132,6 +133,23 @@ struct ErrorBody {
     description: String,
 }
 
+/// Whether the OpenAPI document of a service describes a dry run of POST requests to `path`.
+fn has_dry_run(document: &str, path: &str) -> bool {
+    let document: Value = serde_json::from_str(document).unwrap_or_default();
+    let path = path.split_once('?').map_or(path, |(path, _)| path);
+    let fits = |template: &str| {
+        let mut parts = template.split('/').zip(path.split('/'));
+        template.split('/').count() == path.split('/').count()
+            && parts.all(|(part, given)| part.starts_with('{') || part == given)
+    };
+    let paths = document["paths"].as_object().into_iter().flatten();
+    // The path itself, before one with a parameter.
+    let found = paths.filter(|(template, _)| fits(template)).max_by_key(|(template, _)| *template == path);
+    found
+        .and_then(|(_, item)| item["post"]["parameters"].as_array())
+        .is_some_and(|parameters| parameters.iter().any(|one| one["name"] == "dry_run"))
+}
+
 impl Client {
     /// Sends a GET request; returns the body of the response.
     pub(in crate::cli) fn get(&self, path: &str) -> Result<String> {
@@ -139,7 +157,7 @@ impl Client {
     }
 
     /// Sends a POST request; returns the body of the response.
-    pub(in crate::cli) fn post(&self, path: &str, body: &serde_json::Value) -> Result<String> {
+    pub(in crate::cli) fn post(&self, path: &str, body: &Value) -> Result<String> {
         self.call(Method::POST, path, body.to_string())
     }
 
@@ -147,14 +165,19 @@ impl Client {
     ///
     /// # Errors
     /// Those of [`post`](Self::post); [`Error::ServiceUnreachable`]: the service knows no dry run of that.
-    pub(in crate::cli) fn dry_run(&self, path: &str, body: &serde_json::Value) -> Result<PlannedOrder> {
+    pub(in crate::cli) fn dry_run(&self, path: &str, body: &Value) -> Result<PlannedOrder> {
+        let refuse = |problem: &str| {
+            let service = self.name.clone();
+            Err(Error::ServiceUnreachable { service, problem: problem.to_owned() })
+        };
+        // A service ignores parameters that it does not know: an older one would carry out the order.
+        if !has_dry_run(&self.get("/v1/qstage/openapi.json")?, path) {
+            return refuse("is an older qstage, which has no dry run of that; nothing was ordered");
+        }
         let mark = if path.contains('?') { '&' } else { '?' };
         let text = self.post(&format!("{path}{mark}dry_run=true"), body)?;
         let planned = serde_json::from_str(&text).ok().filter(|planned: &PlannedOrder| planned.dry_run);
-        planned.ok_or_else(|| Error::ServiceUnreachable {
-            service: self.name.clone(),
-            problem: "is an older qstage, which knows no dry run of that and has done it".to_owned(),
-        })
+        planned.map_or_else(|| refuse("did not answer a dry run as one; look at its status"), Ok)
     }
 
     /// Name of the service in messages.
@@ -235,5 +258,31 @@ impl Client {
             .map_err(|error| error.to_string())?
             .block_on(limited)
             .unwrap_or_else(|_| Err("gave no answer".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dry_run_is_what_the_document_describes() {
+        let dry = r#"{"post": {"parameters": [{"name": "dry_run"}]}}"#;
+        let document = format!(
+            r#"{{"paths": {{"/v1/{{node}}/leave": {dry}, "/v1/a/leave": {{"post": {{}}}}, "/v1/pause": {dry},
+                 "/v1/join": {{"get": {{"parameters": [{{"name": "dry_run"}}]}}}}}}}}"#
+        );
+        for (path, has) in [
+            ("/v1/pause", true),
+            ("/v1/pause?n=1", true),
+            ("/v1/3/leave", true),
+            ("/v1/a/leave", false),
+            ("/v1/join", false),
+            ("/v1/pause/3", false),
+            ("/v1", false),
+        ] {
+            assert_eq!(has_dry_run(&document, path), has, "{path}");
+        }
+        assert!(!has_dry_run("no document", "/v1/pause"));
     }
 }

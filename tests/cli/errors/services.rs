@@ -1,6 +1,8 @@
 //! Failures beside the upgrade: the container, the health checks, a remote service.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 
 use crate::harness::machine::Bench;
 
@@ -32,6 +34,36 @@ fn a_service_that_does_not_answer_is_named() {
     let message = bench.run(&["status", "--service", "https://127.0.0.1:1"]).bad("SERVICE_UNREACHABLE");
     assert!(message.contains("127.0.0.1:1: Connection refused"), "{message}");
     assert!(message.contains("'systemctl status qstage'") && message.contains("--service"), "{message}");
+}
+
+/// A service ignores parameters that it does not know: an older one would carry out what should only be tried.
+#[test]
+fn no_dry_run_is_sent_to_a_service_without_it() {
+    let bench = Bench::installed();
+    let socket = bench.path("older.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let older = std::thread::spawn(move || {
+        let mut requests = vec![];
+        // One request per connection; the last one has no request.
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = [0; 4096];
+            let n = stream.read(&mut head).unwrap();
+            if n == 0 {
+                return requests;
+            }
+            requests.push(String::from_utf8_lossy(&head[..n]).lines().next().unwrap().to_owned());
+            let body = r#"{"paths": {"/v1/qstage/cluster/pause": {"post": {"parameters": []}}}}"#;
+            let length = body.len();
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        }
+    });
+    let service = format!("unix:{}", socket.display());
+    let message =
+        bench.run(&["cluster", "pause", "--dry-run", "--service", &service]).bad("SERVICE_UNREACHABLE");
+    drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    assert!(message.contains("nothing was ordered"), "{message}");
+    assert_eq!(older.join().unwrap(), ["GET /v1/qstage/openapi.json HTTP/1.1"]);
 }
 
 /// With no door that opens it cannot serve; one that does is enough (see the service's own tests).
