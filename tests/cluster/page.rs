@@ -75,7 +75,8 @@ fn without_a_token_the_page_shows_the_nodes_and_one_that_is_away() {
 fn with_a_token_the_page_upgrades_all_nodes() {
     // At its turn a node waits until a file is gone.
     let drain = "drain_command = [\"sh\", \"-c\", \"while test -e {DIR}/../hold; do sleep 0.1; done\"]\n";
-    let Some(lab) = Lab::with(3, drain, Some("3M")) else { return };
+    // Slow enough for a page to show each state of a prepare.
+    let Some(lab) = Lab::with(3, drain, Some("1M")) else { return };
     std::fs::write(lab.bench.path("hold"), "").unwrap();
     let Some(browser) = open(&lab, 1) else { return };
     enter_token(&browser, "qq");
