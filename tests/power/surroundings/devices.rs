@@ -67,43 +67,30 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
 /// A bundle on a file system that hangs.
 #[test]
 fn a_file_that_hangs_is_named() {
-    if !is_root() {
-        return;
-    }
-    let bench = Bench::installed();
-    let hanging = Nbd::new(&bench.path("v2.qimg"), &bench.path("."));
-    let mut command = bench.command(&["prepare", "mounted", "--config", "config.toml", "--json"]);
-    hanging.pause(true);
-    let mut prepare = Started::new(&mut command);
-    let goes_on = hanging.goes_on();
-    let mut out = std::io::BufReader::new(prepare.0.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("\"event\":\"stalled\"") {
-        line.clear();
-        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "it ended");
-    }
-    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!((&event["device"], &event["operation"]), (&"mounted".into(), &"read".into()));
-    drop(goes_on);
-    assert_eq!(std::io::read_to_string(out).unwrap().matches("\"event\":\"result\"").count(), 1);
-    assert_eq!(prepare.code_within(Duration::from_secs(60)), Some(0));
+    names_what_hangs("v2.qimg", &["prepare", "mounted", "--config", "config.toml", "--json"]);
 }
 
 /// An image that `pack` reads by a map: the page faults wait, and no read(2) does.
 #[test]
 fn an_image_that_hangs_is_named() {
+    names_what_hangs(
+        "v2.img",
+        &["pack", "--product", "demo", "--version", "9", "--platform", "mounted", "-o", "x.qimg", "--json"],
+    );
+}
+
+/// The verb reads `file` as `mounted`, on a file system that hangs: it names it, and succeeds when the file system goes on.
+fn names_what_hangs(file: &str, words: &[&str]) {
     if !is_root() {
         return;
     }
     let bench = Bench::installed();
-    let hanging = Nbd::new(&bench.path("v2.img"), &bench.path("."));
-    let words =
-        ["pack", "--product", "demo", "--version", "9", "--platform", "mounted", "-o", "x.qimg", "--json"];
-    let mut command = bench.command(&words);
+    let hanging = Nbd::new(&bench.path(file), &bench.path("."));
+    let mut command = bench.command(words);
     hanging.pause(true);
-    let mut pack = Started::new(&mut command);
+    let mut verb = Started::new(&mut command);
     let goes_on = hanging.goes_on();
-    let mut out = std::io::BufReader::new(pack.0.stdout.take().unwrap());
+    let mut out = std::io::BufReader::new(verb.0.stdout.take().unwrap());
     let mut line = String::new();
     while !line.contains("\"event\":\"stalled\"") {
         line.clear();
@@ -113,7 +100,7 @@ fn an_image_that_hangs_is_named() {
     assert_eq!((&event["device"], &event["operation"]), (&"mounted".into(), &"read".into()));
     drop(goes_on);
     assert_eq!(std::io::read_to_string(out).unwrap().matches("\"event\":\"result\"").count(), 1);
-    assert_eq!(pack.code_within(Duration::from_secs(60)), Some(0));
+    assert_eq!(verb.code_within(Duration::from_secs(60)), Some(0));
 }
 
 /// A device that answers each request, but after a second: a look takes many. Before: 14 s.
