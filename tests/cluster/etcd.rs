@@ -1,5 +1,6 @@
 //! A real etcd: one member, with or without certificates and users, or three. Its `Drop` ends it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -222,6 +223,24 @@ impl Etcd {
         let output = self.ctl(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Every key, and the revision that changed it last.
+    pub(crate) fn keys(&self) -> BTreeMap<String, i64> {
+        let text = self.says(&["get", "", "--from-key", "--keys-only", "-w", "fields"]);
+        let field = |name: &str| {
+            let start = format!("\"{name}\" : ");
+            text.lines().filter_map(|line| line.strip_prefix(&start)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let revisions = field("ModRevision").into_iter().map(|revision| revision.parse().unwrap());
+        field("Key").into_iter().map(|key| key.trim_matches('"').to_owned()).zip(revisions).collect()
+    }
+
+    /// Keys that were written or deleted since `before`, an earlier [`Self::keys`].
+    pub(crate) fn changed(&self, before: &BTreeMap<String, i64>) -> BTreeSet<String> {
+        let now = self.keys();
+        let keys = before.keys().chain(now.keys());
+        keys.filter(|key| before.get(*key) != now.get(*key)).cloned().collect()
     }
 
     /// Present revision, that is the number of changes.
