@@ -447,12 +447,16 @@ impl RequestPlan {
         self.sent.push((range, mirror));
     }
 
-    /// Mirrors that sent the bytes of a range, as far as they are remembered. Forgets them, since the bytes are fetched
-    /// again or never.
+    /// Mirrors that sent the bytes of a range, as far as they are remembered. Forgets them for this range alone, since its
+    /// bytes are fetched again or never: readers of other bytes of the same block may find them wrong a moment later.
     pub(super) fn senders(&mut self, range: &Range<u64>) -> Vec<usize> {
         let overlaps = |sent: &Range<u64>| sent.start < range.end && range.start < sent.end;
-        let mut senders: Vec<usize> =
-            self.sent.extract_if(.., |(sent, _)| overlaps(sent)).map(|(_, mirror)| mirror).collect();
+        let asked: Vec<_> = self.sent.extract_if(.., |(sent, _)| overlaps(sent)).collect();
+        let mut senders: Vec<usize> = asked.iter().map(|(_, mirror)| *mirror).collect();
+        for (sent, mirror) in asked {
+            self.remember(sent.start..range.start, mirror);
+            self.remember(range.end..sent.end, mirror);
+        }
         // A reader may have its bytes before the block that contains them is full.
         let begun = |(start, block): &(&u64, &Block)| overlaps(&(**start..**start + block.data.len() as u64));
         senders.extend(self.blocks.iter().filter(begun).map(|(_, block)| block.mirror));
@@ -469,8 +473,12 @@ impl RequestPlan {
         for (start, block) in dropped {
             self.buffered -= block.len;
             let got = block.data.len() as u64;
-            if block.ahead && got < block.len {
-                self.declare(start + got..start + block.len);
+            if got < block.len {
+                // A reader may have some of them, although the block was not full.
+                self.remember(start..start + got, mirror);
+                if block.ahead {
+                    self.declare(start + got..start + block.len);
+                }
             }
         }
     }

@@ -96,7 +96,8 @@ fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
     assert!(buf[..1000].iter().all(|&b| b == 7) && buf[1000..].iter().all(|&b| b == 8));
     assert!(plan.blocks.is_empty() && plan.buffered == 0);
     assert_eq!(plan.senders(&(1500..1501)), [1]);
-    assert_eq!(plan.senders(&(0..3000)), [0], "each is named once");
+    assert_eq!(plan.senders(&(0..3000)), [0, 1], "of the second block only one byte is forgotten");
+    assert_eq!(plan.senders(&(0..3000)), Vec::<usize>::new(), "each byte is attributed once");
 }
 
 #[test]
@@ -135,6 +136,31 @@ fn a_liar_is_known_before_its_block_is_full() {
     plan.stands(0, None);
     assert_eq!(plan.next(0).unwrap().block, 0..MIB, "over the gap between both");
     plan.end(reader);
+}
+
+/// Two frames of one block are wrong, and two readers have them before the first is judged. The second one had no sender
+/// left, so that its error ended the transfer although another mirror had the right bytes.
+#[test]
+fn each_reader_of_a_block_learns_who_sent_it() {
+    for (arrived, what) in [(MIB as usize, "full"), (9000, "begun")] {
+        let mut plan = RequestPlan::default();
+        plan.declare(0..MIB);
+        assert_eq!(plan.next(0).unwrap().block, 0..MIB);
+        assert_eq!(plan.fill(0, &vec![1; arrived], 3), arrived);
+        let frames = [1000..4000, 4000..8000];
+        for frame in &frames {
+            let reader = plan.begin(frame.clone());
+            let mut buf = vec![0; (frame.end - frame.start) as usize];
+            assert_eq!(plan.take(reader, &mut buf), buf.len());
+            plan.end(reader);
+        }
+        assert_eq!(plan.senders(&frames[0]), [3], "{what}");
+        plan.distrust(3);
+        assert_eq!(plan.senders(&frames[1]), [3], "{what}");
+        assert_eq!(plan.senders(&frames[1]), Vec::<usize>::new(), "{what}: forgotten, so that a retry ends");
+        assert_eq!(plan.senders(&(0..1000)), [3], "{what}: what lies before them");
+        assert_eq!(plan.senders(&(8000..9000)), [3], "{what}: what lies after them");
+    }
 }
 
 /// A server that gives out a file only once: all bytes that are left are declared, but none that were taken or passed.
