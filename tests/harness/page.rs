@@ -32,7 +32,8 @@ pub(crate) fn enter_token(browser: &Browser, name: &str) {
     browser.until("document.querySelector('#actions').offsetParent !== null");
 }
 
-/// Body of a function that lists faults: contrast below 4.5:1 (WCAG 2.2, 1.4.3), fields without a label, buttons without a name, and what is wider than the page.
+/// Body of a function that lists faults: contrast below 4.5:1 (WCAG 2.2, 1.4.3), fields without a label, buttons without a name, short
+/// words that are broken, and what is wider than the page.
 pub(crate) const FAULTS: &str = r#"
     const faults = [];
     const light = (text) => {
@@ -60,6 +61,16 @@ pub(crate) const FAULTS: &str = r#"
     for (const field of document.querySelectorAll('input')) if (!field.labels.length) faults.push(`no label: ${field.id}`);
     for (const button of document.querySelectorAll('button'))
         if (button.checkVisibility() && !button.textContent.trim()) faults.push(`no name: ${button.id}`);
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let text = texts.nextNode(); text; text = texts.nextNode()) {
+        if (!text.parentElement.checkVisibility()) continue;
+        for (const { 0: word, index } of text.data.matchAll(/[^\s-]+/g)) {
+            const range = document.createRange();
+            range.setStart(text, index);
+            range.setEnd(text, index + word.length);
+            if (word.length <= 12 && range.getClientRects().length > 1) faults.push(`broken: ${word}`);
+        }
+    }
     const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
     if (wide > 0) faults.push(`${wide} px wider than the page`);
     return faults;

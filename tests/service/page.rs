@@ -42,6 +42,13 @@ fn open(server: &Server) -> Option<Browser> {
     Some(browser)
 }
 
+/// Takes a picture, for people who changed the page: it stays if QSTAGE_TEST_PICTURES names a directory.
+fn pictured(browser: &Browser, bench: &Bench, name: &str) {
+    let kept =
+        std::env::var_os("QSTAGE_TEST_PICTURES").map(|directory| std::path::Path::new(&directory).join(name));
+    browser.picture(&kept.unwrap_or_else(|| bench.path(name)));
+}
+
 #[test]
 fn without_a_token_the_page_only_shows() {
     let (bench, server) = service_at(Some("1M"));
@@ -151,6 +158,79 @@ fn with_a_token_the_page_upgrades_and_takes_no_name_for_a_program() {
     assert_eq!(browser.console(), [""; 0], "errors, or breaches of the policy");
 }
 
+/// Columns were so narrow beside a long message that "good" stood in two lines. The scripts of the page get nine nodes, messages
+/// without a space, and a failed reboot; both judgements are of one moment, since the page looks at its service meanwhile.
+#[test]
+fn nine_nodes_and_long_messages_are_readable_on_every_screen() {
+    let (bench, server) = service();
+    let Some(browser) = open(&server) else { return };
+    let path = "/var/lib/appliance/clients/without-a-space/".repeat(3);
+    let long = format!("node 7: the hook 'drain' ended with exit status: 3: still 3 clients, see {path}");
+    let settings =
+        json!({"install_path": path, "target_version": "7.4.3", "upgrade_type": "SOFTWARE_AND_PLATFORM"});
+    let v3 =
+        json!({"state": "UPGRADE_STATE_REBOOTING", "progress": 45, "settings": settings, "error_info": long});
+    let node = |id: u32| {
+        let failed = id == 7;
+        json!({"id": id, "node_name": format!("storage-{id}.rack-a.example.org"), "version": "7.4.3-rc.1+build.20261126",
+            "node_status": if failed { "offline" } else { "online" }, "standing": if failed { "away" } else { "good" },
+            "doing": "waits for its turn", "progress": null, "reason": if failed { long.as_str() } else { "" }})
+    };
+    let nodes: Vec<_> = (1..=9).map(node).collect();
+    let cluster = json!({"node_id": 3, "state": "ACTIVE", "stage": "rebooting", "waits_for": long, "connected": false,
+        "problem": long, "nodes": nodes});
+    let slot = |slot: &str| {
+        json!({"group": "platform", "slot": slot, "state": "good", "product": "storage-box", "version": "7.1.1",
+            "unsigned": true, "booted": true, "boots_next": true, "reason": long})
+    };
+    let slots =
+        json!({"disk": path, "table": "sound", "boot_flag": "priority", "slots": [slot("a"), slot("b")]});
+    let event = json!({"time": "2026-11-26T22:13:09Z", "verb": "mark-good", "message": long,
+        "code": "UPGRADE_ERROR_CONTAINER_UNHEALTHY"});
+    let reboot = json!({"state": "REBOOT_PAUSED_DUE_TO_ERROR", "rolling": true, "total_node_count": 9,
+        "rebooted_node_count": 6, "error_message": long});
+    let own = json!({"details": long, "is_blocked": true, "blocked_reason": long});
+    let script = format!(
+        "return import('/page/view.js').then((view) => {{
+            view.status({v3}); view.detailed({own}); view.cluster({cluster}); view.reboot({reboot});
+            view.slots({slots}); view.history([{event}, {event}], true);
+            for (const id of ['actions', 'reboot-actions']) document.getElementById(id).hidden = false;
+            {FAULTS}
+        }});"
+    );
+    for scheme in ["light", "dark"] {
+        let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        browser.devtools("Emulation.setEmulatedMedia", &feature);
+        for width in [1600, 800, 641, 360] {
+            let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500});
+            browser.devtools("Emulation.setDeviceMetricsOverride", &size);
+            assert_eq!(browser.run(&script), json!([]), "{scheme}, {width} px");
+            pictured(&browser, &bench, &format!("long-{scheme}-{width}.png"));
+        }
+    }
+}
+
+/// By the Tab key alone every field and button is reached, in the order of the page, and shows that it has the focus.
+#[test]
+fn the_tab_key_reaches_everything() {
+    let (_bench, server) = service();
+    let Some(browser) = open(&server) else { return };
+    page::enter_token(&browser, "ops");
+    browser.run("document.activeElement.blur(); document.querySelector('.skip').focus(); return 0");
+    let wanted = "return [...document.querySelectorAll('a[href], input, button, summary')]
+        .filter((node) => node.checkVisibility() && !node.disabled).map((node) => node.id || node.className || node.innerText)";
+    let wanted = browser.run(wanted);
+    let mut reached = Vec::new();
+    for _ in wanted.as_array().unwrap() {
+        let now = "const node = document.activeElement; const { outlineStyle, outlineWidth } = getComputedStyle(node);
+            return (outlineStyle === 'solid' && outlineWidth === '3px' ? '' : 'unseen: ') + (node.id || node.className || node.innerText)";
+        reached.push(browser.run(now));
+        browser.keys(&[TAB], false);
+    }
+    assert_eq!(json!(reached), wanted);
+    assert!(reached.len() >= 6, "{reached:?}");
+}
+
 /// A platform asks how the nodes reboot, which a single machine cannot choose; a cancel discards it.
 #[test]
 fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
@@ -182,7 +262,7 @@ fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
                     browser.run("document.querySelector('#ask').close(); return 0");
                 }
                 let name = if dialog { "dialog" } else { "page" };
-                browser.picture(&bench.path(&format!("{name}-{scheme}-{width}.png")));
+                pictured(&browser, &bench, &format!("{name}-{scheme}-{width}.png"));
                 assert_eq!(browser.run(FAULTS), json!([]), "{name}, {scheme}, {width} px");
                 if !dialog {
                     browser.run("document.querySelector('#ask').showModal(); return 0");
@@ -198,14 +278,6 @@ fn a_platform_upgrade_asks_and_every_screen_can_be_read() {
     browser.click("#ask-yes");
     browser.until_text("#state", "Idle");
     assert_eq!(server.slot("platform", "b")["state"], "empty");
-    // Pictures for people who changed the page.
-    if let Some(directory) = std::env::var_os("QSTAGE_TEST_PICTURES") {
-        for entry in fs::read_dir(bench.path("")).unwrap().map(Result::unwrap) {
-            if entry.path().extension().is_some_and(|ext| ext == "png") {
-                fs::copy(entry.path(), std::path::Path::new(&directory).join(entry.file_name())).unwrap();
-            }
-        }
-    }
 }
 
 /// The page reaches a browser without a token on another machine too, but under the names of this machine only.

@@ -52,7 +52,9 @@ function table(id, columns, rows) {
       const [content, kind] = Array.isArray(cell) ? cell : [cell];
       const made = line.insertCell();
       made.dataset.column = columns[index];
-      made.textContent = content ?? "";
+      // A code may be broken after each of its words.
+      const parts = kind?.startsWith("code") ? content.split(/(?<=_)/) : [content ?? ""];
+      made.append(...parts.flatMap((part, place) => (place ? [document.createElement("wbr"), part] : [part])));
       if (kind) made.className = kind;
     });
   }
@@ -83,12 +85,12 @@ const GOOD = { good: "good", bad: "problem", torn: "problem", trial: "notice" };
 
 export function slots(report) {
   const rows = report.slots.map((slot) => [
-    `${slot.group} ${slot.slot}`,
+    [`${slot.group} ${slot.slot}`, "short"],
     [slot.state, GOOD[slot.state]],
-    [slot.product, slot.version].filter(Boolean).join(" ") + (slot.unsigned ? ", unsigned" : ""),
-    slot.booted ? "runs" : "",
-    slot.boots_next ? "boots next" : "",
-    slot.reason,
+    [[slot.product, slot.version].filter(Boolean).join(" ") + (slot.unsigned ? ", unsigned" : ""), "free"],
+    [slot.booted ? "runs" : "", "short"],
+    [slot.boots_next ? "boots next" : "", "short"],
+    [slot.reason, "free"],
   ]);
   table("slots", ["Slot", "State", "Content", "Now", "Next", "Reason"], rows);
   text("disk", `${report.disk}: table ${report.table}, boot flag ${report.boot_flag}`);
@@ -99,9 +101,9 @@ export function history(events, all) {
   const shown = all ? newest : newest.slice(0, 10);
   const rows = shown.map((event) => [
     [event.time, "time"],
-    event.verb,
-    event.code === "UPGRADE_ERROR_NO_ERROR" ? ["done", "good"] : [event.code, "problem"],
-    event.message,
+    [event.verb, "short"],
+    event.code === "UPGRADE_ERROR_NO_ERROR" ? ["done", "good"] : [event.code, "code problem"],
+    [event.message, "free"],
   ]);
   table("history", ["Time", "Verb", "Outcome", "Message"], rows);
   at("all-history").hidden = shown.length === events.length;
@@ -129,12 +131,12 @@ export function cluster(report) {
   const waits = report.waits_for ? `; waits for ${report.waits_for}` : "";
   text("stage", `Node ${report.node_id} of ${report.nodes.length}, ${report.state}, stage ${report.stage}${waits}${link}`);
   const rows = report.nodes.map((node) => [
-    `${node.id} ${node.node_name}`,
+    [`${node.id} ${node.node_name}`, "free"],
     [node.node_status, node.node_status === "online" ? "good" : "problem"],
-    node.version,
+    [node.version, "version"],
     [node.standing, GOOD[node.standing] ?? "problem"],
     [node.doing, node.progress === null ? "" : `${node.progress} %`].filter(Boolean).join(", "),
-    node.reason,
+    [node.reason, "free"],
   ]);
   table("nodes", ["Node", "Link", "Runs", "Standing", "Does", "Reason"], rows);
 }
