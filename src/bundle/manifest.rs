@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use super::name::{NAME_MAX, check_word};
+use super::name::{check_product, check_word};
 use super::needs::NeededPlatform;
 use crate::error::{Error, Result};
 use crate::units::{Blake3, Group, Sha256};
@@ -188,12 +188,7 @@ impl ManifestFields {
     /// Every condition that must hold before a size in this manifest is used.
     fn check(&self) -> Result<()> {
         let bad = |problem: String| Err(Error::Manifest { problem });
-        if self.product.is_empty()
-            || self.product.len() > NAME_MAX
-            || self.product.chars().any(char::is_control)
-        {
-            return bad(format!("product must have 1 to {NAME_MAX} bytes and no control characters"));
-        }
+        check_product(&self.product)?;
         check_word("version", &self.version)?;
         if let Some(min) = &self.min_version {
             check_word("min_version", min)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::environment;
+use super::{environment, values};
 use crate::boot::BootFlag;
 use crate::bundle::Trust;
 use crate::config::{Config, Settings};
@@ -29,6 +29,7 @@ fn word(words: &mut Vec<OsString>, flag: &str, value: Option<impl Into<OsString>
 
 /// `--config`: for verbs that use the trusted keys or the rates of the configuration.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
 pub(super) struct ConfigArgs {
     /// Configuration file [default: /etc/qstage/config.toml]
     ///
@@ -50,8 +51,41 @@ impl ConfigArgs {
     }
 }
 
+/// `--state-dir`, `--config`: all that a client of a service needs to know of its own machine.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(super) struct PlacesArgs {
+    /// Directory of the journal [default: /var/lib/qstage]
+    ///
+    /// It has the history, and the last error and the origin of its bundle for 'status';
+    /// a service stores its certificate there. It may be lost at any time: the slots
+    /// describe themselves. [env: QSTAGE_STATE_DIR]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl PlacesArgs {
+    fn state_dir(&self) -> Option<PathBuf> {
+        self.state_dir.clone().or_else(|| environment::path(environment::STATE_DIR))
+    }
+
+    /// The configuration with its defaults, and this directory.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        Ok(self.over(self.config.settings()?))
+    }
+
+    fn over(&self, mut settings: Settings) -> Settings {
+        settings.state_dir = self.state_dir().unwrap_or(settings.state_dir);
+        settings
+    }
+}
+
 /// `--mirror`, `--input-timeout`: for verbs that read a bundle from a web server or a pipe.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Source of the bundle")]
 pub(super) struct InputArgs {
     /// Another URL of the bundle, used if the first one fails; may be repeated
     ///
@@ -66,7 +100,7 @@ pub(super) struct InputArgs {
     ///
     /// For standard input and FIFOs: if no byte arrives for this time, the verb fails.
     /// Web servers have limits of their own, in the table 'network'.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = values::whole::<u32>)]
     input_timeout: Option<u32>,
 }
 
@@ -120,14 +154,6 @@ pub(super) struct MachineArgs {
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector_size)]
     sector_size: Option<BlockSize>,
 
-    /// Directory of the journal [default: /var/lib/qstage]
-    ///
-    /// It has the history, and the last error and the origin of its bundle for 'status'.
-    /// It may be lost at any time: the slots describe themselves.
-    /// [env: QSTAGE_STATE_DIR]
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-
     /// Write a slot also if it is unknown whether it is in use
     ///
     /// Without /sys or /proc, as in a container, mounts of a slot cannot be seen.
@@ -136,16 +162,12 @@ pub(super) struct MachineArgs {
     assume_unused: bool,
 
     #[command(flatten)]
-    config: ConfigArgs,
+    places: PlacesArgs,
 }
 
 impl MachineArgs {
     fn disk(&self) -> Option<PathBuf> {
         self.disk.clone().or_else(|| environment::path(environment::DISK))
-    }
-
-    fn state_dir(&self) -> Option<PathBuf> {
-        self.state_dir.clone().or_else(|| environment::path(environment::STATE_DIR))
     }
 
     /// Whether the command line itself names the disk.
@@ -155,7 +177,7 @@ impl MachineArgs {
 
     /// Settings of the command line, then of the configuration, then the defaults.
     pub(super) fn settings(&self) -> Result<Settings> {
-        Ok(self.over(self.config.settings()?))
+        Ok(self.over(self.places.config.settings()?))
     }
 
     /// The settings with what the command line says.
@@ -166,13 +188,12 @@ impl MachineArgs {
         settings.efivars = self.efivars.clone().or(settings.efivars);
         settings.sector_size = self.sector_size.or(settings.sector_size);
         settings.disk = self.disk().or(settings.disk);
-        settings.state_dir = self.state_dir().unwrap_or(settings.state_dir);
-        settings
+        self.places.over(settings)
     }
 
     /// The same for a verb that goes on without a configuration that cannot be used.
     pub(super) fn setup(&self) -> Setup {
-        let file = self.config.named().unwrap_or_else(|| Config::default_path().to_owned());
+        let file = self.places.config.named().unwrap_or_else(|| Config::default_path().to_owned());
         match self.settings() {
             Ok(settings) => Setup { settings, problem: None, file },
             Err(problem) => {
@@ -190,9 +211,9 @@ impl MachineArgs {
         word(&mut words, "--efivars", absolute(self.efivars.as_deref())?);
         word(&mut words, "--booted", self.booted.map(|slot| slot.to_string()));
         word(&mut words, "--sector-size", self.sector_size.map(|size| size.bytes().to_string()));
-        word(&mut words, "--state-dir", absolute(self.state_dir().as_deref())?);
+        word(&mut words, "--state-dir", absolute(self.places.state_dir().as_deref())?);
         words.extend(self.assume_unused.then(|| "--assume-unused".into()));
-        word(&mut words, "--config", absolute(self.config.named().as_deref())?);
+        word(&mut words, "--config", absolute(self.places.config.named().as_deref())?);
         Ok(words)
     }
 }
@@ -312,6 +333,6 @@ pub(super) struct EpochArgs {
 #[derive(Debug, Args)]
 pub(super) struct JobsArgs {
     /// Worker threads [default: processor cores + 2; to write a slot + 10, at most 16]
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = values::count)]
     pub(super) jobs: Option<NonZeroUsize>,
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{JobsArgs, MachineArgs};
-use super::machine::{self, Host};
+use super::machine::{self, Host, OpenedInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
-use super::table;
+use super::{table, values};
 use crate::bench::{self, BenchOptions, BenchReport, ScratchDir, Subject};
 use crate::bundle::{Bundle, Trust};
 use crate::device::{BlockDevice, Direct, Mode};
@@ -51,7 +51,7 @@ pub(super) struct BenchArgs {
     size: u64,
 
     /// Repetitions of every measurement
-    #[arg(long, value_name = "N", default_value = "3")]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = values::count)]
     repeat: NonZeroUsize,
 
     /// Overwrite the inactive slot: its content is lost
@@ -66,7 +66,7 @@ pub(super) struct BenchArgs {
     ///
     /// A check for regressions that works on any machine, since it compares figures of one
     /// run. The fastest of the repetitions counts.
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", value_parser = values::ratio)]
     at_least: Option<f64>,
 
     /// Print the figures as JSON lines
@@ -91,30 +91,25 @@ impl BenchArgs {
         let cancel = machine::cancel_on_signals()?;
         let progress = Reporter::new(format);
         let options = BenchOptions { repeat: self.repeat, jobs: self.jobs.jobs, cancel: &cancel };
+        if self.machine.names_disk() && !self.yes {
+            return Err(Error::Argument {
+                what: "bench --disk".to_owned(),
+                problem: "it overwrites the inactive slot; give --yes if its content is not needed"
+                    .to_owned(),
+            });
+        }
         let scratch = ScratchDir::new(self.scratch.as_deref().unwrap_or(Path::new(".")))?;
         let path = match &self.bundle {
             Some(path) => path.clone(),
             None => bench::synthetic_bundle(&scratch, self.size, &cancel)?,
         };
         let open = || {
-            machine::bundle_unconfined(
-                &path,
-                InputTimeout::default(),
-                &Trust::dangerously_unsigned(),
-                &Web::default(),
-                &cancel,
-                &machine::notes(),
-            )
+            let input = OpenedInput::open(&path, InputTimeout::default(), &cancel)?;
+            let trust = Trust::dangerously_unsigned();
+            input.unconfined(&trust, &Web::default(), &cancel, &machine::notes())
         };
         // Only a disk that the command line names: the one of the configuration is in production.
         let report = if self.machine.names_disk() {
-            if !self.yes {
-                return Err(Error::Argument {
-                    what: "bench --disk".to_owned(),
-                    problem: "it overwrites the inactive slot; give --yes if its content is not needed"
-                        .to_owned(),
-                });
-            }
             let settings = self.machine.settings()?;
             let same_device = on_one_device(&path, settings.disk()?);
             let host = Host::open_to_change(&settings)?;

@@ -9,6 +9,7 @@ use super::destination::BundleOutput;
 use super::machine;
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
+use super::values;
 use crate::delta::{self, DeltaReport, DeltaSpec};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
@@ -41,7 +42,7 @@ pub(super) struct DeltaArgs {
     ///
     /// By default 19 if at most 64 MiB of an image are not in place in OLD, which takes
     /// half a minute on two cores, else 9.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(long, value_name = "N", value_parser = values::level)]
     level: Option<i32>,
 
     /// Leave out frames that OLD does not make smaller

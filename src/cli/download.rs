@@ -21,6 +21,7 @@ use crate::units::size;
 
 /// `--no-delta` and `--max-download`: for verbs that read a bundle for what runs here.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Source of the bundle")]
 pub(super) struct DownloadArgs {
     /// Look for no delta beside a bundle at a URL
     ///

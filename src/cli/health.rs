@@ -8,7 +8,7 @@ use clap::Args;
 use super::args::MachineArgs;
 use super::machine::Host;
 use super::output::{self, Format};
-use super::table;
+use super::{table, values};
 use crate::config::Settings;
 use crate::engine::Change;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ pub(super) struct HealthArgs {
     dir: PathBuf,
 
     /// Seconds that each check may take
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::seconds)]
     timeout: u32,
 
     /// Run no check: record a failed trial of the running slot; 5 if there is none

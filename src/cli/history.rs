@@ -8,6 +8,7 @@ use super::machine::Host;
 use super::output::{self, Format, Palette};
 use super::remote::ServiceArgs;
 use super::table::{self, Cell};
+use super::values;
 use crate::error::{Error, NO_ERROR, Result};
 use crate::host::journal::{Event, FileJournal};
 
@@ -19,7 +20,7 @@ use crate::host::journal::{Event, FileJournal};
 #[derive(Debug, Args)]
 pub(super) struct HistoryArgs {
     /// Show only the newest entries
-    #[arg(long, short = 'n', value_name = "NUMBER")]
+    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = values::whole::<usize>)]
     last: Option<usize>,
 
     /// Print one JSON array

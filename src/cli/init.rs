@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{ConfigArgs, EpochArgs, TrustArgs};
-use super::machine;
+use super::machine::{self, OpenedInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::error::Result;
@@ -112,14 +112,11 @@ impl InitArgs {
         let progress = Arc::new(Reporter::new(format));
         // The bundle is opened first: the disk must not be wiped for a bundle that cannot be installed.
         let bundle = match &self.bundle {
-            Some(from) => Some(machine::bundle_unconfined(
-                from,
-                settings.input_timeout,
-                &self.trust.open(&settings.trust, &progress)?,
-                &settings.web,
-                &cancel,
-                &machine::notices(&progress),
-            )?),
+            Some(from) => {
+                let input = OpenedInput::open(from, settings.input_timeout, &cancel)?;
+                let trust = self.trust.open(&settings.trust, &progress)?;
+                Some(input.unconfined(&trust, &settings.web, &cancel, &machine::notices(&progress))?)
+            }
             None => None,
         };
         let into = self.slot.slots();

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{ConfigArgs, InputArgs};
+use super::machine::{self, OpenedInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
-use super::{machine, table};
+use super::table;
 use crate::bundle::{Summary, Trust};
 use crate::error::Result;
 use crate::host::trust;
@@ -53,9 +54,10 @@ impl InspectArgs {
         // Only the network settings of the configuration are used.
         let settings = self.config.settings()?;
         let web = Web { front_only: true, ..self.input.web(&settings) };
-        let (timeout, kept) = (self.input.timeout(&settings), Kept::default());
-        let bundle =
-            machine::bundle(&self.bundle, timeout, kept, &trust, &web, &Cancel::default(), &progress)?;
+        let cancel = Cancel::default();
+        let input = OpenedInput::open(&self.bundle, self.input.timeout(&settings), &cancel)?;
+        let input = input.confine(Kept::default(), &web, &progress)?;
+        let bundle = input.bundle(&trust, &web, &cancel, &machine::notices(&progress))?;
         drop(progress);
         output::result(format, &bundle.summary()?, human)
     }

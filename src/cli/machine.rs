@@ -129,6 +129,17 @@ impl OpenedInput {
         Ok(ConfinedInput(self))
     }
 
+    /// Reads the head of a bundle with all rights retained: for `init` and `bench`, which make disks and measure.
+    pub(super) fn unconfined(
+        self,
+        trust: &Trust,
+        web: &Web,
+        cancel: &Cancel,
+        notice: &Notice,
+    ) -> Result<Bundle> {
+        self.bundle(trust, web, cancel, notice)?.whole()
+    }
+
     fn bundle(self, trust: &Trust, web: &Web, cancel: &Cancel, notice: &Notice) -> Result<Bundle> {
         match self {
             Self::Open(source) => Bundle::open(source, trust),
@@ -138,18 +149,6 @@ impl OpenedInput {
             Self::Web(other) => Err(Error::Internal { what: format!("{other} is no web server") }),
         }
     }
-}
-
-/// Opens a bundle and retains all rights: for `init` and `bench`, which make disks and measure.
-pub(super) fn bundle_unconfined(
-    from: &Path,
-    timeout: InputTimeout,
-    trust: &Trust,
-    web: &Web,
-    cancel: &Cancel,
-    notice: &Notice,
-) -> Result<Bundle> {
-    OpenedInput::open(from, timeout, cancel)?.bundle(trust, web, cancel, notice)?.whole()
 }
 
 impl ConfinedInput {
@@ -165,20 +164,6 @@ impl ConfinedInput {
             OpenedInput::Web(_) | OpenedInput::Open(_) => None,
         }
     }
-}
-
-/// Opens a bundle or delta for a verb that needs no other rights afterwards than `kept`.
-pub(super) fn bundle(
-    from: &Path,
-    timeout: InputTimeout,
-    kept: Kept,
-    trust: &Trust,
-    web: &Web,
-    cancel: &Cancel,
-    progress: &Arc<Reporter>,
-) -> Result<Bundle> {
-    let input = OpenedInput::open(from, timeout, cancel)?.confine(kept, web, progress)?;
-    input.bundle(trust, web, cancel, &notices(progress))
 }
 
 /// Notices of a transfer as lines on standard error, for verbs that show no progress.

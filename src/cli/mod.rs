@@ -52,6 +52,7 @@ mod switch;
 mod table;
 mod terminal;
 mod token;
+mod values;
 mod verb;
 mod verbose;
 mod verify;

@@ -10,7 +10,9 @@ use super::destination::BundleOutput;
 use super::machine;
 use super::output::{Format, Palette};
 use super::progress::Reporter;
+use super::values;
 use crate::bundle::manifest::FRAME_MAX;
+use crate::bundle::name;
 use crate::bundle::needs::NeededPlatform;
 use crate::error::{Error, Result};
 use crate::pack::{self, PackReport, PackSpec};
@@ -32,12 +34,12 @@ const FRAME_SMALLEST: u32 = 64 << 10;
                    --needs-platform <PLATFORM> --software <FILE> --output <FILE>")]
 pub(super) struct PackArgs {
     /// Product that the bundle is for; machines of other products refuse it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = name::parse_product)]
     product: String,
 
     /// Version of the bundle, such as 1.4.2
     // Without a distinct id it would collide with the program's flag --version.
-    #[arg(id = "bundle_version", long = "version", value_name = "VERSION")]
+    #[arg(id = "bundle_version", long = "version", value_name = "VERSION", value_parser = name::parse_word)]
     version: String,
 
     /// Operating system image: the platform slot's content from its first byte
@@ -80,18 +82,18 @@ pub(super) struct PackArgs {
     force: bool,
 
     /// Oldest version that may be upgraded directly [default: any]
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long, value_name = "VERSION", value_parser = name::parse_word)]
     min_version: Option<String>,
 
     /// Anti-rollback epoch: raise it if older releases have a known vulnerability
     ///
     /// A machine refuses a bundle whose epoch is lower than the highest that was ever
     /// marked good on it.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::whole::<u64>)]
     epoch: u64,
 
     /// zstd level: 1 is fastest, 19 smallest
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = values::level)]
     level: i32,
 
     /// Uncompressed size of a frame, a power of two, 64K to 8M
@@ -159,7 +161,10 @@ fn creation_time() -> Result<u64> {
 
 fn parse_firmware(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        Some((name, file)) if !file.is_empty() => {
+            let name = name::parse_word(name).map_err(|rule| format!("the name {rule}"))?;
+            Ok((name, file.into()))
+        }
         _ => Err("write NAME=FILE, as in nic=firmware/nic.bin".to_owned()),
     }
 }

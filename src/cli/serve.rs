@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{MachineArgs, TrustArgs};
-use super::outlet;
 use super::verbose::level;
+use super::{outlet, values};
 use crate::boot::BootFlag;
 use crate::config::Settings;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ use crate::units::text;
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// Address of the HTTPS listener [default: 127.0.0.1:8000]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     listen: Option<SocketAddr>,
 
     /// Unix socket for local use; 'none' for none [default: /run/qstage/service.sock]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::args::{InputArgs, JobsArgs, MachineArgs, TrustArgs};
-use super::machine::{self, Host};
+use super::machine::{self, Host, OpenedInput};
 use super::output::{self, Format, Palette};
 use super::progress::Reporter;
 use crate::bundle::verify::verify;
@@ -90,6 +90,8 @@ impl VerifyArgs {
         }
         // clap ensures that one of the two is given.
         let from = self.bundle.clone().unwrap_or_default();
+        // What was named is judged before what the machine has: a mistyped name is no matter of keys.
+        let input = OpenedInput::open(&from, self.input.timeout(&settings), &cancel)?;
         let trust = self.trust.open(&settings.trust, &progress)?;
         // A base that is a bundle is unpacked to a file without a name.
         let kept = self.base.as_ref().map_or_else(Kept::default, |base| Kept {
@@ -97,8 +99,8 @@ impl VerifyArgs {
             write: vec![temporary_directory()],
             ..Kept::default()
         });
-        let bundle =
-            machine::bundle(&from, self.input.timeout(&settings), kept, &trust, &web, &cancel, &progress)?;
+        let input = input.confine(kept, &web, &progress)?;
+        let bundle = input.bundle(&trust, &web, &cancel, &machine::notices(&progress))?;
         if let Some(base) = &self.base {
             let report = delta::check(&bundle, base, jobs, &cancel, &progress)?;
             drop(progress);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::Class;
 use super::define::errors;
 use super::entry::ErrorEntry;
+use super::remedy::WithRemedy;
 use crate::units::{Blake3, Downtime, Group, Guid, Sha256, Slot};
 
 errors! {
@@ -360,7 +361,7 @@ errors! {
     InputStalled { path: PathBuf, at: u64, seconds: u64 } => Io, "INPUT_STALLED",
         ("{}: no data for {seconds} s at byte {at}; run it again to continue, or permit a longer silence (--input-timeout, or 'input_timeout' in the configuration)", .path.display());
     /// A file could not be written.
-    Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {source}", .path.display());
+    Output { path: PathBuf, source: io::Error } => Io, "OUTPUT", ("writing {}: {}", .path.display(), .source.with_remedy());
 
     /// Listening on an address or socket failed.
     Listen { address: String, source: io::Error } => Io, "LISTEN", ("cannot listen on {address}: {source}");

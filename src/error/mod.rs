@@ -5,6 +5,7 @@ mod define;
 mod entry;
 mod explain;
 mod list;
+mod remedy;
 
 use std::io;
 

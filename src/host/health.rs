@@ -1,6 +1,7 @@
 //! The health checks of the machine: a directory of programs, each of which must end with 0.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -45,7 +46,14 @@ pub struct Checks {
 pub fn run_checks(dir: &Path, timeout: Duration) -> Result<Checks> {
     let failed = |source| Error::Open { path: dir.to_owned(), source };
     let (mut programs, mut left_out) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(dir).map_err(failed)? {
+    let missing = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => {
+            let remedy = "make it, with a program for each check, or name another directory with --dir";
+            failed(io::Error::other(format!("{source}; {remedy}")))
+        }
+        _ => failed(source),
+    };
+    for entry in fs::read_dir(dir).map_err(missing)? {
         let path = entry.map_err(failed)?.path();
         if is_check(&path) {
             programs.push(path);

@@ -262,3 +262,32 @@ fn run(tool: &str, file: &Path) -> Option<Output> {
     let mut words = tool.split(' ');
     Command::new(words.next()?).args(words).arg(file).env("MANWIDTH", "80").output().ok()
 }
+
+/// --mirror and --max-download stood under "Overrides", and `watch`, which asks a service, offered --boot-flag and --assume-unused.
+#[test]
+fn options_are_under_the_heading_that_says_what_they_are() {
+    fn check(command: &clap::Command, path: &str, seen: &mut usize) {
+        let path = format!("{path} {}", command.get_name());
+        for arg in command.get_arguments() {
+            let name = arg.get_long().unwrap_or_default();
+            let heading = arg.get_help_heading();
+            let overrules = ["retry", "allow-", "override-"].iter().any(|start| name.starts_with(start));
+            if heading == Some("Overrides") {
+                assert!(overrules, "{path} --{name} overrides nothing");
+            }
+            if ["mirror", "input-timeout", "no-delta", "max-download"].contains(&name) {
+                assert_eq!(heading, Some("Source of the bundle"), "{path} --{name}");
+                *seen += 1;
+            }
+            let of_service =
+                ["upgrade", "watch", "cluster"].iter().any(|verb| path.contains(&format!(" {verb}")));
+            if of_service && heading == Some("Machine") {
+                assert!(["state-dir", "config"].contains(&name), "{path} --{name} has no effect");
+            }
+        }
+        command.get_subcommands().for_each(|verb| check(verb, &path, seen));
+    }
+    let mut seen = 0;
+    check(&Cli::command(), "", &mut seen);
+    assert!(seen >= 10, "{seen}");
+}

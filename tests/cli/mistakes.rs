@@ -4,6 +4,10 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use qstage::cli::Cli;
+
 use crate::harness::loops::is_root;
 use crate::harness::machine::Bench;
 use crate::harness::tiny_disk::TinyDisk;
@@ -161,4 +165,65 @@ fn nothing_is_good_that_is_not() {
     assert!(said.contains("nothing to do: platform_b runs and is empty, not on trial"), "{said}");
     let said = bench.run(&["mark-good", "--disk", "disk.img", "--booted", "a"]).good();
     assert!(said.contains("nothing to do: what runs is good already"), "{said}");
+}
+
+/// "invalid digit found in string", "number would be zero for non-zero type", "invalid socket address syntax": messages for
+/// programmers, which do not say what to write.
+#[test]
+fn a_wrong_value_is_answered_in_our_own_words() {
+    fn walk(command: &clap::Command, words: &[String], values: &mut usize) {
+        for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+            for wrong in ["x y", "0", "99999999999999999999", "-1", "1:2", ""] {
+                let typed = match arg.get_long() {
+                    Some(long) => vec![format!("--{long}={wrong}")],
+                    None => vec!["--".to_owned(), wrong.to_owned()],
+                };
+                let line = words.iter().cloned().chain(typed);
+                let Err(error) = Cli::command().try_get_matches_from(line) else { continue };
+                if error.kind() != ErrorKind::ValueValidation {
+                    continue;
+                }
+                *values += 1;
+                let text = error.to_string();
+                for phrase in ["found in string", "non-zero type", "syntax", "literal", "empty string"] {
+                    assert!(!text.contains(phrase), "{words:?} {}: {text}", arg.get_id());
+                }
+            }
+        }
+        for verb in command.get_subcommands() {
+            walk(verb, &[words, &[verb.get_name().to_owned()]].concat(), values);
+        }
+    }
+    let mut values = 0;
+    walk(&Cli::command(), &["qstage".to_owned()], &mut values);
+    assert!(values > 100, "{values} values were refused");
+}
+
+/// A wrong name was answered by "No such file or directory" of the place where it was to be stored, a bundle that does not exist by a
+/// missing file of keys, and a missing --yes after half a GiB had been written.
+#[test]
+fn what_was_typed_is_judged_before_the_machine() {
+    let bench = Bench::new();
+    let nowhere = ["--file", "no/such/tokens"];
+    for (typed, code, part) in [
+        (&["token", "new", "a b", nowhere[0], nowhere[1]][..], "ARGUMENT", "a name has 1 to 64"),
+        (&["token", "revoke", "bob", nowhere[0], nowhere[1]], "ARGUMENT", "no token of this name"),
+        (&["verify", "no.qimg", "--trust", "no/keys"], "OPEN", "no.qimg"),
+        (&["init", "no/disk", "--bundle", "no.qimg", "--trust", "no/keys"], "OPEN", "no.qimg"),
+        (&["bench", "--disk", "no/disk", "--bundle", "no.qimg"], "ARGUMENT", "--yes"),
+    ] {
+        let message = bench.run(typed).bad(code);
+        assert!(message.contains(part), "{typed:?}: {message}");
+    }
+    for words in [["--product", "a\nb", "--version", "1"], ["--product", "a", "--version", "1 2"]] {
+        let pack =
+            [&["pack", "-o", "no/such/x", "--platform", "no.img", "--key", "no.key"][..], &words].concat();
+        let refused = bench.run(&pack);
+        assert!(refused.code == Some(2) && refused.err.contains("must have 1 to 64"), "{}", refused.err);
+    }
+    // What is right meets the machine, and the message has the remedy.
+    let message = bench.run(&["token", "new", "bob", nowhere[0], nowhere[1]]).bad("OUTPUT");
+    assert!(message.contains("; make its directory first"), "{message}");
+    let message = bench.run(&["health", "--dir", "no/such"]).bad("OPEN");
+    assert!(message.contains("; make it, with a program for each check"), "{message}");
 }

@@ -4,9 +4,10 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::super::args::MachineArgs;
+use super::super::args::PlacesArgs;
 use super::super::output::{Format, Palette, print, result};
 use super::super::table::{self, Cell};
+use super::super::values;
 use super::connection::{Client, ServiceArgs};
 use crate::error::{Error, Result};
 
@@ -65,7 +66,7 @@ struct PlainArgs {
     service: ServiceArgs,
 
     #[command(flatten)]
-    machine: MachineArgs,
+    places: PlacesArgs,
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +82,7 @@ struct OrderArgs {
 #[derive(Debug, Args)]
 struct LeaveArgs {
     /// Number of the node [default: this one]
+    #[arg(value_parser = values::whole::<u32>)]
     node: Option<u32>,
 
     #[command(flatten)]
@@ -90,6 +92,7 @@ struct LeaveArgs {
 #[derive(Debug, Args)]
 struct TakeBackArgs {
     /// Number of the node
+    #[arg(value_parser = values::whole::<u32>)]
     node: u32,
 
     #[command(flatten)]
@@ -137,7 +140,7 @@ impl ClusterSummary {
 
 impl PlainArgs {
     fn client(&self) -> Result<Client> {
-        self.service.client(&self.machine.settings()?)
+        self.service.client(&self.places.settings()?)
     }
 }
 

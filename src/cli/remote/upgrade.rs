@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::args::MachineArgs;
-use super::super::machine;
+use super::super::args::PlacesArgs;
 use super::super::output::{Format, result};
+use super::super::{machine, values};
 use super::connection::ServiceArgs;
 use super::watch::{finish, watch};
 use crate::error::{Error, Result};
@@ -33,7 +33,7 @@ pub(in crate::cli) struct UpgradeArgs {
     rolling: bool,
 
     /// Nodes that reboot at a time [default: permitted failures - 1]
-    #[arg(short, long, value_name = "N", requires = "rolling")]
+    #[arg(short, long, value_name = "N", requires = "rolling", value_parser = values::whole::<u32>)]
     num_nodes_to_reboot: Option<u32>,
 
     /// Accept an older version or another product
@@ -54,12 +54,12 @@ pub(in crate::cli) struct UpgradeArgs {
     service: ServiceArgs,
 
     #[command(flatten)]
-    machine: MachineArgs,
+    places: PlacesArgs,
 }
 
 impl UpgradeArgs {
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let client = self.service.client(&self.machine.settings()?)?;
+        let client = self.service.client(&self.places.settings()?)?;
         if self.dry_run {
             let planned = match &self.bundle {
                 Some(bundle) => client.dry_run(&self.prepare_path(), &self.order(bundle)?)?,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::super::args::MachineArgs;
+use super::super::args::PlacesArgs;
 use super::super::machine;
 use super::super::output::{Format, note, result};
 use super::cluster::{self, ClusterSummary};
@@ -41,7 +41,7 @@ pub(in crate::cli) struct WatchArgs {
     service: ServiceArgs,
 
     #[command(flatten)]
-    machine: MachineArgs,
+    places: PlacesArgs,
 }
 
 /// The part of the v1 status that v3 lacks.
@@ -65,7 +65,7 @@ pub(super) struct WatchedUpgrade {
 
 impl WatchArgs {
     pub(in crate::cli) fn run(&self) -> Result<()> {
-        let client = self.service.client(&self.machine.settings()?)?;
+        let client = self.service.client(&self.places.settings()?)?;
         let outcome = watch(&client, self.json, &machine::cancel_on_signals()?)?;
         finish(&client, self.json, &outcome)
     }

@@ -77,6 +77,8 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Argument`]: the name is taken or cannot be used; [`Error::Config`]; [`Error::Output`].
     pub fn add(&self, name: &str, privilege: Privilege) -> Result<String> {
+        // Before the lock, whose directory may be missing: the name is wrong wherever the file is.
+        self.add_dry_run(name)?;
         self.change(|text, tokens| {
             check_new(name, tokens)?;
             let mut random = [0; RANDOM];
@@ -94,6 +96,7 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Argument`]: there is none of this name; [`Error::Config`]; [`Error::Output`].
     pub fn revoke(&self, name: &str) -> Result<()> {
+        self.revoke_dry_run(name)?;
         self.change(|text, tokens| {
             self.check_known(name, tokens)?;
             let kept = text.split_inclusive('\n').filter(|line| words(line).first() != Some(&name));
