@@ -10,18 +10,17 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{MachineArgs, TrustArgs};
+use super::outlet;
 use super::verbose::level;
-use super::{outlet, values};
 use crate::boot::BootFlag;
-use crate::config::Settings;
-use crate::error::{Error, Result};
-use crate::service::fleet::{FleetLock, LockedReboot};
+use crate::config::parse_listener;
+use crate::error::Result;
+use crate::service::fleet::LockedReboot;
 use crate::service::owner::disk::{Place, StartedSoftware};
 use crate::service::owner::hooks::{AfterCommit, Commands, ContainerRestart};
 use crate::service::owner::software::Software;
 use crate::service::owner::worker::Arguments;
 use crate::service::{self, Listener, Service};
-use crate::state::UpgradeType;
 use crate::units::text;
 
 /// Serve upgrades over REST, with HTTPS and a Unix socket
@@ -32,7 +31,7 @@ use crate::units::text;
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// Address of the HTTPS listener [default: 127.0.0.1:8000]
-    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listener)]
     listen: Option<SocketAddr>,
 
     /// Unix socket for local use; 'none' for none [default: /run/qstage/service.sock]
@@ -56,14 +55,7 @@ impl ServeArgs {
     pub(super) fn run(&self, verbose: u8) -> Result<()> {
         let settings = self.machine.settings()?;
         let configured = &settings.service;
-        let certificate = match (&configured.certificate, &configured.key) {
-            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
-            (None, None) => None,
-            _ => {
-                let problem = "only one of them is set".to_owned();
-                return Err(Error::Argument { what: "certificate and key".to_owned(), problem });
-            }
-        };
+        let certificate = settings.certificate()?;
         let commands = Commands {
             reboot: configured.reboot_command.clone().unwrap_or_default(),
             restart: configured.software_restart_command.clone().unwrap_or_default(),
@@ -89,15 +81,8 @@ impl ServeArgs {
                 None => (Arc::new(commands.clone()), Arc::new(commands)),
             };
         let listen = self.listen.unwrap_or(configured.listen());
-        let cluster = settings.cluster.as_ref();
-        let own = certificate.as_ref().map(|(certificate, _)| certificate.clone());
-        let own = own.unwrap_or_else(|| settings.state_dir.join(service::http::tls::CERTIFICATE));
-        let cluster = cluster.map(|cluster| cluster.membership(listen, own)).transpose()?;
-        if cluster.is_some() && !after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
-            let problem = "a member of a cluster needs a 'reboot_command' in [service]".to_owned();
-            return Err(Error::Argument { what: "[cluster]".to_owned(), problem });
-        }
-        let lock = fleet_lock(&settings, after_commit.as_ref())?;
+        let cluster = settings.membership(listen)?;
+        let lock = settings.fleet_lock()?;
         let mut limits = configured.limits();
         // Covers both the wait for the lock and the shutdown.
         limits.reboot += lock.as_ref().map_or(Duration::ZERO, |lock| lock.timeout);
@@ -140,22 +125,6 @@ impl ServeArgs {
         }
         service::serve(service, &access)
     }
-}
-
-/// The lock that a reboot of this machine needs; `None`: none.
-///
-/// # Errors
-/// [`Error::Argument`]: the configuration contradicts itself.
-fn fleet_lock(settings: &Settings, after_commit: &dyn AfterCommit) -> Result<Option<FleetLock>> {
-    let Some(lock) = settings.reboot.lock(&crate::host::machine_id())? else { return Ok(None) };
-    let problem = if settings.cluster.is_some() {
-        "members of a cluster reboot in turn without a lock server; remove [reboot] or [cluster]"
-    } else if after_commit.reboots(UpgradeType::SoftwareAndPlatform) {
-        return Ok(Some(lock));
-    } else {
-        "without a 'reboot_command' in [service] the service does not reboot the machine"
-    };
-    Err(Error::Argument { what: "[reboot] fleet_lock".to_owned(), problem: problem.to_owned() })
 }
 
 /// Lines of the log, without terminal control characters: they contain untrusted text, and JSON need not escape all of it.

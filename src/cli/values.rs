@@ -1,7 +1,6 @@
-//! Numbers and addresses on the command line. The messages of the standard library ("invalid digit found in string") say
+//! Numbers on the command line. The messages of the standard library ("invalid digit found in string") say
 //! neither what is wrong nor what to write.
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
@@ -35,12 +34,6 @@ pub(super) fn level(text: &str) -> Result<i32, String> {
 pub(super) fn ratio(text: &str) -> Result<f64, String> {
     let parsed = text.parse().ok().filter(|ratio: &f64| ratio.is_finite() && *ratio >= 0.0);
     parsed.ok_or_else(|| format!("'{text}' is no ratio: write a number, as in 0.8"))
-}
-
-/// Parses the address of a listener.
-pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    let rule = "write an IP address and a port, as in 0.0.0.0:8000 or [::]:8000";
-    text.parse().map_err(|_| format!("'{text}' is no address: {rule}"))
 }
 
 fn is_number(text: &str) -> bool {

@@ -2,6 +2,7 @@
 //! them. Precedence: command line, file, default.
 
 mod cluster;
+mod message;
 mod network;
 mod reboot;
 mod service;
@@ -22,6 +23,7 @@ use values::{loader, rate, seconds, sector_size, tries};
 pub(crate) use self::cluster::ClusterConfig;
 pub(crate) use self::service::ServiceConfig;
 pub(crate) use self::settings::Settings;
+pub(crate) use self::values::parse_listener;
 use crate::boot::BootFlag;
 use crate::bundle::trust::Demand;
 use crate::container;
@@ -32,7 +34,7 @@ use crate::host::files::read_trusted_text;
 use crate::host::kexec;
 use crate::host::trust::{DEFAULT_TRUST, TrustFile};
 use crate::source::InputTimeout;
-use crate::units::{BlockSize, text};
+use crate::units::BlockSize;
 
 /// Path of the file unless `--config` names another.
 const DEFAULT_PATH: &str = "/etc/qstage/config.toml";
@@ -103,14 +105,8 @@ impl Config {
     /// Parses the text of a file; the error names the line.
     fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| {
-            let message = did_you_mean(error.message().trim_end().replace('\n', ", "));
-            match error.span() {
-                Some(span) => {
-                    let before = text.get(..span.start).unwrap_or(text);
-                    format!("line {}: {message}", before.matches('\n').count() + 1)
-                }
-                None => message,
-            }
+            let message = message::plain(&error.message().trim_end().replace('\n', ", "));
+            error.span().map_or(message.clone(), |span| message::at(text, span.start, &message))
         })
     }
 
@@ -148,17 +144,6 @@ impl Config {
             reboot: self.reboot,
             cluster: self.cluster,
         }
-    }
-}
-
-/// A message of serde about an unknown word, with the known one that may have been meant instead of a list of all.
-fn did_you_mean(message: String) -> String {
-    let mut words = message.split('`').skip(1).step_by(2);
-    let unknown = message.starts_with("unknown field `") || message.starts_with("unknown variant `");
-    let tip = words.next().filter(|_| unknown).and_then(|word| Some((word, text::nearest(word, words)?)));
-    match tip {
-        Some((word, meant)) => format!("'{word}' is not known; did you mean '{meant}'?"),
-        None => message,
     }
 }
 

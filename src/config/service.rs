@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::values::{directories, prefixes, seconds};
+use super::values::{address, directories, prefixes, seconds};
 use crate::service::ServiceLimits;
 use crate::service::http::tokens::TokenFile;
 use crate::source::address::Url;
@@ -16,6 +16,7 @@ use crate::source::allowed::Allowed;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ServiceConfig {
+    #[serde(default, deserialize_with = "address")]
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
@@ -40,6 +41,11 @@ impl ServiceConfig {
     /// Address at which HTTPS is served; by default loopback.
     pub(crate) fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)))
+    }
+
+    /// Whether the service can reboot the machine.
+    pub(crate) fn reboots(&self) -> bool {
+        self.reboot_command.as_ref().is_some_and(|command| !command.is_empty())
     }
 
     /// The file of tokens; by default one that may be missing.

@@ -1,5 +1,6 @@
 //! Settings in force: command line, file and defaults merged.
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,11 @@ use crate::engine::Policy;
 use crate::error::{Error, Result};
 use crate::gpt::TableMethod;
 use crate::host::kexec;
+use crate::host::machine_id;
 use crate::host::trust::TrustFile;
-use crate::service::cluster::{SoftwareStart, awaits_verdict};
+use crate::service::cluster::{Membership, SoftwareStart, awaits_verdict};
+use crate::service::fleet::FleetLock;
+use crate::service::http::tls::CERTIFICATE;
 use crate::source::InputTimeout;
 use crate::source::http::Web;
 use crate::units::{BlockSize, Slot};
@@ -92,6 +96,53 @@ impl Settings {
             cluster.access().map(|access| SoftwareStart { access, node, state_dir })
         };
         self.cluster.as_ref().map(start).transpose()
+    }
+
+    /// Files of the certificate and the key of the service; `None`: a self-signed one.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: one half of the pair is missing.
+    pub(crate) fn certificate(&self) -> Result<Option<(PathBuf, PathBuf)>> {
+        match (&self.service.certificate, &self.service.key) {
+            (Some(certificate), Some(key)) => Ok(Some((certificate.clone(), key.clone()))),
+            (None, None) => Ok(None),
+            _ => Err(Error::Argument {
+                what: "[service] certificate and key".to_owned(),
+                problem: "only one of them is set; set the other one too, or neither".to_owned(),
+            }),
+        }
+    }
+
+    /// The membership of a cluster, for a service that listens there; `None`: a single node.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: the configuration contradicts itself.
+    pub(crate) fn membership(&self, listen: SocketAddr) -> Result<Option<Membership>> {
+        let Some(cluster) = &self.cluster else { return Ok(None) };
+        let own = self.certificate()?.map(|(certificate, _)| certificate);
+        let membership =
+            cluster.membership(listen, own.unwrap_or_else(|| self.state_dir.join(CERTIFICATE)))?;
+        if !self.service.reboots() {
+            let problem = "a member of a cluster needs a 'reboot_command' in [service]; set it".to_owned();
+            return Err(Error::Argument { what: "[cluster]".to_owned(), problem });
+        }
+        Ok(Some(membership))
+    }
+
+    /// The lock that a reboot of this machine needs; `None`: none.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: the configuration contradicts itself.
+    pub(crate) fn fleet_lock(&self) -> Result<Option<FleetLock>> {
+        let Some(lock) = self.reboot.lock(&machine_id())? else { return Ok(None) };
+        let problem = if self.cluster.is_some() {
+            "members of a cluster reboot in turn without a lock server; remove [reboot] or [cluster]"
+        } else if self.service.reboots() {
+            return Ok(Some(lock));
+        } else {
+            "without a 'reboot_command' in [service] the service does not reboot the machine; set it, or remove [reboot]"
+        };
+        Err(Error::Argument { what: "[reboot] fleet_lock".to_owned(), problem: problem.to_owned() })
     }
 
     /// The container; an error if none is configured.

@@ -1,5 +1,6 @@
 //! Values of keys with a range or a special form.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -19,6 +20,17 @@ pub(super) fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     } else {
         Err(D::Error::custom(format!("tries is {tries}, allowed is 1 to {MAX_TRIES}")))
     }
+}
+
+/// Parses the address of a listener: an IP address with a port.
+pub(crate) fn parse_listener(text: &str) -> Result<SocketAddr, String> {
+    let rule = "write an IP address and a port, as in 0.0.0.0:8000 or [::]:8000";
+    text.parse().map_err(|_| format!("'{text}' is no address: {rule}"))
+}
+
+/// Address of a listener.
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    parse_listener(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 /// Seconds; more than ten years are refused as a mistake.

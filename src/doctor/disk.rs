@@ -99,6 +99,18 @@ fn layout(slots: &SlotsReport, settings: &Settings) -> Vec<Finding> {
             "leave 1 MiB free before the first partition ('qstage init' does), or say 'table = \"in-place\"'";
         findings.push(Finding::warning("disk", message, remedy));
     }
+    let installed = of(slots, Group::Platform).into_iter().find(|slot| slot.booted || slot.boots_next);
+    if let (Some(product), Some(theirs)) =
+        (&settings.product, installed.and_then(|slot| slot.product.as_ref()))
+        && product != theirs
+    {
+        let message = format!(
+            "'product' is '{product}', the installed platform is for '{theirs}': its next release is refused"
+        );
+        let remedy =
+            "correct 'product', or take it out: the default is the product of the installed platform";
+        findings.push(Finding::warning("disk", message, remedy));
+    }
     for group in Group::BOTH {
         let pair = of(slots, group);
         if let [a, b] = pair[..]
@@ -255,7 +267,13 @@ mod tests {
     fn each_fault_of_the_layout_is_named_with_its_remedy() {
         const CONTAINER: &str = "[container]\ncommand = [\"/app\"]\n";
         assert_eq!(found(sound(), CONTAINER), [""; 0]);
-        let faults: [(&str, Fault, &str, &[&str]); 11] = [
+        let faults: [(&str, Fault, &str, &[&str]); 12] = [
+            (
+                "another product",
+                |_| {},
+                "product = \"other\"\n",
+                &["Warning: 'product' is 'other', the installed platform is for 'demo'", "or take it out"],
+            ),
             (
                 "no room for a second array",
                 |disk| disk.switch_method = "in place".into(),

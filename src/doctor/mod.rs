@@ -34,7 +34,7 @@ pub enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The subject, in one word: `configuration`, `keys`, `disk`, `boot`, `initramfs`, `fallback`, `units`, `health`,
-    /// `service`, `container`.
+    /// `service`, `network`, `container`.
     pub subject: &'static str,
     /// Its severity.
     pub verdict: Severity,
@@ -105,7 +105,7 @@ impl Diagnosis {
 }
 
 /// Subjects whose places the configuration names, and that a default says nothing about.
-const OF_CONFIGURATION: [&str; 3] = ["service", "health", "container"];
+const OF_CONFIGURATION: [&str; 5] = ["service", "network", "health", "container", "boot"];
 
 /// Runs all checks. `seen` is the disk, or the reason why it cannot be read.
 pub(crate) fn examine(places: &Places, setup: &Setup, seen: &crate::error::Result<DiskContent>) -> Diagnosis {
@@ -113,7 +113,17 @@ pub(crate) fn examine(places: &Places, setup: &Setup, seen: &crate::error::Resul
     let mut findings = setup.findings();
     match seen {
         Ok(seen) => findings.extend(seen.findings(settings)),
-        Err(error) => findings.push(Finding::of("disk", error)),
+        // The configuration that cannot be used may name it.
+        Err(Error::NoDisk { .. }) if setup.problem.is_some() => {}
+        Err(error) => {
+            let remedy =
+                "correct 'disk' in the configuration, or name the disk with --disk; 'lsblk' lists the disks";
+            let own = Finding::of("disk", error);
+            findings.push(match error {
+                Error::Open { .. } => Finding { remedy: Some(remedy.to_owned()), ..own },
+                _ => own,
+            });
+        }
     }
     // A disk image has no loader, units or kernel, and runs no service.
     if seen.as_ref().map_or(true, |seen| !seen.is_image) {
@@ -126,8 +136,7 @@ pub(crate) fn examine(places: &Places, setup: &Setup, seen: &crate::error::Resul
     if setup.problem.is_some() {
         // Defaults were looked at, which this machine may not use.
         findings.retain(|one| !OF_CONFIGURATION.contains(&one.subject) || one.verdict == Severity::Good);
-        let message =
-            "keys, service, health checks and container are not checked: the configuration names them";
+        let message = "not all of disk, keys, boot, service, network, health checks and container is checked: the configuration names them";
         findings.push(Finding::warning("configuration", message, "correct it, and run doctor again"));
     }
     Diagnosis::new(findings)

@@ -3,9 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Places};
+use crate::cluster::etcd::Etcd;
 use crate::config::{ClusterConfig, Settings};
-use crate::error::{Error, sentence};
+use crate::error::{Error, Result, sentence};
 use crate::host::files::{check_trusted, trust_remedy};
+
+/// A line of the file of trusted keys.
+const LINE: &str = "'NAME namespaces=\"qimg\" KEY'";
 
 /// The settings of this machine, and whether its configuration file could be used.
 pub(crate) struct Setup {
@@ -54,16 +58,18 @@ impl Setup {
         }
         if !trust.is_there() {
             let message = format!("there is no {file}: no bundle can be accepted");
-            let remedy = format!(
-                "put the public key of who signs releases into it: 'NAME namespaces=\"qimg\" KEY' ({file})"
-            );
+            let remedy = format!("put the public key of who signs releases into it: {LINE} ({file})");
             return vec![Finding::problem("keys", message, remedy)];
         }
         let read = match trust.read() {
             Err(error) => {
                 let mut finding = Finding::of("keys", &error);
                 // Another file is a way around it; the file of this machine is to be corrected.
-                finding.remedy = closing(&trust.path).or(finding.remedy);
+                let lines = || format!("each line of it is: {LINE}");
+                finding.remedy = closing(&trust.path).or_else(|| match finding.remedy {
+                    Some(remedy) if remedy == error.class().remedy() => Some(lines()),
+                    other => other,
+                });
                 return vec![finding];
             }
             Ok(read) => read,
@@ -72,16 +78,44 @@ impl Setup {
         let needed = trust.demand.threshold.get();
         let mut findings = Vec::new();
         if keys < needed {
+            let of = trust.demand.principal.as_ref().map(|name| format!(" of principal '{name}'"));
+            let of = of.unwrap_or_default();
             let message = format!(
-                "'threshold' asks for {needed} keys, {file} has {keys} that may count: no bundle can be accepted"
+                "'threshold' asks for {needed} keys{of}, {file} has {keys} that may count: no bundle can be accepted"
             );
-            findings.push(Finding::problem("keys", message, "add keys, or lower the threshold"));
+            let remedy = if of.is_empty() {
+                "add keys, or lower the threshold"
+            } else {
+                "add keys of that name, lower the threshold, or correct 'principal'"
+            };
+            findings.push(Finding::problem("keys", message, remedy));
         } else {
             findings.push(Finding::good("keys", format!("{keys} in {file}, {needed} must have signed")));
         }
         for line in skipped {
             let message = format!("{file}, {line}: it does not count");
             findings.push(Finding::warning("keys", message, "correct the line, or take it out"));
+        }
+        findings
+    }
+
+    /// What 'qstage serve' and a transfer would refuse of a configuration whose files are all there.
+    fn contradictions(&self) -> Vec<Finding> {
+        let settings = &self.settings;
+        let store = |cluster: &ClusterConfig| Etcd::new(&cluster.access()?).map(drop);
+        let checks = [
+            refused("service", settings.certificate().map(drop)),
+            refused("service", settings.membership(settings.service.listen()).map(drop)),
+            refused("service", settings.fleet_lock().map(drop)),
+            refused("service", settings.cluster.as_ref().map_or(Ok(()), store)),
+            refused("network", settings.web.check()),
+        ];
+        let mut findings: Vec<Finding> = Vec::new();
+        for one in checks.into_iter().flatten() {
+            // A half pair stops the membership too.
+            if findings.iter().all(|other| other.message != one.message) {
+                findings.push(one);
+            }
         }
         findings
     }
@@ -120,6 +154,10 @@ impl Setup {
                 findings.push(Finding::problem("service", message, remedy));
             }
         }
+        // Each file that is missing has a finding of its own already.
+        if findings.is_empty() {
+            findings.extend(self.contradictions());
+        }
         for dir in service.allowed().directories {
             if !places.has(&dir) {
                 let message =
@@ -129,6 +167,11 @@ impl Setup {
         }
         findings
     }
+}
+
+/// A failure of a configuration, as a finding of this subject.
+fn refused(subject: &'static str, result: Result<()>) -> Option<Finding> {
+    result.err().map(|error| Finding::of(subject, &error))
 }
 
 fn missing_directory(dir: &Path) -> String {
@@ -196,5 +239,38 @@ mod tests {
             assert!(found[0].remedy.is_some());
         }
         assert_eq!(findings.len(), 12, "{findings:#?}");
+    }
+
+    /// 'qstage serve' refused these to start, and doctor had nothing to say of them.
+    #[test]
+    fn what_serve_and_a_transfer_refuse_is_a_finding() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pem"), "").unwrap();
+        let member = "[cluster]\nnode = 1\nendpoints = [\"http://127.0.0.1:1\"]\n";
+        let reboots = "reboot_command = [\"true\"]\n";
+        let pem = format!("certificate = {:?}\n", dir.path().join("pem"));
+        for (service, rest, part) in [
+            (pem.as_str(), "", "[service] certificate and key: only one of them is set; set the other"),
+            ("", member, "a member of a cluster needs a 'reboot_command' in [service]; set it"),
+            (reboots, "[cluster]\nnode = 1\nendpoints = [\"ftp://x\"]\n", "'ftp://x' is no URL such as"),
+            (reboots, "[reboot]\nfleet_lock = \"airlock\"\n", "[reboot] fleet_lock: it is no URL"),
+            (
+                "",
+                "[reboot]\nfleet_lock = \"http://x\"\nfleet_lock_id = \"x\"\n",
+                "without a 'reboot_command'",
+            ),
+            ("", "[network]\nproxy = \"ftp://x\"\n", "its scheme is none of http, https"),
+            ("", "[network]\nmirrors = [\"mirror\"]\n", "'mirror' is no URL"),
+            (reboots, member, ""),
+        ] {
+            let text = format!("[service]\nimage_paths = []\n{service}{rest}");
+            let settings = toml::from_str::<Config>(&text).unwrap().into_settings();
+            let setup = Setup { settings, problem: None, file: "/x/config".into() };
+            let findings = setup.service(&Places::below(Path::new("/")));
+            let shown = |one: &Finding| format!("{}; {}", one.message, one.remedy.as_deref().unwrap());
+            let shown: Vec<String> = findings.iter().map(shown).collect();
+            assert_eq!(shown.len(), usize::from(!part.is_empty()), "{text}: {shown:?}");
+            assert!(shown.iter().all(|one| one.contains(part)), "{text}: {shown:?}");
+        }
     }
 }

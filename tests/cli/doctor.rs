@@ -35,7 +35,7 @@ fn a_sound_image_has_no_problem_and_each_fault_is_named_with_its_remedy() {
     assert!(failed.out.contains("did you mean 'boot_flag'? [UPGRADE_ERROR_CONFIG]"), "{}", failed.out);
     // Which keys count is in the configuration: a missing default file is no finding of its own.
     assert!(
-        !failed.out.contains("allowed_signers") && failed.out.contains("keys, service"),
+        !failed.out.contains("allowed_signers") && failed.out.contains("not all of disk, keys"),
         "{}",
         failed.out
     );

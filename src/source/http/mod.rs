@@ -132,6 +132,18 @@ impl Web {
         named.into_iter().flatten().cloned().chain(store)
     }
 
+    /// Whether a transfer could begin with these settings: reads the files that they name, and contacts no server.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::NetworkConnect`] for settings that cannot be used; [`Error::Argument`] for a mirror that is no
+    /// URL.
+    pub(crate) fn check(&self) -> Result<()> {
+        Clients::new(self, &Unreachable::default())?;
+        let any =
+            Url::parse("http://localhost/x").map_err(|error| Error::Internal { what: error.to_string() })?;
+        self.mirrors.iter().try_for_each(|mirror| list::mirror_of(mirror, &any).map(drop))
+    }
+
     /// Calls `open` with the file at `url`, or, if `url` is a list of addresses, with the file that the list leads to.
     /// Of several addresses the first is used first, and the others where it fails. If `open` finds that the bytes are
     /// no bundle, or not a trusted one, it is called again with the file of the other addresses. Reads of the file end
