@@ -37,7 +37,7 @@ impl SlotsArgs {
 fn human(report: &SlotsReport, palette: Palette) -> String {
     let mut facts = vec![
         ("disk", report.disk.clone()),
-        ("table", report.table.clone()),
+        ("table", format!("copies: {}", report.table)),
         ("switch", report.switch_method.clone()),
     ];
     facts.extend(runs(report).map(|runs| ("runs", runs)));

@@ -16,7 +16,7 @@ pub(super) fn findings(places: &Places, settings: &Settings) -> Vec<Finding> {
         findings.push(Finding::warning(
             "units",
             message,
-            "see fixtures/packaging/qstage-mark-good.service for what it does",
+            "after each boot run 'qstage health && qstage mark-good'; if that fails, 'qstage health --trial-failed' and a reboot",
         ));
         return findings;
     }

@@ -93,7 +93,7 @@ export function slots(report) {
     [slot.reason, "free"],
   ]);
   table("slots", ["Slot", "State", "Content", "Now", "Next", "Reason"], rows);
-  text("disk", `${report.disk}: table ${report.table}, boot flag ${report.boot_flag}`);
+  text("disk", `${report.disk}; copies of its partition table: ${report.table}; boot flag: ${report.boot_flag}`);
 }
 
 export function history(events, all) {
