@@ -254,6 +254,14 @@ fn what_is_refused_is_refused_clearly() {
     assert_eq!(order(json!(true), json!(0)), "UPGRADE_ERROR_BAD_REQUEST");
     assert_eq!(order(json!(true), json!(-3)), "UPGRADE_ERROR_BAD_REQUEST");
     assert_eq!(order(json!(false), json!(1)), "UPGRADE_ERROR_BAD_REQUEST");
+    // A list is no object, even if each of its values would fit a field.
+    for (path, list) in [
+        ("/v1/qstage/mark-good", json!([])),
+        ("/v2/upgrade/verify-image", json!([v2])),
+        ("/v1/shutdown/reboot/start", json!([false, null])),
+    ] {
+        assert_eq!(code(&server.post(path, &list)), (400, "UPGRADE_ERROR_BAD_REQUEST"), "{path}");
+    }
     let start = server.post("/v1/shutdown/reboot/start", &json!({"is_rolling": false}));
     assert_eq!(code(&start), (409, "UPGRADE_ERROR_NOT_CONFIGURED"));
     for verb in ["pause", "resume"] {

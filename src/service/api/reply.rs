@@ -195,6 +195,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 bad(StatusCode::REQUEST_TIMEOUT, "the body of the request did not arrive".to_owned())
             })?
             .map_err(|rejection| bad(rejection.status(), rejection.body_text()))?;
+        // serde would take a list too, each of its values for the next field.
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            return Err(bad(
+                StatusCode::BAD_REQUEST,
+                "the body of the request is a list, an object is needed".into(),
+            ));
+        }
         serde_json::from_slice(&bytes)
             .map(Self)
             .map_err(|problem| bad(StatusCode::BAD_REQUEST, format!("the body of the request: {problem}")))
