@@ -43,7 +43,8 @@ errors! {
     ClusterMember { what: String, remedy: &'static str } => Usage, "CLUSTER_MEMBER",
         ("{what} is not for one member of a cluster alone; {remedy}");
     /// A cluster operation was requested on a single node.
-    NotACluster { what: String } => Usage, "NOT_A_CLUSTER", ("{what} needs a cluster; this is a single node");
+    NotACluster { what: String } => Usage, "NOT_A_CLUSTER",
+        ("{what} needs a cluster; this is a single node, see [cluster] in its configuration, then 'qstage cluster join'");
 
     // ---- Bundle ----
     /// The bundle ends early.

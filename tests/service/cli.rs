@@ -109,7 +109,12 @@ fn exit_codes_tell_what_went_wrong() {
     let error: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&error["event"], &error["code"]), (&"error".into(), &"UPGRADE_ERROR_NOT_PREPARED".into()));
     let (code, _, err) = local(&bench, &["upgrade", &path("v2.qimg"), "--rolling"]);
-    assert!(code == Some(2) && err.contains("needs a cluster"), "{err}");
+    assert!(
+        code == Some(2)
+            && err.contains("needs a cluster")
+            && err.contains("see [cluster] in its configuration"),
+        "{err}"
+    );
     // A second service is not started over the first one, which goes on.
     let (code, _, err) = local(&bench, &["serve", "--listen", "127.0.0.1:0"]);
     assert!(code == Some(5) && err.contains("UPGRADE_ERROR_BUSY"), "{err}");
