@@ -18,6 +18,11 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     attempt(program, args).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// Makes the kernel forget partitions. Another program of tests may look at every block device at this moment.
+pub(crate) fn forget(partx: &[&str]) {
+    eventually(|| attempt("partx", &[&["-d"], partx].concat()));
+}
+
 fn attempt(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
     if output.status.success() {
