@@ -12,7 +12,7 @@ use reqwest::{Client, Proxy, Response, StatusCode, Url, redirect};
 use tokio_rustls::rustls;
 
 use super::credentials::{Credentials, Proof};
-use super::header::{ContentRange, Validator, retry_after, text};
+use super::header::{ContentRange, Validator, retry_after, text, unsatisfied};
 use super::resolver::Resolver;
 use super::transfer_error::{RetryDecision, TransferError, of_status};
 use super::{Unreachable, Web, proxy, tls};
@@ -195,6 +195,11 @@ impl Web {
 fn answer(response: Response, start: u64, url: Url) -> Result<FileResponse, TransferError> {
     let headers = response.headers();
     let status = response.status();
+    if status == StatusCode::RANGE_NOT_SATISFIABLE
+        && let Some(total) = unsatisfied(headers).filter(|total| *total <= start)
+    {
+        return Err(TransferError::Changed(format!("it has {total} bytes, byte {start} was requested")));
+    }
     if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
         return Err(of_status(status, retry_after(headers)));
     }

@@ -23,6 +23,7 @@ use super::mirrors::Mirrors;
 use super::plan::{FetchRequest, GAP, LANES};
 use super::shared::{FailedTransfer, Head, Shared};
 use super::transfer_error::{RateMeter, TransferError, pause};
+use crate::bundle::archive::{BLOCK, END_LEN};
 
 /// Bytes stored since the last failure after which the count of retries starts again from zero.
 const PROGRESS: u64 = 64 << 10;
@@ -38,6 +39,8 @@ struct Body {
     at: u64,
     /// Number of the address that sends it.
     mirror: usize,
+    /// Number of zero bytes at the end of what was received; only counted where the length is unknown.
+    zeroes: usize,
 }
 
 /// Task that reads one response at a time.
@@ -255,6 +258,10 @@ impl Lane {
             Some(chunk) => {
                 self.shared.alive();
                 self.mirrors.took(body.mirror, chunk.len() as u64, begun.elapsed());
+                if body.answer.end.is_none() {
+                    let other = chunk.iter().rposition(|byte| *byte != 0);
+                    body.zeroes = other.map_or(body.zeroes + chunk.len(), |at| chunk.len() - at - 1);
+                }
                 let slow = self.meter.too_slow(
                     chunk.len() as u64,
                     begun.elapsed(),
@@ -272,6 +279,15 @@ impl Lane {
             }
             None if body.answer.end.is_some_and(|end| body.at < end) => {
                 Err(TransferError::Broken("the body ended early".to_owned()))
+            }
+            // Without a length, a connection that breaks looks like the end of the file. Its first block was judged by its
+            // reader before.
+            None if body.answer.end.is_none()
+                && self.shared.is_archive
+                && body.at >= BLOCK as u64
+                && body.zeroes < END_LEN =>
+            {
+                Err(TransferError::Broken("the body ended before the archive in it".to_owned()))
             }
             None if body.answer.end.is_none() => Ok(None),
             None => Err(TransferError::Broken("the answer is at its end".to_owned())),
@@ -291,12 +307,16 @@ impl Lane {
         // A connection has a limit of its own; after it, the header may take as long as any byte. Hence the sum.
         let result = within(self.stall_limit() + limits.connect, get).await.and_then(|answer| answer);
         let answer = match result {
-            // The URL that a redirect led to may have been valid for one request only.
-            Err(TransferError::Answer(_)) if asked.led => {
-                self.mirrors.forget_redirect(asked.mirror);
-                return Err(TransferError::Broken("the address that a redirect led to is gone".to_owned()));
+            Err(trouble) => {
+                let refused = matches!(trouble, TransferError::Answer(_));
+                if self.mirrors.failed(&asked, refused) && refused {
+                    let problem =
+                        format!("{}; its other URL, before or after a redirect, is next", trouble.problem());
+                    return Err(TransferError::Broken(problem));
+                }
+                return Err(trouble);
             }
-            result => result?,
+            Ok(answer) => answer,
         };
         self.shared.alive();
         if let Some(problem) = asked.validator.as_ref().and_then(|known| known.differs(&answer.validator)) {
@@ -313,7 +333,7 @@ impl Lane {
             });
         }
         self.mirrors.answered(asked.mirror, &answer);
-        Ok(Body { at: answer.start, rest: bytes::Bytes::new(), answer, mirror: asked.mirror })
+        Ok(Body { at: answer.start, rest: bytes::Bytes::new(), answer, mirror: asked.mirror, zeroes: 0 })
     }
 
     /// Handles a failure: waits before the next try, stops using the address, or ends the transfer with an error.

@@ -36,6 +36,11 @@ impl ContentRange {
     }
 }
 
+/// Size of the file in a refusal of a range, `Content-Range: bytes */TOTAL`; `None` if it does not name one.
+pub(super) fn unsatisfied(headers: &HeaderMap) -> Option<u64> {
+    text(headers, &CONTENT_RANGE)?.trim().strip_prefix("bytes */")?.parse().ok()
+}
+
 /// Version of the file that a response is of (RFC 9110, 8.8).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Validator {

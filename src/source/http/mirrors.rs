@@ -21,8 +21,10 @@ const FASTER: u64 = 2;
 struct Mirror {
     /// URL as given, before redirects.
     url: Url,
-    /// URL that redirects led to last; requested first, until it fails.
+    /// URL that redirects led to last; requested first.
     led: Option<Url>,
+    /// Whether `url` is requested next all the same, since the last request to `led` failed.
+    again: bool,
     /// Version of the file there; `None`: no response yet.
     validator: Option<Validator>,
     /// Whether it is no longer used.
@@ -70,6 +72,7 @@ impl Mirrors {
         let mirror = |url| Mirror {
             url,
             led: None,
+            again: false,
             validator: None,
             left: false,
             came: (0, Duration::ZERO),
@@ -90,10 +93,11 @@ impl Mirrors {
         let list = self.list();
         let (mirrors, current) = &*list;
         let mirror = &mirrors[*current];
+        let led = mirror.led.as_ref().filter(|_| !mirror.again);
         NextRequest {
             mirror: *current,
-            url: mirror.led.as_ref().unwrap_or(&mirror.url).clone(),
-            led: mirror.led.is_some(),
+            url: led.unwrap_or(&mirror.url).clone(),
+            led: led.is_some(),
             validator: mirror.validator.clone(),
         }
     }
@@ -119,6 +123,7 @@ impl Mirrors {
         let Some(mirror) = list.0.get_mut(which) else { return };
         mirror.validator = Some(answer.validator.clone());
         mirror.led = (answer.url != mirror.url).then(|| answer.url.clone());
+        mirror.again = false;
     }
 
     /// Records that a request was answered after an earlier one had been: the file is not given out only once.
@@ -132,11 +137,19 @@ impl Mirrors {
         let _ = self.again.subscribe().wait_for(|again| *again).await;
     }
 
-    /// Uses the original URL of an address next, not the one that redirects led to.
-    pub(super) fn forget_redirect(&self, which: usize) {
-        if let Some(mirror) = self.list().0.get_mut(which) {
+    /// Records that a request failed; `refused`: by an answer that a retry would not change. Returns whether the address has
+    /// another URL. Where a redirect led elsewhere, both URLs are used in turn: the redirect may lead to another server by now,
+    /// or it may have been given only once.
+    pub(super) fn failed(&self, asked: &NextRequest, refused: bool) -> bool {
+        let mut list = self.list();
+        let Some(mirror) = list.0.get_mut(asked.mirror).filter(|mirror| mirror.led.is_some()) else {
+            return false;
+        };
+        if asked.led && refused {
             mirror.led = None;
         }
+        mirror.again = asked.led && !refused;
+        true
     }
 
     /// Switches to the next address that is still used.

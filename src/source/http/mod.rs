@@ -39,7 +39,6 @@ use serde::Deserialize;
 
 use self::client::Clients;
 use self::file::{Transfer, WebFile, WebStream};
-use self::mirrors::host;
 use self::shared::{FailedTransfer, Shared};
 use self::transfer_error::TransferError;
 pub use self::unreachable::Unreachable;
@@ -217,9 +216,7 @@ impl Web {
         cancel: &Cancel,
         notice: &Notice,
     ) -> Result<(Source, usize)> {
-        let asked = urls.first().map(host).unwrap_or_default();
-        let shared =
-            Shared::new(Clients::new(self, unreachable)?, self.limits, Arc::clone(notice), asked, urls.len());
+        let shared = Shared::new(Clients::new(self, unreachable)?, self.limits, Arc::clone(notice), &urls);
         start(&shared, urls, first)?;
         let transfer = Transfer { shared, cancel: cancel.clone() };
         let head =

@@ -4,9 +4,12 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use reqwest::Url;
 use tokio::sync::Notify;
 
 use super::client::Clients;
+use super::list;
+use super::mirrors::host;
 use super::plan::{FetchRequest, RequestPlan};
 use super::transfer_error::TransferError;
 use super::{Notice, TransferLimits};
@@ -75,19 +78,15 @@ pub(super) struct Shared {
     pub(super) closed: Notify,
     pub(super) clients: Clients,
     pub(super) limits: TransferLimits,
+    /// Whether the file is a tar archive, which ends with zeroes.
+    pub(super) is_archive: bool,
     notice: Notice,
     /// Number of addresses.
     mirrors: usize,
 }
 
 impl Shared {
-    pub(super) fn new(
-        clients: Clients,
-        limits: TransferLimits,
-        notice: Notice,
-        host: String,
-        mirrors: usize,
-    ) -> Arc<Self> {
+    pub(super) fn new(clients: Clients, limits: TransferLimits, notice: Notice, urls: &[Url]) -> Arc<Self> {
         let state = TransferState {
             plan: RequestPlan::default(),
             head: None,
@@ -98,7 +97,7 @@ impl Shared {
             quiet: 0,
             alive: Instant::now(),
             told: Duration::ZERO,
-            trying: (host, String::new()),
+            trying: (urls.first().map(host).unwrap_or_default(), String::new()),
         };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -107,8 +106,9 @@ impl Shared {
             closed: Notify::new(),
             clients,
             limits,
+            is_archive: !urls.iter().any(list::is_one),
             notice,
-            mirrors,
+            mirrors: urls.len(),
         })
     }
 

@@ -1,3 +1,5 @@
+use std::io::Write;
+use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -5,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::harness::machine::{Bench, MIB, Noise};
-use crate::harness::web::{Daemon, Link, Manner, Server, free_port, ranges, status};
+use crate::harness::web::{Asked, Daemon, Link, Manner, Server, free_port, partial, ranges, status};
 
 /// What a frame, the head of a bundle and what is under way when an answer is left may cost: the send buffer of the server,
 /// the receive buffer here, and one block.
@@ -219,4 +221,88 @@ fn one_connection_is_enough() {
     bench.pack("c", "3.0", &["--platform", "c.img"]);
     bench.at(&["prepare", &url("c.qimg")]).good();
     assert!(bench.holds("platform_b", "c.img"), "{:?}", nginx.log(0));
+}
+
+/// Where the server is dead to which a redirect led, the redirect is requested again: it leads to another one by now.
+#[test]
+fn a_redirect_is_followed_anew_where_its_end_is_dead() {
+    let bench = bench(16, false);
+    bench.config("[network]\nretries = 3\n");
+    let file = std::fs::read(bench.path("b.qimg")).unwrap();
+    let dies = Server::new(file.clone(), cut_once(|_, _, _| Ok(())));
+    let lives = Server::new(file, ranges);
+    let ends = [dies.url.clone(), lives.url.clone()];
+    let first = Server::new(Vec::new(), move |asked, _, stream| {
+        let to = &ends[usize::from(asked.number > 1)];
+        status("302 Found", &format!("Location: {to}\r\n"), stream)
+    });
+    bench.at(&["prepare", &first.url]).good();
+    assert!(bench.holds("platform_b", "b.img") && lives.requests() > 0);
+}
+
+/// A redirect that is given only once: its end is used again although a request to it failed.
+#[test]
+fn a_redirect_that_is_given_once_is_resumed_at_its_end() {
+    let bench = bench(16, false);
+    bench.config("[network]\nretries = 3\n");
+    let file = std::fs::read(bench.path("b.qimg")).unwrap();
+    let end = Server::new(
+        file,
+        cut_once(|asked, file, stream| if asked.number == 2 { Ok(()) } else { ranges(asked, file, stream) }),
+    );
+    let to = format!("Location: {}\r\n", end.url);
+    let first = Server::new(Vec::new(), move |asked, _, stream| match asked.number {
+        1 => status("302 Found", &to, stream),
+        _ => status("403 Forbidden", "", stream),
+    });
+    bench.at(&["prepare", &first.url]).good();
+    assert!(bench.holds("platform_b", "b.img"));
+}
+
+/// Behaviour of a server that cuts its first response after a third, and then does as `later` does.
+fn cut_once(
+    later: impl Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync,
+) -> impl Fn(&Asked, &[u8], &mut TcpStream) -> std::io::Result<()> + Send + Sync {
+    move |asked, file, stream| {
+        if asked.number > 1 {
+            return later(asked, file, stream);
+        }
+        stream.write_all(partial(asked, file, "").as_bytes())?;
+        stream.write_all(&file[..file.len() / 3])
+    }
+}
+
+/// Without a length, a connection that breaks looks like the end of the file; a bad link is no bad bundle.
+#[test]
+fn a_body_without_a_length_is_resumed_too() {
+    let bench = bench(4, false);
+    bench.config("[network]\nretries = 2\n");
+    let file = std::fs::read(bench.path("b.qimg")).unwrap();
+    let server = |cuts: usize| {
+        Server::new(file.clone(), move |asked, file, stream| {
+            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n")?;
+            stream.write_all(if asked.number <= cuts { &file[..file.len() / 2] } else { file })
+        })
+    };
+    let always = server(usize::MAX);
+    bench.at(&["prepare", &always.url]).bad("NETWORK_BROKEN");
+    let once = server(1);
+    bench.at(&["prepare", &once.url]).good();
+    assert!(bench.holds("platform_b", "b.img") && once.requests() == 2);
+}
+
+/// The server says by 416 how long the file is now.
+#[test]
+fn a_file_that_shrinks_has_changed() {
+    let bench = bench(4, false);
+    let file = std::fs::read(bench.path("b.qimg")).unwrap();
+    let shrinks = Server::new(
+        file,
+        cut_once(|_, _, stream| {
+            status("416 Range Not Satisfiable", "Content-Range: bytes */1000\r\n", stream)
+        }),
+    );
+    let run = bench.at(&["prepare", &shrinks.url]);
+    assert!(run.err.contains("it has 1000 bytes"), "{}", run.err);
+    run.bad("SOURCE_CHANGED");
 }
