@@ -40,7 +40,7 @@ pub(super) struct DeltaArgs {
 
     /// zstd level: 1 is fastest, 19 smallest (default: see --help)
     ///
-    /// By default 19 if at most 64 MiB of an image are not in place in OLD, which takes
+    /// By default 19 if OLD lacks at most 64 MiB of the frames of an image, which takes
     /// half a minute on two cores, else 9.
     #[arg(long, value_name = "N", value_parser = values::level)]
     level: Option<i32>,

@@ -121,7 +121,7 @@ fn streams(prefix: &[u8], packed: &[u8], len: usize, found: &mut Streams) -> Res
 }
 
 /// Size that exactly one zstd frame without a dictionary declares.
-fn declared(part: &[u8]) -> Result<u64, &'static str> {
+pub(super) fn declared(part: &[u8]) -> Result<u64, &'static str> {
     if find_frame_compressed_size(part) != Ok(part.len()) {
         return Err("a stream is not one zstd frame");
     }

@@ -3,6 +3,7 @@
 
 use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::align;
 use super::encoder::compress;
@@ -11,6 +12,7 @@ use super::parse::{push_entry, push_payload};
 use super::ranges::{self, RangeLimits};
 use super::reader::{BaseReader, read_ranges};
 use super::survey::Survey;
+use super::table;
 use super::{BaseRef, Delta, FrameKind, MAGIC, PREFIX_FRAMES, RANGES_MAX};
 use crate::bundle::archive::{self, BLOCK, END_LEN};
 use crate::bundle::frame::is_zero;
@@ -29,7 +31,7 @@ const WAITING_MAX: usize = 32 << 20;
 const LEVEL: i32 = 9;
 /// The same where little changed: each frame takes ten times as long.
 const LEVEL_OF_LITTLE: i32 = 19;
-/// Bytes that are not in place up to which little changed.
+/// Bytes that are not in the base as whole frames, up to which little changed.
 const LITTLE: u64 = 64 << 20;
 
 /// Image that the delta of a payload starts from.
@@ -43,7 +45,7 @@ pub struct Base<'a> {
 /// Options of making a delta.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// zstd level; `None`: 19 for a payload of which at most 64 MiB are not in place, else 9.
+    /// zstd level; `None`: 19 for a payload of which the base lacks at most 64 MiB of frames, else 9.
     pub level: Option<i32>,
     /// Whether frames that no base makes smaller are left out, so that the delta is of use only beside the bundle.
     pub lean: bool,
@@ -129,6 +131,7 @@ pub fn make<W: Write + Seek + Send>(
         out.seek(SeekFrom::Start(end)).map_err(output)?;
     }
     out.write_all(&[0; END_LEN]).map_err(output)?;
+    let head = table::pack(head)?;
     // A delta that a reader would refuse is not returned.
     Delta::parse(head.clone(), bundle.release())?;
     Ok(head)
@@ -197,9 +200,39 @@ impl Maker<'_> {
     /// Index of the base, and the zstd level.
     fn index(&self, base: &Base<'_>, jobs: NonZeroUsize, abort: &Abort<'_>) -> Result<(BaseIndex, i32)> {
         let survey = Survey::of(self.bundle, self.number, base.image, jobs, abort)?;
-        let level = if survey.changed <= LITTLE { LEVEL_OF_LITTLE } else { LEVEL };
         let index = BaseIndex::new(base.image, survey.wanted.as_ref(), jobs, abort)?;
-        Ok((index, self.options.level.unwrap_or(level)))
+        if let Some(level) = self.options.level {
+            return Ok((index, level));
+        }
+        let little =
+            survey.changed_bytes <= LITTLE || self.lacks(base, &survey, &index, jobs, abort)? <= LITTLE;
+        Ok((index, if little { LEVEL_OF_LITTLE } else { LEVEL }))
+    }
+
+    /// Bytes of the changed frames that the base does not have at any offset; not all are counted above [`LITTLE`]. After the
+    /// change of one file in a squashfs, most frames have only moved.
+    fn lacks(
+        &self,
+        base: &Base<'_>,
+        survey: &Survey,
+        index: &BaseIndex,
+        jobs: NonZeroUsize,
+        abort: &Abort<'_>,
+    ) -> Result<u64> {
+        let lacks = AtomicU64::new(0);
+        let payload = &self.bundle.manifest().payloads[self.number];
+        Unpacking { bundle: self.bundle, payload, jobs }.each(
+            abort,
+            |frame| survey.changed.has(frame.number()) && lacks.load(Ordering::Relaxed) <= LITTLE,
+            || Ok(BaseReader::new(base.image)),
+            |base, Unpacked { frame, .. }| {
+                if !is_zero(&frame) && moved(&index.matches(&frame, base)?, &frame, base).is_none() {
+                    lacks.fetch_add(frame.len() as u64, Ordering::Relaxed);
+                }
+                base.check()
+            },
+        )?;
+        Ok(lacks.into_inner())
     }
 
     /// Makes one frame in the smallest way.
@@ -219,7 +252,7 @@ impl Maker<'_> {
                 return Ok(had(FrameKind::InPlace, Vec::new()));
             }
             let matches = index.matches(frame, base)?;
-            if let Some(from) = moved(&matches).filter(|from| base.has(*from, frame)) {
+            if let Some(from) = moved(&matches, frame, base) {
                 return Ok(had(FrameKind::Copy, vec![Extent { at: ByteOffset(from), len: at.len }]));
             }
             let frame_size = u64::from(self.bundle.manifest().payloads[self.number].frame_size);
@@ -249,10 +282,10 @@ impl Maker<'_> {
     }
 }
 
-/// Offset in the base at which the whole frame would begin, by the longest match; `None` if there is none.
-fn moved(matches: &[Match]) -> Option<u64> {
+/// Offset at which the base has the whole frame, judged by the longest match; `None` if it does not have it there.
+fn moved(matches: &[Match], frame: &[u8], base: &mut BaseReader<'_>) -> Option<u64> {
     let longest = matches.iter().max_by_key(|found| found.len)?;
-    longest.frame_start().map(|from| from as u64)
+    longest.frame_start().map(|from| from as u64).filter(|from| base.has(*from, frame))
 }
 
 #[cfg(test)]

@@ -154,3 +154,23 @@ fn a_damaged_delta_makes_the_signed_image_or_an_error() {
     }
     assert!(refused > good.len() * 4, "{refused} of {}", good.len() * 8);
 }
+
+/// Where bytes were inserted, all frames after them are at other offsets; little of them is new.
+#[test]
+fn frames_that_only_moved_are_not_lacking() {
+    let old = noise(1, 16 * 65_536);
+    let mut new = old.clone();
+    new.splice(100_000..100_000, noise(2, 5000));
+    let bundle = bundle(&new, FRAME);
+    let cancel = Cancel::default();
+    let (abort, jobs) = (Abort::new(&cancel, ""), workers::at_least_one(2));
+    let base = Base { image: &old, of: BaseRef::of(&old).unwrap() };
+    let options = Options { level: None, lean: false, jobs: Some(jobs) };
+    let maker =
+        Maker { bundle: &bundle, number: 0, base: Some(&base), options, cancel: &cancel, progress: &Silent };
+    let survey = Survey::of(&bundle, 0, &old, jobs, &abort).unwrap();
+    assert!(survey.changed_bytes > 15 * 65_536);
+    let index = BaseIndex::new(&old, survey.wanted.as_ref(), jobs, &abort).unwrap();
+    // The frame with the insertion, for the frames around it have all their bytes in one place.
+    assert_eq!(maker.lacks(&base, &survey, &index, jobs, &abort).unwrap(), 65_536);
+}

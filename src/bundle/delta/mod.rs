@@ -27,6 +27,7 @@
 //! | 5 | copies from the ranges with small changes, as bsdiff makes them: streams, see the module `aligned` | as 3 | as 3 |
 //! | others | reserved; treated as 4 | as 3 | as 3 |
 //!
+//! A large `delta.bin` is stored as one zstd frame that declares its size, which is bounded too.
 //! All fields are bounded and checked by [`Delta::parse`] before a byte of a base or of a member is read.
 
 mod align;
@@ -40,6 +41,7 @@ mod ranges;
 mod reader;
 mod samples;
 mod survey;
+mod table;
 
 pub use aligned::Streams;
 pub use decoder::rebuild;

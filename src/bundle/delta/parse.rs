@@ -3,6 +3,7 @@
 use zstd::zstd_safe::compress_bound;
 
 use super::reader::{read, read_ranges};
+use super::table;
 use super::{DELTA_MAX, ENTRY_LEN, HEAD_LEN, MAGIC, PAYLOAD_LEN, PREFIX_FRAMES, RANGE_LEN, RANGES_MAX};
 use crate::bundle::frame::Frame;
 use crate::bundle::manifest::limit;
@@ -126,6 +127,7 @@ impl Delta {
     pub fn parse(bytes: Vec<u8>, release: &Release) -> Result<Self> {
         limit("delta.bin in bytes", bytes.len() as u64, DELTA_MAX)?;
         let bad = |problem: String| Error::Delta { problem };
+        let bytes = table::unpack(bytes).map_err(|problem| bad(problem.to_owned()))?;
         let payloads = &release.manifest.payloads;
         let (magic, rest) = bytes.split_at_checked(8).ok_or_else(|| bad("it is too short".to_owned()))?;
         if magic != MAGIC {

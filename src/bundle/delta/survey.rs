@@ -26,8 +26,9 @@ const FILTER_BITS: u64 = 8;
 
 /// Frames of a payload that are not in place, and what they need.
 pub(super) struct Survey {
+    pub(super) changed: Bits,
     /// Their bytes.
-    pub(super) changed: u64,
+    pub(super) changed_bytes: u64,
     /// Their samples; `None` if all of the base is of use, since more of it changed.
     pub(super) wanted: Option<Wanted>,
 }
@@ -49,7 +50,7 @@ impl Survey {
         let frames = bundle.release().frames(number);
         let bytes = frames.filter(|frame| changed.has(frame.number())).map(|frame| frame.len() as u64).sum();
         if bytes > size / FEW {
-            return Ok(Self { changed: bytes, wanted: None });
+            return Ok(Self { changed, changed_bytes: bytes, wanted: None });
         }
         let wanted = Wanted::new(bytes, size);
         let unpacking = Unpacking { bundle, payload: &bundle.manifest().payloads[number], jobs };
@@ -62,7 +63,7 @@ impl Survey {
                 Ok(())
             },
         )?;
-        Ok(Self { changed: bytes, wanted: Some(wanted) })
+        Ok(Self { changed, changed_bytes: bytes, wanted: Some(wanted) })
     }
 }
 
@@ -102,7 +103,7 @@ fn changed(
 }
 
 /// Set of numbers that several workers fill.
-struct Bits(Vec<AtomicU64>);
+pub(super) struct Bits(Vec<AtomicU64>);
 
 impl Bits {
     fn new(len: u64) -> Self {
@@ -113,7 +114,7 @@ impl Bits {
         self.0[(number / 64) as usize].fetch_or(1 << (number % 64), Ordering::Relaxed);
     }
 
-    fn has(&self, number: u64) -> bool {
+    pub(super) fn has(&self, number: u64) -> bool {
         self.0[(number / 64) as usize].load(Ordering::Relaxed) >> (number % 64) & 1 == 1
     }
 }
@@ -176,7 +177,7 @@ mod tests {
         let (cancel, jobs) = (Cancel::default(), workers::at_least_one(2));
         let abort = Abort::new(&cancel, "");
         let survey = Survey::of(&release, 0, &old, jobs, &abort).unwrap();
-        assert_eq!(survey.changed, 64 << 10, "one frame");
+        assert_eq!(survey.changed_bytes, 64 << 10, "one frame");
         let wanted = survey.wanted.as_ref();
         assert_eq!(wanted.map(|wanted| wanted.bits), Some(DENSEST));
         let found = |wanted| {
@@ -198,6 +199,6 @@ mod tests {
         let cancel = Cancel::default();
         let abort = Abort::new(&cancel, "");
         let survey = Survey::of(&release, 0, &old, workers::at_least_one(2), &abort).unwrap();
-        assert!(survey.changed == 512 << 10 && survey.wanted.is_none());
+        assert!(survey.changed_bytes == 512 << 10 && survey.wanted.is_none());
     }
 }
