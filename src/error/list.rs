@@ -81,7 +81,7 @@ errors! {
         ("delta.bin: {problem}; make the delta again, or use the whole bundle");
     /// A frame of a delta cannot be made, and no whole bundle is known to take it from.
     DeltaFrame { payload: String, frame: u64, at: u64, problem: String } => Bundle, "DELTA_FRAME",
-        ("{payload}, frame {frame} (image offset {at}) cannot be made from the delta: {problem}; give the whole bundle too (--bundle), or prepare that one");
+        ("{payload}, frame {frame} (image offset {at}) cannot be made from the delta: {problem}; give the whole bundle too (--bundle), or prepare that one (a URL: --no-delta)");
     /// The SHA-256 of a whole image is not that in the manifest, although every frame has the right BLAKE3.
     ImageDigest { payload: String, expected: Sha256, got: Sha256 } => Bundle, "BUNDLE_IMAGE_DIGEST",
         ("{payload}: SHA-256 {got}, the manifest says {expected}; the bundle was packed wrongly");
@@ -305,7 +305,7 @@ errors! {
         ("{group} slot {slot}, {payload}: {bad} of {frames} frames differ from the record, the first at image offset {first}; run 'qstage prepare' again");
     /// The running slot, the base of a delta, differs from its record, and no whole bundle is known.
     BaseDamaged { partition: String, at: u64 } => Disk, "BASE_DAMAGED",
-        ("{partition}, which the delta starts from, differs from its record at offset {at}; give the whole bundle too (--bundle), or prepare that one");
+        ("{partition}, which the delta starts from, differs from its record at offset {at}; give the whole bundle too (--bundle), or prepare that one (a URL: --no-delta)");
     /// Neither slot can boot.
     NothingBoots { disk: String } => Disk, "NOTHING_BOOTS",
         ("{disk}: no platform slot is bootable by its flags; 'qstage mark-good --slot a' (or b) selects one that holds a release, 'qstage init {disk} --keep-table --bundle FILE' installs one, and --booted a (or b) says what this machine runs");

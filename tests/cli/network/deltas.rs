@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::harness::machine::forge::Parts;
 use crate::harness::machine::{Bench, MIB, Noise};
-use crate::harness::web::{Daemon, Server, free_port, ranges, status};
+use crate::harness::web::{Daemon, Server, free_port, ranges, status, whole};
 
 /// What the heads of a delta and of its bundle take, and headers of answers.
 const HEAD: u64 = 16 << 10;
@@ -48,6 +48,16 @@ impl Shop {
 
     fn url(&self) -> String {
         format!("http://127.0.0.1:{}/v3.qimg", self.port)
+    }
+
+    /// The same files by a server that sends them only from front to back.
+    fn without_ranges(&self) -> Server {
+        let read = |name: &str| std::fs::read(self.bench.path(name)).unwrap();
+        let (delta, bundle) = (read(&self.delta), read("v3.qimg"));
+        Server::of_all(move |asked, stream| match asked.path.ends_with(".qdelta") {
+            true => whole(&delta, stream, ""),
+            false => whole(&bundle, stream, ""),
+        })
     }
 
     fn len(&self, name: &str) -> u64 {
@@ -182,6 +192,14 @@ fn frames_that_cannot_be_made_come_by_range() {
     assert!((1..=2 * frame).contains(&lost), "{report}");
     let sent = shop.nginx.sent();
     assert!(sent < shop.len(&shop.delta) + lost + 4 * HEAD, "{sent}: {:?}", shop.nginx.log(0));
+    // A server without ranges has no single frames; the message names what reads all of the bundle.
+    shop.again();
+    let once = shop.without_ranges();
+    let run = shop.bench.at(&["prepare", &once.url]);
+    assert!(run.err.contains("--no-delta"), "{}", run.err);
+    run.bad("BASE_DAMAGED");
+    shop.bench.at(&["prepare", &once.url, "--no-delta"]).good();
+    assert!(shop.bench.holds("platform_b", "v3.img"));
     // A delta from a file, and its bundle at the URL.
     shop.again();
     let url = shop.url();
