@@ -37,8 +37,8 @@ errors! {
     /// A request names an unknown node.
     NoSuchNode { node: String } => Usage, "NO_SUCH_NODE", ("there is no node '{node}'; 'qstage cluster status' lists the nodes, a single node has number 1");
     /// A request concerns a node with another address.
-    ElsewhereNode { node: u64 } => Usage, "ELSEWHERE_NODE",
-        ("that is for node {node} itself; ask at its address, which 'qstage cluster status' shows");
+    ElsewhereNode { node: u64, address: String } => Usage, "ELSEWHERE_NODE",
+        ("that is for node {node} itself; send the request to {address}");
     /// A single-node operation was requested on a member of a cluster.
     ClusterMember { what: String, remedy: &'static str } => Usage, "CLUSTER_MEMBER",
         ("{what} is not for one member of a cluster alone; {remedy}");

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -77,8 +80,8 @@ impl Shown {
     pub(crate) fn is_paused_by(&self, error: &str, away: Option<usize>) {
         let status = |node| if Some(node) == away { "offline" } else { "online" };
         assert_eq!(self.nodes, [1, 2, 3].map(status));
-        let protection = if away.is_some() { (0, 1, "RUNNING") } else { (1, 1, "NOT_RUNNING") };
-        assert_eq!((self.protection.0, self.protection.1, self.protection.2.as_str()), protection);
+        // There is no hook that knows of data to restore.
+        assert_eq!(self.protection, (u64::from(away.is_none()), 1, "NOT_RUNNING".to_owned()));
         let blocked = json!({"is_blocked": true, "cluster_degraded": away.is_some(),
             "blocked_reason": "a reboot is under way"});
         assert_eq!(self.blocked, blocked);
@@ -110,8 +113,21 @@ pub(crate) fn of_all_nodes(lab: &Lab) {
     let output = lab.client(2, &["halt_cluster", "--force"]).unwrap().output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && told.contains("/v1/shutdown/halt/NODE at its own address"), "{told}");
-    let (status, refused) = lab.node(1).call("/v1/node/reboot", &Value::Null);
-    assert!(status == 409 && refused["description"].as_str().unwrap().contains("/v1/shutdown/reboot/start"));
+    // A reboot of one node is refused for each of them, and a halt names the address.
+    for path in ["/v1/node/reboot", "/v1/shutdown/reboot/1", "/v1/shutdown/reboot/2"] {
+        let (status, refused) = lab.node(1).call(path, &Value::Null);
+        let told = refused["description"].as_str().unwrap();
+        assert!(status == 409 && told.contains("/v1/shutdown/reboot/start"), "{path}: {refused}");
+    }
+    let (status, refused) = lab.node(1).call("/v1/shutdown/halt/2", &Value::Null);
+    let told = refused["description"].as_str().unwrap();
+    assert!(
+        status >= 400 && told.ends_with(&format!("send the request to {}", lab.node(2).address())),
+        "{told}"
+    );
+    for path in ["/v1/shutdown/reboot/9", "/v1/shutdown/halt/9", "/v1/shutdown/halt/x"] {
+        assert_eq!(lab.node(1).call(path, &Value::Null).0, 404, "{path}");
+    }
     assert_eq!(lab.node(1).try_call("GET", "/v1/cluster/nodes/9", "").unwrap().0, 404);
 }
 
@@ -162,6 +178,57 @@ impl Follower {
             "{}: {text}",
             self.version
         );
+    }
+}
+
+/// A client that requests the status of one node, also while this node reboots.
+pub(crate) struct Poller {
+    end: Arc<AtomicBool>,
+    work: JoinHandle<Vec<Output>>,
+}
+
+impl Poller {
+    /// The newest version and an older one. Empty: there are no clients.
+    pub(crate) fn both(lab: &Lab, number: usize) -> Vec<Self> {
+        let start = |version: Option<&str>| {
+            let mut client = lab.client_of(version, number, &["upgrade_status", "--raw"])?;
+            let end = Arc::<AtomicBool>::default();
+            let ends = Arc::clone(&end);
+            let work = std::thread::spawn(move || {
+                let mut outputs = Vec::new();
+                while !ends.load(Ordering::Relaxed) {
+                    outputs.push(client.output().unwrap());
+                }
+                // The upgrade is over.
+                outputs.push(client.output().unwrap());
+                outputs
+            });
+            Some(Self { end, work })
+        };
+        [None, Some("5.0.2")].into_iter().filter_map(start).collect()
+    }
+
+    /// The upgrade has ended well: no answer was an error, and no state followed a later one.
+    pub(crate) fn ends(self) {
+        const ORDER: [&str; 6] = ["PREPARING", "PREPARED", "COMMITTING", "COMMITTED", "REBOOTING", "IDLE"];
+        self.end.store(true, Ordering::Relaxed);
+        let mut last = 0;
+        for output in self.work.join().unwrap() {
+            let (out, err) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            if !output.status.success() {
+                // Only while nothing listens.
+                let told = format!("{out}{err}");
+                assert!(told.contains("Connection error") && !told.contains("Traceback"), "{told}");
+                continue;
+            }
+            let status: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+            let state = status["state"].as_str().unwrap().trim_start_matches("UPGRADE_STATE_");
+            let now = ORDER.iter().position(|known| *known == state).unwrap_or_else(|| panic!("{status}"));
+            assert!(now >= last && status["error_info"].is_null(), "after {}: {status}", ORDER[last]);
+            last = now;
+        }
+        assert_eq!(ORDER[last], "IDLE");
     }
 }
 

@@ -203,6 +203,7 @@ fn what_the_protection_hook_says_holds_the_next_group() {
     hooked.start();
     hooked.on("protection", Some("echo '{\"remaining\": 0, \"maximum\": 1}'\n"));
     waits("0 of 1 nodes may fail");
+    assert_eq!(node.get("/v1/cluster/protection/restriper/status")["status"], "RUNNING");
     let blocked = node.get("/v2/upgrade/blocked");
     assert_eq!(
         (&blocked["is_blocked"], &blocked["cluster_degraded"]),

@@ -2,7 +2,7 @@
 //! ends the service, and starts it again from the slot that `qstage-select` names, which counts the try.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +18,10 @@ use crate::harness::server::{Bench, QSTAGE, run};
 
 /// Time for which a node is down while it reboots.
 const BOOT: Duration = Duration::from_millis(700);
+
+/// Restart of the software of a node, in its directory: it waits while there is a file `slow`, and fails if there is `sick`.
+const RESTART: &str = "date +%s.%N >> restarts; if test -e slow; then while test -e slow; do sleep 0.05; done; touch restarted; fi; \
+     ! rm sick 2>/dev/null";
 
 /// Node of the test.
 pub(crate) struct Node {
@@ -103,14 +107,7 @@ impl Lab {
         self.add_with(number, id, "", None, Some(&disk));
     }
 
-    fn add_with(
-        &mut self,
-        number: usize,
-        id: usize,
-        cluster: &str,
-        rate: Option<&str>,
-        disk: Option<&std::path::Path>,
-    ) {
+    fn add_with(&mut self, number: usize, id: usize, cluster: &str, rate: Option<&str>, disk: Option<&Path>) {
         let dir = self.bench.path(&format!("node{number}"));
         fs::create_dir_all(&dir).unwrap();
         fs::create_dir(dir.join("health.d")).unwrap();
@@ -133,7 +130,7 @@ impl Lab {
             path("socket"),
             self.bench.text("tokens"),
             path("reboot"),
-            format!("cd {} && date +%s.%N >> restarts && ! rm sick 2>/dev/null", dir.display()),
+            format!("cd {} && {RESTART}", dir.display()),
             self.etcd.url(),
             path("health.d"),
         );
@@ -203,7 +200,7 @@ impl Drop for Lab {
 }
 
 /// Simulates power, boot loader and kernel of a node.
-fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
+fn machine(dir: &Path, port: u16, shared: &Shared) {
     let mut down = None;
     while !shared.end.load(Ordering::Relaxed) {
         if shared.off.load(Ordering::Relaxed) {
@@ -241,7 +238,7 @@ fn machine(dir: &std::path::Path, port: u16, shared: &Shared) {
 }
 
 /// Slot that comes up. A slot that fails to is tried until its tries are used up.
-fn select(dir: &std::path::Path, shared: &Shared) -> String {
+fn select(dir: &Path, shared: &Shared) -> String {
     loop {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qstage-select"));
         command.args(["--json", "--disk"]).arg(dir.join("disk"));
@@ -254,7 +251,7 @@ fn select(dir: &std::path::Path, shared: &Shared) -> String {
 }
 
 /// Starts the service in a mount namespace of its own, with the boot ID of a new boot.
-fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
+fn start(dir: &Path, port: u16, slot: &str, boot: u32) -> Child {
     let identity = dir.join("boot_id");
     // No two nodes have the same one.
     fs::write(&identity, format!("00000000-0000-4000-{port:04x}-{boot:012x}\n")).unwrap();
@@ -277,6 +274,28 @@ fn start(dir: &std::path::Path, port: u16, slot: &str, boot: u32) -> Child {
     command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--booted", slot, "--config"]);
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
     command.arg(dir.join("config")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
+/// Sends one request to the socket of a service; `None`: none is listening, or it does not answer within `limit`.
+pub(crate) fn call(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    limit: Duration,
+) -> Option<(u16, String)> {
+    use std::io::{Read, Write};
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(limit)).unwrap();
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
 impl Node {
@@ -312,8 +331,7 @@ impl Node {
         let _ = self.qstage(&["container", "stop"]);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        let own: Vec<&str> =
-            targets.filter(|target| std::path::Path::new(target).starts_with(&self.dir)).collect();
+        let own: Vec<&str> = targets.filter(|target| Path::new(target).starts_with(&self.dir)).collect();
         for target in own.into_iter().rev() {
             let _ = Command::new("umount").args(["--lazy", target]).output();
         }
@@ -329,18 +347,7 @@ impl Node {
 
     /// Sends one request over the Unix socket; `None`: no service is listening.
     pub(crate) fn try_call(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-        use std::io::{Read, Write};
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = std::os::unix::net::UnixStream::connect(self.dir.join("socket")).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        call(&self.dir.join("socket"), method, path, body, Duration::from_secs(60))
     }
 
     pub(crate) fn try_get(&self, path: &str) -> Option<Value> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::clients::{Follower, Shown, of_all_nodes, older_show, oldest_is_refused, restarts_all};
+use crate::clients::{Follower, Poller, Shown, of_all_nodes, older_show, oldest_is_refused, restarts_all};
 use crate::dry_runs;
 use crate::harness::server::{check, check_example, run};
 use crate::lab::Lab;
@@ -26,7 +26,7 @@ fn a_rolling_upgrade_by_the_official_client() {
     let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Those that see PREPARED leave it to the operator.
     lab.node(1).until("it is committed", |node| !["IDLE", "PREPARING", "PREPARED"].contains(&&*node.state()));
-    let followers = Follower::all(&lab);
+    let (followers, pollers) = (Follower::all(&lab), Poller::both(&lab, 3));
     lab.node(1)
         .until("it rolls", |node| node.get("/v1/shutdown/reboot/status")["state"] == "REBOOT_IN_PROGRESS");
     // A view at another node, which follows it to the end, also through the reboot of that node.
@@ -45,7 +45,10 @@ fn a_rolling_upgrade_by_the_official_client() {
         "{said}"
     );
     followers.into_iter().for_each(|follower| follower.ends("2.0"));
-    lab.node(2).until("all are through", |node| node.state() == "IDLE");
+    for node in &lab.nodes {
+        node.until("all are through", |node| node.state() == "IDLE");
+    }
+    pollers.into_iter().for_each(Poller::ends);
     for node in &lab.nodes {
         assert_eq!((node.version().as_str(), node.slot().as_str()), ("Demo 2.0", "b"));
         assert_eq!(node.boots(), 2, "each booted once");
@@ -160,6 +163,8 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         let order = json!({"image_path": v2, "auto_commit": true, "do_rolling_reboot": false, "num_nodes_to_reboot": null});
         node.call("/v2/upgrade/prepare?retry=true", &order).0 == 202
     });
+    lab.node(2).until("it has begun", |node| node.state() != "IDLE");
+    let pollers = Poller::both(&lab, 2);
     node.until("all run it", |_| {
         lab.nodes
             .iter()
@@ -171,7 +176,9 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
         node.until("good", |node| {
             node.get("/v1/qstage/cluster")["nodes"][node.number - 1]["standing"] == "good"
         });
+        node.until("it is over here too", |node| node.state() == "IDLE");
     }
+    pollers.into_iter().for_each(Poller::ends);
     assert!(lab.node(3).get("/v3/upgrade/status")["error_info"].is_null());
 }
 

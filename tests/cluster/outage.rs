@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Node};
+use crate::lab::{Lab, Node, call};
 
 /// Time for which the commit of this test waits.
 const WAIT: Duration = Duration::from_secs(3);
@@ -52,7 +52,14 @@ fn a_commit_waits_for_etcd_and_then_reports_that_nothing_has_changed() {
     for node in &lab.nodes {
         node.until("it sees etcd", |node| node.get("/v1/qstage/cluster")["connected"] == true);
     }
-    assert_eq!(lab.node(1).state(), "PREPARED");
+    // Each node shows the error, also one that was not asked, until the next order.
+    for node in &lab.nodes {
+        node.until("it shows the error", |node| {
+            let status = v3(node);
+            assert_eq!(status["state"], "UPGRADE_STATE_PREPARED", "{status}");
+            status["error_info"].as_str().is_some_and(|told| told.contains("etcd does not answer"))
+        });
+    }
     lab.node(1).until("committed", |node| {
         let status = v3(node);
         if status["state"] == "UPGRADE_STATE_PREPARED" {
@@ -64,4 +71,43 @@ fn a_commit_waits_for_etcd_and_then_reports_that_nothing_has_changed() {
     for node in &lab.nodes {
         node.until("the new software runs", |node| node.version() == "Demo 1.5");
     }
+    restarts_once(&mut lab);
+}
+
+/// etcd is away at the end of a restart that another node has ordered: its result is reported later, and the software is not
+/// restarted again.
+fn restarts_once(lab: &mut Lab) {
+    let (from, to) = (lab.node(1).path(""), lab.node(2).path(""));
+    let restarts = || fs::read_to_string(to.join("restarts")).unwrap_or_default().lines().count();
+    for node in &lab.nodes {
+        node.until("it is led", |node| {
+            let status = node.get("/v1/qstage/cluster");
+            let nodes = status["nodes"].as_array().unwrap();
+            !status["leader"].is_null() && nodes.iter().all(|node| node["standing"] == "good")
+        });
+    }
+    for fails in [false, true] {
+        let before = restarts();
+        fs::write(to.join("slow"), "").unwrap();
+        if fails {
+            fs::write(to.join("sick"), "").unwrap();
+        }
+        let asking = from.join("socket");
+        let asked = std::thread::spawn(move || {
+            call(&asking, "POST", "/v1/shutdown/container-restart/2", "", Duration::from_secs(150)).unwrap()
+        });
+        lab.node(2).until("it restarts", |_| restarts() > before);
+        lab.etcd.stop();
+        fs::remove_file(to.join("slow")).unwrap();
+        lab.node(2).until("it has restarted", |_| to.join("restarted").exists());
+        // Time for the node to notice that it cannot report that.
+        std::thread::sleep(Duration::from_secs(2));
+        lab.etcd.again();
+        let (status, text) = asked.join().unwrap();
+        assert!(if fails { text.contains("node 2: ") } else { status < 300 }, "{status} {text}");
+        assert_eq!(restarts(), before + 1, "the software was restarted once");
+        fs::remove_file(to.join("restarted")).unwrap();
+    }
+    // Nothing of it is left: the next order is accepted.
+    assert_eq!(lab.node(1).post("/v1/shutdown/container-restart/2", &Value::Null), 202);
 }

@@ -95,7 +95,10 @@ pub(super) async fn reboot(State(api): Shared) -> Reply<Accepted> {
 }
 
 pub(super) async fn reboot_node(State(api): Shared, Path(node): Path<String>) -> Reply<Accepted> {
-    this(&api, &node)?;
+    // On a member it is refused for every node, so that no caller tries each of them in turn.
+    if !node.parse().is_ok_and(|number| members::address_of(&api, number).is_some()) {
+        this(&api, &node)?;
+    }
     reboot(State(api)).await
 }
 
@@ -123,8 +126,11 @@ fn this(api: &Api, node: &str) -> Result<()> {
     let own = api.cluster.as_ref().map_or(NODE, |cluster| cluster.node().0.into());
     match node.parse() {
         Ok(number) if number == own => Ok(()),
-        Ok(number) if members::knows(api, number) => Err(Error::ElsewhereNode { node: number }),
-        _ => Err(Error::NoSuchNode { node: node.to_owned() }),
+        Ok(number) => Err(match members::address_of(api, number) {
+            Some(address) => Error::ElsewhereNode { node: number, address },
+            None => Error::NoSuchNode { node: node.to_owned() },
+        }),
+        Err(_) => Err(Error::NoSuchNode { node: node.to_owned() }),
     }
 }
 

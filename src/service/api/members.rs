@@ -61,10 +61,9 @@ pub(super) fn member(api: &Api, what: &str) -> Result<Arc<Cluster>> {
     api.member().cloned().ok_or_else(|| Error::NotACluster { what: what.to_owned() })
 }
 
-/// Whether `node` is a member.
-pub(super) fn knows(api: &Api, node: u64) -> bool {
-    let node = u32::try_from(node).map(NodeId);
-    api.member().zip(node.ok()).is_some_and(|(cluster, node)| cluster.has(node))
+/// Address of the service of a member; `None`: `node` is no member.
+pub(super) fn address_of(api: &Api, node: u64) -> Option<String> {
+    api.member()?.address_of(NodeId(u32::try_from(node).ok()?))
 }
 
 /// Plans a bundle, and orders all nodes to prepare it. `path` is as the caller sent it.
@@ -187,9 +186,7 @@ pub(super) async fn protection(State(api): Shared, uri: Uri) -> Reply<Json<Prote
 }
 
 pub(super) async fn restriper(State(api): Shared, uri: Uri) -> Reply<Json<Restriper>> {
-    let cluster = member(&api, uri.path())?;
-    let ((remaining, maximum), rebuilding) = (cluster.protection(), cluster.is_rebuilding());
-    let status = if remaining < maximum || rebuilding { "RUNNING" } else { "NOT_RUNNING" };
+    let status = if member(&api, uri.path())?.is_rebuilding() { "RUNNING" } else { "NOT_RUNNING" };
     Ok(Json(Restriper { status, phase: "" }))
 }
 

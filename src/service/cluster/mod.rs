@@ -98,7 +98,7 @@ pub(super) struct Cluster {
     etcd: Etcd,
     cache: Arc<Cache>,
     /// State of a commit that was accepted and has not reached etcd yet.
-    commit: Mutex<orders::Pending>,
+    commit: Mutex<orders::LastCommit>,
     ended: Arc<AtomicBool>,
 }
 

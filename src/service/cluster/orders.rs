@@ -1,6 +1,7 @@
 //! Orders of operators: each is decided on the present content of etcd, never on the cache alone.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::state::{Member, NodeId, Ordered, PROTOCOL, Stage};
@@ -26,8 +27,16 @@ pub(in crate::service) enum Pending {
     None,
     /// The commit is being written to etcd.
     Waits,
-    /// The commit failed, and the error could not be written to etcd.
+    /// The commit failed, and the error could not be written to etcd yet.
     Failed(String),
+}
+
+/// The last commit that this node accepted.
+#[derive(Debug, Default)]
+pub(super) struct LastCommit {
+    pending: Pending,
+    /// Counter of the changes: a later order makes the result of an earlier one void.
+    count: u64,
 }
 
 /// The transaction of an ordered prepare; an empty one if it is the order that is in progress.
@@ -124,18 +133,22 @@ impl Cluster {
     /// # Errors
     /// [`Error::NotPrepared`]: nothing is prepared.
     pub(in crate::service) fn commit(self: &Arc<Self>) -> Result<()> {
-        if self.cache.get().view().upgrade.stage != Stage::Prepared {
+        let (upgrade, stage) = self.cache.get().stage;
+        if stage != Stage::Prepared {
             return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
         }
         self.set_pending(Pending::Waits);
         let cluster = Arc::clone(self);
-        let work = move || {
-            let failed = cluster.commit_in_band();
-            cluster.set_pending(failed.map_or(Pending::None, Pending::Failed));
+        let work = move || match cluster.commit_in_band() {
+            None => _ = cluster.set_pending(Pending::None),
+            Some(error) => {
+                let count = cluster.set_pending(Pending::Failed(error.clone()));
+                cluster.report_late(count, upgrade, &error);
+            }
         };
         crate::workers::spawn("a commit of the cluster", work)
             .map(|_| ())
-            .inspect_err(|_| self.set_pending(Pending::None))
+            .inspect_err(|_| _ = self.set_pending(Pending::None))
     }
 
     /// Writes a commit to etcd. Returns an error that could not be written to etcd either.
@@ -158,6 +171,25 @@ impl Cluster {
         let has_error = |_| self.cache.get().view().upgrade.error.is_some();
         self.wait_until_seen(has_error);
         told.err().map(|_| error)
+    }
+
+    /// Writes the error of a commit when etcd answers again, so that every node shows it. Ends without it when the bundle is no
+    /// longer prepared, or when this node has accepted another order.
+    fn report_late(&self, count: u64, upgrade: u64, error: &str) {
+        let is_last = || self.last_commit().count == count && !self.ended.load(Ordering::Relaxed);
+        while is_last() {
+            let reported = self.order(|view| {
+                if (view.upgrade.id, view.upgrade.stage) == (upgrade, Stage::Prepared) {
+                    return Ok(orders::commit_failed(view, error.to_owned()));
+                }
+                Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() })
+            });
+            match reported {
+                Err(Error::ClusterStore { .. }) => std::thread::sleep(Duration::from_secs(1)),
+                _ if is_last() => _ = self.set_pending(Pending::None),
+                _ => {}
+            }
+        }
     }
 
     /// Waits for the cache: the status must not return to the previous state.
@@ -184,12 +216,19 @@ impl Cluster {
         }
     }
 
-    fn set_pending(&self, pending: Pending) {
-        *self.commit.lock().unwrap_or_else(PoisonError::into_inner) = pending;
+    fn last_commit(&self) -> MutexGuard<'_, LastCommit> {
+        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of this change.
+    fn set_pending(&self, pending: Pending) -> u64 {
+        let mut last = self.last_commit();
+        (last.pending, last.count) = (pending, last.count + 1);
+        last.count
     }
 
     pub(super) fn pending(&self) -> Pending {
-        self.commit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_commit().pending.clone()
     }
 
     /// Makes this node a member.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::etcd::Etcd;
 use crate::cluster::state::{NodeId, Restart};
-use crate::cluster::store::{Compare, Entry, Key, Revision, Store, Txn, Value, Write};
+use crate::cluster::store::{Compare, Entry, Key, LeaseId, Revision, Store, Txn, Value, Write};
 use crate::cluster::view::View;
 use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Cluster;
@@ -35,36 +35,57 @@ impl Cluster {
             return Err(Error::Blocked { reason: format!("{node} is away") });
         }
         let key = Key::Restart(node);
+        // Without a lease the order would outlast this node, and the next one would wait for it.
+        let Some(lease) = self.cache.get().lease else {
+            let reason = format!("{} has no lease of etcd at this moment; try again", self.node());
+            return Err(Error::Blocked { reason });
+        };
         let order = Value::Restart(Restart { by: self.node(), failed: None });
-        let lease = self.cache.get().lease;
         let compare = vec![Compare::Created(key, 0)];
-        if !etcd.transact(&Txn { compare, writes: vec![Write::Put(key, order, lease)] })? {
+        if !etcd.transact(&Txn { compare, writes: vec![Write::Put(key, order, Some(lease))] })? {
             return Err(Error::UpgradeBusy { doing: format!("{node} restarts its software") });
         }
-        let (begun, mut there) = (Instant::now(), false);
+        let (begun, created) = (Instant::now(), etcd.written());
         let mut seen = self.cache.get();
         loop {
-            let problem = match seen.entry(key) {
-                None if there => return Ok(()),
+            let problem = match seen.entry(key).filter(|entry| entry.created == created) {
+                None if seen.revision >= created => return self.taken(node, lease),
                 Some(Entry { value: Value::Restart(Restart { failed: Some(why), .. }), .. }) => {
                     Some(format!("{node}: {why}"))
                 }
-                Some(_) => {
-                    there = true;
-                    None
-                }
-                None => None,
+                _ => None,
             };
             let late = (begun.elapsed() > ANSWER_LIMIT).then(|| format!("{node}: no answer from it"));
             if let Some(problem) = problem.or(late) {
-                etcd.transact(&Txn { compare: Vec::new(), writes: vec![Write::Delete(key)] })?;
+                withdraw(&mut etcd, key, created, begun)?;
                 return Err(Error::ClusterUpgrade { problem });
             }
             seen = self.cache.wait(seen, Duration::from_millis(200));
-            // The restart ended between two looks.
-            if !there && begun.elapsed() > Duration::from_secs(1) && !etcd.snapshot()?.contains_key(&key) {
-                return Ok(());
+        }
+    }
+
+    /// Judges an order that is gone: the other node has deleted it when it was done, or etcd did when its lease ended.
+    fn taken(&self, node: NodeId, lease: LeaseId) -> Result<()> {
+        if self.etcd.keep_alive(lease)? {
+            return Ok(());
+        }
+        let problem = format!(
+            "{node}: whether its software has restarted is not known, since {} was away for a while",
+            self.node()
+        );
+        Err(Error::ClusterUpgrade { problem })
+    }
+}
+
+/// Deletes an order, so that another one can follow. etcd may be away: as long as this node lives, its lease would keep the order.
+fn withdraw(etcd: &mut Etcd, key: Key, created: Revision, begun: Instant) -> Result<()> {
+    let txn = Txn { compare: vec![Compare::Created(key, created)], writes: vec![Write::Delete(key)] };
+    loop {
+        match etcd.transact(&txn) {
+            Err(Error::ClusterStore { .. }) if begun.elapsed() < ANSWER_LIMIT => {
+                std::thread::sleep(Duration::from_secs(1));
             }
+            done => return done.map(|_| ()),
         }
     }
 }
@@ -108,6 +129,10 @@ impl Cluster {
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
     work: Option<(Revision, JoinHandle<Result<()>>)>,
+    /// Result of one that has ended, and the order, until etcd has it; on failure its message.
+    due: Option<(Revision, std::result::Result<(), String>)>,
+    /// The last order that was begun: it may be in the view of etcd for some time after its end.
+    begun: Option<Revision>,
 }
 
 impl Restarts {
@@ -116,28 +141,35 @@ impl Restarts {
         let key = Key::Restart(node);
         if let Some((created, work)) = self.work.take_if(|(_, work)| work.is_finished()) {
             let lost = |_| Err(Error::Internal { what: "a restart ended by a panic".to_owned() });
-            let write = match work.join().unwrap_or_else(lost) {
+            self.due = Some((created, work.join().unwrap_or_else(lost).map_err(|error| sentence(&error))));
+        }
+        if let Some((created, result)) = &self.due {
+            let write = match result {
                 Ok(()) => Write::Delete(key),
-                Err(error) => {
-                    let failed = Restart { by: node, failed: Some(sentence(&error)) };
-                    Write::Put(key, Value::Restart(failed), seen.lease)
+                Err(why) => {
+                    let failed = Restart { by: node, failed: Some(why.clone()) };
+                    // On the lease of the order: a failure without a request that waits for it must not outlast it.
+                    let lease = seen.entry(key).and_then(|entry| entry.lease);
+                    Write::Put(key, Value::Restart(failed), lease)
                 }
             };
-            let compare = vec![Compare::Created(key, created)];
-            return etcd.transact(&Txn { compare, writes: vec![write] }).map(|_| ());
+            let compare = vec![Compare::Created(key, *created)];
+            etcd.transact(&Txn { compare, writes: vec![write] })?;
+            self.due = None;
+            return Ok(());
         }
         let Some(Entry { value: Value::Restart(Restart { by, failed: None }), created, .. }) =
             seen.entry(key)
         else {
             return Ok(());
         };
-        if self.work.is_none() {
+        if self.work.is_none() && self.begun != Some(*created) {
             tracing::info!("{by} asks for a restart of the software");
             let actor = actor.clone();
             let work = workers::spawn("a restart of the software", move || {
                 actor.runtime.block_on(actor.owner.order(Order::RestartContainer)).map(|_| ())
             })?;
-            self.work = Some((*created, work));
+            (self.work, self.begun) = (Some((*created, work)), Some(*created));
         }
         Ok(())
     }

@@ -110,9 +110,9 @@ impl Cluster {
         self.seen().member(self.node()) != Some(false)
     }
 
-    /// Whether `node` belongs to the cluster.
-    pub(in crate::service) fn has(&self, node: NodeId) -> bool {
-        Self::machine(&self.seen(), node).is_some()
+    /// Address of the service of a member; `None`: `node` does not belong to the cluster.
+    pub(in crate::service) fn address_of(&self, node: NodeId) -> Option<String> {
+        Self::machine(&self.seen(), node).map(|(_, address)| address.to_owned())
     }
 
     /// The state of a single node, with the upgrade and reboot of the cluster in place of its own.
@@ -178,9 +178,10 @@ impl Cluster {
         (protection.remaining.min(spare.saturating_sub(down)), protection.maximum.min(spare))
     }
 
-    /// Whether the protection of data is being restored.
+    /// Whether data is not as protected as it can be, as the hook reports it. Without a hook nothing is known to be restored,
+    /// although etcd may have lost its spare members.
     pub(in crate::service) fn is_rebuilding(&self) -> bool {
-        self.seen().view().protection().rebuilding
+        !self.seen().view().protection().whole()
     }
 
     /// All members.
