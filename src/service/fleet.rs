@@ -7,9 +7,10 @@
 //! ```
 //!
 //! The record in the state directory is written before the request: a crash in between costs one needless release, and never
-//! leaks a lock. After a fallback the lock is held until the failure is cleared or another upgrade begins: a release that does not
-//! boot must not reach the next machine. The new release may boot without the lock if the power fails during the wait for it: the
-//! lock is then requested during the trial, so that no other machine reboots beside it.
+//! leaks a lock. If the server has refused every request nothing is released: what this machine never had is not its own. After a fallback the lock is held until the failure is cleared or another upgrade begins: a release that does not
+//! boot must not reach the next machine. The new release may boot without the lock, if the power fails during the wait for it or
+//! a user reboots the machine after the wait was over: the lock is then requested during the trial, so that no other machine
+//! reboots beside it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
@@ -33,6 +34,8 @@ use crate::workers;
 const RECORD: &str = "fleet-lock";
 /// Content of the record after the reboot has failed: the lock is to be released in this boot.
 const NO_REBOOT: &str = "-";
+/// End of the record while a release is selected for the next boot and the lock is not held: its trial requests the lock.
+const RELEASED: &str = "released";
 /// Path of the request for the lock. Who holds it is granted it again.
 const LOCK: &str = "/v1/pre-reboot";
 /// Path of the release.
@@ -63,25 +66,33 @@ pub struct FleetLock {
 
 impl FleetLock {
     /// Sends one request. `path` is one of the two of the protocol.
-    fn request(&self, path: &str) -> Result<()> {
+    fn request(&self, path: &str) -> std::result::Result<(), Refusal> {
         let failed = |problem: String| Error::FleetLock { url: self.url.clone(), problem };
+        let lost = |error: ureq::Error| Refusal { error: failed(error.to_string()), is_certain: false };
         let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_LIMIT));
         let agent = Agent::new_with_config(config.max_redirects(0).build());
         let body = json!({"client_params": {"id": self.id, "group": self.group}}).to_string();
         let request = agent.post(format!("{}{path}", self.url)).header("fleet-lock-protocol", "true");
-        let response = request.header("content-type", "application/json").send(body);
-        let mut response = response.map_err(|error| failed(error.to_string()))?;
+        let mut response = request.header("content-type", "application/json").send(body).map_err(lost)?;
         let status = response.status();
         if status.is_success() {
             return Ok(());
         }
         let text = response.body_mut().with_config().limit(RESPONSE_LIMIT).read_to_string();
         let refusal: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
-        Err(failed(match (refusal["kind"].as_str(), refusal["value"].as_str()) {
+        let error = failed(match (refusal["kind"].as_str(), refusal["value"].as_str()) {
             (Some(kind), Some(value)) => format!("{kind}: {value}"),
             _ => format!("the server responds with status {status}"),
-        }))
+        });
+        Err(Refusal { error, is_certain: status.is_client_error() })
     }
+}
+
+/// A request that was not granted.
+struct Refusal {
+    error: Error,
+    /// Whether the server has refused it. If not, its answer was lost, or it failed on its way to its store.
+    is_certain: bool,
 }
 
 /// [`AfterCommit`] whose reboot needs the lock.
@@ -110,17 +121,27 @@ impl LockedReboot {
         std::mem::replace(&mut *self.waits.lock().unwrap_or_else(PoisonError::into_inner), waits)
     }
 
-    /// Waits until the lock is granted.
+    /// Waits until the lock is granted. If it is not, the record remains for a release if the lock may be held.
     fn acquire(&self) -> Result<()> {
-        write_record(&self.place.state_dir, &boot_of(&self.place.look()?))?;
+        let (state_dir, look) = (&self.place.state_dir, self.place.look()?);
+        // The lock of an earlier request may not have been released yet.
+        let recorded = std::fs::read_to_string(state_dir.join(RECORD));
+        let mut may_hold = recorded.is_ok_and(|recorded| !recorded.ends_with(RELEASED));
+        write_record(state_dir, &boot_of(&look))?;
         let (begun, mut pauses) = (Instant::now(), Pauses::default());
         loop {
-            let Err(error) = self.lock.request(LOCK) else {
+            let Err(Refusal { error, is_certain }) = self.lock.request(LOCK) else {
                 tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is granted");
                 return Ok(());
             };
+            may_hold |= !is_certain;
             let left = self.lock.timeout.saturating_sub(begun.elapsed());
             if left.is_zero() {
+                if may_hold {
+                    release_in_this_boot(state_dir);
+                } else {
+                    record_release(state_dir, &look)?;
+                }
                 return Err(error);
             }
             let why = format!("waiting for the fleet lock: {}", sentence(&error));
@@ -164,9 +185,9 @@ impl AfterCommit for LockedReboot {
         self.busy.store(true, Ordering::Relaxed);
         let locked = self.acquire();
         self.set_waits(None);
-        let done = locked.and_then(|()| self.inner.run(kind));
+        let done = locked
+            .and_then(|()| self.inner.run(kind).inspect_err(|_| release_in_this_boot(&self.place.state_dir)));
         if done.is_err() {
-            release_in_this_boot(&self.place.state_dir);
             self.busy.store(false, Ordering::Relaxed);
         }
         done
@@ -194,6 +215,19 @@ fn write_record(state_dir: &Path, boot: &str) -> Result<()> {
     let write =
         private_directory(state_dir, false).and_then(|()| replace(state_dir, RECORD, boot.as_bytes(), 0o600));
     write.map_err(|source| Error::Open { path: state_dir.join(RECORD), source })
+}
+
+/// Records that the lock is not held.
+fn record_release(state_dir: &Path, look: &DiskView) -> Result<()> {
+    if look.disk.pending {
+        return write_record(state_dir, &released_in(&boot_of(look)));
+    }
+    let path = state_dir.join(RECORD);
+    std::fs::remove_file(&path).map_err(|source| Error::Open { path, source })
+}
+
+fn released_in(boot: &str) -> String {
+    format!("{boot} {RELEASED}")
 }
 
 /// Records that the machine does not reboot.
@@ -270,22 +304,31 @@ impl LockRelease {
     /// Releases the lock if that is due. During a trial it makes sure once that the lock is held (`held`): a power cut may have
     /// booted the new release before the lock was granted. An error comes with its consequence.
     fn look(&self, abandoned: bool, held: &mut bool) -> Result<(), (&'static str, Error)> {
-        let path = self.place.state_dir.join(RECORD);
-        let Ok(recorded) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let state_dir = &self.place.state_dir;
+        let Ok(recorded) = std::fs::read_to_string(state_dir.join(RECORD)) else { return Ok(()) };
         let still = |error| ("the fleet lock is still held", error);
+        let remains = |error| ("the record of the fleet lock is outdated", error);
         let look = self.place.look().map_err(still)?;
         let (shown, boot) = (self.owner.snapshot(), boot_of(&look));
+        if recorded == released_in(&boot) {
+            return if look.disk.pending {
+                Ok(())
+            } else {
+                record_release(state_dir, &look).map_err(remains)
+            };
+        }
         let failed = shown.upgrade.error.as_ref().is_some_and(Failure::is_fallback);
         if !is_due(&recorded, &boot, &look.disk, failed, abandoned) {
             if look.disk.trial.is_some() && recorded != boot && !*held {
-                let without = |error| ("the new release is on trial without the fleet lock", error);
+                let without =
+                    |refusal: Refusal| ("the new release is on trial without the fleet lock", refusal.error);
                 self.lock.request(LOCK).map_err(without)?;
                 *held = true;
             }
             return Ok(());
         }
-        self.lock.request(UNLOCK).map_err(still)?;
-        std::fs::remove_file(&path).map_err(|source| still(Error::Open { path, source }))?;
+        self.lock.request(UNLOCK).map_err(|refusal| still(refusal.error))?;
+        record_release(state_dir, &look).map_err(remains)?;
         *held = false;
         tracing::info!(url = self.lock.url, group = self.lock.group, "the fleet lock is released");
         Ok(())
@@ -294,10 +337,11 @@ impl LockRelease {
 
 /// Whether the lock requested in the boot `recorded` is to be released in the boot `boot`. `failed`: the new release fell back.
 /// `abandoned`: this service has not tried to reboot for longer than a reboot takes, so one that was requested before a crash of
-/// the service is not under way.
+/// the service is not under way. What is selected for the next boot does not matter then: when that will be is unknown, and
+/// the other machines wait.
 fn is_due(recorded: &str, boot: &str, disk: &SeenDisk, failed: bool, abandoned: bool) -> bool {
     let good = disk.trial.is_none() && !disk.pending && !failed;
-    recorded == NO_REBOOT || (good && (recorded != boot || abandoned))
+    recorded == NO_REBOOT || if recorded == boot { abandoned } else { good }
 }
 
 #[cfg(test)]
@@ -322,7 +366,11 @@ mod tests {
         assert!(is_due("1 a", "2 b", &good, false, false));
         assert!(!is_due("1 a", "1 a", &good, false, false), "the machine is shutting down");
         assert!(is_due("1 a", "1 a", &good, false, true), "the service crashed, and nothing is selected");
-        assert!(!is_due("1 a", "1 a", &selected, false, true), "the next reboot needs it");
+        assert!(!is_due("1 a", "1 a", &selected, false, false), "the machine is shutting down");
+        assert!(
+            is_due("1 a", "1 a", &selected, false, true),
+            "the others must not wait for a reboot that no user orders"
+        );
         assert!(!is_due("1 a", "2 b", &trial, false, true));
         assert!(!is_due("1 a", "2 a", &good, true, true), "a bad release must not reach the next machine");
         assert!(is_due(NO_REBOOT, "1 a", &selected, false, false), "the reboot failed");

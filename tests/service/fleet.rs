@@ -170,7 +170,17 @@ fn a_reboot_holds_the_lock_until_the_release_is_good() {
     assert!(service.log().contains("UPGRADE_ERROR_FLEET_LOCK"));
     assert!(told.contains("is not granted: all_slots_full: node 9 has it"), "{told}");
     assert!(!bench.path("rebooting").exists());
+    // The server has refused each request: there is nothing to release, and a reboot by hand boots a trial that requests it.
+    let record = || std::fs::read_to_string(bench.path("state").join("fleet-lock")).unwrap_or_default();
+    assert!(record().ends_with(" released"), "{}", record());
+    assert_eq!(lock.asked("/v1/steady-state"), 1);
+    // After a request without an answer the lock may be held: it is released.
+    *lock.refusal.lock().unwrap() = ("503 Service Unavailable", String::new());
+    let before = lock.asked("/v1/pre-reboot");
+    assert_eq!(service.try_call("POST", "/v1/shutdown/reboot/start", "{}").unwrap().0, 202);
+    service.until("it is requested", |_| lock.asked("/v1/pre-reboot") > before);
     service.until("it is given back", |_| lock.asked("/v1/steady-state") == 2);
+    service.until("that is recorded", |_| record().ends_with(" released"));
     drop(service);
     // Without a command that reboots there is nothing to lock.
     bench.configure(None, &format!("[reboot]\nfleet_lock = {:?}\nfleet_lock_id = \"node7\"\n", lock.url));
