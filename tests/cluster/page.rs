@@ -130,8 +130,10 @@ fn with_a_token_the_page_upgrades_all_nodes() {
     }
     browser.click("#ask-yes");
     browser.until_text("#answer", "Committing 2.0");
-    let settings = lab.node(3).get("/v3/upgrade/status")["settings"].clone();
-    assert_eq!((&settings["do_rolling_reboot"], &settings["num_nodes_to_reboot"]), (&json!(true), &json!(1)));
+    lab.node(3).until("the settings are there", |node| {
+        let settings = node.get("/v3/upgrade/status")["settings"].clone();
+        settings["do_rolling_reboot"] == true && settings["num_nodes_to_reboot"] == 1
+    });
     // One node goes down, the others wait; the reboot pauses after it, and goes on.
     browser.until_text("#reboot", "The rolling reboot is in progress");
     browser.until_text("#nodes", "waits for its turn");

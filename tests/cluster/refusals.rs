@@ -26,10 +26,12 @@ fn who_does_not_belong() {
     let target = json!({"install_path": v2, "target": "UPGRADE_TARGET_PREPARE"}).to_string();
     let (status, text) = lab.node(1).try_call("PUT", "/v1/upgrade/settings", &target).unwrap();
     assert!(status == 409 && text.contains("UPGRADE_ERROR_CLUSTER_MEMBER"), "{text}");
-    assert!(
-        lab.node(1).call("/v1/shutdown/reboot/2", &Value::Null).1["error_class"]
-            == "UPGRADE_ERROR_ELSEWHERE_NODE"
-    );
+    for (path, code) in
+        [("reboot/2", "UPGRADE_ERROR_CLUSTER_MEMBER"), ("halt/2", "UPGRADE_ERROR_ELSEWHERE_NODE")]
+    {
+        let (_, answer) = lab.node(1).call(&format!("/v1/shutdown/{path}"), &Value::Null);
+        assert_eq!(answer["error_class"], code, "{path}");
+    }
     assert_eq!(lab.node(1).call("/v1/shutdown/container-restart/9", &Value::Null).0, 404);
     // A password would be stored in etcd.
     let (status, answer) = lab.node(1).prepare("https://user:word@example.org/v2.qimg", false, false);
