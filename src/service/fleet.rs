@@ -7,10 +7,10 @@
 //! ```
 //!
 //! The record in the state directory is written before the request: a crash in between costs one needless release, and never
-//! leaks a lock. If the server has refused every request nothing is released: what this machine never had is not its own. After a fallback the lock is held until the failure is cleared or another upgrade begins: a release that does not
-//! boot must not reach the next machine. The new release may boot without the lock, if the power fails during the wait for it or
-//! a user reboots the machine after the wait was over: the lock is then requested during the trial, so that no other machine
-//! reboots beside it.
+//! leaks a lock. If the server has refused every request, nothing is released: this machine holds no lock. After a fallback the
+//! lock is held until the failure is cleared or another upgrade begins: a release that does not boot must not reach the next
+//! machine. The new release may boot without the lock, if the power fails during the wait for it or a user reboots the machine
+//! after the wait was over: the lock is then requested during the trial, so that no other machine reboots beside it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
