@@ -48,15 +48,20 @@ pub(crate) const FAULTS: &str = r#"
         }
         return 1;
     };
+    const judge = (colour, node, text) => {
+        const [a, b] = [light(colour)[0], below(node)].sort((x, y) => y - x);
+        const contrast = (a + 0.05) / (b + 0.05);
+        if (contrast < 4.5) faults.push(`contrast ${contrast.toFixed(2)}: ${text}`);
+    };
     let seen = 0;
     for (const node of document.querySelectorAll('body *')) {
         const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
         if (!own || !node.checkVisibility()) continue;
         seen += 1;
-        const [a, b] = [light(getComputedStyle(node).color)[0], below(node)].sort((x, y) => y - x);
-        const contrast = (a + 0.05) / (b + 0.05);
-        if (contrast < 4.5) faults.push(`contrast ${contrast.toFixed(2)}: ${node.textContent}`);
+        judge(getComputedStyle(node).color, node, node.textContent);
     }
+    for (const field of document.querySelectorAll('input[placeholder]'))
+        if (field.checkVisibility()) judge(getComputedStyle(field, '::placeholder').color, field, field.placeholder);
     if (seen < 30) faults.push(`only ${seen} texts`);
     for (const field of document.querySelectorAll('input')) if (!field.labels.length) faults.push(`no label: ${field.id}`);
     for (const button of document.querySelectorAll('button'))
