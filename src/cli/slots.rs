@@ -179,7 +179,7 @@ mod tests {
         SlotsReport {
             disk: "disk.img".into(),
             boot_flag,
-            table: "sound".into(),
+            table: "equal".into(),
             switch_method: "second array".into(),
             boot_before: Vec::new(),
             booted_unknown: None,
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(
             human(&report(BootFlag::Priority), Palette::PLAIN),
             "disk    disk.img\n\
-             table   sound\n\
+             table   copies: equal\n\
              switch  second array\n\
              runs    platform a, by the kernel\n\
              \n\
