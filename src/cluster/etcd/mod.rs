@@ -48,7 +48,8 @@ impl Etcd {
     /// Creates a store; the first request opens the connection.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config): certificates or password cannot be read. [`Error::Argument`](crate::Error::Argument): no endpoint, or one that is no URL.
+    /// [`Error::Config`](crate::Error::Config): certificates or password cannot be read.
+    /// [`Error::Argument`](crate::Error::Argument): no endpoint, or one that is no URL.
     pub fn new(access: &EtcdConfig) -> Result<Self> {
         Ok(Self { gateway: Arc::new(Gateway::new(access)?), prefix: access.prefix.clone(), written: 0 })
     }
