@@ -155,6 +155,12 @@ fn wrong_certificates_of_a_node() {
     install(&[]);
     let [ca, cert, key] = paths.each_ref().map(|(_, path)| path);
     let access = format!("ca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n");
+    // The service has a certificate of its own.
+    let (own, absent) = (bench.path("own.pem"), bench.path("absent.pem"));
+    fs::copy(foreign.join("node.pem"), &own).unwrap();
+    fs::create_dir(bench.path("node1")).unwrap();
+    let text = format!("certificate = {own:?}\nkey = {:?}\n", foreign.join("node.key"));
+    fs::write(bench.path("node1/service.toml"), text).unwrap();
     let lab = Lab::on(etcd, bench, 1, &access, None);
     let (node, v2) = (lab.node(1), lab.bench.text("v2.qimg"));
     let slots = |node: &Node| node.get("/v1/qstage/slots");
@@ -177,9 +183,16 @@ fn wrong_certificates_of_a_node() {
         assert_eq!((node.state().as_str(), node.version().as_str()), ("IDLE", "Demo 1.0"));
         assert_eq!(slots(node), before);
     }
+    // A certificate of the service that is installed after its start is known to the other nodes.
     install(&[]);
+    let is_known = || lab.etcd.says(&["get", "--print-value-only", "/lab/members/1"]).contains("BEGIN CERT");
+    node.until("its certificate is known", |_| is_known());
+    fs::rename(&own, &absent).unwrap();
     restarted();
     node.until("it is whole again", |node| blocked(node).is_empty());
+    node.until("it has none", |_| !is_known());
+    fs::rename(&absent, &own).unwrap();
+    node.until("its certificate is known again", |_| is_known());
 }
 
 /// Each node checks the signature and the ordered digest itself: what another one has found valid does not count.

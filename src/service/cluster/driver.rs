@@ -164,6 +164,10 @@ impl Driver {
         if self.lags(seen) {
             return Ok(());
         }
+        // It may be installed after the start: the listener waits for it too.
+        if self.certificate.is_empty() {
+            self.certificate = self.membership.own_certificate();
+        }
         // The other nodes know its service by these two.
         let (address, certificate) = (&self.membership.address, &self.certificate);
         if member.address != *address || member.certificate != *certificate {
