@@ -36,7 +36,7 @@ pub struct Asking<'a> {
     pub cancel: &'a Cancel,
     /// Takes what a person should know.
     pub notice: &'a Notice,
-    /// Servers to which no connection can be made, by what was asked before.
+    /// Servers to which no connection can be made, by what was asked before, and whether one answered.
     pub unreachable: Unreachable,
 }
 
@@ -86,18 +86,18 @@ impl Asking<'_> {
         let beside: Vec<Url> =
             urls.iter().filter_map(|url| beside(url, base)).filter(|url| (wish.permits)(url)).collect();
         let Some(name) = beside.first().map(|url| shown(url.as_str()).into_owned()) else { return Ok(None) };
-        let everywhere = beside.len() == urls.len();
+        let all_asked = beside.len() == urls.len();
         match self.try_delta(beside, urls, wish) {
             Ok(found) => {
                 (self.notice)(&format!("{name} is taken instead of the bundle"));
                 Ok(Some(found))
             }
             Err(error @ (Error::Interrupted { .. } | Error::Config { .. })) => Err(error),
-            // Who cannot be reached has no bundle either.
-            Err(Error::NetworkConnect { url, problem }) if everywhere => {
+            // Who cannot be reached has no bundle either. One that answered may have the bundle, and no delta.
+            Err(Error::NetworkConnect { url, problem }) if all_asked && !self.unreachable.any_answered() => {
                 Err(Error::NetworkConnect { url: bundle_of(url, base), problem })
             }
-            Err(Error::NetworkTls { url, problem }) if everywhere => {
+            Err(Error::NetworkTls { url, problem }) if all_asked && !self.unreachable.any_answered() => {
                 Err(Error::NetworkTls { url: bundle_of(url, base), problem })
             }
             Err(Error::NetworkConnect { .. } | Error::NetworkTls { .. }) => Ok(None),

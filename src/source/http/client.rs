@@ -29,7 +29,7 @@ pub(super) struct Clients {
     tls: rustls::ClientConfig,
     credentials: Credentials,
     made: Mutex<Vec<(Option<String>, Client)>>,
-    /// Takes the servers to which no connection can be made.
+    /// Takes the servers to which no connection can be made, and whether one answers.
     unreachable: Unreachable,
 }
 
@@ -148,6 +148,7 @@ impl Clients {
             let (host, status) = (url.host_str().unwrap_or_default(), response.status());
             tracing::debug!("{host}{}, bytes {start}-{last}: {status}", url.path());
             if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+                self.unreachable.answer();
                 return answer(response, start, url);
             }
             let to = text(response.headers(), &LOCATION).unwrap_or_default();

@@ -149,5 +149,11 @@ fn a_server_without_proof_of_its_identity_is_asked_once() {
             bench.at(&["cancel"]).good();
             bench.blank("platform_b");
         }
+        // A good one that is asked first has no delta, and the bad one cannot say more.
+        bench.at(&["prepare", &good.url, "--mirror", &one.url]).good();
+        assert!(bench.holds("platform_b", "v2.img"), "{what}");
+        assert_eq!(one.connections(), 1, "{what}");
+        bench.at(&["cancel"]).good();
+        bench.blank("platform_b");
     }
 }
