@@ -108,7 +108,7 @@ impl Lane {
                 Ok(()) => failures = 0,
                 Err(_) => {
                     self.drop_body();
-                    self.shared.give_up(start);
+                    self.shared.give_up(self.number, start);
                     failures += 1;
                     tokio::time::sleep(pause(failures + 1, self.chance.hash_one(failures), None)).await;
                 }
@@ -147,14 +147,14 @@ impl Lane {
                 if let (TransferError::Once, Some(body)) = (&trouble, &self.body) {
                     let (at, end) = (body.at, body.answer.end.unwrap_or(u64::MAX));
                     self.once = true;
-                    self.shared.give_up(start);
+                    self.shared.give_up(self.number, start);
                     self.shared.stands(self.number, Some(at..end));
                     self.shared.read_in_order(at);
                     continue;
                 }
-                let at = self.shared.missing(start).unwrap_or(start);
+                let at = self.shared.missing(self.number, start).unwrap_or(start);
                 self.drop_body();
-                self.shared.give_up(start);
+                self.shared.give_up(self.number, start);
                 if let Err(failed) = self.recover(trouble, at).await {
                     return failed;
                 }
@@ -185,7 +185,7 @@ impl Lane {
 
     async fn block(&mut self, want: &FetchRequest) -> Result<(), TransferError> {
         let start = want.block.start;
-        while let Some(at) = self.shared.missing(start) {
+        while let Some(at) = self.shared.missing(self.number, start) {
             if self.body.as_ref().is_some_and(|body| self.shared.is_left(body.mirror)) {
                 return Err(TransferError::Broken("the address is asked no more".to_owned()));
             }
@@ -196,7 +196,7 @@ impl Lane {
                 self.shared.end_at(at);
                 return Ok(());
             };
-            let used = self.shared.fill(start, &chunk, mirror);
+            let used = self.shared.fill(self.number, start, &chunk, mirror);
             self.gained += used as u64;
             if let Some(body) = &mut self.body {
                 body.rest = chunk.slice(used..);

@@ -396,35 +396,43 @@ impl RequestPlan {
         until
     }
 
-    /// Stores bytes that came from `mirror` in the block at `start`. Returns how many belonged to it.
-    pub(super) fn fill(&mut self, start: u64, bytes: &[u8], mirror: usize) -> usize {
-        let Some(block) = self.blocks.get_mut(&start) else { return 0 };
-        block.mirror = mirror;
-        let room = usize::try_from(block.len).unwrap_or(usize::MAX).saturating_sub(block.data.len());
+    /// The block at `start` that `lane` fetches; `None` if it is gone. Another lane may fetch a new one from the same offset,
+    /// after the bytes of the first one were dropped.
+    fn of_lane(&mut self, lane: usize, start: u64) -> Option<&mut Block> {
+        self.blocks.get_mut(&start).filter(|block| block.lane == lane)
+    }
+
+    /// Stores bytes that `lane` received from `mirror` in its block at `start`. Returns how many belonged to it.
+    pub(super) fn fill(&mut self, lane: usize, start: u64, bytes: &[u8], mirror: usize) -> usize {
+        let Some(block) = self.of_lane(lane, start) else { return 0 };
+        let (former, got) = (std::mem::replace(&mut block.mirror, mirror), block.data.len());
+        let room = usize::try_from(block.len).unwrap_or(usize::MAX).saturating_sub(got);
         let len = room.min(bytes.len());
         block.data.extend_from_slice(bytes.get(..len).unwrap_or_default());
+        let whole = start..start + block.len;
+        if former != mirror {
+            self.remember(start..start + got as u64, former);
+        }
         if len == room {
-            let range = start..start + block.len;
-            self.remember(range, mirror);
+            self.remember(whole, mirror);
         }
         self.drop_if_taken(start);
         len
     }
 
-    /// Offset of the next byte that the block at `start` lacks; `None` if it is full or gone.
-    pub(super) fn missing(&self, start: u64) -> Option<u64> {
-        let block = self.blocks.get(&start)?;
+    /// Offset of the next byte that the block of `lane` at `start` lacks; `None` if it is full or gone.
+    pub(super) fn missing(&mut self, lane: usize, start: u64) -> Option<u64> {
+        let block = self.of_lane(lane, start)?;
         let got = block.data.len() as u64;
         (got < block.len).then_some(start + got)
     }
 
-    /// Ends the block at `start` after the bytes that it has; the rest is wanted again.
-    pub(super) fn give_up(&mut self, start: u64) {
-        let Some(block) = self.blocks.get_mut(&start) else { return };
-        let (got, len, ahead, lane) = (block.data.len() as u64, block.len, block.ahead, block.lane);
-        self.buffered -= len - got;
+    /// Ends the block of `lane` at `start` after the bytes that it has; the rest is wanted again.
+    pub(super) fn give_up(&mut self, lane: usize, start: u64) {
+        let Some(block) = self.of_lane(lane, start) else { return };
+        let (got, len, ahead, mirror) = (block.data.len() as u64, block.len, block.ahead, block.mirror);
         block.len = got;
-        let mirror = block.mirror;
+        self.buffered -= len - got;
         self.remember(start..start + got, mirror);
         if got == 0 {
             self.blocks.remove(&start);

@@ -8,7 +8,7 @@ const MIB: u64 = 1 << 20;
 fn fetch(plan: &mut RequestPlan, lane: usize) -> Option<Range<u64>> {
     let want = plan.next(lane)?;
     let bytes: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
-    assert_eq!(plan.fill(want.block.start, &bytes, 0), bytes.len());
+    assert_eq!(plan.fill(lane, want.block.start, &bytes, 0), bytes.len());
     Some(want.block)
 }
 
@@ -60,7 +60,7 @@ fn what_an_answer_leads_to_is_left_to_its_lane_and_holes_to_the_others() {
     assert_eq!(plan.next(1).unwrap().block, 10 * MIB..10 * MIB + 5);
     plan.end(reader);
     // A lane that fails leaves its block to all.
-    plan.give_up(6 * MIB);
+    plan.give_up(2, 6 * MIB);
     assert_eq!(plan.next(1).unwrap().block, 6 * MIB..7 * MIB);
 }
 
@@ -85,11 +85,11 @@ fn a_block_that_is_given_up_is_wanted_again_from_where_it_ends() {
     let mut plan = RequestPlan::default();
     plan.declare(0..3000);
     assert_eq!(plan.next(0).unwrap().block, 0..3000);
-    assert_eq!(plan.fill(0, &[7; 1000], 0), 1000);
-    assert_eq!(plan.missing(0), Some(1000));
-    plan.give_up(0);
+    assert_eq!(plan.fill(0, 0, &[7; 1000], 0), 1000);
+    assert_eq!(plan.missing(0, 0), Some(1000));
+    plan.give_up(0, 0);
     assert_eq!(plan.next(0).unwrap().block, 1000..3000);
-    assert_eq!(plan.fill(1000, &[8; 5000], 1), 2000);
+    assert_eq!(plan.fill(0, 1000, &[8; 5000], 1), 2000);
     let reader = plan.begin(0..3000);
     let mut buf = [0; 3000];
     assert_eq!(plan.take(reader, &mut buf), 3000);
@@ -121,7 +121,7 @@ fn a_liar_is_known_before_its_block_is_full() {
     let mut plan = RequestPlan::default();
     plan.declare(0..MIB);
     assert_eq!(plan.next(0).unwrap().block, 0..MIB);
-    assert_eq!(plan.fill(0, &[1; 5000], 3), 5000);
+    assert_eq!(plan.fill(0, 0, &[1; 5000], 3), 5000);
     let reader = plan.begin(0..4000);
     let mut buf = [0; 4000];
     assert_eq!(plan.take(reader, &mut buf), 4000);
@@ -132,7 +132,7 @@ fn a_liar_is_known_before_its_block_is_full() {
     // No byte of it is read again, and the bytes that had not arrived are still wanted.
     let reader = plan.begin(0..4000);
     assert_eq!(plan.take(reader, &mut buf), 0);
-    assert_eq!(plan.fill(0, &[1; 5000], 3), 0, "what still comes of it belongs to no block");
+    assert_eq!(plan.fill(0, 0, &[1; 5000], 3), 0, "what still comes of it belongs to no block");
     plan.stands(0, None);
     assert_eq!(plan.next(0).unwrap().block, 0..MIB, "over the gap between both");
     plan.end(reader);
@@ -146,7 +146,7 @@ fn each_reader_of_a_block_learns_who_sent_it() {
         let mut plan = RequestPlan::default();
         plan.declare(0..MIB);
         assert_eq!(plan.next(0).unwrap().block, 0..MIB);
-        assert_eq!(plan.fill(0, &vec![1; arrived], 3), arrived);
+        assert_eq!(plan.fill(0, 0, &vec![1; arrived], 3), arrived);
         let frames = [1000..4000, 4000..8000];
         for frame in &frames {
             let reader = plan.begin(frame.clone());
@@ -161,6 +161,40 @@ fn each_reader_of_a_block_learns_who_sent_it() {
         assert_eq!(plan.senders(&(0..1000)), [3], "{what}: what lies before them");
         assert_eq!(plan.senders(&(8000..9000)), [3], "{what}: what lies after them");
     }
+}
+
+/// Wrong bytes end a block for whose further bytes its lane still waits, and another lane fetches it anew. The bytes that the
+/// first lane then received went to the beginning of the new block, and the server of the others was taken for the liar.
+#[test]
+fn a_block_takes_the_bytes_of_its_own_lane_alone() {
+    let mut plan = RequestPlan::default();
+    plan.declare(0..MIB);
+    assert_eq!(plan.next(1).unwrap().block, 0..MIB);
+    assert_eq!(plan.fill(1, 0, &[1; 5000], 3), 5000);
+    plan.distrust(3);
+    plan.stands(1, None);
+    let reader = plan.begin(0..MIB);
+    assert_eq!(plan.next(0).unwrap().block, 0..MIB);
+    assert_eq!((plan.missing(1, 0), plan.missing(0, 0)), (None, Some(0)));
+    assert_eq!(plan.fill(1, 0, &[1; 5000], 3), 0);
+    plan.give_up(1, 0);
+    assert_eq!(plan.fill(0, 0, &vec![2; MIB as usize], 4), MIB as usize);
+    let mut buf = vec![0; MIB as usize];
+    assert_eq!(plan.take(reader, &mut buf), buf.len());
+    assert!(buf.iter().all(|byte| *byte == 2));
+    assert_eq!(plan.senders(&(6000..7000)), [4]);
+}
+
+/// A server is left for a faster one in the middle of a block: each of both is known by what it sent.
+#[test]
+fn two_servers_share_a_block() {
+    let mut plan = RequestPlan::default();
+    plan.declare(0..MIB);
+    assert_eq!(plan.next(0).unwrap().block, 0..MIB);
+    assert_eq!(plan.fill(0, 0, &[1; 5000], 3), 5000);
+    assert_eq!(plan.fill(0, 0, &vec![2; MIB as usize], 4), MIB as usize - 5000);
+    assert_eq!(plan.senders(&(4000..6000)), [3, 4]);
+    assert_eq!(plan.senders(&(6000..7000)), [4]);
 }
 
 /// A server that gives out a file only once: all bytes that are left are declared, but none that were taken or passed.
@@ -197,10 +231,11 @@ proptest::proptest! {
                 }
                 2 if reads.is_empty() => plan.pass(&range),
                 3 => {
-                    if let Some(want) = plan.next((at % 4) as usize) {
+                    let lane = (at % 4) as usize;
+                    if let Some(want) = plan.next(lane) {
                         let half: Vec<u8> = want.block.clone().map(|at| (at % 251) as u8).collect();
-                        plan.fill(want.block.start, &half[..half.len() / 2], 0);
-                        plan.give_up(want.block.start);
+                        plan.fill(lane, want.block.start, &half[..half.len() / 2], 0);
+                        plan.give_up(lane, want.block.start);
                     }
                 }
                 _ => drop(fetch(&mut plan, (at % 4) as usize)),
@@ -285,14 +320,14 @@ fn a_block_on_its_way_is_waited_for() {
     assert!(!plan.covers(&range));
     let want = plan.next(0).unwrap();
     assert_eq!((want.block, plan.covers(&range)), (range.clone(), true));
-    plan.fill(0, &[1; 200_000], 0);
+    plan.fill(0, 0, &[1; 200_000], 0);
     assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Coming);
     assert!(!plan.serves(&range, false) && plan.serves(&range, true) && !plan.serves(&other, true));
     let second = plan.begin(100_000..200_000);
     assert!(plan.serves(&range, false), "a part of it");
     plan.end(second);
     // The connection breaks: the rest is requested anew, and what is here is copied.
-    plan.give_up(0);
+    plan.give_up(0, 0);
     assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Other);
     buf.resize(300_000, 0);
     assert_eq!(plan.take(reader, &mut buf), 200_000);

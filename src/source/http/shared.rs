@@ -140,23 +140,23 @@ impl Shared {
         self.work.notify_waiters();
     }
 
-    pub(super) fn missing(&self, start: u64) -> Option<u64> {
-        self.state().plan.missing(start)
+    pub(super) fn missing(&self, lane: usize, start: u64) -> Option<u64> {
+        self.state().plan.missing(lane, start)
     }
 
-    pub(super) fn give_up(&self, start: u64) {
-        self.state().plan.give_up(start);
+    pub(super) fn give_up(&self, lane: usize, start: u64) {
+        self.state().plan.give_up(lane, start);
         self.changed.notify_all();
         self.work.notify_waiters();
     }
 
-    pub(super) fn fill(&self, start: u64, bytes: &[u8], mirror: usize) -> usize {
+    pub(super) fn fill(&self, lane: usize, start: u64, bytes: &[u8], mirror: usize) -> usize {
         let mut state = self.state();
         let range = state.plan.block(start);
-        let used = state.plan.fill(start, bytes, mirror);
+        let used = state.plan.fill(lane, start, bytes, mirror);
         state.quiet += used;
         // Readers of other bytes sleep on: there are many blocks ahead of them, and each wake costs a change of context.
-        let full = state.plan.missing(start).is_none();
+        let full = state.plan.missing(lane, start).is_none();
         if (full || state.quiet >= WAKE) && range.is_some_and(|range| state.plan.serves(&range, full)) {
             state.quiet = 0;
             self.changed.notify_all();
