@@ -2,7 +2,7 @@
 //! gets the corresponding calls.
 
 /// The term of the command line, and the corresponding call.
-const WORDS: [(&str, &str); 19] = [
+const WORDS: [(&str, &str); 20] = [
     ("'qstage prepare'", "POST /v2/upgrade/prepare"),
     ("'qstage commit'", "POST /v2/upgrade/commit"),
     ("'qstage cancel'", "POST /v1/qstage/cancel"),
@@ -23,6 +23,7 @@ const WORDS: [(&str, &str); 19] = [
         "(--max-download, or 'max_download' in [network])",
         "('max_download' in [network] of its configuration)",
     ),
+    ("(a URL: --no-delta)", "(a URL: 'deltas = false' in [network] of its configuration)"),
     ("(--input-timeout, or 'input_timeout' in the configuration)", "('input_timeout' in its configuration)"),
     ("or --efivars DIR", "or 'efivars' in its configuration"),
 ];

@@ -93,6 +93,7 @@ fn the_wrong_file_is_named_with_what_it_is() {
     let bench = Bench::installed();
     fs::write(bench.path("noise"), [0xfe; 4096]).unwrap();
     fs::write(bench.path("words"), "a b\n".repeat(40)).unwrap();
+    fs::write(bench.path("word"), "a b\n").unwrap();
     fs::write(bench.path("comments"), "# nothing yet\n").unwrap();
     let trusted = |file: &str| {
         let message = bench.run(&["verify", "v2.qimg", "--trust", file]).bad("TRUST_FILE");
@@ -107,6 +108,7 @@ fn the_wrong_file_is_named_with_what_it_is() {
         ("key.pub", "looks like a public key; write a line"),
         ("words", "line 3: "),
         ("words", "; and 37 lines more; write a line"),
+        ("word", "; write a line"),
         ("comments", "it has no entry; write a line"),
     ] {
         let message = trusted(file);

@@ -62,9 +62,12 @@ fn no_signer(text: &[u8], skipped: &[String]) -> String {
         None if skipped.is_empty() => return format!("it has no entry; {ENTRY}"),
         None => {}
     }
-    let more = skipped.len().saturating_sub(SHOWN);
-    let shown = skipped.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
-    if more == 0 { shown } else { format!("{shown}; and {more} lines more; {ENTRY}") }
+    let mut shown: Vec<&str> = skipped.iter().take(SHOWN).map(String::as_str).collect();
+    let more = format!("and {} lines more", skipped.len().saturating_sub(SHOWN));
+    if skipped.len() > SHOWN {
+        shown.push(&more);
+    }
+    format!("{}; {ENTRY}", shown.join("; "))
 }
 
 impl Trust {

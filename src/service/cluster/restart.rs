@@ -57,7 +57,9 @@ impl Cluster {
             };
             let late = (begun.elapsed() > ANSWER_LIMIT).then(|| format!("{node}: no answer from it"));
             if let Some(problem) = problem.or(late) {
-                withdraw(&mut etcd, key, created, begun)?;
+                if let Err(error) = withdraw(&mut etcd, key, created, begun) {
+                    tracing::warn!(code = error.code(), "the order for {node} remains: {}", sentence(&error));
+                }
                 return Err(Error::ClusterUpgrade { problem });
             }
             seen = self.cache.wait(seen, Duration::from_millis(200));

@@ -86,7 +86,7 @@ impl Clients {
         if let Some(proxy) = proxy {
             let failed = |problem: &str| {
                 TransferError::Connect(
-                    format!("proxy {}: {problem}", shown(proxy)),
+                    format!("proxy {}: {problem}", proxy::name(proxy)),
                     RetryDecision::OnceItAnswered,
                 )
             };
@@ -137,7 +137,7 @@ impl Clients {
                 };
             }
             let response = request.send().await.map_err(|error| {
-                let trouble = of_error(&error);
+                let trouble = of_error(&error).by_proxy(through.as_deref().map(proxy::name));
                 // The one that a redirect led to, if there was one.
                 if trouble.is_of_server() && !trouble.may_pass(validator.is_some()) {
                     self.unreachable.add(&url);

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use reqwest::Url;
 
+use crate::source::address::shown;
+
 /// Proxy for `url`, as it was written; `None`: no proxy. `configured` is a proxy for all URLs that `no_proxy` does not
 /// name, or `none`; `variable` reads the environment. As with curl, `HTTP_PROXY` in capitals is ignored: CGI sets it
 /// from a header.
@@ -21,6 +23,14 @@ pub(super) fn select(
     };
     let bypassed = get(&["no_proxy", "NO_PROXY"]).is_some_and(|list| bypasses(&list, url));
     (!bypassed).then_some(proxy)
+}
+
+/// A proxy in the form that may be shown: without user and password, also if it is written without a scheme.
+pub(super) fn name(proxy: &str) -> String {
+    if proxy.contains("://") {
+        return shown(proxy).into_owned();
+    }
+    shown(&format!("http://{proxy}")).trim_start_matches("http://").to_owned()
 }
 
 /// Whether `no_proxy` names the host: `*`, a domain and all below it, an address, or a network such as `10.0.0.0/8`,
@@ -90,6 +100,13 @@ mod tests {
         assert_eq!(select(&url("http://h/"), Some("x:1"), |_| None), Some("x:1".into()));
         let local = |name: &str| (name == "no_proxy").then(|| "h".to_owned());
         assert_eq!(select(&url("http://h/"), Some("x:1"), local), None);
+    }
+
+    #[test]
+    fn a_name_shows_no_password() {
+        assert_eq!(name("user:hunter2@h:3128"), "h:3128");
+        assert_eq!(name("socks5h://user:hunter2@[::1]:9/"), "socks5h://[::1]:9/");
+        assert_eq!(name("h"), "h");
     }
 
     #[test]

@@ -49,6 +49,16 @@ pub(super) enum RetryDecision {
 const ONCE: &str = "a further request was refused";
 
 impl TransferError {
+    /// The same, naming the proxy by which a connection was tried: it may be the proxy that does not answer.
+    pub(super) fn by_proxy(self, proxy: Option<String>) -> Self {
+        match (self, proxy) {
+            (Self::Connect(problem, hope), Some(proxy)) => {
+                Self::Connect(format!("by the proxy {proxy}: {problem}"), hope)
+            }
+            (other, _) => other,
+        }
+    }
+
     /// Whether a retry may succeed; `answered`: the server has answered before.
     pub(super) fn may_pass(&self, answered: bool) -> bool {
         match self {

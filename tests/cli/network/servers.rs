@@ -263,8 +263,11 @@ fn socks_proxies_carry_it() {
     let nobody = free_port();
     let begun = std::time::Instant::now();
     for scheme in ["socks4", "socks5", "socks5h", "http"] {
-        let network = format!("[network]\nproxy = \"{scheme}://127.0.0.1:{nobody}\"\n");
-        refused(&bench, &network, &server.url, "NETWORK_CONNECT");
+        let network = format!("[network]\nproxy = \"{scheme}://u:hunter2@127.0.0.1:{nobody}\"\n");
+        let message = refused(&bench, &network, &server.url, "NETWORK_CONNECT");
+        // The proxy is named, for it is what does not answer; its password is not.
+        let named = message.contains(&format!("by the proxy {scheme}://127.0.0.1:{nobody}"));
+        assert!(named && !message.contains("hunter2"), "{message}");
     }
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
     refused(&bench, "[network]\nproxy = \"quic://127.0.0.1:1\"\n", &server.url, "NETWORK_CONNECT");
