@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::{Bench, is_root, tool};
 
 /// Before: the scratch directory of a killed bench stayed for ever.
@@ -64,7 +65,7 @@ fn what_is_no_file_in_the_state_directory_is_said_at_once() {
                 _ => fs::create_dir(&path).unwrap(),
             }
             for verb in ["status", "history"] {
-                let begun = Instant::now();
+                let begun = Clock::start();
                 let run = bench.at(&[verb]);
                 assert!(begun.elapsed() < Duration::from_secs(3), "{verb} beside a {kind}");
                 let read = (verb == "history") == (name == "history.jsonl");

@@ -1,6 +1,7 @@
 //! Behaviour that needs a separate process: signals, standard input, the page cache after a read.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+use crate::harness::clock::Clock;
 use crate::harness::loops;
 
 use std::fs::{self, File};
@@ -9,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use loops::{cached, scratch};
 use nix::sys::signal::{Signal, kill};
@@ -73,7 +74,7 @@ fn the_first_signal_ends_a_blocked_read_and_the_second_the_process() {
         stdin.write_all(b"12345").unwrap();
         let pid = Pid::from_raw(child.id().try_into().unwrap());
         std::thread::sleep(Duration::from_millis(100));
-        let begun = Instant::now();
+        let begun = Clock::start();
         kill(pid, signal).unwrap();
         assert_eq!(said(&mut lines), "UPGRADE_ERROR_INTERRUPTED after 5");
         assert!(begun.elapsed() < Duration::from_secs(1));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::{Bench, Run, Running};
 
 /// Number of bytes of `v2.qimg` that come before the silence: none, a part of the head, a part of the frames.
@@ -93,14 +94,14 @@ fn a_signal_ends_the_wait_within_a_second() {
     std::thread::sleep(Duration::from_millis(1500));
     for (come, mut running) in all {
         assert!(running.child().try_wait().unwrap().is_none(), "{come}: it is waited for");
-        let begun = Instant::now();
+        let begun = Clock::start();
         running.signal(Signal::SIGTERM);
         let run = ended(running);
         assert!(begun.elapsed() < Duration::from_secs(1), "{come}: {:?}", begun.elapsed());
         run.bad("INTERRUPTED");
     }
     // A verb that changes nothing is ended as any program is.
-    let begun = Instant::now();
+    let begun = Clock::start();
     plan.signal(Signal::SIGTERM);
     assert_eq!(ended(plan).code, None);
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

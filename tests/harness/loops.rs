@@ -3,6 +3,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::clock::Clock;
+
 /// Whether loop devices can be made. Prints SKIPPED if not; in CI that is a failure.
 pub(crate) fn is_root() -> bool {
     if nix::unistd::geteuid().is_root() {
@@ -34,7 +36,7 @@ fn attempt(program: &str, args: &[&str]) -> Result<String, String> {
 /// Retries for some seconds. A mount survives in every mount namespace that was copied while it existed; tests that create
 /// namespaces run in parallel, and containers start at any time.
 pub(crate) fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> T {
-    let begun = std::time::Instant::now();
+    let begun = Clock::start();
     loop {
         match attempt() {
             Ok(value) => return value,

@@ -12,6 +12,8 @@
 
 /// A browser without a window.
 pub mod browser;
+/// A clock that stands still while the machine does.
+pub mod clock;
 /// Machines with containers.
 pub mod containers;
 /// Programs that end with their test, and load for the machine.

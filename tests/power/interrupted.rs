@@ -2,6 +2,7 @@
 //! continues instead of starting over.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+use crate::harness::clock::Clock;
 use crate::harness::machine;
 
 use std::fs;
@@ -130,7 +131,7 @@ fn sigint_and_sigterm_end_it_within_a_second() {
             pipe.write_all(&bytes[..sent]).unwrap();
             std::thread::sleep(Duration::from_millis(300));
             assert!(running.child().try_wait().unwrap().is_none());
-            let begun = Instant::now();
+            let begun = Clock::start();
             running.signal(signal);
             let message = running.end().bad("INTERRUPTED");
             assert!(
@@ -145,7 +146,7 @@ fn sigint_and_sigterm_end_it_within_a_second() {
         // While it waits for its rate: 1 MiB/s.
         let running = bench.start(&["prepare", "v2.qimg", "--max-rate", "1M", "--json"], Stdio::null());
         std::thread::sleep(Duration::from_millis(500));
-        let begun = Instant::now();
+        let begun = Clock::start();
         running.signal(signal);
         let run = running.end();
         assert!(begun.elapsed() < Duration::from_secs(1), "{signal}: {:?}", begun.elapsed());

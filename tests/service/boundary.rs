@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::harness::clock::Clock;
 use crate::harness::server::{Bench, Server, run};
 
 /// A request with headers of its own; the whole answer.
@@ -169,7 +170,7 @@ fn a_silent_server_holds_nothing() {
     };
     let asked = request(server.socket.clone(), order.clone());
     let _held = listener.accept().unwrap();
-    let begun = Instant::now();
+    let begun = Clock::start();
     assert_eq!(server.post("/v1/qstage/cancel", &Value::Null), (200, Value::Null));
     let answer = asked.join().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
@@ -177,7 +178,7 @@ fn a_silent_server_holds_nothing() {
     assert_eq!(server.state(), "IDLE");
     let asked = request(server.socket.clone(), order);
     let _held = listener.accept().unwrap();
-    let begun = Instant::now();
+    let begun = Clock::start();
     let children = server.children();
     server.end();
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

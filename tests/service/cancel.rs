@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::is_root;
 use crate::harness::server::{Bench, QSTAGE, Server, alive};
 use crate::harness::web::{self, Full, partial, status};
@@ -52,7 +53,7 @@ fn cancels(phase: &str, server: &Server, url: &str, accepted: bool, reached: imp
         assert!(accepted == prepare.is_finished(), "{phase}: the prepare is answered: {}", !accepted);
         let children = server.children();
         assert_eq!(children.len(), 1, "{phase}: a process waits");
-        let begun = Instant::now();
+        let begun = Clock::start();
         assert_eq!(server.post("/v1/qstage/cancel", &Value::Null), (200, Value::Null), "{phase}");
         let (code, answer) = prepare.join().unwrap();
         while children.iter().any(|pid| alive(*pid)) && begun.elapsed() < LONG {

@@ -3,10 +3,11 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
+use crate::harness::clock::Clock;
 use crate::harness::server::{Bench, Server, alive};
 use crate::harness::web::Full;
 
@@ -27,7 +28,7 @@ fn prepare(server: &Server, url: &str) -> UnixStream {
 #[track_caller]
 fn ends(phase: &str, mut server: Server) {
     let children = server.children();
-    let begun = Instant::now();
+    let begun = Clock::start();
     server.end();
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(1), "{phase}: {took:?}");

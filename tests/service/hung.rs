@@ -1,9 +1,10 @@
 //! A service whose disk accepts requests and completes none: clients get responses, and a stop request is obeyed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::is_root;
 use crate::harness::nbd::Nbd;
 use crate::harness::server::{Bench, Server};
@@ -14,7 +15,7 @@ const SOON: Duration = Duration::from_millis(3000 + 1000);
 /// An answer, and whether it came soon.
 #[track_caller]
 fn soon(server: &Server, method: &str, path: &str, body: &Value) -> (u16, String) {
-    let begun = Instant::now();
+    let begun = Clock::start();
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let answer = server.try_call(method, path, &body).expect("the service answers");
     assert!(begun.elapsed() < SOON, "{method} {path} took {:?}", begun.elapsed());

@@ -1,13 +1,14 @@
 //! Hundreds of readers during a prepare: the progress that they see never decreases, and the prepare does not wait for them.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
+use crate::harness::clock::Clock;
 use crate::harness::load::Load;
 use crate::harness::server;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use server::{Bench, MIB, Server, noise};
@@ -38,7 +39,7 @@ impl Reader {
 }
 
 fn prepare(server: &Server, path: &str) -> Duration {
-    let begun = Instant::now();
+    let begun = Clock::start();
     // The other bundle, which the round before has prepared, goes.
     assert_eq!(server.prepare_with(path, "replace=true").0, 202);
     server.reach("PREPARED");
@@ -167,7 +168,7 @@ fn a_cancel_on_a_loaded_machine_takes_less_than_a_second() {
         server.prepare(bundle, false);
         server.until("it writes", |server| server.status()["progress"].as_u64() > Some(0));
         let children = server.children();
-        let begun = Instant::now();
+        let begun = Clock::start();
         assert_eq!(server.post("/v1/qstage/cancel", &Value::Null), (200, Value::Null));
         took.push(begun.elapsed());
         assert!(!children.is_empty() && !children.into_iter().any(server::alive), "it still runs");

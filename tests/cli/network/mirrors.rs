@@ -1,6 +1,7 @@
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::Bench;
 use crate::harness::web::{Asked, Server, end, partial, ranges, status, whole};
 
@@ -108,7 +109,7 @@ fn the_slow_one_is_left_for_a_faster_one() {
         Ok(())
     });
     let good = Server::new(file(&bench), ranges);
-    let begun = Instant::now();
+    let begun = Clock::start();
     let run = bench.at(&["prepare", &slow.url, "--mirror", &good.url]);
     let notes = run.err.clone();
     run.good();

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::Bench;
 use crate::harness::web::{Daemon, Server, free_port, ranges, status};
 
@@ -261,7 +262,7 @@ fn socks_proxies_carry_it() {
     }
     // No server: reported at once, as is an unknown scheme.
     let nobody = free_port();
-    let begun = std::time::Instant::now();
+    let begun = Clock::start();
     for scheme in ["socks4", "socks5", "socks5h", "http"] {
         let network = format!("[network]\nproxy = \"{scheme}://u:hunter2@127.0.0.1:{nobody}\"\n");
         let message = refused(&bench, &network, &server.url, "NETWORK_CONNECT");

@@ -1,11 +1,12 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::clock::Clock;
 use crate::harness::loops::is_root;
 use crate::harness::machine::Bench;
 use crate::harness::web::{Full, Server, partial, status};
@@ -65,7 +66,7 @@ fn a_signal_ends_each_phase_within_a_second() {
     std::thread::sleep(Duration::from_millis(1500));
     for (phase, mut running) in started {
         assert!(running.child().try_wait().unwrap().is_none(), "{phase} is waited for");
-        let begun = Instant::now();
+        let begun = Clock::start();
         running.signal(Signal::SIGTERM);
         let run = running.end();
         assert!(begun.elapsed() < Duration::from_secs(1), "{phase}: {:?}", begun.elapsed());
@@ -117,7 +118,7 @@ fn ends_at_once(waits: Vec<(&str, Child)>) {
     std::thread::sleep(Duration::from_millis(1500));
     for (wait, mut child) in waits {
         let ended = child.try_wait().unwrap();
-        let begun = Instant::now();
+        let begun = Clock::start();
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
         let output = child.wait_with_output().unwrap();
         let (took, text) = (begun.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());

@@ -5,8 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::clock::Clock;
 use serde_json::Value;
 
 pub(crate) use crate::harness::loops as host;
@@ -285,11 +286,11 @@ impl Poller {
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let asked = std::sync::Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let (mut last, mut gap, mut missing) = (Instant::now(), Duration::ZERO, 0);
+            let (mut last, mut gap, mut missing) = (Clock::start(), Duration::ZERO, 0);
             while !asked.load(std::sync::atomic::Ordering::Relaxed) {
                 if answer(port).is_some() {
                     gap = gap.max(last.elapsed());
-                    last = Instant::now();
+                    last = Clock::start();
                 } else {
                     missing += 1;
                 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Started;
+use crate::harness::clock::Clock;
 use crate::harness::machine::{Bench, is_root};
 use crate::harness::nbd::Nbd;
 
@@ -23,7 +24,7 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     let hanging = Nbd::new(&bench.disk(), &bench.path("."));
     let disk = hanging.device.to_str().unwrap().to_owned();
     let at = |args: &[&str]| {
-        let begun = Instant::now();
+        let begun = Clock::start();
         let run = bench.at(&[args, &["--disk", &disk]].concat());
         (begun.elapsed(), run)
     };
@@ -119,7 +120,7 @@ fn a_slow_device_holds_nobody_who_asks() {
         fs::copy(bench.disk(), &slow).unwrap();
         let slow = Nbd::delayed(&slow, &place, 1);
         let disk = slow.device.to_str().unwrap();
-        let begun = Instant::now();
+        let begun = Clock::start();
         let run = bench.at(&[verb, &["--disk", disk]].concat());
         // A loaded machine takes a moment on top.
         assert!(begun.elapsed() < Duration::from_secs(5), "{verb:?}: {:?}", begun.elapsed());

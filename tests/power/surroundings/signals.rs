@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Started;
+use crate::harness::clock::Clock;
 use crate::harness::machine::Bench;
 use crate::harness::server;
 
@@ -85,7 +86,7 @@ fn a_service_that_is_killed_takes_its_worker_with_it() {
         });
         std::thread::sleep(Duration::from_millis(round * 23));
         server.kill();
-        let begun = Instant::now();
+        let begun = Clock::start();
         // A zombie of init counts as ended.
         let runs = |pid: &u32| {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
