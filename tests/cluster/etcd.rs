@@ -1,7 +1,6 @@
 //! A real etcd: one member, with or without certificates and users, or three. Its `Drop` ends it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,11 +8,7 @@ use std::time::{Duration, Instant};
 use qstage::cluster::etcd::EtcdConfig;
 
 use crate::harness::load::bound;
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use crate::harness::ports::free_port;
 
 /// Processor time that a process has used, in the unit of /proc/stat.
 pub(crate) fn used(process: &str) -> u64 {

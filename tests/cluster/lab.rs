@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::etcd::{Etcd, free_port};
+use crate::etcd::Etcd;
 use crate::harness::loops::LEAVE_MOUNTS;
+use crate::harness::ports::free_port;
 use crate::harness::server::client::program;
 use crate::harness::server::{Bench, QSTAGE, run};
 

@@ -26,6 +26,8 @@ pub mod machine;
 pub mod nbd;
 /// The page of the service in that browser.
 pub mod page;
+/// Ports that are nobody else's.
+pub mod ports;
 /// Scenes, recorder and oracles of the power-cut proofs.
 pub mod proof;
 /// A service, and its official client.

@@ -154,11 +154,6 @@ pub fn status(status: &str, more: &str, stream: &mut TcpStream) -> std::io::Resu
     )
 }
 
-/// A free port on loopback.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// A server from Debian with its own configuration, in a directory of the bench; the drop ends it.
 pub struct Daemon {
     child: Child,

@@ -262,13 +262,20 @@ impl Drop for Gone {
 
 #[test]
 fn a_prepare_by_hand_is_not_interfered_with() {
-    let bench = Bench::new(Some("2M"));
+    let bench = Bench::new(None);
     let server = bench.serve();
     let mut prepare = Command::new(QSTAGE);
-    prepare.args(["prepare", &bench.text("v2.qimg"), "--booted", "a", "--config"]).arg(bench.path("config"));
-    let mut prepare = Gone(prepare.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    prepare.args(["prepare", "-", "--booted", "a", "--config"]).arg(bench.path("config"));
+    let mut prepare = Gone(prepare.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut pipe = prepare.0.stdin.take().unwrap();
+    let bundle = std::fs::read(bench.path("v2.qimg")).unwrap();
+    // It waits for the last block of the archive.
+    let (most, last) = bundle.split_at(bundle.len() - 512);
+    pipe.write_all(most).unwrap();
     server.until("it is seen", |server| server.state() == "PREPARING");
     assert_eq!(code(&server.try_prepare(&bench.text("v3.qimg"), false)), (409, "UPGRADE_ERROR_UPGRADE_BUSY"));
+    pipe.write_all(last).unwrap();
+    drop(pipe);
     assert!(prepare.0.wait().unwrap().success());
     server.reach("PREPARED");
     assert_eq!(server.status()["settings"]["target_version"], "2.0");

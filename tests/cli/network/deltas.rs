@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::harness::machine::forge::Parts;
 use crate::harness::machine::{Bench, MIB, Noise};
-use crate::harness::web::{Daemon, Server, free_port, ranges, status, whole};
+use crate::harness::ports::free_port;
+use crate::harness::web::{Daemon, Server, ranges, status, whole};
 
 /// What the heads of a delta and of its bundle take, and headers of answers.
 const HEAD: u64 = 16 << 10;

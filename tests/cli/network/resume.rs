@@ -7,7 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::harness::machine::{Bench, MIB, Noise};
-use crate::harness::web::{Asked, Daemon, Link, Manner, Server, free_port, partial, ranges, status};
+use crate::harness::ports::free_port;
+use crate::harness::web::{Asked, Daemon, Link, Manner, Server, partial, ranges, status};
 
 /// What a frame, the head of a bundle and what is under way when an answer is left may cost: the send buffer of the server,
 /// the receive buffer here, and one block.

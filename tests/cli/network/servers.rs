@@ -6,7 +6,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use crate::harness::clock::Clock;
 use crate::harness::machine::Bench;
-use crate::harness::web::{Daemon, Server, free_port, ranges, status};
+use crate::harness::ports::free_port;
+use crate::harness::web::{Daemon, Server, ranges, status};
 
 /// Prepares from `url` with these settings of the network, and leaves the slot as it was.
 fn prepare(bench: &Bench, network: &str, url: &str) {

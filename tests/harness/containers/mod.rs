@@ -1,13 +1,14 @@
 //! A disk with software slots, a small real service in squashfs images, and qstage to swap them.
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use super::clock::Clock;
+use super::ports::free_port;
 use serde_json::Value;
 
 pub(crate) use crate::harness::loops as host;
@@ -100,7 +101,7 @@ impl Machine {
     /// A disk with version 1.0 in slots a, whose service runs in `mode`; `more` lines go into `[container]`.
     pub(crate) fn new(disk: Disk, mode: &str, more: &str) -> Self {
         let dir = scratch();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut machine = Self { dir, port, loop_device: None };
         let at = |name: &str| machine.dir.path().join(name);
         fs::write(at("platform.img"), vec![0x50; 1 << 20]).unwrap();
