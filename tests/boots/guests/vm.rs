@@ -313,9 +313,21 @@ impl Vm {
         out
     }
 
-    /// Runs a command in the guest's shell; its exit code, and what it printed on both of its outputs.
+    /// Runs a command in the guest's shell; its exit code, and what it printed on both of its outputs. A list of slots is
+    /// read again when the disk did not answer in time: on a busy machine the emulated one takes longer than a real one may.
     #[track_caller]
     pub fn try_run(&mut self, command: &str) -> (i32, String) {
+        for _ in 0..5 {
+            let (code, text) = self.once(command);
+            if !(command.starts_with("qstage slots") && text.contains("UPGRADE_ERROR_NO_ANSWER")) {
+                return (code, text);
+            }
+        }
+        self.once(command)
+    }
+
+    #[track_caller]
+    fn once(&mut self, command: &str) -> (i32, String) {
         let from = self.seen;
         self.send(&format!("{command}; echo \"[exit $?]\""));
         let line = self.wait("[exit ");
