@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, HANG};
 use crate::harness::machine::{Bench, Run, Running};
 
 /// Number of bytes of `v2.qimg` that come before the silence: none, a part of the head, a part of the frames.
@@ -27,7 +27,7 @@ fn silent(bench: &Bench, args: &[&str], come: usize) -> Running {
 fn ended(mut running: Running) -> Run {
     let begun = Instant::now();
     while running.child().try_wait().unwrap().is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it waits for ever");
+        assert!(begun.elapsed() < HANG, "it waits for ever");
         std::thread::sleep(Duration::from_millis(20));
     }
     running.end()
@@ -137,7 +137,7 @@ fn rights_are_given_up_before_the_first_byte() {
                 if all.iter().all(|status| confined(status)) {
                     break;
                 }
-                assert!(begun.elapsed() < Duration::from_secs(10), "{verb} {from}: {all:#?}");
+                assert!(begun.elapsed() < HANG, "{verb} {from}: {all:#?}");
                 assert!(running.child().try_wait().unwrap().is_none(), "{verb} {from} has ended");
                 std::thread::sleep(Duration::from_millis(20));
             }

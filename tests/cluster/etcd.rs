@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use qstage::cluster::etcd::EtcdConfig;
 
+use crate::harness::clock::HANG;
 use crate::harness::load::bound;
 use crate::harness::ports::free_port;
 
@@ -139,7 +140,7 @@ impl Etcd {
         }
         let begun = Instant::now();
         while !self.ctl(&["endpoint", "health"]).status.success() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "etcd does not start");
+            assert!(begun.elapsed() < HANG, "etcd does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

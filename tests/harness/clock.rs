@@ -6,6 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// After so long without the state that it waits for, a test fails. It only ends what hangs: no promise of the product is in
+/// it, and a busy machine may take most of it.
+pub(crate) const HANG: Duration = Duration::from_secs(120);
+
 /// The length of one turn of the thread that measures.
 const TICK: Duration = Duration::from_millis(5);
 

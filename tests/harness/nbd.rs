@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::clock::HANG;
 use super::load::bound;
 use super::machine::tool;
 
@@ -33,7 +34,7 @@ impl Nbd {
         let until = |what: &str, holds: &dyn Fn() -> bool| {
             let begun = Instant::now();
             while !holds() {
-                assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+                assert!(begun.elapsed() < HANG, "{what}");
                 std::thread::sleep(Duration::from_millis(20));
             }
         };

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use super::clock::HANG;
 use super::machine::Bench;
 
 /// One request: its number, from 1; the first byte that it asks for; and the byte after the last one, if it names that.
@@ -170,7 +171,7 @@ impl Daemon {
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = daemon.child.try_wait().unwrap();
-            if ended.is_some() || begun.elapsed() > Duration::from_secs(20) {
+            if ended.is_some() || begun.elapsed() > HANG {
                 let log = std::fs::read_to_string(daemon.dir.join("out.log")).unwrap();
                 panic!("{command:?} {ended:?}: {log}");
             }

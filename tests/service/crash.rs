@@ -1,6 +1,7 @@
 //! A service that is killed in every state: the interrupted step is reported, nothing is lost, and the upgrade can continue.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
+use crate::harness::clock::HANG;
 use crate::harness::server;
 
 use std::time::{Duration, Instant};
@@ -79,7 +80,7 @@ fn killed_while_preparing_the_child_ends_and_the_next_start_says_so() {
 fn until_it_ends(child: u32) {
     let begun = Instant::now();
     while alive(child) {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the process outlives its service");
+        assert!(begun.elapsed() < HANG, "the process outlives its service");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,6 +1,7 @@
 //! Notifications to a service manager, through a socket such as systemd's (sd_notify(3)).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
+use crate::harness::clock::{Clock, HANG};
 use crate::harness::server;
 
 use std::fs::File;
@@ -18,6 +19,13 @@ const WATCHDOG: Duration = Duration::from_secs(3);
 struct Manager(UnixDatagram);
 
 impl Manager {
+    /// The next message, which must come before the manager's limit: of the time that the machine runs.
+    fn is_told(&self, message: &str) {
+        let clock = Clock::start();
+        assert_eq!(self.hears(HANG).as_deref(), Some(message));
+        assert!(clock.elapsed() < WATCHDOG, "{message} after {:?}", clock.elapsed());
+    }
+
     /// The next message, if one comes.
     fn hears(&self, within: Duration) -> Option<String> {
         self.0.set_read_timeout(Some(within)).unwrap();
@@ -29,7 +37,7 @@ impl Manager {
     fn waits_for(&self, message: &str) {
         let begun = Instant::now();
         while self.hears(WATCHDOG).as_deref() != Some(message) {
-            assert!(begun.elapsed() < WATCHDOG * 5, "no {message}");
+            assert!(begun.elapsed() < HANG, "no {message}");
         }
     }
 }
@@ -41,10 +49,11 @@ fn a_manager_hears_of_start_life_and_end() {
     let (socket, usec) = (bench.text("notify"), WATCHDOG.as_micros().to_string());
     let mut server =
         bench.serve_in(&["--booted", "a"], &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", &usec)]);
-    assert_eq!(manager.hears(WATCHDOG).as_deref(), Some("READY=1"), "before anything else");
+    // Before anything else.
+    manager.is_told("READY=1");
     // As often as the manager wants, and much earlier, since that is half of its limit.
     for _ in 0..4 {
-        assert_eq!(manager.hears(WATCHDOG).as_deref(), Some("WATCHDOG=1"));
+        manager.is_told("WATCHDOG=1");
     }
 
     // The owner gets stuck: another process holds its journal, for which it waits 3 s. Requests are answered, and yet it is
@@ -54,16 +63,20 @@ fn a_manager_hears_of_start_life_and_end() {
     let lock = entries.map(|entry| entry.path().join("lock")).find(|path| path.exists()).unwrap();
     let lock = Flock::lock(File::open(lock).unwrap(), FlockArg::LockExclusive).unwrap();
     std::thread::scope(|scope| {
+        let begun = Instant::now();
         let marking = scope.spawn(|| server.post("/v1/qstage/mark-good", &json!({})));
         std::thread::sleep(Duration::from_millis(300));
         while manager.hears(Duration::from_millis(1)).is_some() {}
         // Longer than between two signs of life.
         let silence = WATCHDOG / 2 + Duration::from_millis(300);
-        assert_eq!(manager.hears(silence), None, "a stuck owner passes for alive");
+        let heard = manager.hears(silence);
+        // On a machine that stalls the 3 s may be over before: it is alive again then.
+        let given_up = begun.elapsed() > Duration::from_millis(2900);
+        assert!(heard.is_none() || given_up, "a stuck owner passes for alive");
         assert_eq!(server.get("/v1/version")["flavor"], "release", "all the same");
         drop(lock);
         manager.waits_for("WATCHDOG=1");
-        assert_eq!(marking.join().unwrap().0, 200);
+        assert!(marking.join().unwrap().0 == 200 || given_up);
     });
     server.end();
     manager.waits_for("STOPPING=1");

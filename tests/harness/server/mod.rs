@@ -1,6 +1,7 @@
 //! A real service on a disk image: its own process, an ephemeral port, a Unix socket.
 pub(crate) mod client;
 
+use crate::harness::clock::HANG;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -198,7 +199,7 @@ impl Server {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         let begun = Instant::now();
         while self.child.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+            assert!(begun.elapsed() < HANG, "it does not end");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -221,7 +222,7 @@ impl Server {
                 return line[field].as_str().unwrap().to_owned();
             }
             assert!(self.child.try_wait().unwrap().is_none(), "the service ended: {log}");
-            assert!(begun.elapsed() < Duration::from_secs(20), "no '{message}' in the log: {log}");
+            assert!(begun.elapsed() < HANG, "no '{message}' in the log: {log}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -289,7 +290,7 @@ impl Server {
     pub(crate) fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
-            assert!(begun.elapsed() < Duration::from_secs(120), "not within 120 s: {what}");
+            assert!(begun.elapsed() < HANG, "not within {HANG:?}: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

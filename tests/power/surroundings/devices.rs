@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Started;
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, HANG};
 use crate::harness::machine::{Bench, is_root};
 use crate::harness::nbd::Nbd;
 
@@ -35,7 +35,7 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     let _goes_on = hanging.goes_on();
     let begun = Instant::now();
     while at(&["status"]).1.json()["state"] != "UPGRADE_PREPARING" {
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(begun.elapsed() < HANG);
     }
     hanging.pause(true);
     std::thread::sleep(Duration::from_millis(500));
@@ -148,7 +148,7 @@ fn a_server_of_a_file_system_that_died_forbids_nothing() {
     // The kernel answers from its cache for a second.
     let begun = Instant::now();
     while fs::metadata(bench.path("mounted")).is_ok() {
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < HANG);
         std::thread::sleep(Duration::from_millis(50));
     }
     bench.at(&["prepare", "v2.qimg"]).good();

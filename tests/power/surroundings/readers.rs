@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Started;
+use crate::harness::clock::HANG;
 use crate::harness::machine::{self, Bench, Run, is_root};
 use crate::harness::server;
 use crate::harness::tiny_disk::TinyDisk;
@@ -46,12 +47,12 @@ fn a_pipe_that_nobody_reads_holds_neither_the_work_nor_the_lock() {
         drop(command);
         let begun = Instant::now();
         while bench.state("platform_b", &[]) != "prepared" {
-            assert!(begun.elapsed() < Duration::from_secs(60), "it does not go on");
+            assert!(begun.elapsed() < HANG, "it does not go on");
             std::thread::sleep(Duration::from_millis(50));
         }
         // It still waits for a reader, and delays no other process meanwhile.
         bench.at(&["cancel"]).good();
-        assert_eq!(prepare.code_within(Duration::from_secs(60)), Some(11), "json: {json}");
+        assert_eq!(prepare.code_within(HANG), Some(11), "json: {json}");
         drop(reader);
     }
 }
@@ -132,13 +133,13 @@ fn a_service_does_not_need_its_log() {
             let mut got = Vec::new();
             let begun = Instant::now();
             while !String::from_utf8_lossy(&got).contains("listening") {
-                assert!(begun.elapsed() < Duration::from_secs(10));
+                assert!(begun.elapsed() < HANG);
                 let len = reader.as_mut().unwrap().read(&mut text).unwrap();
                 got.extend_from_slice(&text[..len]);
             }
         }
         server.signal(Signal::SIGTERM);
-        assert_eq!(server.code_within(Duration::from_secs(20)), Some(0), "{log}");
+        assert_eq!(server.code_within(HANG), Some(0), "{log}");
     }
 }
 
@@ -170,7 +171,7 @@ fn a_log_goes_on_when_its_disk_has_room_again() {
     };
     let begun = Instant::now();
     while !call() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "it does not answer");
+        assert!(begun.elapsed() < HANG, "it does not answer");
         std::thread::sleep(Duration::from_millis(20));
     }
     disk.fill(true);
@@ -179,12 +180,12 @@ fn a_log_goes_on_when_its_disk_has_room_again() {
     let begun = Instant::now();
     let lines = || fs::read_to_string(place.join("log")).unwrap();
     while !lines().contains("lines of the log were lost") {
-        assert!(call() && begun.elapsed() < Duration::from_secs(30), "{}", lines());
+        assert!(call() && begun.elapsed() < HANG, "{}", lines());
         std::thread::sleep(Duration::from_millis(20));
     }
     // Not one line, but half a line, may be no JSON.
     let bad = lines().lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_err()).count();
     assert!(bad <= 1, "{}", lines());
     service.signal(Signal::SIGTERM);
-    assert_eq!(service.code_within(Duration::from_secs(20)), Some(0));
+    assert_eq!(service.code_within(HANG), Some(0));
 }

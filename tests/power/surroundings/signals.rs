@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Started;
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, HANG};
 use crate::harness::machine::Bench;
 use crate::harness::server;
 
@@ -32,10 +32,10 @@ fn signals_are_alike_in_every_verb() {
         let mut prepare = Started::new(&mut hearing(&command));
         let begun = Instant::now();
         while bench.at(&["status"]).json()["state"] != "UPGRADE_PREPARING" {
-            assert!(begun.elapsed() < Duration::from_secs(30));
+            assert!(begun.elapsed() < HANG);
         }
         prepare.signal(signal);
-        assert_eq!(prepare.code_within(Duration::from_secs(20)), Some(8), "{signal}");
+        assert_eq!(prepare.code_within(HANG), Some(8), "{signal}");
         let history = bench.at(&["history", "--json"]).json();
         let last = history.as_array().unwrap().last().unwrap().clone();
         let newest = [last, history[0].clone()];
@@ -54,7 +54,7 @@ fn signals_are_alike_in_every_verb() {
         (0..3).for_each(|_| commit.signal(signal));
         std::thread::sleep(Duration::from_millis(100));
         drop(lock);
-        assert_eq!(commit.code_within(Duration::from_secs(20)), Some(8), "{signal}");
+        assert_eq!(commit.code_within(HANG), Some(8), "{signal}");
         assert_eq!(bench.hash(), before, "{signal}");
     }
     // `nohup` counts.
@@ -66,7 +66,7 @@ fn signals_are_alike_in_every_verb() {
     let mut prepare = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
     let begun = Instant::now();
     while bench.at(&["status"]).json()["state"] != "UPGRADE_PREPARING" {
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(begun.elapsed() < HANG);
     }
     prepare.signal(Signal::SIGHUP);
     std::thread::sleep(Duration::from_millis(500));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::Started;
+use crate::harness::clock::HANG;
 use crate::harness::machine::{self, Bench, MIB, Run, is_root};
 use crate::harness::server;
 
@@ -74,17 +75,14 @@ fn a_service_with_few_threads_runs_or_ends() {
         let begun = Instant::now();
         let answers = || std::os::unix::net::UnixStream::connect(bench.path("socket")).is_ok();
         while service.0.try_wait().unwrap().is_none() && !answers() {
-            assert!(
-                begun.elapsed() < Duration::from_secs(20),
-                "with {threads} threads it neither runs nor ends"
-            );
+            assert!(begun.elapsed() < HANG, "with {threads} threads it neither runs nor ends");
             std::thread::sleep(Duration::from_millis(10));
         }
         ran += usize::from(answers());
         if service.0.try_wait().unwrap().is_none() {
             service.signal(Signal::SIGTERM);
         }
-        let code = service.code_within(Duration::from_secs(20));
+        let code = service.code_within(HANG);
         let mut said = String::new();
         service.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(!said.contains("panicked"), "{threads} threads: {said}");
