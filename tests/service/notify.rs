@@ -5,6 +5,7 @@ use crate::harness::clock::{Clock, HANG};
 use crate::harness::server;
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,13 @@ impl Manager {
     fn hears(&self, within: Duration) -> Option<String> {
         self.0.set_read_timeout(Some(within)).unwrap();
         let mut bytes = [0; 256];
-        let len = self.0.recv(&mut bytes).ok()?;
+        let len = loop {
+            match self.0.recv(&mut bytes) {
+                // A process that was stopped: a receive with a limit is not restarted (signal(7)).
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                received => break received.ok()?,
+            }
+        };
         Some(String::from_utf8_lossy(&bytes[..len]).into_owned())
     }
 
