@@ -1,4 +1,4 @@
-//! Random access to single frames of a seekable bundle.
+//! The whole bundle beside a delta: random access to its single frames, or all of it instead of the delta.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -15,11 +15,13 @@ use crate::workers::lock;
 type Opener = Box<dyn FnOnce() -> Result<Bundle> + Send>;
 
 /// The whole bundle beside a delta: where the frames come from that cannot be made. It is opened when the first one is
-/// needed; mostly none is.
+/// needed; mostly none is. What can only be read from front to back replaces the delta then.
 pub struct Whole(Mutex<State>);
 
 enum State {
     Closed(Opener),
+    /// It has no single frames, since it can only be read from front to back.
+    InOrder(Opener),
     Open(Arc<Picker>),
     /// It could not be opened; the first to ask got the reason.
     Failed,
@@ -45,14 +47,48 @@ impl Whole {
         Self(Mutex::new(State::Closed(Box::new(open))))
     }
 
+    /// A bundle that `open` gives when it is needed, and that can only be read from front to back.
+    pub fn in_order(open: impl FnOnce() -> Result<Bundle> + Send + 'static) -> Self {
+        Self(Mutex::new(State::InOrder(Box::new(open))))
+    }
+
+    /// Whether single frames of it can be read; also true where that is not known yet.
+    pub fn has_frames(&self) -> bool {
+        !matches!(&*lock(&self.0), State::InOrder(_))
+    }
+
+    /// All of the bundle, if the delta that ended with `problem` can be replaced by it: none of its frames was read, so the
+    /// problem is the delta's or its base's. `None`: it cannot.
+    ///
+    /// # Errors
+    /// Those of opening it; [`Error::Delta`] where it is the bundle of another release.
+    pub fn instead(&self, manifest: &Manifest, problem: &Error) -> Result<Option<Bundle>> {
+        // What ended the transfer of the delta ends that of the bundle too, unless the server answers.
+        let answers = matches!(problem, Error::Http { .. } | Error::SourceChanged { .. });
+        if !answers && problem.class() != Class::Bundle && !matches!(problem, Error::BaseDamaged { .. }) {
+            return Ok(None);
+        }
+        let mut state = lock(&self.0);
+        let open = match std::mem::replace(&mut *state, State::Failed) {
+            State::Closed(open) | State::InOrder(open) => open,
+            other @ (State::Open(_) | State::Failed) => {
+                *state = other;
+                return Ok(None);
+            }
+        };
+        let bundle = open()?.whole()?;
+        same_release(&bundle, manifest)?;
+        Ok(Some(bundle))
+    }
+
     /// Refuses the bundle of another release, where it is open already.
     ///
     /// # Errors
     /// [`Error::Delta`].
     pub fn check(&self, manifest: &Manifest) -> Result<()> {
         match &*lock(&self.0) {
-            State::Open(picker) => picker.check(manifest),
-            State::Closed(_) | State::Failed => Ok(()),
+            State::Open(picker) => same_release(&picker.bundle, manifest),
+            State::Closed(_) | State::InOrder(_) | State::Failed => Ok(()),
         }
     }
 
@@ -69,7 +105,7 @@ impl Whole {
     pub fn has_another(&self, frame: &Frame<'_>, problem: &Error) -> bool {
         match &*lock(&self.0) {
             State::Open(picker) => problem.class() == Class::Bundle && picker.distrust(frame),
-            State::Closed(_) | State::Failed => false,
+            State::Closed(_) | State::InOrder(_) | State::Failed => false,
         }
     }
 
@@ -79,14 +115,37 @@ impl Whole {
         if let State::Open(picker) = &*state {
             return Ok(Arc::clone(picker));
         }
-        let State::Closed(open) = std::mem::replace(&mut *state, State::Failed) else {
-            return Err(Error::Delta { problem: "the whole bundle could not be opened".to_owned() });
+        let open = match std::mem::replace(&mut *state, State::Failed) {
+            State::Closed(open) => open,
+            in_order @ State::InOrder(_) => {
+                *state = in_order;
+                return Err(no_frames());
+            }
+            State::Open(_) | State::Failed => {
+                return Err(Error::Delta { problem: "the whole bundle could not be opened".to_owned() });
+            }
         };
-        let picker = Arc::new(Picker::new(open()?)?);
-        picker.check(manifest)?;
+        let bundle = open()?.whole()?;
+        same_release(&bundle, manifest)?;
+        if !bundle.is_seekable() {
+            *state = State::InOrder(Box::new(|| Ok(bundle)));
+            return Err(no_frames());
+        }
+        let picker = Arc::new(Picker::new(bundle)?);
         *state = State::Open(Arc::clone(&picker));
         Ok(picker)
     }
+}
+
+fn no_frames() -> Error {
+    Error::Delta { problem: "the bundle beside it is a stream".to_owned() }
+}
+
+fn same_release(bundle: &Bundle, manifest: &Manifest) -> Result<()> {
+    if bundle.manifest().bytes() == manifest.bytes() {
+        return Ok(());
+    }
+    Err(Error::Delta { problem: "the bundle beside it is another release".to_owned() })
 }
 
 /// A whole bundle with the place of each of its frames.
@@ -101,7 +160,7 @@ impl Picker {
     fn new(bundle: Bundle) -> Result<Self> {
         let bundle = bundle.whole()?;
         if !bundle.is_seekable() {
-            return Err(Error::Delta { problem: "the bundle beside it is a stream".to_owned() });
+            return Err(no_frames());
         }
         let (release, mut at) = (bundle.release(), bundle.payloads_at());
         let payloads = 0..release.manifest.payloads.len();
@@ -120,13 +179,6 @@ impl Picker {
         });
         let places = places.collect();
         Ok(Self { bundle, places })
-    }
-
-    fn check(&self, manifest: &Manifest) -> Result<()> {
-        if self.bundle.manifest().bytes() == manifest.bytes() {
-            return Ok(());
-        }
-        Err(Error::Delta { problem: "the bundle beside it is another release".to_owned() })
     }
 
     fn place(&self, frame: &Frame<'_>) -> Option<u64> {

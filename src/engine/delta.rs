@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::host::Access;
 use crate::progress::{Cancel, Progress};
 use crate::slot::{Layout, Record};
-use crate::stage::{self, BaseSlot, DeltaOutcome, Sources, Target};
+use crate::stage::{self, BaseSlot, DeltaOutcome, Sources, Target, limit_exceeded};
 use crate::state::AppliedDelta;
 use crate::units::{Blake3, Group, Slot};
 use crate::workers;
@@ -60,7 +60,7 @@ impl Engine<'_> {
             None if bundle.is_remote() => self.copy_bases(view, upgrade, bundle),
             None => return Ok(None),
         };
-        Ok(Some(Sources { bases, whole, most }))
+        Ok(Some(Sources { bases, whole: whole.filter(|whole| whole.has_frames()), most }))
     }
 
     /// For each payload the running image of the same kind and name, where a record names one and it can be read.
@@ -100,7 +100,7 @@ impl Engine<'_> {
                 bases.push(None);
                 continue;
             }
-            if whole.is_none() {
+            if !whole.is_some_and(Whole::has_frames) {
                 let mut frames = bundle.release().frames(number);
                 if let Some(frame) = frames.find(|frame| delta.recipe(frame).kind == FrameKind::Bundle) {
                     return Err(Error::DeltaFrame {
@@ -217,7 +217,7 @@ pub(super) fn check_download(
     let frame = largest_frame(&bundle.manifest().payloads) as u64;
     let jobs = workers::limit_jobs(None, workers::default_jobs(), workers::worker_memory(frame), progress);
     let needed = stage::missing_bytes(bundle, targets, sources, jobs, cancel, progress)?;
-    if needed > limit { Err(Error::DownloadLimit { needed, limit }) } else { Ok(()) }
+    if needed > limit { Err(limit_exceeded(needed, limit, bundle.delta().is_some())) } else { Ok(()) }
 }
 
 /// Place in the manifest of a record of the payload with the same kind and name.

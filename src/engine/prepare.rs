@@ -101,8 +101,33 @@ impl Engine<'_> {
         options: &PrepareOptions,
         progress: &dyn Progress,
     ) -> Result<PrepareReport> {
-        let act = |lock: &DiskLock| self.prepare_locked(lock, &bundle, options, progress);
+        let act = |lock: &DiskLock| match self.prepare_locked(lock, &bundle, options, progress) {
+            Err(problem) if bundle.delta().is_some() => {
+                let Some(whole) = self.instead_of(&bundle, &problem, options)? else { return Err(problem) };
+                let code = problem.code();
+                progress.notice(&format!(
+                    "the delta cannot be applied ({code}); all of the bundle is read instead"
+                ));
+                self.prepare_locked(lock, &whole, options, progress)
+            }
+            result => result,
+        };
         self.change_from("prepare", &options.origin, act, prepared)
+    }
+
+    /// The whole bundle that is prepared instead of a delta that ended with `problem`; `None`: there is none, or more would come
+    /// over the network than may.
+    fn instead_of(
+        &self,
+        delta: &Bundle,
+        problem: &Error,
+        options: &PrepareOptions,
+    ) -> Result<Option<Bundle>> {
+        let Some(whole) = &options.whole else { return Ok(None) };
+        let Some(bundle) = whole.instead(delta.manifest(), problem)? else { return Ok(None) };
+        let both = delta.size()?.saturating_add(bundle.size()?);
+        let permitted = self.policy.max_download.is_none_or(|limit| both <= limit);
+        Ok(permitted.then_some(bundle))
     }
 
     fn prepare_locked(

@@ -152,9 +152,9 @@ errors! {
     /// The base slot of a delta is writable, so it could change while it is read.
     BaseWritable { partition: String, by: String } => Refused, "BASE_WRITABLE",
         ("{partition}, which the delta starts from, is writable ({by}) and no longer what was installed; use the whole bundle");
-    /// More has to come over the network than may.
-    DownloadLimit { needed: u64, limit: u64 } => Refused, "DOWNLOAD_LIMIT",
-        ("{needed} bytes have to come over the network, {limit} may (--max-download, or 'max_download' in [network]); allow more, or put a delta from what runs beside the bundle");
+    /// More has to come over the network than may. With a delta from what runs beside the bundle less has to.
+    DownloadLimit { needed: u64, limit: u64, remedy: &'static str } => Refused, "DOWNLOAD_LIMIT",
+        ("{needed} bytes have to come over the network, {limit} may (--max-download, or 'max_download' in [network]); {remedy}");
     /// A delta saves too little.
     DeltaGain { delta: u64, bundle: u64 } => Refused, "DELTA_GAIN",
         ("the delta has {delta} bytes, the bundle {bundle}: it saves less than a fifth; ship the bundle, or insist with --force");

@@ -56,20 +56,26 @@ impl Asking<'_> {
         }
         let first = self.web.front_only.then_some(FRONT);
         let open = |source| Bundle::open(source, self.trust);
-        Ok((self.read_any(urls, first, open)?, None))
+        Ok((self.read_any(urls, first, open)?.0, None))
     }
 
     /// The bundle at `url` for frames that `delta` cannot make. Nothing is read of it before one is needed, and no more then.
     pub fn whole_at(&self, url: Url, delta: &Bundle) -> Whole {
-        let (web, trust, head) =
-            (self.web.clone(), Arc::clone(self.trust), Bundle::front_len(delta.release()));
+        let head = Bundle::front_len(delta.release());
+        let (web, cancel, notice) = (self.web.clone(), self.cancel.clone(), Arc::clone(self.notice));
+        let open = self.opener(Some(head));
+        Whole::when_needed(move || open(web.addresses(&url, &cancel, &notice)?))
+    }
+
+    /// Opens the bundle at any of some addresses, later. The first request is for `first` bytes; `None`: for the whole file.
+    fn opener(&self, first: Option<u64>) -> impl Fn(Vec<Url>) -> Result<Bundle> + Send + 'static {
+        let (web, trust) = (self.web.clone(), Arc::clone(self.trust));
         let (cancel, notice) = (self.cancel.clone(), Arc::clone(self.notice));
         let unreachable = self.unreachable.clone();
-        Whole::when_needed(move || {
-            let urls = web.addresses(&url, &cancel, &notice)?;
+        move |urls| {
             let open = |source| Bundle::open(source, &trust);
-            web.read_any(urls, Some(head), &unreachable, &cancel, &notice, open)
-        })
+            web.read_any(urls, first, &unreachable, &cancel, &notice, open).map(|(bundle, _)| bundle)
+        }
     }
 
     fn read_any<T>(
@@ -77,7 +83,7 @@ impl Asking<'_> {
         urls: Vec<Url>,
         first: Option<u64>,
         open: impl Fn(Source) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<(T, Url)> {
         self.web.read_any(urls, first, &self.unreachable, self.cancel, self.notice, open)
     }
 
@@ -85,11 +91,12 @@ impl Asking<'_> {
     fn delta(&self, urls: &[Url], base: Blake3, wish: &Wish<'_>) -> Result<Option<(Bundle, Option<Whole>)>> {
         let beside: Vec<Url> =
             urls.iter().filter_map(|url| beside(url, base)).filter(|url| (wish.permits)(url)).collect();
-        let Some(name) = beside.first().map(|url| shown(url.as_str()).into_owned()) else { return Ok(None) };
+        // Once a server has sent a delta: its address.
+        let Some(mut from) = beside.first().cloned() else { return Ok(None) };
         let all_asked = beside.len() == urls.len();
-        match self.try_delta(beside, urls, wish) {
+        match self.try_delta(beside, &mut from, urls, wish) {
             Ok(found) => {
-                (self.notice)(&format!("{name} is taken instead of the bundle"));
+                (self.notice)(&format!("{} is taken instead of the bundle", shown(from.as_str())));
                 Ok(Some(found))
             }
             Err(error @ (Error::Interrupted { .. } | Error::Config { .. })) => Err(error),
@@ -104,27 +111,34 @@ impl Asking<'_> {
             // That there is none is what is expected.
             Err(Error::Http { .. }) => Ok(None),
             Err(problem) => {
-                (self.notice)(&format!("{name} is of no use: {}", sentence(&problem)));
+                (self.notice)(&format!("{} is of no use: {}", shown(from.as_str()), sentence(&problem)));
                 Ok(None)
             }
         }
     }
 
-    fn try_delta(&self, beside: Vec<Url>, urls: &[Url], wish: &Wish<'_>) -> Result<(Bundle, Option<Whole>)> {
+    fn try_delta(
+        &self,
+        beside: Vec<Url>,
+        from: &mut Url,
+        urls: &[Url],
+        wish: &Wish<'_>,
+    ) -> Result<(Bundle, Option<Whole>)> {
         let first = self.web.front_only.then_some(FRONT);
         let open = |source| Bundle::open(source, self.trust);
-        let delta = self.read_any(beside, first, open)?;
+        let delta;
+        (delta, *from) = self.read_any(beside, first, open)?;
         if delta.delta().is_none() {
             return Err(Error::Delta { problem: "it is a whole bundle".to_owned() });
         }
         let whole = self.whole(urls, &delta)?;
-        (wish.check)(&delta, whole.as_ref())?;
-        Ok((delta, whole))
+        (wish.check)(&delta, Some(&whole))?;
+        Ok((delta, Some(whole)))
     }
 
-    /// The bundle beside the delta, of which no more is read than shows that it is the same release; `None` where its server
-    /// knows no ranges. A name such as `latest.qimg` may stand for another release than when the delta was made.
-    fn whole(&self, urls: &[Url], delta: &Bundle) -> Result<Option<Whole>> {
+    /// The bundle beside the delta, of which no more is read than shows that it is the same release. A name such as
+    /// `latest.qimg` may stand for another release than when the delta was made.
+    fn whole(&self, urls: &[Url], delta: &Bundle) -> Result<Whole> {
         let manifest = delta.manifest();
         let mut front = Vec::new();
         write_members(&mut front, &[("manifest.json", manifest.bytes())], manifest.created)?;
@@ -147,16 +161,17 @@ impl Asking<'_> {
             Err(Error::Delta { problem: "the bundle beside it is another release".to_owned() })
         };
         let first = Some(front.len() as u64);
-        let file: Option<Arc<dyn ReadAt>> = self.read_any(urls.to_vec(), first, same)?;
-        let (trust, head) = (Arc::clone(self.trust), Bundle::front_len(delta.release()));
-        let open = |file: Arc<dyn ReadAt>| {
-            move || {
-                // In one request.
-                file.will_read(0, head.min(file.len()));
-                Bundle::open(Source::File(file), &trust)
-            }
+        let (file, _): (Option<Arc<dyn ReadAt>>, _) = self.read_any(urls.to_vec(), first, same)?;
+        let Some(file) = file else {
+            let (open, urls) = (self.opener(None), urls.to_vec());
+            return Ok(Whole::in_order(move || open(urls)));
         };
-        Ok(file.map(|file| Whole::when_needed(open(file))))
+        let (trust, head) = (Arc::clone(self.trust), Bundle::front_len(delta.release()));
+        Ok(Whole::when_needed(move || {
+            // In one request.
+            file.will_read(0, head.min(file.len()));
+            Bundle::open(Source::File(file), &trust)
+        }))
     }
 }
 

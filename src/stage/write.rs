@@ -112,7 +112,7 @@ pub(super) fn write_frames<'a>(
         feed,
         patcher,
         copies,
-        download: Download::new(bundle.payloads_at(), most),
+        download: Download::new(bundle.payloads_at(), most, bundle.delta().is_some()),
         zeroes,
         prober,
         hashes: options.sha256.then(|| Sequencer::new(ImageHashes::new(payloads.len()))),

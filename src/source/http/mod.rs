@@ -166,6 +166,7 @@ impl Web {
             notice,
             open,
         )
+        .map(|(read, _)| read)
     }
 
     /// All addresses of the file at `url`: `url` itself or those of the list there, and those of the configured mirrors.
@@ -183,7 +184,7 @@ impl Web {
         Ok(urls)
     }
 
-    /// The same as [`read`](Self::read) from any of `urls`. The first request is for `first` bytes; `None`: for the
+    /// The same as [`read`](Self::read) from any of `urls`, and the one that answered first. The first request is for `first` bytes; `None`: for the
     /// whole file. Servers that are `unreachable` are not contacted while there are others.
     pub(super) fn read_any<T>(
         &self,
@@ -193,16 +194,17 @@ impl Web {
         cancel: &Cancel,
         notice: &Notice,
         open: impl Fn(Source) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<(T, Url)> {
         loop {
             urls = unreachable.leave(urls);
             let (source, asked) = self.begin(urls.clone(), first, unreachable, cancel, notice)?;
+            let several = urls.len() > 1;
+            let asked = urls.remove(asked.min(urls.len() - 1));
             match open(source) {
-                Err(problem) if urls.len() > 1 && tells_of_the_server(&problem) => {
-                    let liar = urls.remove(asked.min(urls.len() - 1));
-                    notice(&format!("{} is asked no more: {problem}", shown(liar.as_str())));
+                Err(problem) if several && tells_of_the_server(&problem) => {
+                    notice(&format!("{} is asked no more: {problem}", shown(asked.as_str())));
                 }
-                result => return result,
+                result => return result.map(|read| (read, asked)),
             }
         }
     }

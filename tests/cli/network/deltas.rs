@@ -193,14 +193,6 @@ fn frames_that_cannot_be_made_come_by_range() {
     assert!((1..=2 * frame).contains(&lost), "{report}");
     let sent = shop.nginx.sent();
     assert!(sent < shop.len(&shop.delta) + lost + 4 * HEAD, "{sent}: {:?}", shop.nginx.log(0));
-    // A server without ranges has no single frames; the message names what reads all of the bundle.
-    shop.again();
-    let once = shop.without_ranges();
-    let run = shop.bench.at(&["prepare", &once.url]);
-    assert!(run.err.contains("--no-delta"), "{}", run.err);
-    run.bad("BASE_DAMAGED");
-    shop.bench.at(&["prepare", &once.url, "--no-delta"]).good();
-    assert!(shop.bench.holds("platform_b", "v3.img"));
     // A delta from a file, and its bundle at the URL.
     shop.again();
     let url = shop.url();
@@ -208,6 +200,75 @@ fn frames_that_cannot_be_made_come_by_range() {
     assert_eq!(report["delta"]["fallen_back_bytes"], lost, "{report}");
     assert!(shop.bench.holds("platform_b", "v3.img"));
     assert!(shop.nginx.sent() < lost + 4 * HEAD, "{:?}", shop.nginx.log(0));
+}
+
+/// A server without ranges has no single frames: if one cannot be made, all of the bundle is read.
+#[test]
+fn a_delta_that_cannot_be_applied_costs_the_bundle_of_a_server_without_ranges() {
+    let shop = Shop::new();
+    let (start, _) = shop.bench.extent("platform_a");
+    let server = shop.without_ranges();
+    // Nothing is damaged: of the bundle only the manifest is looked at.
+    let report = shop.bench.at(&["prepare", &server.url, "--json"]).json();
+    assert_eq!(report["delta"]["fallen_back_bytes"], 0, "{report}");
+    assert_eq!(server.requests(), 2);
+    shop.bench.poke(start + 4 * FRAME + 70_000, b"damage");
+    for more in [&[][..], &["--max-download", "20M"]] {
+        shop.again();
+        let server = shop.without_ranges();
+        let run = shop.bench.at(&[&["prepare", &*server.url], more].concat());
+        assert!(run.err.contains("(UPGRADE_ERROR_BASE_DAMAGED); all of the bundle"), "{}", run.err);
+        run.good();
+        assert!(shop.bench.holds("platform_b", "v3.img"));
+        assert_eq!(server.requests(), 3);
+    }
+    let history = shop.bench.at(&["history"]).good();
+    assert!(!history.contains("failed"), "{history}");
+    // More than may come.
+    shop.again();
+    shop.bench.at(&["prepare", &server.url, "--max-download", "5M"]).bad("BASE_DAMAGED");
+    // A delta in a file, whose bundle turns out to have no single frames.
+    shop.again();
+    shop.bench.at(&["prepare", &shop.delta, "--bundle", &server.url]).good();
+    assert!(shop.bench.holds("platform_b", "v3.img"));
+    // Frames that were left out: the bundle is read at once.
+    shop.again();
+    shop.bench.run(&["delta", "v1.qimg", "v2.qimg", "-o", &shop.delta, "--lean", "--force"]).good();
+    std::fs::copy(shop.bench.path("v2.qimg"), shop.bench.path("v3.qimg")).unwrap();
+    let run = shop.bench.at(&["prepare", &shop.without_ranges().url]);
+    assert!(run.err.contains("is of no use") && run.err.contains("left out"), "{}", run.err);
+    run.good();
+    assert!(shop.bench.holds("platform_b", "v2.img"));
+}
+
+/// The skeleton of a delta on a server is checked as it is read: a wrong one costs the bundle.
+#[test]
+fn a_delta_whose_end_is_wrong_costs_the_bundle() {
+    let shop = Shop::new();
+    let mut bytes = std::fs::read(shop.bench.path(&shop.delta)).unwrap();
+    *bytes.last_mut().unwrap() = 1;
+    std::fs::write(shop.bench.path(&shop.delta), bytes).unwrap();
+    let run = shop.bench.at(&["prepare", &shop.url()]);
+    assert!(run.err.contains("all of the bundle is read instead"), "{}", run.err);
+    run.good();
+    assert!(shop.bench.holds("platform_b", "v3.img"));
+}
+
+/// The notice names the mirror that has the delta, not the first address.
+#[test]
+fn the_mirror_that_has_the_delta_is_named() {
+    let shop = Shop::new();
+    let bundle = std::fs::read(shop.bench.path("v3.qimg")).unwrap();
+    let other = Server::of_all(move |asked, stream| match asked.path.ends_with(".qdelta") {
+        true => status("404 Not Found", "", stream),
+        false => whole(&bundle, stream, ""),
+    });
+    shop.bench.config(&format!("[network]\nmirrors = [\"{}\"]\n", shop.url()));
+    let run = shop.bench.at(&["prepare", &other.url]);
+    let named = format!("{}.from-{} is taken", shop.url(), shop.delta.split_once(".from-").unwrap().1);
+    assert!(run.err.contains(&named), "{}", run.err);
+    run.good();
+    assert!(shop.bench.holds("platform_b", "v3.img"));
 }
 
 /// Killed and run again: only what is not in the slot comes.
@@ -242,7 +303,7 @@ fn no_more_comes_than_may() {
     let most = (shop.len(&shop.delta) + HEAD).to_string();
     let message =
         shop.bench.at(&["prepare", &url, "--no-delta", "--max-download", "200K"]).bad("DOWNLOAD_LIMIT");
-    assert!(message.contains("204800 may"), "{message}");
+    assert!(message.contains("204800 may") && message.contains("put a delta"), "{message}");
     assert_eq!(shop.bench.hash(), before, "the disk was written");
     let plan = shop.bench.at(&["plan", &url, "--no-delta", "--max-download", "200K", "--json"]).plan();
     assert_eq!(plan["blocked_by"][0]["code"], "UPGRADE_ERROR_DOWNLOAD_LIMIT", "{plan}");
@@ -256,6 +317,7 @@ fn no_more_comes_than_may() {
     assert_eq!(blocked["blocked_by"][0]["code"], "UPGRADE_ERROR_DOWNLOAD_LIMIT", "{blocked}");
     let message = shop.bench.at(&["prepare", &url, "--max-download", &less]).bad("DOWNLOAD_LIMIT");
     assert!(message.contains(&exact) && message.contains(&less), "{message}");
+    assert!(!message.contains("put a delta"), "it is one: {message}");
     assert_eq!(shop.bench.hash(), before, "the disk was written");
     shop.prepare(&["--max-download", &exact]);
     // What was prepared before and torn since is not counted: half of it is there.
