@@ -25,8 +25,13 @@ impl Drop for Transfer {
 }
 
 impl Transfer {
-    /// Waits until `look` returns a value. Fails on a request to stop, and when the transfer fails.
-    pub(super) fn wait<T>(&self, mut look: impl FnMut(&mut TransferState) -> Option<T>) -> io::Result<T> {
+    /// Waits until `look` returns a value, for the bytes of a demand or, with 0, for anything else. Fails on a request to
+    /// stop, and when the transfer fails.
+    pub(super) fn wait<T>(
+        &self,
+        demand: u64,
+        mut look: impl FnMut(&mut TransferState) -> Option<T>,
+    ) -> io::Result<T> {
         let mut state = self.shared.state();
         loop {
             if let Some(found) = look(&mut state) {
@@ -39,7 +44,7 @@ impl Transfer {
                 return Err(io::Error::other(failed.error()));
             }
             // Changes wake the reader; the timeout is for requests to stop.
-            let waited = self.shared.changed.wait_timeout(state, STEP);
+            let waited = self.shared.reader(demand).wait_timeout(state, STEP);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -52,7 +57,7 @@ impl Transfer {
         }
         let demand = self.begin(at, buf.len());
         let mut copied = 0;
-        let result = self.wait(|state| {
+        let result = self.wait(demand, |state| {
             copied += state.plan.take(demand, buf.get_mut(copied..).unwrap_or_default());
             let ended = state.ended.is_some_and(|end| end <= at.saturating_add(copied as u64));
             (copied == buf.len() || some && copied > 0 || ended).then_some(copied)
@@ -69,7 +74,7 @@ impl Transfer {
         }
         let demand = self.begin(at, len);
         let mut copied = None;
-        let result = self.wait(|state| {
+        let result = self.wait(demand, |state| {
             let so_far = match copied {
                 Some(so_far) => so_far,
                 None => match state.plan.take_block(demand, buf) {

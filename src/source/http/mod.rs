@@ -222,7 +222,7 @@ impl Web {
         start(&shared, urls, first)?;
         let transfer = Transfer { shared, cancel: cancel.clone() };
         let head =
-            transfer.wait(|state| state.head).map_err(|error| read_failed("its beginning", 0, error))?;
+            transfer.wait(0, |state| state.head).map_err(|error| read_failed("its beginning", 0, error))?;
         let source = match head.len {
             Some(len) if head.ranges => Source::File(Arc::new(WebFile { transfer, len })),
             len => {

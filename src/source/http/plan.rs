@@ -248,11 +248,11 @@ impl RequestPlan {
         self.blocks.get(&start).map(|block| start..start + block.len)
     }
 
-    /// Whether new bytes of a block are of use to a reader that waits; `full`: there are all of them now.
-    pub(super) fn serves(&self, block: &Range<u64>, full: bool) -> bool {
-        let mut waiting =
-            self.demands.values().filter(|range| range.start < block.end && block.start < range.end);
-        waiting.any(|range| full || range != block)
+    /// Readers that wait and to which new bytes of a block are of use; `full`: there are all of them now.
+    pub(super) fn served(&self, block: &Range<u64>, full: bool) -> Vec<u64> {
+        let of_use = |range: &Range<u64>| range.start < block.end && block.start < range.end;
+        let waiting = self.demands.iter().filter(|(_, range)| of_use(range) && (full || *range != block));
+        waiting.map(|(demand, _)| *demand).collect()
     }
 
     /// Whether all of a range is here or on its way.

@@ -322,9 +322,12 @@ fn a_block_on_its_way_is_waited_for() {
     assert_eq!((want.block, plan.covers(&range)), (range.clone(), true));
     plan.fill(0, 0, &[1; 200_000], 0);
     assert_eq!(plan.take_block(reader, &mut buf), WholeBlock::Coming);
-    assert!(!plan.serves(&range, false) && plan.serves(&range, true) && !plan.serves(&other, true));
+    let none: &[u64] = &[];
+    assert_eq!(plan.served(&range, false), none);
+    assert_eq!(plan.served(&range, true), [reader]);
+    assert_eq!(plan.served(&other, true), none);
     let second = plan.begin(100_000..200_000);
-    assert!(plan.serves(&range, false), "a part of it");
+    assert_eq!(plan.served(&range, false), [second], "a part of it");
     plan.end(second);
     // The connection breaks: the rest is requested anew, and what is here is copied.
     plan.give_up(0, 0);
