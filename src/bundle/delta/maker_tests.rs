@@ -33,9 +33,12 @@ fn pair() -> (Vec<u8>, Vec<u8>) {
 }
 
 fn made(bundle: &Bundle, old: &[u8], jobs: usize, lean: bool) -> Vec<u8> {
-    let (image, jobs_of) = (old.to_vec(), NonZeroUsize::new(jobs));
+    made_by(bundle, old, Options { level: Some(9), lean, jobs: NonZeroUsize::new(jobs) })
+}
+
+fn made_by(bundle: &Bundle, old: &[u8], options: Options) -> Vec<u8> {
+    let image = old.to_vec();
     let of = BaseRef::of(&image).unwrap();
-    let options = Options { level: Some(9), lean, jobs: jobs_of };
     let mut members = Cursor::new(Vec::new());
     let bases = [Some(Base { image: &image, of })];
     let head = make(bundle, &bases, options, &mut members, &Cancel::default(), &Silent).unwrap();
@@ -89,6 +92,14 @@ fn what_is_made_gives_the_new_image() {
         // The new random bytes, and some bytes for each change.
         assert!((65_536..65_536 + 3000).contains(&patched), "{patched}");
     }
+}
+
+#[test]
+fn little_is_compressed_at_the_higher_level() {
+    let (old, new) = pair();
+    let bundle = bundle(&new, FRAME);
+    let at = |level| made_by(&bundle, &old, Options { level, lean: false, jobs: None });
+    assert!(at(None) == at(Some(LEVEL_OF_LITTLE)) && at(None) != at(Some(LEVEL)));
 }
 
 #[test]
