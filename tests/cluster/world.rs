@@ -194,13 +194,10 @@ impl World {
         index as i64 + 1
     }
 
-    fn alive(&self, index: usize) -> Alive {
+    fn alive(&self, view: &View, index: usize) -> Alive {
         let node = &self.nodes[index];
         let boot = BootId(u128::from(node.boot));
-        let before = match self.store.entries().get(&Key::Alive(id(index))) {
-            Some(Entry { value: Value::Alive(before), .. }) => Some(before),
-            _ => None,
-        };
+        let before = view.alive.get(&id(index));
         Alive {
             boot,
             runs: if node.new { NEW } else { OLD },
@@ -220,12 +217,12 @@ impl World {
             drained: node.drained,
             unknown: None,
             failed_in: matches!(node.standing, Standing::Unhealthy(_)).then_some(node.failed_in),
-            staging: turn::lacks_bundle(&self.view(), &self.local(index)).then(Staging::default),
+            staging: turn::lacks_bundle(view, &self.local(index)).then(Staging::default),
         }
     }
 
     fn publish(&mut self, index: usize) {
-        let (alive, lease) = (self.alive(index), self.store.grant_as(Self::lease(index)));
+        let (alive, lease) = (self.alive(&self.view(), index), self.store.grant_as(Self::lease(index)));
         let write = Write::Put(Key::Alive(id(index)), Value::Alive(alive), Some(lease));
         self.store.transact(&Txn { compare: vec![], writes: vec![write] }).unwrap();
         // It was down when the upgrade was abandoned, and has come back outside of a group.

@@ -28,7 +28,7 @@ impl World {
             if !self.can_act(index) {
                 continue;
             }
-            if key.is_none_or(|entry| entry.value != Value::Alive(self.alive(index))) {
+            if key.is_none_or(|entry| entry.value != Value::Alive(self.alive(&view, index))) {
                 all.push((format!("{name} publishes"), self.with(|w| w.publish(index))));
                 // It publishes its state before it acts, as the driver of a node does.
                 continue;

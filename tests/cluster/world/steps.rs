@@ -94,7 +94,7 @@ impl World {
     }
 
     fn takes_turn(&mut self, view: &View, index: usize) {
-        let txn = turn::take_turn(view, id(index), &self.alive(index), Self::lease(index));
+        let txn = turn::take_turn(view, id(index), &self.alive(view, index), Self::lease(index));
         if self.apply(&txn) {
             if self.stopped {
                 self.broken = Some("a node begins after a failure");
