@@ -42,6 +42,9 @@ struct Shared {
     off: AtomicBool,
     /// Whether slot b fails to come up, until its tries are used up.
     broken: AtomicBool,
+    /// Whether it does not come up after its next reboot.
+    stays_down: AtomicBool,
+    down: AtomicBool,
     /// Times at which it went down and came up again.
     downs: Mutex<Vec<(Instant, Instant)>>,
     boots: Mutex<u32>,
@@ -234,7 +237,12 @@ fn machine(dir: &Path, port: u16, shared: &Shared) {
         let _ = child.kill();
         let _ = child.wait();
         let _ = fs::remove_file(&reboot);
+        shared.down.store(true, Ordering::Relaxed);
         std::thread::sleep(if shared.end.load(Ordering::Relaxed) { Duration::ZERO } else { BOOT });
+        while shared.stays_down.load(Ordering::Relaxed) && !shared.end.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        shared.down.store(false, Ordering::Relaxed);
     }
 }
 
@@ -302,6 +310,16 @@ pub(crate) fn call(
 impl Node {
     pub(crate) fn power(&self, on: bool) {
         self.shared.off.store(!on, Ordering::Relaxed);
+    }
+
+    /// Sets whether it does not come up again once it has gone down.
+    pub(crate) fn stays_down(&self, stays: bool) {
+        self.shared.stays_down.store(stays, Ordering::Relaxed);
+    }
+
+    /// Whether it is between two boots.
+    pub(crate) fn is_down(&self) -> bool {
+        self.shared.down.load(Ordering::Relaxed)
     }
 
     /// Sets whether slot b fails to come up.
@@ -401,8 +419,8 @@ impl Node {
         let begun = Instant::now();
         while !holds(self) {
             assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "node {}: not within 60 s: {what}",
+                begun.elapsed() < Duration::from_secs(120),
+                "node {}: not within 120 s: {what}",
                 self.number
             );
             std::thread::sleep(Duration::from_millis(50));

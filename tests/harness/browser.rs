@@ -129,7 +129,7 @@ impl Browser {
         let begun = Instant::now();
         while self.run(&format!("return Boolean({expression})")) != json!(true) {
             let page = || self.text("body");
-            assert!(begun.elapsed() < Duration::from_secs(60), "not within 60 s: {expression}\n{}", page());
+            assert!(begun.elapsed() < Duration::from_secs(120), "not within 120 s: {expression}\n{}", page());
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -46,6 +46,14 @@ impl Clock {
     }
 }
 
+/// Asserts that what began then took less than a second.
+#[track_caller]
+pub(crate) fn at_once(begun: Clock, what: &str) {
+    let took = begun.elapsed();
+    println!("{what}: {took:.2?}");
+    assert!(took < Duration::from_secs(1), "{what}: {took:?}");
+}
+
 /// Stalls up to now.
 fn lost() -> Duration {
     static TICKER: Once = Once::new();

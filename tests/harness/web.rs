@@ -36,9 +36,14 @@ impl Full {
         rustix::net::listen(&listener, 0).unwrap();
         let address = listener.local_addr().unwrap();
         let mut queue = Vec::new();
-        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        loop {
+            match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+                Ok(stream) => queue.push(stream),
+                // This machine stood still: a queue of length 0 takes one connection.
+                Err(_) if queue.is_empty() => {}
+                Err(_) => break,
+            }
             assert!(queue.len() < 50);
-            queue.push(stream);
         }
         Self { _listener: listener, _queue: queue, url: format!("http://{address}") }
     }
@@ -158,6 +163,7 @@ pub fn status(status: &str, more: &str, stream: &mut TcpStream) -> std::io::Resu
 /// A server from Debian with its own configuration, in a directory of the bench; the drop ends it.
 pub struct Daemon {
     child: Child,
+    port: u16,
     pub dir: PathBuf,
 }
 
@@ -167,7 +173,7 @@ impl Daemon {
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let log = std::fs::File::create(dir.join("out.log")).unwrap();
         command.env("PATH", path).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let mut daemon = Self { child: command.spawn().unwrap(), dir };
+        let mut daemon = Self { child: command.spawn().unwrap(), port, dir };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = daemon.child.try_wait().unwrap();
@@ -245,23 +251,39 @@ impl Daemon {
         loop {
             let text = std::fs::read_to_string(self.dir.join("access.log")).unwrap_or_default();
             let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-            if lines.len() >= least || begun.elapsed() > Duration::from_secs(5) {
+            if lines.len() >= least || begun.elapsed() > HANG {
                 return lines;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
+    /// Waits until the server has closed each of its connections; before that it has logged their requests. Its clients have ended.
+    fn is_idle(&self) {
+        let begun = Instant::now();
+        let local = format!(":{:04X}", self.port);
+        // ESTABLISHED or CLOSE_WAIT in proc_net_tcp(5): a process has it open.
+        let is_open = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[1].ends_with(&local) && ["01", "08"].contains(&fields[3])
+        };
+        while std::fs::read_to_string("/proc/net/tcp").unwrap().lines().any(is_open) {
+            if begun.elapsed() > HANG {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Truncates the log, to whose end nginx appends.
     pub fn forget(&self) {
-        // Requests in progress are logged when their connections end.
-        std::thread::sleep(Duration::from_millis(100));
+        self.is_idle();
         std::fs::File::options().write(true).open(self.dir.join("access.log")).unwrap().set_len(0).unwrap();
     }
 
     /// Number of body bytes that nginx sent, by its log.
     pub fn sent(&self) -> u64 {
-        std::thread::sleep(Duration::from_millis(200));
+        self.is_idle();
         self.log(1).iter().map(|line| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap()).sum()
     }
 }

@@ -79,9 +79,11 @@ fn a_file_that_is_rewritten_during_the_prepare_makes_no_slot() {
     let bench = bench();
     fs::copy(bench.path("v2.qimg"), bench.path("x.qimg")).unwrap();
     let manifest = planned(&bench, "x.qimg");
-    let running = bench
-        .start(&["prepare", "x.qimg", "--manifest", &manifest, "--max-rate", "1M", "--json"], Stdio::null());
-    // Its slot is torn, so the head was read.
+    let running = bench.start(
+        &["prepare", "x.qimg", "--manifest", &manifest, "--max-rate", "256K", "--json"],
+        Stdio::null(),
+    );
+    // Its slot is torn, so the head was read. The rest takes it 12 s.
     while bench.state("platform_b", &[]) == "empty" {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
