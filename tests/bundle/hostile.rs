@@ -435,6 +435,11 @@ fn seeds(dir: &Path) {
     let sizes = [[0xff, 0x1f, 0, 0], [0xff, 0x0f, 0, 0], [0; 4]].concat();
     write("index/sound", &[sizes, part("index.bin")].concat());
     write("delta/sound", &recipes());
+    // A whole one, as one zstd frame.
+    let mut table =
+        [&b"qdelta\0\x01"[..], blake3::hash(&part("manifest.json")).as_bytes(), &recipes()].concat();
+    (0..3).for_each(|payload| table[40 + 44 * payload..][..4].copy_from_slice(&4096_u32.to_le_bytes()));
+    write("delta/packed", &zstd::bulk::compress(&table, 19).unwrap());
     // A literal, a copy with one changed byte, literals to the end.
     let literals = vec![b'x'; 4096 - 5];
     write(

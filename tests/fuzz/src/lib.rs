@@ -9,7 +9,7 @@ use qstage::boot::Slots;
 use qstage::bundle::delta::{Delta, FrameKind, PREFIX_FRAMES, RANGES_MAX, Streams, rebuild};
 use qstage::bundle::index::Index;
 use qstage::bundle::manifest::{FORMAT, INDEX_ENTRY_LEN, IndexRef, Payload};
-use qstage::bundle::{Bundle, Kind, ManifestFields, Source, Trust, verify};
+use qstage::bundle::{Bundle, Kind, ManifestFields, Release, Source, Trust, verify};
 use qstage::commit;
 use qstage::device::{BlockDevice, MemoryDevice};
 use qstage::gpt::plan::{plan_repair, plan_restore};
@@ -85,12 +85,16 @@ pub fn index(data: &[u8]) {
 }
 
 /// `delta.bin` of a release of three payloads, after its first 40 bytes: what is accepted names no range beyond its base, and
-/// no more of them than fits.
+/// no more of them than fits. It is the same as one zstd frame. What begins as a zstd frame is a whole `delta.bin`.
 pub fn delta(data: &[u8]) {
     let sound = include_bytes!("../../../fixtures/corpus/bundle/sound").to_vec();
     let source = Source::File(Arc::new(sound));
     let bundle = Bundle::open(source, &Trust::dangerously_unsigned()).expect("it is sound");
     let release = bundle.release();
+    if data.starts_with(&0xfd2f_b528_u32.to_le_bytes()) {
+        recipes(data.to_vec(), release);
+        return;
+    }
     let mut bytes = b"qdelta\0\x01".to_vec();
     bytes.extend_from_slice(blake3::hash(release.manifest.bytes()).as_bytes());
     bytes.extend_from_slice(data);
@@ -100,7 +104,24 @@ pub fn delta(data: &[u8]) {
             put_u32(&mut bytes, at, payload.frame_size);
         }
     }
-    let Ok(delta) = Delta::parse(bytes, release) else { return };
+    // In blocks of the largest size of all windows.
+    let blocks = bytes.chunks(1 << 17);
+    let (mut packed, last) = (zstd_header(bytes.len()), blocks.len().saturating_sub(1));
+    for (number, block) in blocks.enumerate() {
+        packed.extend_from_slice(&((block.len() as u32) << 3 | u32::from(number == last)).to_le_bytes()[..3]);
+        packed.extend_from_slice(block);
+    }
+    assert_eq!(recipes(packed, release), recipes(bytes, release));
+}
+
+/// Header of a zstd frame of one segment, its size in 4 bytes.
+fn zstd_header(len: usize) -> Vec<u8> {
+    [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &(len as u32).to_le_bytes()].concat()
+}
+
+/// What a `delta.bin` says, if it is accepted.
+fn recipes(bytes: Vec<u8>, release: &Release) -> Option<String> {
+    let delta = Delta::parse(bytes, release).ok()?;
     for (number, payload) in release.manifest.payloads.iter().enumerate() {
         let base = delta.base(number).map_or(0, |base| base.size);
         for frame in release.frames(number) {
@@ -110,6 +131,7 @@ pub fn delta(data: &[u8]) {
             assert!(recipe.base_len() <= PREFIX_FRAMES * u64::from(payload.frame_size));
         }
     }
+    Some(format!("{delta:?}"))
 }
 
 /// The streams of an aligned frame, after the lengths of the first four (2 bytes each): whatever they are, an error or a frame of
@@ -129,8 +151,7 @@ pub fn aligned(data: &[u8]) {
         // One segment, its size in 4 bytes, one raw block.
         let stream = &stream[..stream.len().min(128 << 10)];
         let block = ((stream.len() as u32) << 3 | 1).to_le_bytes();
-        let header =
-            [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &(stream.len() as u32).to_le_bytes(), &block[..3]].concat();
+        let header = [&zstd_header(stream.len())[..], &block[..3]].concat();
         if packed.len() < 16 {
             packed.extend_from_slice(&((header.len() + stream.len()) as u32).to_le_bytes());
         }
