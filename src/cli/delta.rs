@@ -38,9 +38,9 @@ pub(super) struct DeltaArgs {
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 
-    /// zstd level: 1 is fastest, 19 smallest (default: see --help)
+    /// zstd level: 1 is fastest, 19 smallest [default: 19 or 9]
     ///
-    /// By default 19 if OLD lacks at most 64 MiB of the frames of an image, which takes
+    /// The default is 19 if OLD lacks at most 64 MiB of the frames of an image, which takes
     /// half a minute on two cores, else 9.
     #[arg(long, value_name = "N", value_parser = values::level)]
     level: Option<i32>,

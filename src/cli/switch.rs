@@ -56,12 +56,12 @@ pub(super) struct CommitArgs {
     #[command(flatten)]
     epoch: EpochArgs,
 
-    #[command(flatten)]
-    trust: TrustArgs,
-
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
+
+    #[command(flatten)]
+    trust: TrustArgs,
 
     #[command(flatten)]
     machine: MachineArgs,
@@ -178,7 +178,7 @@ impl RollBackArgs {
 /// Discard a prepared slot, or undo a commit before its reboot
 ///
 /// The running slot stays selected. The prepared slot is invalidated; it has to be
-/// prepared again.
+/// prepared again. A roll-back from a good slot is undone too, before its reboot.
 #[derive(Debug, Args)]
 pub(super) struct CancelArgs {
     /// Print the writes and barriers of the switch, and write nothing

@@ -78,12 +78,12 @@ struct CommonArgs {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    #[command(flatten)]
-    config: ConfigArgs,
-
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 impl CommonArgs {

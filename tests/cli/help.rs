@@ -274,7 +274,8 @@ fn run(tool: &str, file: &Path) -> Option<Output> {
     Command::new(words.next()?).args(words).arg(file).env("MANWIDTH", "80").output().ok()
 }
 
-/// --mirror and --max-download stood under "Overrides", and `watch`, which asks a service, offered --boot-flag and --assume-unused.
+/// --mirror and --max-download stood under "Overrides", --json of `commit` under "Trust", and `watch`, which asks a service, offered
+/// --boot-flag and --assume-unused.
 #[test]
 fn options_are_under_the_heading_that_says_what_they_are() {
     fn check(command: &clap::Command, path: &str, seen: &mut usize) {
@@ -288,6 +289,10 @@ fn options_are_under_the_heading_that_says_what_they_are() {
             }
             if ["mirror", "input-timeout", "no-delta", "max-download"].contains(&name) {
                 assert_eq!(heading, Some("Source of the bundle"), "{path} --{name}");
+                *seen += 1;
+            }
+            if ["json", "dry-run", "force"].contains(&name) {
+                assert_eq!(heading, None, "{path} --{name}");
                 *seen += 1;
             }
             let of_service =
