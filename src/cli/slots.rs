@@ -177,6 +177,7 @@ mod tests {
             ..slot(Slot::B)
         };
         SlotsReport {
+            remedy: crate::error::Remedy::Prepare,
             disk: "disk.img".into(),
             boot_flag,
             table: "equal".into(),

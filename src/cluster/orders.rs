@@ -9,7 +9,7 @@ use super::state::{BootId, NodeId, Ordered, Outcome, Reboot, RebootState, Stage,
 use super::store::{Key, Txn, Value, Write};
 use super::upgrade::{all_now, first_stage, in_turn};
 use super::view::View;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::state::UpgradeType;
 
 /// Error shown for an abandoned upgrade.
@@ -64,7 +64,7 @@ pub fn prepare(view: &View, order: Ordered) -> Result<Txn> {
 pub fn commit(view: &View) -> Result<Txn> {
     let upgrade = &view.upgrade;
     let (Stage::Prepared, Some(order)) = (upgrade.stage, &upgrade.order) else {
-        return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
+        return Err(not_prepared(upgrade.stage));
     };
     admission(view)?;
     let rolling = order.rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform;
@@ -81,7 +81,7 @@ pub fn commit(view: &View) -> Result<Txn> {
 pub fn reboot_settings(view: &View, rolling: bool, nodes: Option<u32>) -> Result<Txn> {
     let upgrade = &view.upgrade;
     let (Stage::Prepared, Some(order)) = (upgrade.stage, &upgrade.order) else {
-        return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
+        return Err(not_prepared(upgrade.stage));
     };
     if rolling && order.upgrade_type == UpgradeType::SoftwareAndPlatform {
         group(view, nodes)?;
@@ -286,6 +286,16 @@ fn again(view: &View, reboot: &mut Reboot) {
     let (stay, again): (Vec<_>, Vec<_>) = reboot.current.iter().copied().partition(has_rebooted);
     reboot.current = stay;
     reboot.todo.splice(0..0, again.into_iter().map(|(node, _)| node));
+}
+
+/// The refusal of what needs a prepared bundle.
+pub fn not_prepared(stage: Stage) -> Error {
+    match stage {
+        Stage::Idle | Stage::Prepared => {
+            Error::NotPrepared { problem: "no bundle is prepared".to_owned(), remedy: Remedy::Prepare }
+        }
+        stage => Error::UpgradeBusy { doing: stage.word().to_lowercase() },
+    }
 }
 
 fn idle(view: &View) -> Result<()> {

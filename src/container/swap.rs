@@ -8,7 +8,7 @@ use super::Config;
 use super::runtime::{Running, Runtime};
 use super::steps::{Health, bring_up, last_success, milliseconds, stop_all, wait_healthy, with_code};
 use crate::engine::{Engine, SoftwareImage, SoftwareSwap};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::progress::Progress;
 use crate::units::{Downtime, Slot};
 
@@ -158,7 +158,7 @@ impl Swap<'_> {
         let again = self.engine.software_swap()?;
         if again != *plan {
             let problem = "the slots changed while the container was arranged".to_owned();
-            return Err(Error::NotPrepared { problem });
+            return Err(Error::NotPrepared { problem, remedy: Remedy::CommitOther });
         }
         self.engine.commit(false)?;
         let selected = self.engine.software_selected()?;

@@ -233,6 +233,7 @@ mod tests {
     fn sound() -> SlotsReport {
         let runs = || RunningSlot::Known(Slot::A, KnownBy::Kernel);
         SlotsReport {
+            remedy: crate::error::Remedy::Prepare,
             disk: "/dev/x".into(),
             boot_flag: BootFlag::Priority,
             table: "equal".into(),

@@ -2,11 +2,12 @@
 
 use std::cmp::Ordering;
 
+use super::remedy::remedy;
 use super::view::{SlotView, View};
 use super::{Engine, Policy};
 use crate::bundle::Bundle;
 use crate::bundle::manifest::{Kind, Manifest, ManifestFields};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::slot::Layout;
 use crate::state::{SlotState, UpgradeType};
 use crate::units::{Group, Slot};
@@ -92,21 +93,16 @@ pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Er
 /// The obstacle to any upgrade now, whatever the bundle; `None`: there is none. The slot that it would write is the only
 /// good fallback of a trial, or boots next.
 pub(super) fn blocked(view: &View) -> Option<Error> {
+    let remedy = remedy(view);
     let trials: Vec<&SlotView> = view.on_trial().collect();
     if let Some(first) = trials.first() {
         let names: Vec<&str> = trials.iter().map(|held| held.partition.name.as_str()).collect();
-        // A mark does not end the trial of what was not started.
-        let start = if view.pending() {
-            "reboot to start it, then "
-        } else if trials.iter().any(|held| view.is_unstarted(held)) {
-            "restart the software to start it, then "
-        } else {
-            ""
-        };
-        return Some(Error::OnTrial { partitions: names.join(" and "), fallback: !first.slot, start });
+        return Some(Error::OnTrial { partitions: names.join(" and "), fallback: !first.slot, remedy });
     }
-    let (next, running) = (view.next(Group::Platform)?, view.in_service(Group::Platform)?);
-    (next != running).then_some(Error::SwitchPending { slot: next, running })
+    match remedy {
+        Remedy::Reboot { slot, .. } => Some(Error::SwitchPending { slot, remedy }),
+        _ => None,
+    }
 }
 
 impl Engine<'_> {

@@ -12,6 +12,7 @@ mod dry_run;
 mod efi_variables;
 mod epoch;
 mod prepare;
+mod remedy;
 mod repair;
 mod report;
 mod runs;

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::checks::blocked;
+use super::remedy::remedy;
 use super::view::{SlotView, View};
 use crate::error::{Error, NO_ERROR, Result};
 use crate::slot::{Content, Mark, Verdict};
@@ -155,6 +156,7 @@ impl Engine<'_> {
             switch_method: self.switch_method(&view)?,
             boot_before: view.boot_before(),
             booted_unknown: view.unknown().map(str::to_owned),
+            remedy: remedy(&view),
             slots: slots.collect(),
             runs,
         })

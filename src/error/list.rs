@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::Class;
 use super::define::errors;
 use super::entry::ErrorEntry;
-use super::remedy::WithRemedy;
+use super::remedy::{self, Remedy, WithRemedy};
 use crate::units::{Blake3, Downtime, Group, Guid, Sha256, Slot};
 
 errors! {
@@ -165,16 +165,16 @@ errors! {
     UseUnknown { partition: String, problem: String } => Refused, "USE_UNKNOWN",
         ("cannot determine whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
     /// The running boot has not been marked good: writing would destroy the only good fallback.
-    OnTrial { partitions: String, fallback: Slot, start: &'static str } => Refused, "ON_TRIAL",
-        ("on trial: {partitions}; the only good fallback is slot {fallback}; {start}mark it good or roll back first");
+    OnTrial { partitions: String, fallback: Slot, remedy: Remedy } => Refused, "ON_TRIAL",
+        ("on trial: {partitions}; the only good fallback is slot {fallback}; {remedy}");
     /// A switch between good slots waits for its reboot: the slot that is selected next would be overwritten.
-    SwitchPending { slot: Slot, running: Slot } => Refused, "SWITCH_PENDING",
-        ("slot {slot} is selected to boot next and would be overwritten; reboot into it, or stay in slot {running} with 'qstage cancel'");
+    SwitchPending { slot: Slot, remedy: Remedy } => Refused, "SWITCH_PENDING",
+        ("slot {slot} is selected to boot next and would be overwritten; {remedy}");
     /// It cannot be determined which slot is running.
     BootedUnknown { disk: String, problem: String } => Refused, "BOOTED_UNKNOWN",
         ("{disk}: cannot determine which slot is running: {problem}; name it with --booted a or --booted b, or have the boot loader or the initramfs put qstage.partuuid=GUID (or root=PARTUUID=GUID) of that slot on the kernel command line");
     /// There is nothing prepared to commit.
-    NotPrepared { problem: String } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; run 'qstage prepare' first");
+    NotPrepared { problem: String, remedy: Remedy } => Refused, "NOT_PREPARED", ("nothing to commit: {problem}; {remedy}");
     /// The same bundle has already failed its trial on this machine.
     FailedBefore { version: String, partition: String, why: String } => Refused, "FAILED_BEFORE",
         ("{version} has failed its trial in {partition} ({why}); install another release, or try it again with --retry");
@@ -213,7 +213,9 @@ errors! {
         ("{version} is prepared and would be discarded; commit it, cancel it (POST /v1/qstage/cancel, or target IDLE by v1), or prepare with ?replace=true");
     /// The service is busy with an upgrade.
     UpgradeBusy { doing: String } => Refused, "UPGRADE_BUSY",
-        ("an upgrade is under way ({doing}); wait for it to end or cancel it");
+        ("an upgrade is under way ({doing}); {}", remedy::of_busy(.doing));
+    /// The service has as many requests as it takes, or ends.
+    ServiceBusy { problem: String } => Refused, "SERVICE_BUSY", ("{problem}; try again in some seconds");
     /// An upgrade is blocked now.
     Blocked { reason: String } => Refused, "BLOCKED", ("{reason}");
     /// The configuration of the service lacks a key for this.
@@ -412,7 +414,7 @@ errors! {
     Cancelled => Interrupted, "CANCELLED", ("the upgrade was cancelled and the prepared bundle is discarded");
     /// The service ended during an upgrade.
     ServiceEnded { doing: String } => Interrupted, "SERVICE_ENDED",
-        ("the service ended while {doing}; {doing} again continues where it stopped");
+        ("the service ended during {doing}; {doing} again continues where it stopped");
     /// A signal asked to stop.
     Interrupted { doing: String } => Interrupted, "INTERRUPTED",
         ("stopped by a signal while {doing}; run it again to continue where it stopped");

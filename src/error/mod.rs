@@ -11,6 +11,7 @@ use std::io;
 
 pub use explain::{Explanation, all, explain, page};
 pub use list::Error;
+pub use remedy::Remedy;
 
 use crate::units::text;
 

@@ -450,6 +450,7 @@ mod tests {
             software: RunningSlot::Known(software.0, software.1),
         };
         let slots = SlotsReport {
+            remedy: crate::error::Remedy::Prepare,
             disk: String::new(),
             boot_flag: crate::boot::BootFlag::Priority,
             table: String::new(),

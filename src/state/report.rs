@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Runs, SlotState, UpgradeState, UpgradeType};
-use crate::error::NO_ERROR;
+use crate::error::{NO_ERROR, Remedy};
 use crate::units::{Blake3, Group, Slot};
 use crate::version;
 
@@ -128,6 +128,9 @@ pub struct SlotsReport {
     /// What runs, and by what that is known.
     #[serde(skip)]
     pub runs: Runs,
+    /// What an operator can do now, whatever the bundle.
+    #[serde(skip)]
+    pub remedy: Remedy,
     /// The slots: platform a, b, then software a, b if they exist.
     pub slots: Vec<SlotReport>,
 }

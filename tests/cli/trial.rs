@@ -209,10 +209,8 @@ fn software_falls_back_with_its_platform() {
 #[test]
 fn the_obstacle_names_what_is_on_trial() {
     let bench = Bench::installed_with_software();
-    let told = |booted: &str, partitions: &str, start: &str| {
-        let reason = format!(
-            "on trial: {partitions}; the only good fallback is slot a; {start}mark it good or roll back first"
-        );
+    let told = |booted: &str, partitions: &str, next: &str| {
+        let reason = format!("on trial: {partitions}; the only good fallback is slot a; {next}");
         let again = ["prepare", "s2.qimg", "--booted", booted, "--allow-downgrade"];
         let message = bench.at(&again).bad("ON_TRIAL");
         assert!(message.contains(&reason), "{message}");
@@ -221,11 +219,13 @@ fn the_obstacle_names_what_is_on_trial() {
     };
     bench.at(&["prepare", "s3.qimg"]).good();
     bench.at(&["commit"]).good();
-    told("a", "platform_b and software_b", "reboot to start it, then ");
-    told("b", "platform_b and software_b", "");
+    let start = "reboot to start it, or undo the commit with 'qstage cancel'";
+    let end = "end the trial by 'qstage mark-good' or 'qstage roll-back'";
+    told("a", "platform_b and software_b", start);
+    told("b", "platform_b and software_b", end);
     // The platform alone.
     bench.at(&["mark-good", "--slot", "b", "--booted", "b"]).good();
-    told("b", "software_b", "");
+    told("b", "software_b", end);
     bench.at(&["mark-good", "--booted", "b"]).good();
     assert_eq!(bench.at(&["status", "--booted", "b"]).json()["is_blocked"], false);
     // Before its boot a trial ends by a roll-back too.

@@ -1,10 +1,13 @@
 //! What runs over views of every kind, sensible or not: no slot is called bad and next, and no guess is shown as a fact.
 
+use super::super::checks::blocked;
+use super::super::remedy::remedy;
 use super::super::view::{SlotView, View};
 use super::tests::{Memory, fixtures};
 use crate::boot::{BootFlag, RolledBackSlot};
 use crate::efi::EfiBoot;
 use crate::engine::Policy;
+use crate::error::Remedy;
 use crate::gpt::Attributes;
 use crate::slot::{Content, Verdict};
 use crate::state::{KnownBy, RunningSlot, SlotState};
@@ -82,7 +85,7 @@ fn no_view_calls_a_slot_bad_and_next_or_shows_a_guess() {
         let firmware = view.efi.clone().map(choices).unwrap_or_default();
         let numbers: Vec<(Group, u32)> =
             view.all().iter().map(|held| (held.group, held.partition.number)).collect();
-        for _ in 0..60_000 {
+        for turn in 0..60_000 {
             view.policy.software_started = *random.of(&releases);
             if !firmware.is_empty() {
                 view.efi = Some(random.of(&firmware).clone());
@@ -97,9 +100,18 @@ fn no_view_calls_a_slot_bad_and_next_or_shows_a_guess() {
             view.imagine(*random.of(&slots), is_image, *random.of(&slots));
             view = view.concluded();
             check(&view, &mut shown);
+            if turn % 8 == 0 {
+                advised(&view);
+            }
         }
     }
     assert!(shown.iter().all(|count| *count > 1000), "not each kind was seen: {shown:?}");
+}
+
+/// What blocks every upgrade advises what ends that, and nothing else does; also in views that no order of verbs reaches.
+fn advised(view: &View) {
+    let free = matches!(remedy(view), Remedy::Prepare | Remedy::PrepareOrRetry);
+    assert_eq!(blocked(view).is_none(), free, "{:?}", remedy(view));
 }
 
 fn check(view: &View, shown: &mut [usize; 4]) {

@@ -332,7 +332,7 @@ fn software_that_was_not_started_is_not_marked_good() {
             *world.memory.used.lock().unwrap() = used.into_iter().collect();
             let done = world.engine().mark_good(None).unwrap().done;
             if release == "1.5" {
-                assert_eq!(done, "nothing to do: software_b has not been started yet");
+                assert!(done.starts_with("nothing to do: software_b has not been started yet; "), "{done}");
             } else {
                 assert_eq!((done.as_str(), state(&world).0), ("platform_b proved good", SlotState::Good));
             }

@@ -1,9 +1,10 @@
 //! The ways back: `roll-back`, `cancel`, failed trials, and the record of a fallback that happened by itself.
 
+use super::super::remedy::remedy;
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, software, variables};
 use crate::boot::RolledBackSlot;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::slot::{Mark, Verdict};
 use crate::state::SlotState;
 use crate::units::{Group, Slot};
@@ -63,16 +64,30 @@ fn way_back(view: &View, group: Group) -> Result<(&SlotView, &SlotView)> {
     let from = view.current(group).ok_or_else(|| none(format!("no {group} slot is selected")))?;
     let pair = view.held(group, from).zip(view.held(group, !from));
     let (from, to) = pair.ok_or_else(|| none(format!("the disk has no {group} slots")))?;
-    good(to)?;
+    good(view, to)?;
     Ok((from, to))
 }
 
 /// Refuses to return to a slot that is not good.
-fn good(to: &SlotView) -> Result<()> {
+fn good(view: &View, to: &SlotView) -> Result<()> {
     if to.state == SlotState::Good {
         return Ok(());
     }
-    let problem = format!("{} is {}, not known to be good", to.partition.name, to.state.word());
+    let remedy = match to.state {
+        // Of what runs and is bad, the way back is already selected.
+        _ if view.in_service(to.group) == Some(to.slot) && view.on_trial().next().is_none() => {
+            format!("slot {} is selected already, reboot into it", !to.slot)
+        }
+        _ if view.on_trial().next().is_some() && view.pending() => {
+            "reboot to start what is selected".to_owned()
+        }
+        _ if view.on_trial().next().is_some() => {
+            "mark good what runs, then install another release".to_owned()
+        }
+        SlotState::Prepared | SlotState::Torn => "'qstage cancel' discards it".to_owned(),
+        _ => "another release is installed by 'qstage prepare'".to_owned(),
+    };
+    let problem = format!("{} is {}, not known to be good; {remedy}", to.partition.name, to.state.word());
     Err(Error::NoFallback { problem })
 }
 
@@ -93,6 +108,19 @@ fn software_follows(view: &View) -> bool {
 
 /// Discards what was prepared, and deselects what has not been started; or undoes a roll-back before its reboot.
 pub(super) fn cancel(view: &View) -> Result<Transition> {
+    cancellation(view)?.ok_or_else(|| {
+        let trial = view.on_trial().next().map(|held| format!("{} is on trial", held.partition.name));
+        let problem = match (trial, remedy(view)) {
+            (Some(trial), remedy) => format!("{trial}; {remedy}"),
+            (None, remedy @ Remedy::Reboot { .. }) => format!("nothing is prepared; {remedy}"),
+            (None, _) => "nothing is prepared".to_owned(),
+        };
+        Error::NothingToCancel { problem }
+    })
+}
+
+/// The same; `None` where there is nothing to undo. Its own function, since the remedy of that refusal depends on it.
+pub(in crate::engine) fn cancellation(view: &View) -> Result<Option<Transition>> {
     view.booted()?;
     let mut flags = view.flags();
     let (mut discard, mut names, mut turn) = (Vec::new(), Vec::new(), None);
@@ -126,20 +154,13 @@ pub(super) fn cancel(view: &View) -> Result<Transition> {
     }
     let done = match (discard.is_empty(), stay.is_empty()) {
         (false, _) => format!("discarded what was prepared in {}", names.join(" and ")),
-        (true, false) => format!("{} stays selected", stay.join(" and ")),
-        (true, true) => {
-            let problem = match view.on_trial().next() {
-                Some(held) => format!("{} runs on trial; use 'qstage roll-back'", held.partition.name),
-                None => "nothing is prepared".to_owned(),
-            };
-            return Err(Error::NothingToCancel { problem });
-        }
+        (true, false) if stay.len() == 1 => format!("{} stays selected", stay.concat()),
+        (true, false) => format!("{} stay selected", stay.join(" and ")),
+        (true, true) => return Ok(None),
     };
     // The flags first: a slot that is still selected must not lose its record.
-    Ok(Transition::nothing(Effect::Nothing, done)
-        .then(variables(turn))
-        .then(view.table_act(flags))
-        .then(discard))
+    let acts = Transition::nothing(Effect::Nothing, done).then(variables(turn));
+    Ok(Some(acts.then(view.table_act(flags)).then(discard)))
 }
 
 /// Writes the reason of a failed trial into the mark of the running slot; and rolls back, if the trial is over and no loader
@@ -172,7 +193,7 @@ pub(super) fn trial_failed(view: &View, reason: Option<&str>) -> Result<Transiti
 /// Moves the selection from a software slot whose container fails to the other one, which must be good.
 pub(super) fn software_back(view: &View, from: Slot, reason: &str) -> Result<Transition> {
     let (left, to) = (software(view, from)?, software(view, !from)?);
-    good(to)?;
+    good(view, to)?;
     let flags = view.flags().roll_back(Group::Software, to.slot, RolledBackSlot::Bad)?;
     let done = format!("rolled back to {}: {reason}", to.partition.name);
     Ok(Transition::nothing(Effect::RestartSoftware, done)

@@ -1,11 +1,12 @@
 //! `commit`: what is prepared is selected, on trial.
 
 use super::super::checks::{needed, platform_needed};
+use super::super::remedy::remedy;
 use super::super::trust::SignatureCheck;
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, counts, mark, variables};
 use crate::boot::{BootFlag, Flags};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::gpt::Attributes;
 use crate::slot::{Mark, Record, Verdict};
 use crate::state::SlotState;
@@ -34,7 +35,7 @@ type Recorded<'v> = Vec<(&'v SlotView, &'v Record)>;
 /// The selection of what is prepared. Repeats the checks of prepare: the records of all slots that the bundle needs are whole
 /// and of one manifest, and the release that they were compared with still runs.
 fn selection(view: &View) -> Result<Selection<'_>> {
-    let not = |problem: String| Err(Error::NotPrepared { problem });
+    let not = |problem: String| Err(Error::NotPrepared { problem, remedy: remedy(view) });
     let booted = view.booted()?;
     view.check_foreign_flags()?;
     let (mut prepared, mut half): (Recorded<'_>, Recorded<'_>) = (Vec::new(), Vec::new());
@@ -65,11 +66,15 @@ fn selection(view: &View) -> Result<Selection<'_>> {
         return not(match (view.on_trial().next(), failed) {
             (Some(held), _) => format!("{} is already committed, on trial", held.partition.name),
             (None, Some((held, why))) => {
-                format!("{} has failed its trial ({why}), --retry tries it again", held.partition.name)
+                format!("{} has failed its trial ({why})", held.partition.name)
             }
             (None, None) => format!("slot {slot} holds nothing that was prepared"),
         });
     };
+    // What is selected to boot next is another platform than the one that this was compared with.
+    if let remedy @ Remedy::Reboot { slot, .. } = remedy(view) {
+        return Err(Error::SwitchPending { slot, remedy });
+    }
     let manifest = &first.manifest;
     half.retain(|(_, record)| record.manifest.bytes() == manifest.bytes());
     prepared.extend(half);

@@ -1,6 +1,7 @@
 //! `mark-good`, and the tries and the verdict of a container that is well.
 
 use super::super::epoch;
+use super::super::remedy::remedy;
 use super::super::view::{SlotView, View};
 use super::{Act, Effect, Transition, mark_at, no_image, software, variables};
 use crate::boot::RolledBackSlot;
@@ -63,7 +64,9 @@ pub(super) fn mark_good(view: &View, slot: Option<Slot>) -> Result<Transition> {
     let done = match (names.is_empty(), slot) {
         (true, None) if turn.is_some() => "the slot that runs is good, and now in BootOrder".to_owned(),
         (true, _) => match view.on_trial().next() {
-            Some(held) => format!("nothing to do: {} has not been started yet", held.partition.name),
+            Some(held) => {
+                format!("nothing to do: {} has not been started yet; {}", held.partition.name, remedy(view))
+            }
             None => nothing_on_trial(view)?,
         },
         (false, Some(_)) => format!("{} is good and selected", names.join(" and ")),

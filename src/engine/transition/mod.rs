@@ -21,7 +21,7 @@ mod print;
 mod run;
 mod withdraw;
 
-pub(super) use back::settle;
+pub(super) use back::{cancellation, settle};
 pub(super) use commit::{by_kexec, commit, kexec_allowed, not_started};
 pub(crate) use install::{forget, install, vacate};
 pub(super) use print::{EFI_METHOD, Printed};

@@ -28,9 +28,9 @@ pub(super) async fn events(
     State(api): Shared,
     Extension(origin): Extension<Origin>,
 ) -> Reply<Sse<impl Stream<Item = std::result::Result<Event, Infallible>>>> {
-    let full = |_| Error::UpgradeBusy { doing: "too many event streams are open".to_owned() };
+    let full = |_| Error::ServiceBusy { problem: "too many event streams are open".to_owned() };
     let place = Arc::clone(&api.streams).try_acquire_owned().map_err(full)?;
-    let theirs = || Error::UpgradeBusy { doing: "too many event streams are open from there".to_owned() };
+    let theirs = || Error::ServiceBusy { problem: "too many event streams are open from there".to_owned() };
     let place = (place, api.streams_of.take(Peer::of(origin)).ok_or_else(theirs)?);
     let mut shown = api.owner.shown.clone();
     let informed = audit::informed();

@@ -425,7 +425,7 @@ impl Drop for Counted<'_> {
 
 /// Waits for a turn, so that no number of clients can occupy all threads.
 async fn turn<'a>(places: &'a Semaphore, what: &str) -> Result<SemaphorePermit<'a>> {
-    let busy = || Error::UpgradeBusy { doing: format!("too many requests for {what}") };
+    let busy = || Error::ServiceBusy { problem: format!("too many requests for {what}") };
     tokio::time::timeout(TURN, places.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())
 }
 

@@ -4,11 +4,12 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use crate::error::Error;
+use crate::error::{Error, Remedy};
 use crate::service::api::reply::{Body, Detail, Json, Reply, overrides};
 use crate::service::api::v2::PrepareBody;
 use crate::service::api::{Shared, UPGRADE_ALL};
 use crate::service::owner::order::Order;
+use crate::service::owner::upgrade::Phase;
 use crate::service::view::{SettingsV1, StatusV1};
 use crate::source::address::shown;
 
@@ -58,11 +59,13 @@ pub(super) async fn put_settings(
         }
         Target::Arm => {
             let snapshot = api.snapshot();
-            let prepared = snapshot.upgrade.settings.as_ref().map(|settings| settings.install_path.as_str());
+            let settings =
+                snapshot.upgrade.settings.as_ref().filter(|_| snapshot.upgrade.phase == Phase::Prepared);
+            let other = settings.map(|settings| &settings.install_path).filter(|path| **path != named);
             // A commit of another bundle than the named one would be worse than an error.
-            if !named.is_empty() && prepared.is_some_and(|path| path != named) {
-                let problem = format!("'{}' is prepared, not this bundle", prepared.unwrap_or_default());
-                return Err(Error::NotPrepared { problem }.into());
+            if let Some(other) = other.filter(|_| !named.is_empty()) {
+                let problem = format!("'{other}' is prepared, not this bundle");
+                return Err(Error::NotPrepared { problem, remedy: Remedy::CommitOther }.into());
             }
             api.owner.order(Order::Commit { dry_run: false }).await?;
         }

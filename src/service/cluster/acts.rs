@@ -64,7 +64,8 @@ impl Actor {
     pub(super) fn act(&self, task: &Task) -> Result<()> {
         let (place, hooks) = (&self.service.place, &self.membership.hooks);
         let ordered = || {
-            task.order.as_ref().ok_or_else(|| Error::NotPrepared { problem: "nothing is ordered".to_owned() })
+            let problem = "nothing is ordered".to_owned();
+            task.order.as_ref().ok_or(Error::ClusterUpgrade { problem })
         };
         match task.step {
             Step::Prepare => self.stage(ordered()?, false),

@@ -67,7 +67,7 @@ impl Cluster {
                 return Ok(());
             }
         }
-        Err(Error::UpgradeBusy { doing: "the cluster changes all the time".to_owned() })
+        Err(Error::ServiceBusy { problem: "the cluster changes all the time".to_owned() })
     }
 
     /// Decides on the present content of etcd, and writes nothing. Returns the changes that the order would write, one line each.
@@ -131,11 +131,11 @@ impl Cluster {
     /// Accepts a commit and decides on it afterwards: an obstacle is shown in the status, as a client expects after a prepare.
     ///
     /// # Errors
-    /// [`Error::NotPrepared`]: nothing is prepared.
+    /// See [`orders::not_prepared`].
     pub(in crate::service) fn commit(self: &Arc<Self>) -> Result<()> {
         let (upgrade, stage) = self.cache.get().stage;
         if stage != Stage::Prepared {
-            return Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() });
+            return Err(orders::not_prepared(stage));
         }
         self.set_pending(Pending::Waits);
         let cluster = Arc::clone(self);
@@ -182,7 +182,7 @@ impl Cluster {
                 if (view.upgrade.id, view.upgrade.stage) == (upgrade, Stage::Prepared) {
                     return Ok(orders::commit_failed(view, error.to_owned()));
                 }
-                Err(Error::NotPrepared { problem: "no bundle is prepared".to_owned() })
+                Err(orders::not_prepared(view.upgrade.stage))
             });
             match reported {
                 Err(Error::ClusterStore { .. }) => std::thread::sleep(Duration::from_secs(1)),

@@ -39,7 +39,7 @@ pub mod worker;
 
 use crate::container::StartReport;
 use crate::engine::CommitMethod;
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::service::Service;
 use crate::service::owner::blocking::{SILENCE, blocking, unless_silent};
 use crate::service::owner::disk::DiskView;
@@ -333,11 +333,12 @@ impl Owner {
     fn commit(&mut self, dry_run: bool) -> OrderResult {
         let free = self.idle();
         let waiting = self.snapshot.waiting().map_or(Ok(()), |left| Err(Error::Waiting { left }));
+        let remedy = self.snapshot.slots.as_ref().map_or(Remedy::Prepare, |slots| slots.remedy);
         if dry_run {
-            self.upgrade.apply(Input::Commit)?;
+            self.upgrade.apply(Input::Commit(remedy))?;
             return free.and(waiting).map(|()| None);
         }
-        self.apply(Input::Commit)?;
+        self.apply(Input::Commit(remedy))?;
         self.start_commit(free.and(waiting));
         Ok(None)
     }

@@ -64,10 +64,10 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         self.orders.try_send((order, answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
-                Error::UpgradeBusy { doing: format!("{WAITING} requests wait") }
+                Error::ServiceBusy { problem: format!("{WAITING} requests wait already") }
             }
             mpsc::error::TrySendError::Closed(_) => {
-                Error::UpgradeBusy { doing: "the service is ending".into() }
+                Error::ServiceBusy { problem: "the service is ending".into() }
             }
         })?;
         let lost = |_| Error::Internal { what: "the owner of the upgrade gave no answer".to_owned() };
@@ -93,5 +93,25 @@ impl Handle {
     /// The current snapshot.
     pub(in crate::service) fn snapshot(&self) -> Arc<ServiceSnapshot> {
         Arc::clone(&self.shown.borrow())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that finds no place was refused as if an upgrade were under way, which could be cancelled.
+    #[test]
+    fn a_request_without_a_place_is_not_an_upgrade() {
+        let (orders, mut waiting) = mpsc::channel(1);
+        let (_show, shown) = watch::channel(Arc::new(ServiceSnapshot::default()));
+        let handle = Handle { orders, shown };
+        let (answer, _answered) = oneshot::channel();
+        handle.orders.try_send((Order::Alive, answer)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let refused = || runtime.block_on(handle.order(Order::Alive)).unwrap_err();
+        assert_eq!(refused().code(), "UPGRADE_ERROR_SERVICE_BUSY");
+        waiting.close();
+        assert!(refused().to_string().contains("the service is ending"), "{}", refused());
     }
 }

@@ -77,6 +77,12 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "tests/cluster/nodes.rs",
         "a_complete_upgrade_and_a_node_that_falls_back",
     ),
+    (
+        "SERVICE_BUSY",
+        "takes more requests at a time than the service has places for",
+        "src/service/owner/order.rs",
+        "a_request_without_a_place_is_not_an_upgrade",
+    ),
     ("CLUSTER_MEMBER", "takes a member of a cluster", "tests/cluster/refusals.rs", "who_does_not_belong"),
     ("ELSEWHERE_NODE", "takes a cluster of two", "tests/cluster/refusals.rs", "who_does_not_belong"),
     ("MEMBERSHIP", "takes two machines with one number", "tests/cluster/refusals.rs", "who_does_not_belong"),

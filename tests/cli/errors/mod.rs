@@ -13,6 +13,8 @@ mod disks;
 mod elsewhere;
 mod in_use;
 mod network;
+/// What a refusal advises is accepted.
+mod remedies;
 mod rules;
 mod services;
 mod trust;

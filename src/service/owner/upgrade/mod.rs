@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result};
 use crate::service::owner::waiting_period::WaitingPeriod;
 use crate::state::{SlotState, SlotsReport, UpgradeType};
 use crate::units::{Blake3, Group};
@@ -229,8 +229,8 @@ pub enum Input {
     /// A failure outside of the running work: a bundle was refused before anything began, or a start fell back from an
     /// earlier commit. Its settings are shown if there are no others.
     Beside(UpgradeSettings, Failure),
-    /// The switch is ordered.
-    Commit,
+    /// The switch is ordered; with what the slots allow where nothing is prepared.
+    Commit(Remedy),
     /// The switch is written, and nothing else is left to do on this machine.
     Switched,
     /// The release on trial whose software was started; `None`: there is none.
@@ -287,16 +287,16 @@ impl LocalUpgrade {
                     next.settings = Some(settings);
                 }
             }
-            (Input::Commit, Prepared) => {
+            (Input::Commit(_), Prepared) => {
                 (next.phase, next.error, next.started) = (Committing, None, None);
             }
             (Input::Started(release), _) => next.started = release,
-            (Input::Commit, Idle | Committed) => {
+            (Input::Commit(remedy), Idle | Committed) => {
                 let problem = match self.phase {
                     Committed => "it is committed already".to_owned(),
                     _ => "no bundle is prepared".to_owned(),
                 };
-                return Err(Error::NotPrepared { problem });
+                return Err(Error::NotPrepared { problem, remedy });
             }
             (Input::Switched, Committing) => {
                 next.phase = Committed;
