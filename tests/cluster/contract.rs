@@ -95,6 +95,11 @@ fn a_real_etcd() {
     server.says(&["put", "/one/leader", "7"]);
     assert_eq!(entry(&store, Key::Leader).unwrap().value, Value::Leader(NodeId(7)));
     watches(&server, &store);
+    compacted(&server, &store);
+    // A member that is gone when the node starts. No process listens at that port.
+    let gone = "http://127.0.0.1:1".to_owned();
+    let both = EtcdConfig { endpoints: vec![gone, server.url()], ..server.access("/one/") };
+    assert_eq!(Etcd::new(&both).unwrap().snapshot().unwrap(), store.snapshot().unwrap());
     // The error for garbage names the key.
     server.says(&["put", "/one/reboot", "{"]);
     let error = store.snapshot().unwrap_err();
@@ -145,6 +150,32 @@ fn watches(server: &Server, store: &Etcd) {
     assert_eq!(changes[0].0, Key::Leader);
     assert_eq!(changes[0].1.as_ref().unwrap().value, Value::Leader(NodeId(8)));
     assert_eq!(changes[1], (Key::Leader, None));
+}
+
+/// What a watch has missed may be compacted meanwhile: it ends with a message, and all keys are read again.
+fn compacted(server: &Server, store: &Etcd) {
+    let (_, missed) = store.read().unwrap();
+    for leader in ["2", "3"] {
+        server.says(&["put", "/one/leader", leader]);
+    }
+    server.says(&["compact", &server.revision().to_string()]);
+    let mut watch = store.watch(missed).unwrap();
+    let error = loop {
+        match watch.wait() {
+            Ok((changes, _)) => assert!(changes.is_empty(), "{changes:?}"),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(error.contains("the watch ended"), "{error}");
+    let (snapshot, revision) = store.read().unwrap();
+    assert_eq!(snapshot[&Key::Leader].value, Value::Leader(NodeId(3)));
+    let mut watch = store.watch(revision).unwrap();
+    server.says(&["del", "/one/leader"]);
+    let mut changes = Vec::new();
+    while changes.is_empty() {
+        changes = watch.wait().unwrap().0;
+    }
+    assert_eq!(changes, [(Key::Leader, None)]);
 }
 
 /// Without `ca` the authorities of the system count. It runs itself again with those of a test as the system's.
