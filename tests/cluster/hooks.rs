@@ -76,16 +76,28 @@ impl Hooked {
         self.lab.node(1).until("the resume is seen", |_| self.reboot()["error_message"] != before);
     }
 
-    /// Resumes the reboot; from the answer on no status of any node has the failure from before.
+    /// Resumes the reboot; from the answer on no status of any node has the failure from before, also not if it is paused again
+    /// before the hook has run.
     fn resume_clears(&self, failure: &str) {
         assert!(self.reboot()["error_message"].as_str().unwrap().contains(failure));
-        assert_eq!(self.lab.node(1).post("/v1/shutdown/reboot/resume", &Value::Null), 200);
-        let until = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < until {
+        let node = self.lab.node(1);
+        assert_eq!(node.post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+        let clears = || {
             for path in ["/v1/qstage/cluster", "/v1/shutdown/reboot/status", "/v3/upgrade/status"] {
-                let status = self.lab.node(1).get(path).to_string();
+                let status = node.get(path).to_string();
                 assert!(!status.contains(failure), "{status}");
             }
+        };
+        clears();
+        for order in ["pause", "resume"] {
+            // The hook may have ended already, and the reboot with it, or failed for another reason.
+            let (status, answer) = node.call(&format!("/v1/shutdown/reboot/{order}"), &Value::Null);
+            assert!([200, 409].contains(&status), "{order}: {answer}");
+            clears();
+        }
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            clears();
         }
     }
 
