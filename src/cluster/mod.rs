@@ -27,7 +27,7 @@
 //! | [`view`] | all keys at one revision; [`replica`]: kept current by a watch |
 //! | [`next`] | the driver: `rolling` for a rolling reboot, `upgrade` for everything else |
 //! | [`turn`] | the steps of a node |
-//! | [`orders`] | the orders of operators, and when each is allowed; [`admission`](orders::admission): of an upgrade |
+//! | [`orders`] | the orders of operators, and when each is allowed; [`admission`](orders::admission): of an upgrade; [`membership`]: join and leave |
 //!
 //! `tests/cluster` explores every interleaving of small clusters with a fault at every step.
 
@@ -36,6 +36,7 @@ mod admission;
 pub mod codec;
 pub mod etcd;
 mod group;
+pub mod membership;
 pub mod memory;
 pub mod next;
 pub mod orders;

@@ -15,25 +15,6 @@ use crate::state::UpgradeType;
 /// Error shown for an abandoned upgrade.
 const ABANDONED: &str = "the upgrade was abandoned";
 
-/// Maximum number of nodes: some transactions concern each node, and etcd permits 128 operations in one.
-pub const NODES_MAX: usize = 120;
-
-/// Checks that the cluster takes another member.
-///
-/// # Errors
-/// [`Error::UpgradeBusy`], [`Error::Membership`].
-pub fn admits_member(view: &View) -> Result<()> {
-    if view.upgrade.stage != Stage::Idle || view.reboot.state != RebootState::Idle {
-        return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
-    }
-    if view.members.len() >= NODES_MAX {
-        return Err(Error::Membership {
-            problem: format!("the cluster has {NODES_MAX} nodes, which is the most"),
-        });
-    }
-    Ok(())
-}
-
 /// Orders the prepare of a bundle on all nodes.
 ///
 /// # Errors
@@ -218,34 +199,6 @@ pub fn abandon(view: &View) -> Result<Txn> {
     Ok(view.ordered(writes))
 }
 
-/// Ends the membership of a node. During an upgrade this is possible only while the rolling reboot is paused and the node is
-/// away: a node that is lost for good must not prevent the others from continuing, or from returning.
-///
-/// # Errors
-/// [`Error::NoSuchNode`], [`Error::UpgradeBusy`].
-pub fn remove(view: &View, node: NodeId) -> Result<Txn> {
-    if !view.members.contains(&node) {
-        return Err(Error::NoSuchNode { node: node.0.to_string() });
-    }
-    let paused = matches!(view.reboot.state, RebootState::Paused | RebootState::PausedDueToError);
-    let lost = view.reboot.rolling && paused && !view.alive.contains_key(&node);
-    let idle = view.upgrade.stage == Stage::Idle && view.reboot.state == RebootState::Idle;
-    if !idle && !lost {
-        return Err(Error::UpgradeBusy { doing: "the cluster is upgraded".to_owned() });
-    }
-    let mut writes = vec![Write::Delete(Key::Member(node)), Write::Delete(Key::Alive(node))];
-    if lost {
-        let mut next = view.reboot.clone();
-        next.current.retain(|(turn, _)| *turn != node);
-        next.todo.retain(|other| *other != node);
-        next.done.retain(|other| *other != node);
-        writes.push(put_reboot(next));
-    }
-    let mut txn = view.ordered(writes);
-    txn.compare.push(view.unchanged(Key::Alive(node)));
-    Ok(txn)
-}
-
 /// Withdraws the right to be down from a node that does not come back. After that the rolling reboot is paused until a
 /// resume, because the operator has to look after the node first.
 ///
@@ -313,6 +266,7 @@ fn idle(view: &View) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::admission::tests::view;
+    use super::super::membership::{NODES_MAX, admits_member, remove};
     use super::*;
     use crate::cluster::state::BootId;
 

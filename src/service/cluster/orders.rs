@@ -5,9 +5,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cluster::state::{Member, NodeId, Ordered, PROTOCOL, Stage};
-use crate::cluster::store::{Compare, Entry, Key, Snapshot, Store, Txn, Value, Write};
+use crate::cluster::store::{Entry, Key, Snapshot, Store, Txn, Value, Write};
 use crate::cluster::view::View;
-use crate::cluster::{codec, orders};
+use crate::cluster::{codec, membership, orders};
 use crate::error::{Error, Result, sentence};
 use crate::service::cluster::Cluster;
 use crate::service::cluster::local::{identity, platform, runs_alone};
@@ -241,7 +241,7 @@ impl Cluster {
         if txn.writes.is_empty() || etcd.transact(&txn)? {
             return Ok(());
         }
-        let problem = format!("{} has joined in this moment; ask 'qstage cluster status'", self.node());
+        let problem = "the cluster has changed in this moment; see 'qstage cluster status'".to_owned();
         Err(Error::Membership { problem })
     }
 
@@ -267,7 +267,8 @@ impl Cluster {
                 member.address
             ));
         }
-        orders::admits_member(&view)?;
+        let (address, certificate) = (self.membership.address.clone(), self.membership.own_certificate());
+        let txn = membership::join(&view, node, Member { uuid, address, certificate })?;
         let (runs, version) = runs_alone(look, &view);
         if let Some((other, alive)) = view.alive.iter().find(|(_, alive)| alive.runs != runs) {
             let theirs = format!("{} {}", alive.product, alive.version).trim().to_owned();
@@ -296,10 +297,7 @@ impl Cluster {
                 "{other} of the cluster has {age} qstage than this node; install one version of it on all nodes"
             ));
         }
-        let (address, certificate) = (self.membership.address.clone(), self.membership.own_certificate());
-        let member = Member { uuid, address, certificate };
-        let writes = vec![Write::Put(Key::Member(node), Value::Member(member), None)];
-        Ok(Txn { compare: vec![Compare::Created(Key::Member(node), 0)], writes })
+        Ok(txn)
     }
 
     /// The transaction that ends the membership of a node: of this one, or of one that is lost for good.
@@ -307,7 +305,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::Membership`], [`Error::UpgradeBusy`], [`Error::NoSuchNode`].
     pub(in crate::service) fn leave(&self, view: &View, node: NodeId) -> Result<Txn> {
-        let txn = orders::remove(view, node)?;
+        let txn = membership::remove(view, node)?;
         if node != self.membership.node && view.alive.contains_key(&node) {
             let problem = format!("{node} is there; run 'qstage cluster leave' on it");
             return Err(Error::Membership { problem });
