@@ -43,7 +43,7 @@ impl Memory {
     /// The same content with revisions that express only whether each of the conditions `held` still holds. Two stores that
     /// are equal after that behave equally for ever, whatever their histories were.
     #[must_use]
-    pub fn canonical(&self, held: &mut [Compare]) -> Self {
+    pub fn canonical(mut self, held: &mut [Compare]) -> Self {
         for compare in held {
             let holds = self.holds(compare);
             let (Compare::Modified(_, revision) | Compare::Created(_, revision)) = compare;
@@ -54,12 +54,11 @@ impl Memory {
                 _ => Revision::MIN,
             };
         }
-        let mut next = self.clone();
-        for entry in next.entries.values_mut() {
+        for entry in self.entries.values_mut() {
             (entry.created, entry.modified) = (1, 1);
         }
-        next.revision = 1;
-        next
+        self.revision = 1;
+        self
     }
 }
 

@@ -132,14 +132,23 @@ fn unfit(view: &View, node: NodeId) -> Option<String> {
 /// Begins the next group, if nothing prevents it.
 fn begin(view: &View) -> Action {
     let reboot = &view.reboot;
-    if let Some(node) = reboot.todo.iter().find(|node| stays(view, **node)) {
-        if view.alive.get(node).is_some_and(|alive| alive.drained || alive.leaving) {
+    if let Some(node) = reboot.todo.iter().copied().find(|node| is_there(view, *node)) {
+        if view.alive.get(&node).is_some_and(|alive| alive.leaving) {
             return Action::Wait(format!("{node} to be back in service"));
         }
-        let mut next = reboot.clone();
-        next.todo.retain(|other| other != node);
-        next.done.push(*node);
-        return Action::Write(view.driven(vec![put_reboot(next)]));
+        // Whatever its boot was when its turn began.
+        return match verdict(view, node, BootId(0)) {
+            Verdict::Waits(what) => Action::Wait(what),
+            Verdict::Failed(why) => fail(view, why),
+            Verdict::Back => {
+                let mut next = reboot.clone();
+                next.todo.retain(|other| *other != node);
+                next.done.push(node);
+                let mut txn = view.driven(vec![put_reboot(next)]);
+                txn.compare.extend(view.everybody());
+                Action::Write(txn)
+            }
+        };
     }
     let size = reboot.group.min(view.spare());
     if size == 0 {
@@ -193,10 +202,13 @@ pub(super) fn in_order(view: &View) -> Vec<NodeId> {
     todo
 }
 
-/// Whether a node of an abandoned upgrade runs the previous release already: it fell back, or did not have its turn.
-fn stays(view: &View, node: NodeId) -> bool {
+/// Whether a node needs no turn, since it runs the release that its turn would lead to: its turn was taken back while it booted,
+/// or, in an abandoned upgrade, it fell back or did not have its turn.
+fn is_there(view: &View, node: NodeId) -> bool {
     let target = view.upgrade.order.as_ref().map(|order| order.digest);
-    view.reboot.back && view.alive.get(&node).is_some_and(|alive| Some(alive.runs) != target)
+    let reboot = &view.reboot;
+    let runs_it = |alive: &Alive| (Some(alive.runs) == target) != reboot.back;
+    reboot.upgrade_initiated && view.alive.get(&node).is_some_and(runs_it)
 }
 
 /// Pauses the reboot until a resume. The error is also stored in the upgrade, if the reboot is part of one.

@@ -151,7 +151,14 @@ fn is_a_good_end(world: &World, scenario: Scenario) {
 
 /// Checks that no right to be down is held for ever: after a repair of the nodes and a resume, the reboot ends.
 fn can_go_on(world: &World) {
-    let mut world = world.seen_to();
+    ends_well(world.seen_to());
+    // Of three nodes two are left, and the third may be lost for good.
+    if world.nodes.iter().any(|node| node.dead) {
+        ends_well(world.without_dead().seen_to());
+    }
+}
+
+fn ends_well(mut world: World) {
     for _ in 0..400 {
         assert!(world.broken.is_none(), "{:?}", world.broken);
         let mut next = world.steps();
@@ -171,7 +178,10 @@ fn can_go_on(world: &World) {
         Standing::FellBack(_) => back && !node.new,
         _ => false,
     };
-    assert!(world.nodes.iter().all(well), "{world:#?}");
+    assert!(
+        (0..world.nodes.len()).all(|index| !world.is_member(index) || well(&world.nodes[index])),
+        "{world:#?}"
+    );
 }
 
 fn holds(what: &str, scenario: Scenario) {
@@ -206,6 +216,8 @@ const fn scenario(nodes: u32, upgrade_type: UpgradeType, rolling: bool) -> Scena
         late: true,
         pauses: 0,
         abandons: 0,
+        take_backs: 0,
+        resumes: 0,
         group: None,
         mutant,
     }
@@ -252,8 +264,15 @@ fn a_rolling_upgrade_that_is_abandoned() {
     );
 }
 
+/// A node whose turn was taken back, because it was slow or is thought to be lost, may come back at any time.
 #[test]
-#[ignore = "full: a minute"]
+fn a_turn_that_is_taken_back() {
+    let taken = Scenario { take_backs: 1, resumes: 1, faults: 0, late: false, ..scenario(3, PLATFORM, true) };
+    holds("rolling, 3 nodes, a turn taken back", taken);
+}
+
+#[test]
+#[ignore = "full: two minutes"]
 fn a_rolling_reboot_with_everything() {
     let all = Scenario { pauses: 1, slows: 1, ..scenario(3, PLATFORM, true) };
     holds("rolling, 3 nodes, a pause and a slow driver", all);

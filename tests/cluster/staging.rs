@@ -1,4 +1,5 @@
 //! A node that fell back has lost its bundle: it prepares it again before its next turn, with the time that the transfer needs.
+//! A node that runs the new release needs neither.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::fs::{self, File};
@@ -82,4 +83,38 @@ fn a_node_prepares_again_before_its_turn_and_not_within_it() {
     println!("prepared again in {last:.1?}, returned after {:.1?}", begun.elapsed());
     assert!(last > LIMIT && percent > 0, "the transfer was not longer than the limit: {shown:?}");
     assert_eq!(lab.node(first).boots(), boots + 1);
+    counts_without_a_turn(&lab, first);
+}
+
+/// The turn of the next node is taken back while it boots. It returns with the new release, and needs no other turn: that would
+/// prepare a bundle that is installed.
+fn counts_without_a_turn(lab: &Lab, first: usize) {
+    let (node, mut next) = (lab.node(first), None);
+    let boots: Vec<u32> = lab.nodes.iter().map(Node::boots).collect();
+    node.until("the next one goes", |_| {
+        let went = |node: &&Node| {
+            let is_down = || node.try_get("/v1/version").is_none();
+            node.number != first && (node.boots() > boots[node.number - 1] || is_down())
+        };
+        next = lab.nodes.iter().find(went);
+        next.is_some()
+    });
+    let next = next.unwrap();
+    let output = node.qstage(&["cluster", "take-back", &next.number.to_string()]);
+    if !output.status.success() {
+        // It was faster.
+        assert!(String::from_utf8_lossy(&output.stderr).contains("NO_REBOOT"), "{output:?}");
+        return;
+    }
+    let own = |node: &Node| node.get("/v1/qstage/cluster")["nodes"][next.number - 1].clone();
+    node.until("it is good", |node| own(node)["version"] == "2.0" && own(node)["standing"] == "good");
+    let boots = next.boots();
+    assert_eq!(node.post("/v1/shutdown/reboot/resume", &Value::Null), 200);
+    node.until("it counts", |node| {
+        let reboot = node.get("/v1/shutdown/reboot/status");
+        let told = reboot["error_message"].as_str().unwrap();
+        assert!(!told.starts_with(&format!("node {}: ", next.number)), "{told}");
+        reboot["rebooted_node_count"].as_u64() >= Some(2)
+    });
+    assert_eq!(next.boots(), boots, "it rebooted again");
 }

@@ -5,6 +5,7 @@ mod happens;
 mod mutant;
 mod steps;
 
+use qstage::cluster::membership;
 use qstage::cluster::memory::Memory;
 use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::orders;
@@ -64,6 +65,10 @@ pub(crate) struct World {
     pub(crate) pauses: u8,
     /// Number of times that the upgrade may still be abandoned.
     pub(crate) abandons: u8,
+    /// Number of times that the turn of a node may still be taken back.
+    pub(crate) take_backs: u8,
+    /// Number of times that a reboot that has failed may still be resumed.
+    pub(crate) resumes: u8,
     /// Number of nodes that may fail when the data is protected.
     maximum: u32,
     pub(crate) mutant: Mutant,
@@ -90,6 +95,8 @@ pub(crate) struct Scenario {
     pub(crate) late: bool,
     pub(crate) pauses: u8,
     pub(crate) abandons: u8,
+    pub(crate) take_backs: u8,
+    pub(crate) resumes: u8,
     /// Nodes per group, all of which may fail at the same time; `None`: one node may fail.
     pub(crate) group: Option<u32>,
     pub(crate) mutant: Mutant,
@@ -143,6 +150,8 @@ impl World {
             late: scenario.late,
             pauses: scenario.pauses,
             abandons: scenario.abandons,
+            take_backs: scenario.take_backs,
+            resumes: scenario.resumes,
             maximum: scenario.group.unwrap_or(1),
             mutant: scenario.mutant,
             stopped: false,
@@ -239,8 +248,8 @@ impl World {
     fn canonical(mut self) -> Self {
         let mut slow = self.slow.take();
         let held = slow.as_mut().map_or(&mut [][..], |(_, txn)| &mut txn.compare);
-        self.store = self.store.canonical(held);
-        Self { slow, ..self }
+        let store = self.store.canonical(held);
+        Self { slow, store, ..self }
     }
 
     fn can_act(&self, index: usize) -> bool {
@@ -444,13 +453,34 @@ impl World {
     pub(crate) fn seen_to(&self) -> Self {
         self.with(|w| {
             w.faults = 0;
-            for node in &mut w.nodes {
-                (node.dead, node.connected) = (false, true);
+            for index in (0..w.nodes.len()).filter(|index| self.is_member(*index)) {
+                (w.nodes[index].dead, w.nodes[index].connected) = (false, true);
             }
             if let Ok(txn) = orders::resume(&w.view()) {
                 w.apply(&txn);
             }
         })
+    }
+
+    /// The state after an operator has removed the nodes that are lost for good; the upgrade remains paused.
+    pub(crate) fn without_dead(&self) -> Self {
+        self.with(|w| {
+            if let Ok(txn) = orders::pause(&w.view()) {
+                w.apply(&txn);
+            }
+            for index in 0..w.nodes.len() {
+                if w.nodes[index].dead {
+                    let txn = membership::remove(&w.view(), id(index)).unwrap();
+                    assert!(w.apply(&txn));
+                    w.nodes[index].turn = false;
+                }
+            }
+        })
+    }
+
+    /// Whether a node belongs to the cluster.
+    pub(crate) fn is_member(&self, index: usize) -> bool {
+        self.store.entries().contains_key(&Key::Member(id(index)))
     }
 
     fn stage(&self) -> Stage {

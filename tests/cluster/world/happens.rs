@@ -41,7 +41,7 @@ impl World {
                 all.extend(self.drive(&view, index, false));
             }
         }
-        if !self.whole && self.nodes.iter().all(|node| node.up) {
+        if !self.whole && (0..self.nodes.len()).all(|index| self.nodes[index].up || !self.is_member(index)) {
             all.push((
                 "the data is protected again".into(),
                 self.with(|w| (w.whole, w.exposed) = (true, false)),
@@ -107,6 +107,24 @@ impl World {
                 }
             });
             all.push(("abandon".into(), next));
+        }
+        if self.take_backs > 0 {
+            for (node, _) in &view.reboot.current {
+                let Ok(txn) = orders::take_back(&view, *node) else { continue };
+                let next = self.with(|w| {
+                    w.take_backs -= 1;
+                    w.apply(&txn);
+                });
+                all.push((format!("the turn of {node} is taken back"), next));
+            }
+        }
+        if self.resumes > 0 && view.reboot.state == RebootState::PausedDueToError {
+            let txn = orders::resume(&view).unwrap();
+            let next = self.with(|w| {
+                w.resumes -= 1;
+                w.apply(&txn);
+            });
+            all.push(("resume after a failure".into(), next));
         }
         if view.reboot.state == RebootState::Paused {
             let txn = orders::resume(&view).unwrap();

@@ -67,6 +67,9 @@ impl World {
                     if !view.reboot.back && !w.nodes[index].staged && !w.nodes[index].new {
                         w.broken = Some("a turn begins without the bundle");
                     }
+                    if w.nodes[index].new && !view.reboot.back {
+                        w.broken = Some("a node that needs no turn has one");
+                    }
                     w.nodes[index].next_new = !view.reboot.back;
                 }
                 w.nodes[index].drained = view.reboot.rolling;
