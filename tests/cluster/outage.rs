@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -110,4 +112,49 @@ fn restarts_once(lab: &mut Lab) {
     }
     // Nothing of it is left: the next order is accepted.
     assert_eq!(lab.node(1).post("/v1/shutdown/container-restart/2", &Value::Null), 202);
+    restarts_without_a_client(lab);
+}
+
+/// A client that closes its connection in the middle of a restart on all nodes: the failure of another node is read all the same.
+/// Before, its order remained, and the next one was refused.
+fn restarts_without_a_client(lab: &Lab) {
+    let restarts =
+        |node: &Node| fs::read_to_string(node.path("restarts")).unwrap_or_default().lines().count();
+    let before: Vec<usize> = lab.nodes.iter().map(restarts).collect();
+    for node in &lab.nodes {
+        fs::write(node.path("slow"), "").unwrap();
+    }
+    fs::write(lab.node(2).path("sick"), "").unwrap();
+    let order = || {
+        let mut client = UnixStream::connect(lab.node(1).path("socket")).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let head = "POST /v1/shutdown/container-restart HTTP/1.1
+Host: x
+Content-Length: 0
+
+";
+        client.write_all(head.as_bytes()).unwrap();
+        client
+    };
+    let mut client = order();
+    lab.node(1).until("both restart", |_| {
+        // A refusal: a node is away at this moment.
+        if client.read(&mut [0]).is_ok() {
+            client = order();
+        }
+        lab.nodes.iter().zip(&before).all(|(node, before)| restarts(node) > *before)
+    });
+    drop(client);
+    lab.node(1).until("the audit log has it", |node| {
+        let log = fs::read_to_string(node.path("log")).unwrap();
+        log.contains("request whose client closed the connection before the answer")
+    });
+    fs::remove_file(lab.node(2).path("slow")).unwrap();
+    lab.node(2).until("its failure is in etcd", |_| {
+        lab.etcd.says(&["get", "--print-value-only", "/lab/restart/2"]).contains(r#""failed":""#)
+    });
+    fs::remove_file(lab.node(1).path("slow")).unwrap();
+    lab.node(1).until("nothing is left of it", |node| {
+        node.call("/v1/shutdown/container-restart/2", &Value::Null).0 == 202
+    });
 }

@@ -26,6 +26,35 @@ tokio::task_local! {
     static RECORD: RefCell<AuditRecord>;
 }
 
+/// Request that has no answer yet. Its drop records that the client closed the connection before: what the request orders may be
+/// carried out all the same.
+pub(super) struct Unanswered {
+    who: String,
+    /// Method and path; empty: it has its answer.
+    what: String,
+}
+
+impl Unanswered {
+    pub(super) fn new(who: &str, what: &str) -> Self {
+        Self { who: field(who).into_owned(), what: field(what).into_owned() }
+    }
+
+    /// The request has its answer, which has a record of its own.
+    pub(super) fn end(mut self) {
+        self.what.clear();
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let (who, what) = (&*self.who, &*self.what);
+        if what.is_empty() {
+            return;
+        }
+        tracing::info!(target: "audit", who, what, "request whose client closed the connection before the answer");
+    }
+}
+
 /// Runs the handlers of a request. `informed`: its caller may see messages.
 pub(super) async fn within<T>(informed: bool, work: impl Future<Output = T>) -> (T, AuditRecord) {
     let record = RefCell::new(AuditRecord { informed, ..AuditRecord::default() });

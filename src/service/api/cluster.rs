@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::orders;
 use crate::cluster::state::NodeId;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, sentence};
 use crate::service::api::reply::{Accepted, Answer, Body, Detail, Json, Reply};
 use crate::service::api::v2::check_rolling;
 use crate::service::api::{Api, Shared, members};
@@ -155,10 +155,16 @@ pub(super) async fn container_restart(State(api): Shared) -> Reply<Accepted> {
 /// Restarts the software on all nodes.
 pub(super) async fn container_restart_all(State(api): Shared) -> Reply<Accepted> {
     let Some(cluster) = api.member().cloned() else { return container_restart(State(api)).await };
-    let others = Arc::clone(&cluster);
-    let others = members::waiting(move || others.restart_others()).await?;
-    let own = api.owner.order(Order::RestartContainer).await.map(|_| ());
-    members::waiting(move || cluster.restarted(own, others)).await?;
+    // On a task of its own: if the client closes the connection, the results of the others must still be read, or their orders
+    // would remain.
+    let restarts = tokio::spawn(async move {
+        let others = Arc::clone(&cluster);
+        let others = members::waiting(move || others.restart_others()).await?;
+        let own = api.owner.order(Order::RestartContainer).await.map(|_| ());
+        let restarted = members::waiting(move || cluster.restarted(own, others)).await;
+        restarted.inspect_err(|error| tracing::warn!(code = error.code(), "{}", sentence(error)))
+    });
+    restarts.await.map_err(|problem| Error::Internal { what: format!("a task was lost: {problem}") })??;
     Ok(Accepted(Detail("software of all nodes restarted".to_owned())))
 }
 

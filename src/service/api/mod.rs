@@ -202,8 +202,11 @@ async fn admit(State(api): Shared, mut request: Request, next: Next) -> Response
         Ok(who) => {
             let (name, informed) = (who.name.clone(), who.informed);
             request.extensions_mut().insert(who);
+            let unanswered = (!reads).then(|| audit::Unanswered::new(&name, &format!("{method} {path}")));
             // A refusal becomes an answer in here: its content depends on the caller.
-            (name, audit::within(informed, next.run(request)).await)
+            let answered = audit::within(informed, next.run(request)).await;
+            unanswered.into_iter().for_each(audit::Unanswered::end);
+            (name, answered)
         }
         Err(failed) => {
             let who = failed.who().map_or_else(|| format!("unknown, {origin}"), str::to_owned);

@@ -188,14 +188,20 @@ impl Driver {
         if self.unhealthy.as_ref().is_some_and(|(boot, _)| *boot != local.boot) {
             self.unhealthy = None;
         }
-        self.held.release(&self.actor, self.job.is_some() || view.missed(self.node(), local.runs))?;
-        let Some(lease) = seen.lease else { return Ok(()) };
+        // If the system refuses a thread for it, the node takes part all the same.
+        let released =
+            self.held.release(&self.actor, self.job.is_some() || view.missed(self.node(), local.runs));
+        let Some(lease) = seen.lease else { return released };
         let said = self.publish(seen, &look, &local, lease)?;
         if self.lags(seen) {
             return Ok(());
         }
-        self.step(view, &local, &said, lease)?;
-        self.lead(seen, lease)
+        let step = self.step(view, &local, &said, lease);
+        if matches!(step, Err(Error::ClusterStore { .. })) {
+            return step;
+        }
+        self.lead(seen, lease)?;
+        step.and(released)
     }
 
     /// Whether the last write of this node is not in `seen` yet. After a while that no longer counts: etcd may have been restored.

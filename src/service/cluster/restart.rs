@@ -1,7 +1,6 @@
 //! Restart of the software of another node. The order is a key in etcd, on the lease of the requesting node; the other node
 //! deletes it when that is done. So no node needs the certificate or a token of another one.
 
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,16 @@ use crate::workers;
 /// Time limit for a restart of another node.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
+/// Restart of the software of another node that this node has ordered. Its key remains until the result was read.
+pub(in crate::service) struct OrderedRestart {
+    node: NodeId,
+    /// Lease of this node, on which the order is.
+    lease: LeaseId,
+    /// Revision of the order.
+    created: Revision,
+    begun: Instant,
+}
+
 impl Cluster {
     /// Orders another node to restart its software, and waits for the result.
     ///
@@ -26,26 +35,34 @@ impl Cluster {
     /// [`Error::NoSuchNode`]; [`Error::Blocked`]: the node is away; [`Error::UpgradeBusy`]: another order is pending;
     /// [`Error::ClusterUpgrade`]: it failed on that node, or there was no answer; [`Error::ClusterStore`].
     pub(in crate::service) fn restart(&self, node: NodeId) -> Result<()> {
-        let mut etcd = self.etcd.clone();
-        let view = View::new(&etcd.snapshot()?);
+        self.end_restart(&self.order_restart(&View::new(&self.etcd.snapshot()?), node)?)
+    }
+
+    fn order_restart(&self, view: &View, node: NodeId) -> Result<OrderedRestart> {
         if !view.members.contains(&node) {
             return Err(Error::NoSuchNode { node: node.0.to_string() });
         }
         if !view.alive.contains_key(&node) {
             return Err(Error::Blocked { reason: format!("{node} is away") });
         }
-        let key = Key::Restart(node);
         // Without a lease the order would outlast this node, and the next one would wait for it.
         let Some(lease) = self.cache.get().lease else {
             let reason = format!("{} has no lease of etcd at this moment; try again", self.node());
             return Err(Error::Blocked { reason });
         };
+        let (mut etcd, key) = (self.etcd.clone(), Key::Restart(node));
         let order = Value::Restart(Restart { by: self.node(), failed: None });
         let compare = vec![Compare::Created(key, 0)];
         if !etcd.transact(&Txn { compare, writes: vec![Write::Put(key, order, Some(lease))] })? {
             return Err(Error::UpgradeBusy { doing: format!("{node} restarts its software") });
         }
-        let (begun, created) = (Instant::now(), etcd.written());
+        Ok(OrderedRestart { node, lease, created: etcd.written(), begun: Instant::now() })
+    }
+
+    /// Waits for the result of an order.
+    fn end_restart(&self, ordered: &OrderedRestart) -> Result<()> {
+        let OrderedRestart { node, lease, created, begun } = *ordered;
+        let key = Key::Restart(node);
         let mut seen = self.cache.get();
         loop {
             let problem = match seen.entry(key).filter(|entry| entry.created == created) {
@@ -57,7 +74,7 @@ impl Cluster {
             };
             let late = (begun.elapsed() > ANSWER_LIMIT).then(|| format!("{node}: no answer from it"));
             if let Some(problem) = problem.or(late) {
-                if let Err(error) = withdraw(&mut etcd, key, created, begun) {
+                if let Err(error) = withdraw(&mut self.etcd.clone(), key, created, begun) {
                     tracing::warn!(code = error.code(), "the order for {node} remains: {}", sentence(&error));
                 }
                 return Err(Error::ClusterUpgrade { problem });
@@ -92,25 +109,21 @@ fn withdraw(etcd: &mut Etcd, key: Key, created: Revision, begun: Instant) -> Res
     }
 }
 
-/// Restarts of the software of other nodes that are in progress.
-pub(in crate::service) type OtherRestarts = Vec<JoinHandle<Result<()>>>;
+/// Restarts of the software of all other nodes, which run at the same time; an error is that of the order.
+pub(in crate::service) type OtherRestarts = Vec<(NodeId, Result<OrderedRestart>)>;
 
 impl Cluster {
     /// Orders every other member to restart its software.
     ///
     /// # Errors
-    /// [`Error::Blocked`]: a member is away, and none has restarted; [`Error::NoThread`]; [`Error::ClusterStore`].
-    pub(in crate::service) fn restart_others(self: Arc<Self>) -> Result<OtherRestarts> {
+    /// [`Error::Blocked`]: a member is away, and none has restarted; [`Error::ClusterStore`].
+    pub(in crate::service) fn restart_others(&self) -> Result<OtherRestarts> {
         let view = View::new(&self.etcd.snapshot()?);
         if let Some(away) = view.members.iter().find(|node| !view.alive.contains_key(node)) {
             return Err(Error::Blocked { reason: format!("{away} is away") });
         }
         let others = view.members.iter().copied().filter(|node| *node != self.node());
-        let restart = |node| {
-            let cluster = Arc::clone(&self);
-            workers::spawn("a restart of the software", move || cluster.restart(node))
-        };
-        others.map(restart).collect()
+        Ok(others.map(|node| (node, self.order_restart(&view, node))).collect())
     }
 
     /// Waits for the other members.
@@ -118,10 +131,13 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterUpgrade`] with every node whose software did not restart.
     pub(in crate::service) fn restarted(&self, own: Result<()>, others: OtherRestarts) -> Result<()> {
-        let lost = |_| Err(Error::Internal { what: "a restart ended by a panic".to_owned() });
-        let own = own.map_err(|error| format!("{}: {}", self.node(), sentence(&error)));
-        let others = others.into_iter().map(|work| work.join().unwrap_or_else(lost));
-        let others = others.map(|result| result.map_err(|error| sentence(&error)));
+        let named = |node: NodeId, error: &Error| format!("{node}: {}", sentence(error));
+        let own = own.map_err(|error| named(self.node(), &error));
+        let others = others.into_iter().map(|(node, ordered)| match ordered {
+            // The error of a restart names its node.
+            Ok(ordered) => self.end_restart(&ordered).map_err(|error| sentence(&error)),
+            Err(error) => Err(named(node, &error)),
+        });
         let failed: Vec<String> = std::iter::once(own).chain(others).filter_map(Result::err).collect();
         if failed.is_empty() { Ok(()) } else { Err(Error::ClusterUpgrade { problem: failed.join("; ") }) }
     }
@@ -167,11 +183,16 @@ impl Restarts {
         };
         if self.work.is_none() && self.begun != Some(*created) {
             tracing::info!("{by} asks for a restart of the software");
+            self.begun = Some(*created);
             let actor = actor.clone();
             let work = workers::spawn("a restart of the software", move || {
                 actor.runtime.block_on(actor.owner.order(Order::RestartContainer)).map(|_| ())
-            })?;
-            (self.work, self.begun) = (Some((*created, work)), Some(*created));
+            });
+            // The requester learns of a thread that the system refuses, too.
+            match work {
+                Ok(work) => self.work = Some((*created, work)),
+                Err(error) => self.due = Some((*created, Err(sentence(&error)))),
+            }
         }
         Ok(())
     }
