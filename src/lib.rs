@@ -22,7 +22,7 @@
 //! | doing | [`stage`]: slots; [`commit`]: the partition table; [`host`]: disks and partitions of the kernel, locks, journal; [`source`]: files, pipes, web servers |
 //! | storage | [`device`]: the one trait for devices, O_DIRECT, buffers |
 //! | pure | [`cluster`]: coordination of nodes; [`bundle`]: the format; [`gpt`]: the table; [`slot`]: the content of a slot; [`boot`]: boot flags; [`efi`]: the same by EFI variables; [`state`]: states and reports |
-//! | ground | [`sandbox`]: dropping privileges; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
+//! | ground | [`sandbox`]: dropping privileges; [`reloaded`]: files that are replaced meanwhile; [`error`], [`units`], [`version`], [`progress`], [`workers`] |
 //!
 //! # Example
 //!
@@ -55,6 +55,7 @@ pub mod init;
 pub mod manual;
 pub mod pack;
 pub mod progress;
+pub mod reloaded;
 pub mod sandbox;
 pub mod selector;
 pub mod service;

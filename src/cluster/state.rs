@@ -49,6 +49,16 @@ pub enum Standing {
     Unhealthy(String),
 }
 
+impl Standing {
+    /// Why it fell back or is not healthy; empty: neither.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::FellBack(why) | Self::Unhealthy(why) => why,
+            Self::Good | Self::Trial => "",
+        }
+    }
+}
+
 /// Protection of the data of the whole cluster, as the `protection` hook of a node reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Protection {

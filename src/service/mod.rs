@@ -192,14 +192,15 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
         );
     }
     raise_files();
-    let acceptor = {
-        let (service, certificate) = (Arc::clone(&service), access.certificate.clone());
+    let certificate = {
+        let (service, given) = (Arc::clone(&service), access.certificate.clone());
         move || {
             let members = service.cluster.as_ref().and_then(cluster::Membership::authorities);
-            http::tls::acceptor(certificate.as_ref(), &service.place.state_dir, members)
+            let state_dir = service.place.state_dir.clone();
+            http::tls::server_tls(given.clone(), state_dir, members.map(std::path::Path::to_owned))
         }
     };
-    let tls = acceptor();
+    let tls = certificate();
     if let Err(error) = &tls {
         let what = crate::error::sentence(error);
         tracing::error!(code = error.code(), "no HTTPS: {what}; it is tried again");
@@ -223,7 +224,7 @@ async fn run(service: Arc<Service>, access: &Listener) -> Result<Instant> {
         None => None,
     };
     let router = api::router(service, handle.clone(), gate, http::hosts::Hosts::new(access), cluster);
-    let listeners = tokio::spawn(listeners.serve(router, tls, acceptor));
+    let listeners = tokio::spawn(listeners.serve(router, tls, certificate));
     notify_manager(notify::State::Ready);
     tokio::select! {
         _ = end.recv() => {}

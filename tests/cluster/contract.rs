@@ -221,6 +221,12 @@ fn certificates_and_users() {
     // A certificate of this node from an authority that etcd does not know.
     let dir = tempfile::tempdir().unwrap();
     let foreign = Certificates::new(dir.path());
+    // A key of another certificate, as in the middle of a renewal.
+    let halves =
+        EtcdConfig { identity: Some((foreign.cert.clone(), server.path("node.key"))), ..access.clone() };
+    let error = Etcd::new(&halves).unwrap_err();
+    assert_eq!(error.code(), "UPGRADE_ERROR_CONFIG");
+    assert!(error.to_string().contains("it is no key for the certificate"), "{error}");
     let foreign = EtcdConfig { identity: Some((foreign.cert, foreign.key)), ..access.clone() };
     assert!(
         refused(&foreign).to_string().contains("requires a certificate of this node"),

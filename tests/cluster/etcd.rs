@@ -145,6 +145,13 @@ impl Etcd {
         }
     }
 
+    /// Starts it again with certificates of another authority.
+    pub(crate) fn certified_by(&mut self, certificates: Certificates) {
+        self.stop();
+        self.certificates = Some(certificates);
+        self.again();
+    }
+
     /// Processor time that its first member has used.
     pub(crate) fn used(&self) -> u64 {
         self.members[0].child.as_ref().map_or(0, |child| used(&child.id().to_string()))

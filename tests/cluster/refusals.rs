@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::fs;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -161,7 +162,7 @@ fn wrong_certificates_of_a_node() {
     fs::create_dir(bench.path("node1")).unwrap();
     let text = format!("certificate = {own:?}\nkey = {:?}\n", foreign.join("node.key"));
     fs::write(bench.path("node1/service.toml"), text).unwrap();
-    let lab = Lab::on(etcd, bench, 1, &access, None);
+    let mut lab = Lab::on(etcd, bench, 1, &access, None);
     let (node, v2) = (lab.node(1), lab.bench.text("v2.qimg"));
     let slots = |node: &Node| node.get("/v1/qstage/slots");
     let before = slots(node);
@@ -193,6 +194,50 @@ fn wrong_certificates_of_a_node() {
     node.until("it has none", |_| !is_known());
     fs::rename(&absent, &own).unwrap();
     node.until("its certificate is known again", |_| is_known());
+    are_renewed(&mut lab, (&own, &foreign.join("node.key")), [ca, cert, key]);
+}
+
+/// Certificate and key of the service, and then those for etcd, are replaced, one file after the other: they are used without a
+/// restart, as soon as they fit each other.
+fn are_renewed(lab: &mut Lab, service: (&Path, &Path), [ca, cert, key]: [&PathBuf; 3]) {
+    let dir = lab.bench.path("renewed");
+    fs::create_dir(&dir).unwrap();
+    let new = Certificates::new(&dir);
+    let boots = lab.node(1).boots();
+    let replace = |from: &Path, to: &Path| {
+        let beside = to.with_extension("new");
+        fs::copy(from, &beside).unwrap();
+        fs::rename(beside, to).unwrap();
+    };
+    let serves = |certificate: &str| {
+        let address = lab.node(1).address();
+        let mut client = Command::new("openssl");
+        client.args(["s_client", "-connect", address.trim_start_matches("https://")]).stdin(Stdio::null());
+        String::from_utf8_lossy(&client.output().unwrap().stdout).contains(certificate.trim())
+    };
+    let logs = |text: &str| fs::read_to_string(lab.node(1).path("log")).unwrap().contains(text);
+    let (before, after) = (fs::read_to_string(service.0).unwrap(), fs::read_to_string(&new.cert).unwrap());
+    lab.node(1).until("it serves", |_| serves(&before));
+    replace(&new.cert, service.0);
+    lab.node(1).until("there is no key for the new one", |_| {
+        serves(&before) && logs("the new certificate cannot be used")
+    });
+    replace(&new.key, service.1);
+    lab.node(1).until("it serves the new one", |_| serves(&after));
+    let line = after.lines().nth(3).unwrap();
+    lab.node(1).until("the other nodes know it", |_| {
+        lab.etcd.says(&["get", "--print-value-only", "/lab/members/1"]).contains(line)
+    });
+    // For etcd.
+    replace(&new.cert, cert);
+    lab.node(1).until("it is noticed", |_| logs("the new certificates for etcd cannot be used"));
+    replace(&new.ca, ca);
+    replace(&new.key, key);
+    lab.etcd.certified_by(new);
+    lab.node(1).until("it is whole again", |node| {
+        blocked(node).is_empty() && node.get("/v1/qstage/cluster")["connected"] == true
+    });
+    assert_eq!(lab.node(1).boots(), boots);
 }
 
 /// Each node checks the signature and the ordered digest itself: what another one has found valid does not count.

@@ -1,28 +1,20 @@
-//! Requests to the gateway: choice of the endpoint, certificates, users.
+//! Requests to the gateway: choice of the endpoint, authentication of a user.
 
-use std::fs;
+use std::fmt;
 use std::io::BufReader;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, http};
 
 use super::EtcdConfig;
+use super::tls::EtcdClient;
 use crate::error::{Error, Result};
+use crate::reloaded::Reloaded;
 
-/// Time limit for an answer of etcd. Without a quorum etcd itself abandons a request after some 7 s; an answer after that is
-/// of no use to a node with a lease of 10 s.
-const LIMIT: Duration = Duration::from_secs(4);
-/// Time limit for a connection, so that a host that is down leaves time for the next one.
-const CONNECT: Duration = Duration::from_millis(1500);
-/// Time without data after which a watch is started again: a connection that broke without notice looks like that.
-const SILENCE: Duration = Duration::from_secs(30);
 /// Maximum size of an answer in bytes: enough for the data of some hundred nodes.
 const ANSWER_LIMIT: u64 = 16 << 20;
 
@@ -49,15 +41,20 @@ const CAUSES: [(&str, &str); 9] = [
 ];
 
 /// Client of all members of an etcd cluster.
-#[derive(Debug)]
 pub(super) struct Gateway {
     endpoints: Vec<String>,
     /// Index of the member that answered last.
     current: AtomicUsize,
-    agent: Agent,
-    watcher: Agent,
-    user: Option<(String, String)>,
+    access: Reloaded<EtcdClient>,
+    /// See [`Gateway::renewal`].
+    renewal: Mutex<Option<Result<()>>>,
     token: Mutex<Option<String>>,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
 }
 
 impl Gateway {
@@ -71,22 +68,26 @@ impl Gateway {
                 return Err(wrong(format!("'{endpoint}' is no URL such as https://HOST:2379")));
             }
         }
-        let tls = tls(access)?;
-        let agent = |global, per_read| {
-            let config = Agent::config_builder().tls_config(tls.clone()).http_status_as_error(false);
-            let config =
-                config.timeout_connect(Some(CONNECT)).timeout_global(global).timeout_per_read(per_read);
-            Agent::new_with_config(config.proxy(None).build())
-        };
-        let user = access.user.as_ref().map(|(name, file)| Ok((name.clone(), text(file)?.trim().to_owned())));
         Ok(Self {
             endpoints: access.endpoints.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
             current: AtomicUsize::new(0),
-            agent: agent(Some(LIMIT), None),
-            watcher: agent(None, Some(SILENCE)),
-            user: user.transpose()?,
+            access: EtcdClient::reloaded(access)?,
+            renewal: Mutex::new(None),
             token: Mutex::new(None),
         })
+    }
+
+    /// Result of the last reload of replaced certificates, once; `None`: there is no new one.
+    pub(super) fn renewal(&self) -> Option<Result<()>> {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn access(&self) -> EtcdClient {
+        let (access, renewal) = self.access.get();
+        if renewal.is_some() {
+            *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = renewal;
+        }
+        access
     }
 
     /// Sends a request to one member after the other until one answers.
@@ -96,7 +97,7 @@ impl Gateway {
 
     /// As [`Self::call`], with an answer of this type.
     pub(super) fn call_as<T: DeserializeOwned>(&self, path: &str, body: &Json) -> Result<T> {
-        let mut answer = self.ask(&self.agent, path, body)?;
+        let mut answer = self.ask(|access| &access.agent, path, body)?;
         let text = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_string();
         let text = text.map_err(|problem| failed(&self.endpoint(0), &problem.to_string()))?;
         serde_json::from_str(&text)
@@ -105,7 +106,7 @@ impl Gateway {
 
     /// As [`Self::call`], for an answer that does not end.
     pub(super) fn stream(&self, path: &str, body: &Json) -> Result<BufReader<ureq::BodyReader<'static>>> {
-        let answer = self.ask(&self.watcher, path, body)?;
+        let answer = self.ask(|access| &access.watcher, path, body)?;
         Ok(BufReader::new(answer.into_body().into_with_config().limit(u64::MAX).reader()))
     }
 
@@ -114,28 +115,35 @@ impl Gateway {
         self.endpoints.get(at).cloned().unwrap_or_default()
     }
 
-    fn ask(&self, agent: &Agent, path: &str, body: &Json) -> Result<http::Response<Body>> {
-        let mut problems = Vec::new();
+    fn ask(
+        &self,
+        agent: impl Fn(&EtcdClient) -> &Agent,
+        path: &str,
+        body: &Json,
+    ) -> Result<http::Response<Body>> {
+        let (access, mut problems) = (self.access(), Vec::new());
         for further in 0..self.endpoints.len() {
             let endpoint = self.endpoint(further);
-            match self.ask_one(agent, &endpoint, path, body) {
+            match self.ask_one(&access, agent(&access), &endpoint, path, body) {
                 Ok(answer) => {
                     let at =
                         self.current.load(Ordering::Relaxed).wrapping_add(further) % self.endpoints.len();
                     self.current.store(at, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(problem) => problems.push(format!("{endpoint}: {}", self.explained(&endpoint, problem))),
+                Err(problem) => {
+                    problems.push(format!("{endpoint}: {}", self.explained(&access, &endpoint, problem)))
+                }
             }
         }
         Err(Error::ClusterStore { problem: problems.join("; ") })
     }
 
     /// Adds the cause of a failed request, where it can be found.
-    fn explained(&self, endpoint: &str, problem: String) -> String {
+    fn explained(&self, access: &EtcdClient, endpoint: &str, problem: String) -> String {
         let cause = if problem.starts_with("timeout: global") || problem.contains("request timed out") {
             // A member without quorum answers this request alone, and names no leader.
-            let status = self.ask_one(&self.agent, endpoint, "maintenance/status", &json!({}));
+            let status = self.ask_one(access, &access.agent, endpoint, "maintenance/status", &json!({}));
             match status.and_then(refused) {
                 Ok(status) if number(&status["leader"]) == 0 => "its members have no quorum",
                 _ => "it is too slow",
@@ -151,6 +159,7 @@ impl Gateway {
 
     fn ask_one(
         &self,
+        access: &EtcdClient,
         agent: &Agent,
         endpoint: &str,
         path: &str,
@@ -164,7 +173,7 @@ impl Gateway {
             request.send(body.to_string()).map_err(|error| error.to_string())
         };
         for fresh in [false, true] {
-            let token = match &self.user {
+            let token = match &access.user {
                 None => None,
                 Some((name, password)) => {
                     let mut kept = self.token.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +191,7 @@ impl Gateway {
             }
             // A token expires some minutes after its last use, and when etcd restarts.
             match refused(answer) {
-                Err(problem) if self.user.is_some() && !fresh && problem.contains("token") => {}
+                Err(problem) if access.user.is_some() && !fresh && problem.contains("token") => {}
                 Err(problem) => return Err(problem),
                 Ok(_) => break,
             }
@@ -207,46 +216,6 @@ fn refused(mut answer: http::Response<Body>) -> std::result::Result<Json, String
 
 fn failed(endpoint: &str, problem: &str) -> Error {
     Error::ClusterStore { problem: format!("{endpoint}: {problem}") }
-}
-
-fn text(path: &Path) -> Result<String> {
-    fs::read_to_string(path)
-        .map_err(|error| Error::Config { path: path.to_owned(), problem: error.to_string() })
-}
-
-fn tls(access: &EtcdConfig) -> Result<TlsConfig> {
-    let failed = |path: &Path, problem: String| Error::Config { path: path.to_owned(), problem };
-    let chain = |path: &Path| -> Result<Vec<Certificate<'static>>> {
-        let text = text(path)?;
-        let certificates = parse_pem(text.as_bytes()).filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        });
-        let certificates: Vec<_> = certificates.collect();
-        if certificates.is_empty() {
-            return Err(failed(path, "there is no certificate in it".to_owned()));
-        }
-        Ok(certificates)
-    };
-    // The library's default is Mozilla's list, with which no etcd has a certificate; an organisation's own authority is among
-    // those of the system.
-    let authorities = match &access.ca {
-        Some(ca) => chain(ca)?,
-        None => system_authorities(),
-    };
-    let mut config = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&authorities));
-    if let Some((certificate, key)) = &access.identity {
-        let private = PrivateKey::from_pem(text(key)?.as_bytes())
-            .map_err(|problem| failed(key, problem.to_string()))?;
-        config = config.client_cert(Some(ClientCert::new_with_certs(&chain(certificate)?, private)));
-    }
-    Ok(config.build())
-}
-
-/// Authorities that the system trusts. A system without any shows at the first connection, as an unknown issuer.
-fn system_authorities() -> Vec<Certificate<'static>> {
-    let found = rustls_native_certs::load_native_certs().certs;
-    found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
 }
 
 /// Bytes in the encoding that the gateway accepts.

@@ -4,6 +4,7 @@
 //! The gateway is used and not gRPC, because the program has an HTTP client already; a gRPC stack would be its largest part.
 
 mod gateway;
+mod tls;
 mod watch;
 mod wire;
 
@@ -84,6 +85,12 @@ impl Etcd {
     /// consensus, and one that succeeds a message to every node.
     pub const fn written(&self) -> Revision {
         self.written
+    }
+
+    /// Result of the last reload of replaced certificates, once: they are used from now on, or cannot be used, and the previous
+    /// ones remain in use. `None`: there is no new one.
+    pub fn renewal(&self) -> Option<Result<()>> {
+        self.gateway.renewal()
     }
 
     /// Identity of the etcd cluster, in hexadecimal.

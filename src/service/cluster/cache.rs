@@ -279,6 +279,17 @@ pub(super) fn keep_lease(cache: &Cache, mut etcd: Etcd, end: &AtomicBool) {
             Some(lease) => etcd.keep_alive(lease).map(|lasts| lasts.then_some(lease)),
             None => etcd.grant(TTL).map(Some),
         };
+        match etcd.renewal() {
+            None => {}
+            Some(Ok(())) => tracing::info!("the certificates for etcd were replaced, and are used now"),
+            Some(Err(error)) => {
+                let told = sentence(&error);
+                tracing::warn!(
+                    code = error.code(),
+                    "the new certificates for etcd cannot be used, the previous ones are: {told}"
+                );
+            }
+        }
         if kept.is_ok() && failed.is_some() {
             // The watch may last through a loss of the quorum, and does not notice the end of it.
             let failed = failed.take();

@@ -164,19 +164,7 @@ impl Driver {
         if self.lags(seen) {
             return Ok(());
         }
-        // It may be installed after the start: the listener waits for it too.
-        if self.certificate.is_empty() {
-            self.certificate = self.membership.own_certificate();
-        }
-        // The other nodes know its service by these two.
-        let (address, certificate) = (&self.membership.address, &self.certificate);
-        if member.address != *address || member.certificate != *certificate {
-            let (address, certificate) = (address.clone(), certificate.clone());
-            let entry = Value::Member(Member { uuid: member.uuid.clone(), address, certificate });
-            let key = Key::Member(self.node());
-            let writes = vec![Write::Put(key, entry, None)];
-            self.etcd.transact(&Txn { compare: vec![view.unchanged(key)], writes })?;
-        }
+        self.introduce(view, member)?;
         self.restarts.serve(self.membership.node, seen, &self.actor, &mut self.etcd)?;
         self.resumed(view);
         self.finish(view);
@@ -202,6 +190,21 @@ impl Driver {
         }
         self.lead(seen, lease)?;
         step.and(released)
+    }
+
+    /// Updates address and certificate, by which the other nodes know its service.
+    fn introduce(&mut self, view: &View, member: &Member) -> Result<()> {
+        // It may be installed after the start, or renewed, as for the listener.
+        let certificate = Some(self.membership.own_certificate()).filter(|now| !now.is_empty());
+        self.certificate = certificate.unwrap_or(std::mem::take(&mut self.certificate));
+        let (uuid, address) = (member.uuid.clone(), self.membership.address.clone());
+        let now = Member { uuid, address, certificate: self.certificate.clone() };
+        if *member == now {
+            return Ok(());
+        }
+        let key = Key::Member(self.node());
+        let writes = vec![Write::Put(key, Value::Member(now), None)];
+        self.etcd.transact(&Txn { compare: vec![view.unchanged(key)], writes }).map(|_| ())
     }
 
     /// Whether the last write of this node is not in `seen` yet. After a while that no longer counts: etcd may have been restored.
@@ -329,7 +332,7 @@ impl Driver {
             Step::Undrain if self.hook.as_ref().is_some_and(|(at, _)| at.elapsed() < HOOK_AGAIN) => Ok(()),
             Step::Report if undone => self.report(view, Outcome::Undone),
             Step::Report => self.report(view, Outcome::Kept),
-            Step::ReportFailure => self.report(view, Outcome::Failed(why(&local.standing))),
+            Step::ReportFailure => self.report(view, Outcome::Failed(local.standing.reason().to_owned())),
             _ => self.start(view, step),
         }
     }
@@ -491,11 +494,4 @@ impl Driver {
 
 fn failed(error: &Error) -> Outcome {
     Outcome::Failed(sentence(error))
-}
-
-fn why(standing: &Standing) -> String {
-    match standing {
-        Standing::FellBack(why) | Standing::Unhealthy(why) => why.clone(),
-        Standing::Good | Standing::Trial => String::new(),
-    }
 }

@@ -10,16 +10,13 @@
 //! | network | nothing | nothing |
 //! | network, loopback | nothing, `--insecure-no-auth` | write |
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::Mutex;
-use std::time::SystemTime;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::{Error, Result};
+use crate::reloaded::Reloaded;
 use crate::service::http::attempts::Attempts;
 use crate::service::http::origin::Origin;
 use crate::service::http::tokens::{Privilege, Token, TokenFile};
@@ -34,12 +31,10 @@ pub(in crate::service) struct Caller {
 }
 
 /// The rules of authentication, and the tokens.
-#[derive(Debug)]
 pub(in crate::service) struct Authentication {
-    file: TokenFile,
     insecure: bool,
     own_uid: u32,
-    known: Mutex<(Option<Stamp>, Vec<Token>)>,
+    known: Reloaded<Arc<[Token]>>,
     /// Failures by origin.
     pub(in crate::service) attempts: Attempts,
 }
@@ -48,9 +43,9 @@ impl Authentication {
     /// With a file of tokens that cannot be used no token is accepted, until it can. That is no reason not to serve: root on
     /// the Unix socket needs none, and a service that does not start leaves no way at all to a machine far away.
     pub(in crate::service) fn new(file: TokenFile, insecure: bool) -> Self {
-        let known = Mutex::new(load_or_none(&file));
+        let known = Reloaded::always(vec![file.path.clone()], move || load_or_none(&file));
         let own_uid = nix::unistd::geteuid().as_raw();
-        Self { file, insecure, own_uid, known, attempts: Attempts::default() }
+        Self { insecure, own_uid, known, attempts: Attempts::default() }
     }
 
     /// Authenticates a request.
@@ -103,48 +98,28 @@ impl Authentication {
     /// Compares all known tokens, each in constant time, so that the time of an answer reveals nothing about them.
     fn find(&self, token: &str) -> Option<Token> {
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        self.reload();
-        let known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        known.1.iter().fold(None, |found, token| {
-            if bool::from(token.hash.ct_eq(&hash)) { Some(token.clone()) } else { found }
-        })
-    }
-
-    /// Reads the file again after a change: a token is withdrawn by deleting its line, without a restart. An unusable file
-    /// withdraws all.
-    fn reload(&self) {
-        let changed = stamp(&self.file.path);
-        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if known.0 != changed || changed.is_none() {
-            *known = load_or_none(&self.file);
-        }
+        // A token is withdrawn by deleting its line, without a restart. An unusable file withdraws all.
+        let (known, _) = self.known.get();
+        known.iter().fold(
+            None,
+            |found, token| {
+                if bool::from(token.hash.ct_eq(&hash)) { Some(token.clone()) } else { found }
+            },
+        )
     }
 }
 
-/// State of the file when it was read: its time has the resolution of the kernel's tick, so inode and size count too.
-type Stamp = (SystemTime, u64, u64);
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let about = fs::metadata(path).ok()?;
-    Some((about.modified().ok()?, about.ino(), about.len()))
-}
-
-fn load_or_none(file: &TokenFile) -> (Option<Stamp>, Vec<Token>) {
-    let changed = stamp(&file.path);
-    load(file).unwrap_or_else(|error| {
+fn load_or_none(file: &TokenFile) -> Arc<[Token]> {
+    let none = |error: Error| {
         tracing::error!(code = error.code(), "no token is accepted: {error}");
-        (changed, Vec::new())
-    })
-}
-
-fn load(file: &TokenFile) -> Result<(Option<Stamp>, Vec<Token>)> {
-    // The stamp first: a change in between is then seen at the next look.
-    let changed = stamp(&file.path);
-    Ok((changed, file.read()?))
+        Arc::default()
+    };
+    file.read().map_or_else(none, Arc::from)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -29,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::error::{Error, Result, sentence};
 use crate::service::http::origin::{Certified, Origin, Peer};
 use crate::service::http::shares::{Share, Shares};
+use crate::service::http::tls::ServerTls;
 use crate::service::http::write_timeout::WriteTimeout;
 
 /// Maximum of connections per listener.
@@ -68,15 +69,32 @@ pub(in crate::service) struct Listeners {
     socket: Option<PathBuf>,
 }
 
-/// The first acceptor that can be made; nothing is served without. The log had the reason at the start.
-async fn until_acceptor(acceptor: impl Fn() -> Result<TlsAcceptor>) -> TlsAcceptor {
+/// The first certificate that can be used; nothing is served without. The log had the reason at the start.
+async fn until_certificate(make: impl Fn() -> Result<ServerTls>) -> ServerTls {
     loop {
         tokio::time::sleep(RETRY).await;
-        if let Ok(tls) = acceptor() {
+        if let Ok(certificate) = make() {
             tracing::info!("HTTPS: certificate and key can be used now");
-            return tls;
+            return certificate;
         }
     }
+}
+
+/// The server side of TLS for the next connection.
+fn acceptor(tls: &ServerTls) -> TlsAcceptor {
+    let (acceptor, renewal) = tls.get();
+    match renewal {
+        None => {}
+        Some(Ok(())) => tracing::info!("HTTPS: certificate and key were replaced, and are used now"),
+        Some(Err(error)) => {
+            let told = sentence(&error);
+            tracing::error!(
+                code = error.code(),
+                "HTTPS: the new certificate cannot be used, the previous one is: {told}"
+            );
+        }
+    }
+    acceptor
 }
 
 /// The file of the socket; the drop removes it.
@@ -121,18 +139,18 @@ impl Listeners {
         Ok(Self { tcp, address, unix, socket: socket.map(Path::to_owned) })
     }
 
-    /// Serves for ever. Without `tls` its making is tried again, by `acceptor`, until certificate and key can be used: they may
-    /// be made, or mounted, later.
+    /// Serves for ever. Without `tls` that is tried again, by `make`, until certificate and key can be used: they may be made,
+    /// or mounted, later.
     pub(in crate::service) async fn serve(
         self,
         router: Router,
-        tls: Option<TlsAcceptor>,
-        acceptor: impl Fn() -> Result<TlsAcceptor>,
+        tls: Option<ServerTls>,
+        make: impl Fn() -> Result<ServerTls>,
     ) {
         let tcp = async {
             let tls = match tls {
                 Some(tls) => tls,
-                None => until_acceptor(acceptor).await,
+                None => until_certificate(make).await,
             };
             let listener = until_open(self.tcp, || open_tcp(self.address)).await;
             serve_tcp(listener, router.clone(), tls, TIMES).await;
@@ -190,7 +208,7 @@ async fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor, times: Timeouts) {
+async fn serve_tcp(listener: TcpListener, router: Router, tls: ServerTls, times: Timeouts) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let shares = Shares::new(PER_ADDRESS);
     loop {
@@ -204,7 +222,7 @@ async fn serve_tcp(listener: TcpListener, router: Router, tls: TlsAcceptor, time
         };
         // Closed at once: a waiting connection would occupy a place beyond its share.
         let Some(share) = shares.take(Peer::of_address(from.ip())) else { continue };
-        let (router, tls) = (router.clone(), tls.clone());
+        let (router, tls) = (router.clone(), acceptor(&tls));
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             if let Ok(Ok(stream)) = tokio::time::timeout(times.header, tls.accept(stream)).await {
@@ -328,6 +346,7 @@ mod tests {
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
     use super::*;
+    use crate::service::http::tls::server_tls;
 
     #[test]
     fn no_number_of_users_shuts_out_root() {
@@ -429,7 +448,7 @@ mod tests {
     }
 
     /// The two ends of TLS for `localhost`, by an authority of their own.
-    fn identified(dir: &Path) -> (TlsAcceptor, TlsConnector) {
+    fn identified(dir: &Path) -> (ServerTls, TlsConnector) {
         let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -449,7 +468,7 @@ mod tests {
             .with_no_client_auth();
         // The certificates of other nodes may be requested, as in a cluster.
         std::fs::write(dir.join("members"), root.pem()).unwrap();
-        let server = super::super::tls::acceptor(Some(&files), dir, Some(&dir.join("members"))).unwrap();
+        let server = server_tls(Some(files), dir.to_owned(), Some(dir.join("members"))).unwrap();
         (server, TlsConnector::from(Arc::new(client)))
     }
 }

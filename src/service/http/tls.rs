@@ -15,17 +15,36 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 
 use crate::error::{Error, Result};
 use crate::host::files::replace;
+use crate::reloaded::Reloaded;
 
 /// Path of the self-signed certificate below the state directory.
 pub const CERTIFICATE: &str = "tls/certificate.pem";
 const KEY: &str = "tls/key.pem";
+
+/// The server side of TLS, as the configured files are at each connection. See [`acceptor`].
+pub(in crate::service) type ServerTls = Reloaded<TlsAcceptor>;
+
+/// Creates the server side of TLS from configured files, or from those that this program has made.
+///
+/// # Errors
+/// See [`acceptor`].
+pub(in crate::service) fn server_tls(
+    given: Option<(PathBuf, PathBuf)>,
+    state_dir: PathBuf,
+    members: Option<PathBuf>,
+) -> Result<ServerTls> {
+    // One that this program has made is not watched: no user replaces it, and its loss must not change it.
+    let files = given.iter().flat_map(|(certificate, key)| [certificate, key]).chain(&members);
+    let files = files.cloned().collect();
+    Reloaded::new(files, move || acceptor(given.as_ref(), &state_dir, members.as_deref()))
+}
 
 /// The server side of TLS. Clients may present a certificate of one of the authorities in the file `members`: the other nodes of
 /// the cluster. `None`: no certificate of a client is requested.
 ///
 /// # Errors
 /// [`Error::Config`]: certificate or key cannot be read or generated, or do not match.
-pub(in crate::service) fn acceptor(
+fn acceptor(
     given: Option<&(PathBuf, PathBuf)>,
     state_dir: &Path,
     members: Option<&Path>,
