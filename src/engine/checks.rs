@@ -90,14 +90,18 @@ pub(super) fn platform_needed(view: &View, claims: &ManifestFields) -> Option<Er
     refused(stays, Some(claims), "the new platform")
 }
 
+fn names<'v>(slots: impl Iterator<Item = &'v SlotView>) -> String {
+    slots.map(|held| held.partition.name.as_str()).collect::<Vec<_>>().join(" and ")
+}
+
 /// The obstacle to any upgrade now, whatever the bundle; `None`: there is none. The slot that it would write is the only
 /// good fallback of a trial, or boots next.
 pub(super) fn blocked(view: &View) -> Option<Error> {
     let remedy = remedy(view);
     let trials: Vec<&SlotView> = view.on_trial().collect();
-    if let Some(first) = trials.first() {
-        let names: Vec<&str> = trials.iter().map(|held| held.partition.name.as_str()).collect();
-        return Some(Error::OnTrial { partitions: names.join(" and "), fallback: !first.slot, remedy });
+    if !trials.is_empty() {
+        let fallback = names(trials.iter().filter_map(|held| view.held(held.group, !held.slot)));
+        return Some(Error::OnTrial { partitions: names(trials.iter().copied()), fallback, remedy });
     }
     match remedy {
         Remedy::Reboot { slot, .. } => Some(Error::SwitchPending { slot, remedy }),

@@ -165,8 +165,8 @@ errors! {
     UseUnknown { partition: String, problem: String } => Refused, "USE_UNKNOWN",
         ("cannot determine whether {partition} is in use: {problem}; make that visible (mount -t sysfs sysfs /sys; run outside of the container), or give --assume-unused if nothing uses it");
     /// The running boot has not been marked good: writing would destroy the only good fallback.
-    OnTrial { partitions: String, fallback: Slot, remedy: Remedy } => Refused, "ON_TRIAL",
-        ("on trial: {partitions}; the only good fallback is slot {fallback}; {remedy}");
+    OnTrial { partitions: String, fallback: String, remedy: Remedy } => Refused, "ON_TRIAL",
+        ("on trial: {partitions}; the only good fallback is {fallback}; {remedy}");
     /// A switch between good slots waits for its reboot: the slot that is selected next would be overwritten.
     SwitchPending { slot: Slot, remedy: Remedy } => Refused, "SWITCH_PENDING",
         ("slot {slot} is selected to boot next and would be overwritten; {remedy}");

@@ -210,7 +210,8 @@ fn software_falls_back_with_its_platform() {
 fn the_obstacle_names_what_is_on_trial() {
     let bench = Bench::installed_with_software();
     let told = |booted: &str, partitions: &str, next: &str| {
-        let reason = format!("on trial: {partitions}; the only good fallback is slot a; {next}");
+        let fallback = partitions.replace("_b", "_a");
+        let reason = format!("on trial: {partitions}; the only good fallback is {fallback}; {next}");
         let again = ["prepare", "s2.qimg", "--booted", booted, "--allow-downgrade"];
         let message = bench.at(&again).bad("ON_TRIAL");
         assert!(message.contains(&reason), "{message}");

@@ -352,7 +352,7 @@ fn a_slot_that_still_runs_blocks_the_next_upgrade() {
     let done = machine.good(&["mark-good"]);
     assert!(done.contains("software_b has not been started yet"), "{done}");
     let status: serde_json::Value = serde_json::from_str(&machine.good(&["status"])).unwrap();
-    let reason = "on trial: software_b; the only good fallback is slot a; restart the software to start it, or go back by 'qstage roll-back'";
+    let reason = "on trial: software_b; the only good fallback is software_a; restart the software to start it, or go back by 'qstage roll-back'";
     assert_eq!(status["blocked_reason"], reason);
     machine.good(&["container", "start"]);
     assert_eq!(machine.software(), ("good".into(), "good".into(), "b".into()));

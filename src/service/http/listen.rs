@@ -389,18 +389,18 @@ mod tests {
     fn who_has_spoken_may_be_idle_and_who_has_not_may_not() {
         let times = Timeouts { header: Duration::from_millis(400), idle: Duration::from_secs(3) };
         let dir = tempfile::tempdir().unwrap();
-        let (acceptor, connector) = identified(dir.path());
         let name = ServerName::try_from("localhost").unwrap();
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // On a machine that stands still meanwhile a client is late: it gets five attempts.
         let keeps_its_times = |attempt: u32| {
+            let (server, connector) = identified(dir.path());
             runtime.block_on(async {
                 let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let (address, path) =
                     (tcp.local_addr().unwrap(), dir.path().join(format!("socket{attempt}")));
                 tokio::spawn(serve_unix(UnixListener::bind(&path).unwrap(), router.clone(), times));
-                tokio::spawn(serve_tcp(tcp, router.clone(), acceptor.clone(), times));
+                tokio::spawn(serve_tcp(tcp, router.clone(), server, times));
                 let tls = || async {
                     let stream = TcpStream::connect(address).await.unwrap();
                     connector.connect(name.clone(), stream).await.unwrap()
