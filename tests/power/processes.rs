@@ -122,6 +122,15 @@ fn read(image: &Path) -> Vec<u8> {
     bytes
 }
 
+/// Waits until a prepare holds the lock of its disk and writes slot b.
+fn until_it_writes(image: &Path, before: &[u8]) {
+    let begun = Instant::now();
+    while slot(&read(image), "platform_b") == slot(before, "platform_b") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not write");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn slot<'a>(disk: &'a [u8], name: &str) -> &'a [u8] {
     let (_, at, len) = PLACES.iter().find(|place| place.0 == name).unwrap();
     &disk[*at as usize..(at + len) as usize]
@@ -227,8 +236,9 @@ fn two_at_once_never_both() {
     lab.image(&image);
     let disk = Loop::new(&image, 512, &[]);
     // A slow one and one that does not wait so long: refused, with the holder's name.
-    let first = Running::spawn(&mut lab.prepare(&disk.0, 'a', '2', &["--max-rate", "400K"]));
-    std::thread::sleep(Duration::from_millis(700));
+    let before = read(&image);
+    let first = Running::spawn(&mut lab.prepare(&disk.0, 'a', '2', &["--max-rate", "100K"]));
+    until_it_writes(&image, &before);
     let second = Running::spawn(&mut lab.prepare(&disk.0, 'a', '2', &[]));
     let commit = Running::spawn(&mut lab.verb(&disk.0, 'a', &["commit"]));
     for (name, other) in [("prepare", second), ("commit", commit)] {
@@ -292,8 +302,8 @@ fn a_disk_that_is_cut_off_mid_write_is_an_error() {
     lab.image(&image);
     let before = read(&image);
     let disk = Loop::new(&image, 512, &[]);
-    let running = Running::spawn(&mut lab.prepare(&disk.0, 'a', '2', &["--max-rate", "800K"]));
-    std::thread::sleep(Duration::from_millis(900));
+    let running = Running::spawn(&mut lab.prepare(&disk.0, 'a', '2', &["--max-rate", "200K"]));
+    until_it_writes(&image, &before);
     // From now on the device ends within slot b.
     File::options().write(true).open(&image).unwrap().set_len(6 * MIB).unwrap();
     run("losetup", &["-c", text(&disk.0)]);

@@ -30,7 +30,7 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
     };
     at(&["slots"]).1.good();
     let mut command = bench.command(&["prepare", "v2.qimg", "--config", "config.toml", "--disk", &disk]);
-    command.args(["--booted", "a", "--max-rate", "1M", "--json"]);
+    command.args(["--booted", "a", "--max-rate", "256K", "--json"]);
     let mut prepare = Started::new(&mut command);
     let _goes_on = hanging.goes_on();
     let begun = Instant::now();
@@ -43,13 +43,13 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
         let (took, run) = at(&[verb]);
         let error = run.bad("NO_ANSWER");
         assert!(error.contains(&disk) && error.contains("discarded"), "what is known: {error}");
-        assert!(took < Duration::from_secs(4), "{verb}: {took:?}");
+        assert!(took < AT_ONCE, "{verb}: {took:?}");
     }
     let (took, plan) = at(&["plan", "v2.qimg"]);
     plan.bad("NO_ANSWER");
-    assert!(took < Duration::from_secs(4), "plan: {took:?}");
+    assert!(took < AT_ONCE, "plan: {took:?}");
     let (took, history) = at(&["history", "--json"]);
-    assert!(history.good().contains("prepare") && took < Duration::from_secs(4), "{took:?}");
+    assert!(history.good().contains("prepare") && took < AT_ONCE, "{took:?}");
     // The prepare itself says what it waits for, and for how long.
     let mut out = std::io::BufReader::new(prepare.0.stdout.take().unwrap());
     let mut line = String::new();
@@ -122,8 +122,8 @@ fn a_slow_device_holds_nobody_who_asks() {
         let disk = slow.device.to_str().unwrap();
         let begun = Clock::start();
         let run = bench.at(&[verb, &["--disk", disk]].concat());
-        // A loaded machine takes a moment on top.
-        assert!(begun.elapsed() < Duration::from_secs(5), "{verb:?}: {:?}", begun.elapsed());
+        // Three seconds, and a moment on top.
+        assert!(begun.elapsed() < Duration::from_secs(12), "{verb:?}: {:?}", begun.elapsed());
         if verb[0] == "history" {
             assert!(run.good().contains("discarded"), "what is known");
         } else {

@@ -24,8 +24,12 @@ impl Started {
         Self(command.spawn().unwrap())
     }
 
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id() as i32)
+    }
+
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+        kill(self.pid(), signal).unwrap();
     }
 
     fn code_within(&mut self, limit: Duration) -> Option<i32> {
