@@ -135,8 +135,29 @@ fn left_frames(frames: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::manifest::tests::sample;
     use super::*;
     use crate::bundle::frame::chaining_value;
+
+    /// The bounds on memory, for a bundle whose other numbers are right.
+    #[test]
+    fn lengths_are_within_their_bounds() {
+        let parse = |compressed: u32, more: u64| {
+            let mut fields = sample();
+            fields.payloads.truncate(1);
+            fields.payloads[0].size = 4096;
+            let mut bytes = Vec::new();
+            push_entry(&mut bytes, FrameEntry { compressed, value: fields.payloads[0].blake3 });
+            fields.index.size = bytes.len() as u64 + more;
+            fields.index.blake3 = Blake3(*blake3::hash(&bytes).as_bytes());
+            Index::parse(bytes, &fields)
+        };
+        let bound = compress_bound(4096) as u32;
+        let code = |compressed, more| parse(compressed, more).map_err(|error| error.code()).err();
+        assert_eq!([1, bound].map(|len| code(len, 0)), [None, None]);
+        assert_eq!([0, bound + 1, u32::MAX].map(|len| code(len, 0)), [Some("UPGRADE_ERROR_BUNDLE_INDEX"); 3]);
+        assert_eq!(code(1, 36), Some("UPGRADE_ERROR_BUNDLE_INDEX_DIGEST"), "as long as the manifest says");
+    }
 
     #[test]
     fn merged_values_equal_the_blake3_hash() {

@@ -391,6 +391,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_is_just_within_the_limits_is_accepted() {
+        let mut fields = sample();
+        fields.created = (1 << 33) - 1;
+        // One frame, and two.
+        (fields.payloads[0].frame_size, fields.payloads[1].frame_size) = (FRAME_MAX, FRAME_MIN);
+        fields.payloads[1].size = u64::from(FRAME_MIN) + 1;
+        fields.payloads[2].name = "f0".to_owned();
+        for number in 1..PAYLOADS_MAX - 2 {
+            fields.payloads.push(Payload { name: format!("f{number:02}"), ..fields.payloads[2].clone() });
+        }
+        fields.payloads[2].name = "f00".to_owned();
+        fields.index.size = 36 * (1 + 2 + PAYLOADS_MAX as u64 - 2);
+        assert_eq!(ManifestFields::parse(&fields.to_bytes().unwrap()).unwrap(), fields);
+    }
+
+    #[test]
     fn each_rule_refuses() {
         type Break = fn(&mut ManifestFields);
         let rules: &[(&str, Break)] = &[

@@ -313,3 +313,7 @@ fn is_torn_copy(there: &[u8], ours: &[u8], at: usize, size: usize) -> bool {
             && ours.get(guid).is_some_and(|guid| guid.iter().any(|byte| *byte != 0))
     })
 }
+
+#[cfg(test)]
+#[path = "claim_tests.rs"]
+mod tests;

@@ -284,6 +284,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_just_within_the_limits_is_accepted() {
+        let edited = |at: usize, bytes: &[u8]| {
+            let mut raw = header_block(512, 92);
+            raw[at..at + bytes.len()].copy_from_slice(bytes);
+            let size = u32::from_le_bytes(field(&raw, 12)) as usize;
+            let crc = header_crc(&raw, size);
+            raw[16..20].copy_from_slice(&crc.to_le_bytes());
+            Header::decode(&raw, Lba(1))
+        };
+        assert_eq!(edited(40, &8158u64.to_le_bytes()).unwrap().first_usable, Lba(8158), "one usable block");
+        assert_eq!(edited(80, &8192u32.to_le_bytes()).unwrap().array_len() as u64, MAX_ARRAY);
+        assert_eq!(edited(84, &MAX_ENTRY.to_le_bytes()).unwrap().entry_size(), MAX_ENTRY);
+        assert_eq!(edited(12, &512u32.to_le_bytes()).unwrap().header_size(), 512);
+        assert!(edited(8, &0x1_ffffu32.to_le_bytes()).is_ok(), "a later revision 1.x");
+    }
+
+    #[test]
     fn any_flipped_bit_of_the_header_is_detected() {
         let good = header_block(512, 92);
         for bit in 0..92 * 8 {

@@ -180,3 +180,75 @@ pub fn check_places(header: &Header, geometry: &Geometry) -> Result<(), Fault> {
     inside("the backup entry array", header.entries_lba, blocks, from, to)?;
     inside("the backup header", header.my_lba, 1, from, end)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Sectors, testing};
+    use super::*;
+    use crate::units::BlockSize;
+
+    /// A table whose first partition begins at `end` and whose array lies at `named`, and a disk of zeroes with copies of the
+    /// array at `copies` and a foreign block at `foreign`.
+    fn disk(end: u64, named: u64, copies: &[u64], foreign: Option<u64>) -> (Table, Geometry, Sectors) {
+        let table = testing::table(&[(1, "a", end, 4095, 0)]);
+        let table = table.with_header(Header { entries_lba: Lba(named), ..table.header().clone() });
+        let mut sectors = Sectors::new(BlockSize::B512);
+        sectors.add(Lba(0), vec![0; 8192 * 512], []);
+        for at in copies.iter().chain([&named]) {
+            sectors.overlay(ByteOffset(at * 512), table.entries());
+        }
+        foreign.iter().for_each(|at| sectors.overlay(ByteOffset(at * 512), &[0x5b; 512]));
+        (table, Geometry::new(8192 * 512, BlockSize::B512, 512), sectors)
+    }
+
+    fn spare_of(end: u64, named: u64, foreign: Option<u64>) -> Result<Lba, NoPlace> {
+        let (table, geometry, sectors) = disk(end, named, &[], foreign);
+        spare(&Claims::new(&table, &geometry, &sectors), &table, &[Lba(named)])
+    }
+
+    /// Places begin at multiples of 8 blocks, and the array has 32.
+    #[test]
+    fn a_spare_place_fits_exactly_and_overlaps_nothing() {
+        assert_eq!(spare_of(128, 2, None), Ok(Lba(96)));
+        assert_eq!(spare_of(128, 2, Some(100)), Ok(Lba(64)), "below a loader");
+        // The lowest place, and one that ends where the array begins.
+        assert_eq!(spare_of(72, 40, None), Ok(Lba(8)));
+        assert_eq!(spare_of(100, 64, None), Ok(Lba(32)));
+        assert!(matches!(spare_of(72, 40, Some(39)), Err(NoPlace::Occupied { .. })));
+        assert!(matches!(spare_of(71, 39, None), Err(NoPlace::NoRoom { .. })));
+        let (table, geometry, sectors) = disk(40, 8, &[], None);
+        assert_eq!(
+            spare(&Claims::new(&table, &geometry, &sectors), &table, &[]),
+            Ok(Lba(8)),
+            "all of the gap"
+        );
+        let (table, geometry, sectors) = disk(39, 2, &[], None);
+        assert!(spare(&Claims::new(&table, &geometry, &sectors), &table, &[]).is_err());
+    }
+
+    /// A loader that was written into the former place meanwhile stays there.
+    #[test]
+    fn home_is_a_former_place_without_foreign_blocks() {
+        let of = |copies: &[u64], foreign: Option<u64>| {
+            let (table, geometry, sectors) = disk(128, 96, copies, foreign);
+            home(&Claims::new(&table, &geometry, &sectors), &table)
+        };
+        assert_eq!(of(&[2], None), Lba(2));
+        assert_eq!(of(&[2], Some(33)), Lba(96));
+        assert_eq!(of(&[2], Some(34)), Lba(2), "after its end");
+        assert_eq!(of(&[], None), Lba(96));
+    }
+
+    #[test]
+    fn a_copy_lies_where_one_of_its_kind_may_lie() {
+        let (table, geometry, _) = disk(128, 2, &[], None);
+        let allowed = |my_lba: u64, entries_lba: u64| {
+            let (my_lba, entries_lba) = (Lba(my_lba), Lba(entries_lba));
+            check_places(&Header { my_lba, entries_lba, ..table.header().clone() }, &geometry).is_ok()
+        };
+        assert_eq!([1, 2, 8160, 8161].map(|at| allowed(1, at)), [false, true, true, false]);
+        // LBA 8158 is the last usable block, 8191 the last one.
+        assert_eq!([8158, 8159, 8160].map(|at| allowed(8191, at)), [false, true, false]);
+        assert!(!allowed(8192, 8159) && !allowed(8190, 8159));
+    }
+}

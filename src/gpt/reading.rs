@@ -252,3 +252,44 @@ impl Copies {
         self.backup.as_ref().map_or_else(|damaged| damaged.header.as_ref(), |table| Some(table.header()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crate::units::BlockSize;
+
+    /// Two valid copies on a disk of 8192 blocks; LBA 8158 is the last usable one.
+    fn reading(edit: impl Fn(&mut Header, &mut Header)) -> Reading {
+        let table = testing::table(&[(1, "a", 2048, 4095, 0)]);
+        let mut primary = table.header().clone();
+        let (my_lba, alternate_lba, entries_lba) = (Lba(8191), Lba(1), Lba(8159));
+        let mut backup = Header { my_lba, alternate_lba, entries_lba, ..primary.clone() };
+        edit(&mut primary, &mut backup);
+        let copies =
+            Copies { primary: Ok(table.with_header(primary)), backup: Ok(table.with_header(backup)) };
+        let geometry = Geometry::new(8192 * 512, BlockSize::B512, 512);
+        Reading::new(geometry, copies, Sectors::new(BlockSize::B512), false)
+    }
+
+    #[test]
+    fn copies_are_equal_if_each_names_the_other() {
+        assert_eq!(reading(|_, _| {}).state(), CopyState::Equal);
+        assert_eq!(reading(|_, backup| backup.alternate_lba = Lba(2)).state(), CopyState::Differ);
+        assert_eq!(reading(|_, backup| backup.my_lba = Lba(8190)).state(), CopyState::Differ);
+    }
+
+    #[test]
+    fn a_backup_has_its_place_after_the_usable_area_and_on_the_disk() {
+        let why = |at: u64| reading(|primary, _| primary.alternate_lba = Lba(at)).no_backup();
+        let no_place = |at| Some(NoBackup::NoPlace { alternate: Lba(at), last: Lba(8191) });
+        assert_eq!([1, 8158, 8192, u64::MAX].map(why), [1, 8158, 8192, u64::MAX].map(no_place));
+        assert_eq!([8159, 8191].map(why), [None, None]);
+    }
+
+    #[test]
+    fn a_table_of_a_larger_disk_is_known_by_its_usable_area() {
+        let larger = |last: u64| reading(|primary, _| primary.last_usable = Lba(last)).describes_larger();
+        assert_eq!([8158, 8191, 8192].map(larger), [None, None, Some(Lba(8192))]);
+    }
+}

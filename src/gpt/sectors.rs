@@ -152,6 +152,8 @@ mod tests {
         assert_eq!(geometry(512).physical_block(Lba(1)), 1..2);
         assert_eq!(geometry(4096).physical_block(Lba(1)), 0..8);
         assert_eq!(geometry(4096).physical_block(Lba(9)), 8..16);
+        // The last one of a disk may be cut off.
+        assert_eq!(Geometry::new(6 * 512, BlockSize::B512, 4096).physical_block(Lba(1)), 0..6);
         // Firmware reports strange sizes.
         assert_eq!(geometry(0).physical_block(Lba(1)), 1..2);
         assert_eq!(geometry(3000).physical_block(Lba(1)), 1..2);

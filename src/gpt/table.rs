@@ -182,6 +182,8 @@ mod tests {
         assert_eq!(table.find("b")[0].guid, Guid([4; 16]));
         assert_eq!((table.attributes(4).0, table.attributes(129).0, table.attributes(0).0), (7, 0, 0));
         assert_eq!(table.with_attributes(129, Attributes(1)), table);
+        let other = Header { disk_guid: Guid([9; 16]), ..table.header().clone() };
+        assert!(table.same_partitions(&table) && !table.same_partitions(&table.with_header(other)));
     }
 
     proptest! {

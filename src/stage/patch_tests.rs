@@ -202,3 +202,15 @@ fn a_base_that_changes_or_fails_at_any_read_costs_frames_but_never_corrupts() {
         assert!(case.prepare(&case.delta, false, case.base(0, fails), false).is_err());
     }
 }
+
+/// A new image that is longer than the running one has frames that the running one has not.
+#[test]
+fn frames_beyond_the_running_image_are_not_taken_from_it() {
+    let case = Case::new();
+    let base = case.base(usize::MAX, false);
+    let frames = base.record.manifest.payloads[0].frames() as usize;
+    let longer = bundle(&noise(9, (frames + 2) * FRAME as usize), FRAME);
+    let bases = [Some(base)];
+    let copies = crate::stage::base::RunningFrames::new(&bases);
+    assert!(longer.release().frames(0).all(|frame| !copies.has(frame)));
+}

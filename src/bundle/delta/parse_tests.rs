@@ -14,9 +14,13 @@ fn extents(ranges: &[(u64, u64)]) -> Vec<Extent> {
 
 /// A delta of two whole frames and a partial one, from a base of 20,000 bytes.
 fn delta(release: &Release, entries: &[Entry<'_>]) -> Vec<u8> {
+    delta_from(20_000, release, entries)
+}
+
+fn delta_from(size: u64, release: &Release, entries: &[Entry<'_>]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(blake3::hash(release.manifest.bytes()).as_bytes());
-    push_payload(&mut bytes, FRAME, Some(BaseRef { size: 20_000, blake3: Blake3([7; 32]) }));
+    push_payload(&mut bytes, FRAME, Some(BaseRef { size, blake3: Blake3([7; 32]) }));
     for (kind, ranges, packed) in entries {
         push_entry(&mut bytes, *kind, &extents(ranges), *packed);
     }
@@ -98,6 +102,15 @@ fn each_rule_refuses() {
             "{kind}"
         );
     }
+}
+
+/// What is in place lies within the base too, which may be shorter than the image.
+#[test]
+fn a_frame_in_place_ends_with_the_base_at_most() {
+    let release = release(&[1; 10_000], FRAME);
+    let in_place = [(FrameKind::Zero, &[][..], 0), (FrameKind::Bundle, &[], 0), (FrameKind::InPlace, &[], 0)];
+    let parse = |size: u64| Delta::parse(delta_from(size, &release, &in_place), &release).is_ok();
+    assert_eq!([9_999, 10_000, 10_001].map(parse), [false, true, true]);
 }
 
 /// Every truncation and every changed bit gives an error, or recipes within the base, two frames and the compression

@@ -262,6 +262,24 @@ mod tests {
         assert_eq!(mirrors.current().mirror, 0);
     }
 
+    /// A change of the server costs a request: it has to be worth it.
+    #[test]
+    fn one_that_is_not_twice_as_fast_is_no_reason_to_leave() {
+        for (other, next) in [(1_900_000, 0), (2_000_000, 0), (2_100_000, 1)] {
+            let urls = ["http://a/x", "http://b/x"].map(|url| url.parse().unwrap());
+            let mirrors = Mirrors::new(urls.to_vec());
+            for rate in [1_000_000, other, 1_000_000] {
+                let current = mirrors.current().mirror;
+                mirrors.took(current, rate * 2, TRIAL);
+                mirrors.compare(current);
+                if rate == other && current == 1 {
+                    mirrors.go_on();
+                }
+            }
+            assert_eq!(mirrors.current().mirror, next, "{other} bytes a second");
+        }
+    }
+
     #[test]
     fn one_that_is_left_is_never_asked() {
         let mirrors = three();
