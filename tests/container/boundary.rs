@@ -88,7 +88,7 @@ fn report(machine: &Machine, file: &str, more: &str) -> Report {
     let _ = fs::remove_file(&path);
     machine.good(&["container", "stop"]);
     machine.good(&["container", "start"]);
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(120);
     while !path.exists() {
         assert!(Instant::now() < until, "{more}: no report");
         std::thread::sleep(Duration::from_millis(10));

@@ -173,7 +173,7 @@ fn a_silent_server_holds_nothing() {
     let begun = Clock::start();
     assert_eq!(server.post("/v1/qstage/cancel", &Value::Null), (200, Value::Null));
     let answer = asked.join().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    at_once(begun, "a cancel");
     assert!(answer.starts_with("HTTP/1.1 409") && answer.contains("UPGRADE_ERROR_CANCELLED"), "{answer}");
     assert_eq!(server.state(), "IDLE");
     let asked = request(server.socket.clone(), order);
@@ -181,7 +181,7 @@ fn a_silent_server_holds_nothing() {
     let begun = Clock::start();
     let children = server.children();
     server.end();
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    at_once(begun, "the end");
     let _ = asked.join();
     assert!(children.iter().all(|pid| !crate::harness::server::alive(*pid)), "a process is left");
 }
@@ -260,8 +260,11 @@ fn failed_logins_are_limited_and_lock_nobody_out() {
         let answer = ask(&server, "GET /v1/version", &format!("Authorization: Bearer {token}\r\n"), "");
         answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
     };
-    let within = (0..80).take_while(|_| ask("wrong") == 401).count();
-    assert!((64..70).contains(&within), "{within}");
+    let begun = Instant::now();
+    let within = (0..1000).take_while(|_| ask("wrong") == 401).count();
+    // 64 at once, and one more each second.
+    let most = 65 + begun.elapsed().as_secs() as usize;
+    assert!((64..=most).contains(&within), "{within} of {most}");
     let begun = Instant::now();
     let late = ask("wrong");
     assert!(late == 401 || late == 429 && begun.elapsed() >= Duration::from_secs(1), "{late}");

@@ -3,6 +3,7 @@
 
 use crate::harness::server;
 
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -129,6 +130,31 @@ fn spawn(bench: &Bench, args: &[&str]) -> std::process::Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+/// A `watch` that has shown something.
+struct Watcher {
+    child: std::process::Child,
+    shows: BufReader<Box<dyn Read>>,
+    text: String,
+}
+
+impl Watcher {
+    fn new(bench: &Bench, more: &[&str]) -> Self {
+        let mut child = spawn(bench, &[&["watch"], more].concat());
+        let shows: Box<dyn Read> = match more {
+            ["--json"] => Box::new(child.stdout.take().unwrap()),
+            _ => Box::new(child.stderr.take().unwrap()),
+        };
+        let (mut shows, mut text) = (BufReader::new(shows), String::new());
+        shows.read_line(&mut text).unwrap();
+        Self { child, shows, text }
+    }
+
+    fn ends(mut self) -> (Option<i32>, String) {
+        self.shows.read_to_string(&mut self.text).unwrap();
+        (self.child.wait().unwrap().code(), self.text)
+    }
+}
+
 fn writing(server: &Server) {
     server.until("it writes", |server| server.status()["progress"].as_u64() > Some(10));
 }
@@ -154,19 +180,17 @@ fn a_watcher_outlasts_a_restart_and_sees_a_cancel() {
     let mut server = bench.serve();
     server.prepare(&bench.text("v2.qimg"), false);
     writing(&server);
-    let child = spawn(&bench, &["watch"]);
-    std::thread::sleep(Duration::from_millis(800));
+    let watcher = Watcher::new(&bench, &[]);
     server.kill();
     std::thread::sleep(Duration::from_millis(800));
     let server = bench.serve();
-    let (code, _, err) = said(&child.wait_with_output().unwrap());
+    let (code, err) = watcher.ends();
     assert!(code == Some(8) && err.contains("SERVICE_ENDED"), "{code:?} {err}");
     server.prepare(&bench.text("v2.qimg"), false);
     writing(&server);
-    let child = spawn(&bench, &["watch", "--json"]);
-    std::thread::sleep(Duration::from_millis(800));
+    let watcher = Watcher::new(&bench, &["--json"]);
     server.post("/v1/qstage/cancel", &Value::Null);
-    let (code, out, _) = said(&child.wait_with_output().unwrap());
+    let (code, out) = watcher.ends();
     assert_eq!(code, Some(8));
     let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
     assert_eq!(

@@ -113,7 +113,11 @@ fn killed_around_the_commit_it_is_one_or_the_other() {
     let whole = begun.elapsed();
     assert_eq!(server.post("/v1/qstage/roll-back", &Value::Null).0, 200);
     server.kill();
-    for percent in [0, 15, 30, 45, 55, 65, 75, 85, 95, 130] {
+    for percent in [0, 15, 30, 45, 55, 65, 75, 85, 95, 130, 500, 2000] {
+        // The last ones are for a machine that became slow meanwhile.
+        if percent > 130 && ends.len() > 1 {
+            break;
+        }
         let mut server = bench.serve();
         let begun = Instant::now();
         server.prepare(&bench.text("soft.qimg"), true);

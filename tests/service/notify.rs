@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use server::Bench;
 
-/// What the manager allows between two signs of life.
+/// What the manager allows between two signs of life. The service gives one in half of this time.
 const WATCHDOG: Duration = Duration::from_secs(3);
 
 /// The end of the manager.
