@@ -168,8 +168,9 @@ impl Follower {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         let told = format!("to {version} in progress. This will be a SOFTWARE_AND_PLATFORM upgrade");
-        // The newest of them may have come too late for more.
-        let late = self.version == "7.2.0" && text.contains("Cluster is rebooting");
+        // One that starts slowly sees the end only.
+        let late = ["Cluster is rebooting", "No upgrade currently in progress"];
+        let late = late.iter().any(|end| text.contains(end));
         let whole = text.contains(&told)
             && text.contains("Upgrade committed")
             && ["Cluster will reboot shortly", "Cluster is rebooting"].iter().any(|last| text.contains(last));

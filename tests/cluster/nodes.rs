@@ -120,26 +120,30 @@ fn a_complete_upgrade_and_a_node_that_falls_back() {
     // Node 2 does not come up with the new release: all return by one verdict, and a unit that marks good cannot prevent that.
     lab.node(2).breaks(true);
     lab.node(1).marks_at_boot();
+    // Each state with the time of the last request before it, and that of its first answer. The first was seen above.
+    let mut asked = Instant::now();
+    let (mut states, mut shown) = (vec!["PREPARING".to_owned()], vec![(asked, asked)]);
     assert_eq!(node.prepare(&v2, true, false).0, 202);
-    let followers = Follower::all(&lab);
-    // Each state with the time of the last request before it, and that of its first answer.
-    let (mut states, mut shown, mut asked) = (Vec::new(), Vec::new(), Instant::now());
-    node.until("it is over", |node| {
-        let now = Instant::now();
-        if let Some(status) = node.try_get("/v3/upgrade/status") {
-            let state = status["state"].as_str().unwrap().trim_start_matches("UPGRADE_STATE_").to_owned();
-            assert!(state != "PREPARED", "never shown with auto_commit: {status}");
-            if states.last() != Some(&state) {
-                states.push(state.clone());
-                shown.push((asked, Instant::now()));
+    let following = std::thread::scope(|scope| {
+        let following = scope.spawn(|| Follower::all(&lab));
+        node.until("it is over", |node| {
+            let now = Instant::now();
+            if let Some(status) = node.try_get("/v3/upgrade/status") {
+                let state = status["state"].as_str().unwrap().trim_start_matches("UPGRADE_STATE_").to_owned();
+                assert!(state != "PREPARED", "never shown with auto_commit: {status}");
+                if states.last() != Some(&state) {
+                    states.push(state.clone());
+                    shown.push((asked, Instant::now()));
+                }
+                asked = now;
+                return state == "IDLE" && states.contains(&"REBOOTING".to_owned());
             }
-            asked = now;
-            return state == "IDLE" && !states.is_empty() && states.contains(&"REBOOTING".to_owned());
-        }
-        false
+            false
+        });
+        following.join().unwrap()
     });
     assert_eq!(states, ["PREPARING", "COMMITTING", "COMMITTED", "REBOOTING", "IDLE"]);
-    followers.into_iter().for_each(|follower| follower.ends("2.0"));
+    following.into_iter().for_each(|follower| follower.ends("2.0"));
     // Clients that poll each second see both, and the nodes go down no sooner than 3 s after COMMITTED.
     let (committing, committed) = (shown[2].1 - shown[1].0, shown[3].1 - shown[2].0);
     let down = lab.first_down().unwrap() - shown[2].0;
@@ -300,7 +304,7 @@ fn a_rolling_upgrade_with_pauses_errors_and_no_etcd() {
 #[test]
 fn a_node_that_never_returns_and_one_that_was_never_well() {
     // On a busy machine a node needs some seconds for its return.
-    let Some(lab) = Lab::with(3, "reboot_timeout = 8\n", None) else { return };
+    let Some(lab) = Lab::with(3, "reboot_timeout = 15\n", None) else { return };
     let status = |number: usize| lab.node(number).get("/v1/qstage/cluster");
     if let Some(shown) = Shown::at(&lab, 2) {
         shown.is_well();
@@ -315,18 +319,16 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     assert!(windows.len() < 4, "it wrote in each: {windows:?}");
     of_all_nodes(&lab);
     dry_runs::at_rest(&lab);
-    let leader = status(1)["leader"].as_u64().unwrap() as usize;
+    lab.nodes.iter().for_each(|node| node.stays_down(true));
     let order = json!({"is_rolling": true, "num_nodes_to_reboot": null});
-    assert_eq!(lab.node(leader).post("/v1/shutdown/reboot/start", &order), 202);
-    let first = || {
-        (1..=3).find(|number| {
-            lab.node(*number).boots() > 1 || lab.node(*number).try_get("/v1/version").is_none()
-        })
-    };
-    lab.node(leader).until("the first is down", |_| first().is_some());
+    assert_eq!(lab.node(1).post("/v1/shutdown/reboot/start", &order), 202);
+    let first = || (1..=3).find(|number| lab.node(*number).is_down());
+    lab.node(1).until("the first is down", |_| first().is_some());
     let gone = first().unwrap();
+    let other = if gone == 1 { 2 } else { 1 };
+    lab.node(other).until("it is led", |_| status(other)["leader"].is_u64());
+    let leader = status(other)["leader"].as_u64().unwrap() as usize;
     assert_ne!(gone, leader, "who leads goes last");
-    lab.node(gone).power(false);
     // It is known at once, although its lease lasts a while.
     assert_eq!(lab.node(leader).get("/v2/upgrade/blocked")["cluster_degraded"], true);
     let protection = lab.node(leader).get("/v1/cluster/protection/status");
@@ -341,7 +343,7 @@ fn a_node_that_never_returns_and_one_that_was_never_well() {
     }
     dry_runs::when_paused(&lab, lab.node(leader), gone);
     // The node comes back later; the reboot does not continue by itself.
-    lab.node(gone).power(true);
+    lab.nodes.iter().for_each(|node| node.stays_down(false));
     lab.node(gone).until("it is back", |node| node.try_get("/v1/version").is_some());
     lab.node(leader).until("all see it", |_| status(leader)["nodes"][gone - 1]["standing"] == "good");
     std::thread::sleep(std::time::Duration::from_secs(2));

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::harness::machine::sfdisk;
 use crate::lab::{Lab, Node};
 
-/// Time limit for the return of a node. The transfer takes longer.
-const LIMIT: Duration = Duration::from_secs(8);
+/// Time limit for the return of a node, which takes some seconds on a busy machine. The transfer takes longer.
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// Fills a slot with other bytes: what is in place is not transferred.
 fn damage(node: &Node, partition: &str) {
@@ -33,11 +33,11 @@ fn a_node_prepares_again_before_its_turn_and_not_within_it() {
     let node = lab.node(1);
     assert_eq!(node.prepare(v2.to_str().unwrap(), false, true).0, 202);
     node.until("prepared", |node| node.state() == "PREPARED");
-    // From its next start on each node writes the 4 MiB of the platform in 12 s.
+    // From its next start on each node writes the 4 MiB of the platform in 20 s.
     for node in &lab.nodes {
         let path = node.path("config");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(path, format!("max_rate = \"350K\"\n{text}")).unwrap();
+        fs::write(path, format!("max_rate = \"200K\"\n{text}")).unwrap();
         node.breaks(true);
     }
     let reboot = || node.get("/v1/shutdown/reboot/status");
