@@ -12,7 +12,6 @@ use serde_json::Value;
 use crate::etcd::Etcd;
 use crate::harness::clock::Clock;
 use crate::harness::containers::{Poller, answer, can_run, image_of};
-use crate::harness::load::AT_ONCE;
 use crate::harness::server::Bench;
 use crate::lab::{Lab, Node};
 
@@ -68,7 +67,7 @@ fn all_nodes_swap_together_or_none_does() {
     });
     let (back, told) = (begun.elapsed(), node.get("/v3/upgrade/status")["error_info"].clone());
     println!("{back:.1?} for a swap of all nodes and the way back");
-    assert!(told.as_str().unwrap().starts_with("node 2: "), "{told}");
+    assert!(back < Duration::from_secs(30) && told.as_str().unwrap().starts_with("node 2: "), "{told}");
     for node in &lab.nodes {
         node.until("it shows what runs", |node| node.version() == "Demo 1.5");
         assert!(slots(node).contains(&("1.5".into(), "good".into())), "{:?}", slots(node));
@@ -92,7 +91,7 @@ fn all_nodes_swap_together_or_none_does() {
 
 /// Software in our container: the new container waits at its gate for those of the other nodes.
 #[test]
-fn containers_of_all_nodes_swap_together() {
+fn containers_of_all_nodes_swap_within_a_second() {
     if !can_run() {
         return;
     }
@@ -153,6 +152,7 @@ fn containers_of_all_nodes_swap_together() {
         status["state"] == "UPGRADE_STATE_PREPARED" && !status["error_info"].is_null()
     });
     println!("{:.1?} for a swap of all containers and the way back", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30));
     let told = node.get("/v3/upgrade/status")["error_info"].as_str().unwrap().to_owned();
     assert!(told.starts_with("node 3: ") && told.contains("the new one is slow"), "{told}");
     for node in &lab.nodes {

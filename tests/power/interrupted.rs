@@ -2,7 +2,8 @@
 //! continues instead of starting over.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, at_once};
+use crate::harness::load::until_it_catches;
 use crate::harness::machine;
 
 use std::fs;

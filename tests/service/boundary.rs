@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, at_once};
 use crate::harness::server::{Bench, Server, run};
 
 /// A request with headers of its own; the whole answer.

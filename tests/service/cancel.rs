@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, at_once};
 use crate::harness::machine::is_root;
 use crate::harness::server::{Bench, QSTAGE, Server, alive};
 use crate::harness::web::{self, Full, partial, status};

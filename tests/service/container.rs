@@ -174,7 +174,7 @@ fn an_upgrade_over_the_service_swaps_the_container() {
     assert!(said(&output).contains("1.1 committed, downtime "), "{}", said(&output));
     assert_eq!(machine.answer().as_deref(), Some("1.1"));
     assert_eq!(machine.software(), ("good".into(), "good".into(), "b".into()));
-    assert!(gap < Duration::from_secs(20), "{gap:?}");
+    assert!(gap < Duration::from_secs(5), "{gap:?}");
     // The downtime is in the status, the history, the metrics and the table.
     let swap = host.get("/v1/qstage/status")["last_swap"].clone();
     let downtime = swap["downtime_ms"].as_f64().unwrap();

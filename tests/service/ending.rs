@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::clock::Clock;
+use crate::harness::clock::{Clock, at_once};
 use crate::harness::server::{Bench, Server, alive};
 use crate::harness::web::Full;
 

@@ -159,9 +159,10 @@ fn the_throughput_of_a_prepare_is_not_the_readers() {
     assert!(crowd < alone.mul_f64(cost.0), "{READERS} readers: {alone:?} became {crowd:?}");
 }
 
-/// Processor time is short, and the prepare has the lowest priority: the answer to a cancel comes soon all the same, and nothing writes any more when it does. Most of that second once went into flushes of the history.
+/// Processor time is short, and the prepare has the lowest priority: the answer to a cancel comes within a second all the
+/// same, and nothing writes any more when it does. Most of that second once went into flushes of the history.
 #[test]
-fn a_cancel_on_a_loaded_machine_does_not_wait_for_it() {
+fn a_cancel_on_a_loaded_machine_takes_less_than_a_second() {
     const SIZE: usize = 64;
     let bench = Bench::sized(None, SIZE);
     let server = bench.serve();
@@ -187,8 +188,7 @@ fn a_cancel_on_a_loaded_machine_does_not_wait_for_it() {
     }
     drop((processors, disk));
     println!("cancelled in {took:?}");
-    // The best of them: this machine does more than the load of the test.
-    assert!(took.iter().min() < Some(&Duration::from_secs(2)), "{took:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
     // What was not waited for.
     let cancelled = |server: &Server| {
         let history = server.get("/v1/qstage/history");

@@ -43,13 +43,13 @@ fn a_device_that_hangs_is_named_and_holds_nobody_who_asks() {
         let (took, run) = at(&[verb]);
         let error = run.bad("NO_ANSWER");
         assert!(error.contains(&disk) && error.contains("discarded"), "what is known: {error}");
-        assert!(took < AT_ONCE, "{verb}: {took:?}");
+        assert!(took < Duration::from_secs(4), "{verb}: {took:?}");
     }
     let (took, plan) = at(&["plan", "v2.qimg"]);
     plan.bad("NO_ANSWER");
-    assert!(took < AT_ONCE, "plan: {took:?}");
+    assert!(took < Duration::from_secs(4), "plan: {took:?}");
     let (took, history) = at(&["history", "--json"]);
-    assert!(history.good().contains("prepare") && took < AT_ONCE, "{took:?}");
+    assert!(history.good().contains("prepare") && took < Duration::from_secs(4), "{took:?}");
     // The prepare itself says what it waits for, and for how long.
     let mut out = std::io::BufReader::new(prepare.0.stdout.take().unwrap());
     let mut line = String::new();
@@ -122,8 +122,8 @@ fn a_slow_device_holds_nobody_who_asks() {
         let disk = slow.device.to_str().unwrap();
         let begun = Clock::start();
         let run = bench.at(&[verb, &["--disk", disk]].concat());
-        // Three seconds, and a moment on top.
-        assert!(begun.elapsed() < Duration::from_secs(12), "{verb:?}: {:?}", begun.elapsed());
+        // A loaded machine takes a moment on top.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{verb:?}: {:?}", begun.elapsed());
         if verb[0] == "history" {
             assert!(run.good().contains("discarded"), "what is known");
         } else {

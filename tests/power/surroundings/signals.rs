@@ -93,7 +93,7 @@ fn a_service_that_is_killed_takes_its_worker_with_it() {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         };
         while workers.iter().any(runs) {
-            assert!(begun.elapsed() < AT_ONCE, "round {round}: {workers:?}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "round {round}: {workers:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
         println!("round {round}: {:?}", begun.elapsed());
