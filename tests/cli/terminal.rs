@@ -65,7 +65,7 @@ fn fill(end: &File, most: usize) -> usize {
     let (mut end, mut written, mut refused) = (end, 0, 0);
     while written < most && refused < 50 {
         match end.write(b"x") {
-            Ok(_) => (written, refused) = (written + 1, 0),
+            Ok(len) => (written, refused) = (written + len, 0),
             Err(_) => {
                 refused += 1;
                 std::thread::sleep(Duration::from_millis(20));
