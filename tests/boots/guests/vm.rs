@@ -16,8 +16,10 @@ pub const TIMEOUT: Duration = Duration::from_secs(180);
 /// Parameters of each kernel. On a busy machine its check of the timer fails: emulated time does not pass evenly.
 pub const CMDLINE: &str = "console=ttyS0 no_timer_check";
 
-/// A line that is not ended for so long, is a prompt.
-const PROMPT: Duration = Duration::from_millis(300);
+/// A line that is not ended for so long has no more to come. Long: a guest on a busy machine pauses within a line.
+const OPEN: Duration = Duration::from_secs(3);
+/// Texts after which nothing of the line is wanted.
+const PROMPTS: [&str; 2] = ["=>", "Booting from Hard Disk"];
 
 /// How a disk is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,8 +264,9 @@ impl Vm {
                 let begin = console.text[..from].rfind('\n').map_or(0, |at| at + 1);
                 let end = console.text[to..].find('\n').map(|at| to + at);
                 // The rest of the line is under way, unless it is a prompt.
-                if end.is_none() && !console.ended && console.changed.elapsed() < PROMPT {
-                    console = changed.wait_timeout(console, PROMPT).unwrap_or_else(PoisonError::into_inner).0;
+                let is_whole = end.is_some() || console.ended || PROMPTS.contains(&&console.text[from..to]);
+                if !is_whole && console.changed.elapsed() < OPEN {
+                    console = changed.wait_timeout(console, OPEN).unwrap_or_else(PoisonError::into_inner).0;
                     continue;
                 }
                 let end = end.unwrap_or(console.text.len());
@@ -330,7 +333,9 @@ impl Vm {
     fn once(&mut self, command: &str) -> (i32, String) {
         let from = self.seen;
         self.send(&format!("{command}; echo \"[exit $?]\""));
-        let line = self.wait("[exit ");
+        // Whole: a guest on a busy machine may pause within a line.
+        let codes: Vec<String> = (0..=255).map(|code| format!("[exit {code}]")).collect();
+        let line = self.wait_any(&codes.iter().map(String::as_str).collect::<Vec<_>>());
         let code = line.split_once("[exit ").and_then(|(_, rest)| rest.split(']').next()?.parse().ok());
         let end = self.seen - line.len();
         let code = code.unwrap_or_else(|| panic!("no exit code in '{line}'"));
