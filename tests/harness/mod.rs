@@ -26,7 +26,7 @@ pub mod machine;
 pub mod nbd;
 /// The page of the service in that browser.
 pub mod page;
-/// Ports that are nobody else's.
+/// Ports that only their test uses.
 pub mod ports;
 /// Scenes, recorder and oracles of the power-cut proofs.
 pub mod proof;

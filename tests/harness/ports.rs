@@ -3,8 +3,8 @@
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Below the ports that Linux gives to connections and to port 0 (net.ipv4.ip_local_port_range, ip(7)): one of those may be
-/// somebody else's by the time that the server binds it, or while it is stopped.
+/// Below the ports that Linux gives to connections and to port 0 (net.ipv4.ip_local_port_range, ip(7)): one of those may belong
+/// to another process by the time that the server binds it, or while it is stopped.
 const PORTS: std::ops::Range<u32> = 12_000..32_000;
 
 /// A port that nothing listens on, that this process has not had yet, and that no other test is given by chance.
