@@ -350,6 +350,26 @@ mod tests {
         }
     }
 
+    /// Its turn was taken back while it booted. A second one would prepare what is installed.
+    #[test]
+    fn a_node_that_runs_the_new_release_has_no_second_turn() {
+        let mut view = view(3, 1, 1);
+        let new = crate::units::Blake3([2; 32]);
+        view.upgrade.order = Some(Ordered { digest: new, ..Ordered::sample() });
+        let alive = view.alive.get_mut(&NodeId(2)).unwrap();
+        (alive.boot, alive.runs) = (BootId(2), new);
+        let todo = vec![NodeId(2), NodeId(3)];
+        let state = RebootState::InProgress;
+        view.reboot =
+            Reboot { state, rolling: true, upgrade_initiated: true, group: 1, todo, ..Reboot::default() };
+        let next = match crate::cluster::next::next_action(&view) {
+            crate::cluster::next::Action::Write(mut txn) => txn.writes.swap_remove(0),
+            other => panic!("{other:?}"),
+        };
+        let Write::Put(Key::Reboot, Value::Reboot(next), _) = next else { panic!("{next:?}") };
+        assert_eq!((next.todo, next.done), (vec![NodeId(3)], vec![NodeId(2)]));
+    }
+
     #[test]
     fn a_resume_gives_another_turn_to_nodes_that_need_it() {
         let mut view = view(7, 3, 3);
@@ -364,7 +384,7 @@ mod tests {
         alive(2, &|alive| {
             (alive.standing, alive.runs) = (Standing::FellBack("x".into()), crate::units::Blake3([1; 32]))
         });
-        alive(3, &|alive| alive.boot = BootId(1));
+        alive(3, &|alive| (alive.boot, alive.runs) = (BootId(1), crate::units::Blake3([1; 32])));
         alive(4, &|_| {});
         view.alive.remove(&NodeId(5));
         let state = RebootState::PausedDueToError;
