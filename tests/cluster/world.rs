@@ -5,7 +5,6 @@ mod happens;
 mod mutant;
 mod steps;
 
-use qstage::cluster::membership;
 use qstage::cluster::memory::Memory;
 use qstage::cluster::next::{Action, next_action};
 use qstage::cluster::orders;
@@ -453,34 +452,13 @@ impl World {
     pub(crate) fn seen_to(&self) -> Self {
         self.with(|w| {
             w.faults = 0;
-            for index in (0..w.nodes.len()).filter(|index| self.is_member(*index)) {
-                (w.nodes[index].dead, w.nodes[index].connected) = (false, true);
+            for node in &mut w.nodes {
+                (node.dead, node.connected) = (false, true);
             }
             if let Ok(txn) = orders::resume(&w.view()) {
                 w.apply(&txn);
             }
         })
-    }
-
-    /// The state after an operator has removed the nodes that are lost for good; the upgrade remains paused.
-    pub(crate) fn without_dead(&self) -> Self {
-        self.with(|w| {
-            if let Ok(txn) = orders::pause(&w.view()) {
-                w.apply(&txn);
-            }
-            for index in 0..w.nodes.len() {
-                if w.nodes[index].dead {
-                    let txn = membership::remove(&w.view(), id(index)).unwrap();
-                    assert!(w.apply(&txn));
-                    w.nodes[index].turn = false;
-                }
-            }
-        })
-    }
-
-    /// Whether a node belongs to the cluster.
-    pub(crate) fn is_member(&self, index: usize) -> bool {
-        self.store.entries().contains_key(&Key::Member(id(index)))
     }
 
     fn stage(&self) -> Stage {

@@ -41,7 +41,7 @@ impl World {
                 all.extend(self.drive(&view, index, false));
             }
         }
-        if !self.whole && (0..self.nodes.len()).all(|index| self.nodes[index].up || !self.is_member(index)) {
+        if !self.whole && self.nodes.iter().all(|node| node.up) {
             all.push((
                 "the data is protected again".into(),
                 self.with(|w| (w.whole, w.exposed) = (true, false)),
