@@ -195,8 +195,10 @@ impl Driver {
     /// Updates address and certificate, by which the other nodes know its service.
     fn introduce(&mut self, view: &View, member: &Member) -> Result<()> {
         // It may be installed after the start, or renewed, as for the listener.
-        let certificate = Some(self.membership.own_certificate()).filter(|now| !now.is_empty());
-        self.certificate = certificate.unwrap_or(std::mem::take(&mut self.certificate));
+        let certificate = self.membership.own_certificate();
+        if !certificate.is_empty() {
+            self.certificate = certificate;
+        }
         let (uuid, address) = (member.uuid.clone(), self.membership.address.clone());
         let now = Member { uuid, address, certificate: self.certificate.clone() };
         if *member == now {
