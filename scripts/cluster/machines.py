@@ -18,6 +18,27 @@ def now():
     return time.monotonic() - BEGUN
 
 
+class Stalls(threading.Thread):
+    """Measures for how long this machine stood still: what it loses then is not the cluster's fault."""
+
+    TICK, LATE = 0.005, 0.05
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.seconds = 0
+        self.start()
+
+    def run(self):
+        while True:
+            begun = time.monotonic()
+            time.sleep(self.TICK)
+            late = time.monotonic() - begun - self.TICK
+            self.seconds += late if late > self.LATE else 0
+
+
+stalls = Stalls()
+
+
 def run(*words, **more):
     done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, capture_output=True, text=True, **more)
     if done.returncode:

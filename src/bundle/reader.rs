@@ -77,7 +77,7 @@ impl Bundle {
         let release = Release::new(manifest, index)?;
         let file = match &input.source {
             Source::File(file) => Some(Arc::clone(file)),
-            Source::Stream(_) | Source::Sized(..) => None,
+            Source::Stream(_) | Source::Response(..) => None,
         };
         let delta = input.delta(&release)?;
         let bundle = Self { payloads_at: input.at, release, delta, file, input: Mutex::new(input) };
@@ -112,6 +112,11 @@ impl Bundle {
     /// Whether it is read from a server, piece by piece.
     pub fn is_remote(&self) -> bool {
         self.file.as_deref().is_some_and(ReadAt::is_remote)
+    }
+
+    /// Whether it is read from a server, from start to end.
+    pub fn is_response(&self) -> bool {
+        matches!(lock(&self.input).source, Source::Response(..))
     }
 
     /// Recipes of the frames, if it is a delta.
@@ -202,7 +207,7 @@ impl Bundle {
     fn check_announced(&self) -> Result<()> {
         let expected = self.size()?;
         match lock(&self.input).source {
-            Source::Sized(_, got) if got != expected => Err(Error::SourceLength { expected, got }),
+            Source::Response(_, Some(got)) if got != expected => Err(Error::SourceLength { expected, got }),
             _ => Ok(()),
         }
     }
@@ -274,7 +279,7 @@ impl BundleInput {
         let at = self.at;
         let result = match &mut self.source {
             Source::File(file) => file.read_exact_at(buf, at).map_err(|source| (at.max(file.len()), source)),
-            Source::Stream(stream) | Source::Sized(stream, _) => {
+            Source::Stream(stream) | Source::Response(stream, _) => {
                 read_counted(stream, buf).map_err(|(got, source)| (at + got, source))
             }
         };
@@ -366,7 +371,7 @@ impl BundleInput {
         match &mut self.source {
             // The size of a file was compared when it was opened.
             Source::File(_) => Ok(()),
-            Source::Stream(stream) | Source::Sized(stream, _) => {
+            Source::Stream(stream) | Source::Response(stream, _) => {
                 let more = stream.read(&mut [0]).map_err(|source| read_failed("the end", self.at, source))?;
                 if more == 0 { Ok(()) } else { Err(Error::TrailingBytes { at: self.at }) }
             }

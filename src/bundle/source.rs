@@ -67,10 +67,10 @@ impl ReadAt for Vec<u8> {
 pub enum Source {
     /// A file: only the needed parts are read.
     File(Arc<dyn ReadAt>),
-    /// A pipe or a connection: read once, from start to end.
+    /// A pipe: read once, from start to end.
     Stream(Box<dyn Read + Send>),
-    /// The same with the size in bytes that the other end announced.
-    Sized(Box<dyn Read + Send>, u64),
+    /// The response of a server, read in the same way, with the size in bytes that the server announced.
+    Response(Box<dyn Read + Send>, Option<u64>),
 }
 
 /// The inner error of a read that was stopped on request. Not `ErrorKind::Interrupted`: `read_exact` and similar

@@ -28,7 +28,7 @@ pub(super) fn admits_member(view: &View) -> Result<()> {
 /// Makes a node a member, on the condition that neither an upgrade nor a reboot has begun since the view.
 ///
 /// # Errors
-/// As [`admits_member`].
+/// [`Error::UpgradeBusy`], [`Error::Membership`].
 pub fn join(view: &View, node: NodeId, member: Member) -> Result<Txn> {
     admits_member(view)?;
     let mut txn = view.ordered(vec![Write::Put(Key::Member(node), Value::Member(member), None)]);

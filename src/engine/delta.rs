@@ -46,7 +46,8 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// [`Error::DeltaBase`] where another one runs, or none that a record names; [`Error::BaseWritable`];
-    /// [`Error::DeltaFrame`] where frames were left to a bundle that is not given; [`Error::Delta`] where it is another.
+    /// [`Error::DeltaFrame`] where frames were left to a bundle that is not given; [`Error::Delta`] where it is another;
+    /// [`Error::DownloadLimit`] where all of it has to come, and may not.
     pub(super) fn sources<'a>(
         &self,
         view: &View,
@@ -55,6 +56,12 @@ impl Engine<'_> {
         whole: Option<&'a Whole>,
     ) -> Result<Option<Sources<'a>>> {
         let most = self.policy.max_download.filter(|_| bundle.is_remote());
+        if let Some(limit) = self.policy.max_download.filter(|_| bundle.is_response()) {
+            let needed = bundle.size()?;
+            if needed > limit {
+                return Err(limit_exceeded(needed, limit, bundle.delta().is_some()));
+            }
+        }
         let bases = match bundle.delta() {
             Some(delta) => self.delta_bases(view, upgrade, bundle, delta, whole)?,
             None if bundle.is_remote() => self.copy_bases(view, upgrade, bundle),

@@ -150,7 +150,7 @@ impl Asking<'_> {
                     file.read_exact_at(&mut got, 0).map_err(failed)?;
                     Some(file)
                 }
-                Source::Stream(mut stream) | Source::Sized(mut stream, _) => {
+                Source::Stream(mut stream) | Source::Response(mut stream, _) => {
                     stream.read_exact(&mut got).map_err(failed)?;
                     None
                 }

@@ -51,7 +51,7 @@ fn child_reads_stdin() {
     cancel_on_signals(&cancel).unwrap();
     match open_source(Path::new("-"), InputTimeout::default(), &cancel).unwrap() {
         Source::File(file) => println!("child: file of {}", file.len()),
-        Source::Stream(mut stream) | Source::Sized(mut stream, _) => {
+        Source::Stream(mut stream) | Source::Response(mut stream, _) => {
             println!("child: stream");
             let mut all = Vec::new();
             match stream.read_to_end(&mut all) {

@@ -57,7 +57,7 @@ pub(super) fn read(source: Source, url: &Url) -> Result<Vec<Url>> {
             bytes.resize(len.ok_or_else(too_long)?, 0);
             file.read_exact_at(&mut bytes, 0).map_err(|error| read_failed("the list", 0, error))?;
         }
-        Source::Stream(stream) | Source::Sized(stream, _) => {
+        Source::Stream(stream) | Source::Response(stream, _) => {
             let mut stream = stream.take(MOST_BYTES + 1);
             stream.read_to_end(&mut bytes).map_err(|error| read_failed("the list", 0, error))?;
             if bytes.len() as u64 > MOST_BYTES {

@@ -228,11 +228,7 @@ impl Web {
             len => {
                 transfer.shared.state().plan.declare(0..len.unwrap_or(u64::MAX));
                 transfer.shared.work.notify_waiters();
-                let stream = Box::new(WebStream { transfer, len, at: 0 });
-                match len {
-                    Some(len) => Source::Sized(stream, len),
-                    None => Source::Stream(stream),
-                }
+                Source::Response(Box::new(WebStream { transfer, len, at: 0 }), len)
             }
         };
         Ok((source, head.mirror))

@@ -1,3 +1,5 @@
+use std::io::Write;
+use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use serde_json::Value;
 use crate::harness::machine::forge::Parts;
 use crate::harness::machine::{Bench, MIB, Noise};
 use crate::harness::ports::free_port;
-use crate::harness::web::{Daemon, Server, ranges, status, whole};
+use crate::harness::web::{Asked, Daemon, Server, ranges, status, whole};
 
 /// What the heads of a delta and of its bundle take, and headers of answers.
 const HEAD: u64 = 16 << 10;
@@ -293,6 +295,27 @@ fn a_delta_that_was_interrupted_goes_on() {
     assert!(shop.bench.holds("platform_b", "v3.img"));
     let head = 2 * HEAD + shop.len(&shop.delta) / 2;
     assert!(sent < head, "the last run read {sent} of {}", shop.len(&shop.delta));
+}
+
+/// A server without ranges sends all of a bundle or nothing, with its length or without.
+#[test]
+fn no_more_comes_than_may_from_a_server_without_ranges() {
+    let bench = Bench::installed();
+    let (file, before) = (std::fs::read(bench.path("v2.qimg")).unwrap(), bench.hash());
+    let (exact, less) = (file.len().to_string(), (file.len() - 1).to_string());
+    let silent = |_: &Asked, file: &[u8], stream: &mut TcpStream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(file)
+    };
+    let sized = |_: &Asked, file: &[u8], stream: &mut TcpStream| whole(file, stream, "");
+    for server in [Server::new(file.clone(), sized), Server::new(file, silent)] {
+        let message = bench.at(&["prepare", &server.url, "--max-download", &less]).bad("DOWNLOAD_LIMIT");
+        assert!(message.contains(&exact) && message.contains(&less), "{message}");
+        assert_eq!(bench.hash(), before, "the disk was written");
+        let plan = bench.at(&["plan", &server.url, "--max-download", &less, "--json"]).plan();
+        assert_eq!(plan["blocked_by"][0]["code"], "UPGRADE_ERROR_DOWNLOAD_LIMIT", "{plan}");
+        bench.at(&["prepare", &server.url, "--max-download", &exact, "--dry-run"]).good();
+    }
 }
 
 /// More than may come is refused before the slot is touched; what is in place does not count.
