@@ -89,6 +89,15 @@ impl Nbd {
     }
 }
 
+/// Whether a thread of this process waits in the kernel and cannot be interrupted; see proc_pid_stat(5).
+pub(crate) fn is_held(pid: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+    })
+}
+
 /// Guard of [`Nbd::goes_on`].
 pub(crate) struct GoesOn<'a>(&'a Nbd);
 

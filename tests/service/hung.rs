@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::clock::Clock;
 use crate::harness::machine::is_root;
-use crate::harness::nbd::Nbd;
+use crate::harness::nbd::{Nbd, is_held};
 use crate::harness::server::{Bench, Server};
 
 /// What the issue grants an answer, and what a loaded machine takes on top.
@@ -20,15 +20,6 @@ fn soon(server: &Server, method: &str, path: &str, body: &Value) -> (u16, String
     let answer = server.try_call(method, path, &body).expect("the service answers");
     assert!(begun.elapsed() < SOON, "{method} {path} took {:?}", begun.elapsed());
     answer
-}
-
-/// Whether a thread of this process waits in the kernel and cannot be interrupted; see proc_pid_stat(5).
-fn is_held(pid: u32) -> bool {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    tasks.flatten().any(|task| {
-        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
-    })
 }
 
 #[test]
