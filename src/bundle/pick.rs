@@ -39,7 +39,11 @@ impl Whole {
     /// # Errors
     /// [`Error::Delta`] for a stream, and for a delta.
     pub fn of(bundle: Bundle) -> Result<Self> {
-        Ok(Self(Mutex::new(State::Open(Arc::new(Picker::new(bundle)?)))))
+        let bundle = bundle.whole()?;
+        if !bundle.is_seekable() {
+            return Err(no_frames());
+        }
+        Ok(Self(Mutex::new(State::Open(Arc::new(Picker::new(bundle))))))
     }
 
     /// A bundle that `open` gives when it is needed.
@@ -131,7 +135,7 @@ impl Whole {
             *state = State::InOrder(Box::new(|| Ok(bundle)));
             return Err(no_frames());
         }
-        let picker = Arc::new(Picker::new(bundle)?);
+        let picker = Arc::new(Picker::new(bundle));
         *state = State::Open(Arc::clone(&picker));
         Ok(picker)
     }
@@ -156,12 +160,8 @@ struct Picker {
 }
 
 impl Picker {
-    /// The places of all frames.
-    fn new(bundle: Bundle) -> Result<Self> {
-        let bundle = bundle.whole()?;
-        if !bundle.is_seekable() {
-            return Err(no_frames());
-        }
+    /// The places of all frames of a whole bundle that is seekable.
+    fn new(bundle: Bundle) -> Self {
         let (release, mut at) = (bundle.release(), bundle.payloads_at());
         let payloads = 0..release.manifest.payloads.len();
         let places = payloads.map(|payload| {
@@ -178,7 +178,7 @@ impl Picker {
             places
         });
         let places = places.collect();
-        Ok(Self { bundle, places })
+        Self { bundle, places }
     }
 
     fn place(&self, frame: &Frame<'_>) -> Option<u64> {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::host::Access;
 use crate::progress::{Cancel, Progress};
 use crate::slot::{Layout, Record};
-use crate::stage::{self, BaseSlot, DeltaOutcome, Sources, Target, limit_exceeded};
+use crate::stage::{self, BaseSlot, DeltaOutcome, Sources, Target, within_limit};
 use crate::state::AppliedDelta;
 use crate::units::{Blake3, Group, Slot};
 use crate::workers;
@@ -56,11 +56,8 @@ impl Engine<'_> {
         whole: Option<&'a Whole>,
     ) -> Result<Option<Sources<'a>>> {
         let most = self.policy.max_download.filter(|_| bundle.is_remote());
-        if let Some(limit) = self.policy.max_download.filter(|_| bundle.is_response()) {
-            let needed = bundle.size()?;
-            if needed > limit {
-                return Err(limit_exceeded(needed, limit, bundle.delta().is_some()));
-            }
+        if bundle.is_response() {
+            within_limit(bundle.size()?, self.policy.max_download, bundle.delta().is_some())?;
         }
         let bases = match bundle.delta() {
             Some(delta) => self.delta_bases(view, upgrade, bundle, delta, whole)?,
@@ -224,7 +221,7 @@ pub(super) fn check_download(
     let frame = largest_frame(&bundle.manifest().payloads) as u64;
     let jobs = workers::limit_jobs(None, workers::default_jobs(), workers::worker_memory(frame), progress);
     let needed = stage::missing_bytes(bundle, targets, sources, jobs, cancel, progress)?;
-    if needed > limit { Err(limit_exceeded(needed, limit, bundle.delta().is_some())) } else { Ok(()) }
+    within_limit(needed, Some(limit), bundle.delta().is_some())
 }
 
 /// Place in the manifest of a record of the payload with the same kind and name.

@@ -11,13 +11,17 @@ pub(super) struct Download {
     is_delta: bool,
 }
 
-/// The error for a bundle or delta of which more bytes are needed than may come.
-pub fn limit_exceeded(needed: u64, limit: u64, is_delta: bool) -> Error {
+/// Checks that of a bundle or delta no more bytes are needed than may come; `limit`: `None` for any number.
+///
+/// # Errors
+/// [`Error::DownloadLimit`].
+pub fn within_limit(needed: u64, limit: Option<u64>, is_delta: bool) -> Result<()> {
+    let Some(limit) = limit.filter(|limit| needed > *limit) else { return Ok(()) };
     let remedy = match is_delta {
         true => "allow more",
         false => "allow more, or put a delta from what runs beside the bundle",
     };
-    Error::DownloadLimit { needed, limit, remedy }
+    Err(Error::DownloadLimit { needed, limit, remedy })
 }
 
 impl Download {
@@ -32,10 +36,7 @@ impl Download {
     /// [`Error::DownloadLimit`].
     pub(super) fn take(&self, len: u64) -> Result<()> {
         let needed = self.bytes.fetch_add(len, Ordering::Relaxed) + len;
-        match self.most.filter(|limit| needed > *limit) {
-            Some(limit) => Err(limit_exceeded(needed, limit, self.is_delta)),
-            None => Ok(()),
-        }
+        within_limit(needed, self.most, self.is_delta)
     }
 
     /// All that came.

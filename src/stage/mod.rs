@@ -43,7 +43,7 @@ mod zero;
 use std::num::NonZeroUsize;
 
 pub use base::BaseSlot;
-pub use download::limit_exceeded;
+pub use download::within_limit;
 pub use missing::{expected_bytes, from_running, missing_bytes};
 pub use patch::{DeltaOutcome, Sources};
 pub use planned::{StageStep, planned};

@@ -73,16 +73,13 @@ fn good(view: &View, to: &SlotView) -> Result<()> {
     if to.state == SlotState::Good {
         return Ok(());
     }
+    let on_trial = view.on_trial().next().is_some();
     let remedy = match to.state {
+        _ if on_trial && view.pending() => "reboot to start what is selected".to_owned(),
+        _ if on_trial => "mark good what runs, then install another release".to_owned(),
         // Of what runs and is bad, the way back is already selected.
-        _ if view.in_service(to.group) == Some(to.slot) && view.on_trial().next().is_none() => {
+        _ if view.in_service(to.group) == Some(to.slot) => {
             format!("slot {} is selected already, reboot into it", !to.slot)
-        }
-        _ if view.on_trial().next().is_some() && view.pending() => {
-            "reboot to start what is selected".to_owned()
-        }
-        _ if view.on_trial().next().is_some() => {
-            "mark good what runs, then install another release".to_owned()
         }
         SlotState::Prepared | SlotState::Torn => "'qstage cancel' discards it".to_owned(),
         _ => "another release is installed by 'qstage prepare'".to_owned(),

@@ -184,8 +184,8 @@ impl Web {
         Ok(urls)
     }
 
-    /// The same as [`read`](Self::read) from any of `urls`, and the one that answered first. The first request is for `first` bytes; `None`: for the
-    /// whole file. Servers that are `unreachable` are not contacted while there are others.
+    /// The same as [`read`](Self::read) from any of `urls`, and the one that answered first. The first request is for `first`
+    /// bytes; `None`: for the whole file. Servers that are `unreachable` are not contacted while there are others.
     pub(super) fn read_any<T>(
         &self,
         mut urls: Vec<Url>,
