@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::etcd::Etcd;
+use crate::harness::clock::HANG;
 use crate::harness::loops::LEAVE_MOUNTS;
 use crate::harness::ports::free_port;
 use crate::harness::server::client::program;
@@ -418,11 +419,7 @@ impl Node {
     pub(crate) fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
-            assert!(
-                begun.elapsed() < Duration::from_secs(120),
-                "node {}: not within 120 s: {what}",
-                self.number
-            );
+            assert!(begun.elapsed() < HANG, "node {}: not within {HANG:?}: {what}", self.number);
             std::thread::sleep(Duration::from_millis(50));
         }
     }

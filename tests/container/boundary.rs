@@ -2,6 +2,7 @@
 //! something is tested too: the program must find the opening.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+use crate::harness::clock::HANG;
 use crate::harness::containers;
 
 use std::collections::BTreeSet;
@@ -88,7 +89,7 @@ fn report(machine: &Machine, file: &str, more: &str) -> Report {
     let _ = fs::remove_file(&path);
     machine.good(&["container", "stop"]);
     machine.good(&["container", "start"]);
-    let until = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + HANG;
     while !path.exists() {
         assert!(Instant::now() < until, "{more}: no report");
         std::thread::sleep(Duration::from_millis(10));

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use super::clock::HANG;
 use super::load;
 use super::ports::free_port;
 
@@ -46,7 +47,7 @@ impl Browser {
         let mut browser = Self { driver, port, session: String::new(), _home: home };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "chromedriver does not listen");
+            assert!(begun.elapsed() < HANG, "chromedriver does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
         let arguments = [
@@ -129,7 +130,7 @@ impl Browser {
         let begun = Instant::now();
         while self.run(&format!("return Boolean({expression})")) != json!(true) {
             let page = || self.text("body");
-            assert!(begun.elapsed() < Duration::from_secs(120), "not within 120 s: {expression}\n{}", page());
+            assert!(begun.elapsed() < HANG, "not within {HANG:?}: {expression}\n{}", page());
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
+use crate::harness::clock::HANG;
 use crate::harness::loops;
 use crate::harness::proof;
 use crate::harness::tables;
@@ -126,7 +127,7 @@ fn read(image: &Path) -> Vec<u8> {
 fn until_it_writes(image: &Path, before: &[u8]) {
     let begun = Instant::now();
     while slot(&read(image), "platform_b") == slot(before, "platform_b") {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it does not write");
+        assert!(begun.elapsed() < HANG, "it does not write");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

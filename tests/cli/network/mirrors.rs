@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::harness::clock::Clock;
 use crate::harness::machine::Bench;
 use crate::harness::web::{Asked, Server, end, partial, ranges, status, whole};
 
@@ -113,10 +114,12 @@ fn the_slow_one_is_left_for_a_faster_one() {
         Ok(())
     });
     let good = Server::new(file(&bench), ranges);
+    let begun = Clock::start();
     let run = bench.at(&["prepare", &slow.url, "--mirror", &good.url]);
     let notes = run.err.clone();
     run.good();
-    // The slow one alone takes 15 s.
+    // By the slow one alone it takes 15 s.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let (sent, whole) = (sent.load(Ordering::Relaxed), file(&bench).len());
     println!("{sent} of {whole} bytes by the slow one");
     assert!(sent < whole && good.requests() > 0, "{sent} of {whole}");
